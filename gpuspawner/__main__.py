@@ -1,0 +1,37 @@
+"""gpuspawner: GPUs for JupyterHub users, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Imported only when asked for, so that `gpuspawner simulate` doesn't load JupyterHub.
+SUBCOMMANDS = {
+    "gpus": ("gpuspawner.status", "what GPUs this host has and who holds them"),
+    "image": ("gpuspawner.building", "list, build and check the image versions"),
+    "simulate": ("gpuspawner.simulation.command", "run a command on a simulated GPU host"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit status.
+
+    Each module in `SUBCOMMANDS` has `add_arguments(parser)` and `run(arguments) -> int`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="gpuspawner", description=__doc__)
+    subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+    chosen = words[0] if words else None
+    for name, (module, help_text) in SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        if name == chosen:
+            import_module(module).add_arguments(subparser)
+    arguments = parser.parse_args(words)
+    module = SUBCOMMANDS[arguments.subcommand][0]
+    return int(import_module(module).run(arguments) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
