@@ -1,0 +1,215 @@
+"""Who gets which GPU: values and pure functions, nothing read and nothing written.
+
+Everything here works on what `inventory` and `leases` have read. It imports only the standard
+library, so that each rule can be tested as a table of values.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
+
+
+@dataclass(frozen=True, order=True)
+class Holder:
+    """The server that holds GPUs: its user's name and its own ("" is the default server)."""
+
+    user: str
+    server: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.user}/{self.server}" if self.server else self.user
+
+
+@dataclass(frozen=True)
+class Lease:
+    """GPUs (UUIDs) that a holder's container, or a reservation for one, has now."""
+
+    holder: Holder
+    gpus: frozenset[str]
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One GPU as people and policies see it.
+
+    `uuid` is None where a sick GPU can't tell; such a GPU is never free. `reason` is a sentence
+    for people wherever `state` isn't "free".
+    """
+
+    uuid: str | None
+    index: int
+    model: str
+    memory_total_mib: int | None = None
+    memory_used_mib: int | None = None
+    utilization_percent: int | None = None
+    state: State = "free"
+    holder: Holder | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked choice: an image version's key, how many GPUs, and of which model (None: any)."""
+
+    image: str
+    gpus: int
+    model: str | None = None
+
+
+Policy = Callable[[Sequence[GPU], Sequence[GPU], int], Sequence[GPU]]
+
+
+def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple[GPU, ...] | None:
+    """Return the GPUs to hand out for a request, or None where too few are free.
+
+    Only GPUs in state "free" that can name their UUID are handed out. GPUs of one model are
+    preferred, since a training step takes as long as its slowest GPU; models are mixed only where
+    nothing else would do and the request named none.
+
+    Args:
+        request: how many GPUs, and of which model.
+        gpus: every GPU of the host, in any order.
+        policy: a key of `POLICIES`.
+
+    Raises:
+        ValueError: there is no such policy, or two entries have one UUID.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    named = [gpu.uuid for gpu in gpus if gpu.uuid]
+    if len(named) != len(set(named)):
+        raise ValueError("two GPUs have the same UUID: nothing can be told apart")
+    if request.gpus <= 0:
+        return ()
+    host = sorted(gpus, key=lambda gpu: gpu.index)
+    fitting = [gpu for gpu in host if _is_free(gpu) and request.model in (None, gpu.model)]
+    if len(fitting) < request.gpus:
+        return None
+    pick = POLICIES[policy]
+    pools = [pool for pool in _by_model(fitting) if len(pool) >= request.gpus]
+    if not pools:
+        return tuple(pick(fitting, host, request.gpus))
+    # Packing takes from the model with least left, spreading from the one with most.
+    pool = (min if policy == "pack" else max)(pools, key=len)
+    return tuple(pick(pool, host, request.gpus))
+
+
+def explain(request: Request, gpus: Sequence[GPU]) -> str:
+    """Say in one sentence why `choose` finds nothing for the request now."""
+    fitting = [gpu for gpu in gpus if request.model in (None, gpu.model)]
+    free = sum(map(_is_free, fitting))
+    wanted = _count(request.gpus, request.model)
+    if len(fitting) < request.gpus:
+        return f"You asked for {wanted}, and this machine has {len(fitting)}."
+    counts = Counter(gpu.state for gpu in fitting if not _is_free(gpu))
+    others = ", ".join(f"{number} {_WORDS[state]}" for state, number in sorted(counts.items()))
+    return f"You asked for {wanted}, and {free} of {len(fitting)} are free now ({others})."
+
+
+_WORDS: dict[str, str] = {
+    "leased": "in use",
+    "foreign": "in use outside the hub",
+    "mig": "in MIG mode",
+    "unhealthy": "out of order",
+    "excluded": "kept out",
+    "unknown": "in an unknown state",
+    "free": "without a UUID",
+}
+
+
+def pack(pool: Sequence[GPU], host: Sequence[GPU], count: int) -> Sequence[GPU]:
+    """Fill the gaps: the tightest run of neighbours that fits, so that long runs stay whole.
+
+    Neighbours by index share a PCIe switch or a bridge on most boards.
+    """
+    runs = [run for run in _runs(pool) if len(run) >= count]
+    if runs:
+        return min(runs, key=len)[:count]
+    largest_first = sorted(_runs(pool), key=len, reverse=True)
+    return sorted((gpu for run in largest_first for gpu in run), key=_rank(largest_first))[:count]
+
+
+def spread(pool: Sequence[GPU], host: Sequence[GPU], count: int) -> Sequence[GPU]:
+    """Keep distance: each next GPU as far as can be from those that work already.
+
+    Neighbours share heat and bandwidth, which matters for many small servers.
+    """
+    chosen: list[GPU] = []
+    busy = [gpu.index for gpu in host if gpu.state in ("leased", "foreign")]
+    left = list(pool)
+    while len(chosen) < count:
+        farthest = max(
+            left,
+            key=lambda gpu: (min((abs(gpu.index - b) for b in busy), default=0), -gpu.index),
+        )
+        left.remove(farthest)
+        chosen.append(farthest)
+        busy.append(farthest.index)
+    return sorted(chosen, key=lambda gpu: gpu.index)
+
+
+POLICIES: dict[str, Policy] = {"pack": pack, "spread": spread}
+
+
+def apply_leases(gpus: Iterable[GPU], leases: Iterable[Lease]) -> tuple[GPU, ...]:
+    """Return the GPUs with each one's holder filled in.
+
+    A lease decides over what NVML sees: a leased GPU is "leased" also while a program computes on
+    it. A GPU that is sick keeps that state, since its holder must read why it doesn't answer.
+    """
+    holders = {uuid: lease.holder for lease in leases for uuid in lease.gpus}
+    return tuple(
+        _lease(gpu, holders[gpu.uuid]) if gpu.uuid and gpu.uuid in holders else gpu for gpu in gpus
+    )
+
+
+def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
+    """Return model -> (free, total), in the order of the host's GPUs."""
+    counts: dict[str, tuple[int, int]] = {}
+    for gpu in gpus:
+        free, total = counts.get(gpu.model, (0, 0))
+        counts[gpu.model] = (free + _is_free(gpu), total + 1)
+    return counts
+
+
+def _lease(gpu: GPU, holder: Holder) -> GPU:
+    values = {**gpu.__dict__, "holder": holder}
+    if gpu.state in ("free", "foreign"):
+        values |= {"state": "leased", "reason": "in use by a server of this hub's machine"}
+    return GPU(**values)
+
+
+def _is_free(gpu: GPU) -> bool:
+    return gpu.state == "free" and bool(gpu.uuid)
+
+
+def _by_model(gpus: Sequence[GPU]) -> list[list[GPU]]:
+    return [
+        [gpu for gpu in gpus if gpu.model == model]
+        for model in dict.fromkeys(g.model for g in gpus)
+    ]
+
+
+def _runs(gpus: Sequence[GPU]) -> list[list[GPU]]:
+    """Split GPUs sorted by index into runs of direct neighbours."""
+    runs: list[list[GPU]] = []
+    for gpu in gpus:
+        if runs and runs[-1][-1].index + 1 == gpu.index:
+            runs[-1].append(gpu)
+        else:
+            runs.append([gpu])
+    return runs
+
+
+def _rank(runs: Sequence[Sequence[GPU]]) -> Callable[[GPU], tuple[int, int]]:
+    place = {gpu.index: number for number, run in enumerate(runs) for gpu in run}
+    return lambda gpu: (place[gpu.index], gpu.index)
+
+
+def _count(number: int, model: str | None = None) -> str:
+    return f"{number} {model + ' ' if model else ''}GPU{'' if number == 1 else 's'}"
