@@ -1,0 +1,112 @@
+"""The catalogue: which image versions there are, and which of them this host's driver can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+# More than this is no title but a mistake, and would break the form's layout.
+MAX_TEXT = 200
+
+
+class ImageVersion(BaseModel):
+    """One catalogue entry. Of an image that was only named, nothing but `image` is known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_max_length=MAX_TEXT)
+
+    image: str
+    title: str = ""
+    description: str = ""
+    framework: str = ""
+    cuda: str = ""
+    cudnn: str = ""
+    nccl: str = ""
+    python: str = ""
+    min_driver: str = ""
+    default: bool = False
+
+    def facts(self) -> str:
+        """Return what is known of the version as one line: "PyTorch 2.7.0 · CUDA 12.6 · …"."""
+        known = [
+            self.framework,
+            f"CUDA {self.cuda}" if self.cuda else "",
+            f"Python {self.python}" if self.python else "",
+        ]
+        return " · ".join(filter(None, known))
+
+    def needs_newer_driver(self, driver: str | None) -> str:
+        """Return why GPUs can't be used with this version under a driver; "" where they can.
+
+        Args:
+            driver: the host's driver version, "570.133.20"; None on a host without one.
+        """
+        if not self.min_driver or driver is None or _parts(driver) >= _parts(self.min_driver):
+            return ""
+        return f"needs driver {self.min_driver} or newer, this machine has {driver}"
+
+
+def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
+    """Check a catalogue as an administrator wrote it: key -> image reference, or key -> mapping.
+
+    Raises:
+        ValueError: an entry is broken; the sentence names its key and field.
+    """
+    versions: dict[str, ImageVersion] = {}
+    for key, entry in entries.items():
+        if not isinstance(key, str) or not key or len(key) > MAX_TEXT:
+            raise ValueError(f"images: the key {key!r} must be a text of 1 to {MAX_TEXT} letters")
+        if isinstance(entry, ImageVersion):
+            versions[key] = entry
+            continue
+        fields = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"images[{key!r}] must be an image reference or a mapping")
+        try:
+            version = ImageVersion(**{"title": key, **fields})
+        except (ValidationError, TypeError) as error:
+            raise ValueError(f"images[{key!r}]: {_first_error(error)}") from None
+        if not version.image.strip():
+            raise ValueError(f"images[{key!r}]: image: must name an image")
+        versions[key] = version
+    return versions
+
+
+def load_catalogue(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Read a catalogue file (YAML) for `c.GPUSpawner.images`.
+
+    Raises:
+        ValueError: the file can't be read or an entry is broken; the sentence says which.
+    """
+    try:
+        entries = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"the catalogue {path} can't be read: {error}") from None
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError(f"the catalogue {path} must map each version's key to its entry")
+    catalogue(entries)
+    return entries
+
+
+def default_key(versions: Mapping[str, ImageVersion], image: str) -> str:
+    """Return the key that an empty choice means.
+
+    The entry marked `default`, else the one whose image is the spawner's own, else the first.
+    """
+    marked = [key for key, version in versions.items() if version.default]
+    same = [key for key, version in versions.items() if version.image == image]
+    return (marked + same + list(versions))[0]
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _first_error(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
