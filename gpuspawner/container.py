@@ -1,0 +1,130 @@
+"""What a container is created with: the last word on GPUs, labels and limits.
+
+Pure functions over the arguments of docker-py's `create_container`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
+VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
+
+
+def with_lease(
+    create_kwargs: Mapping[str, Any],
+    *,
+    labels: Mapping[str, str],
+    uuids: Sequence[str],
+    shm_size: int | None = None,
+    ulimits: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Return `create_kwargs` with a lease in it, whatever the administrator's extras say.
+
+    Args:
+        create_kwargs: for `APIClient.create_container`; `host_config` in the API's own form.
+        labels: what makes it a lease.
+        uuids: the GPUs of the lease; empty for none.
+        shm_size: size of /dev/shm in bytes, where the host config names none.
+        ulimits: name -> value (-1: unlimited), where the host config doesn't name them.
+
+    Raises:
+        ValueError: the administrator's device requests name GPUs themselves.
+    """
+    host_config = dict(create_kwargs.get("host_config") or {})
+    requests = join_device_requests(host_config.pop("DeviceRequests", None) or [], uuids)
+    if requests:
+        host_config["DeviceRequests"] = requests
+    if shm_size and not host_config.get("ShmSize"):
+        host_config["ShmSize"] = shm_size
+    host_config["Ulimits"] = _join_ulimits(host_config.get("Ulimits") or [], ulimits or {})
+    environment = _as_mapping(create_kwargs.get("environment"))
+    # `docker exec` sees the container's own variable, not the one the engine adds for PID 1.
+    environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
+    return {
+        **create_kwargs,
+        "labels": {**_as_mapping(create_kwargs.get("labels")), **labels},
+        "environment": environment,
+        "host_config": host_config,
+    }
+
+
+def join_device_requests(
+    configured: Sequence[Mapping[str, Any]], uuids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Join the administrator's device requests with the lease's GPUs.
+
+    Requests for other devices are kept as they are. Those for GPUs become one with ours, since the
+    runtime's hook runs once per request: their capabilities and options are kept, and a count
+    ("all of them") gives way to exactly the leased GPUs.
+
+    Raises:
+        ValueError: a GPU is named by its id, so that everybody would get it.
+    """
+    ours: dict[str, Any] = {
+        "Driver": "nvidia",
+        "Count": 0,
+        "DeviceIDs": list(uuids),
+        "Capabilities": [["gpu"]],
+        "Options": {},
+    }
+    others: list[dict[str, Any]] = []
+    for request in configured:
+        if not asks_for_gpus(request):
+            others.append(dict(request))
+            continue
+        if request.get("DeviceIDs"):
+            raise ValueError(
+                f"extra_host_config: device_requests names GPUs itself ({request['DeviceIDs']}), "
+                "which would give them to everybody. Remove that line, and list GPUs that must "
+                "not be handed out in c.GPUSpawner.excluded_gpus."
+            )
+        more = [word for words in request.get("Capabilities") or [] for word in words]
+        ours["Capabilities"] = [list(dict.fromkeys(ours["Capabilities"][0] + more))]
+        ours["Options"] |= request.get("Options") or {}
+    return [*others, ours] if uuids else others
+
+
+def asks_for_gpus(request: Mapping[str, Any]) -> bool:
+    """Return whether a device request is one for NVIDIA GPUs, by capability, driver or CDI name."""
+    words = [word for words in request.get("Capabilities") or [] for word in words]
+    ids = request.get("DeviceIDs") or []
+    if request.get("Driver") == "cdi":
+        return any(str(name).startswith("nvidia.com/gpu") for name in ids)
+    return request.get("Driver") == "nvidia" or ("gpu" in words and not request.get("Driver"))
+
+
+def granted_uuids(container: Mapping[str, Any]) -> list[str]:
+    """Return the GPUs that a container really has, from an inspection of it.
+
+    The device requests are the truth: the variable in its environment is only what was written.
+    """
+    requests = (container.get("HostConfig") or {}).get("DeviceRequests") or []
+    return [uuid for request in requests if asks_for_gpus(request) for uuid in _ids(request)]
+
+
+def _ids(request: Mapping[str, Any]) -> list[str]:
+    if request.get("Count"):
+        return [f"count={request['Count']}"]
+    return list(request.get("DeviceIDs") or [])
+
+
+def _as_mapping(value: Any) -> dict[str, str]:
+    """Return labels or environment as a mapping; docker-py takes lists as well."""
+    if isinstance(value, list | tuple):
+        pairs = (str(item).partition("=") for item in value)
+        return {name: text for name, _, text in pairs}
+    return dict(value or {})
+
+
+def _join_ulimits(
+    configured: Sequence[Mapping[str, Any]], defaults: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    named = {limit.get("Name") for limit in configured}
+    added = [
+        {"Name": name, "Soft": value, "Hard": value}
+        for name, value in defaults.items()
+        if name not in named
+    ]
+    return [*map(dict, configured), *added]
