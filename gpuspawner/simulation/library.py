@@ -1,0 +1,83 @@
+"""Compile the simulated NVML library and its `nvidia-smi`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+_SOURCES = ("nvml.c", "nvidia_smi.c", "state.h", "nvml_abi.h")
+_COMMON = ("-O2", "-Wall", "-Wextra", "-fno-stack-protector", "-U_FORTIFY_SOURCE")
+
+# The library is also loaded inside containers, beside a C library that may be older than the one
+# here, or musl. Linked against none, its few undefined symbols carry no version and are found in
+# whatever the program has loaded.
+_LIBRARY = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libnvidia-ml.so.1")
+_PROGRAM = ("-static",)
+
+
+class BuildError(RuntimeError):
+    """The simulated NVML can't be built here. The text says why."""
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """What `build` made. `directory` is fit for LD_LIBRARY_PATH and for PATH."""
+
+    directory: Path
+    library: Path
+    nvidia_smi: Path
+
+
+def build(cache: str | os.PathLike[str], missing_functions: Collection[str] = ()) -> Binaries:
+    """Compile `libnvidia-ml.so.1` and `nvidia-smi` into a folder below `cache`, once per content.
+
+    `missing_functions` are left out of the library, as they are missing from an older driver's.
+    BuildError if there is no C compiler, or it fails.
+    """
+    here = Path(__file__).parent
+    contents = b"\0".join((here / name).read_bytes() for name in _SOURCES)
+    options = repr((_COMMON, _LIBRARY, _PROGRAM, sorted(missing_functions), os.uname().machine))
+    digest = hashlib.sha256(contents + options.encode()).hexdigest()[:16]
+    directory = Path(cache) / f"nvml-{digest}"
+    if not directory.is_dir():
+        _compile(here, directory, missing_functions)
+    return Binaries(directory, directory / "libnvidia-ml.so.1", directory / "nvidia-smi")
+
+
+def _compile(here: Path, directory: Path, missing_functions: Collection[str]) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".building-") as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir(mode=0o755)
+        library = [*_COMMON, *_LIBRARY]
+        if missing_functions:
+            script = Path(temporary) / "missing.map"
+            names = " ".join(f"{name};" for name in sorted(missing_functions))
+            script.write_text(f"{{ local: {names} }};\n")
+            library.append(f"-Wl,--version-script={script}")
+        _cc(*library, str(here / "nvml.c"), "-o", str(made / "libnvidia-ml.so.1"))
+        _cc(*_COMMON, *_PROGRAM, str(here / "nvidia_smi.c"), "-o", str(made / "nvidia-smi"))
+        try:
+            made.rename(directory)
+        except OSError:
+            # Somebody else built the same at the same time: theirs is as good.
+            if not directory.is_dir():
+                raise
+
+
+def _cc(*arguments: str) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise BuildError(
+            "The simulated NVML needs a C compiler and there is no `cc` on PATH:"
+            " install gcc and the C library's headers (on Debian: gcc libc6-dev)."
+        )
+    done = subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"`cc {' '.join(arguments)}` failed: {done.stderr.strip()}")
