@@ -1,1 +1,552 @@
-int main(void) { return 0; }
+/*
+ * An nvidia-smi over the simulated host's state file: the table, -L, --query-gpu,
+ * --query-compute-apps and --version, in the real one's words. Linked statically, so that it runs in
+ * any container of the same architecture.
+ * ref: https://docs.nvidia.com/deploy/nvidia-smi/index.html
+ */
+#include "state.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* Exit codes are NVML's, as with the real one. */
+enum { EXIT_BAD_ARGUMENT = 2, EXIT_NOT_FOUND = 6, EXIT_NO_DRIVER = 9, EXIT_GPU_LOST = 15 };
+
+#define VALUE_SIZE 256
+
+struct options {
+    const char *query_gpu, *query_apps, *format, *id;
+    int list, version, help;
+};
+
+static int lost(const struct gpu *gpu)
+{
+    return gpu->fault && strcmp(gpu->fault, "lost") == 0;
+}
+
+static int needs_reset(const struct gpu *gpu)
+{
+    return gpu->fault && !lost(gpu);
+}
+
+static int index_of(const struct state *state, const struct gpu *gpu)
+{
+    return (int)(gpu - state->gpus);
+}
+
+/* ---- fields of --query-gpu ---- */
+
+static void put_number(char *out, int value)
+{
+    if (value == ABSENT)
+        strcpy(out, "[N/A]");
+    else
+        snprintf(out, VALUE_SIZE, "%d", value);
+}
+
+static void put_text(char *out, const char *value)
+{
+    snprintf(out, VALUE_SIZE, "%s", value ? value : "[N/A]");
+}
+
+static void put_switch(char *out, int value)
+{
+    put_text(out, value == ABSENT ? NULL : value ? "Enabled" : "Disabled");
+}
+
+static void put_watts(char *out, int milliwatts)
+{
+    if (milliwatts == ABSENT)
+        strcpy(out, "[N/A]");
+    else
+        snprintf(out, VALUE_SIZE, "%d.%02d", milliwatts / 1000, milliwatts % 1000 / 10);
+}
+
+static const char *compute_mode_name(const struct gpu *gpu)
+{
+    return gpu->compute_mode == 3   ? "Exclusive_Process"
+           : gpu->compute_mode == 2 ? "Prohibited"
+                                    : "Default";
+}
+
+static int utilization(const struct gpu *gpu)
+{
+    return gpu->mig == 1 ? ABSENT : gpu->utilization_percent;
+}
+
+static int memory_free_mib(const struct gpu *gpu)
+{
+    return gpu->memory_total_mib - gpu->memory_reserved_mib - gpu->memory_used_mib;
+}
+
+/* Who a GPU is: answered also by one that needs a reset. 1 if there is such a field. */
+static int put_identity(char *out, const char *field, const struct state *state, const struct gpu *gpu)
+{
+    if (!strcmp(field, "index"))
+        put_number(out, index_of(state, gpu));
+    else if (!strcmp(field, "count"))
+        put_number(out, state->gpu_count);
+    else if (!strcmp(field, "uuid") || !strcmp(field, "gpu_uuid"))
+        put_text(out, gpu->uuid);
+    else if (!strcmp(field, "name") || !strcmp(field, "gpu_name"))
+        put_text(out, gpu->name);
+    else if (!strcmp(field, "serial") || !strcmp(field, "gpu_serial"))
+        put_text(out, gpu->serial);
+    else if (!strcmp(field, "pci.bus_id") || !strcmp(field, "gpu_bus_id"))
+        put_text(out, gpu->bus_id);
+    else if (!strcmp(field, "driver_version"))
+        put_text(out, state->driver);
+    else if (!strcmp(field, "compute_cap") && gpu->compute_capability_major != ABSENT)
+        snprintf(out, VALUE_SIZE, "%d.%d", gpu->compute_capability_major,
+                 gpu->compute_capability_minor);
+    else if (!strcmp(field, "compute_cap"))
+        put_text(out, NULL);
+    else if (!strcmp(field, "timestamp")) {
+        time_t now = time(NULL);
+        strftime(out, VALUE_SIZE, "%Y/%m/%d %H:%M:%S.000", localtime(&now));
+    } else
+        return 0;
+    return 1;
+}
+
+/* How it is doing. The unit, "" if none; NULL if there is no such field. */
+static const char *put_condition(char *out, const char *field, const struct gpu *gpu)
+{
+    const char *unit = "";
+    if (!strcmp(field, "memory.total"))
+        put_number(out, gpu->memory_total_mib), unit = "MiB";
+    else if (!strcmp(field, "memory.used"))
+        put_number(out, gpu->memory_used_mib), unit = "MiB";
+    else if (!strcmp(field, "memory.free"))
+        put_number(out, memory_free_mib(gpu)), unit = "MiB";
+    else if (!strcmp(field, "memory.reserved"))
+        put_number(out, gpu->memory_reserved_mib), unit = "MiB";
+    else if (!strcmp(field, "utilization.gpu"))
+        put_number(out, utilization(gpu)), unit = "%";
+    else if (!strcmp(field, "utilization.memory"))
+        put_number(out, utilization(gpu) == ABSENT ? ABSENT : utilization(gpu) / 2), unit = "%";
+    else if (!strcmp(field, "fan.speed"))
+        put_number(out, gpu->fan_percent), unit = "%";
+    else if (!strcmp(field, "temperature.gpu"))
+        put_number(out, temperature_celsius(gpu));
+    else if (!strcmp(field, "power.draw"))
+        put_watts(out, power_milliwatts(gpu)), unit = "W";
+    else if (!strcmp(field, "power.limit"))
+        put_watts(out, gpu->power_limit_watts == ABSENT ? ABSENT : gpu->power_limit_watts * 1000),
+            unit = "W";
+    else if (!strcmp(field, "compute_mode"))
+        put_text(out, compute_mode_name(gpu));
+    else if (!strcmp(field, "pstate"))
+        put_text(out, gpu->utilization_percent > 0 ? "P0" : "P8");
+    else if (!strcmp(field, "persistence_mode"))
+        put_text(out, "Enabled");
+    else if (!strcmp(field, "mig.mode.current") || !strcmp(field, "mig.mode.pending"))
+        put_switch(out, gpu->mig);
+    else if (!strcmp(field, "ecc.mode.current") || !strcmp(field, "ecc.mode.pending"))
+        put_switch(out, gpu->ecc);
+    else if (!strcmp(field, "ecc.errors.uncorrected.volatile.total"))
+        put_number(out, gpu->ecc == 1 ? gpu->ecc_errors : ABSENT);
+    else
+        return NULL;
+    return unit;
+}
+
+static const char *put_field(char *out, const char *field, const struct state *state,
+                             const struct gpu *gpu)
+{
+    const char *unit = "";
+    if (put_identity(out, field, state, gpu))
+        return unit;
+    unit = put_condition(out, field, gpu);
+    if (unit && needs_reset(gpu))
+        strcpy(out, "[GPU requires reset]");
+    return unit;
+}
+
+/* The next of a list like "name, uuid", or NULL at its end. */
+static char *next_field(char **list)
+{
+    char *field = *list;
+    if (!*field)
+        return NULL;
+    *list = split(field, ',');
+    while (*field == ' ')
+        field++;
+    split(field, ' ');
+    return field;
+}
+
+static int has_format(const struct options *options, const char *word)
+{
+    return options->format && strstr(options->format, word) != NULL;
+}
+
+static int chosen(const struct options *options, const struct state *state, const struct gpu *gpu)
+{
+    char number[16];
+    snprintf(number, sizeof number, "%d", index_of(state, gpu));
+    if (!options->id)
+        return 1;
+    return !strcmp(options->id, number) || !strcmp(options->id, gpu->uuid) ||
+           (gpu->bus_id && text_equal_ignoring_case(options->id, gpu->bus_id));
+}
+
+static int report_lost(const struct gpu *gpu)
+{
+    printf("Unable to determine the device handle for GPU %s: GPU is lost.  "
+           "Reboot the system to recover this GPU\n", gpu->bus_id ? gpu->bus_id : gpu->uuid);
+    return EXIT_GPU_LOST;
+}
+
+static int print_header(const char *query, const struct options *options, const struct state *state)
+{
+    static const struct gpu nobody;
+    char list[4096], value[VALUE_SIZE], *rest = list, *field;
+    const char *separator = "";
+    snprintf(list, sizeof list, "%s", query);
+    while ((field = next_field(&rest))) {
+        const char *unit = put_field(value, field, state, &nobody);
+        if (!unit) {
+            printf("Field \"%s\" is not a valid field to query.\n\n", field);
+            return EXIT_BAD_ARGUMENT;
+        }
+        if (has_format(options, "noheader"))
+            continue;
+        printf("%s%s", separator, field);
+        if (*unit && !has_format(options, "nounits"))
+            printf(" [%s]", unit);
+        separator = ", ";
+    }
+    if (!has_format(options, "noheader"))
+        printf("\n");
+    return 0;
+}
+
+static int query_gpus(const struct options *options, const struct state *state)
+{
+    int code = print_header(options->query_gpu, options, state);
+    if (code)
+        return code;
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++) {
+        char list[4096], value[VALUE_SIZE], *rest = list, *field;
+        const char *separator = "";
+        if (!chosen(options, state, gpu))
+            continue;
+        if (lost(gpu)) {
+            code = report_lost(gpu);
+            continue;
+        }
+        snprintf(list, sizeof list, "%s", options->query_gpu);
+        while ((field = next_field(&rest))) {
+            const char *unit = put_field(value, field, state, gpu);
+            printf("%s%s", separator, value);
+            if (unit && *unit && value[0] != '[' && !has_format(options, "nounits"))
+                printf(" %s", unit);
+            separator = ", ";
+        }
+        printf("\n");
+    }
+    return code;
+}
+
+/* ---- processes ---- */
+
+static void put_process_name(char *out, unsigned pid)
+{
+    char path[64];
+    ssize_t length;
+    snprintf(path, sizeof path, "/proc/%u/exe", pid);
+    length = readlink(path, out, VALUE_SIZE - 1);
+    if (length < 0)
+        strcpy(out, "[Not Found]");
+    else
+        out[length] = 0;
+}
+
+static int put_process_field(char *out, const char *field, const struct gpu *gpu,
+                             const struct process *process, const char **unit)
+{
+    *unit = "";
+    if (!strcmp(field, "pid"))
+        snprintf(out, VALUE_SIZE, "%u", process->pid);
+    else if (!strcmp(field, "process_name") || !strcmp(field, "name"))
+        put_process_name(out, process->pid);
+    else if (!strcmp(field, "gpu_uuid"))
+        put_text(out, gpu->uuid);
+    else if (!strcmp(field, "gpu_name"))
+        put_text(out, gpu->name);
+    else if (!strcmp(field, "gpu_bus_id"))
+        put_text(out, gpu->bus_id);
+    else if (!strcmp(field, "used_memory") || !strcmp(field, "used_gpu_memory"))
+        snprintf(out, VALUE_SIZE, "%llu", process->memory_mib), *unit = "MiB";
+    else
+        return 0;
+    return 1;
+}
+
+/* One line of --query-compute-apps; the header line where there is no process. */
+static int print_process(const struct options *options, const struct gpu *gpu,
+                         const struct process *process)
+{
+    static const struct gpu no_gpu;
+    static const struct process no_process;
+    char list[4096], value[VALUE_SIZE], *rest = list, *field;
+    const char *separator = "", *unit;
+    snprintf(list, sizeof list, "%s", options->query_apps);
+    while ((field = next_field(&rest))) {
+        if (!put_process_field(value, field, gpu ? gpu : &no_gpu, process ? process : &no_process,
+                               &unit)) {
+            printf("Field \"%s\" is not a valid field to query.\n\n", field);
+            return EXIT_BAD_ARGUMENT;
+        }
+        printf("%s%s", separator, process ? value : field);
+        if (*unit && !has_format(options, "nounits"))
+            printf(process ? " %s" : " [%s]", unit);
+        separator = ", ";
+    }
+    printf("\n");
+    return 0;
+}
+
+static int query_processes(const struct options *options, const struct state *state)
+{
+    int code = 0;
+    if (!has_format(options, "noheader"))
+        code = print_process(options, NULL, NULL);
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        for (int i = 0; i < gpu->process_count && !code; i++)
+            if (chosen(options, state, gpu) && !gpu->fault && !gpu->processes[i].graphics)
+                code = print_process(options, gpu, &gpu->processes[i]);
+    return code;
+}
+
+/* ---- the table ---- */
+
+#define RULE "-----------------------------------------------------------------------------------------"
+#define THREE "-----------------------------------------+------------------------+----------------------"
+#define THREE_DOUBLE \
+    "=========================================+========================+======================"
+
+static void print_table_head(const struct state *state)
+{
+    char now[64];
+    time_t seconds = time(NULL);
+    strftime(now, sizeof now, "%a %b %e %H:%M:%S %Y", localtime(&seconds));
+    printf("%s       \n", now);
+    printf("+" RULE "+\n");
+    printf("| NVIDIA-SMI %-22s Driver Version: %-14s CUDA Version: %-8s |\n", state->driver,
+           state->driver, state->cuda);
+    printf("|" THREE "+\n");
+    printf("| GPU  Name                 Persistence-M | Bus-Id          Disp.A |"
+           " Volatile Uncorr. ECC |\n");
+    printf("| Fan  Temp   Perf          Pwr:Usage/Cap |           Memory-Usage |"
+           " GPU-Util  Compute M. |\n");
+    printf("|                                         |                        |"
+           "               MIG M. |\n");
+    printf("|" THREE_DOUBLE "|\n");
+}
+
+static void print_table_gpu(const struct state *state, const struct gpu *gpu)
+{
+    char fan[16] = "N/A", power[64] = "N/A", memory[64], busy[16] = "N/A", ecc[16] = "N/A";
+    if (gpu->fan_percent != ABSENT)
+        snprintf(fan, sizeof fan, "%d%%", gpu->fan_percent);
+    if (gpu->power_limit_watts != ABSENT)
+        snprintf(power, sizeof power, "%dW / %4dW", power_milliwatts(gpu) / 1000,
+                 gpu->power_limit_watts);
+    if (utilization(gpu) != ABSENT)
+        snprintf(busy, sizeof busy, "%d%%", utilization(gpu));
+    if (gpu->ecc == 1)
+        snprintf(ecc, sizeof ecc, "%d", gpu->ecc_errors);
+    else if (gpu->ecc == 0)
+        snprintf(ecc, sizeof ecc, "Off");
+    snprintf(memory, sizeof memory, "%dMiB / %6dMiB", gpu->memory_used_mib, gpu->memory_total_mib);
+    if (needs_reset(gpu)) {
+        strcpy(power, "ERR!");
+        strcpy(busy, "ERR!");
+        strcpy(memory, "GPU requires reset");
+    }
+    printf("| %3d  %-30.30s On  |   %-16s Off | %20s |\n", index_of(state, gpu),
+           gpu->name ? gpu->name : "ERR!", gpu->bus_id ? gpu->bus_id : "N/A", ecc);
+    printf("| %-4s %3dC    %s %23s | %22s | %7s %12.12s |\n", fan, temperature_celsius(gpu),
+           gpu->utilization_percent > 0 ? "P0" : "P8", power, memory, busy,
+           gpu->compute_mode == 3 ? "E. Process" : compute_mode_name(gpu));
+    printf("|                                         |                        | %20s |\n",
+           gpu->mig == ABSENT ? "N/A" : gpu->mig ? "Enabled" : "Disabled");
+    printf("+" THREE "+\n");
+}
+
+static void print_table_processes(const struct options *options, const struct state *state)
+{
+    int any = 0;
+    printf("%89s\n", "");
+    printf("+" RULE "+\n");
+    printf("| Processes:                                                                              |\n");
+    printf("|  GPU   GI   CI              PID   Type   Process name                        GPU Memory |\n");
+    printf("|        ID   ID                                                               Usage      |\n");
+    printf("|=========================================================================================|\n");
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        for (int i = 0; i < gpu->process_count; i++) {
+            char name[VALUE_SIZE];
+            if (!chosen(options, state, gpu) || gpu->fault)
+                continue;
+            put_process_name(name, gpu->processes[i].pid);
+            printf("| %4d   N/A  N/A %15u %6s   %-34.34s %8lluMiB |\n", index_of(state, gpu),
+                   gpu->processes[i].pid, gpu->processes[i].graphics ? "G" : "C", name,
+                   gpu->processes[i].memory_mib);
+            any = 1;
+        }
+    if (!any)
+        printf("|  No running processes found                                                             |\n");
+    printf("+" RULE "+\n");
+}
+
+static int print_table(const struct options *options, const struct state *state)
+{
+    int code = 0;
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        if (lost(gpu) && chosen(options, state, gpu))
+            code = report_lost(gpu);
+    print_table_head(state);
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        if (!lost(gpu) && chosen(options, state, gpu))
+            print_table_gpu(state, gpu);
+    print_table_processes(options, state);
+    return code;
+}
+
+/* ---- the command ---- */
+
+static int print_list(const struct options *options, const struct state *state)
+{
+    int code = 0;
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++) {
+        if (!chosen(options, state, gpu))
+            continue;
+        if (lost(gpu))
+            code = report_lost(gpu);
+        else
+            printf("GPU %d: %s (UUID: %s)\n", index_of(state, gpu), gpu->name ? gpu->name : "ERR!",
+                   gpu->uuid);
+    }
+    return code;
+}
+
+static int print_version(const struct state *state)
+{
+    printf("NVIDIA-SMI version  : %s\n", state->driver);
+    printf("NVML version        : %s\n", state->driver);
+    printf("DRIVER version      : %s\n", state->driver);
+    printf("CUDA Version        : %s\n", state->cuda);
+    return 0;
+}
+
+/* 0 if NVML would start; else its reason on stdout and the exit code. */
+static int check_host(const struct state *state)
+{
+    if (!state || !state->driver[0] ||
+        (state->fault && !strcmp(state->fault, "driver_not_loaded"))) {
+        printf("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+               "Make sure that the latest NVIDIA driver is installed and running.\n\n");
+        return EXIT_NO_DRIVER;
+    }
+    if (!state->fault)
+        return 0;
+    if (!strcmp(state->fault, "library_mismatch")) {
+        printf("Failed to initialize NVML: Driver/library version mismatch\n");
+        return 18;
+    }
+    if (!strcmp(state->fault, "no_permission")) {
+        printf("Failed to initialize NVML: Insufficient Permissions\n");
+        return 4;
+    }
+    printf("Failed to initialize NVML: Unknown Error\n");
+    return 255;
+}
+
+/* `--name=value` or `--name value`: the value, or NULL if this isn't that option. */
+static const char *option_value(const char *name, char **arguments, int *i)
+{
+    size_t length = strlen(name);
+    if (strncmp(arguments[*i], name, length))
+        return NULL;
+    if (arguments[*i][length] == '=')
+        return arguments[*i] + length + 1;
+    if (arguments[*i][length] || !arguments[*i + 1])
+        return NULL;
+    return arguments[++*i];
+}
+
+static int read_options(struct options *options, char **arguments)
+{
+    for (int i = 1; arguments[i]; i++) {
+        const char *value;
+        if (!strcmp(arguments[i], "-L") || !strcmp(arguments[i], "--list-gpus"))
+            options->list = 1;
+        else if (!strcmp(arguments[i], "--version"))
+            options->version = 1;
+        else if (!strcmp(arguments[i], "-h") || !strcmp(arguments[i], "--help"))
+            options->help = 1;
+        else if ((value = option_value("--query-gpu", arguments, &i)))
+            options->query_gpu = value;
+        else if ((value = option_value("--query-compute-apps", arguments, &i)))
+            options->query_apps = value;
+        else if ((value = option_value("--format", arguments, &i)))
+            options->format = value;
+        else if ((value = option_value("--id", arguments, &i)) ||
+                 (value = option_value("-i", arguments, &i)))
+            options->id = value;
+        else {
+            printf("Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n\n");
+            return EXIT_BAD_ARGUMENT;
+        }
+    }
+    if ((options->query_gpu || options->query_apps) && !has_format(options, "csv")) {
+        printf("\"--format=\" switch is missing. It is required when querying.\n\n");
+        return EXIT_BAD_ARGUMENT;
+    }
+    return 0;
+}
+
+static int run(const struct options *options, const struct state *state)
+{
+    int known = 0;
+    if (options->version)
+        return print_version(state);
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        known |= chosen(options, state, gpu);
+    if (!known) {
+        printf("No devices were found\n");
+        return EXIT_NOT_FOUND;
+    }
+    if (options->list)
+        return print_list(options, state);
+    if (options->query_gpu)
+        return query_gpus(options, state);
+    if (options->query_apps)
+        return query_processes(options, state);
+    return print_table(options, state);
+}
+
+int main(int count, char **arguments)
+{
+    struct options options = {0};
+    struct state *state;
+    int code = read_options(&options, arguments);
+    (void)count;
+    if (code)
+        return code;
+    if (options.help) {
+        printf("nvidia-smi over gpuspawner's simulated GPUs\n\n"
+               "nvidia-smi [-i ID] [-L | --version | --query-gpu=FIELDS --format=csv[,noheader][,nounits]"
+               " | --query-compute-apps=FIELDS --format=csv]\n");
+        return 0;
+    }
+    state = read_state();
+    code = check_host(state);
+    if (!code)
+        code = run(&options, state);
+    free(state);
+    return code;
+}
