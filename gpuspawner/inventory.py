@@ -1,0 +1,421 @@
+"""What NVML says of this host: its GPUs, and whether each is healthy and at rest.
+
+The only module that imports pynvml. A host without an NVIDIA driver is a normal value; a driver
+that can't be asked is an `InventoryError`; a GPU that can't be asked is one sick entry beside the
+healthy ones. What can't be told is never reported as at rest.
+
+ref: https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Sized
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pynvml
+
+MIB = 1024 * 1024
+# Driver contexts, monitoring and a desktop take some memory on a GPU nobody computes on.
+IN_USE_FROM_MIB = 1024
+IN_USE_FROM_PERCENT = 2
+# How long a caller waits while another's call hangs in the driver.
+PATIENCE_SECONDS = 20.0
+# NVML itself numbers no more; a larger count is a library gone wrong.
+MOST_GPUS = 256
+
+State = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
+
+_UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+_HOST_ERRORS = (
+    pynvml.NVMLError_Uninitialized,
+    pynvml.NVMLError_DriverNotLoaded,
+    pynvml.NVMLError_LibRmVersionMismatch,
+)
+_ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
+_COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exclusive_process"}
+
+
+class InventoryError(Exception):
+    """NVML can't be asked, so nothing is known of the GPUs. The text is a sentence for people."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One GPU as NVML tells of it.
+
+    `state` is "ok" if it could be handed out whole, as far as NVML knows; `in_use` says whether
+    something computes on it now, in a container of ours or not. `reason` is a sentence for people
+    where `state` isn't "ok" or the GPU is in use, `warning` one where it works but needs attention.
+
+    `uuid` is None where the GPU can't tell. Other fields are None where NVML doesn't support the
+    query. Memory is in MiB and without what the driver keeps for itself (on drivers before 510:
+    with it); `processes` counts compute processes, not those that only draw.
+    """
+
+    uuid: str | None
+    index: int
+    name: str = "unknown GPU"
+    memory_total_mib: int | None = None
+    memory_used_mib: int | None = None
+    utilization_percent: int | None = None
+    processes: int | None = None
+    mig: bool | None = None
+    compute_mode: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    state: State = "ok"
+    reason: str = ""
+    in_use: bool = False
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The host's driver and CUDA versions ("570.133.20", "12.8") and its GPUs in NVML's order.
+
+    `driver` is None on a host without NVIDIA's driver; `cuda` also where NVML doesn't tell.
+    """
+
+    driver: str | None
+    cuda: str | None
+    gpus: tuple[GPU, ...]
+
+
+_lock = threading.Lock()
+_started = False
+
+
+def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()) -> Inventory:
+    """Ask NVML about this host. Blocks, for as long as the driver takes: call it in a thread.
+
+    NVML stays initialised between reads, since starting it can take seconds. It is let go after a
+    read in which something failed, so that a driver that comes back is found and a GPU that needs a
+    reset can have it (a reset is refused while any program holds the GPU); `close` lets it go too.
+
+    Args:
+        memory_threshold_mib: a GPU with more than this much memory in use counts as in use.
+            None: 1024 MiB or 2 % of its memory, whichever is more.
+        excluded: UUIDs of GPUs that the administrator keeps out.
+
+    Raises:
+        InventoryError: NVML is there and can't be asked.
+    """
+    if not _lock.acquire(timeout=PATIENCE_SECONDS):
+        raise InventoryError(
+            f"The NVIDIA driver has not answered an earlier question for {PATIENCE_SECONDS:.0f}"
+            " seconds. If `nvidia-smi` hangs too, the host needs a reboot."
+        )
+    try:
+        return _read(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
+    except InventoryError:
+        _stop()
+        raise
+    except Exception as error:
+        _stop()
+        raise InventoryError(_host_sentence(error)) from error
+    finally:
+        _lock.release()
+
+
+def close() -> None:
+    """Let NVML go until the next `read`, so that the driver can be unloaded or a GPU reset."""
+    with _lock:
+        _stop()
+
+
+def _read(memory_threshold_mib: int | None, excluded: frozenset[str]) -> Inventory:
+    kept = _started
+    try:
+        _start()
+        inventory = _host()
+    except pynvml.NVMLError as error:
+        if isinstance(error, pynvml.NVMLError_LibraryNotFound):
+            return _without_library()
+        if not kept:
+            raise
+        # The driver may have gone and come back since the last read: begin anew, once.
+        _stop()
+        _start()
+        inventory = _host()
+    gpus = [_judge(gpu, memory_threshold_mib, excluded) for gpu in _without_twins(inventory.gpus)]
+    if any(gpu.state in ("unhealthy", "unknown") for gpu in gpus):
+        _stop()
+    return replace(inventory, gpus=tuple(gpus))
+
+
+def _start() -> None:
+    global _started
+    if not _started:
+        # Without the flag some drivers fail to start where they have no GPU.
+        pynvml.nvmlInitWithFlags(pynvml.NVML_INIT_FLAG_NO_GPUS)
+        _started = True
+
+
+def _stop() -> None:
+    global _started
+    if _started:
+        _started = False
+        with suppress(pynvml.NVMLError):  # what failed before may fail again
+            pynvml.nvmlShutdown()
+
+
+def _without_library() -> Inventory:
+    # pynvml says "not found" also of a library that is there and doesn't load.
+    name = "libnvidia-ml.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        if name not in str(error) or "No such file" not in str(error):
+            raise InventoryError(
+                f"NVIDIA's library {name} is installed and can't be loaded: {error}."
+                " Reinstall the driver's libraries."
+            ) from error
+    return Inventory(None, None, ())
+
+
+def _host() -> Inventory:
+    driver = _text(pynvml.nvmlSystemGetDriverVersion)
+    if not re.match(r"\d+\.\d", driver):
+        raise InventoryError(f"NVML says that the driver's version is {driver!r}, which is none.")
+    count = pynvml.nvmlDeviceGetCount()
+    if not 0 <= count <= MOST_GPUS:
+        raise InventoryError(f"NVML says that this host has {count} GPUs, which can't be right.")
+    return Inventory(driver, _cuda(), tuple(_gpu(index) for index in range(count)))
+
+
+def _cuda() -> str | None:
+    version = _ask(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
+    return f"{version // 1000}.{version % 1000 // 10}" if version and version > 0 else None
+
+
+def _gpu(index: int) -> GPU:
+    """All that one GPU tells, up to the first needed question that it can't answer."""
+    known: dict[str, Any] = {"uuid": None, "index": index}
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        known["uuid"] = _uuid(handle)
+        known["name"] = _ask_in_passing(_text, pynvml.nvmlDeviceGetName, handle) or GPU.name
+        known["compute_capability"] = _ask_in_passing(
+            pynvml.nvmlDeviceGetCudaComputeCapability, handle
+        )
+        mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+        known["mig"] = None if mig is None else mig[0] != 0
+        mode = _ask(pynvml.nvmlDeviceGetComputeMode, handle)
+        known["compute_mode"] = _COMPUTE_MODES.get(mode)
+        known["memory_total_mib"], known["memory_used_mib"] = _memory(handle)
+        known["processes"] = _count_processes(handle)
+        known["utilization_percent"] = _utilization(handle)
+        known["state"], known["reason"], known["warning"] = _health(handle)
+    except _HOST_ERRORS:
+        raise
+    except Exception as error:  # one sick GPU must not hide the others
+        known["state"], known["reason"] = _sickness(error)
+    return GPU(**known)
+
+
+def _judge(gpu: GPU, memory_threshold_mib: int | None, excluded: frozenset[str]) -> GPU:
+    """The GPU with what follows from its facts: whether it is in use, and could be handed out."""
+    used_by = _use(gpu, memory_threshold_mib)
+    gpu = replace(gpu, in_use=bool(used_by))
+    if gpu.uuid and gpu.uuid.lower() in excluded:
+        return replace(gpu, state="excluded", reason="It is kept out by GPUSpawner.excluded_gpus.")
+    if gpu.state != "ok":
+        return gpu
+    if gpu.mig:
+        return replace(gpu, state="mig", reason="It is in MIG mode, and not handed out whole.")
+    if gpu.compute_mode == "prohibited":
+        return replace(gpu, state="excluded", reason="Its compute mode is set to prohibited.")
+    if gpu.memory_used_mib is None and gpu.processes is None:
+        return replace(gpu, state="unknown", reason="NVML can't tell whether it is in use.")
+    if gpu.processes is None and not gpu.warning:
+        warning = "NVML doesn't tell its processes: it is judged by its memory alone."
+        gpu = replace(gpu, warning=warning)
+    return replace(gpu, reason=used_by)
+
+
+def _use(gpu: GPU, memory_threshold_mib: int | None) -> str:
+    """What uses the GPU, in a sentence; "" if nothing does."""
+    if gpu.processes:
+        what = "A process computes" if gpu.processes == 1 else f"{gpu.processes} processes compute"
+        return f"{what} on it."
+    if memory_threshold_mib is None:
+        share = (gpu.memory_total_mib or 0) * IN_USE_FROM_PERCENT // 100
+        memory_threshold_mib = max(IN_USE_FROM_MIB, share)
+    if gpu.memory_used_mib is not None and gpu.memory_used_mib > memory_threshold_mib:
+        return f"{gpu.memory_used_mib} MiB of its memory are in use."
+    return ""
+
+
+def _without_twins(gpus: tuple[GPU, ...]) -> list[GPU]:
+    """Two GPUs of one UUID can't be told apart, so neither keeps it."""
+    times = Counter(gpu.uuid for gpu in gpus)
+    reason = "Another GPU has the same UUID."
+    return [
+        replace(gpu, uuid=None, state="unknown", reason=reason)
+        if gpu.uuid and times[gpu.uuid] > 1
+        else gpu
+        for gpu in gpus
+    ]
+
+
+# How to ask ---------------------------------------------------------------------------------------
+
+
+def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """NVML's answer; None where the GPU or the driver doesn't have it, which is no failure."""
+    try:
+        return function(*arguments)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        return None
+
+
+def _ask_in_passing(function: Callable[..., Any], *arguments: Any) -> Any:
+    """NVML's answer to what nothing depends on; None unless the GPU as a whole has failed."""
+    try:
+        return _ask(function, *arguments)
+    except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
+        raise
+    except pynvml.NVMLError:
+        return None
+
+
+def _text(function: Callable[..., Any], *arguments: Any) -> str:
+    # Past pynvml's wrapper, which decodes as UTF-8 and fails where a text isn't.
+    text = getattr(function, "__wrapped__", function)(*arguments)
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def _uuid(handle: Any) -> str:
+    uuid = _text(pynvml.nvmlDeviceGetUUID, handle)
+    if not _UUID.match(uuid):
+        raise ValueError(f"its UUID is {uuid!r}")
+    return uuid
+
+
+def _memory(handle: Any) -> tuple[int | None, int | None]:
+    """Total and used MiB. Version 1 of the query counts the driver's own memory as used."""
+    try:
+        memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    except pynvml.NVMLError as error:
+        # How a driver says that it doesn't know this version of the struct.
+        if error.value not in (pynvml.NVML_ERROR_INVALID_ARGUMENT, _ARGUMENT_VERSION_MISMATCH):
+            raise
+        memory = None
+    memory = memory or _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if memory is None:
+        return None, None
+    if memory.total == 0 or memory.used > memory.total:
+        raise ValueError(f"it says that {memory.used} of {memory.total} bytes are used")
+    return memory.total // MIB, memory.used // MIB
+
+
+def _processes_v1(handle: Any) -> Sized:
+    # pynvml has no function for the first version, the only one that drivers before 450 have.
+    # ref: https://docs.nvidia.com/deploy/nvml-api/structnvmlProcessInfo__v1__t.html
+    ask = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetComputeRunningProcesses")
+    count = ctypes.c_uint(0)
+    code = ask(handle, ctypes.byref(count), None)
+    if code == pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
+        count = ctypes.c_uint(count.value + 5)
+        processes = (ctypes.c_ulonglong * 2 * count.value)()  # a process id and its bytes
+        code = ask(handle, ctypes.byref(count), processes)
+    if code != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(code)
+    return range(count.value)
+
+
+def _count_processes(handle: Any) -> int | None:
+    """How many compute processes the GPU has.
+
+    Their number counts, not their ids: inside a container the hub sees other ids, or zeros.
+    """
+    for question in (
+        pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
+        pynvml.nvmlDeviceGetComputeRunningProcesses_v2,
+        _processes_v1,
+    ):
+        try:
+            return len(question(handle))
+        except pynvml.NVMLError_FunctionNotFound:
+            continue
+        except pynvml.NVMLError_NotSupported:
+            return None
+    return None
+
+
+def _utilization(handle: Any) -> int | None:
+    rates = _ask_in_passing(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    return rates.gpu if rates is not None and rates.gpu <= 100 else None
+
+
+def _health(handle: Any) -> tuple[State, str, str]:
+    """State, reason and warning from the memory's repairs.
+
+    ref: https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/
+    ref: https://docs.nvidia.com/deploy/dynamic-page-retirement/
+    """
+    try:
+        rows = _ask(pynvml.nvmlDeviceGetRemappedRows, handle)
+        pages_pending = _ask(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
+    except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
+        raise
+    except pynvml.NVMLError as error:
+        return "ok", "", f"Its memory's health can't be read: {_words(error)}."
+    _, _, remap_pending, remap_failed = rows or (0, 0, 0, 0)
+    if remap_failed:
+        return "unhealthy", "Its memory has faults that can't be repaired: replace it.", ""
+    if remap_pending or pages_pending:
+        return "ok", "", "A repair of its memory waits for the next reset or reboot."
+    return "ok", "", ""
+
+
+# What failures mean -------------------------------------------------------------------------------
+
+
+def _words(error: Exception) -> str:
+    try:
+        return str(error).strip().rstrip(".") or type(error).__name__
+    except Exception:  # pynvml asks the library for words, and the library may be what is broken
+        return type(error).__name__
+
+
+def _sickness(error: Exception) -> tuple[State, str]:
+    """State and reason of a GPU that failed a question."""
+    if isinstance(error, pynvml.NVMLError_GpuIsLost):
+        return "unhealthy", "It has fallen off the bus: the host needs a reboot."
+    if isinstance(error, pynvml.NVMLError_ResetRequired):
+        return "unhealthy", "It needs a reset (`nvidia-smi --gpu-reset`) before it works again."
+    return "unknown", f"NVML can't tell its state: {_words(error)}."
+
+
+def _host_sentence(error: Exception) -> str:
+    """What happened and what to do, where NVML as a whole failed."""
+    return _HOST_SENTENCES.get(getattr(error, "value", 0)) or (
+        f"NVML fails: {_words(error)}. See whether `nvidia-smi` works on the host."
+    )
+
+
+_NO_PERMISSION = (
+    "This process may not use the NVIDIA driver. Check the permissions of /dev/nvidia*,"
+    " and in a container its device rules."
+)
+_HOST_SENTENCES = {
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
+        "NVIDIA's library is installed and its driver isn't loaded."
+        " Load it (`modprobe nvidia`), or see in `dmesg` why it fails."
+    ),
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "The NVIDIA driver that runs and its library are of different versions, as after an"
+        " upgrade. Reboot the host; if the driver was reloaded, restart the hub."
+    ),
+    pynvml.NVML_ERROR_NO_PERMISSION: _NO_PERMISSION,
+    pynvml.NVML_ERROR_OPERATING_SYSTEM: _NO_PERMISSION,
+}
