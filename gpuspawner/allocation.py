@@ -180,7 +180,7 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
 def _lease(gpu: GPU, holder: Holder) -> GPU:
     values = {**gpu.__dict__, "holder": holder}
     if gpu.state in ("free", "foreign"):
-        values |= {"state": "leased", "reason": "in use by a server of this hub's machine"}
+        values |= {"state": "leased", "reason": "taken"}
     return GPU(**values)
 
 

@@ -159,6 +159,8 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
     """
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
+    # A GPU that is kept out isn't waited for.
+    gpus = [gpu for gpu in gpus if gpu.state not in ("excluded", "mig")]
     models = model_counts(gpus)
     if choice.model is not None and count > 0 and choice.model not in models:
         there = f"it has {', '.join(models)}" if models else "it has no GPU"

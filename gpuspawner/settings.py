@@ -1,0 +1,166 @@
+"""What an administrator sets: the traits of GPUSpawner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dockerspawner import DockerSpawner
+from jupyterhub.traitlets import ByteSpecification
+from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
+
+from . import options, volumes
+from .allocation import POLICIES
+from .images import ImageVersion, catalogue, default_key
+
+# DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
+DOCKER_THREADS = 48
+
+
+class GPUSettings(DockerSpawner):
+    """The traits of `GPUSpawner`, their defaults and their checks; nothing here acts."""
+
+    images = Dict(
+        help="""The image versions that users choose from: key -> image reference, or key -> a
+        mapping with `image`, and optionally `title`, `description`, `framework`, `cuda`, `cudnn`,
+        `nccl`, `python`, `min_driver` and `default`. Where it is empty, DockerSpawner's
+        `allowed_images` and `image` say what there is.""",
+    ).tag(config=True)
+
+    default_gpus = Int(
+        1,
+        min=0,
+        help="""How many GPUs a server gets whose user didn't say. Never more than `gpu_limit` or
+        than the host has, so a host without GPUs starts servers without.""",
+    ).tag(config=True)
+
+    gpu_limit = Int(
+        None,
+        min=0,
+        allow_none=True,
+        help="""The most GPUs that one server may have. None: as many as the host has. Can be set
+        for groups through `Spawner.group_overrides`.""",
+    ).tag(config=True)
+
+    gpu_policy = Enum(
+        sorted(POLICIES),
+        "pack",
+        help="""Which of the free GPUs a server gets: `pack` fills gaps, so that neighbours stay
+        free for those who ask for several; `spread` keeps distance, for heat and bandwidth.""",
+    ).tag(config=True)
+
+    excluded_gpus = List(
+        Unicode(),
+        help="""UUIDs of GPUs that are never handed out, such as the one that drives a screen.""",
+    ).tag(config=True)
+
+    foreign_memory = ByteSpecification(
+        0,
+        help="""From how much used memory on a GPU is taken for in use by a program outside the
+        hub, even where NVML names no process. 0: the larger of 1 GiB and 2 %.""",
+    ).tag(config=True)
+
+    nvml_timeout = Float(
+        10,
+        help="""Seconds to wait for NVML, which hangs on some broken GPUs. After that nothing is
+        handed out until it answers.""",
+    ).tag(config=True)
+
+    shm_size = ByteSpecification(
+        "8G",
+        help="""Size of /dev/shm, where PyTorch's DataLoader and NCCL exchange data. Docker's 64 MB
+        is too little for both. It counts toward `mem_limit`. 0: the engine's default.""",
+    ).tag(config=True)
+
+    ulimits = Dict(
+        {"memlock": -1, "stack": 64 * 1024**2},
+        help="""Limits of a server's processes, -1 for none: NCCL pins memory, and some frameworks
+        need a larger stack. Limits named in `extra_host_config` go before.""",
+    ).tag(config=True)
+
+    home_volume = Unicode(
+        help="""Name of each user's own volume, kept across servers and image versions, as
+        "home-{username}". Empty: none.""",
+    ).tag(config=True)
+
+    home_path = Unicode(
+        "/home/jovyan/work", help="Where the user's own volume is mounted in the container."
+    ).tag(config=True)
+
+    course_volumes = Dict(
+        help="""Volumes that everybody may read: name -> {"path": "/home/jovyan/course",
+        "instructors": ["group", …]}. Members of those groups may write.""",
+    ).tag(config=True)
+
+    # What DockerSpawner leaves off suits servers whose GPUs change from start to start.
+    remove = Bool(
+        True,
+        help="""Remove a server's container when it stops. Where this is False, a stopped container
+        holds no GPUs; one that had none is started again, and one that had some is replaced.""",
+    ).tag(config=True)
+
+    @default("start_timeout")
+    def _start_timeout_default(self) -> int:
+        # The wait for the server's first answer is part of start() here.
+        return 120
+
+    @default("client_kwargs")
+    def _client_kwargs_default(self) -> dict[str, Any]:
+        return {"max_pool_size": DOCKER_THREADS}
+
+    @default("options_from_form")
+    def _options_from_form_default(self) -> Any:
+        return options.from_fields
+
+    @validate("images")
+    def _check_images(self, proposal: Any) -> Any:
+        return _checked(catalogue, proposal.value)
+
+    @validate("home_volume")
+    def _check_home_volume(self, proposal: Any) -> Any:
+        return _checked(volumes.check_home, proposal.value)
+
+    @validate("course_volumes")
+    def _check_course_volumes(self, proposal: Any) -> Any:
+        return _checked(volumes.check_courses, proposal.value)
+
+    @validate("ulimits")
+    def _check_ulimits(self, proposal: Any) -> Any:
+        for name, value in proposal.value.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+                raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
+        return proposal.value
+
+    def limits(self, gpu_limit: int | None) -> options.Limits:
+        """Return what applies to a choice of this server's user.
+
+        Args:
+            gpu_limit: `self.gpu_limit`, or what it will be once group overrides are applied.
+        """
+        allowed = self._get_allowed_images() or {}
+        # Once more: group overrides are merged into the mapping without a check.
+        versions = catalogue(self.images)
+        if isinstance(allowed, dict):
+            versions |= {key: v for key, v in catalogue(allowed).items() if key not in versions}
+        can_choose = bool(versions) or allowed == "*"
+        if not self.images and self.image not in {v.image for v in versions.values()}:
+            # DockerSpawner starts `image` for an empty choice, whether or not it can be chosen.
+            default_image, known = self.image, ImageVersion(image=self.image, title=self.image)
+            extra = {} if can_choose else {default_image: known}
+        else:
+            default_image, extra = default_key(versions, self.image), {}
+        return options.Limits(
+            versions=versions | extra,
+            default_image=default_image,
+            image_can_be_chosen=can_choose,
+            any_image=allowed == "*",
+            default_gpus=self.default_gpus,
+            gpus=gpu_limit,
+        )
+
+
+def _checked(check: Any, value: Any) -> Any:
+    """Return what `check` makes of a value, its sentence as the error that traitlets shows."""
+    try:
+        return check(value)
+    except ValueError as error:
+        raise TraitError(f"c.GPUSpawner.{error}") from None

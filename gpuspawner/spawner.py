@@ -1,0 +1,381 @@
+"""GPUSpawner: a DockerSpawner whose servers see exactly the GPUs they were granted."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import docker.errors
+from jupyterhub.utils import maybe_future, url_path_join
+from tornado import web
+from traitlets import default
+
+from . import failures, form, options, tidying, volumes
+from .allocation import Holder, Request
+from .container import granted_uuids, with_lease
+from .failures import StartTimeout
+from .inventory import InventoryError
+from .leases import LABEL_GPUS, Contested, Ledger, NotEnough, Reservation, Unknown, View, labels
+from .readiness import Output, Steps, answers, exit_code
+from .settings import DOCKER_THREADS, GPUSettings
+from .survey import Surveyor
+
+# Two hubs that keep choosing the same GPUs give up after this many tries.
+CLAIM_ROUNDS = 10
+
+
+class GPUSpawner(GPUSettings):
+    """Start single-user servers in containers, each with the GPUs it asked for and no others."""
+
+    _executor: ClassVar[ThreadPoolExecutor | None] = None
+    _ledger: ClassVar[tuple[Any, Ledger] | None] = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What belongs to one spawn. None of it may outlive the next clear_state().
+        self._steps = Steps()
+        self._request: Request | None = None
+        self._reservation: Reservation | None = None
+        self._creating: asyncio.Future[Any] | None = None
+        self._output: Output | None = None
+        self._pulled: str | None = None
+        # Trait -> the administrator's value, to be put back.
+        self._configured: dict[str, Any] = {}
+        self._overridden: dict[str, Any] = {}
+
+    # -- The choice ----------------------------------------------------------------------------
+
+    @default("options_form")
+    def _options_form_default(self) -> Any:
+        return GPUSpawner.render_form
+
+    async def render_form(self) -> str:
+        """Return the form in which users choose, as HTML; "" where there is nothing to choose."""
+        overrides = await self._group_overrides()
+        limits = self.limits(overrides.get("gpu_limit", self.gpu_limit))
+        view, trouble = None, ""
+        try:
+            view = await self.ledger.look(except_for=self.holder)
+        except Unknown as error:
+            trouble = str(error)
+        saved = self.orm_spawner.user_options if self.orm_spawner else None
+        return form.render(limits, options.remembered(saved), view, trouble)
+
+    def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
+        """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
+        return self.run_options_from_form(
+            {key.removeprefix("opt-"): value for key, value in query_data.items()}
+        )
+
+    async def _run_apply_user_options(self, user_options: Any) -> None:
+        """Check the choice; the one place that form, link and REST share."""
+        self._steps.begin()
+        self._request = await self._check(user_options)
+        if self.apply_user_options:
+            await super()._run_apply_user_options(user_options)
+
+    async def _check(self, raw: Any) -> Request:
+        try:
+            choice = options.parse(raw, others_allowed=self._has_own_options())
+            limits = self.limits(self.gpu_limit)
+            key = options.image_key(choice, limits)
+            view = View(None, None, ())
+            if options.gpu_count(choice, limits) > 0:
+                view = await self.ledger.look(except_for=self.holder)
+            request = options.request(choice, limits, view.gpus, view.driver)
+        except options.Refused as error:
+            raise failures.refusal(str(error), "choice", error.status) from None
+        except Unknown as error:
+            sentence = f"{error} Until then, servers with 0 GPUs can be started."
+            raise failures.refusal(sentence, "unknown", 503) from None
+        if choice.image is not None or self.images:
+            known = limits.versions.get(key)
+            self._replace("image", known.image if known else key)
+        return request
+
+    def _has_own_options(self) -> bool:
+        """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
+        return bool(
+            self.apply_user_options
+            or self.options_form != GPUSpawner.render_form
+            or self.options_from_form is not options.from_fields
+        )
+
+    async def check_allowed(self, image: str) -> str:
+        """Return the image reference that a catalogue key stands for."""
+        limits = self.limits(self.gpu_limit)
+        try:
+            key = options.image_key(options.parse({"image": image}), limits)
+        except options.Refused as error:
+            raise failures.refusal(str(error), "choice", error.status) from None
+        return limits.versions[key].image if key in limits.versions else key
+
+    # -- Traits that one spawn changes, and that are put back ----------------------------------
+
+    def _replace(self, trait: str, value: Any) -> None:
+        """Set a trait for this spawn only: the object is used again for the next."""
+        self._configured.setdefault(trait, getattr(self, trait))
+        setattr(self, trait, value)
+
+    def clear_state(self) -> None:
+        """Forget the last spawn; called before every start and after every stop."""
+        super().clear_state()
+        for trait, value in self._configured.items():
+            setattr(self, trait, value)
+        self._configured = {}
+        self._request = self._reservation = self._creating = self._output = self._pulled = None
+
+    async def apply_group_overrides(self) -> None:
+        """Apply group overrides to the configured values: rights end with the membership."""
+        for trait, value in self._overridden.items():
+            setattr(self, trait, value)
+        self._overridden = {}
+        await super().apply_group_overrides()
+
+    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
+        for trait in spawner_override:
+            self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
+        super()._apply_overrides(spawner_override)
+
+    async def _group_overrides(self) -> dict[str, Any]:
+        """Return the overrides that will apply, since the form is made before they do."""
+        configured: Any = self.group_overrides
+        if callable(configured):
+            configured = await maybe_future(configured(self))
+        groups = {group.name for group in self.user.groups} if self.user else set()
+        found: dict[str, Any] = {}
+        for _, entry in sorted((configured or {}).items()):
+            if groups & set(entry["groups"]):
+                found |= entry["spawner_override"]
+        return {key: value(self) if callable(value) else value for key, value in found.items()}
+
+    # -- The engine and the ledger -------------------------------------------------------------
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads for the engine's calls, so that a slow stop or pull holds up nobody."""
+        if GPUSpawner._executor is None:
+            GPUSpawner._executor = ThreadPoolExecutor(DOCKER_THREADS, thread_name_prefix="docker")
+        return GPUSpawner._executor
+
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
+    @property
+    def holder(self) -> Holder:
+        """This server, as the holder of its GPUs."""
+        return Holder(self.user.name, self.name) if self.user else Holder("")
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the engine's host, one for all spawners of this process."""
+        loop = asyncio.get_running_loop()
+        if GPUSpawner._ledger is None or GPUSpawner._ledger[0] is not loop:
+            surveyor = Surveyor(
+                self.nvml_timeout,
+                excluded=self.excluded_gpus,
+                memory_threshold_mib=(self.foreign_memory or 0) >> 20 or None,
+            )
+            GPUSpawner._ledger = loop, Ledger(self._list_containers, surveyor, _explain_unknown)
+        return GPUSpawner._ledger[1]
+
+    async def _list_containers(self) -> Sequence[dict[str, Any]]:
+        found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
+        tidying.sweep_stale(self.docker, found, self.log)
+        return found
+
+    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the engine in a thread. What creates our container gets its lease here, last.
+
+        Anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
+        user's name.
+        """
+        if method == "create_container" and kwargs.get("name") == self.object_name:
+            kwargs = self._with_lease(kwargs)
+        return super().docker(method, *args, **kwargs)
+
+    def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
+        uuids = (
+            [gpu.uuid for gpu in self._reservation.gpus if gpu.uuid] if self._reservation else []
+        )
+        key = self._request.image if self._request else self.image
+        return with_lease(
+            create_kwargs,
+            labels=labels(self.holder, key, uuids),
+            uuids=uuids,
+            shm_size=self.shm_size,
+            ulimits=self.ulimits,
+        )
+
+    # -- Start ---------------------------------------------------------------------------------
+
+    async def run_pre_spawn_hook(self) -> None:
+        """Run the administrator's hook and get the image, before `start_timeout`'s clock starts."""
+        await maybe_future(super().run_pre_spawn_hook())
+        try:
+            await self.pull_image(self.image)
+        except Exception as error:
+            raise self._translated(error) from error
+        self._pulled = self.image
+
+    async def pull_image(self, image: str) -> None:
+        """Get the image if needed, once per spawn."""
+        if self._pulled == image:
+            return
+        await super().pull_image(image)
+
+    async def start(self) -> tuple[str, int]:
+        """Start a server with the GPUs of its request; return (ip, port) once it answers."""
+        began = time.monotonic()
+        try:
+            if self._request is None:
+                self._request = await self._check(self.user_options)
+            await tidying.finish(self.object_name)
+            await self._make_way(self._request)
+            for _ in range(CLAIM_ROUNDS):
+                with suppress(Contested):
+                    return await self._start_once(self._request)
+                self.log.warning("Another hub took a GPU of %s's: choosing anew", self._log_name)
+            raise NotEnough("Others were quicker each time. Please try again.")
+        except asyncio.CancelledError:
+            if time.monotonic() - began < self.start_timeout * 0.98:
+                raise  # the user gave up, not the clock
+            raise StartTimeout(self.start_timeout, self._last_lines()) from None
+        except Exception as error:
+            raise self._translated(error) from error
+
+    async def _start_once(self, request: Request) -> tuple[str, int]:
+        self._reservation = self._creating = self._output = None
+        try:
+            self._reservation = await self.ledger.reserve(self.holder, request, self.gpu_policy)
+            self._steps.say(20, form.granted(self._reservation.gpus))
+            ip, port = await super().start()
+            self._steps.say(70, "Container started, waiting for JupyterLab")
+            await self._until_ready(ip, port)
+        except BaseException as error:
+            tidied = tidying.begin(
+                self.object_name, self.docker, self.ledger, self._reservation, self._creating
+            )
+            if isinstance(error, Exception):
+                await asyncio.shield(tidied)
+            raise
+        finally:
+            if self._output:
+                self._output.detach()
+        return ip, port
+
+    async def _make_way(self, request: Request) -> None:
+        """Remove what is left of an earlier server, before its GPUs are counted as taken."""
+        existing = await self.get_object()
+        if existing is None:
+            return
+        if not self.remove and tidying.can_resume(existing, request, self.image, self.mem_limit):
+            return
+        self.log.warning("Replacing container %s, left by an earlier server", self.object_name)
+        await tidying.remove(self.docker, existing[self.object_id_key])
+        self.object_id = ""
+
+    async def create_object(self) -> Any:
+        """Create the container; from then on its labels hold the GPUs."""
+        self._steps.say(40, "Creating the container")
+        self._creating = asyncio.ensure_future(super().create_object())
+        # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
+        created = await asyncio.shield(self._creating)
+        if self._reservation:
+            self.ledger.release(self._reservation)
+        return created
+
+    async def start_object(self) -> None:
+        """Start the container if it has what was granted, and nobody else was given that."""
+        container = await self.docker("inspect_container", self.container_id)
+        uuids = self._reservation.uuids if self._reservation else frozenset()
+        if set(granted_uuids(container)) != uuids:
+            raise failures.failure("The container was created with other GPUs than were granted.")
+        user = container["Config"].get("User") or ""
+        await self._in_thread(
+            volumes.give_to_user, self.client, self.container_id, user, self.mounted_volumes()
+        )
+        self._output = Output()
+        with suppress(docker.errors.APIError):  # its last words would be nice to have, no more
+            await self._in_thread(self._output.attach, self.client, self.container_id)
+        await self.ledger.claim(self.container_id, uuids)
+        await super().start_object()
+
+    async def _until_ready(self, ip: str, port: int) -> None:
+        """Wait for the server's first answer; the hub waits on where it doesn't come in time."""
+        output = self._output or Output()
+        path = self.server.base_url if self.server else "/"
+        url = "" if self.internal_ssl else f"http://{ip}:{port}{url_path_join(path, 'api')}"
+        if await answers(url, ip, port, output.ended, self.http_timeout):
+            return
+        if output.ended.is_set() and await self.poll() is not None:
+            code = await self._in_thread(exit_code, self.client, self.container_id)
+            raise failures.died(code, self._last_lines())
+
+    def _last_lines(self) -> list[str]:
+        return self._output.last_lines() if self._output else []
+
+    def _translated(self, error: Exception) -> Exception:
+        """Return the exception that the user reads in place of this one."""
+        if isinstance(error, web.HTTPError):
+            return error
+        if isinstance(error, NotEnough | Unknown):
+            reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
+            return failures.refusal(str(error), reason, 503)
+        self.log.error("Starting %s failed", self._log_name, exc_info=error)
+        return failures.failure(failures.explain(error))
+
+    async def get_url(self) -> str:
+        """Return where a running server is; asked by a hub that was killed while it started."""
+        ip, port = await self.get_ip_and_port()
+        return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield what happens, in words."""
+        async for event in self._steps.follow():
+            yield event
+
+    # -- Stop ----------------------------------------------------------------------------------
+
+    async def run_post_stop_hook(self) -> None:
+        """Leave nothing behind, however the server ended; then the administrator's hook."""
+        try:
+            await tidying.remove_remains(self.docker, self.object_name, always=self.remove)
+        except Exception as error:
+            self.log.warning("Container %s may remain: %s", self.object_name, error)
+        await maybe_future(super().run_post_stop_hook())
+
+    # -- Volumes -------------------------------------------------------------------------------
+
+    def mounted_volumes(self) -> list[volumes.Volume]:
+        """Return the user's own volume and their courses', by the names they have in the engine."""
+        groups = [group.name for group in self.user.groups] if self.user else []
+        templates = volumes.mounted(self.home_volume, self.home_path, self.course_volumes, groups)
+        return [
+            replace(
+                volume,
+                name=self.format_volume_name(volume.name, self),
+                path=self.format_volume_name(volume.path, self),
+            )
+            for volume in templates
+        ]
+
+    @property
+    def volume_binds(self) -> dict[str, dict[str, Any]]:
+        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
+        ours = {
+            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
+            for volume in self.mounted_volumes()
+        }
+        return super().volume_binds | ours
+
+
+def _explain_unknown(error: Exception) -> str:
+    cause = str(error) if isinstance(error, InventoryError) else failures.explain(error)
+    return f"{cause} What can't be read isn't handed out."

@@ -1,0 +1,90 @@
+"""`gpuspawner gpus`: what is there, and who holds what."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import docker
+import docker.errors
+
+from .allocation import GPU, apply_leases
+from .failures import explain
+from .inventory import InventoryError
+from .leases import LABEL_GPUS, leases_of
+from .survey import Survey, survey
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this subcommand's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the host's GPUs; 1 and a sentence on stderr where NVML or the engine can't be read."""
+    try:
+        found = survey()
+        gpus = apply_leases(found.gpus, _leases()) if found.gpus else ()
+    except InventoryError as error:
+        print(f"gpuspawner: {error}", file=sys.stderr)
+        return 1
+    except (docker.errors.DockerException, OSError) as error:
+        print(f"gpuspawner: {explain(error)}", file=sys.stderr)
+        return 1
+    print(json.dumps(as_json(found, gpus), indent=2) if arguments.json else as_text(found, gpus))
+    return 0
+
+
+def _leases() -> Any:
+    client = docker.from_env(timeout=20)
+    try:
+        return leases_of(client.api.containers(all=True, filters={"label": LABEL_GPUS}))
+    finally:
+        client.close()
+
+
+def as_json(found: Survey, gpus: Sequence[GPU]) -> dict[str, Any]:
+    """Return the documented JSON value."""
+    return {"driver": found.driver, "cuda": found.cuda, "gpus": [_entry(gpu) for gpu in gpus]}
+
+
+def _entry(gpu: GPU) -> dict[str, Any]:
+    holder = gpu.holder
+    return {
+        "uuid": gpu.uuid,
+        "index": gpu.index,
+        "name": gpu.model,
+        "memory_total_mib": gpu.memory_total_mib,
+        "memory_used_mib": gpu.memory_used_mib,
+        "utilization_percent": gpu.utilization_percent,
+        "state": gpu.state,
+        "holder": {"user": holder.user, "server": holder.server} if holder else None,
+        "reason": gpu.reason,
+    }
+
+
+def as_text(found: Survey, gpus: Sequence[GPU]) -> str:
+    """Return a table for a terminal."""
+    if found.driver is None:
+        return "No NVIDIA driver on this machine."
+    rows = [("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")]
+    for gpu in gpus:
+        memory = f"{_known(gpu.memory_used_mib)}/{_known(gpu.memory_total_mib)}"
+        use = "?" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
+        reason = "" if gpu.state in ("free", "leased") else gpu.reason
+        rows.append(
+            (str(gpu.index), gpu.model, memory, use, gpu.state, str(gpu.holder or ""), reason)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([f"Driver {found.driver}, CUDA {found.cuda or '?'}", *lines])
+
+
+def _known(value: int | None) -> str:
+    return "?" if value is None else str(value)

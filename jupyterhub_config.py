@@ -1,0 +1,73 @@
+"""JupyterHub for one GPU machine. Copy this file, and change what doesn't suit you.
+
+JupyterHub writes its database and secrets into the folder that it is started in.
+"""
+
+import secrets
+from pathlib import Path
+
+from gpuspawner.images import load_catalogue
+from gpuspawner.network import ensure_network
+
+c = get_config()  # noqa: F821
+
+# ---- Who may log in ------------------------------------------------------------------------------
+# For a demonstration: everybody with the password, under any name. Before real people come, replace
+# these lines by your own log-in; README.md has the lines for PAM, accounts of the hub's own, OAuth
+# and LTI.
+
+
+def kept_secret(name: str, length: int) -> str:
+    """Return the secret in a file of the working folder, made at the first start."""
+    file = Path(name)
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(length))
+    return file.read_text().strip()
+
+
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = kept_secret("user-password", 9)
+c.SharedPasswordAuthenticator.admin_password = kept_secret("admin-password", 27)
+c.Authenticator.allow_all = True
+c.Authenticator.admin_users = {"admin"}
+# Members of this group write the course material (see `course_volumes`).
+c.JupyterHub.load_groups = {"instructors": {"users": ["admin"]}}
+
+# ---- Where it is ---------------------------------------------------------------------------------
+# Reachable from this machine only. Put a web server with TLS before it (JupyterHub's documentation
+# has the lines for nginx and Apache), or set `c.JupyterHub.ssl_cert` and `ssl_key`.
+c.JupyterHub.bind_url = "http://127.0.0.1:8000"
+# A network of the servers' own: they reach the hub and the outside, and not each other. The hub
+# listens for them on that network's address; no server's port is published on the host.
+c.JupyterHub.hub_ip = ensure_network("gpuspawner")
+c.GPUSpawner.network_name = "gpuspawner"
+
+# ---- What a server is ----------------------------------------------------------------------------
+c.JupyterHub.spawner_class = "gpu"
+# The image versions that users choose from; `gpuspawner image build` builds them. Instead of the
+# file you can write {"my-version": {"title": "…", "image": "registry/name:tag"}}.
+c.GPUSpawner.images = load_catalogue(Path(__file__).parent / "image" / "catalogue.yaml")
+# GPUs of one server: at most, and for those who don't say. Groups can have more, as in
+# c.Spawner.group_overrides = {"lab": {"groups": ["lab"], "spawner_override": {"gpu_limit": 4}}}
+c.GPUSpawner.gpu_limit = 2
+c.GPUSpawner.default_gpus = 1
+# Memory of one server, /dev/shm included, and how much of it /dev/shm may take.
+c.GPUSpawner.mem_limit = "16G"
+c.GPUSpawner.shm_size = "8G"
+c.GPUSpawner.extra_host_config = {
+    # No program in a server can gain rights that it didn't start with, and it starts with none.
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    # Stops a fork bomb; JupyterLab with a few DataLoaders takes some hundred.
+    "pids_limit": 4096,
+}
+
+# ---- What is kept --------------------------------------------------------------------------------
+# Each user's own volume, mounted at ~/work: kept when the server stops, and when the user picks
+# another image version. Everything else in a server is gone when it stops.
+c.GPUSpawner.home_volume = "gpuspawner-home-{username}"
+# A volume that everybody reads and instructors write, mounted at ~/course.
+c.GPUSpawner.course_volumes = {
+    "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
+}
