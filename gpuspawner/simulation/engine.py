@@ -1,0 +1,306 @@
+"""A private Docker Engine: how it is configured, started, asked and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .network import Addresses, Namespaces
+from .programs import SimulationError, call, search_path
+
+HOOK = "nvidia-container-runtime-hook"
+START_SECONDS = 120
+STOP_SECONDS = 30
+LOG_LINES = 12
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def version() -> tuple[int, int]:
+    """The installed engine's version, such as (20, 10). SimulationError if it doesn't say."""
+    said = call(["dockerd", "--version"])
+    numbers = re.search(r"(\d+)\.(\d+)", said)
+    if numbers is None:
+        raise SimulationError(f"`dockerd --version` names no version: {said.strip()!r}")
+    return int(numbers[1]), int(numbers[2])
+
+
+def configuration(
+    directory: Path,
+    data: Path,
+    name: str,
+    addresses: Addresses,
+    dns: dict[str, list[str]],
+    engine_version: tuple[int, int],
+) -> dict[str, Any]:
+    """The engine's daemon.json: everything it has or uses is its own.
+
+    ref: https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file
+    """
+    settings: dict[str, Any] = {
+        "data-root": str(data),
+        "exec-root": str(directory / "exec"),
+        "pidfile": str(directory / "docker.pid"),
+        "hosts": [f"unix://{directory / 'docker.sock'}"],
+        "bip": addresses.bridge,
+        "default-address-pools": [
+            {"base": str(addresses.containers), "size": _pool_size(addresses)}
+        ],
+        # systemd's own groups would carry systemd's names, not ours.
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "cgroup-parent": f"/{name}",
+        # Its published ports are in its own namespace: nobody needs a process for each of them.
+        "userland-proxy": False,
+        "shutdown-timeout": 10,
+        **dns,
+    }
+    if engine_version >= (25, 0):
+        # ref: https://docs.docker.com/build/building/cdi/
+        settings["features"] = {"cdi": True}
+        settings["cdi-spec-dirs"] = [str(directory / "cdi")]
+    if engine_version >= (28, 2):
+        # A hub on the host speaks with containers at their own addresses, which engines since 28
+        # refuse to what comes from outside. ref: https://docs.docker.com/engine/network/packet-filtering-firewalls/
+        settings["allow-direct-routing"] = True
+    return settings
+
+
+def _pool_size(addresses: Addresses) -> int:
+    return min(30, max(24, addresses.containers.prefixlen + 4))
+
+
+def write_hook(directory: Path) -> None:
+    """Put the stand-in for NVIDIA's runtime hook where the engine will look for it."""
+    folder = directory / "hook"
+    folder.mkdir()
+    # By the interpreter itself, not the virtual environment's link to it, and without its packages:
+    # it runs at every start of a container, and what the hook imports is in the standard library.
+    words = [os.path.realpath(sys.executable), "-I", "-S", str(Path(__file__).parent / "hook.py")]
+    command = shlex.join([*words, str(directory)])
+    wrapper = folder / HOOK
+    wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    wrapper.chmod(0o755)
+
+
+class Engine:
+    """One dockerd in given namespaces, with all its processes in one control group.
+
+    It gets a SIGTERM from the kernel when the process that started it dies: then it ends its
+    containers and itself.
+    """
+
+    def __init__(self, directory: Path, namespaces: Namespaces, group: Path) -> None:
+        self.directory = directory
+        self.socket = directory / "docker.sock"
+        self.log = directory / "dockerd.log"
+        self._namespaces = namespaces
+        self._group = group
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers. SimulationError, with its last words, if not."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        words = ["dockerd", "--config-file", str(self.directory / "daemon.json")]
+        environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(self.directory / "hook"), search_path()]),
+            # Engines 28.0 and 28.1 have it only as a variable: see `allow-direct-routing` above.
+            "DOCKER_INSECURE_NO_IPTABLES_RAW": "1",
+        }
+        for name in ("LD_LIBRARY_PATH", "PYTHONPATH", "DOCKER_HOST", "DOCKER_CONTEXT"):
+            environment.pop(name, None)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._namespaces.enter(words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=joining(self._group, signal.SIGTERM),
+            )
+        self._wait_until_ready(self._process)
+        # Whatever its version makes of strangers' packets: the host may speak with containers.
+        rule = ["DOCKER-USER", "-i", "eth0", "-j", "ACCEPT"]
+        for action in ("-D", "-I"):
+            call(self._namespaces.enter(["iptables", "-w", action, *rule]), check=action == "-I")
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise SimulationError(
+                    f"the engine ended while starting; its log:\n{self.last_words()}"
+                )
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.ask("GET", "/_ping", seconds=5)[0] == 200:
+                    return
+            time.sleep(0.02)
+        raise SimulationError(
+            f"the engine doesn't answer after {START_SECONDS} s; its log:\n{self.last_words()}"
+        )
+
+    def stop(self) -> None:
+        """End it as an administrator would: its containers are stopped first, but stay."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash would. Containers go on without it until it is started again."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        # Its containerd goes with it, but a little later, and the next one won't start before.
+        end = time.monotonic() + STOP_SECONDS
+        while self._containerd_runs() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _containerd_runs(self) -> bool:
+        for pid in (self._group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "containerd":
+                    return True
+        return False
+
+    def reap(self) -> None:
+        """Clear away ended processes that the engine left to us; see `adopt_orphans`.
+
+        Nothing else may be waiting for a process meanwhile.
+        """
+        while True:
+            if self._process is not None:
+                self._process.poll()
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return
+                if self._process is None or ended.si_pid != self._process.pid:
+                    os.waitpid(ended.si_pid, 0)
+            except ChildProcessError:
+                return
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-LOG_LINES:])
+
+    def ask(self, method: str, path: str, seconds: float = 30) -> tuple[int, Any]:
+        """A request to its API: the status and the JSON answer, or None. OSError if it is away."""
+        connection = _UnixConnection(self.socket, seconds)
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        try:
+            return response.status, json.loads(text)
+        except ValueError:
+            return response.status, None
+
+    def remove_containers(self, grace_seconds: int) -> None:
+        """Stop all its containers, with a little time to end by themselves, and remove them.
+
+        Named volumes stay. What the engine can't remove it says in its log.
+        """
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if self._in_swarm():
+                self.ask("POST", "/swarm/leave?force=true")
+            _, containers = self.ask("GET", "/containers/json?all=true")
+            with ThreadPoolExecutor(8) as pool:
+                for container in containers or []:
+                    pool.submit(self._remove, container, grace_seconds)
+
+    def _in_swarm(self) -> bool:
+        _, answer = self.ask("GET", "/info")
+        return bool(answer) and answer.get("Swarm", {}).get("LocalNodeState") not in (
+            None,
+            "inactive",
+        )
+
+    def _remove(self, container: dict[str, Any], grace_seconds: int) -> None:
+        place = f"/containers/{quote(container['Id'])}"
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if container.get("State") == "paused":
+                self.ask("POST", f"{place}/unpause")
+            if container.get("State") in ("paused", "running", "restarting"):
+                self.ask("POST", f"{place}/stop?t={grace_seconds}")
+            self.ask("DELETE", f"{place}?force=true&v=true")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the engine's socket; docker-py would have to be installed where this runs."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def forget_networks(data: Path) -> None:
+    """Remove what an earlier run's engine noted of networks and swarms.
+
+    Its addresses were that run's, and may not be this one's. Images and volumes stay.
+    """
+    shutil.rmtree(data / "network" / "files", ignore_errors=True)
+    shutil.rmtree(data / "swarm", ignore_errors=True)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of processes whose own has ended, of those that this one started.
+
+    They are the engine's: the shim of each container is left to the machine's first process, and in
+    many a container that one doesn't clear away what has ended. An ended containerd that is still
+    listed keeps dockerd from starting another.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def joining(group: Path, when_parent_dies: signal.Signals) -> Callable[[], None]:
+    """For a new process, before it becomes another program: join a group, don't outlive us."""
+    parent = os.getpid()
+    library = ctypes.CDLL(None)
+
+    def join() -> None:
+        # Not `Path`: between fork and exec the less the better.
+        with open(group / "cgroup.procs", "w") as file:  # noqa: PTH123
+            file.write(str(os.getpid()))
+        library.prctl(_PR_SET_PDEATHSIG, when_parent_dies)
+        if os.getppid() != parent:  # it died before it could be told
+            os._exit(1)
+
+    return join

@@ -1,0 +1,238 @@
+"""A GPU host without a GPU, for as long as it is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import hook
+from .library import BuildError, build
+from .programs import SimulationError, require
+from .state import STATE_PATH_VARIABLE, State
+
+HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
+
+# What would lead a Docker client somewhere else, whatever DOCKER_HOST says.
+_ELSEWHERE = ("DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+
+
+def cache_folder() -> Path:
+    """Where images and volumes stay between runs: below XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "gpuspawner"
+
+
+class SimulatedHost:
+    """A simulated NVML and a private Docker Engine that hands out its GPUs; a context manager.
+
+    `state` is what NVML says at first. Images and volumes are kept in `cache` (default:
+    `cache_folder()`); two hosts at once use different folders in it. `missing_functions` are absent
+    from the NVML library, as from an older driver's.
+
+    Needs root, Docker's programs, iproute2, iptables and a C compiler, and never touches the
+    machine's own Docker Engine. SimulationError, saying what to do, if it can't be had; then
+    nothing of it is left. When it ends, its containers are removed, and their named volumes stay.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        cache: str | os.PathLike[str] | None = None,
+        *,
+        missing_functions: Collection[str] = (),
+    ) -> None:
+        self._first_state = state
+        self._cache = Path(cache) if cache is not None else cache_folder()
+        self._missing_functions = missing_functions
+        self._keeper: subprocess.Popen[str] | None = None
+        self._directory: Path | None = None
+        self.hub_ip = ""
+        """The host's address where containers reach a hub that listens on it."""
+        self.storage_driver = ""
+        """How the engine stores images: `overlay2`, or the much slower `vfs`."""
+
+    def __enter__(self) -> SimulatedHost:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Set everything up. SimulationError if that can't be done."""
+        _check_machine()
+        cache = self._cache.absolute()
+        try:
+            binaries = build(cache, self._missing_functions)
+        except BuildError as error:
+            raise SimulationError(str(error)) from error
+        try:
+            self._start_keeper()
+            self._directory = Path(self._ask("claim")["directory"])
+            shutil.copytree(binaries.directory, self._directory / "nvml")
+            self._first_state.write(self.state_path)
+            about = self._ask("start", cache=str(cache))
+        except BaseException:
+            self.stop()
+            raise
+        self.hub_ip = about["hub_ip"]
+        self.storage_driver = about["driver"]
+
+    def stop(self) -> None:
+        """Take everything down; nothing is done if it is down already."""
+        keeper, self._keeper = self._keeper, None
+        self._directory = None
+        if keeper is None:
+            return
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            keeper.stdin.close()
+        interrupted: KeyboardInterrupt | None = None
+        while True:
+            try:
+                keeper.wait()
+                break
+            except KeyboardInterrupt as error:
+                # Leaving now wouldn't be quicker: the keeper has heard of the end already.
+                interrupted = error
+        keeper.stdout.close()
+        if interrupted is not None:
+            raise interrupted
+
+    @property
+    def directory(self) -> Path:
+        """What is there while it runs: `state`, `docker.sock`, `dockerd.log`, `nvml/`…"""
+        if self._directory is None:
+            raise SimulationError("this simulated host isn't running: use it in a `with` block")
+        return self._directory
+
+    @property
+    def state_path(self) -> Path:
+        """The file with what NVML says."""
+        return self.directory / "state"
+
+    @property
+    def socket(self) -> Path:
+        """The private engine's socket."""
+        return self.directory / "docker.sock"
+
+    @property
+    def docker_host(self) -> str:
+        """The private engine's address, as DOCKER_HOST wants it."""
+        return f"unix://{self.socket}"
+
+    @property
+    def additions(self) -> dict[str, str]:
+        """The variables that make a program see this host; PATH and the like are whole."""
+        nvml = str(self.directory / "nvml")
+        return {
+            "DOCKER_HOST": self.docker_host,
+            HUB_IP_VARIABLE: self.hub_ip,
+            STATE_PATH_VARIABLE: str(self.state_path),
+            # An empty entry would mean the current folder.
+            "LD_LIBRARY_PATH": _joined(nvml, os.environ.get("LD_LIBRARY_PATH", "")),
+            "PATH": _joined(nvml, os.environ.get("PATH", os.defpath)),
+        }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's environment with `additions`, for programs on the simulated host."""
+        kept = {key: value for key, value in os.environ.items() if key not in _ELSEWHERE}
+        return {**kept, **self.additions}
+
+    def read(self) -> State:
+        """What NVML says now."""
+        return State.read(self.state_path)
+
+    def write(self, state: State) -> None:
+        """Let NVML say something else, at once, on the host and in running containers."""
+        change(self.state_path, lambda _: state)
+
+    def change(self, function: Callable[[State], State]) -> State:
+        """Let NVML say what `function` makes of the state now; nobody else's change is lost."""
+        return change(self.state_path, function)
+
+    def stop_engine(self) -> None:
+        """Stop the engine with SIGTERM, as an administrator would. Its containers stop and stay."""
+        self._ask("stop_engine")
+
+    def kill_engine(self) -> None:
+        """Kill the engine with SIGKILL. Its containers go on until it is started again."""
+        self._ask("kill_engine")
+
+    def start_engine(self) -> None:
+        """Start the engine after one of these. Like any, it takes down what it finds running."""
+        self._ask("start_engine")
+
+    def _start_keeper(self) -> None:
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-m", "gpuspawner.simulation.keeper"],
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def _ask(self, action: str, **arguments: str) -> Mapping[str, Any]:
+        keeper = self._keeper
+        if keeper is None:
+            raise SimulationError("this simulated host isn't running: use it in a `with` block")
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            keeper.stdin.write(json.dumps({"do": action, **arguments}) + "\n")
+            keeper.stdin.flush()
+            line = keeper.stdout.readline()
+        if not line:
+            raise SimulationError("the process that keeps the simulated host was killed")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise SimulationError(answer["error"])
+        done: dict[str, Any] = answer["done"]
+        return done
+
+
+def change(state_path: Path, function: Callable[[State], State]) -> State:
+    """Replace the state of the simulated host whose file this is, and return the new one.
+
+    Containers that run have their own view of it, which is written too. What `function` raises is
+    passed on, and nothing is changed.
+    """
+    directory = state_path.parent
+    with hook.locked(directory):
+        state = function(State.read(state_path))
+        state.write(state_path)
+        for view in (directory / "views").iterdir():
+            hook.refresh(directory, view.name)
+    return state
+
+
+def _joined(first: str, rest: str) -> str:
+    return os.pathsep.join(filter(None, [first, *rest.split(os.pathsep)]))
+
+
+def _check_machine() -> None:
+    if sys.platform != "linux":
+        raise SimulationError("a simulated host needs Linux: it is made of its namespaces")
+    if os.geteuid() != 0:
+        raise SimulationError(
+            "a simulated host sets up a private Docker Engine and its network, which takes root: "
+            "run it with sudo"
+        )
+    require(["dockerd", "ip", "iptables", "mount", "nsenter", "unshare"])

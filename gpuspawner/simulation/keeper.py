@@ -1,0 +1,210 @@
+"""The process that sets a simulated host up, and takes it down whatever becomes of who wanted it.
+
+`host.SimulatedHost` starts it in a session of its own, where no Ctrl-C reaches it, and tells it
+what to do: a JSON object per line on standard input, an answer per line on standard output. When
+the input ends, be it that its starter is done or was killed, it takes everything down and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import network, slots
+from .engine import (
+    Engine,
+    adopt_orphans,
+    configuration,
+    forget_networks,
+    joining,
+    version,
+    write_hook,
+)
+from .programs import SimulationError
+
+# A server that is still there when the simulation ends has had its time: the hub is gone already.
+GRACE_SECONDS = 2
+
+PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
+
+
+class Keeper:
+    """What is up now, so that `end` takes down just that."""
+
+    def __init__(self) -> None:
+        self._slot: slots.Slot | None = None
+        self._data_lock: int | None = None
+        self._namespaces: network.Namespaces | None = None
+        self._engine: Engine | None = None
+        self._resolver: subprocess.Popen[str] | None = None
+        self.idle = False
+
+    def reap(self, *_: object) -> None:
+        """Clear away the engine's ended processes, when this process waits for none of its own."""
+        if self.idle and self._engine is not None:
+            self._engine.reap()
+
+    def claim(self) -> dict[str, Any]:
+        """Take a slot; its folder is where state and library belong before `start`."""
+        self._slot = slots.claim()
+        (self._slot.directory / "views").mkdir()
+        return {"directory": str(self._slot.directory)}
+
+    def start(self, cache: str) -> dict[str, Any]:
+        """Set up the network and start the engine, with its images in the folder `cache`."""
+        slot = self._slot
+        assert slot is not None
+        data = self._claim_data(Path(cache))
+        slots.prepare_machine()
+        addresses = network.choose_addresses(slot.number, network.taken_networks())
+        self._namespaces = network.open_namespaces(slot.name, addresses)
+        network.add_rules(slot.name, addresses)
+        group = slots.own_group(slot.name)
+        settings = configuration(
+            slot.directory, data, slot.name, addresses, self._names(addresses, group), version()
+        )
+        (slot.directory / "daemon.json").write_text(json.dumps(settings, indent=1))
+        write_hook(slot.directory)
+        forget_networks(data)
+        self._engine = Engine(slot.directory, self._namespaces, group)
+        self._engine.start()
+        self._engine.remove_containers(0)  # an earlier run's that was killed
+        _, about = self._engine.ask("GET", "/info")
+        return {"hub_ip": str(addresses.host), "data": str(data), "driver": about["Driver"]}
+
+    def _claim_data(self, cache: Path) -> Path:
+        """The first of the cache's engine folders that no running engine uses."""
+        cache.mkdir(parents=True, exist_ok=True)
+        for number in range(slots.SLOTS):
+            lock = os.open(cache / f"engine-{number}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._data_lock = lock
+                data = cache / f"engine-{number}"
+                data.mkdir(exist_ok=True)
+                return data
+            os.close(lock)
+        raise SimulationError(f"all engines' folders in {cache} are in use")
+
+    def _names(self, addresses: network.Addresses, group: Path) -> dict[str, list[str]]:
+        """The engine's settings for name resolution: containers resolve what the host does."""
+        servers = network.name_servers(network.RESOLV_CONF)
+        usable = network.reachable_name_servers(servers)
+        if servers and not usable:
+            self._relay_names(str(addresses.host), servers[0], group)
+            usable = [str(addresses.host)]
+        domains = network.search_domains(network.RESOLV_CONF)
+        settings = {"dns": usable, "dns-search": domains}
+        return {key: values for key, values in settings.items() if values}
+
+    def _relay_names(self, address: str, upstream: str, group: Path) -> None:
+        self._resolver = subprocess.Popen(
+            [sys.executable, "-m", "gpuspawner.simulation.resolver", address, upstream],
+            cwd=PACKAGE_FOLDER,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=joining(group, signal.SIGKILL),
+        )
+        assert self._resolver.stdout is not None
+        said = self._resolver.stdout.readline().strip()
+        if said not in ("ready", "taken"):
+            raise SimulationError(f"names can't be relayed from {address} to {upstream}: {said}")
+
+    def start_engine(self) -> dict[str, Any]:
+        """Start the engine again after `stop_engine` or `kill_engine`."""
+        assert self._engine is not None
+        self._engine.start()
+        return {}
+
+    def stop_engine(self) -> dict[str, Any]:
+        """Stop the engine as its administrator would."""
+        assert self._engine is not None
+        self._engine.stop()
+        return {}
+
+    def kill_engine(self) -> dict[str, Any]:
+        """Kill the engine."""
+        assert self._engine is not None
+        self._engine.kill()
+        return {}
+
+    def end(self) -> None:
+        """Take everything down. Each step is done even if the one before failed."""
+        with contextlib.ExitStack() as steps:
+            if self._data_lock is not None:
+                steps.callback(os.close, self._data_lock)
+            if self._engine is not None:
+                steps.callback(self._engine.reap)
+            if self._slot is not None:
+                steps.callback(self._slot.release)
+            if self._namespaces is not None:
+                steps.callback(self._namespaces.close)
+            if self._resolver is not None:
+                steps.callback(self._resolver.wait)
+                steps.callback(self._resolver.kill)
+            if self._engine is not None:
+                steps.callback(self._engine.stop)
+                steps.callback(self._engine.remove_containers, GRACE_SECONDS)
+
+
+def _answer(answer: dict[str, Any]) -> None:
+    # Who asked may be gone; that is noticed where it matters, at the end of the input.
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(answer), flush=True)
+
+
+def _obey(keeper: Keeper, line: str) -> dict[str, Any]:
+    words = json.loads(line)
+    actions: dict[str, Callable[..., dict[str, Any]]] = {
+        "claim": keeper.claim,
+        "start": keeper.start,
+        "start_engine": keeper.start_engine,
+        "stop_engine": keeper.stop_engine,
+        "kill_engine": keeper.kill_engine,
+    }
+    try:
+        return {"done": actions[words.pop("do")](**words)}
+    except SimulationError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        # A traceback is for whoever mends this; who started the simulation gets it as a whole.
+        return {"error": f"{error!r}\n{traceback.format_exc()}"}
+
+
+def main() -> int:
+    """Do what standard input says until it ends, or SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    keeper = Keeper()
+    signal.signal(signal.SIGCHLD, keeper.reap)
+    adopt_orphans()
+    try:
+        while True:
+            keeper.idle = True
+            keeper.reap()
+            line = sys.stdin.readline()
+            keeper.idle = False
+            if not line:
+                break
+            _answer(_obey(keeper, line))
+    finally:
+        keeper.idle = False
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        keeper.end()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Other programs, called so that a failure becomes a sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+# `sudo` and a plain user's shell often leave these out, and `dockerd` and `iptables` live there.
+ADMINISTRATORS_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+PACKAGES = {
+    "cc": "gcc",
+    "dockerd": "docker.io (or Docker's own docker-ce)",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "mount": "mount",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+}
+
+
+class SimulationError(Exception):
+    """A simulated host can't be had; the text says why and what to do."""
+
+
+def search_path() -> str:
+    """PATH with the administrator's folders at its end."""
+    return os.pathsep.join([os.environ.get("PATH", "/usr/bin:/bin"), *ADMINISTRATORS_FOLDERS])
+
+
+def require(names: Sequence[str]) -> None:
+    """SimulationError, naming the packages to install, if one of these programs is missing."""
+    missing = [name for name in names if shutil.which(name, path=search_path()) is None]
+    if missing:
+        packages = sorted({PACKAGES.get(name, name) for name in missing})
+        raise SimulationError(
+            f"{', '.join(missing)} not found on PATH: install the package"
+            f"{'s' if len(packages) > 1 else ''} {', '.join(packages)} and try again"
+        )
+
+
+def call(words: Sequence[str], *, check: bool = True, seconds: float = 60) -> str:
+    """Run a program to its end and return what it wrote to standard output.
+
+    SimulationError if it can't be run, takes longer than `seconds` or, unless `check` is false,
+    fails; it quotes the program's last words.
+    """
+    environment: Mapping[str, str] = {**os.environ, "PATH": search_path(), "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            list(words),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        if not check:
+            return ""
+        raise SimulationError(f"`{' '.join(words)}` can't be run: {error}") from error
+    if check and done.returncode:
+        reason = (done.stderr or done.stdout).strip().replace("\n", "; ")
+        raise SimulationError(f"`{' '.join(words)}` failed: {reason or done.returncode}")
+    return done.stdout
