@@ -5,11 +5,31 @@ Pure functions over the arguments of docker-py's `create_container`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import resource
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
+
+
+class LimitRefused(Exception):
+    """The engine may not set a limit so high. `str()` is for the administrator."""
+
+
+def refused_limit(error: Exception, ulimits: Iterable[str]) -> str | None:
+    """Return which limit the engine may not set, being under a lower one itself; None if it may.
+
+    So it is where dockerd lacks CAP_SYS_RESOURCE: in many containers and small virtual machines.
+
+    Args:
+        error: what a start failed with. runc names the limit by its number.
+        ulimits: the names that we set.
+    """
+    found = re.search(r"setting rlimit type ([0-9]+)", str(error))
+    numbers = {getattr(resource, f"RLIMIT_{name.upper()}", None): name for name in ulimits}
+    return numbers.get(int(found[1])) if found else None
 
 
 def with_lease(

@@ -32,11 +32,6 @@ MOST_GPUS = 256
 State = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 _UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
-_HOST_ERRORS = (
-    pynvml.NVMLError_Uninitialized,
-    pynvml.NVMLError_DriverNotLoaded,
-    pynvml.NVMLError_LibRmVersionMismatch,
-)
 _ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
 _COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exclusive_process"}
 
@@ -106,10 +101,8 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
         InventoryError: NVML is there and can't be asked.
     """
     if not _lock.acquire(timeout=PATIENCE_SECONDS):
-        raise InventoryError(
-            f"The NVIDIA driver has not answered an earlier question for {PATIENCE_SECONDS:.0f}"
-            " seconds. If `nvidia-smi` hangs too, the host needs a reboot."
-        )
+        what = f"The NVIDIA driver has not answered for {PATIENCE_SECONDS:.0f} seconds."
+        raise InventoryError(f"{what} If `nvidia-smi` hangs too, the host needs a reboot.")
     try:
         return _read(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
     except InventoryError:
@@ -142,9 +135,9 @@ def _read(memory_threshold_mib: int | None, excluded: frozenset[str]) -> Invento
         _stop()
         _start()
         inventory = _host()
-    gpus = [_judge(gpu, memory_threshold_mib, excluded) for gpu in _without_twins(inventory.gpus)]
-    if any(gpu.state in ("unhealthy", "unknown") for gpu in gpus):
+    if any(gpu.state != "ok" for gpu in inventory.gpus):
         _stop()
+    gpus = (_judge(gpu, memory_threshold_mib, excluded) for gpu in _without_twins(inventory.gpus))
     return replace(inventory, gpus=tuple(gpus))
 
 
@@ -171,10 +164,8 @@ def _without_library() -> Inventory:
         ctypes.CDLL(name)
     except OSError as error:
         if name not in str(error) or "No such file" not in str(error):
-            raise InventoryError(
-                f"NVIDIA's library {name} is installed and can't be loaded: {error}."
-                " Reinstall the driver's libraries."
-            ) from error
+            what = f"NVIDIA's library {name} is installed and can't be loaded: {error}."
+            raise InventoryError(f"{what} Reinstall the driver's libraries.") from error
     return Inventory(None, None, ())
 
 
@@ -189,7 +180,7 @@ def _host() -> Inventory:
 
 
 def _cuda() -> str | None:
-    version = _ask(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
+    version = _ask_in_passing(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
     return f"{version // 1000}.{version % 1000 // 10}" if version and version > 0 else None
 
 
@@ -200,9 +191,8 @@ def _gpu(index: int) -> GPU:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         known["uuid"] = _uuid(handle)
         known["name"] = _ask_in_passing(_text, pynvml.nvmlDeviceGetName, handle) or GPU.name
-        known["compute_capability"] = _ask_in_passing(
-            pynvml.nvmlDeviceGetCudaComputeCapability, handle
-        )
+        capability = pynvml.nvmlDeviceGetCudaComputeCapability
+        known["compute_capability"] = _ask_in_passing(capability, handle)
         mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
         known["mig"] = None if mig is None else mig[0] != 0
         mode = _ask(pynvml.nvmlDeviceGetComputeMode, handle)
@@ -211,7 +201,7 @@ def _gpu(index: int) -> GPU:
         known["processes"] = _count_processes(handle)
         known["utilization_percent"] = _utilization(handle)
         known["state"], known["reason"], known["warning"] = _health(handle)
-    except _HOST_ERRORS:
+    except (pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_Uninitialized):
         raise
     except Exception as error:  # one sick GPU must not hide the others
         known["state"], known["reason"] = _sickness(error)
@@ -253,12 +243,11 @@ def _use(gpu: GPU, memory_threshold_mib: int | None) -> str:
 
 def _without_twins(gpus: tuple[GPU, ...]) -> list[GPU]:
     """Two GPUs of one UUID can't be told apart, so neither keeps it."""
-    times = Counter(gpu.uuid for gpu in gpus)
-    reason = "Another GPU has the same UUID."
+    times = Counter(gpu.uuid for gpu in gpus if gpu.uuid)
+    twins = {uuid for uuid, count in times.items() if count > 1}
+    why = "Another GPU has the same UUID."
     return [
-        replace(gpu, uuid=None, state="unknown", reason=reason)
-        if gpu.uuid and times[gpu.uuid] > 1
-        else gpu
+        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in twins else gpu
         for gpu in gpus
     ]
 
@@ -398,24 +387,14 @@ def _sickness(error: Exception) -> tuple[State, str]:
 
 def _host_sentence(error: Exception) -> str:
     """What happened and what to do, where NVML as a whole failed."""
-    return _HOST_SENTENCES.get(getattr(error, "value", 0)) or (
-        f"NVML fails: {_words(error)}. See whether `nvidia-smi` works on the host."
-    )
-
-
-_NO_PERMISSION = (
-    "This process may not use the NVIDIA driver. Check the permissions of /dev/nvidia*,"
-    " and in a container its device rules."
-)
-_HOST_SENTENCES = {
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "NVIDIA's library is installed and its driver isn't loaded."
-        " Load it (`modprobe nvidia`), or see in `dmesg` why it fails."
-    ),
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        "The NVIDIA driver that runs and its library are of different versions, as after an"
-        " upgrade. Reboot the host; if the driver was reloaded, restart the hub."
-    ),
-    pynvml.NVML_ERROR_NO_PERMISSION: _NO_PERMISSION,
-    pynvml.NVML_ERROR_OPERATING_SYSTEM: _NO_PERMISSION,
-}
+    code = getattr(error, "value", None)
+    if code == pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
+        what = "NVIDIA's library is installed and its driver isn't loaded."
+        return f"{what} Load it (`modprobe nvidia`), or see in `dmesg` why it fails."
+    if code == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        what = "The NVIDIA driver and its library are of different versions, as after an upgrade."
+        return f"{what} Reboot the host; if the driver was reloaded, restart the hub."
+    if code in (pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_OPERATING_SYSTEM):
+        what = "This process may not use the NVIDIA driver."
+        return f"{what} Check the permissions of /dev/nvidia*, in a container its device rules."
+    return f"NVML fails: {_words(error)}. See whether `nvidia-smi` works on the host."

@@ -7,6 +7,7 @@ import os
 
 import docker
 import docker.errors
+from docker.models.networks import Network
 
 from .failures import explain
 
@@ -39,7 +40,7 @@ def ensure_network(name: str = "gpuspawner") -> str:
     return os.environ.get(HUB_IP_VARIABLE) or _gateway(network)
 
 
-def _create(client: docker.DockerClient, name: str) -> docker.models.networks.Network:
+def _create(client: docker.DockerClient, name: str) -> Network:
     try:
         return client.networks.create(
             name,
@@ -54,7 +55,7 @@ def _create(client: docker.DockerClient, name: str) -> docker.models.networks.Ne
         raise
 
 
-def _gateway(network: docker.models.networks.Network) -> str:
+def _gateway(network: Network) -> str:
     network.reload()
     for config in network.attrs["IPAM"]["Config"] or []:
         if gateway := config.get("Gateway"):

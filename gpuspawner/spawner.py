@@ -18,7 +18,7 @@ from traitlets import default
 
 from . import failures, form, options, tidying, volumes
 from .allocation import Holder, Request
-from .container import granted_uuids, with_lease
+from .container import LimitRefused, granted_uuids, refused_limit, with_lease
 from .failures import StartTimeout
 from .inventory import InventoryError
 from .leases import LABEL_GPUS, Contested, Ledger, NotEnough, Reservation, Unknown, View, labels
@@ -35,6 +35,7 @@ class GPUSpawner(GPUSettings):
 
     _executor: ClassVar[ThreadPoolExecutor | None] = None
     _ledger: ClassVar[tuple[Any, Ledger] | None] = None
+    _refused_limits: ClassVar[set[str]] = set()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -210,7 +211,7 @@ class GPUSpawner(GPUSettings):
             labels=labels(self.holder, key, uuids),
             uuids=uuids,
             shm_size=self.shm_size,
-            ulimits=self.ulimits,
+            ulimits=self._ulimits(),
         )
 
     # -- Start ---------------------------------------------------------------------------------
@@ -239,9 +240,10 @@ class GPUSpawner(GPUSettings):
             await tidying.finish(self.object_name)
             await self._make_way(self._request)
             for _ in range(CLAIM_ROUNDS):
-                with suppress(Contested):
+                try:
                     return await self._start_once(self._request)
-                self.log.warning("Another hub took a GPU of %s's: choosing anew", self._log_name)
+                except (Contested, LimitRefused) as reason:
+                    self.log.warning("Starting %s once more: %s", self._log_name, reason)
             raise NotEnough("Others were quicker each time. Please try again.")
         except asyncio.CancelledError:
             if time.monotonic() - began < self.start_timeout * 0.98:
@@ -305,7 +307,21 @@ class GPUSpawner(GPUSettings):
         with suppress(docker.errors.APIError):  # its last words would be nice to have, no more
             await self._in_thread(self._output.attach, self.client, self.container_id)
         await self.ledger.claim(self.container_id, uuids)
-        await super().start_object()
+        try:
+            await super().start_object()
+        except docker.errors.APIError as error:
+            name = refused_limit(error, self._ulimits())
+            if name is None:
+                raise
+            GPUSpawner._refused_limits.add(name)
+            raise LimitRefused(
+                f"this engine may not set c.GPUSpawner.ulimits[{name!r}] = {self.ulimits[name]}, "
+                f"so servers go without it from now on ({failures.explain(error)})"
+            ) from error
+
+    def _ulimits(self) -> dict[str, int]:
+        refused = GPUSpawner._refused_limits
+        return {name: value for name, value in self.ulimits.items() if name not in refused}
 
     async def _until_ready(self, ip: str, port: int) -> None:
         """Wait for the server's first answer; the hub waits on where it doesn't come in time."""

@@ -80,7 +80,7 @@ class SimulatedHost:
         except BuildError as error:
             raise SimulationError(str(error)) from error
         try:
-            self._start_keeper()
+            self._keeper = _start_keeper()
             self._directory = Path(self._ask("claim")["directory"])
             shutil.copytree(binaries.directory, self._directory / "nvml")
             self._first_state.write(self.state_path)
@@ -110,6 +110,8 @@ class SimulatedHost:
                 # Leaving now wouldn't be quicker: the keeper has heard of the end already.
                 interrupted = error
         keeper.stdout.close()
+        if keeper.returncode != 0:
+            _sweep()
         if interrupted is not None:
             raise interrupted
 
@@ -178,16 +180,6 @@ class SimulatedHost:
         """Start the engine after one of these. Like any, it takes down what it finds running."""
         self._ask("start_engine")
 
-    def _start_keeper(self) -> None:
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "gpuspawner.simulation.keeper"],
-            cwd=Path(__file__).resolve().parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
     def _ask(self, action: str, **arguments: str) -> Mapping[str, Any]:
         keeper = self._keeper
         if keeper is None:
@@ -221,6 +213,22 @@ def change(state_path: Path, function: Callable[[State], State]) -> State:
         for view in (directory / "views").iterdir():
             hook.refresh(directory, view.name)
     return state
+
+
+def _start_keeper() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpuspawner.simulation.keeper"],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _sweep() -> None:
+    """Have another keeper remove what one that was killed left; any does so before it begins."""
+    _start_keeper().communicate('{"do": "claim"}\n')
 
 
 def _joined(first: str, rest: str) -> str:
