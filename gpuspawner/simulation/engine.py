@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .groups import pids_in
 from .network import Addresses, Namespaces
 from .programs import SimulationError, call, search_path
 
@@ -183,7 +184,7 @@ class Engine:
             time.sleep(0.01)
 
     def _containerd_runs(self) -> bool:
-        for pid in (self._group / "cgroup.procs").read_text().split():
+        for pid in pids_in(self._group):
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text().strip() == "containerd":
                     return True

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import network, slots
+from . import groups, network, slots
 from .engine import (
     Engine,
     adopt_orphans,
@@ -64,11 +64,11 @@ class Keeper:
         slot = self._slot
         assert slot is not None
         data = self._claim_data(Path(cache))
-        slots.prepare_machine()
+        slot.prepare_machine()
         addresses = network.choose_addresses(slot.number, network.taken_networks())
         self._namespaces = network.open_namespaces(slot.name, addresses)
         network.add_rules(slot.name, addresses)
-        group = slots.own_group(slot.name)
+        group = groups.make(slot.name)
         settings = configuration(
             slot.directory, data, slot.name, addresses, self._names(addresses, group), version()
         )

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 
+from .machine import HIDDEN_FOLDERS
 from .programs import SimulationError, call, search_path
-from .slots import HIDDEN_FOLDERS
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 

@@ -1,0 +1,272 @@
+"""`gpuspawner simulate`: run a command on a simulated GPU host, or change one that runs."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import changes, slots
+from .host import SimulatedHost, change
+from .programs import SimulationError
+from .state import DEFAULT_DRIVER, MAX_GPUS, MODELS, STATE_PATH_VARIABLE, State, describe
+
+DEFAULT_MODEL = "A100-40GB"
+DEFAULT_GPUS = 4
+
+# Several signals at once, such as from a program that sends one to a process and to its group,
+# are one wish to end. A second wish later means: at once.
+ONE_WISH_SECONDS = 0.5
+
+SLOW_STORAGE = (
+    "gpuspawner: images are stored by copying (vfs), slowly: the cache folder's file system can't "
+    "be the base of an overlay. Set XDG_CACHE_HOME to a folder on ext4 or xfs that is no "
+    "container's own"
+)
+
+_PR_SET_PDEATHSIG = 1
+_SI_KERNEL = 0x80  # the signal came from the terminal, which has sent it to COMMAND as well
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the subcommand's options."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = (
+        "Run COMMAND on a simulated GPU host: it sees simulated GPUs through NVML and nvidia-smi,\n"
+        "and a private Docker Engine that hands them out. Needs root. When it ends, nothing is\n"
+        "left but images and volumes, in the user's cache folder."
+    )
+    parser.epilog = f"changes:\n{changes.explanation()}"
+    parser.usage = (
+        "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] -- COMMAND…\n"
+        "       gpuspawner simulate --change CHANGE…"
+    )
+    parser.add_argument(
+        "--gpus", metavar="N", type=_gpus, help=f"how many, 0 to {MAX_GPUS} (default: 4)"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME[:N]",
+        action="append",
+        type=_model,
+        default=[],
+        help=f"which (default: {DEFAULT_MODEL}), and how many of them; may be repeated. "
+        f"One of {', '.join(MODELS)}",
+    )
+    parser.add_argument(
+        "--driver", metavar="VERSION", default=DEFAULT_DRIVER, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--change",
+        metavar="CHANGE",
+        action="append",
+        type=_change,
+        default=[],
+        help="what happens to the simulated host that runs, such as 'gpu 1 process 4242 2000'; "
+        "may be repeated",
+    )
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the subcommand: COMMAND's exit status, 128 and the signal's number if one ended it.
+
+    2 for arguments that make no sense, 1 for a simulated host that can't be had.
+    """
+    words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    try:
+        if arguments.change:
+            if words:
+                raise ValueError("--change is for a simulated host that runs: leave COMMAND out")
+            _apply(arguments.change)
+            return 0
+        if not words:
+            raise ValueError("COMMAND is missing: gpuspawner simulate -- COMMAND")
+        state = describe(models(arguments.model, arguments.gpus), arguments.driver)
+    except ValueError as error:
+        return _failed(error, 2)
+    except SimulationError as error:
+        return _failed(error, 1)
+    try:
+        return _simulate(state, words)
+    except SimulationError as error:
+        return _failed(error, 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _failed(error: Exception, status: int) -> int:
+    print(f"gpuspawner: {error}", file=sys.stderr)
+    return status
+
+
+def _gpus(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_GPUS):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number from 0 to {MAX_GPUS}")
+    return int(text)
+
+
+def _model(text: str) -> tuple[str, int | None]:
+    name, colon, count = text.partition(":")
+    return model_called(name), _gpus(count) if colon else None
+
+
+def _change(text: str) -> changes.Change:
+    try:
+        return changes.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def model_called(name: str) -> str:
+    """The known model with this name, or the first that is a kind of it: `A100` is `A100-40GB`.
+
+    argparse.ArgumentTypeError, listing those that are known, for another.
+    """
+    wanted = name.casefold()
+    for known in MODELS:
+        if wanted in (known.casefold(), MODELS[known].name.casefold()):
+            return known
+    for known in MODELS:
+        if known.casefold().startswith(f"{wanted}-"):
+            return known
+    raise argparse.ArgumentTypeError(f"{name!r} isn't known; one of {', '.join(MODELS)}")
+
+
+def models(named: Sequence[tuple[str, int | None]], gpus: int | None) -> list[tuple[str, int]]:
+    """What `--model` and `--gpus` mean together. ValueError if they contradict each other."""
+    named = named or [(DEFAULT_MODEL, None)]
+    if len(named) == 1 and named[0][1] is None:
+        return [(named[0][0], DEFAULT_GPUS if gpus is None else gpus)]
+    counted = [(name, 1 if count is None else count) for name, count in named]
+    together = sum(count for _, count in counted)
+    if gpus is not None and gpus != together:
+        raise ValueError(f"--gpus says {gpus}, but the models make {together}: leave --gpus out")
+    return counted
+
+
+def announcement(state: State) -> str:
+    """The line that says that nothing of this is real."""
+    kinds = Counter(gpu.name for gpu in state.gpus)
+    what = (
+        " and ".join(f"{count} × {name}" for name, count in kinds.items())  # noqa: RUF001
+        or "a host without GPU"
+    )
+    return f"gpuspawner: simulating {what}, driver {state.driver}; nothing here is a real GPU"
+
+
+def _simulate(state: State, words: Sequence[str]) -> int:
+    if shutil.which(words[0]) is None and words[0] != "nvidia-smi":
+        return _failed(FileNotFoundError(f"{words[0]}: command not found"), 127)
+    print(announcement(state), file=sys.stderr, flush=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+    command = _Command()
+    try:
+        with SimulatedHost(state) as host:
+            command.hold_signals()
+            if host.storage_driver == "vfs":
+                print(SLOW_STORAGE, file=sys.stderr, flush=True)
+            return command.run(words, host.environment)
+    finally:
+        command.release_signals()
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+class _Command:
+    """COMMAND, and the signals to end, which go to it: this process has to clean up after it."""
+
+    def __init__(self) -> None:
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+        # What is ignored, as by `nohup`, stays so.
+        self._ends = {each for each in ends if signal.getsignal(each) != signal.SIG_IGN}
+        self._watched = {*self._ends, signal.SIGCHLD}
+        self._before: set[int] | None = None
+
+    def hold_signals(self) -> None:
+        """From here on signals wait for `run`, or for nobody."""
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._watched)
+
+    def release_signals(self) -> None:
+        """Forget the signals that wait, and let those that come have their effect again."""
+        if self._before is None:
+            return
+        while signal.sigtimedwait(self._watched, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+    def run(self, words: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run a command and return its status. The second wish to end it kills it."""
+        try:
+            process = subprocess.Popen(words, env=environment, preexec_fn=self._prepared())
+        except OSError as error:
+            return _failed(SimulationError(f"{words[0]}: {error.strerror}"), 126)
+        wished = 0.0
+        while process.poll() is None:
+            got = signal.sigwaitinfo(self._watched)
+            if got.si_signo == signal.SIGCHLD:
+                continue
+            if wished and time.monotonic() - wished > ONE_WISH_SECONDS:
+                process.kill()
+            elif not wished and got.si_code != _SI_KERNEL:
+                process.send_signal(got.si_signo)
+            wished = wished or time.monotonic()
+        return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+    def _prepared(self) -> Callable[[], None]:
+        library = ctypes.CDLL(None)
+        mask = self._before or set()
+
+        def prepare() -> None:
+            # Should this process be killed, nobody waits for COMMAND, and its host goes.
+            library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        return prepare
+
+
+def _apply(wanted: Sequence[changes.Change]) -> None:
+    path = find_state()
+
+    def all_of_them(state: State) -> State:
+        for each in wanted:
+            state = each(state)
+        return state
+
+    try:
+        change(path, all_of_them)
+    except OSError as error:
+        raise SimulationError(f"{path} can't be changed: {error.strerror}") from error
+
+
+def find_state() -> Path:
+    """The state file of the simulated host that is meant: the one we are on, or the only one.
+
+    SimulationError if there is none, or more than one.
+    """
+    named = os.environ.get(STATE_PATH_VARIABLE)
+    if named:
+        return Path(named)
+    states = [directory / "state" for directory in slots.running()]
+    found = [path for path in states if path.exists()]
+    if not found:
+        raise SimulationError(
+            "no simulated host runs: start one with gpuspawner simulate -- COMMAND"
+        )
+    if len(found) > 1:
+        choice = " or ".join(map(str, found))
+        raise SimulationError(f"several run: set {STATE_PATH_VARIABLE} to {choice}")
+    return found[0]

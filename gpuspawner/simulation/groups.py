@@ -1,0 +1,88 @@
+"""Control groups: how every process of a simulated host is found again, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+from .programs import SimulationError
+
+
+def of_name(name: str) -> list[Path]:
+    """The control groups of this name, in every hierarchy that is mounted."""
+    return [group for mount in _mounts() if (group := mount / name).is_dir()]
+
+
+def make(name: str) -> Path:
+    """A new control group, below one of this name, for the engine's own processes.
+
+    What they start is in it, or in a container's group beside it, so that all can be found and
+    ended whatever becomes of its parents. SimulationError if none can be made.
+    """
+    mounts = _mounts()
+    if not mounts:
+        raise SimulationError("no control groups are mounted in /sys/fs/cgroup: Docker needs them")
+    group = mounts[0] / name / "engine"
+    try:
+        group.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SimulationError(
+            f"{group} can't be made ({error.strerror}): Docker needs control groups that can be "
+            "written; in a container that takes `--privileged`"
+        ) from error
+    return group
+
+
+def end(group: Path, seconds: float = 20) -> None:
+    """Kill every process in a control group and those below, then remove the groups."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        below = [Path(folder) for folder, _, _ in os.walk(group)]
+        pids = [pid for path in below for pid in pids_in(path)]
+        if not pids:
+            break
+        for path in below:
+            # A frozen process (`docker pause`) doesn't die before it is thawed.
+            for file, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                with contextlib.suppress(OSError):
+                    (path / file).write_text(word)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    while group.is_dir() and time.monotonic() < deadline:
+        # The kernel gives a group free a little after its last process.
+        for folder, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
+        if group.is_dir():
+            time.sleep(0.01)
+
+
+def pids_in(group: Path) -> list[int]:
+    """The processes in a control group, but for those of which this one can't know the number."""
+    try:
+        words = (group / "cgroup.procs").read_text().split()
+    except OSError:  # gone meanwhile, or a threaded group, whose processes its parent names
+        return []
+    return [int(word) for word in words if word != "0"]
+
+
+def _mounts() -> list[Path]:
+    """Where control groups are mounted, the best hierarchy for finding processes first.
+
+    With version 2 there is one. Of version 1's hierarchies `cpuset` doesn't take processes until
+    it is configured and `memory` often has them in groups of their own, so these come last.
+    """
+    ranked = []
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount, kind, options, *_ = line.split()
+        if kind == "cgroup2":
+            ranked.append((0, mount))
+        elif kind == "cgroup":
+            simple = {"pids", "freezer", "devices"} & set(options.split(","))
+            ranked.append((1 if simple else 2, mount))
+    return [Path(mount) for _, mount in sorted(ranked)]
