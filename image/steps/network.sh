@@ -10,4 +10,4 @@ if [ -s /run/build/network/index-url ]; then
     PIP_INDEX_URL=$(cat /run/build/network/index-url)
     export PIP_INDEX_URL UV_DEFAULT_INDEX=$PIP_INDEX_URL
 fi
-export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_NO_PROGRESS=1 UV_HTTP_TIMEOUT=300
+export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_HTTP_TIMEOUT=300

@@ -1,0 +1,100 @@
+"""The base image: pulled where a registry answers, else made from the distribution's packages."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import docker
+import docker.errors
+import requests
+
+from .engine import image
+from .recipe import BuildingError
+
+SUITE = "bookworm"
+PULLED = f"debian:{SUITE}-slim"
+MADE = f"gpuspawner/base:{SUITE}"
+
+# A registry that is there begins to answer at once; one that is blocked may never.
+PULL_SECONDS = 20
+
+
+def ensure(
+    client: docker.DockerClient,
+    report: Callable[[str], None],
+    named: str = "",
+    *,
+    fresh: bool = False,
+) -> str:
+    """Return a base image that is on the engine, fetching or making one where there is none.
+
+    Args:
+        report: is called with what is being done.
+        named: the image that an administrator wants; "" for Debian's.
+        fresh: get the newest, for its security updates, even if there is one.
+
+    Raises:
+        BuildingError: there is none and none can be had.
+    """
+    wanted = [named] if named else [PULLED, MADE]
+    present = [reference for reference in wanted if image(client, reference)]
+    if present and not fresh:
+        return present[0]
+    reference = named or PULLED
+    report(f"Base image: pulling {reference}")
+    reason = _pull(reference)
+    if not reason:
+        return reference
+    if named:
+        if present:
+            report(f"{named} can't be pulled ({reason}): using the one that is here")
+            return named
+        raise BuildingError(f"the base image {named} can't be pulled: {reason}")
+    report(f"No registry ({reason}): making the base image from Debian's packages")
+    _make(client)
+    return MADE
+
+
+def _pull(reference: str) -> str:
+    """Pull an image; return "" or why it couldn't be."""
+    try:
+        with_limit = docker.from_env(timeout=PULL_SECONDS)
+        try:
+            with_limit.images.pull(reference)
+        finally:
+            with_limit.close()
+    except requests.Timeout:
+        return f"no answer within {PULL_SECONDS} seconds"
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        said = getattr(error, "explanation", None) or str(error)
+        return " ".join(str(said).split())[:200]
+    return ""
+
+
+def _make(client: docker.DockerClient) -> None:
+    """Put a minimal Debian on the engine, tagged `MADE`.
+
+    Raises:
+        BuildingError: mmdebstrap is missing or failed.
+    """
+    program = shutil.which("mmdebstrap")
+    if program is None:
+        raise BuildingError(
+            f"there is no registry to pull {PULLED} from, and mmdebstrap, which would make the "
+            "base image here, isn't installed: run `apt-get install mmdebstrap`"
+        )
+    with tempfile.TemporaryDirectory(prefix="gpuspawner-base-") as folder:
+        archive = Path(folder) / "base.tar"
+        command = [program, "--variant=minbase", "--include=ca-certificates", SUITE, str(archive)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            last = made.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+            raise BuildingError(f"mmdebstrap couldn't make the base image: {last[0]}")
+        repository, tag = MADE.split(":")
+        said = client.api.import_image(str(archive), repository=repository, tag=tag)
+        if '"error"' in said:
+            raise BuildingError(f"the engine didn't take the base image: {said.strip()[-300:]}")

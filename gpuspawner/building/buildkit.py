@@ -1,0 +1,157 @@
+"""Building through the engine's API with BuildKit, and reading its progress.
+
+Why not the `docker` program: a host may have none (a hub in a container), an old one (20.10, with
+BuildKit behind a variable) or one without the buildx plug-in, which then can't use BuildKit at all.
+Why not docker-py's `build`: it asks for the classic builder, whose only ways to hand a CA bundle to
+a step (COPY, ARG) leave it in the image or its history. Every engine since 18.09 takes `version=2`
+with the context as the body, and needs no session as long as the base image is already there.
+
+ref: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Image/operation/ImageBuild
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import docker
+import requests
+
+# Lines kept of a step's output, to say why it failed.
+KEPT_LINES = 60
+
+
+class BuildFailed(Exception):
+    """A build that didn't end well: the engine's message and the failing step's last lines."""
+
+    def __init__(self, message: str, lines: list[str]) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+
+def build(
+    client: docker.DockerClient,
+    parcel: bytes,
+    arguments: Mapping[str, str],
+    labels: Mapping[str, str],
+    report: Callable[[str], None],
+    *,
+    cache: bool = True,
+) -> str:
+    """Build an image and return its id. It has no tag: nobody takes it for finished.
+
+    Args:
+        parcel: the build context, a tar.
+        report: is called with each line that the steps write.
+        cache: whether unchanged steps may come from an earlier build.
+
+    Raises:
+        BuildFailed: a step failed, or the engine refused.
+    """
+    parameters = {
+        "version": "2",
+        "buildargs": json.dumps(dict(arguments)),
+        "labels": json.dumps(dict(labels)),
+        "nocache": "0" if cache else "1",
+        "rm": "1",
+    }
+    api = client.api
+    try:
+        response = api.post(
+            f"{api.base_url}/v{api.api_version}/build",
+            params=parameters,
+            data=parcel,
+            headers={"Content-Type": "application/x-tar"},
+            stream=True,
+            timeout=(30, None),  # a step that downloads or compiles may be silent for minutes
+        )
+        if not response.ok:
+            raise BuildFailed(response.text.strip(), [])
+        return _follow(_messages(response), report)
+    except requests.RequestException as error:
+        raise BuildFailed(f"the Docker Engine broke off the build: {error}", []) from None
+
+
+def _messages(response: requests.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if line:
+            yield json.loads(line)
+
+
+def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:
+    """Read a build's messages to the end and return the image's id."""
+    kept: deque[str] = deque(maxlen=KEPT_LINES)
+    identity = None
+    for message in messages:
+        if message.get("id") == "moby.buildkit.trace":
+            lines = log_lines(base64.b64decode(message["aux"]))
+        else:  # Podman's builder speaks the classic builder's words
+            lines = str(message.get("stream", "")).splitlines()
+        for line in lines:
+            kept.append(line)
+            report(line)
+        if "error" in message:
+            raise BuildFailed(str(message["error"]), list(kept))
+        built = re.search(r"Successfully built ([0-9a-f]{12,})", str(message.get("stream", "")))
+        if message.get("id") == "moby.image.id":
+            identity = message["aux"]["ID"]
+        elif built:
+            identity = built[1]
+    if identity is None:
+        raise BuildFailed("the Docker Engine ended the build without an image", list(kept))
+    return str(identity)
+
+
+def log_lines(trace: bytes) -> list[str]:
+    """Return the lines that steps wrote, out of one progress message.
+
+    It is a protobuf `StatusResponse`: its field 3 is a `VertexLog`, whose field 4 is the text.
+    ref: https://github.com/moby/buildkit/blob/master/api/services/control/control.proto
+    """
+    texts = [
+        text
+        for number, log in fields(trace)
+        if number == 3
+        for inner, text in fields(log)
+        if inner == 4
+    ]
+    lines = b"".join(texts).decode("utf-8", "replace").replace("\r", "\n").split("\n")
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the length-delimited fields of a protobuf message; the numbers in between are skipped.
+
+    ref: https://protobuf.dev/programming-guides/encoding/
+    """
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(message, at)
+        elif kind == 1:
+            at += 8
+        elif kind == 5:
+            at += 4
+        elif kind == 2:
+            length, at = _varint(message, at)
+            yield tag >> 3, message[at : at + length]
+            at += length
+        else:
+            return  # groups: no message of BuildKit has any
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message):
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            break
+    return value, at

@@ -1,0 +1,121 @@
+"""Whether an image is what its catalogue entry and its lock promise, asked of a container of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+
+from .recipe import BuildingError, Recipe
+
+# What any image version must be, whatever is in it.
+USER = {"user": "jovyan", "uid": 1000, "home": "/home/jovyan", "process_1": "tini"}
+ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "NVIDIA_VISIBLE_DEVICES": "void",
+    "SHELL": "/bin/bash",
+    "VIRTUAL_ENV": "/opt/jupyter",
+}
+
+
+def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
+    """Start an image without a network or any right, and return what it says of itself.
+
+    Raises:
+        BuildingError: it doesn't start or run.
+    """
+    scripts = [recipe.folder / "checks" / name for name in ("check-image", "describe-image")]
+    container = None
+    try:
+        container = client.containers.run(
+            image,
+            ["sleep", "infinity"],
+            detach=True,
+            network_mode="none",
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+        )
+        for script in scripts:
+            said = _run(container, script)
+        description: dict[str, Any] = json.loads(said)
+        return description
+    except (docker.errors.DockerException, ValueError) as error:
+        raise BuildingError(f"the image {image} can't be looked at: {error}") from None
+    finally:
+        if container is not None:
+            container.remove(force=True)
+
+
+def _run(container: Any, script: Path) -> str:
+    code, output = container.exec_run(["python", "-c", script.read_text()], demux=True)
+    written, errors = ((part or b"").decode("utf-8", "replace") for part in output)
+    if code:
+        last = (errors or written).strip()[-500:] or "it said nothing"
+        raise BuildingError(f"{script.name} failed in the image: {last}")
+    return str(written)
+
+
+def problems(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return what in a description differs from the promise, a sentence each."""
+    found = [
+        f"{name} is {description[name]!r}, not {wanted!r}"
+        for name, wanted in USER.items()
+        if description[name] != wanted
+    ]
+    environment = description["environment"]
+    found += [
+        f"the variable {name} is {environment[name]!r}, not {wanted!r}"
+        for name, wanted in ENVIRONMENT.items()
+        if environment[name] != wanted
+    ]
+    found += [f"the program {tool} is missing" for tool in description["missing_tools"]]
+    if description["login_python"] != "/opt/jupyter/bin/python":
+        found.append(f"a terminal's python is {description['login_python'] or 'missing'}")
+    for name, wrong in (
+        ("work_is_writable", "the user can't write to the work folder"),
+        ("consistent", "`pip check` finds packages that don't agree"),
+        ("kernel_answers", "a Python kernel doesn't compute"),
+        ("jupyter_seconds", "JupyterLab doesn't answer"),
+    ):
+        if not description[name]:
+            found.append(wrong)
+    return found + _differing_versions(description, recipe)
+
+
+def _differing_versions(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    installed = {_normal(name): version for name, version in description["packages"].items()}
+    found = [
+        f"{name} is {installed[name]}, the lock says {' or '.join(sorted(versions))}"
+        for name, versions in pins(recipe.lock.read_text()).items()
+        if name in installed and installed[name] not in versions
+    ]
+    version = recipe.version
+    said = dict(description["torch"])
+    if said:
+        said["framework"] = f"PyTorch {said.pop('torch')}"
+    said["python"] = ".".join(description["python"].split(".")[:2])
+    for field in ("framework", "cuda", "cudnn", "nccl", "python"):
+        promised = getattr(version, field)
+        if promised and said.get(field, "") != promised:
+            found.append(
+                f"{field} is {said.get(field) or 'missing'}, the catalogue says {promised}"
+            )
+    return found
+
+
+def pins(lock: str) -> dict[str, set[str]]:
+    """Return the versions that a lock allows for each package; several where platforms differ."""
+    allowed: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", lock, re.MULTILINE):
+        allowed.setdefault(_normal(name), set()).add(version)
+    return allowed
+
+
+def _normal(name: str) -> str:
+    # ref: https://packaging.python.org/en/latest/specifications/name-normalization/
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,45 @@
+"""The Docker Engine that images are built on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import docker
+import docker.errors
+import docker.models.images
+import requests
+
+from .recipe import BuildingError
+
+ANSWER_SECONDS = 300
+
+
+@contextmanager
+def engine() -> Iterator[docker.DockerClient]:
+    """Give a client of the engine that DOCKER_HOST names, or of the machine's own.
+
+    Raises:
+        BuildingError: it doesn't answer, or refuses something inside the block.
+    """
+    try:
+        client = docker.from_env(timeout=ANSWER_SECONDS)
+        client.ping()
+    except (docker.errors.DockerException, requests.RequestException):
+        raise BuildingError(
+            "the Docker Engine can't be reached: is it running, and does DOCKER_HOST name it?"
+        ) from None
+    with closing(client):
+        try:
+            yield client
+        except (docker.errors.APIError, requests.RequestException) as error:
+            said = getattr(error, "explanation", None) or str(error)
+            raise BuildingError(f"the Docker Engine refused: {said}") from None
+
+
+def image(client: docker.DockerClient, reference: str) -> docker.models.images.Image | None:
+    """Return an image that is on the engine; None where it isn't."""
+    try:
+        return client.images.get(reference)
+    except docker.errors.ImageNotFound:
+        return None

@@ -1,0 +1,62 @@
+"""Why a build failed, in a sentence: out of the failing step's last lines."""
+
+from __future__ import annotations
+
+import re
+
+from .buildkit import BuildFailed
+
+# What programs write -> what it means here. The first that matches counts, so the sure ones come
+# before the vague ones. A group in a pattern fills the sentence's {}.
+REASONS = (
+    (
+        r"no space left on device|No space left on device",
+        "the disk is full where the Docker Engine keeps its images (see `docker system df`)",
+    ),
+    (
+        r"Hash mismatch for `?([\w.-]+(?:==[\w.+-]+)?)",
+        "{} is not the file that the lock names: its hash differs. It was changed on the way or at "
+        "the package index; don't use it",
+    ),
+    (
+        r"the base image has (Python [\d.]+), the locks are for ([\d.]+)",
+        "the base image has {}, the locks are for {}",
+    ),
+    (
+        r"apt-get: (?:command )?not found|/bin/bash.*no such file",
+        "the base image has no apt-get or bash: it must be Debian or made from it",
+    ),
+    (
+        r"python3: (?:command )?not found",
+        "the base image has no Python and its distribution gave none",
+    ),
+    (
+        r"Unable to locate package (\S+)",
+        "the base image's distribution has no package {}",
+    ),
+    (
+        r"(?i)certificate verify failed|UnknownIssuer|self.signed certificate|"
+        r"invalid peer certificate",
+        "a TLS certificate isn't trusted: where a proxy inspects TLS, set SSL_CERT_FILE to the CA "
+        "bundle and build again",
+    ),
+    (
+        r"Failed to fetch|Unable to fetch some archives|Could not resolve '|Failed to download|"
+        r"Failed to fetch:|error sending request|dns error|Temporary failure in name resolution|"
+        r"Network is unreachable|Connection refused|Could not find a version that satisfies",
+        "packages can't be fetched: the package index or the distribution's mirror can't be "
+        "reached from the engine's containers, or hasn't got them (http_proxy, https_proxy and "
+        "UV_DEFAULT_INDEX are handed to the build)",
+    ),
+)
+
+
+def sentence(failure: BuildFailed) -> str:
+    """Return why a build failed: a known reason, else the last line that a step wrote."""
+    text = "\n".join([*failure.lines, str(failure)])
+    for pattern, meaning in REASONS:
+        found = re.search(pattern, text)
+        if found:
+            return meaning.format(*found.groups())
+    last = failure.lines[-1] if failure.lines else str(failure)
+    return f"a step failed: {last}"
