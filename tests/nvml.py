@@ -90,10 +90,9 @@ def compile_variant(directory: Path, function: str, definition: str) -> Path:
     The real one is there for the definition to call, with `original_` before its name.
     """
     source = directory / "variant.c"
+    includes = "\n".join(f'#include "{SOURCES / name}"' for name in library.LIBRARY_SOURCES)
     source.write_text(
-        f"#define {function} original_{function}\n"
-        f'#include "{SOURCES / "nvml.c"}"\n'
-        f"#undef {function}\n{definition}\n"
+        f"#define {function} original_{function}\n{includes}\n#undef {function}\n{definition}\n"
     )
     made = directory / "libnvidia-ml.so.1"
     flags = ["-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libnvidia-ml.so.1"]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from nvml import Program
 
 from gpuspawner.inventory import InventoryError
 from gpuspawner.simulation.library import Binaries, build
 from gpuspawner.simulation.state import describe
+
+from .nvml import Program
 
 HOST = describe([("A100-40GB", 2), ("T4", 1)])
 UNKNOWN = 999

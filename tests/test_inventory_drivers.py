@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from nvml import Program, compile_variant
 
 from gpuspawner.inventory import Inventory, InventoryError
 from gpuspawner.simulation.library import Binaries, build
 from gpuspawner.simulation.models import NOT_BEFORE_DRIVER_510
 from gpuspawner.simulation.state import State, describe
+
+from .nvml import Program, compile_variant
 
 HOST = describe([("A100-40GB", 2), ("T4", 1)])
 UNKNOWN = 999

@@ -11,7 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-_SOURCES = ("nvml.c", "nvidia_smi.c", "state.h", "nvml_abi.h")
+LIBRARY_SOURCES = ("nvml.c", "nvml_gpu.c", "nvml_health.c")
+PROGRAM_SOURCES = ("nvidia_smi.c", "nvidia_smi_query.c")
+_HEADERS = ("state.h", "nvml_abi.h", "nvml_call.h", "nvidia_smi.h")
 _COMMON = ("-O2", "-Wall", "-Wextra", "-fno-stack-protector", "-U_FORTIFY_SOURCE")
 
 # The library is also loaded inside containers, beside a C library that may be older than the one
@@ -41,7 +43,9 @@ def build(cache: str | os.PathLike[str], missing_functions: Collection[str] = ()
     BuildError if there is no C compiler, or it fails.
     """
     here = Path(__file__).parent
-    contents = b"\0".join((here / name).read_bytes() for name in _SOURCES)
+    contents = b"\0".join(
+        (here / name).read_bytes() for name in (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *_HEADERS)
+    )
     options = repr((_COMMON, _LIBRARY, _PROGRAM, sorted(missing_functions), os.uname().machine))
     digest = hashlib.sha256(contents + options.encode()).hexdigest()[:16]
     directory = Path(cache) / f"nvml-{digest}"
@@ -61,8 +65,10 @@ def _compile(here: Path, directory: Path, missing_functions: Collection[str]) ->
             names = " ".join(f"{name};" for name in sorted(missing_functions))
             script.write_text(f"{{ local: {names} }};\n")
             library.append(f"-Wl,--version-script={script}")
-        _cc(*library, str(here / "nvml.c"), "-o", str(made / "libnvidia-ml.so.1"))
-        _cc(*_COMMON, *_PROGRAM, str(here / "nvidia_smi.c"), "-o", str(made / "nvidia-smi"))
+        sources = [str(here / name) for name in LIBRARY_SOURCES]
+        _cc(*library, *sources, "-o", str(made / "libnvidia-ml.so.1"))
+        sources = [str(here / name) for name in PROGRAM_SOURCES]
+        _cc(*_COMMON, *_PROGRAM, *sources, "-o", str(made / "nvidia-smi"))
         try:
             made.rename(directory)
         except OSError:

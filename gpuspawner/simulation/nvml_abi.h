@@ -48,6 +48,7 @@ typedef enum { ABI(NVML_VOLATILE_ECC) = 0 } ABI(nvmlEccCounterType_t);
 typedef enum { ABI(NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS) = 0 } ABI(nvmlPageRetirementCause_t);
 typedef enum { ABI(NVML_PCIE_UTIL_TX_BYTES) = 0 } ABI(nvmlPcieUtilCounter_t);
 typedef enum { ABI(NVML_PERF_POLICY_POWER) = 0 } ABI(nvmlPerfPolicyType_t);
+typedef enum { ABI(NVML_DRIVER_WDDM) = 0 } ABI(nvmlDriverModel_t);
 typedef enum { ABI(NVML_VALUE_TYPE_UNSIGNED_INT) = 1 } ABI(nvmlValueType_t);
 
 typedef struct {
