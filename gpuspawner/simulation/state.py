@@ -37,6 +37,10 @@ _BUS_ID = re.compile(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.[0-7]\Z")
 _FUNCTION = re.compile(r"nvml[A-Za-z0-9_]+\Z")
 
 
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.match(value) is not None
+
+
 def _check(right: object, key: str, value: object, allowed: str) -> None:
     if not right:
         raise ValueError(f"{key} is {value!r}; it must be {allowed}")
@@ -52,8 +56,7 @@ def _check_function_faults(faults: object) -> None:
     right = isinstance(faults, tuple) and len(faults) <= MAX_FUNCTION_FAULTS
     _check(right, "function_faults", faults, f"a tuple of at most {MAX_FUNCTION_FAULTS} pairs")
     for pair in faults if isinstance(faults, tuple) else ():
-        right = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)
-        right = right and _FUNCTION.match(pair[0]) is not None
+        right = isinstance(pair, tuple) and len(pair) == 2 and _matches(_FUNCTION, pair[0])
         right = right and isinstance(pair[1], int) and 0 < pair[1] < 1000
         _check(right, "function_faults", pair, "pairs of an NVML function and a code from 1 to 999")
 
@@ -99,11 +102,11 @@ class SimulatedGPU:
     function_faults: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        _check(_UUID.match(self.uuid), "uuid", self.uuid, "GPU- and a UUID in lower case")
+        _check(_matches(_UUID, self.uuid), "uuid", self.uuid, "GPU- and a UUID in lower case")
         _check(_is_line(self.name), "name", self.name, "text on one line")
         _check_number("minor_number", self.minor_number, high=255)
         _check(
-            self.bus_id is None or _BUS_ID.match(self.bus_id),
+            self.bus_id is None or _matches(_BUS_ID, self.bus_id),
             "bus_id",
             self.bus_id,
             "like 00000000:07:00.0, or None",
@@ -113,8 +116,11 @@ class SimulatedGPU:
         self._check_choices()
         for key in ("processes", "graphics_processes"):
             _check_processes(key, getattr(self, key))
-        together = len(self.processes) + len(self.graphics_processes)
-        _check_number("the number of processes", together, high=MAX_PROCESSES)
+        everything = self.processes + self.graphics_processes
+        _check_number("the number of processes", len(everything), high=MAX_PROCESSES)
+        if self.memory_total_mib is not None:
+            room = self.memory_total_mib - self.memory_reserved_mib
+            _check_number("the MiB of all processes", sum(mib for _, mib in everything), high=room)
         _check_function_faults(self.function_faults)
 
     def _check_numbers(self) -> None:
@@ -190,10 +196,12 @@ class State:
     slow_milliseconds: int = 0
 
     def __post_init__(self) -> None:
-        _check(_DRIVER.match(self.driver), "driver", self.driver, "a version such as 570.133.20")
+        _check(
+            _matches(_DRIVER, self.driver), "driver", self.driver, "a version such as 570.133.20"
+        )
         if not self.cuda:
             object.__setattr__(self, "cuda", cuda_of(self.driver))
-        _check(_CUDA.match(self.cuda), "cuda", self.cuda, "a version such as 12.8")
+        _check(_matches(_CUDA, self.cuda), "cuda", self.cuda, "a version such as 12.8")
         allowed = "None or one of " + ", ".join(HOST_FAULTS)
         _check(self.fault in (None, *HOST_FAULTS), "fault", self.fault, allowed)
         _check_function_faults(self.function_faults)
@@ -303,6 +311,9 @@ def _parse(text: str) -> State:
             _parse_line(gpus[-1] if gpus else host, key, value, _GPU_KEYS if gpus else _HOST_KEYS)
         except (ValueError, TypeError) as error:
             raise ValueError(f"line {number} of the state file, {line!r}: {error}") from error
+    for gpu in gpus:
+        missing = {"name", "minor_number"} - gpu.keys()
+        _check(not missing, "a GPU of the state file", gpu["uuid"], f"given {sorted(missing)} too")
     return State(gpus=tuple(SimulatedGPU(**gpu) for gpu in gpus), **host)
 
 
@@ -325,7 +336,10 @@ def _read(key: str, value: str) -> object:
     if key == "compute_capability":
         major, minor = value.split(".")
         return (int(major), int(minor))
-    return {"0": False, "1": True}[value] if key in _BOOLS else int(value)
+    if key in _BOOLS:
+        _check(value in ("0", "1"), key, value, "0, 1 or -")
+        return value == "1"
+    return int(value)
 
 
 def describe(
