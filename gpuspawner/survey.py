@@ -70,7 +70,7 @@ class Surveyor:
         """Take the seconds to wait, and the arguments of `survey`."""
         self._timeout = timeout
         self._read = partial(survey, **settings)
-        self._thread: threading.Thread | None = None
+        self._hanging: threading.Thread | None = None
 
     async def __call__(self) -> Survey:
         """Return a fresh survey.
@@ -78,20 +78,21 @@ class Surveyor:
         Raises:
             inventory.InventoryError: NVML can't be read, or doesn't answer.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if self._hanging is not None and self._hanging.is_alive():
             raise inventory.InventoryError(
                 f"NVML has not answered for more than {self._timeout:g} seconds. "
                 "A GPU may hang: see `nvidia-smi` and the kernel's log on the GPU machine."
             )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Survey] = loop.create_future()
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=_run, args=(self._read, loop, answer), name="nvml", daemon=True
         )
-        self._thread.start()
+        thread.start()
         try:
             return await asyncio.wait_for(answer, self._timeout)
         except asyncio.TimeoutError:
+            self._hanging = thread
             raise inventory.InventoryError(
                 f"NVML didn't answer within {self._timeout:g} seconds."
             ) from None

@@ -1,0 +1,122 @@
+"""Fixtures: one simulated GPU host for the whole run, and real JupyterHubs on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import docker
+import pytest
+
+from .hubs import Hub, write_config
+
+REPOSITORY = Path(__file__).parent.parent
+IN_CI = bool(os.environ.get("CI"))
+
+
+def remove_containers(engine: docker.APIClient) -> None:
+    """Remove every container of the simulated host's engine."""
+    for container in engine.containers(all=True):
+        with suppress(docker.errors.NotFound):
+            engine.remove_container(container["Id"], force=True, v=True)
+
+
+def cannot(reason: str) -> None:
+    """Skip a test whose surroundings are missing; in CI they must not be."""
+    if IN_CI:
+        pytest.fail(f"in CI nothing is skipped: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def host():
+    """A simulated host with four A100, its own engine, and nobody on it."""
+    from gpuspawner.simulation.host import SimulatedHost, SimulationError
+    from gpuspawner.simulation.state import describe
+
+    if os.geteuid() != 0 or not shutil.which("dockerd"):
+        cannot("needs root and dockerd (make test installs it)")
+    try:
+        with SimulatedHost(describe([("A100-40GB", 4)])) as running:
+            before = dict(os.environ)
+            # docker-py and our own code in this process talk to it as well.
+            os.environ.update(running.additions)
+            yield running
+            os.environ.clear()
+            os.environ.update(before)
+    except SimulationError as error:
+        cannot(str(error))
+
+
+@pytest.fixture(scope="session")
+def engine(host) -> Iterator[docker.APIClient]:
+    """A client of the simulated host's engine."""
+    client = docker.APIClient(base_url=host.docker_host, version="auto", timeout=60)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
+    """A client of the host's engine, and the `minimal` image's reference, built if need be."""
+    client = docker.DockerClient(base_url=host.docker_host, version="auto")
+    if not client.images.list("gpuspawner/minimal"):
+        client.images.load(open("/tmp/lab/minimal.tar", "rb"))
+    return client, "gpuspawner/minimal:py3.11"
+
+
+@pytest.fixture
+def idle_host(host, engine, minimal_image):
+    """The simulated host, all GPUs free and healthy, no containers; the same afterwards."""
+    first = host.read()
+    remove_containers(engine)
+    yield host
+    host.write(first)
+    remove_containers(engine)
+
+
+@pytest.fixture(scope="session")
+def hubs_of_run(host, tmp_path_factory):
+    """Start hubs that are ended with the run at the latest."""
+    started: list[Hub] = []
+
+    def make(*lines: str, shipped: bool = False, environment: Mapping[str, str] | None = None):
+        folder = tmp_path_factory.mktemp("hub")
+        write_config(folder, lines, shipped=shipped)
+        hub = Hub(folder, host.environment if environment is None else environment)
+        started.append(hub)
+        hub.start()
+        return hub
+
+    yield make
+    for hub in started:
+        hub.stop()
+
+
+@pytest.fixture
+def make_hub(idle_host, hubs_of_run):
+    """Start hubs with the lines of a configuration; all are ended with the test."""
+    hubs: list[Hub] = []
+
+    def make(*lines: str, **how) -> Hub:
+        hubs.append(hubs_of_run(*lines, **how))
+        return hubs[-1]
+
+    yield make
+    for hub in hubs:
+        hub.stop()
+
+
+@pytest.fixture(scope="session")
+def _usual_hub(hubs_of_run, minimal_image) -> Hub:
+    return hubs_of_run("c.GPUSpawner.poll_interval = 1")
+
+
+@pytest.fixture
+def hub(idle_host, _usual_hub) -> Iterator[Hub]:
+    """The run's usual hub, without servers; tests that end a hub or need other lines make one."""
+    yield _usual_hub
+    _usual_hub.stop_all_servers()
