@@ -13,7 +13,7 @@ import ctypes
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sized
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,8 +26,9 @@ IN_USE_FROM_MIB = 1024
 IN_USE_FROM_PERCENT = 2
 # How long a caller waits while another's call hangs in the driver.
 PATIENCE_SECONDS = 20.0
-# NVML itself numbers no more; a larger count is a library gone wrong.
+# More than any host has: a larger count is a library gone wrong.
 MOST_GPUS = 256
+MOST_PROCESSES = 100_000
 
 State = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
@@ -306,38 +307,37 @@ def _memory(handle: Any) -> tuple[int | None, int | None]:
     return memory.total // MIB, memory.used // MIB
 
 
-def _processes_v1(handle: Any) -> Sized:
-    # pynvml has no function for the first version, the only one that drivers before 450 have.
-    # ref: https://docs.nvidia.com/deploy/nvml-api/structnvmlProcessInfo__v1__t.html
-    ask = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetComputeRunningProcesses")
-    count = ctypes.c_uint(0)
-    code = ask(handle, ctypes.byref(count), None)
-    if code == pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
-        count = ctypes.c_uint(count.value + 5)
-        processes = (ctypes.c_ulonglong * 2 * count.value)()  # a process id and its bytes
-        code = ask(handle, ctypes.byref(count), processes)
-    if code != pynvml.NVML_SUCCESS:
-        raise pynvml.NVMLError(code)
-    return range(count.value)
-
-
 def _count_processes(handle: Any) -> int | None:
     """How many compute processes the GPU has.
 
     Their number counts, not their ids: inside a container the hub sees other ids, or zeros.
     """
-    for question in (
-        pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
-        pynvml.nvmlDeviceGetComputeRunningProcesses_v2,
-        _processes_v1,
-    ):
+    # Past pynvml, whose releases know different versions of this question and sizes of the answer.
+    for version in ("_v3", "_v2", ""):  # from drivers 510, 450 and the beginning
         try:
-            return len(question(handle))
+            name = f"nvmlDeviceGetComputeRunningProcesses{version}"
+            code, count = _fill(pynvml._nvmlGetFunctionPointer(name), handle)
         except pynvml.NVMLError_FunctionNotFound:
             continue
-        except pynvml.NVMLError_NotSupported:
+        if code == pynvml.NVML_SUCCESS:
+            return count
+        if code == pynvml.NVML_ERROR_NOT_SUPPORTED:
             return None
+        if code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            raise pynvml.NVMLError(code)
     return None
+
+
+def _fill(question: Callable[..., int], handle: Any) -> tuple[int, int]:
+    """Code and count of a question that fills an array: first for the count, then with room."""
+    count = ctypes.c_uint(0)
+    code = question(handle, ctypes.byref(count), None)
+    if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value > MOST_PROCESSES:
+        return code, count.value
+    room = count.value * 2 + 5  # more may come meanwhile
+    answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry there has been
+    count = ctypes.c_uint(room)
+    return question(handle, ctypes.byref(count), answer), count.value
 
 
 def _utilization(handle: Any) -> int | None:
