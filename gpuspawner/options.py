@@ -141,7 +141,7 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
         count = limits.default_gpus
         return count if limits.gpus is None else min(count, limits.gpus)
     if limits.gpus is not None and choice.gpus > limits.gpus:
-        raise Refused(f"gpus is {choice.gpus}, and your limit is {limits.gpus}.", 403)
+        raise Refused(f"gpus is {_show(choice.gpus)}, and your limit is {limits.gpus}.", 403)
     return choice.gpus
 
 
@@ -171,7 +171,7 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
         count = min(count, total)
     elif count > total:
         of_model = f" of {choice.model}" if choice.model else ""
-        raise Refused(f"gpus is {count}, and this machine has {total}{of_model}.")
+        raise Refused(f"gpus is {_show(count)}, and this machine has {total}{of_model}.")
     version = limits.versions.get(key)
     if count > 0 and version and (reason := version.needs_newer_driver(driver)):
         raise Refused(f"image {key} {reason}. With 0 GPUs it can be used.")
