@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # More than this is no title but a mistake, and would break the form's layout.
 MAX_TEXT = 200
@@ -26,7 +26,8 @@ class ImageVersion(BaseModel):
     cudnn: str = ""
     nccl: str = ""
     python: str = ""
-    min_driver: str = ""
+    # What isn't a version would be no limit at all.
+    min_driver: str = Field("", pattern=r"^([0-9]+(\.[0-9]+)*)?$")
     default: bool = False
 
     def facts(self) -> str:
@@ -83,11 +84,14 @@ def load_catalogue(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     try:
         entries = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"the catalogue {path} can't be read: {error}") from None
     if not isinstance(entries, dict) or not entries:
         raise ValueError(f"the catalogue {path} must map each version's key to its entry")
-    catalogue(entries)
+    try:
+        catalogue(entries)
+    except ValueError as error:
+        raise ValueError(f"the catalogue {path}: {error}") from None
     return entries
 
 
