@@ -12,6 +12,11 @@ from typing import Any
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
+# Any one of these makes the engine give a request that names no driver to NVIDIA's.
+# ref: nvidia_linux.go in moby's daemon/
+GPU_CAPABILITIES = frozenset(
+    {"gpu", "nvidia", "compute", "compat32", "graphics", "utility", "video", "display"}
+)
 
 
 class LimitRefused(Exception):
@@ -59,12 +64,13 @@ def with_lease(
     if shm_size and not host_config.get("ShmSize"):
         host_config["ShmSize"] = shm_size
     host_config["Ulimits"] = _join_ulimits(host_config.get("Ulimits") or [], ulimits or {})
-    environment = _as_mapping(create_kwargs.get("environment"))
+    # A name without a value takes the image's variable away; an empty value wouldn't.
+    environment = _as_mapping(create_kwargs.get("environment"), None)
     # `docker exec` sees the container's own variable, not the one the engine adds for PID 1.
     environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
     return {
         **create_kwargs,
-        "labels": {**_as_mapping(create_kwargs.get("labels")), **labels},
+        "labels": {**_as_mapping(create_kwargs.get("labels"), ""), **labels},
         "environment": environment,
         "host_config": host_config,
     }
@@ -110,9 +116,11 @@ def asks_for_gpus(request: Mapping[str, Any]) -> bool:
     """Return whether a device request is one for NVIDIA GPUs, by capability, driver or CDI name."""
     words = [word for words in request.get("Capabilities") or [] for word in words]
     ids = request.get("DeviceIDs") or []
-    if request.get("Driver") == "cdi":
-        return any(str(name).startswith("nvidia.com/gpu") for name in ids)
-    return request.get("Driver") == "nvidia" or ("gpu" in words and not request.get("Driver"))
+    # By whatever driver: "nvidia.com/gpu=0", and the toolkit's own "runtime.nvidia.com/gpu=0".
+    if any("nvidia.com/gpu" in str(name) for name in ids):
+        return True
+    driver = request.get("Driver")
+    return driver == "nvidia" or (not driver and not GPU_CAPABILITIES.isdisjoint(words))
 
 
 def granted_uuids(container: Mapping[str, Any]) -> list[str]:
@@ -130,11 +138,15 @@ def _ids(request: Mapping[str, Any]) -> list[str]:
     return list(request.get("DeviceIDs") or [])
 
 
-def _as_mapping(value: Any) -> dict[str, str]:
-    """Return labels or environment as a mapping; docker-py takes lists as well."""
+def _as_mapping(value: Any, bare: str | None) -> dict[str, str | None]:
+    """Return labels or environment as a mapping; docker-py takes lists as well.
+
+    Args:
+        bare: what a name without "=" gets.
+    """
     if isinstance(value, list | tuple):
         pairs = (str(item).partition("=") for item in value)
-        return {name: text for name, _, text in pairs}
+        return {name: text if equals else bare for name, equals, text in pairs}
     return dict(value or {})
 
 

@@ -1,0 +1,343 @@
+"""What a container is created with: exactly the leased GPUs, whatever else is configured."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+import requests
+from docker.types import ContainerConfig, DeviceRequest, Ulimit
+
+from gpuspawner.container import (
+    asks_for_gpus,
+    granted_uuids,
+    join_device_requests,
+    refused_limit,
+    with_lease,
+)
+
+VERSION = "1.43"
+LABELS = {"gpuspawner.gpus": "GPU-1,GPU-2", "gpuspawner.user": "ann"}
+
+
+@pytest.fixture(scope="module")
+def client() -> docker.APIClient:
+    """docker-py itself; with a version named, it asks no engine for one."""
+    return docker.APIClient("tcp://127.0.0.1:9", version=VERSION)
+
+
+def ours(*uuids: str, **changes: Any) -> dict[str, Any]:
+    """The device request of a lease."""
+    request = {
+        "Driver": "nvidia",
+        "Count": 0,
+        "DeviceIDs": list(uuids),
+        "Capabilities": [["gpu"]],
+        "Options": {},
+    }
+    return {**request, **changes}
+
+
+def leased(create_kwargs: Any, *uuids: str, **settings: Any) -> dict[str, Any]:
+    return with_lease(create_kwargs, labels=LABELS, uuids=uuids, **settings)
+
+
+def test_a_lease_adds_its_gpus_labels_and_limits_and_keeps_everything_else() -> None:
+    given = {
+        "image": "lab/torch",
+        "name": "jupyter-ann",
+        "environment": {"JUPYTERHUB_USER": "ann"},
+        "labels": {"course": "ml"},
+        "host_config": {"NetworkMode": "gpuspawner", "AutoRemove": True},
+    }
+    assert leased(
+        given, "GPU-1", "GPU-2", shm_size=8 << 30, ulimits={"memlock": -1, "stack": 67108864}
+    ) == {
+        "image": "lab/torch",
+        "name": "jupyter-ann",
+        "environment": {"JUPYTERHUB_USER": "ann", "NVIDIA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
+        "labels": {
+            "course": "ml",
+            "gpuspawner.gpus": "GPU-1,GPU-2",
+            "gpuspawner.user": "ann",
+        },
+        "host_config": {
+            "NetworkMode": "gpuspawner",
+            "AutoRemove": True,
+            "DeviceRequests": [ours("GPU-1", "GPU-2")],
+            "ShmSize": 8 << 30,
+            "Ulimits": [
+                {"Name": "memlock", "Soft": -1, "Hard": -1},
+                {"Name": "stack", "Soft": 67108864, "Hard": 67108864},
+            ],
+        },
+    }
+
+
+def test_a_lease_of_no_gpus_sees_none_whatever_the_image_says() -> None:
+    assert leased({"image": "nvidia/cuda"}) == {
+        "image": "nvidia/cuda",
+        "environment": {"NVIDIA_VISIBLE_DEVICES": "void"},
+        "labels": LABELS,
+        "host_config": {"Ulimits": []},
+    }
+
+
+def test_what_was_given_is_not_changed(client: docker.APIClient) -> None:
+    """It may be the administrator's own object, used for every container."""
+    given = {
+        "environment": {"A": "b"},
+        "labels": {"c": "d"},
+        "host_config": client.create_host_config(
+            device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]], options={"e": "f"})],
+            ulimits=[Ulimit(name="nofile", soft=1, hard=2)],
+        ),
+    }
+    before = copy.deepcopy(given)
+    leased(given, "GPU-1", shm_size=1, ulimits={"stack": 1})
+    assert given == before
+
+
+CDI_NIC = {
+    "Driver": "cdi",
+    "Count": 0,
+    "DeviceIDs": ["example.com/nic=eth1"],
+    "Capabilities": [],
+    "Options": {},
+}
+INFINIBAND = {**CDI_NIC, "Driver": "", "Capabilities": [["rdma"]], "DeviceIDs": ["mlx5_0"]}
+ALL_GPUS = {"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]]}
+
+
+@pytest.mark.parametrize(
+    ("configured", "with_gpus"),
+    [
+        pytest.param([], [ours("GPU-1")], id="none configured"),
+        pytest.param([CDI_NIC], [CDI_NIC, ours("GPU-1")], id="another device by CDI"),
+        pytest.param([INFINIBAND], [INFINIBAND, ours("GPU-1")], id="another device by capability"),
+        pytest.param([ALL_GPUS], [ours("GPU-1")], id="all GPUs give way to the leased ones"),
+        pytest.param(
+            [{"Driver": "nvidia", "Count": 2, "Capabilities": [["gpu"]]}],
+            [ours("GPU-1")],
+            id="a number of GPUs gives way",
+        ),
+        pytest.param(
+            [{"Count": -1, "Capabilities": [["gpu", "utility"]], "Options": {"a": "b"}}],
+            [ours("GPU-1", Capabilities=[["gpu", "utility"]], Options={"a": "b"})],
+            id="capabilities and options are kept",
+        ),
+        pytest.param(
+            [
+                {"Count": -1, "Capabilities": [["compute"]], "Options": {"a": "1", "b": "1"}},
+                CDI_NIC,
+                {"Count": 1, "Capabilities": [["gpu", "video", "compute"]], "Options": {"b": "2"}},
+            ],
+            [
+                CDI_NIC,
+                ours(
+                    "GPU-1",
+                    Capabilities=[["gpu", "compute", "video"]],
+                    Options={"a": "1", "b": "2"},
+                ),
+            ],
+            id="several for GPUs become one",
+        ),
+        pytest.param(
+            [{"Driver": "nvidia", "Capabilities": None, "Options": None, "DeviceIDs": []}],
+            [ours("GPU-1")],
+            id="fields that are null",
+        ),
+    ],
+)
+def test_device_requests_are_joined_with_the_lease(
+    configured: list[dict[str, Any]], with_gpus: list[dict[str, Any]]
+) -> None:
+    before = copy.deepcopy(configured)
+    assert join_device_requests(configured, ["GPU-1"]) == with_gpus
+    without_gpus = [request for request in with_gpus if request["Driver"] != "nvidia"]
+    assert join_device_requests(configured, []) == without_gpus
+    assert configured == before
+
+
+@pytest.mark.parametrize(
+    "request_of_gpus",
+    [
+        {"Driver": "nvidia", "DeviceIDs": ["0"], "Capabilities": [["gpu"]]},
+        {"Driver": "", "DeviceIDs": ["GPU-1"], "Capabilities": [["gpu"]]},
+        {"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=all"]},
+        {"Driver": "", "DeviceIDs": ["nvidia.com/gpu=0"], "Capabilities": [["cdi"]]},
+    ],
+)
+@pytest.mark.parametrize("uuids", [(), ("GPU-1",)])
+def test_a_gpu_named_by_its_id_is_refused_with_the_trait_to_change(
+    request_of_gpus: dict[str, Any], uuids: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match="extra_host_config: device_requests names GPUs") as error:
+        join_device_requests([CDI_NIC, request_of_gpus], uuids)
+    assert repr(request_of_gpus["DeviceIDs"]) in str(error.value)
+    assert "c.GPUSpawner.excluded_gpus" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("request_of_something", "gpus"),
+    [
+        (ALL_GPUS, True),
+        ({"Driver": "nvidia"}, True),
+        # Without a driver the engine takes NVIDIA's for any capability of it.
+        ({"Capabilities": [["nvidia"]]}, True),
+        ({"Capabilities": [["compute", "utility"]]}, True),
+        ({"Capabilities": [["rdma"], ["gpu"]]}, True),
+        ({"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0"]}, True),
+        ({"Driver": "cdi", "DeviceIDs": ["runtime.nvidia.com/gpu=all"]}, True),
+        ({"Driver": "cdi", "DeviceIDs": ["example.com/nic=1", "nvidia.com/gpu=1"]}, True),
+        ({"Driver": "", "Capabilities": [["cdi"]], "DeviceIDs": ["nvidia.com/gpu=0"]}, True),
+        ({}, False),
+        ({"Driver": "amd", "Capabilities": [["gpu"]]}, False),
+        ({"Capabilities": [["rdma"]]}, False),
+        ({"Capabilities": None, "DeviceIDs": None}, False),
+        (CDI_NIC, False),
+    ],
+)
+def test_a_request_for_nvidia_gpus_is_told_from_others(
+    request_of_something: dict[str, Any], gpus: bool
+) -> None:
+    assert asks_for_gpus(request_of_something) == gpus
+
+
+@pytest.mark.parametrize(
+    "all_gpus",
+    [
+        DeviceRequest(count=-1, capabilities=[["gpu", "utility"]]),
+        {"count": -1, "capabilities": [["gpu", "utility"]]},
+        {"Count": -1, "Capabilities": [["gpu", "utility"]]},
+    ],
+    ids=["an object", "in Python's words", "in the API's words"],
+)
+def test_a_request_is_understood_however_docker_py_was_given_it(
+    client: docker.APIClient, all_gpus: Any
+) -> None:
+    host_config = client.create_host_config(device_requests=[all_gpus, CDI_NIC])
+    created = leased({"host_config": host_config}, "GPU-1")
+    assert created["host_config"]["DeviceRequests"] == [
+        CDI_NIC,
+        ours("GPU-1", Capabilities=[["gpu", "utility"]]),
+    ]
+    assert leased({"host_config": host_config})["host_config"]["DeviceRequests"] == [CDI_NIC]
+
+
+@pytest.mark.parametrize("uuids", [(), ("GPU-1",)])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"A": "b=c", "NVIDIA_VISIBLE_DEVICES": "all", "GONE": None},
+        ["A=b=c", "NVIDIA_VISIBLE_DEVICES=all", "GONE"],
+        ("A=b=c", "GONE", "NVIDIA_VISIBLE_DEVICES"),
+    ],
+    ids=["mapping", "list", "tuple"],
+)
+def test_the_last_word_on_visible_gpus_is_the_leases(environment: Any, uuids: Any) -> None:
+    created = leased({"image": "x", "environment": environment}, *uuids)
+    sent = ContainerConfig(VERSION, command=None, **created)["Env"]
+    visible = f"NVIDIA_VISIBLE_DEVICES={','.join(uuids) or 'void'}"
+    # "GONE" alone takes a variable of the image away.
+    assert sorted(sent) == ["A=b=c", "GONE", visible]
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        {"course": "ml", "bare": "", "gpuspawner.gpus": "GPU-9", "gpuspawner.user": "eve"},
+        ["course=ml", "bare", "gpuspawner.gpus=GPU-9", "gpuspawner.user=eve"],
+    ],
+    ids=["mapping", "list"],
+)
+def test_the_last_word_on_the_labels_is_the_leases(configured: Any) -> None:
+    created = leased({"image": "x", "labels": configured}, "GPU-1")
+    sent = ContainerConfig(VERSION, command=None, **created)["Labels"]
+    assert sent == {"course": "ml", "bare": "", **LABELS}
+
+
+@pytest.mark.parametrize(
+    ("configured", "shm_size", "sent"),
+    [
+        (None, 8 << 30, 8 << 30),
+        ("1g", 8 << 30, 1 << 30),
+        ("1g", 0, 1 << 30),
+        (None, 0, None),
+        (None, None, None),
+    ],
+)
+def test_shared_memory_is_the_setting_unless_the_host_config_names_one(
+    client: docker.APIClient, configured: Any, shm_size: Any, sent: Any
+) -> None:
+    host_config = client.create_host_config(shm_size=configured)
+    created = leased({"host_config": host_config}, shm_size=shm_size)
+    assert created["host_config"].get("ShmSize") == sent
+
+
+def test_a_limit_in_the_host_config_goes_before_the_setting(client: docker.APIClient) -> None:
+    host_config = client.create_host_config(ulimits=[Ulimit(name="stack", soft=1, hard=2)])
+    created = leased({"host_config": host_config}, ulimits={"memlock": -1, "stack": 3})
+    assert created["host_config"]["Ulimits"] == [
+        {"Name": "stack", "Soft": 1, "Hard": 2},
+        {"Name": "memlock", "Soft": -1, "Hard": -1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device_requests", "granted"),
+    [
+        (None, []),
+        ([], []),
+        ([ours("GPU-1", "GPU-2")], ["GPU-1", "GPU-2"]),
+        ([CDI_NIC, ours("GPU-1")], ["GPU-1"]),
+        ([ours("GPU-1"), ours("GPU-2")], ["GPU-1", "GPU-2"]),
+        ([ALL_GPUS], ["count=-1"]),
+        ([{"Driver": "nvidia", "Count": 0, "DeviceIDs": None}], []),
+        ([{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=all"]}], ["nvidia.com/gpu=all"]),
+    ],
+)
+def test_what_a_container_really_has_is_read_from_its_device_requests(
+    device_requests: Any, granted: list[str]
+) -> None:
+    inspection = {
+        "Config": {"Env": ["NVIDIA_VISIBLE_DEVICES=GPU-9"]},
+        "HostConfig": {"DeviceRequests": device_requests},
+    }
+    assert granted_uuids(inspection) == granted
+
+
+def test_a_container_that_the_engine_says_nothing_of_has_no_gpu() -> None:
+    assert granted_uuids({"HostConfig": None}) == []
+
+
+def api_error(explanation: str) -> docker.errors.APIError:
+    response = requests.Response()
+    response.status_code = 500
+    return docker.errors.APIError("500 Server Error", response, explanation)
+
+
+RUNC = "failed to create shim task: OCI runtime create failed: runc create failed: "
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        (f"{RUNC}error setting rlimit type 8: operation not permitted", "memlock"),
+        (f"{RUNC}error setting rlimits for ready process: setting rlimit type 3: no", "stack"),
+        (f"{RUNC}error setting rlimit type 7: operation not permitted", None),  # not one of ours
+        (f"{RUNC}error setting rlimit type 8x", "memlock"),
+        (f"{RUNC}permission denied", None),
+    ],
+)
+def test_the_limit_that_an_engine_may_not_set_is_found_by_its_number(
+    said: str, name: str | None
+) -> None:
+    assert refused_limit(api_error(said), {"memlock": -1, "stack": 1, "nosuch": 1}) == name
+
+
+def test_a_limit_whose_name_no_system_knows_is_never_the_refused_one() -> None:
+    assert refused_limit(api_error("setting rlimit type 8: no"), ["nosuch"]) is None
