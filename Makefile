@@ -1,0 +1,36 @@
+PYTHON ?= python3
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench lock
+
+help:
+	@echo 'make run     install what is missing, and start JupyterHub on http://127.0.0.1:8000'
+	@echo 'make test    install what is missing, lint, and run every test (ARGS="-k form" picks some)'
+	@echo 'make lint    check the style and types'
+	@echo 'make bench   measure'
+	@echo 'make lock    renew the locks in requirements/ and package-lock.json'
+	@echo 'PYTHON=python3.12 chooses another Python than python3.'
+
+run:
+	@$(PYTHON) -m scripts.run
+
+# The second run has the oldest packages that we say we work with.
+test: .setup-test lint
+	@$(PYTHON) -m scripts.root .venv/bin/python -m pytest $(ARGS)
+	.venv-oldest/bin/python -m pytest -m "not engine and not browser" $(ARGS)
+
+lint: .setup-lint
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: .setup-test
+	@$(PYTHON) -m scripts.root .venv/bin/python -m bench $(ARGS)
+
+lock:
+	@$(PYTHON) -m scripts.lock
+
+.PHONY: .setup-test .setup-lint
+.setup-test .setup-lint: .setup-%:
+	@$(PYTHON) -m scripts.setup $*

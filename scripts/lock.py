@@ -1,0 +1,89 @@
+"""`make lock`: renew the locks, with the newest versions that the requirements allow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from . import packages, setup
+from .console import ROOT, call, finish, say, step
+from .environment import LOCKS, ensure_environment, npm
+
+# Relative paths, for the locks' comments name them.
+PROJECT = "pyproject.toml"
+TEST = ("--extra", "test")
+
+
+def compile_words(uv: Path | str) -> list[str]:
+    """The beginning of each call: for every Python and machine, nothing of this machine's in it."""
+    return [
+        *(str(uv), "pip", "compile", "--no-config", "--quiet", "--upgrade"),
+        *("--universal", "--python-version", "3.10", "--generate-hashes"),
+        *("--no-emit-index-url", "--no-emit-find-links", "--custom-compile-command", "make lock"),
+    ]
+
+
+def locks() -> dict[str, list[str]]:
+    """What each lock is made from, in the order in which they are made."""
+    return {
+        "build.txt": ["requirements/build.in"],
+        "run.txt": [PROJECT, "requirements/run.in"],
+        "test.txt": [PROJECT, *TEST, "requirements/run.in", "-c", "requirements/run.txt"],
+        "oldest.txt": [
+            *(PROJECT, *TEST, "requirements/oldest.in", "--resolution", "lowest-direct"),
+            *(word for name in NOT_TESTED_WITH for word in ("--no-emit-package", name)),
+        ],
+    }
+
+
+# What `.venv-oldest` isn't for: linting, which wants one version, and that is the newest.
+NOT_TESTED_WITH = (
+    *("mypy", "mypy-extensions", "ruff"),
+    *("types-docker", "types-pyyaml", "types-requests"),
+)
+
+
+def _uv() -> Path | str:
+    found = shutil.which("uv")
+    if found:
+        return found
+    folder = ROOT / ".venv-lock"
+    if not (folder / "bin" / "uv").exists():
+        with step("Installing uv into .venv-lock"):
+            call([sys.executable, "-m", "venv", folder], ".venv-lock can't be made")
+            call([folder / "bin" / "pip", "install", "uv"], "uv can't be installed")
+    return folder / "bin" / "uv"
+
+
+def main() -> int:
+    """Write requirements/*.txt and package-lock.json anew."""
+    os.chdir(ROOT)
+    setup.begin()
+    packages.install(packages.missing_for_environment())
+    uv = _uv()
+    for name, inputs in locks().items():
+        with step(f"Writing requirements/{name}"):
+            words = [*compile_words(uv), *inputs, "--output-file", f"requirements/{name}"]
+            call(words, f"requirements/{name} can't be written")
+    ensure_environment(setup.ENVIRONMENT, "test.txt")
+    _lock_node_modules()
+    say(f"Written: {LOCKS.name}/*.txt and package-lock.json. The images' locks are renewed by")
+    say("  `gpuspawner image lock --upgrade`")
+    return 0
+
+
+def _lock_node_modules() -> None:
+    # Elsewhere: npm would keep what the old lock and node_modules have.
+    with step("Writing package-lock.json"), tempfile.TemporaryDirectory() as folder:
+        for name in ("package.json", ".npmrc"):
+            shutil.copy(ROOT / name, folder)
+        words = [*npm(setup.ENVIRONMENT), "install", "--package-lock-only", "--prefix", folder]
+        call(words, "package-lock.json can't be written")
+        shutil.copy(Path(folder) / "package-lock.json", ROOT)
+
+
+if __name__ == "__main__":
+    finish(main)

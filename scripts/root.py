@@ -1,0 +1,69 @@
+"""Commands that take root: as they are for root, with sudo for anybody else.
+
+As a program it runs the command that it is given, and hands the files that this leaves in the
+checkout to the checkout's owner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .console import ROOT, Stop, finish, say
+
+# sudo drops them. They say how this network is reached, and what the caller wants.
+KEPT = (
+    *("http_proxy", "https_proxy", "ftp_proxy", "no_proxy"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY"),
+    *("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
+    *("PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX"),
+    *("CI", "LANG", "PATH"),
+)
+
+
+def is_root() -> bool:
+    """Whether this process has all rights already."""
+    return os.geteuid() == 0
+
+
+def as_root(words: Sequence[str], purpose: str) -> list[str]:
+    """The command that runs another as root. Stop if there is neither root nor sudo."""
+    if is_root():
+        return list(words)
+    if shutil.which("sudo") is None:
+        raise Stop(f"{purpose} takes root, and there is no sudo here: run the same command as root")
+    kept = [f"{name}={os.environ[name]}" for name in KEPT if name in os.environ]
+    # Root's compiled modules in a user's checkout would be in that user's way.
+    return ["sudo", "env", *kept, "PYTHONDONTWRITEBYTECODE=1", *words]
+
+
+def give_to_owner(folder: Path) -> None:
+    """Hand root's files below a folder to the owner of the checkout."""
+    owner = ROOT.stat()
+    for path in [folder, *folder.rglob("*")]:
+        try:
+            if path.lstat().st_uid == 0:
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        except FileNotFoundError:  # a database's journal comes and goes
+            continue
+
+
+def main() -> int:
+    """Run the command line's command as root, and return its status."""
+    command = sys.argv[1:]
+    if is_root():
+        status = subprocess.run(command, check=False).returncode
+        if ROOT.stat().st_uid != 0:
+            give_to_owner(ROOT)
+        return status
+    say("the simulated GPU host takes root: going on with sudo")
+    this = [sys.executable, "-m", "scripts.root", *command]
+    return subprocess.run(as_root(this, "the simulated GPU host"), check=False).returncode
+
+
+if __name__ == "__main__":
+    finish(main)

@@ -1,0 +1,132 @@
+"""Build the images that are missing, and be the hub. Runs in the environment, on the GPU host."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import docker
+import docker.errors
+
+from gpuspawner.network import NetworkError, ensure_network
+
+from .console import ROOT, RUN, Stop, finish, say
+from .ports import CONFIG, check_port, hub_port, public_url
+from .root import give_to_owner, is_root
+
+# The first is the form's default; the second is there for those who need no framework.
+IMAGES = ("pytorch-2.7", "minimal")
+GIB = 1024**3
+# For building both, the engine's cache of the steps included; and where layers are whole copies.
+SPACE_GIB = 10
+SPACE_GIB_COPYING = 30
+START_SECONDS = 120
+
+
+def main() -> int:
+    """Be the hub until it ends."""
+    os.chdir(ROOT)
+    try:
+        check_port(ensure_network("gpuspawner"), hub_port(), "c.JupyterHub.hub_port")
+        _build_images()
+    except (docker.errors.DockerException, NetworkError) as error:
+        raise Stop(str(error)) from error
+    return _be_the_hub()
+
+
+def _build_images() -> None:
+    gpuspawner = [sys.executable, "-m", "gpuspawner", "image"]
+    listed = subprocess.run([*gpuspawner, "list", "--json"], stdout=subprocess.PIPE, check=False)
+    if listed.returncode:
+        raise Stop("the image versions can't be listed; the line above says why")
+    states = {row["key"]: row["state"] for row in json.loads(listed.stdout)}
+    wanted = [key for key in IMAGES if states.get(key) != "built"]
+    if not wanted:
+        return
+    _check_space()
+    say(f"Building the images {' and '.join(wanted)}: some minutes and 8 GB, the first time")
+    if subprocess.run([*gpuspawner, "build", *wanted], check=False).returncode:
+        raise Stop("the images can't be built; the lines above say why")
+
+
+def _check_space() -> None:
+    """Stop if the images surely don't fit."""
+    about = docker.from_env(timeout=20).info()
+    needed = SPACE_GIB_COPYING if about["Driver"] == "vfs" else SPACE_GIB
+    root = about["DockerRootDir"]
+    if not os.path.isdir(root):  # noqa: PTH112  # an engine that isn't on this machine
+        return
+    free = shutil.disk_usage(root).free / GIB
+    if free < needed:
+        raise Stop(
+            f"the images need {needed} GiB below {root}, and {free:.1f} are free: make room, or "
+            "set XDG_CACHE_HOME to a folder on a larger disk"
+        )
+
+
+def _be_the_hub() -> int:
+    from jupyterhub.app import JupyterHub
+
+    RUN.mkdir(exist_ok=True)
+    os.chdir(RUN)
+    # A proxy that outlived its hub would keep the port: it ends with it, however the hub ends.
+    proxy = ["setpriv", "--pdeathsig", "TERM", "configurable-http-proxy"]
+    words = [f"--ConfigurableHTTPProxy.command={word}" for word in proxy]
+    say("Starting JupyterHub; what follows is its log. Ctrl-C ends it")
+    threading.Thread(target=_announce, args=(public_url(),), daemon=True).start()
+    JupyterHub.launch_instance(["--config", str(CONFIG), *words])
+    return 0
+
+
+def _announce(url: str) -> None:
+    """Say where the hub is and how to log in, once it answers."""
+    end = time.monotonic() + START_SECONDS
+    while not _answers(url):
+        if time.monotonic() > end:
+            say(f"the hub hasn't answered at {url} for {START_SECONDS} s; its log says why")
+            return
+        time.sleep(0.1)
+    if is_root() and ROOT.stat().st_uid != 0:
+        give_to_owner(RUN)
+    lines = [
+        f"JupyterHub is ready: {url}",
+        f"  log in under any name with the password {_secret('user-password')}",
+        f"  or as admin with the password {_secret('admin-password')}",
+        f"  (kept in {RUN / 'user-password'} and admin-password)",
+    ]
+    for line in lines:
+        say(line)
+
+
+def _answers(url: str) -> bool:
+    address = urlsplit(url)
+    maker: Any = (
+        http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    )
+    connection = maker(address.hostname, address.port, timeout=5)
+    try:
+        connection.request("GET", "/hub/health")
+        return bool(connection.getresponse().status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _secret(name: str) -> str:
+    try:
+        return (RUN / name).read_text().strip()
+    except OSError:
+        return "of your own configuration"
+
+
+if __name__ == "__main__":
+    finish(main)

@@ -1,0 +1,58 @@
+"""Install what a command needs and isn't there: `python3 -m scripts.setup test|lint`."""
+
+from __future__ import annotations
+
+import sys
+
+from . import packages
+from .console import LOG, ROOT, RUN, Stop, finish
+from .environment import ensure_environment, ensure_node_modules
+
+ENVIRONMENT = ROOT / ".venv"
+OLDEST = ROOT / ".venv-oldest"
+
+
+def begin() -> None:
+    """Begin the log of what is installed anew."""
+    RUN.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
+
+
+def for_running(*, simulated: bool) -> None:
+    """What the hub needs, and a simulated host if it runs on one."""
+    programs = packages.missing(packages.SIMULATION) if simulated else []
+    packages.install(packages.missing_for_environment() + programs)
+    ensure_environment(ENVIRONMENT, "run.txt")
+    ensure_node_modules(ENVIRONMENT)
+
+
+def for_linting() -> None:
+    """The environment with the tests' packages, the linters among them."""
+    packages.install(packages.missing_for_environment())
+    ensure_environment(ENVIRONMENT, "test.txt")
+
+
+def for_testing() -> None:
+    """All that the tests need, and the second environment with the oldest packages."""
+    packages.install(
+        packages.missing_for_environment()
+        + packages.missing(packages.SIMULATION)
+        + packages.missing_for_browser()
+    )
+    ensure_environment(ENVIRONMENT, "test.txt")
+    ensure_node_modules(ENVIRONMENT)
+    ensure_environment(OLDEST, "oldest.txt")
+
+
+def main() -> int:
+    """Install what the command line names."""
+    wanted = {"test": for_testing, "lint": for_linting}
+    if len(sys.argv) != 2 or sys.argv[1] not in wanted:
+        raise Stop(f"say what for: {' or '.join(wanted)}")
+    begin()
+    wanted[sys.argv[1]]()
+    return 0
+
+
+if __name__ == "__main__":
+    finish(main)
