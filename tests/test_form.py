@@ -1,0 +1,350 @@
+"""The spawn page's form, read as a browser and a screen reader read it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup
+from bs4.element import Tag
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuspawner.allocation import GPU, Holder, State
+from gpuspawner.form import granted, render
+from gpuspawner.images import catalogue
+from gpuspawner.leases import View
+from gpuspawner.options import Choice, Limits, from_fields, parse
+
+A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
+DRIVER = "570.133.20"
+ONE = catalogue({"torch": "lab/torch"})
+TWO = catalogue(
+    {
+        "torch": {"image": "lab/torch", "title": "PyTorch", "cuda": "12.6", "description": "Nets"},
+        "next": {"image": "lab/next", "min_driver": "600"},
+    }
+)
+LIMITS = Limits(TWO, "torch")
+
+
+def gpu(index: int, model: str = A100, state: State = "free", **more: Any) -> GPU:
+    return GPU(f"GPU-{index}", index, model, 40960, state=state, **more)
+
+
+def host(*gpus: GPU, driver: str | None = DRIVER) -> View:
+    return View(driver, "12.8", gpus)
+
+
+FREE = host(gpu(0), gpu(1), gpu(2))
+TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": "taken"}
+MIXED = host(gpu(0), gpu(1, **TAKEN), gpu(2, T4))
+NO_DRIVER = host(driver=None)
+
+
+def page(
+    limits: Limits = LIMITS, view: View | None = FREE, trouble: str = "", **last: Any
+) -> BeautifulSoup:
+    return BeautifulSoup(render(limits, Choice(**last), view, trouble), "html.parser")
+
+
+def inputs(soup: BeautifulSoup, name: str) -> list[Tag]:
+    return soup.select(f'input[name="{name}"]')
+
+
+def values(soup: BeautifulSoup, name: str) -> list[str]:
+    return [str(each["value"]) for each in inputs(soup, name)]
+
+
+def usable(soup: BeautifulSoup, name: str) -> list[str]:
+    return [str(each["value"]) for each in inputs(soup, name) if not each.has_attr("disabled")]
+
+
+def checked(soup: BeautifulSoup, name: str) -> list[str]:
+    return [str(each["value"]) for each in inputs(soup, name) if each.has_attr("checked")]
+
+
+def description(soup: BeautifulSoup, name: str, value: str) -> str:
+    """What a screen reader says of an input after its label."""
+    (found,) = soup.select(f'input[name="{name}"][value="{value}"]')
+    ids = str(found.get("aria-describedby", "")).split()
+    return " ".join(words(note) for each in ids for note in soup.select(f'[id="{each}"]'))
+
+
+def words(element: Any) -> str:
+    return " ".join(element.get_text(" ").split())
+
+
+def listed(soup: BeautifulSoup) -> list[str]:
+    return [words(item).removeprefix("▮ ").removeprefix("▯ ") for item in soup.select("ul li")]
+
+
+def sent(soup: BeautifulSoup) -> dict[str, list[str]]:
+    """What a browser sends when nothing is changed."""
+    fields: dict[str, list[str]] = {}
+    for each in soup.select("input[name]"):
+        picked = each.get("type") != "radio" or each.has_attr("checked")
+        if picked and not each.has_attr("disabled"):
+            fields.setdefault(str(each["name"]), []).append(str(each["value"]))
+    return fields
+
+
+def test_an_idle_host_offers_every_count_and_shows_every_gpu() -> None:
+    soup = page()
+    assert values(soup, "gpus") == usable(soup, "gpus") == ["0", "1", "2", "3"]
+    assert checked(soup, "gpus") == ["1"]
+    assert "3 of 3 free now" in words(soup)
+    assert listed(soup) == [f"GPU {n} · {A100} 40 GB: free" for n in range(3)]
+    assert "limit" not in words(soup)
+    assert sent(soup) == {"image": ["torch"], "gpus": ["1"]}
+
+
+def test_each_version_is_shown_with_its_title_and_what_is_known_of_it() -> None:
+    soup = page()
+    labels = [
+        words(soup.select_one(f'label[for="{each["id"]}"]')) for each in inputs(soup, "image")
+    ]
+    assert labels == ["PyTorch", "next"]
+    assert description(soup, "image", "torch") == "CUDA 12.6 · Nets"
+
+
+def test_a_version_that_needs_a_newer_driver_can_be_picked_and_says_so() -> None:
+    """It runs without GPUs."""
+    soup = page()
+    assert usable(soup, "image") == ["torch", "next"]
+    reason = f"needs driver 600 or newer, this machine has {DRIVER}; only without GPUs"
+    assert description(soup, "image", "next") == reason
+    assert reason in [words(small) for small in soup.select("small")]  # for those who see, too
+    assert description(page(view=NO_DRIVER), "image", "next") == ""
+
+
+def test_a_host_without_a_driver_offers_versions_and_no_gpus() -> None:
+    soup = page(view=NO_DRIVER)
+    assert sent(soup) == {"image": ["torch"], "gpus": ["0"]}
+    assert inputs(soup, "gpus")[0]["type"] == "hidden"
+    assert "GPU" not in words(soup)
+
+
+def test_what_is_taken_cannot_be_picked_and_says_why() -> None:
+    soup = page(view=host(gpu(0, **TAKEN), gpu(1), gpu(2, **TAKEN)))
+    assert values(soup, "gpus") == ["0", "1", "2", "3"]
+    assert usable(soup, "gpus") == ["0", "1"]
+    reason = "You asked for 2 GPUs, and 1 of 3 are free now (2 in use)."
+    assert description(soup, "gpus", "2") == reason
+    assert description(soup, "gpus", "1") == ""
+    assert reason in [words(small) for small in soup.select("small:not([id])")]
+    assert "1 of 3 free now" in words(soup)
+    assert listed(soup)[0] == f"GPU 0 · {A100} 40 GB: taken"
+    assert "bob" not in words(soup)  # who else works here is nobody's business
+
+
+def test_where_all_are_taken_none_is_preselected() -> None:
+    soup = page(view=host(gpu(0, **TAKEN), gpu(1, **TAKEN)), gpus=2)
+    assert usable(soup, "gpus") == checked(soup, "gpus") == ["0"]
+    assert sent(soup)["gpus"] == ["0"]
+
+
+def test_a_limit_ends_the_counts_and_is_shown() -> None:
+    soup = page(replace(LIMITS, gpus=2))
+    assert values(soup, "gpus") == ["0", "1", "2"]
+    assert "Your limit is 2." in words(soup)
+
+
+def test_a_limit_over_what_the_host_has_offers_what_it_has() -> None:
+    assert values(page(replace(LIMITS, gpus=64)), "gpus") == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("view", [FREE, MIXED], ids=["one model", "two models"])
+def test_who_may_have_no_gpu_is_not_asked_about_them(view: View) -> None:
+    soup = page(replace(LIMITS, gpus=0), view)
+    assert sent(soup) == {"image": ["torch"], "gpus": ["0"]}
+    assert inputs(soup, "gpus")[0]["type"] == "hidden"
+    assert inputs(soup, "model") == []
+
+
+def test_a_sick_gpu_is_shown_with_its_reason_and_not_counted_as_free() -> None:
+    sick = gpu(1, state="unhealthy", reason="fell off the bus")
+    soup = page(view=host(gpu(0), sick))
+    assert usable(soup, "gpus") == ["0", "1"]
+    assert listed(soup)[1] == f"GPU 1 · {A100} 40 GB: fell off the bus"
+    assert "1 of 2 free now" in words(soup)
+
+
+def test_a_gpu_that_is_kept_out_is_shown_and_never_offered() -> None:
+    kept = gpu(0, T4, "excluded", reason="kept for the screen")
+    soup = page(view=host(kept, gpu(1), gpu(2, "H100", "mig"), gpu(3, **TAKEN)))
+    assert values(soup, "gpus") == ["0", "1", "2"]
+    assert inputs(soup, "model") == []
+    assert "1 of 2 free now" in words(soup)
+    asked = "You asked for 2 GPUs, and 1 of 2 are free now (1 in use)."
+    assert description(soup, "gpus", "2") == asked
+    shown = [line.rpartition(": ")[2] for line in listed(soup)]
+    assert shown == ["kept for the screen", "free", "mig", "taken"]
+
+
+def test_a_gpu_whose_memory_is_unknown_is_shown_without() -> None:
+    assert listed(page(view=host(GPU("GPU-0", 0, A100)))) == [f"GPU 0 · {A100}: free"]
+
+
+def test_where_the_host_cannot_be_read_the_trouble_is_told_and_no_gpu_offered() -> None:
+    soup = page(view=None, trouble="NVML didn't answer within 10 seconds.")
+    alert = soup.select_one('[role="status"]')
+    assert words(alert).startswith("NVML didn't answer within 10 seconds.")
+    assert sent(soup) == {"image": ["torch"], "gpus": ["0"]}
+    assert description(soup, "image", "next") == ""
+
+
+def test_the_trouble_is_told_also_where_there_is_nothing_to_choose() -> None:
+    soup = page(Limits(ONE, "torch"), None, "The engine can't be reached.")
+    assert "The engine can't be reached." in words(soup)
+    assert sent(soup) == {"gpus": ["0"]}
+
+
+def test_models_are_offered_where_there_are_several_with_what_is_free() -> None:
+    assert inputs(page(view=FREE), "model") == []
+    soup = page(view=MIXED)
+    assert values(soup, "model") == ["", A100, T4]
+    assert checked(soup, "model") == [""]
+    assert description(soup, "model", A100) == "1 of 2 free now"
+    assert sent(soup) == {"image": ["torch"], "gpus": ["1"], "model": [""]}
+
+
+def test_a_model_of_which_none_is_free_cannot_be_picked_and_says_so() -> None:
+    soup = page(view=host(gpu(0), gpu(1, T4, **TAKEN)), model=T4)
+    assert usable(soup, "model") == ["", A100]
+    assert checked(soup, "model") == [""]
+    assert description(soup, "model", T4) == "0 of 1 free now · none of them is free now"
+
+
+def test_the_last_choice_is_preselected() -> None:
+    soup = page(view=MIXED, image="next", gpus=2, model=T4)
+    assert sent(soup) == {"image": ["next"], "gpus": ["2"], "model": [T4]}
+    assert sent(page(gpus=0)) == {"image": ["torch"], "gpus": ["0"]}
+
+
+def test_a_last_choice_that_can_no_longer_be_had_gives_way_to_what_can() -> None:
+    soup = page(replace(LIMITS, gpus=2), MIXED, image="gone", gpus=9, model="H100")
+    assert sent(soup) == {"image": ["torch"], "gpus": ["2"], "model": [""]}
+
+
+def test_the_default_count_is_preselected_as_far_as_it_can_be_had() -> None:
+    assert checked(page(replace(LIMITS, default_gpus=0)), "gpus") == ["0"]
+    assert checked(page(replace(LIMITS, default_gpus=2)), "gpus") == ["2"]
+    assert checked(page(replace(LIMITS, default_gpus=9)), "gpus") == ["3"]
+    assert checked(page(replace(LIMITS, default_gpus=3), MIXED), "gpus") == ["2"]
+
+
+def test_any_image_is_a_text_to_type_with_the_last_one_in_it() -> None:
+    limits = replace(LIMITS, any_image=True)
+    (field,) = inputs(page(limits), "image")
+    assert (field["value"], field.has_attr("required")) == ("torch", True)
+    assert sent(page(limits, NO_DRIVER, image="debian:12"))["image"] == ["debian:12"]
+
+
+def test_one_image_is_not_asked_about() -> None:
+    assert sent(page(Limits(ONE, "torch"))) == {"gpus": ["1"]}
+    assert sent(page(replace(LIMITS, image_can_be_chosen=False))) == {"gpus": ["1"]}
+
+
+@pytest.mark.parametrize(
+    ("limits", "view"),
+    [
+        (Limits(ONE, "torch"), NO_DRIVER),
+        (Limits(ONE, "torch", gpus=0), FREE),
+        (Limits(ONE, "torch", gpus=0), MIXED),
+        (Limits(ONE, "torch"), host(gpu(0, state="excluded"))),
+        (replace(LIMITS, image_can_be_chosen=False), NO_DRIVER),
+    ],
+)
+def test_where_there_is_nothing_to_choose_there_is_no_form(limits: Limits, view: View) -> None:
+    """JupyterHub then starts the server at once."""
+    assert render(limits, Choice(), view) == ""
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}'
+
+
+def test_names_and_titles_are_text_whatever_is_in_them() -> None:
+    versions = catalogue(
+        {
+            HOSTILE: {"image": "lab/x", "title": HOSTILE, "description": HOSTILE},
+            "torch": "lab/torch",
+        }
+    )
+    view = host(gpu(0, HOSTILE, state="unhealthy", reason=HOSTILE), gpu(1, T4), gpu(2, HOSTILE))
+    soup = page(Limits(versions, HOSTILE), view, trouble=HOSTILE)
+    assert soup.select("script, img, [onerror]") == []
+    assert values(soup, "image") == [HOSTILE, "torch"]
+    assert values(soup, "model") == ["", HOSTILE, T4]
+    label = soup.select_one(f'label[for="{inputs(soup, "image")[0]["id"]}"]')
+    assert words(label) == HOSTILE
+    assert HOSTILE in words(soup.select_one('[role="status"]'))
+    assert listed(soup)[0] == f"GPU 0 · {HOSTILE} 40 GB: {HOSTILE}"
+    (field,) = inputs(page(replace(LIMITS, any_image=True), image=HOSTILE), "image")
+    assert field["value"] == HOSTILE
+
+
+# What holds for every form.
+
+states = st.sampled_from(["free", "free", "leased", "foreign", "mig", "unhealthy", "excluded"])
+views = st.none() | st.lists(
+    st.tuples(st.sampled_from([A100, T4, HOSTILE]), states), max_size=5
+).map(lambda gpus: host(*(gpu(n, model, state) for n, (model, state) in enumerate(gpus))))
+any_limits = st.builds(
+    Limits,
+    st.sampled_from([ONE, TWO]),
+    st.just("torch"),
+    image_can_be_chosen=st.booleans(),
+    any_image=st.booleans(),
+    default_gpus=st.integers(0, 4),
+    gpus=st.none() | st.integers(0, 4),
+)
+choices = st.builds(
+    Choice,
+    image=st.sampled_from([None, "torch", "next", "gone"]),
+    gpus=st.none() | st.integers(0, 6),
+    model=st.sampled_from([None, A100, T4, "H100"]),
+)
+
+
+@given(any_limits, choices, views, st.sampled_from(["", "NVML is away."]))
+def test_every_form_can_be_read_aloud_and_sent_as_it_is(
+    limits: Limits, last: Choice, view: View | None, trouble: str
+) -> None:
+    soup = BeautifulSoup(render(limits, last, view, trouble), "html.parser")
+    ids = [str(each["id"]) for each in soup.select("[id]")]
+    assert len(ids) == len(set(ids))
+    for each in soup.select("input"):
+        if each.get("type") != "hidden":
+            assert len(soup.select(f'label[for="{each["id"]}"]')) == 1
+        assert set(str(each.get("aria-describedby", "")).split()) <= set(ids)
+    for group in soup.select("fieldset"):
+        assert words(group.select_one("legend"))
+        (one,) = [each for each in group.select("input") if each.has_attr("checked")]
+        assert not one.has_attr("disabled")
+    fields = sent(soup)
+    assert set(fields) <= {"image", "gpus", "model"}
+    assert all(len(each) == 1 for each in fields.values())
+    if fields:
+        choice = parse(from_fields(fields))
+        assert choice.gpus is not None
+        free = sum(gpu.state == "free" for gpu in view.gpus) if view else 0
+        assert choice.gpus <= free
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sentence"),
+    [
+        ([], "No GPU was asked for"),
+        ([gpu(3, T4)], "1 GPU set aside for you: Tesla T4 3"),
+        ([gpu(0, T4), gpu(2, T4)], "2 GPUs set aside for you: Tesla T4 0 and 2"),
+        ([gpu(0, T4), gpu(1, T4), gpu(5, T4)], "3 GPUs set aside for you: Tesla T4 0, 1 and 5"),
+        (
+            [gpu(0, T4), gpu(1, A100), gpu(2, T4)],
+            f"3 GPUs set aside for you: Tesla T4 0 and 2; {A100} 1",
+        ),
+    ],
+)
+def test_what_was_set_aside_is_said_by_model_and_number(gpus: list[GPU], sentence: str) -> None:
+    assert granted(gpus) == sentence
