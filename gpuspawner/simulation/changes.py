@@ -79,10 +79,10 @@ def _mig(state: State, key: str, word: str) -> State:
     return _with(state, key, mig=_of({"on": "on", "off": None}, word) is not None)
 
 
-# Words in capitals stand for something; GPU is an index or a UUID. The order is that of the help.
+# Words in capitals stand for something; GPU is an index or a UUID. The first that fits counts.
 CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
+    ("gpu GPU process PID ended", "a process doesn't use it any more", _process_ended),
     ("gpu GPU process PID MIB", "a process uses so much of its memory", _process),
-    ("gpu GPU process PID ended", "it doesn't any more", _process_ended),
     (
         "gpu GPU use PERCENT",
         "how busy it is",

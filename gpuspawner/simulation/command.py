@@ -171,15 +171,11 @@ def _simulate(state: State, words: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
-    command = _Command()
-    try:
-        with SimulatedHost(state) as host:
-            command.hold_signals()
-            if host.storage_driver == "vfs":
-                print(SLOW_STORAGE, file=sys.stderr, flush=True)
-            return command.run(words, host.environment)
-    finally:
-        command.release_signals()
+    with SimulatedHost(state) as host:
+        command = _Command()
+        if host.storage_driver == "vfs":
+            print(SLOW_STORAGE, file=sys.stderr, flush=True)
+        return command.run(words, host.environment)
 
 
 def _end(number: int, _: object) -> NoReturn:
@@ -187,26 +183,17 @@ def _end(number: int, _: object) -> NoReturn:
 
 
 class _Command:
-    """COMMAND, and the signals to end, which go to it: this process has to clean up after it."""
+    """COMMAND, and the signals to end, which from now on go to it and not to this process.
+
+    That has to clean up after it, which nothing shall interrupt, and then ends: they stay held.
+    """
 
     def __init__(self) -> None:
         ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
         # What is ignored, as by `nohup`, stays so.
-        self._ends = {each for each in ends if signal.getsignal(each) != signal.SIG_IGN}
-        self._watched = {*self._ends, signal.SIGCHLD}
-        self._before: set[int] | None = None
-
-    def hold_signals(self) -> None:
-        """From here on signals wait for `run`, or for nobody."""
+        heard = {each for each in ends if signal.getsignal(each) != signal.SIG_IGN}
+        self._watched = {*heard, signal.SIGCHLD}
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._watched)
-
-    def release_signals(self) -> None:
-        """Forget the signals that wait, and let those that come have their effect again."""
-        if self._before is None:
-            return
-        while signal.sigtimedwait(self._watched, 0) is not None:
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def run(self, words: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run a command and return its status. The second wish to end it kills it."""
@@ -228,12 +215,11 @@ class _Command:
 
     def _prepared(self) -> Callable[[], None]:
         library = ctypes.CDLL(None)
-        mask = self._before or set()
 
         def prepare() -> None:
             # Should this process be killed, nobody waits for COMMAND, and its host goes.
             library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
         return prepare
 

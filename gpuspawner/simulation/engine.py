@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,31 @@ def write_hook(directory: Path) -> None:
     wrapper = folder / HOOK
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o755)
+
+
+def cdi_specification(directory: Path, uuids: Sequence[str]) -> dict[str, Any]:
+    """What an engine that knows CDI finds GPUs by: as UUID, index or `all`, like NVIDIA's.
+
+    ref: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
+    """
+    names = [(uuid, [uuid]) for uuid in uuids]
+    names += [(str(index), [uuid]) for index, uuid in enumerate(uuids)]
+    names += [("all", list(uuids))] if uuids else []
+    path = str(directory / "hook" / HOOK)
+    devices = []
+    for name, meant in names:
+        # One call for each GPU: only the hook knows what the container has already.
+        hooks = [
+            {"hookName": "createRuntime", "path": path, "args": [HOOK, "cdi", uuid]}
+            for uuid in meant
+        ]
+        devices.append({"name": name, "containerEdits": {"hooks": hooks}})
+    return {
+        "cdiVersion": "0.5.0",
+        "kind": "nvidia.com/gpu",
+        "devices": devices,
+        "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"]},
+    }
 
 
 class Engine:

@@ -86,6 +86,9 @@ class SimulatedHost:
             self._first_state.write(self.state_path)
             about = self._ask("start", cache=str(cache))
         except BaseException:
+            if self._keeper is not None:
+                # It may be waiting for the engine, and wouldn't notice the end of its input.
+                self._keeper.terminate()
             self.stop()
             raise
         self.hub_ip = about["hub_ip"]

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import groups, network, slots
+from . import groups, hook, network, slots
 from .engine import (
     Engine,
     adopt_orphans,
+    cdi_specification,
     configuration,
     forget_networks,
     joining,
@@ -74,6 +75,10 @@ class Keeper:
         )
         (slot.directory / "daemon.json").write_text(json.dumps(settings, indent=1))
         write_hook(slot.directory)
+        uuids = [gpu["uuid"] for gpu in hook.gpus((slot.directory / "state").read_text())]
+        (slot.directory / "cdi").mkdir()
+        specification = json.dumps(cdi_specification(slot.directory, uuids), indent=1)
+        (slot.directory / "cdi" / "nvidia.json").write_text(specification)
         forget_networks(data)
         self._engine = Engine(slot.directory, self._namespaces, group)
         self._engine.start()
@@ -182,12 +187,9 @@ def _obey(keeper: Keeper, line: str) -> dict[str, Any]:
         return {"error": f"{error!r}\n{traceback.format_exc()}"}
 
 
-def main() -> int:
-    """Do what standard input says until it ends, or SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+def _work(keeper: Keeper) -> None:
+    """Do what standard input says until it ends, or until SIGTERM, whatever is being done."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    keeper = Keeper()
     signal.signal(signal.SIGCHLD, keeper.reap)
     adopt_orphans()
     try:
@@ -200,8 +202,20 @@ def main() -> int:
                 break
             _answer(_obey(keeper, line))
     finally:
-        keeper.idle = False
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        keeper.idle = False
+
+
+def main() -> int:
+    """Keep a simulated host, and take it down; the exit status."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    keeper = Keeper()
+    try:
+        _work(keeper)
+    except SystemExit:
+        pass
+    finally:
         keeper.end()
     return 0
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import sys
+from typing import cast
 
 PORT = 53
 SECONDS = 10
@@ -23,8 +24,8 @@ class _Questions(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # Python's own isn't an instance of it.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         task = asyncio.get_running_loop().create_task(self._pass_on(data, addr))

@@ -1,0 +1,74 @@
+"""Fixtures: an engine's cache, an image without a registry, and a simulated host that runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuspawner.simulation.host import SimulatedHost
+
+from ..conftest import cannot
+from .labs import PROBE, STATE, Lab, Session
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory) -> Path:
+    """A cache of these tests' own; skips where no engine can be had."""
+    if os.geteuid() != 0 or not shutil.which("dockerd"):
+        cannot("needs root and dockerd")
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def image_files(engine_cache) -> dict[str, bytes]:
+    """The files of the tests' image."""
+    (engine_cache / "probe.c").write_text(PROBE)
+    words = [
+        "cc",
+        "-static",
+        "-O1",
+        str(engine_cache / "probe.c"),
+        "-o",
+        str(engine_cache / "probe"),
+    ]
+    subprocess.run(words, check=True)
+    return {"probe": (engine_cache / "probe").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def running(engine_cache, image_files) -> Iterator[Lab]:
+    """One simulated host for the tests that don't end it."""
+    with SimulatedHost(STATE, engine_cache) as host:
+        lab = Lab(host)
+        lab.load(image_files)
+        yield lab
+        lab.client.close()
+
+
+@pytest.fixture
+def lab(running) -> Iterator[Lab]:
+    """The running host, as it was at first, and so again afterwards."""
+    yield running
+    running.host.write(STATE)
+    for container in running.client.containers.list(all=True):
+        container.remove(force=True)
+
+
+@pytest.fixture
+def session(engine_cache) -> Iterator[Callable[..., Session]]:
+    begun: list[Session] = []
+
+    def begin(**how: object) -> Session:
+        begun.append(Session(engine_cache, **how))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.communicate()

@@ -1,0 +1,227 @@
+"""`gpuspawner simulate`: its words, its answers, and the signals that end it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from gpuspawner.simulation import changes, command
+from gpuspawner.simulation.state import describe
+
+from .labs import STATE, UUIDS, belongings, simulate, until
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("gpu 1 process 4242 2000", "processes", ((4242, 2000),)),
+        (f"gpu {UUIDS[1]} process 7 5", "processes", ((7, 5),)),
+        ("gpu 1 use 93", "utilization_percent", 93),
+        ("gpu 1 memory 1024", "memory_used_mib", 1024),
+        ("gpu 1 lost", "fault", "lost"),
+        ("gpu 1 sick", "fault", "reset_required"),
+        ("gpu 1 mig on", "mig", True),
+        ("gpu 1 mode exclusive_process", "compute_mode", "exclusive_process"),
+        ("gpu 1 function nvmlDeviceGetName 999", "function_faults", (("nvmlDeviceGetName", 999),)),
+    ],
+)
+def test_a_change_in_words_changes_one_gpu(text, field, value):
+    changed = changes.parse(text)(STATE)
+    assert getattr(changed.gpu(1), field) == value
+    assert [changed.gpu(i) for i in (0, 2, 3)] == [STATE.gpu(i) for i in (0, 2, 3)]
+    assert changed.gpu(1) == STATE.with_gpu(1, **{field: value}).gpu(1)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("gpu 0 process 4 2", "gpu 0 process 4 ended"),
+        ("gpu 0 lost", "gpu 0 healed"),
+        ("gpu 0 sick", "gpu 0 healed"),
+        ("gpu 0 mig on", "gpu 0 mig off"),
+        ("gpu 0 function nvmlDeviceGetName 15", "gpu 0 function nvmlDeviceGetName works"),
+        ("function nvmlDeviceGetName 15", "function nvmlDeviceGetName works"),
+        ("driver gone", "driver back"),
+        ("slow 5", "slow 0"),
+    ],
+)
+def test_a_change_can_be_taken_back(texts):
+    first, second = map(changes.parse, texts)
+    assert first(STATE) != STATE
+    assert second(first(STATE)) == STATE
+
+
+def test_a_process_that_grows_is_still_one_process():
+    changed = changes.parse("gpu 0 process 4 9")(changes.parse("gpu 0 process 4 2")(STATE))
+    assert changed.gpu(0).processes == ((4, 9),)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "isn't a change"),
+        ("gpu 1 explode", "isn't a change"),
+        ("gpu 1 process 4242", "isn't a change"),
+        ("gpu 9 lost", "there is no GPU"),
+        ("gpu GPU-nope lost", "there is no GPU"),
+        ("gpu 1 process 12 ended", "no process 12"),
+        ("gpu 1 process x 5", "must be a whole number"),
+        ("gpu 1 use 101", "from 0 to 100"),
+        ("gpu 1 mode fast", "one of default"),
+        ("gpu 1 mig maybe", "on, off"),
+        ("gpu 2 mig on", "has no MIG"),
+        ("gpu 1 function rm 5", "NVML function"),
+        ("driver lazy", "gone, mismatch"),
+    ],
+)
+def test_a_change_that_cannot_be_is_a_sentence(text, words):
+    with pytest.raises(ValueError, match=words):
+        changes.parse(text)(STATE)
+
+
+def test_the_explanation_names_every_change():
+    for form, _, _ in changes.CHANGES:
+        assert form in changes.explanation()
+
+
+@pytest.mark.parametrize(
+    ("named", "gpus", "meant"),
+    [
+        ([], None, [("A100-40GB", 4)]),
+        ([], 0, [("A100-40GB", 0)]),
+        ([("T4", None)], None, [("T4", 4)]),
+        ([("T4", None)], 2, [("T4", 2)]),
+        ([("T4", 3)], None, [("T4", 3)]),
+        ([("T4", 2), ("A10", 2)], 4, [("T4", 2), ("A10", 2)]),
+        ([("T4", None), ("A10", 2)], None, [("T4", 1), ("A10", 2)]),
+    ],
+)
+def test_models_and_number_of_gpus_go_together(named, gpus, meant):
+    assert command.models(named, gpus) == meant
+
+
+def test_models_and_number_of_gpus_may_not_contradict_each_other():
+    with pytest.raises(ValueError, match="--gpus says 5, but the models make 4"):
+        command.models([("T4", 2), ("A10", 2)], 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("a100", "A100-40GB"),
+        ("V100", "V100-16GB"),
+        ("t4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("h100", "H100"),
+        ("A100-80GB", "A100-80GB"),
+    ],
+)
+def test_a_model_is_known_by_its_short_name_too(name, known):
+    assert command.model_called(name) == known
+
+
+def test_an_unknown_model_is_answered_with_those_that_are_known():
+    with pytest.raises(argparse.ArgumentTypeError, match="'A1' isn't known; one of A10, A30"):
+        command.model_called("A1")
+
+
+def test_the_announcement_says_what_is_simulated():
+    assert command.announcement(STATE) == (
+        "gpuspawner: simulating 2 \N{MULTIPLICATION SIGN} NVIDIA A100-SXM4-40GB and "
+        "2 \N{MULTIPLICATION SIGN} Tesla T4, driver 570.133.20; nothing here is a real GPU"
+    )
+    assert "a host without GPU" in command.announcement(describe([]))
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 2, "COMMAND is missing"),
+        (["--"], 2, "COMMAND is missing"),
+        (["--gpus", "-1", "--", "true"], 2, "'-1' isn't a whole number from 0 to 64"),
+        (["--gpus", "65", "--", "true"], 2, "'65' isn't a whole number from 0 to 64"),
+        (["--gpus", "x", "--", "true"], 2, "'x' isn't a whole number"),
+        (["--model", "A100:x", "--", "true"], 2, "'x' isn't a whole number"),
+        (["--model", "nope", "--", "true"], 2, "'nope' isn't known; one of A10,"),
+        (["--driver", "new", "--", "true"], 2, "a version such as"),
+        (["--change", "explode"], 2, "gpu GPU process PID MIB"),
+        (["--change", "driver gone", "--", "true"], 2, "leave COMMAND out"),
+        (["--", "no-such-program"], 127, "no-such-program: command not found"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_answered_with_a_sentence(words, status, said):
+    done = simulate(*words)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.engine
+def test_command_has_what_it_needs_and_its_status_is_passed_on(session):
+    begun = session(signals=0)
+    assert begun.environment["DOCKER_HOST"] == f"unix://{begun.directory}/docker.sock"
+    assert begun.environment["GPUSPAWNER_HUB_IP"].count(".") == 3
+    assert begun.environment["LD_LIBRARY_PATH"].split(":")[0] == f"{begun.directory}/nvml"
+    assert begun.environment["PATH"].split(":")[0] == f"{begun.directory}/nvml"
+    assert begun.end() == (5, "got in all 0\n")
+    assert belongings(begun.directory) == []
+
+
+@pytest.mark.engine
+def test_the_host_can_be_changed_from_another_shell(session):
+    begun = session(signals=1)
+    variables = {"GPUSPAWNER_SIMULATED_STATE": begun.environment["GPUSPAWNER_SIMULATED_STATE"]}
+    done = simulate("--change", "gpu 0 use 42", "--change", "gpu 0 process 77 5", **variables)
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run(["nvidia-smi"], env=begun.environment, capture_output=True, text=True)
+    assert "42%" in shown.stdout
+    assert "77" in shown.stdout
+    wrong = simulate("--change", "gpu 9 lost", **variables)
+    assert (wrong.returncode, "there is no GPU" in wrong.stderr) == (2, True)
+    begun.process.terminate()
+    begun.end()
+
+
+@pytest.mark.engine
+def test_ctrl_c_ends_command_in_its_own_time_with_the_engine_still_up(session):
+    begun = session(signals=1, terminal=True, seconds=1)
+    os.write(begun.terminal, b"\x03")
+    assert begun.end() == (5, "got SIGINT\ngot in all 1\n")
+    assert belongings(begun.directory) == []
+
+
+@pytest.mark.engine
+def test_ctrl_c_again_kills_command(session):
+    begun = session(signals=1000, terminal=True)
+    end = time.monotonic() + 60
+    while begun.process.poll() is None and time.monotonic() < end:
+        os.write(begun.terminal, b"\x03")
+        time.sleep(0.3)
+    status, said = begun.end()
+    assert status == 128 + signal.SIGKILL
+    assert "got SIGINT" in said
+    assert "got in all" not in said
+    assert belongings(begun.directory) == []
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_us_alone_is_passed_on_to_command(session, number):
+    begun = session(signals=1)
+    begun.process.send_signal(number)
+    assert begun.end() == (5, f"got {number.name}\ngot in all 1\n")
+    assert belongings(begun.directory) == []
+
+
+@pytest.mark.engine
+def test_killed_it_leaves_nothing_but_for_a_moment(session):
+    begun = session(signals=1)
+    begun.process.kill()
+    _, said = begun.end()  # returns when COMMAND, which has its output, has ended too
+    assert "got SIGTERM" in said
+    until(lambda: belongings(begun.directory) == [], "everything was taken down")

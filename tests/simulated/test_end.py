@@ -1,0 +1,220 @@
+"""A simulated host leaves nothing, however it ends, and the machine as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import docker
+import pytest
+
+from gpuspawner.simulation.host import SimulatedHost
+
+from .labs import REPOSITORY, STATE, UUIDS, Lab, belongings, until
+
+pytestmark = pytest.mark.engine
+
+
+def test_images_and_volumes_stay_and_nothing_else(engine_cache, image_files, tmp_path):
+    own = tmp_path / "cache"
+    with SimulatedHost(STATE, own) as host:
+        lab = Lab(host)
+        lab.load(image_files)
+        volumes = {"work": {"bind": "/work", "mode": "rw"}}
+        lab.run("/probe", "write", "/work/notebook", "a thought", volumes=volumes)
+        net = lab.client.networks.create("left-behind")
+        lab.begin("/probe", "wait", gpus=[UUIDS[0]], network=net.name)
+        paused = lab.begin("/probe", "wait", restart_policy={"Name": "always"})
+        paused.pause()
+        lab.client.close()
+        directory = host.directory
+        assert len(belongings(directory)) > 10
+    assert belongings(directory) == []
+    with SimulatedHost(STATE, own) as host:
+        lab = Lab(host)
+        assert lab.client.containers.list(all=True) == []
+        assert lab.client.networks.list("left-behind") == []
+        assert lab.run("/probe", "read", "/work/notebook", volumes=volumes) == "a thought"
+        lab.client.close()
+
+
+@pytest.mark.parametrize("words", ["exit 1", "exec sleep 600"])
+def test_a_start_that_fails_or_is_ended_halfway_leaves_nothing(engine_cache, tmp_path, words):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "dockerd").write_text(
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo version 20.10; exit; fi\n'
+        f'echo "$2" > {tmp_path}/called.new\nmv {tmp_path}/called.new {tmp_path}/called\n'
+        f"echo I am broken\n{words}\n"
+    )
+    (programs / "dockerd").chmod(0o755)
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "gpuspawner", "simulate", "--", "true"],
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(engine_cache),
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: (tmp_path / "called").exists(), "the engine was started")
+    directory = Path((tmp_path / "called").read_text().strip()).parent
+    if words != "exit 1":
+        starting.terminate()
+    _, said = starting.communicate()
+    assert starting.returncode == (1 if words == "exit 1" else 128 + signal.SIGTERM)
+    assert "Traceback" not in said
+    assert ("I am broken" in said) == (words == "exit 1")
+    assert belongings(directory) == []
+
+
+def test_when_its_keeper_is_killed_it_sweeps_up_itself(engine_cache):
+    host = SimulatedHost(STATE, engine_cache)
+    with host:
+        directory = host.directory
+        host._keeper.kill()
+        host._keeper.wait()
+        assert belongings(directory) != []
+    assert belongings(directory) == []
+
+
+def test_what_was_killed_as_a_whole_is_swept_up_by_the_next(engine_cache, image_files):
+    code = textwrap.dedent(
+        """
+        import sys, time
+        from gpuspawner.simulation.host import SimulatedHost
+        from gpuspawner.simulation.state import describe
+        with SimulatedHost(describe(), sys.argv[1]) as host:
+            print(host.directory, host._keeper.pid, flush=True)
+            time.sleep(600)
+        """
+    )
+    words = [sys.executable, "-c", code, str(engine_cache)]
+    doomed = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    try:
+        directory, keeper = doomed.stdout.readline().split()
+        lab_engine = docker.DockerClient(base_url=f"unix://{directory}/docker.sock")
+        lab_engine.close()
+    finally:
+        # Before it can notice: first who would clean up.
+        os.kill(int(keeper), signal.SIGKILL)
+        doomed.kill()
+        doomed.communicate()
+    left = belongings(Path(directory))
+    assert [line for line in left if "--comment" in line]
+    with SimulatedHost(STATE, engine_cache) as host:
+        assert belongings(Path(directory)) == [] or host.directory == Path(directory)
+        next_one = host.directory
+    assert belongings(Path(directory)) == []
+    assert belongings(next_one) == []
+
+
+# -- what the machine had before -----------------------------------------------------------------
+
+# In a network namespace of the test's own, so that it can have any setting and rule.
+ELSEWHERE = textwrap.dedent(
+    """
+    import json, subprocess, sys
+    from pathlib import Path
+    from gpuspawner.simulation.host import SimulatedHost
+    from gpuspawner.simulation.state import describe
+
+    forward = Path("/proc/sys/net/ipv4/ip_forward")
+    def now():
+        rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True)
+        rules = [line for line in rules.stdout.splitlines() if line.startswith("-A")]
+        links = [line.split(":")[0].strip() for line in open("/proc/self/net/dev")][2:]
+        return [forward.read_text().strip(), sorted(rules), sorted(links)]
+    def call(*words):
+        subprocess.run(words, check=True)
+
+    call("ip", "link", "set", "lo", "up")
+    forward.write_text("0")
+    for tag in ("gpuspawner-", "gpuspawner-00", "xgpuspawner-0", "somebody else"):
+        comment = ["-m", "comment", "--comment", tag]
+        call("iptables", "-A", "FORWARD", "-i", "eth9", *comment, "-j", "ACCEPT")
+        call("iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "eth9", *comment, "-j", "RETURN")
+    seen = {"before": now()}
+    with SimulatedHost(describe(), sys.argv[1]) as one:
+        seen["folder"] = str(one.directory)
+        seen["one"] = now()
+        with SimulatedHost(describe(), sys.argv[1]) as two:
+            seen["two"] = now()
+        seen["one again"] = now()
+    seen["after"] = now()
+    with SimulatedHost(describe(), sys.argv[1]):
+        call("ip", "link", "add", "docker0", "type", "bridge")
+    seen["with an engine"] = now()
+    print(json.dumps(seen))
+    """
+)
+
+
+def test_the_machine_is_put_back_as_it_was(engine_cache, lab):
+    words = ["unshare", "--net", sys.executable, "-c", ELSEWHERE, str(engine_cache)]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["after"] == seen["before"]
+    assert seen["before"][0] == "0"
+    assert [seen[when][0] for when in ("one", "two", "one again")] == ["1", "1", "1"]
+    assert seen["one again"] == seen["one"] != seen["two"]
+    # An engine that was started meanwhile needs what it found.
+    assert seen["with an engine"][0] == "1"
+    # Folders and control groups are shared with hosts in other network namespaces.
+    assert Path(seen["folder"]) != lab.host.directory
+    assert lab.run("nvidia-smi", "-L", gpus=[UUIDS[0]]).count("UUID") == 1
+
+
+# In a mount namespace of the test's own, where the host's resolver listens on its loopback.
+RESOLVER = textwrap.dedent(
+    """
+    import socket, subprocess, sys, threading
+    import docker
+    from gpuspawner.simulation.host import SimulatedHost
+    from gpuspawner.simulation.state import describe
+
+    subprocess.run(["mount", "--bind", sys.argv[2], "/etc/resolv.conf"], check=True)
+    resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    resolver.bind(("127.0.0.99", 53))
+    def answer():
+        while True:
+            question, asker = resolver.recvfrom(512)
+            resolver.sendto(b"answer to " + question, asker)
+    threading.Thread(target=answer, daemon=True).start()
+    with SimulatedHost(describe(), sys.argv[1]) as host:
+        client = docker.DockerClient(base_url=host.docker_host)
+        client.api.import_image_from_file(sys.argv[3], "probe", "1")
+        run = lambda *words: client.containers.run("probe:1", list(words), remove=True).decode()
+        lines = run("/probe", "read", "/etc/resolv.conf").splitlines()
+        servers = [line.split()[1] for line in lines if line.startswith("nameserver")]
+        assert servers == [host.hub_ip], servers
+        assert "search lab.example" in lines, lines
+        print(run("/probe", "ask", servers[0], "53", "a question"))
+        client.close()
+        print(host.directory)
+    """
+)
+
+
+def test_containers_resolve_names_where_the_hosts_resolver_is_on_its_loopback(
+    engine_cache, image_files, tmp_path
+):
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.99\nsearch lab.example\n")
+    with tarfile.open(tmp_path / "probe.tar", "w") as tar:
+        tar.add(engine_cache / "probe", "probe")
+    files = [str(tmp_path / "resolv.conf"), str(tmp_path / "probe.tar")]
+    words = ["unshare", "--mount", sys.executable, "-c", RESOLVER, str(engine_cache), *files]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, directory = done.stdout.splitlines()
+    assert said == "answer to a question"
+    assert belongings(Path(directory)) == []
