@@ -106,11 +106,10 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
         raise InventoryError(f"{what} If `nvidia-smi` hangs too, the host needs a reboot.")
     try:
         return _read(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
-    except InventoryError:
-        _stop()
-        raise
     except Exception as error:
         _stop()
+        if isinstance(error, InventoryError):
+            raise
         raise InventoryError(_host_sentence(error)) from error
     finally:
         _lock.release()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pynvml
@@ -56,6 +55,18 @@ def test_a_driver_that_goes_and_comes_back(hub: Program, fault: str, part: str) 
     assert len(hub.read(HOST).gpus) == 3
 
 
+def test_a_driver_that_was_reloaded_between_two_reads(hub: Program) -> None:
+    hub.read(State(gpus=HOST.gpus, loads=1))
+    inventory = hub.read(State(driver="580.65.06", gpus=HOST.gpus, loads=2))
+    assert (inventory.driver, len(inventory.gpus)) == ("580.65.06", 3)
+
+
+def test_a_driver_that_goes_while_it_is_read(hub: Program) -> None:
+    faults = (("nvmlDeviceGetMemoryInfo_v2", 9),)
+    with pytest.raises(InventoryError, match="driver isn't loaded"):
+        hub.read(State(gpus=HOST.gpus, function_faults=faults))
+
+
 def test_a_gpu_that_comes_back(hub: Program) -> None:
     assert hub.read(HOST.with_gpu(1, fault="lost")).gpus[1].state == "unhealthy"
     assert hub.read(HOST).gpus[1].state == "ok"
@@ -96,9 +107,11 @@ def test_a_library_that_is_there_and_does_not_load(tmp_path: Path) -> None:
         program.read()
 
 
+FIRST_AND_THIRD = tuple(f"nvmlDeviceGetComputeRunningProcesses{v}" for v in ("", "_v3"))
 OLD_DRIVERS = [
     ("before 510", NOT_BEFORE_DRIVER_510),
     ("before 450", (*NOT_BEFORE_DRIVER_510, "nvmlDeviceGetComputeRunningProcesses_v2")),
+    ("with the second version alone", (NOT_BEFORE_DRIVER_510[0], *FIRST_AND_THIRD)),
     ("before MIG", (*NOT_BEFORE_DRIVER_510, "nvmlDeviceGetMigMode", "nvmlDeviceGetRemappedRows")),
 ]
 
@@ -144,152 +157,6 @@ def test_a_driver_that_does_not_know_the_memory_struct(hub: Program, code: int) 
     faults = (("nvmlDeviceGetMemoryInfo_v2", code),)
     gpu = hub.read(HOST.with_gpu(0, function_faults=faults)).gpus[0]
     assert (gpu.state, gpu.memory_used_mib) == ("ok", HOST.gpus[0].memory_reserved_mib)
-
-
-@dataclass
-class Oddity:
-    """A library with one function that lies, and what is then said of the first GPU."""
-
-    name: str
-    function: str
-    definition: str
-    state: str
-    reason: str = ""
-
-
-ODDITIES = [
-    Oddity(
-        "a UUID that is none",
-        "nvmlDeviceGetUUID",
-        "nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *u, unsigned int n)"
-        "{ (void)d; (void)n; u[0] = '7'; u[1] = 0; return NVML_SUCCESS; }",
-        "unknown",
-        "'7'",
-    ),
-    Oddity(
-        "a UUID that isn't UTF-8",
-        "nvmlDeviceGetUUID",
-        "nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t d, char *u, unsigned int n)"
-        "{ (void)d; (void)n; u[0] = (char)0xff; u[1] = 0; return NVML_SUCCESS; }",
-        "unknown",
-        "UUID",
-    ),
-    Oddity(
-        "success and nothing written",
-        "nvmlDeviceGetMemoryInfo_v2",
-        "nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *m)"
-        "{ (void)d; (void)m; return NVML_SUCCESS; }",
-        "unknown",
-        "0 of 0 bytes",
-    ),
-    Oddity(
-        "more memory used than there is",
-        "nvmlDeviceGetMemoryInfo_v2",
-        "nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, nvmlMemory_v2_t *m)"
-        "{ (void)d; m->total = 1; m->used = 2; return NVML_SUCCESS; }",
-        "unknown",
-        "2 of 1 bytes",
-    ),
-    Oddity(
-        "always too little room for the processes",
-        "nvmlDeviceGetComputeRunningProcesses_v3",
-        "nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned int *n,"
-        " nvmlProcessInfo_t *i) { (void)d; (void)i; *n += 9; return 7; }",
-        "unknown",
-        "Insufficient Size",
-    ),
-    Oddity(
-        "utilization of 250 %",
-        "nvmlDeviceGetUtilizationRates",
-        "nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t d, nvmlUtilization_t *u)"
-        "{ (void)d; u->gpu = 250; return NVML_SUCCESS; }",
-        "ok",
-    ),
-    Oddity(
-        "a handle that is none",
-        "nvmlDeviceGetHandleByIndex_v2",
-        "nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int i, nvmlDevice_t *d)"
-        "{ (void)i; *d = 0; return NVML_SUCCESS; }",
-        "unknown",
-        "Invalid Argument",
-    ),
-    Oddity(
-        "two GPUs of one UUID",
-        "nvmlDeviceGetHandleByIndex_v2",
-        "nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int i, nvmlDevice_t *d)"
-        "{ return original_nvmlDeviceGetHandleByIndex_v2(i == 2 ? 2 : 0, d); }",
-        "unknown",
-        "same UUID",
-    ),
-    Oddity(
-        "a count larger than the handles",
-        "nvmlDeviceGetCount_v2",
-        "nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *n) { *n = 9; return NVML_SUCCESS; }",
-        "ok",
-    ),
-    Oddity(
-        "a code without words",
-        "nvmlDeviceGetComputeMode",
-        "nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t d, nvmlComputeMode_t *m)"
-        "{ (void)d; (void)m; return (nvmlReturn_t)-5; }",
-        "unknown",
-        "NVML can't tell its state",
-    ),
-    Oddity(
-        "words that aren't UTF-8",
-        "nvmlErrorString",
-        'const char *nvmlErrorString(nvmlReturn_t r) { (void)r; return "\\xff\\xfe"; }',
-        "ok",
-    ),
-]
-
-
-@pytest.mark.parametrize("oddity", ODDITIES, ids=lambda oddity: oddity.name)
-def test_a_library_gone_wrong(tmp_path: Path, oddity: Oddity) -> None:
-    directory = compile_variant(tmp_path, oddity.function, oddity.definition)
-    with with_library(directory, tmp_path) as program:
-        inventory = program.read(HOST.with_gpu(1, function_faults=(("nvmlDeviceGetUUID", 777),)))
-    first = inventory.gpus[0]
-    assert first.state == oddity.state
-    assert oddity.reason in first.reason
-    assert bool(oddity.reason) == bool(first.reason)
-    assert (first.utilization_percent or 0) <= 100
-    # The second GPU fails its UUID, and those beyond the count have no handle.
-    assert all(gpu.state == "unknown" for gpu in (inventory.gpus[1], *inventory.gpus[3:]))
-    named = [gpu.uuid for gpu in inventory.gpus if gpu.uuid]
-    assert len(named) == len(set(named))
-
-
-@pytest.mark.parametrize(
-    ("function", "definition", "part"),
-    [
-        (
-            "nvmlDeviceGetCount_v2",
-            "nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *n) { *n = 1000000; return 0; }",
-            "1000000 GPUs",
-        ),
-        (
-            "nvmlSystemGetDriverVersion",
-            "nvmlReturn_t nvmlSystemGetDriverVersion(char *v, unsigned int n)"
-            "{ (void)n; v[0] = (char)0xff; v[1] = 0; return 0; }",
-            "driver's version",
-        ),
-        (
-            "nvmlInitWithFlags",
-            "nvmlReturn_t nvmlInitWithFlags(unsigned int f) { (void)f; return 12345; }",
-            "NVML fails",
-        ),
-    ],
-)
-def test_a_library_whose_host_answers_make_no_sense(
-    tmp_path: Path, function: str, definition: str, part: str
-) -> None:
-    directory = compile_variant(tmp_path, function, definition)
-    with (
-        with_library(directory, tmp_path) as program,
-        pytest.raises(InventoryError, match=part),
-    ):
-        program.read(HOST)
 
 
 def test_an_nvidia_ml_py_that_gives_bytes(binaries: Binaries, tmp_path: Path) -> None:
@@ -342,6 +209,11 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
         assert notes.read_text() == "+--"
         program.run("inventory.close()")
         assert notes.read_text() == "+--"
+        program.read(HOST)
+        with pytest.raises(InventoryError):
+            program.read(State(gpus=HOST.gpus, function_faults=(("nvmlDeviceGetUUID", 9),)))
+        # Once for the session that was kept, once for the one that was tried instead.
+        assert notes.read_text() == "+----"
 
 
 THREADS = """

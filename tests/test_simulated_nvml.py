@@ -231,6 +231,22 @@ result = (call(gpu, ctypes.byref(count), None), count.value)
     assert notebook.run(text.replace("call(gpu", "call(idle")) == (0, 0)
 
 
+def test_the_first_version_of_the_process_query(notebook: Program) -> None:
+    """The only one that a driver before 450 has; nvidia-ml-py has no function for it."""
+    text = """
+class Process(ctypes.Structure):
+    _fields_ = [("pid", ctypes.c_uint), ("bytes", ctypes.c_ulonglong)]
+room, processes = ctypes.c_uint(3), (Process * 3)()
+call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGet{kind}RunningProcesses")
+code = call(gpu, ctypes.byref(room), processes)
+result = code, [(p.pid, p.bytes) for p in processes[: room.value]]
+"""
+    notebook.run("import ctypes; gpu = nvmlDeviceGetHandleByIndex(0)", HOST)
+    compute = [(4001, 3000 * MIB), (4002, 1000 * MIB)]
+    assert notebook.run(text.replace("{kind}", "Compute")) == (0, compute)
+    assert notebook.run(text.replace("{kind}", "Graphics")) == (0, [(7, 12 * MIB)])
+
+
 GEFORCE = 2
 ERRORS = [
     ("a v2 memory struct of another version", 25, "nvmlDeviceGetMemoryInfo(gpu, 1)", 0),

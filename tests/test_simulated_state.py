@@ -141,6 +141,7 @@ BAD_STATE: list[tuple[dict[str, Any], str]] = [
     ({"cuda": "12"}, "cuda is '12'"),
     ({"fault": "gone"}, "driver_not_loaded"),
     ({"function_faults": (("nvmlInit", 1000),)}, "a code from 1 to 999"),
+    ({"loads": -1}, "loads is -1"),
     ({"slow_milliseconds": -1}, "slow_milliseconds is -1"),
     ({"gpus": (HOST.gpus[0], HOST.gpus[0])}, "different for each GPU"),
     ({"gpus": HOST.gpus * 30}, "the number of GPUs"),
@@ -203,6 +204,7 @@ states = st.builds(
     fault=st.sampled_from([None, *HOST_FAULTS]),
     function_faults=function_faults,
     slow_milliseconds=st.integers(0, 10),
+    loads=st.integers(0, 3),
 )
 
 

@@ -11,6 +11,7 @@
 #include <time.h>
 
 static int initialisations;
+static int loads_at_start; /* which life of the driver this session belongs to */
 
 /* ---- handles: they outlive the state they were made from, so they carry a UUID ---- */
 
@@ -97,7 +98,8 @@ nvmlReturn_t enter(const char *function, struct state **state)
 {
     if (__atomic_load_n(&initialisations, __ATOMIC_SEQ_CST) < 1)
         return NVML_ERROR_UNINITIALIZED;
-    return enter_host(function, state);
+    RETURN_IF_FAILED(enter_host(function, state));
+    return (*state)->loads == loads_at_start ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
 }
 
 static nvmlReturn_t gpu_code(const struct gpu *gpu, const char *function, enum question question)
@@ -162,7 +164,8 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
     __attribute__((cleanup(close_state))) struct state *state = NULL;
     (void)flags;
     RETURN_IF_FAILED(enter_host(__func__, &state));
-    __atomic_add_fetch(&initialisations, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_fetch_add(&initialisations, 1, __ATOMIC_SEQ_CST) == 0)
+        loads_at_start = state->loads;
     return NVML_SUCCESS;
 }
 

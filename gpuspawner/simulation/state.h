@@ -52,7 +52,7 @@ struct gpu {
 
 struct state {
     const char *driver, *cuda, *fault;
-    int slow_milliseconds;
+    int loads, slow_milliseconds;
     struct fault faults[MAX_FAULTS];
     int fault_count;
     struct gpu gpus[MAX_GPUS];
@@ -145,6 +145,8 @@ static inline void read_host_line(struct state *state, const char *key, char *va
         state->cuda = value;
     else if (text_equal(key, "fault"))
         state->fault = present(value);
+    else if (text_equal(key, "loads"))
+        state->loads = (int)number(value);
     else if (text_equal(key, "slow_milliseconds"))
         state->slow_milliseconds = (int)number(value);
     else if (text_equal(key, "function_fault"))

@@ -182,7 +182,8 @@ class State:
     `cuda` is the version that goes with the driver unless it is given. `fault` makes NVML fail as a
     whole: `driver_not_loaded`, `library_mismatch` (after an upgrade without a reboot),
     `no_permission`, `unknown`. `function_faults` are pairs of an NVML function's full name and the
-    error code that it returns for every GPU. `slow_milliseconds` delays each call.
+    error code that it returns for every GPU. `slow_milliseconds` delays each call. `loads` is how
+    often the driver has been loaded: a program that began before the last time must begin anew.
 
     ValueError for a driver, version or fault that there isn't, and for GPUs that share a UUID,
     minor number or bus id.
@@ -194,6 +195,7 @@ class State:
     fault: str | None = None
     function_faults: tuple[tuple[str, int], ...] = ()
     slow_milliseconds: int = 0
+    loads: int = 1
 
     def __post_init__(self) -> None:
         _check(
@@ -205,6 +207,7 @@ class State:
         allowed = "None or one of " + ", ".join(HOST_FAULTS)
         _check(self.fault in (None, *HOST_FAULTS), "fault", self.fault, allowed)
         _check_function_faults(self.function_faults)
+        _check_number("loads", self.loads)
         _check_number("slow_milliseconds", self.slow_milliseconds, high=3_600_000)
         _check_number("the number of GPUs", len(self.gpus), high=MAX_GPUS)
         for key in ("uuid", "minor_number", "bus_id"):
@@ -271,7 +274,7 @@ _REPEATED = {
     "graphics_processes": "graphics_process",
     "function_faults": "function_fault",
 }
-_HOST_KEYS = ("driver", "cuda", "fault", "slow_milliseconds")
+_HOST_KEYS = ("driver", "cuda", "fault", "loads", "slow_milliseconds")
 _GPU_KEYS = tuple(f.name for f in fields(SimulatedGPU) if f.name not in (*_REPEATED, "uuid"))
 _TEXTS = ("driver", "cuda", "fault", "name", "bus_id", "serial", "compute_mode")
 _BOOLS = ("mig", "ecc", "retired_pages_pending", "remap_pending", "remap_failed")
