@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # ref: a name in a template that isn't escaped leads out of the volume, or into somebody else's
-UNESCAPED = ("{raw_username}", "{raw_servername}")
+UNESCAPED = ("raw_username", "raw_servername")
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def check_template(trait: str, template: str, per_user: bool) -> str:
     """
     for word in UNESCAPED:
         if word in template:
-            safe = word.replace("raw_", "")
+            safe = word.removeprefix("raw_")
             raise ValueError(
-                f"{trait} = {template!r}: {word} isn't escaped, and a user named '../x' would "
-                f"leave their volume. Write {safe} instead."
+                f"{trait} = {template!r}: {{{word}}} isn't escaped, and a user named '../x' would "
+                f"leave their volume. Write {{{safe}}} instead."
             )
     if "/" in template:
         raise ValueError(f"{trait} = {template!r}: name a volume, not a folder: no '/'")
@@ -66,16 +66,23 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     checked: dict[str, dict[str, Any]] = {}
     for name, entry in courses.items():
         where = f"course_volumes[{name!r}]"
-        check_template(where, str(name), per_user=False)
-        fields = {"path": entry} if isinstance(entry, str) else dict(entry)
-        unknown = set(fields) - {"path", "instructors"}
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{where}: a volume's name must be a text")
+        check_template(where, name, per_user=False)
+        fields = {"path": entry} if isinstance(entry, str) else entry
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"{where} must be a folder, or a mapping with 'path'")
+        unknown = sorted(map(str, set(fields) - {"path", "instructors"}))
         if unknown:
-            raise ValueError(f"{where}: {sorted(unknown)[0]!r} is neither 'path' nor 'instructors'")
-        if not str(fields.get("path", "")).startswith("/"):
+            raise ValueError(f"{where}: {unknown[0]!r} is neither 'path' nor 'instructors'")
+        path = fields.get("path")
+        if not isinstance(path, str) or not path.startswith("/"):
             raise ValueError(f"{where}: 'path' must be a folder in the container, as '/home/…'")
-        groups = fields.get("instructors", [])
-        groups = [groups] if isinstance(groups, str) else list(groups)
-        checked[name] = {"path": fields["path"], "instructors": groups}
+        groups = fields.get("instructors") or []
+        groups = [groups] if isinstance(groups, str) else groups
+        if not isinstance(groups, list | tuple | set) or {type(g) for g in groups} - {str}:
+            raise ValueError(f"{where}: 'instructors' must be a list of groups, got {groups!r}")
+        checked[name] = {"path": path, "instructors": list(groups)}
     return checked
 
 
