@@ -290,6 +290,7 @@ FAULTS = [
     ),
     ("needs a reset, its memory", NEEDS_RESET, "nvmlDeviceGetMemoryInfo(gpu)", 16),
     ("unplugged", State(gpus=HOST.gpus[1:]), "nvmlDeviceGetName(gpu)", 15),
+    ("driver reloaded", State(gpus=HOST.gpus, loads=2), "nvmlDeviceGetCount()", 999),
     ("driver gone", State(fault="driver_not_loaded"), "nvmlInit()", 9),
     (
         "driver gone under a running program",
