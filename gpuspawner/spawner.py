@@ -28,6 +28,8 @@ from .survey import Surveyor
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
 CLAIM_ROUNDS = 10
+# How long a failed start is tidied up after before the user is told.
+TIDYING_SECONDS = 5
 
 
 class GPUSpawner(GPUSettings):
@@ -39,6 +41,7 @@ class GPUSpawner(GPUSettings):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._last_choice = self.orm_spawner.user_options if self.orm_spawner else None
         # What belongs to one spawn. None of it may outlive the next clear_state().
         self._steps = Steps()
         self._request: Request | None = None
@@ -77,7 +80,14 @@ class GPUSpawner(GPUSettings):
     async def _run_apply_user_options(self, user_options: Any) -> None:
         """Check the choice; the one place that form, link and REST share."""
         self._steps.begin()
-        self._request = await self._check(user_options)
+        try:
+            self._request = await self._check(user_options)
+        except web.HTTPError as error:
+            # The hub has saved the choice already, and would replay a refused one for ever.
+            if error.status_code in (400, 403) and self.orm_spawner:
+                self.orm_spawner.user_options = self._last_choice
+            raise
+        self._last_choice = user_options
         if self.apply_user_options:
             await super()._run_apply_user_options(user_options)
 
@@ -265,7 +275,8 @@ class GPUSpawner(GPUSettings):
                 self.object_name, self.docker, self.ledger, self._reservation, self._creating
             )
             if isinstance(error, Exception):
-                await asyncio.shield(tidied)
+                # The user needn't wait for an engine that is away; the task goes on by itself.
+                await asyncio.wait([tidied], timeout=TIDYING_SECONDS)
             raise
         finally:
             if self._output:

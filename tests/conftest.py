@@ -62,9 +62,10 @@ def engine(host) -> Iterator[docker.APIClient]:
 @pytest.fixture(scope="session")
 def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
     """A client of the host's engine, and the `minimal` image's reference, built if need be."""
+    from gpuspawner.__main__ import main
+
+    assert main(["image", "build", "minimal"]) == 0
     client = docker.DockerClient(base_url=host.docker_host, version="auto")
-    if not client.images.list("gpuspawner/minimal"):
-        client.images.load(open("/tmp/lab/minimal.tar", "rb"))
     return client, "gpuspawner/minimal:py3.11"
 
 

@@ -42,8 +42,8 @@ c.ConfigurableHTTPProxy.should_start = True
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [
-    {{"name": "tests", "scopes": ["admin:users", "admin:servers", "tokens", "groups", "admin:groups",
-      "access:servers", "list:users", "shutdown"], "services": ["tests"]}}
+    {{"name": "tests", "services": ["tests"],
+      "scopes": ["admin:users", "admin:servers", "admin:groups", "access:servers"]}}
 ]
 """
 

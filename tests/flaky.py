@@ -1,0 +1,69 @@
+"""A socket before the engine's that passes everything on, except what it is told to refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+REFUSAL = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 23\r\n"
+BODY = b'{"message":"on strike"}'
+
+
+class Flaky:
+    """What the tests hold of it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._refused: str | None = None
+
+    def refuse(self, path: str | None) -> None:
+        """Answer 500 to requests whose target has this in it from now on; None: to none."""
+        self._refused = path
+
+    def refuses(self, chunk: bytes) -> bool:
+        """Return whether a chunk begins a request that is refused."""
+        line = chunk.split(b"\r\n", 1)[0]
+        return self._refused is not None and self._refused.encode() in line
+
+
+@contextmanager
+def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
+    """Serve `socket`, in a thread, for as long as the block runs."""
+    flaky = Flaky(f"unix://{socket}")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, before = await asyncio.open_unix_connection(str(engine))
+        back = asyncio.ensure_future(_pass_on(behind, writer))
+        with suppress(OSError):
+            while chunk := await reader.read(65536):
+                if flaky.refuses(chunk):
+                    writer.write(REFUSAL + b"Content-Type: application/json\r\n\r\n" + BODY)
+                    await writer.drain()
+                    continue
+                before.write(chunk)
+                await before.drain()
+        before.close()
+        await back
+
+    starting = asyncio.start_unix_server(serve, path=str(socket))
+    server = asyncio.run_coroutine_threadsafe(starting, loop).result()
+    try:
+        yield flaky
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+    writer.close()
