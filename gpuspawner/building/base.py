@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -17,7 +18,8 @@ from .recipe import BuildingError
 
 SUITE = "bookworm"
 PULLED = f"debian:{SUITE}-slim"
-MADE = f"gpuspawner/base:{SUITE}"
+# A name that no registry can serve: BuildKit asks the registry in a name before the engine itself.
+MADE = f"localhost/gpuspawner/base:{SUITE}"
 
 # A registry that is there begins to answer at once; one that is blocked may never.
 PULL_SECONDS = 20
@@ -92,9 +94,15 @@ def _make(client: docker.DockerClient) -> None:
         command = [program, "--variant=minbase", "--include=ca-certificates", SUITE, str(archive)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
-            last = made.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise BuildingError(f"mmdebstrap couldn't make the base image: {last[0]}")
-        repository, tag = MADE.split(":")
+            said = made.stderr.strip() or "it said nothing"
+            # Its own last words are only that something failed; the first error is what did.
+            errors = [line for line in said.splitlines() if line.startswith("E: ")] or [said]
+            raise BuildingError(f"mmdebstrap couldn't make the base image: {errors[0][:300]}")
+        before = image(client, MADE)
+        repository, _, tag = MADE.rpartition(":")
         said = client.api.import_image(str(archive), repository=repository, tag=tag)
         if '"error"' in said:
             raise BuildingError(f"the engine didn't take the base image: {said.strip()[-300:]}")
+        if before is not None:
+            with suppress(docker.errors.APIError):  # a container runs on it: it stays
+                client.images.remove(str(before.id))

@@ -3,8 +3,9 @@
 Why not the `docker` program: a host may have none (a hub in a container), an old one (20.10, with
 BuildKit behind a variable) or one without the buildx plug-in, which then can't use BuildKit at all.
 Why not docker-py's `build`: it asks for the classic builder, whose only ways to hand a CA bundle to
-a step (COPY, ARG) leave it in the image or its history. Every engine since 18.09 takes `version=2`
-with the context as the body, and needs no session as long as the base image is already there.
+a step (COPY, ARG) leave it in the image or its history. The engine takes `version=2` with the
+context as the body, and needs no session as long as the base image is already there. (With images
+in containerd's store that works since version 28, ref: https://github.com/moby/moby/pull/49178)
 
 ref: https://docs.docker.com/reference/api/engine/version/v1.41/#tag/Image/operation/ImageBuild
 """
@@ -39,15 +40,12 @@ def build(
     arguments: Mapping[str, str],
     labels: Mapping[str, str],
     report: Callable[[str], None],
-    *,
-    cache: bool = True,
 ) -> str:
     """Build an image and return its id. It has no tag: nobody takes it for finished.
 
     Args:
         parcel: the build context, a tar.
         report: is called with each line that the steps write.
-        cache: whether unchanged steps may come from an earlier build.
 
     Raises:
         BuildFailed: a step failed, or the engine refused.
@@ -56,7 +54,6 @@ def build(
         "version": "2",
         "buildargs": json.dumps(dict(arguments)),
         "labels": json.dumps(dict(labels)),
-        "nocache": "0" if cache else "1",
         "rm": "1",
     }
     api = client.api
@@ -85,29 +82,31 @@ def _messages(response: requests.Response) -> Iterator[dict[str, Any]]:
 def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:
     """Read a build's messages to the end and return the image's id."""
     kept: deque[str] = deque(maxlen=KEPT_LINES)
-    identity = None
+    identity, unfinished = None, ""
     for message in messages:
         if message.get("id") == "moby.buildkit.trace":
-            lines = log_lines(base64.b64decode(message["aux"]))
+            text = log_text(base64.b64decode(message["aux"]))
         else:  # Podman's builder speaks the classic builder's words
-            lines = str(message.get("stream", "")).splitlines()
-        for line in lines:
-            kept.append(line)
-            report(line)
+            text = str(message.get("stream", ""))
+        # A message may end in the middle of a line.
+        *lines, unfinished = (unfinished + text).replace("\r", "\n").split("\n")
+        for line in filter(str.strip, lines):
+            kept.append(line.rstrip())
+            report(line.rstrip())
         if "error" in message:
-            raise BuildFailed(str(message["error"]), list(kept))
-        built = re.search(r"Successfully built ([0-9a-f]{12,})", str(message.get("stream", "")))
+            raise BuildFailed(str(message["error"]), [*kept, unfinished])
+        built = re.search(r"Successfully built ([0-9a-f]{12,})", text)
         if message.get("id") == "moby.image.id":
             identity = message["aux"]["ID"]
         elif built:
             identity = built[1]
     if identity is None:
-        raise BuildFailed("the Docker Engine ended the build without an image", list(kept))
+        raise BuildFailed("the Docker Engine ended the build without an image", [*kept])
     return str(identity)
 
 
-def log_lines(trace: bytes) -> list[str]:
-    """Return the lines that steps wrote, out of one progress message.
+def log_text(trace: bytes) -> str:
+    """Return what steps wrote, out of one progress message.
 
     It is a protobuf `StatusResponse`: its field 3 is a `VertexLog`, whose field 4 is the text.
     ref: https://github.com/moby/buildkit/blob/master/api/services/control/control.proto
@@ -119,8 +118,7 @@ def log_lines(trace: bytes) -> list[str]:
         for inner, text in fields(log)
         if inner == 4
     ]
-    lines = b"".join(texts).decode("utf-8", "replace").replace("\r", "\n").split("\n")
-    return [line.rstrip() for line in lines if line.strip()]
+    return b"".join(texts).decode("utf-8", "replace")
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes]]:

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 import docker
@@ -19,6 +20,7 @@ from .recipe import BuildingError, Recipe, network_files, proxy_arguments, recip
 # On the image, so on every container of it too; the labels of a lease have other names.
 LABEL_VERSION = "gpuspawner.build.version"
 LABEL_INPUTS = "gpuspawner.build.inputs"
+LABEL_AS_OF = "gpuspawner.build.as-of"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     except BuildingError as error:
         print(f"gpuspawner image: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # the engine stops the build when nobody listens any more
+        print("gpuspawner image: stopped", file=sys.stderr)
+        return 130
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -98,8 +103,10 @@ def _inputs(wanted: Recipe, base_image: str) -> str:
 
 def _build(arguments: argparse.Namespace) -> int:
     wanted = [recipe(key) for key in dict.fromkeys(arguments.keys)]
+    network = network_files()
     with engine() as client:
         bases: list[str] = []
+        as_of = _as_of(client, fresh=arguments.force)
         for each in wanted:
             inputs = _inputs(each, arguments.base)
             built = image(client, each.version.image)
@@ -109,17 +116,32 @@ def _build(arguments: argparse.Namespace) -> int:
             if not bases:
                 fresh = arguments.force
                 bases = [base.ensure(client, _say, arguments.base, fresh=fresh)]
-            labels = {LABEL_VERSION: each.key, LABEL_INPUTS: inputs}
-            _build_one(client, each, bases[0], labels, arguments)
+            labels = {LABEL_VERSION: each.key, LABEL_INPUTS: inputs, LABEL_AS_OF: as_of}
+            given = {"BASE": bases[0], "VERSION": each.key, "AS_OF": as_of, **proxy_arguments()}
+            _build_one(client, each, network, given, labels, verbose=arguments.verbose)
     return 0
+
+
+def _as_of(client: docker.DockerClient, *, fresh: bool) -> str:
+    """Return when the distribution was asked, for the steps' cache: now, or when it last was.
+
+    Without the latter, an image built after an update, from the steps cached before it, would
+    bring the old packages back.
+    """
+    if fresh:
+        return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    built = [image(client, each.version.image) for each in recipes().values()]
+    return max([each.labels.get(LABEL_AS_OF, "") for each in built if each], default="")
 
 
 def _build_one(
     client: docker.DockerClient,
     wanted: Recipe,
-    base_image: str,
-    labels: dict[str, str],
-    arguments: argparse.Namespace,
+    network: Mapping[str, bytes],
+    arguments: Mapping[str, str],
+    labels: Mapping[str, str],
+    *,
+    verbose: bool,
 ) -> None:
     """Build, check and only then tag one version; what it replaces is removed.
 
@@ -127,18 +149,10 @@ def _build_one(
         BuildingError: it can't be built, or isn't what it should be.
     """
     began = time.monotonic()
-    print(f"{wanted.key}: building {wanted.version.image} on {base_image}", file=sys.stderr)
-    build_arguments = {"BASE": base_image, "VERSION": wanted.key, **proxy_arguments()}
-    parcel = wanted.parcel(network_files())
+    print(f"{wanted.key}: building {wanted.version.image} on {arguments['BASE']}", file=sys.stderr)
+    report = _reporter(verbose=verbose)
     try:
-        identity = buildkit.build(
-            client,
-            parcel,
-            build_arguments,
-            labels,
-            _reporter(verbose=arguments.verbose),
-            cache=not arguments.force,
-        )
+        identity = buildkit.build(client, wanted.parcel(network), arguments, labels, report)
     except buildkit.BuildFailed as failure:
         raise BuildingError(f"{wanted.key} wasn't built: {reasons.sentence(failure)}") from None
     _say("Starting the image to check it")

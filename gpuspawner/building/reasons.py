@@ -14,6 +14,12 @@ REASONS = (
         "the disk is full where the Docker Engine keeps its images (see `docker system df`)",
     ),
     (
+        # ref: https://github.com/moby/moby/issues/47717
+        r"failed to read downloaded context",
+        "this Docker Engine keeps its images in containerd's store, and builds over its API only "
+        "since version 28: update it, or build by hand as image/README.md says",
+    ),
+    (
         r"Hash mismatch for `?([\w.-]+(?:==[\w.+-]+)?)",
         "{} is not the file that the lock names: its hash differs. It was changed on the way or at "
         "the package index; don't use it",
@@ -31,10 +37,6 @@ REASONS = (
         "the base image has no Python and its distribution gave none",
     ),
     (
-        r"Unable to locate package (\S+)",
-        "the base image's distribution has no package {}",
-    ),
-    (
         r"(?i)certificate verify failed|UnknownIssuer|self.signed certificate|"
         r"invalid peer certificate",
         "a TLS certificate isn't trusted: where a proxy inspects TLS, set SSL_CERT_FILE to the CA "
@@ -48,6 +50,10 @@ REASONS = (
         "reached from the engine's containers, or hasn't got them (http_proxy, https_proxy and "
         "UV_DEFAULT_INDEX are handed to the build)",
     ),
+    (
+        r"Unable to locate package (\S+)",
+        "the base image's distribution has no package {}",
+    ),
 )
 
 
@@ -58,5 +64,5 @@ def sentence(failure: BuildFailed) -> str:
         found = re.search(pattern, text)
         if found:
             return meaning.format(*found.groups())
-    last = failure.lines[-1] if failure.lines else str(failure)
-    return f"a step failed: {last}"
+    last = next((line for line in reversed(failure.lines) if line.strip()), str(failure))
+    return f"a step failed: {last.strip()}"
