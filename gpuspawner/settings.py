@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from dockerspawner import DockerSpawner
 from jupyterhub.traitlets import ByteSpecification
+from jupyterhub.utils import maybe_future
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
 from . import options, volumes
@@ -17,7 +19,7 @@ DOCKER_THREADS = 48
 
 
 class GPUSettings(DockerSpawner):
-    """The traits of `GPUSpawner`, their defaults and their checks; nothing here acts."""
+    """The traits of `GPUSpawner`: their defaults, their checks, and what one spawn may change."""
 
     images = Dict(
         help="""The image versions that users choose from: key -> image reference, or key -> a
@@ -156,6 +158,49 @@ class GPUSettings(DockerSpawner):
             default_gpus=self.default_gpus,
             gpus=gpu_limit,
         )
+
+    # What one spawn changes is put back, since the object is used again for the next.
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Trait -> the administrator's value.
+        self._replaced: dict[str, Any] = {}
+        self._overridden: dict[str, Any] = {}
+
+    def replace(self, trait: str, value: Any) -> None:
+        """Set a trait until `put_back`."""
+        self._replaced.setdefault(trait, getattr(self, trait))
+        setattr(self, trait, value)
+
+    def put_back(self) -> None:
+        """Undo each `replace`."""
+        for trait, value in self._replaced.items():
+            setattr(self, trait, value)
+        self._replaced = {}
+
+    async def apply_group_overrides(self) -> None:
+        """Apply group overrides to the configured values: rights end with the membership."""
+        for trait, value in self._overridden.items():
+            setattr(self, trait, value)
+        self._overridden = {}
+        await super().apply_group_overrides()
+
+    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
+        for trait in spawner_override:
+            self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
+        super()._apply_overrides(spawner_override)
+
+    async def coming_overrides(self) -> dict[str, Any]:
+        """Return the overrides that will apply: the form is made before they do."""
+        configured: Any = self.group_overrides
+        if callable(configured):
+            configured = await maybe_future(configured(self))
+        groups = {group.name for group in self.user.groups} if self.user else set()
+        found: dict[str, Any] = {}
+        for _, entry in sorted((configured or {}).items()):
+            if groups & set(entry["groups"]):
+                found |= entry["spawner_override"]
+        return {trait: value(self) if callable(value) else value for trait, value in found.items()}
 
 
 def _checked(check: Any, value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,9 +48,6 @@ class GPUSpawner(GPUSettings):
         self._creating: asyncio.Future[Any] | None = None
         self._output: Output | None = None
         self._pulled: str | None = None
-        # Trait -> the administrator's value, to be put back.
-        self._configured: dict[str, Any] = {}
-        self._overridden: dict[str, Any] = {}
 
     # -- The choice ----------------------------------------------------------------------------
 
@@ -61,7 +57,7 @@ class GPUSpawner(GPUSettings):
 
     async def render_form(self) -> str:
         """Return the form in which users choose, as HTML; "" where there is nothing to choose."""
-        overrides = await self._group_overrides()
+        overrides = await self.coming_overrides()
         limits = self.limits(overrides.get("gpu_limit", self.gpu_limit))
         view, trouble = None, ""
         try:
@@ -107,7 +103,7 @@ class GPUSpawner(GPUSettings):
             raise failures.refusal(sentence, "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)
-            self._replace("image", known.image if known else key)
+            self.replace("image", known.image if known else key)
         return request
 
     def _has_own_options(self) -> bool:
@@ -127,44 +123,11 @@ class GPUSpawner(GPUSettings):
             raise failures.refusal(str(error), "choice", error.status) from None
         return limits.versions[key].image if key in limits.versions else key
 
-    # -- Traits that one spawn changes, and that are put back ----------------------------------
-
-    def _replace(self, trait: str, value: Any) -> None:
-        """Set a trait for this spawn only: the object is used again for the next."""
-        self._configured.setdefault(trait, getattr(self, trait))
-        setattr(self, trait, value)
-
     def clear_state(self) -> None:
         """Forget the last spawn; called before every start and after every stop."""
         super().clear_state()
-        for trait, value in self._configured.items():
-            setattr(self, trait, value)
-        self._configured = {}
+        self.put_back()
         self._request = self._reservation = self._creating = self._output = self._pulled = None
-
-    async def apply_group_overrides(self) -> None:
-        """Apply group overrides to the configured values: rights end with the membership."""
-        for trait, value in self._overridden.items():
-            setattr(self, trait, value)
-        self._overridden = {}
-        await super().apply_group_overrides()
-
-    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
-        for trait in spawner_override:
-            self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
-        super()._apply_overrides(spawner_override)
-
-    async def _group_overrides(self) -> dict[str, Any]:
-        """Return the overrides that will apply, since the form is made before they do."""
-        configured: Any = self.group_overrides
-        if callable(configured):
-            configured = await maybe_future(configured(self))
-        groups = {group.name for group in self.user.groups} if self.user else set()
-        found: dict[str, Any] = {}
-        for _, entry in sorted((configured or {}).items()):
-            if groups & set(entry["groups"]):
-                found |= entry["spawner_override"]
-        return {key: value(self) if callable(value) else value for key, value in found.items()}
 
     # -- The engine and the ledger -------------------------------------------------------------
 
