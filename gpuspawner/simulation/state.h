@@ -87,7 +87,7 @@ static inline long long number(const char *text)
     long long value = 0;
     if (*text < '0' || *text > '9')
         return ABSENT;
-    for (; *text >= '0' && *text <= '9'; text++)
+    for (; *text >= '0' && *text <= '9' && value < 1000000000000LL; text++)
         value = value * 10 + (*text - '0');
     return value;
 }
