@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from typing import Any
-from urllib.parse import urlsplit
 
 import docker
 import docker.errors
+from jupyterhub import app
 
 from gpuspawner.network import NetworkError, ensure_network
 
@@ -28,7 +24,6 @@ GIB = 1024**3
 # For building both, the engine's cache of the steps included; and where layers are whole copies.
 SPACE_GIB = 10
 SPACE_GIB_COPYING = 30
-START_SECONDS = 120
 
 
 def main() -> int:
@@ -73,52 +68,31 @@ def _check_space() -> None:
 
 
 def _be_the_hub() -> int:
-    from jupyterhub.app import JupyterHub
-
     RUN.mkdir(exist_ok=True)
     os.chdir(RUN)
     # A proxy that outlived its hub would keep the port: it ends with it, however the hub ends.
     proxy = ["setpriv", "--pdeathsig", "TERM", "configurable-http-proxy"]
     words = [f"--ConfigurableHTTPProxy.command={word}" for word in proxy]
     say("Starting JupyterHub; what follows is its log. Ctrl-C ends it")
-    threading.Thread(target=_announce, args=(public_url(),), daemon=True).start()
     JupyterHub.launch_instance(["--config", str(CONFIG), *words])
     return 0
 
 
-def _announce(url: str) -> None:
-    """Say where the hub is and how to log in, once it answers."""
-    end = time.monotonic() + START_SECONDS
-    while not _answers(url):
-        if time.monotonic() > end:
-            say(f"the hub hasn't answered at {url} for {START_SECONDS} s; its log says why")
-            return
-        time.sleep(0.1)
-    if is_root() and ROOT.stat().st_uid != 0:
-        give_to_owner(RUN)
-    lines = [
-        f"JupyterHub is ready: {url}",
-        f"  log in under any name with the password {_secret('user-password')}",
-        f"  or as admin with the password {_secret('admin-password')}",
-        f"  (kept in {RUN / 'user-password'} and admin-password)",
-    ]
-    for line in lines:
-        say(line)
+class JupyterHub(app.JupyterHub):  # type: ignore[misc]  # it has no types
+    """The hub, which says how to log in when it is ready. The name is the one that it logs."""
 
-
-def _answers(url: str) -> bool:
-    address = urlsplit(url)
-    maker: Any = (
-        http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    )
-    connection = maker(address.hostname, address.port, timeout=5)
-    try:
-        connection.request("GET", "/hub/health")
-        return bool(connection.getresponse().status == 200)
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    async def start(self) -> None:
+        """Start it."""
+        await super().start()
+        if is_root() and ROOT.stat().st_uid != 0:
+            give_to_owner(RUN)
+        for line in (
+            f"JupyterHub is ready: {public_url()}",
+            f"  log in under any name with the password {_secret('user-password')}",
+            f"  or as admin with the password {_secret('admin-password')}",
+            f"  (kept in {RUN / 'user-password'} and admin-password)",
+        ):
+            say(line)
 
 
 def _secret(name: str) -> str:
