@@ -19,7 +19,10 @@ _COMMON = ("-O2", "-Wall", "-Wextra", "-fno-stack-protector", "-U_FORTIFY_SOURCE
 # The library is also loaded inside containers, beside a C library that may be older than the one
 # here, or musl. Linked against none, its few undefined symbols carry no version and are found in
 # whatever the program has loaded.
-_LIBRARY = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libnvidia-ml.so.1")
+_LIBRARY: tuple[str, ...] = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libnvidia-ml.so.1")
+# Atomic operations as instructions, since the functions that stand for them are in a library too.
+if os.uname().machine == "aarch64":
+    _LIBRARY += ("-mno-outline-atomics",)
 _PROGRAM = ("-static",)
 
 
