@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -25,6 +26,9 @@ LABEL_AS_OF = "gpuspawner.build.as-of"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `list`, `build`, `verify` and `lock`."""
+    parser.add_argument(
+        "--folder", type=Path, help="a folder of your own made like image/, with its catalogue"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="the image versions, and which are on the engine")
     listing.add_argument("--json", action="store_true", help="as JSON")
@@ -63,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows = [_row(each, _state(each)) for each in recipes().values()]
+    rows = [_row(each, _state(each)) for each in recipes(arguments.folder).values()]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -102,11 +106,11 @@ def _inputs(wanted: Recipe, base_image: str) -> str:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    wanted = [recipe(key) for key in dict.fromkeys(arguments.keys)]
+    wanted = [recipe(key, arguments.folder) for key in dict.fromkeys(arguments.keys)]
     network = network_files()
     with engine() as client:
         bases: list[str] = []
-        as_of = _as_of(client, fresh=arguments.force)
+        as_of = _as_of(client, recipes(arguments.folder).values(), fresh=arguments.force)
         for each in wanted:
             inputs = _inputs(each, arguments.base)
             built = image(client, each.version.image)
@@ -122,7 +126,7 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_of(client: docker.DockerClient, *, fresh: bool) -> str:
+def _as_of(client: docker.DockerClient, known: Iterable[Recipe], *, fresh: bool) -> str:
     """Return when the distribution was asked, for the steps' cache: now, or when it last was.
 
     Without the latter, an image built after an update, from the steps cached before it, would
@@ -130,7 +134,7 @@ def _as_of(client: docker.DockerClient, *, fresh: bool) -> str:
     """
     if fresh:
         return datetime.now(timezone.utc).isoformat(timespec="seconds")
-    built = [image(client, each.version.image) for each in recipes().values()]
+    built = [image(client, each.version.image) for each in known]
     return max([each.labels.get(LABEL_AS_OF, "") for each in built if each], default="")
 
 
@@ -177,7 +181,7 @@ def _tag(client: docker.DockerClient, identity: str, reference: str) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    wanted = [recipe(key) for key in dict.fromkeys(arguments.keys)]
+    wanted = [recipe(key, arguments.folder) for key in dict.fromkeys(arguments.keys)]
     failed = False
     with engine() as client:
         for each in wanted:
@@ -209,7 +213,7 @@ def _summary(description: dict[str, Any]) -> str:
 
 
 def _lock(arguments: argparse.Namespace) -> int:
-    known = recipes()
+    known = recipes(arguments.folder)
     unknown = [key for key in arguments.keys if key not in known]
     if unknown:
         raise BuildingError(

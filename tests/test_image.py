@@ -1,0 +1,284 @@
+"""The image versions: what their files promise, and what the built `minimal` image is."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+import requests
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
+
+from gpuspawner.__main__ import main
+from gpuspawner.building import recipes
+from gpuspawner.building.checks import pins
+from gpuspawner.building.recipe import COMMON
+
+IMAGE = Path(__file__).parent.parent / "image"
+VERSIONS = recipes(IMAGE)
+DOCKERFILE = (IMAGE / "Dockerfile").read_text()
+
+# What a lock pins in another form than the catalogue says it.
+PACKAGES = {
+    "cuda": "nvidia-cuda-runtime-cu12",
+    "cudnn": "nvidia-cudnn-cu12",
+    "nccl": "nvidia-nccl-cu12",
+}
+
+
+def requirements(lock: str) -> list[str]:
+    """Return a lock's requirements, each with its hashes on one line."""
+    joined = lock.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line and not line.lstrip().startswith("#")]
+
+
+@pytest.mark.parametrize("key", VERSIONS)
+def test_every_requirement_of_a_version_is_pinned_with_hashes(key: str) -> None:
+    lines = requirements(VERSIONS[key].lock.read_text())
+    assert lines
+    assert [line for line in lines if not re.match(r"[\w.-]+==\S+ .*--hash=sha256:", line)] == []
+
+
+def test_the_build_begins_with_the_uv_that_the_environment_has() -> None:
+    begins = (IMAGE / "uv.lock").read_text()
+    assert len(requirements(begins)) == 1
+    assert pins(begins)["uv"] == pins(VERSIONS[COMMON].lock.read_text())["uv"]
+
+
+@pytest.mark.parametrize("key", [key for key in VERSIONS if key != COMMON])
+def test_versions_share_what_is_in_all_of_them(key: str) -> None:
+    common = pins(VERSIONS[COMMON].lock.read_text())
+    own = pins(VERSIONS[key].lock.read_text())
+    assert {name: own.get(name) for name in common} == common
+
+
+@pytest.mark.parametrize("key", VERSIONS)
+def test_what_is_excluded_is_in_no_lock(key: str) -> None:
+    excluded = (IMAGE / "excludes.txt").read_text()
+    names = re.findall(r"^([\w-]+)", excluded, re.MULTILINE)
+    assert names == ["rfc3987-syntax"]
+    assert set(names).isdisjoint(pins(VERSIONS[key].lock.read_text()))
+
+
+@pytest.mark.parametrize("key", VERSIONS)
+def test_the_catalogue_says_what_the_lock_pins(key: str) -> None:
+    version, pinned = VERSIONS[key].version, pins(VERSIONS[key].lock.read_text())
+    for field, package in PACKAGES.items():
+        promised = getattr(version, field)
+        found = next(iter(pinned.get(package, {""})))
+        assert found == promised or found.startswith(f"{promised}.")
+        assert bool(promised) == bool(found)
+    if version.framework:
+        name, number = version.framework.split()
+        assert pinned["torch" if name == "PyTorch" else name.lower()] == {number}
+
+
+def test_a_version_with_cuda_names_the_driver_it_needs() -> None:
+    for found in VERSIONS.values():
+        assert bool(found.version.cuda) == bool(found.version.min_driver)
+
+
+def test_the_users_server_has_the_hubs_jupyterhub() -> None:
+    hub = pins((IMAGE.parent / "requirements" / "run.txt").read_text())
+    assert pins(VERSIONS[COMMON].lock.read_text())["jupyterhub"] == hub["jupyterhub"]
+
+
+def test_exactly_one_version_is_the_default() -> None:
+    assert [key for key in VERSIONS if VERSIONS[key].version.default] == ["pytorch-2.7"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(IMAGE.rglob("*")) if path.is_file() and path.suffix != ".pem"],
+    ids=lambda path: str(path.relative_to(IMAGE)),
+)
+def test_no_file_ties_the_build_to_one_network(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    addresses = [line for line in lines if "://" in line and "ref: https://" not in line]
+    assert [line for line in addresses if "//127.0.0.1" not in line] == []
+    assert [
+        line for line in lines if re.match(r"\s*(--(extra-)?index-url|-i |--find-links)", line)
+    ] == []
+
+
+def test_nothing_is_fetched_from_a_registry_but_the_base() -> None:
+    assert not re.search(r"^#\s*syntax=", DOCKERFILE, re.MULTILINE)
+    assert re.findall(r"^FROM (.*)$", DOCKERFILE, re.MULTILINE) == ["${BASE}"]
+    assert "--from=" not in DOCKERFILE
+
+
+def test_the_builders_network_is_only_mounted_never_copied() -> None:
+    assert re.findall(r"^(?:COPY|ADD) (.*)$", DOCKERFILE, re.MULTILINE) == ["rootfs/ /"]
+    declared = re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)
+    assert set(declared) == {"BASE", "AS_OF", "VERSION"}
+
+
+def test_the_image_ends_as_the_user_with_no_gpu_visible() -> None:
+    assert re.findall(r"^USER (\w+)$", DOCKERFILE, re.MULTILINE)[-1] == "jovyan"
+    assert re.findall(r"NVIDIA_VISIBLE_DEVICES=(\w+)", DOCKERFILE) == ["void"]
+
+
+def test_the_build_sees_a_module_without_bytecode(tmp_path: Path) -> None:
+    uncompiled = runpy.run_path(str(IMAGE / "checks" / "check-image"))["uncompiled"]
+    (tmp_path / "tests").mkdir()
+    for name in ("done.py", "missing.py", "not-a-module.py", "tests/unused.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    (tmp_path / "template.py").write_text("{% not python %}\n")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__" / f"done.{sys.implementation.cache_tag}.pyc").touch()
+    assert uncompiled(tmp_path, ("tests",)) == [tmp_path / "missing.py"]
+    assert set(uncompiled(tmp_path)) == {tmp_path / "missing.py", tmp_path / "tests" / "unused.py"}
+
+
+@pytest.mark.engine
+def test_the_built_image_is_what_it_promises(minimal_image, capsys) -> None:
+    assert main(["image", "verify", "minimal"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("minimal: Python 3.11.")
+    assert "runs as jovyan" in said
+
+
+@pytest.mark.engine
+def test_building_again_is_a_look(minimal_image, capsys) -> None:
+    client, reference = minimal_image
+    before = client.images.get(reference).id
+    assert main(["image", "build", "minimal"]) == 0
+    assert capsys.readouterr().err == f"minimal: {reference} is up to date\n"
+    assert client.images.get(reference).id == before
+
+
+@pytest.mark.engine
+def test_the_list_says_that_it_is_built(minimal_image, capsys) -> None:
+    assert main(["image", "list", "--json"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["minimal"]["state"] == "built"
+    assert rows["minimal"]["size_mb"] > 0
+
+
+@pytest.mark.engine
+def test_nothing_in_the_image_makes_a_user_root(minimal_image) -> None:
+    client, reference = minimal_image
+    command = ["find", "/", "-xdev", "-type", "f", "-perm", "/6000"]
+    found = client.containers.run(reference, command, user="root", network_mode="none", remove=True)
+    assert found == b""
+
+
+@pytest.mark.engine
+def test_the_user_may_write_to_a_new_volume(minimal_image) -> None:
+    client, reference = minimal_image
+    volume = client.volumes.create()
+    try:
+        written = client.containers.run(
+            reference,
+            ["bash", "-c", "echo kept > work/note; stat -c '%U %G' work work/note"],
+            volumes={volume.name: {"bind": "/home/jovyan/work", "mode": "rw"}},
+            network_mode="none",
+            remove=True,
+        )
+    finally:
+        volume.remove()
+    assert written.decode().splitlines() == ["jovyan users"] * 2
+
+
+# A package of one module, as `pip` gets it from an index.
+WHEEL = """
+import zipfile
+name = "lesson-1.0-py3-none-any.whl"
+with zipfile.ZipFile(name, "w") as wheel:
+    wheel.writestr("lesson.py", "answer = 42")
+    info = "lesson-1.0.dist-info"
+    wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: lesson\\nVersion: 1.0\\n")
+    wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n")
+    wheel.writestr(f"{info}/RECORD", "")
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("installer", ["pip", "uv pip"])
+def test_the_user_can_install_a_package(minimal_image, installer: str) -> None:
+    client, reference = minimal_image
+    script = f"""
+        python -c '{WHEEL}'
+        {installer} install --quiet --no-index lesson-1.0-py3-none-any.whl
+        cd / && python -c 'import lesson; print(lesson.answer)'
+    """
+    written = client.containers.run(
+        reference, ["bash", "-ec", script], network_mode="none", remove=True
+    )
+    assert written == b"42\n"
+
+
+# Whoever has it needs no XSRF cookie.
+TOKEN = "lab"
+AS_USER = {"Authorization": f"token {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def jupyter(minimal_image) -> Iterator[str]:
+    """The address of a JupyterLab in a container of the image, without a hub."""
+    client, reference = minimal_image
+    command = [
+        "jupyter",
+        "lab",
+        "--ip=0.0.0.0",
+        f"--IdentityProvider.token={TOKEN}",
+        "--no-browser",
+    ]
+    container = client.containers.run(
+        reference, command, detach=True, cap_drop=["ALL"], security_opt=["no-new-privileges"]
+    )
+    try:
+        yield _address(container)
+    finally:
+        container.remove(force=True, v=True)
+
+
+def _address(container: docker.models.containers.Container) -> str:
+    last: object = None
+    for _ in range(1200):
+        container.reload()
+        networks = container.attrs["NetworkSettings"]["Networks"]
+        address = f"{networks['bridge']['IPAddress']}:8888"
+        try:
+            if requests.get(f"http://{address}/api", timeout=5).ok:
+                return address
+        except requests.RequestException as error:
+            last = error
+        assert container.status == "running", container.logs().decode()
+        time.sleep(0.05)
+    raise AssertionError(f"no answer: {last}")
+
+
+@pytest.mark.engine
+async def test_a_terminal_opens_in_the_environment(jupyter: str) -> None:
+    url = f"http://{jupyter}/api/terminals"
+    name = requests.post(url, headers=AS_USER, timeout=30).json()["name"]
+    address = f"ws://{jupyter}/terminals/websocket/{name}"
+    socket = await websocket_connect(HTTPRequest(address, headers=AS_USER))
+    await socket.write_message(
+        json.dumps(["stdin", "echo at-$(command -v python)-$USER-$(id -un)\r"])
+    )
+    screen = ""
+    while "at-/" not in screen:
+        message = await socket.read_message()
+        assert message is not None, screen
+        kind, *rest = json.loads(message)
+        screen += rest[0] if kind == "stdout" else ""
+    assert "at-/opt/jupyter/bin/python-" in screen
+    assert re.search(r"jovyan@\w+:", screen)
+    socket.close()
+
+
+@pytest.mark.engine
+def test_neither_news_nor_an_index_is_asked_for(jupyter: str) -> None:
+    page = requests.get(f"http://{jupyter}/lab", headers=AS_USER, timeout=30).text
+    config = json.loads(re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', page, re.S)[1])
+    assert config["news"] == {"disabled": True}
+    assert config["extensionManager"]["can_install"] is False
