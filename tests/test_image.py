@@ -17,9 +17,8 @@ from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from gpuspawner.__main__ import main
-from gpuspawner.building import recipes
 from gpuspawner.building.checks import pins
-from gpuspawner.building.recipe import COMMON
+from gpuspawner.building.recipe import COMMON, recipes
 
 IMAGE = Path(__file__).parent.parent / "image"
 VERSIONS = recipes(IMAGE)

@@ -89,11 +89,13 @@ def problems(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 def _differing_versions(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
     installed = {_normal(name): version for name, version in description["packages"].items()}
+    lock = recipe.lock.read_text()
     found = [
         f"{name} is {installed[name]}, the lock says {' or '.join(sorted(versions))}"
-        for name, versions in pins(recipe.lock.read_text()).items()
+        for name, versions in pins(lock).items()
         if name in installed and installed[name] not in versions
     ]
+    found += [f"{name} is missing" for name in _everywhere(lock) if name not in installed]
     version = recipe.version
     said = dict(description["torch"])
     if said:
@@ -114,6 +116,12 @@ def pins(lock: str) -> dict[str, set[str]]:
     for name, version in re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", lock, re.MULTILINE):
         allowed.setdefault(_normal(name), set()).add(version)
     return allowed
+
+
+def _everywhere(lock: str) -> list[str]:
+    """Return the packages that a lock wants on every platform: those without a condition."""
+    found = re.findall(r"^([A-Za-z0-9][\w.-]*)==[^\s;\\]+ *\\?$", lock, re.MULTILINE)
+    return [_normal(name) for name in found]
 
 
 def _normal(name: str) -> str:

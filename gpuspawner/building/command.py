@@ -160,10 +160,13 @@ def _build_one(
     except buildkit.BuildFailed as failure:
         raise BuildingError(f"{wanted.key} wasn't built: {reasons.sentence(failure)}") from None
     _say("Starting the image to check it")
-    wrong = checks.problems(checks.describe(client, identity, wanted), wanted)
-    if wrong:
+    try:
+        wrong = checks.problems(checks.describe(client, identity, wanted), wanted)
+        if wrong:
+            raise BuildingError(f"{wanted.key} isn't what it should be: {'; '.join(wrong)}")
+    except BaseException:  # Ctrl-C as well: nobody is left with gigabytes that have no name
         client.images.remove(identity)
-        raise BuildingError(f"{wanted.key} isn't what it should be: {'; '.join(wrong)}")
+        raise
     _tag(client, identity, wanted.version.image)
     size = client.images.get(identity).attrs["Size"] / 1_000_000
     seconds = time.monotonic() - began

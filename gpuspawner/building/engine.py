@@ -41,5 +41,5 @@ def image(client: docker.DockerClient, reference: str) -> docker.models.images.I
     """Return an image that is on the engine; None where it isn't."""
     try:
         return client.images.get(reference)
-    except docker.errors.ImageNotFound:
+    except docker.errors.NotFound:
         return None
