@@ -64,10 +64,12 @@ c.GPUSpawner.extra_host_config = {
 }
 
 # ---- What is kept --------------------------------------------------------------------------------
-# Each user's own volume, mounted at ~/work: kept when the server stops, and when the user picks
-# another image version. Everything else in a server is gone when it stops.
+# Each user's own volume: kept when the server stops, and when the user picks another image version.
+# JupyterLab opens in it, since everything else in a server is gone when it stops.
 c.GPUSpawner.home_volume = "gpuspawner-home-{username}"
-# A volume that everybody reads and instructors write, mounted at ~/course.
+c.GPUSpawner.home_path = "/home/jovyan/work"
+c.GPUSpawner.notebook_dir = "/home/jovyan/work"
+# A volume that everybody reads and instructors write.
 c.GPUSpawner.course_volumes = {
-    "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
+    "gpuspawner-course": {"path": "/home/jovyan/work/course", "instructors": ["instructors"]},
 }

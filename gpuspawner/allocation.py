@@ -102,13 +102,19 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
 def explain(request: Request, gpus: Sequence[GPU]) -> str:
     """Say in one sentence why `choose` finds nothing for the request now."""
     fitting = [gpu for gpu in gpus if request.model in (None, gpu.model)]
-    free = sum(map(_is_free, fitting))
     wanted = _count(request.gpus, request.model)
     if len(fitting) < request.gpus:
         return f"You asked for {wanted}, and this machine has {len(fitting)}."
-    counts = Counter(gpu.state for gpu in fitting if not _is_free(gpu))
+    return f"You asked for {wanted}, and {availability(fitting)}."
+
+
+def availability(gpus: Sequence[GPU]) -> str:
+    """Say how many of some GPUs are free, and what keeps the others: "1 of 4 is free now (…)"."""
+    free = sum(map(_is_free, gpus))
+    counts = Counter(gpu.state for gpu in gpus if not _is_free(gpu))
     others = ", ".join(f"{number} {_WORDS[state]}" for state, number in sorted(counts.items()))
-    return f"You asked for {wanted}, and {free} of {len(fitting)} are free now ({others})."
+    is_are = "is" if free == 1 else "are"
+    return f"{free} of {len(gpus)} {is_are} free now" + (f" ({others})" if others else "")
 
 
 _WORDS: dict[str, str] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from .allocation import GPU, Request, explain, model_counts
+from .allocation import GPU, availability, model_counts
 from .leases import View
 from .options import Choice, Limits
 
@@ -84,7 +84,7 @@ def count_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
         Item(
             str(count),
             "none" if count == 0 else str(count),
-            reason="" if count <= free else explain(Request("", count), offered),
+            reason="" if count <= free else availability(offered),
             checked=count == wanted,
         )
         for count in range(most + 1)
@@ -99,7 +99,7 @@ def model_items(last: Choice, view: View | None) -> list[Item]:
         Item(
             model,
             model,
-            note=f"{free} of {total} free now",
+            note=f"{_memory(model, view)}{free} of {total} free now",
             reason="" if free else "none of them is free now",
             checked=model == chosen,
         )
@@ -109,20 +109,24 @@ def model_items(last: Choice, view: View | None) -> list[Item]:
 
 
 def granted(gpus: Sequence[GPU]) -> str:
-    """Say which GPUs were set aside: "2 GPUs set aside for you: NVIDIA A100 0 and 1"."""
+    """Say which GPUs were set aside: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
     if not gpus:
         return "No GPU was asked for"
     parts = []
     for model in dict.fromkeys(gpu.model for gpu in gpus):
-        indexes = [str(gpu.index) for gpu in gpus if gpu.model == model]
-        parts.append(
-            f"{model} {' and '.join(filter(None, [', '.join(indexes[:-1]), indexes[-1]]))}"
-        )
-    return f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} set aside for you: {'; '.join(parts)}"
+        *first, last = (str(gpu.index) for gpu in gpus if gpu.model == model)
+        indexes = f"{', '.join(first)} and {last}" if first else last
+        parts.append(f"GPU {indexes} ({model})")
+    return f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} set aside for you: {', '.join(parts)}"
 
 
 def _offered(view: View | None) -> list[Any]:
     return [gpu for gpu in view.gpus if gpu.state not in ("excluded", "mig")] if view else []
+
+
+def _memory(model: str, view: View | None) -> str:
+    sizes = [gpu.memory_total_mib for gpu in _offered(view) if gpu.model == model]
+    return f"{round(sizes[0] / 1024)} GB, " if sizes and sizes[0] else ""
 
 
 def _free_words(view: View | None) -> str:

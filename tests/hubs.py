@@ -201,8 +201,9 @@ class Hub:
         session.get(f"{self.url}/hub/login")
         xsrf = session.cookies.get("_xsrf", path="/hub/")
         form = {"username": user, "password": password, "_xsrf": xsrf}
-        response = session.post(f"{self.url}/hub/login", data=form)
-        assert response.ok, response.text
+        # Not followed: it may lead to a server that starts, or to one that is no JupyterLab.
+        response = session.post(f"{self.url}/hub/login", data=form, allow_redirects=False)
+        assert response.status_code == 302, response.text
         return session
 
 

@@ -131,7 +131,7 @@ def test_several_gpus_without_a_uuid_are_no_duplicates() -> None:
         ("", 1, None, "You asked for 1 GPU, and this machine has 0."),
         ("aa", 3, None, "You asked for 3 GPUs, and this machine has 2."),
         ("aat", 2, T4, "You asked for 2 Tesla T4 GPUs, and this machine has 1."),
-        ("aL", 2, None, "You asked for 2 GPUs, and 1 of 2 are free now (1 in use)."),
+        ("aL", 2, None, "You asked for 2 GPUs, and 1 of 2 is free now (1 in use)."),
         (
             "LLFMSEU?",
             1,

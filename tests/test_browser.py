@@ -1,0 +1,138 @@
+"""A person's way in a real browser: log in, pick, land in JupyterLab, see the GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import cannot
+from .hubs import until
+from .looks import labelled
+
+pytestmark = [pytest.mark.engine, pytest.mark.browser]
+
+# What keeps Chromium from asking the outside world for things.
+QUIET = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        cannot("needs Chromium (make test installs it)")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab of somebody who was never here."""
+    context = browser.new_context(viewport={"width": 1100, "height": 1000})
+    context.set_default_timeout(60_000)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Take a screenshot; they are kept where SCREENSHOTS names a folder."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+@pytest.fixture
+def shipped(make_hub):
+    """A hub with the repository's own configuration."""
+    return make_hub(shipped=True)
+
+
+def log_in(page, hub, user):
+    page.goto(f"{hub.url}/hub/login")
+    page.get_by_label("Username").fill(user)
+    page.get_by_label("Password").fill((hub.folder / "user-password").read_text())
+    page.get_by_role("button", name=re.compile("sign in", re.I)).click()
+
+
+def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture, engine):
+    log_in(page, shipped, "ada")
+    page.get_by_role("heading", name="Server Options").wait_for()
+    picture(page, "form")
+    page.get_by_label("Plain Python").check()
+    page.get_by_role("group", name="GPUs").get_by_label("2", exact=True).check()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/user/ada/lab**")
+    granted = labelled(engine)["ada"]
+    assert len(granted) == 2
+    page.locator(".jp-LauncherCard[data-category=Notebook]").first.click()
+    # A cell that is run before its kernel is connected isn't run at all.
+    page.get_by_text("| Idle").first.wait_for()
+    page.locator(".jp-Notebook .cm-content").first.click()
+    page.keyboard.type("!nvidia-smi -L")
+    page.keyboard.press("Shift+Enter")
+    output = page.locator(".jp-OutputArea-output").first
+    output.wait_for()
+    picture(page, "notebook")
+    listed = output.inner_text().splitlines()
+    assert [line.split("UUID: ")[1].rstrip(")") for line in listed if line] == granted
+
+
+def test_a_taken_gpu_is_shown_disabled_with_the_reason(shipped, page, picture):
+    shipped.start_server("ben", {"gpus": 2, "image": "minimal"})
+    shipped.start_server("eve", {"gpus": 1, "image": "minimal"})
+    log_in(page, shipped, "ada")
+    group = page.get_by_role("group", name="GPUs")
+    assert group.get_by_label("1", exact=True).is_enabled()
+    two = group.get_by_label("2", exact=True)
+    assert two.is_disabled()
+    reason = page.locator(f"#{two.get_attribute('aria-describedby')}")
+    assert reason.text_content() == "1 of 4 is free now (3 in use)"
+    assert "ben" not in page.content()  # who has them is nobody's business
+    picture(page, "taken")
+
+
+def test_the_form_works_without_javascript(shipped, browser, engine):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    log_in(page, shipped, "ada")
+    page.get_by_label("Plain Python").check()
+    page.get_by_role("group", name="GPUs").get_by_label("none").check()
+    page.get_by_role("button", name="Start").click()
+    until(lambda: shipped.ready("ada"), "the server is ready", log=shipped.log)
+    assert labelled(engine) == {"ada": []}
+    context.close()
+
+
+def test_the_progress_page_says_what_happens_and_why_it_failed(make_hub, page, picture):
+    hub = make_hub(
+        'c.GPUSpawner.cmd = ["bash", "-c", "sleep 3; echo disk quota exceeded; exit 3"]',
+        shipped=True,
+    )
+    log_in(page, hub, "ada")
+    page.get_by_label("Plain Python").check()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url("**/spawn-pending/ada**")
+    page.get_by_text("Container started, waiting for JupyterLab").first.wait_for(state="attached")
+    log = page.locator("#progress-log")
+    assert "1 GPU set aside for you: GPU 0 (NVIDIA A100-SXM4-40GB)" in log.text_content()
+    page.get_by_text("disk quota exceeded").first.wait_for(state="attached")
+    picture(page, "failed")
+    assert "stopped while starting (exit 3)" in page.content()
