@@ -317,6 +317,15 @@ def test_without_a_registry_and_mmdebstrap_it_says_what_to_install(
     assert "no such host" in said[1]
 
 
+def test_a_full_disk_is_a_sentence_whenever_it_is_noticed(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "write /usr/share/locale: no space left on device"
+    engine.answers["/images/gpuspawner/minimal"] = (500, [{"message": said}])
+    assert main(["image", "build", "minimal"]) == 1
+    assert capsys.readouterr().err.startswith("gpuspawner image: the disk is full")
+
+
 def test_a_named_base_is_never_replaced_by_another(engine: Engine) -> None:
     engine.answers["/images/create"] = (404, [{"message": "manifest unknown"}])
     with pytest.raises(BuildingError, match=r"lab/base:1 can't be pulled: .*manifest unknown"):

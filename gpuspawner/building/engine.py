@@ -13,6 +13,7 @@ import requests
 from .recipe import BuildingError
 
 ANSWER_SECONDS = 300
+DISK_FULL = "the disk is full where the Docker Engine keeps its images (see `docker system df`)"
 
 
 @contextmanager
@@ -33,7 +34,9 @@ def engine() -> Iterator[docker.DockerClient]:
         try:
             yield client
         except (docker.errors.APIError, requests.RequestException) as error:
-            said = getattr(error, "explanation", None) or str(error)
+            said = str(getattr(error, "explanation", None) or error)
+            if "no space left" in said:
+                raise BuildingError(DISK_FULL) from None
             raise BuildingError(f"the Docker Engine refused: {said}") from None
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 
 from .buildkit import BuildFailed
+from .engine import DISK_FULL
 
 # What programs write -> what it means here. The first that matches counts, so the sure ones come
 # before the vague ones. A group in a pattern fills the sentence's {}.
 REASONS = (
-    (
-        r"no space left on device|No space left on device",
-        "the disk is full where the Docker Engine keeps its images (see `docker system df`)",
-    ),
+    (r"[Nn]o space left on device", DISK_FULL),
     (
         # ref: https://github.com/moby/moby/issues/47717
         r"failed to read downloaded context",
