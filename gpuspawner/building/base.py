@@ -21,8 +21,10 @@ PULLED = f"debian:{SUITE}-slim"
 # A name that no registry can serve: BuildKit asks the registry in a name before the engine itself.
 MADE = f"localhost/gpuspawner/base:{SUITE}"
 
-# A registry that is there begins to answer at once; one that is blocked may never.
+# How long a pull may be silent. A registry that is there begins to answer at once; one that is
+# blocked may never. An image that somebody named is wanted more, and may be large to unpack.
 PULL_SECONDS = 20
+NAMED_PULL_SECONDS = 300
 
 
 def ensure(
@@ -48,7 +50,7 @@ def ensure(
         return present[0]
     reference = named or PULLED
     report(f"Base image: pulling {reference}")
-    reason = _pull(reference)
+    reason = _pull(reference, NAMED_PULL_SECONDS if named else PULL_SECONDS)
     if not reason:
         return reference
     if named:
@@ -61,16 +63,16 @@ def ensure(
     return MADE
 
 
-def _pull(reference: str) -> str:
+def _pull(reference: str, seconds: int) -> str:
     """Pull an image; return "" or why it couldn't be."""
     try:
-        with_limit = docker.from_env(timeout=PULL_SECONDS)
+        with_limit = docker.from_env(timeout=seconds)
         try:
             with_limit.images.pull(reference)
         finally:
             with_limit.close()
     except requests.Timeout:
-        return f"no answer within {PULL_SECONDS} seconds"
+        return f"no answer within {seconds} seconds"
     except (docker.errors.DockerException, requests.RequestException) as error:
         said = getattr(error, "explanation", None) or str(error)
         return " ".join(str(said).split())[:200]
