@@ -17,11 +17,13 @@ REPOSITORY = Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
 
 
-def remove_containers(engine: docker.APIClient) -> None:
-    """Remove every container of the simulated host's engine."""
+def clear(engine: docker.APIClient) -> None:
+    """Remove every container and volume of the simulated host's engine."""
     for container in engine.containers(all=True):
         with suppress(docker.errors.NotFound):
             engine.remove_container(container["Id"], force=True, v=True)
+    for volume in engine.volumes()["Volumes"] or []:
+        engine.remove_volume(volume["Name"])
 
 
 def cannot(reason: str) -> None:
@@ -34,13 +36,15 @@ def cannot(reason: str) -> None:
 @pytest.fixture(scope="session")
 def host():
     """A simulated host with four A100, its own engine, and nobody on it."""
-    from gpuspawner.simulation.host import SimulatedHost, SimulationError
+    from gpuspawner.simulation.host import SimulatedHost, SimulationError, cache_folder
     from gpuspawner.simulation.state import describe
 
     if os.geteuid() != 0 or not shutil.which("dockerd"):
         cannot("needs root and dockerd (make test installs it)")
     try:
-        with SimulatedHost(describe([("A100-40GB", 4)])) as running:
+        # A cache of their own: the tests remove every volume they find.
+        cache = cache_folder() / "tests"
+        with SimulatedHost(describe([("A100-40GB", 4)]), cache=cache) as running:
             before = dict(os.environ)
             # docker-py and our own code in this process talk to it as well.
             os.environ.update(running.additions)
@@ -73,10 +77,10 @@ def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
 def idle_host(host, engine, minimal_image):
     """The simulated host, all GPUs free and healthy, no containers; the same afterwards."""
     first = host.read()
-    remove_containers(engine)
+    clear(engine)
     yield host
     host.write(first)
-    remove_containers(engine)
+    clear(engine)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""`make bench`: figures side by side from one run, as medians and ratios."""
