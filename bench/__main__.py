@@ -1,8 +1,8 @@
 """Full spawns, from the request to the hub until the server can be used, of three kinds in turn.
 
-GPUSpawner with one GPU, DockerSpawner as it comes, and the floor: a container created and started
-by hand with a bare Jupyter Server. All on one engine, from one image. A single time says little on a
-machine that does other things as well, so the kinds take turns and the ratios are what counts.
+GPUSpawner, DockerSpawner as it comes, and the floor: a container created and started by hand with a
+bare Jupyter Server. All on one engine, from one image. A single time says little on a machine that
+does other things as well, so the kinds take turns and the ratios are what counts.
 """
 
 from __future__ import annotations
