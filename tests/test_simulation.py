@@ -170,6 +170,18 @@ def test_an_engine_is_told_only_what_its_version_knows(version, cdi, direct):
     assert got["cgroup-parent"] == "/gpuspawner-0"
 
 
+def test_cdi_names_each_gpu_by_uuid_and_index_and_all_of_them(tmp_path):
+    devices = engine.cdi_specification(tmp_path, UUIDS[:2])["devices"]
+    called = {
+        device["name"]: [hook["args"][1:] for hook in device["containerEdits"]["hooks"]]
+        for device in devices
+    }
+    first, second = ([["cdi", uuid]] for uuid in UUIDS[:2])
+    expected = {UUIDS[0]: first, UUIDS[1]: second, "0": first, "1": second, "all": first + second}
+    assert called == expected
+    assert engine.cdi_specification(tmp_path, [])["devices"] == []
+
+
 def test_names_are_relayed_over_udp_and_tcp():
     async def both() -> tuple[bytes, bytes]:
         async def answer(reader, writer):

@@ -149,9 +149,16 @@ class Lab:
         self.client.api.import_image_from_data(packed.getvalue(), repository, tag)
 
     def run(self, *words: str, gpus: list[str] | None = None, **settings: object) -> str:
-        """What a container prints."""
-        settings = {"remove": True, "image": IMAGE, **self._wanted(gpus), **settings}
-        return self.client.containers.run(command=list(words), **settings).decode()
+        """What a container prints. It must end well."""
+        # docker-py's own way follows the log, and the engine loses the words of a short life.
+        container = self.begin(*words, gpus=gpus, **settings)
+        try:
+            status = container.wait()["StatusCode"]
+            said = container.logs().decode()
+        finally:
+            container.remove(force=True)
+        assert status == 0, f"{words} ended with {status}: {said}"
+        return said
 
     def begin(self, *words: str, gpus: list[str] | None = None, **settings: object):
         """A container that runs."""
@@ -162,6 +169,23 @@ class Lab:
     def _wanted(gpus: list[str] | None) -> dict:
         request = DeviceRequest(device_ids=gpus, capabilities=[["gpu"]])
         return {"device_requests": [request]} if gpus is not None else {}
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, if only its parent hasn't been told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def left_by(directory: Path) -> list[str]:
+    """What there still is of a simulated host whose keeper has ended; see `belongings`.
+
+    Nothing if another host, such as another test run's, has taken its place since.
+    """
+    with slots._one_at_a_time():
+        return [] if slots._folder_is_held(int(directory.name)) else belongings(directory)
 
 
 def belongings(directory: Path) -> list[str]:
@@ -176,13 +200,14 @@ def belongings(directory: Path) -> list[str]:
     for line in (*rules.splitlines(), *interfaces.splitlines(), *mounts.splitlines()):
         if name in line.replace(":", " ").split() or f"{directory}/" in line:
             found.append(line)
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            line = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            # A container or chroot may have a simulated host of its own in the same folder.
+            if f"{directory}/" in line and (process / "root/run").samefile("/run"):
+                found.append(line)
         except OSError:
             continue
-        if f"{directory}/" in line:
-            found.append(line)
     return found
 
 
@@ -199,12 +224,13 @@ def simulate(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 # A COMMAND that says where it is, and what it gets. Its arguments: how many signals end it.
 COMMAND = textwrap.dedent(
-    """
+    r"""
     import json, os, signal, socket, sys, time
     got = []
     def handle(number, frame):
         got.append(number)
-        print("got", signal.Signals(number).name, flush=True)
+        # Not `print`, in the middle of which it may have come.
+        os.write(1, f"got {signal.Signals(number).name}\n".encode())
         engine = socket.socket(socket.AF_UNIX)
         engine.connect(os.environ["DOCKER_HOST"].removeprefix("unix://"))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -242,6 +268,17 @@ class Session:
         self.environment = json.loads(self.process.stdout.readline() or "{}")
         assert self.environment, self.process.communicate()
         self.directory = Path(self.environment["GPUSPAWNER_SIMULATED_STATE"]).parent
+
+    def keeper(self) -> int:
+        """The process that takes everything down."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        (keeper,) = [
+            int(child)
+            for child in children
+            if b"keeper" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+        return keeper
 
     def end(self) -> tuple[int, str]:
         """Its status and what COMMAND printed after its first line."""

@@ -13,7 +13,7 @@ import pytest
 from gpuspawner.simulation import changes, command
 from gpuspawner.simulation.state import describe
 
-from .labs import STATE, UUIDS, belongings, simulate, until
+from .labs import STATE, UUIDS, ended, left_by, simulate, until
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_command_has_what_it_needs_and_its_status_is_passed_on(session):
     assert begun.environment["LD_LIBRARY_PATH"].split(":")[0] == f"{begun.directory}/nvml"
     assert begun.environment["PATH"].split(":")[0] == f"{begun.directory}/nvml"
     assert begun.end() == (5, "got in all 0\n")
-    assert belongings(begun.directory) == []
+    assert left_by(begun.directory) == []
 
 
 @pytest.mark.engine
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_command_in_its_own_time_with_the_engine_still_up(session):
     begun = session(signals=1, terminal=True, seconds=1)
     os.write(begun.terminal, b"\x03")
     assert begun.end() == (5, "got SIGINT\ngot in all 1\n")
-    assert belongings(begun.directory) == []
+    assert left_by(begun.directory) == []
 
 
 @pytest.mark.engine
@@ -206,7 +206,7 @@ def test_ctrl_c_again_kills_command(session):
     assert status == 128 + signal.SIGKILL
     assert "got SIGINT" in said
     assert "got in all" not in said
-    assert belongings(begun.directory) == []
+    assert left_by(begun.directory) == []
 
 
 @pytest.mark.engine
@@ -215,13 +215,15 @@ def test_a_signal_to_us_alone_is_passed_on_to_command(session, number):
     begun = session(signals=1)
     begun.process.send_signal(number)
     assert begun.end() == (5, f"got {number.name}\ngot in all 1\n")
-    assert belongings(begun.directory) == []
+    assert left_by(begun.directory) == []
 
 
 @pytest.mark.engine
 def test_killed_it_leaves_nothing_but_for_a_moment(session):
     begun = session(signals=1)
+    keeper = begun.keeper()
     begun.process.kill()
     _, said = begun.end()  # returns when COMMAND, which has its output, has ended too
     assert "got SIGTERM" in said
-    until(lambda: belongings(begun.directory) == [], "everything was taken down")
+    until(lambda: ended(keeper), "everything was taken down")
+    assert left_by(begun.directory) == []

@@ -7,16 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import textwrap
 from pathlib import Path
 
-import docker
 import pytest
 
 from gpuspawner.simulation.host import SimulatedHost
 
-from .labs import REPOSITORY, STATE, UUIDS, Lab, belongings, until
+from .labs import REPOSITORY, STATE, UUIDS, Lab, belongings, ended, left_by, until
 
 pytestmark = pytest.mark.engine
 
@@ -35,7 +33,7 @@ def test_images_and_volumes_stay_and_nothing_else(engine_cache, image_files, tmp
         lab.client.close()
         directory = host.directory
         assert len(belongings(directory)) > 10
-    assert belongings(directory) == []
+    assert left_by(directory) == []
     with SimulatedHost(STATE, own) as host:
         lab = Lab(host)
         assert lab.client.containers.list(all=True) == []
@@ -73,7 +71,7 @@ def test_a_start_that_fails_or_is_ended_halfway_leaves_nothing(engine_cache, tmp
     assert starting.returncode == (1 if words == "exit 1" else 128 + signal.SIGTERM)
     assert "Traceback" not in said
     assert ("I am broken" in said) == (words == "exit 1")
-    assert belongings(directory) == []
+    assert left_by(directory) == []
 
 
 def test_when_its_keeper_is_killed_it_sweeps_up_itself(engine_cache):
@@ -83,38 +81,45 @@ def test_when_its_keeper_is_killed_it_sweeps_up_itself(engine_cache):
         host._keeper.kill()
         host._keeper.wait()
         assert belongings(directory) != []
-    assert belongings(directory) == []
+    assert left_by(directory) == []
+
+
+# A host with a container, in a process that is to be killed with its keeper.
+DOOMED = textwrap.dedent(
+    """
+    import sys, time
+    from gpuspawner.simulation.host import SimulatedHost
+    from tests.simulated.labs import STATE, Lab
+    with SimulatedHost(STATE, sys.argv[1]) as host:
+        lab = Lab(host)
+        lab.load({"probe": open(sys.argv[2], "rb").read()})
+        container = lab.begin("/probe", "wait")
+        container.reload()
+        print(host.directory, host._keeper.pid, container.attrs["State"]["Pid"], flush=True)
+        time.sleep(600)
+    """
+)
 
 
 def test_what_was_killed_as_a_whole_is_swept_up_by_the_next(engine_cache, image_files):
-    code = textwrap.dedent(
-        """
-        import sys, time
-        from gpuspawner.simulation.host import SimulatedHost
-        from gpuspawner.simulation.state import describe
-        with SimulatedHost(describe(), sys.argv[1]) as host:
-            print(host.directory, host._keeper.pid, flush=True)
-            time.sleep(600)
-        """
-    )
-    words = [sys.executable, "-c", code, str(engine_cache)]
+    words = [sys.executable, "-c", DOOMED, str(engine_cache), str(engine_cache / "probe")]
     doomed = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     try:
-        directory, keeper = doomed.stdout.readline().split()
-        lab_engine = docker.DockerClient(base_url=f"unix://{directory}/docker.sock")
-        lab_engine.close()
+        said = doomed.stdout.readline()
+        directory, keeper, inside = (
+            kind(word) for kind, word in zip((Path, int, int), said.split(), strict=True)
+        )
+        os.kill(keeper, signal.SIGKILL)  # first who would clean up
     finally:
-        # Before it can notice: first who would clean up.
-        os.kill(int(keeper), signal.SIGKILL)
         doomed.kill()
         doomed.communicate()
-    left = belongings(Path(directory))
-    assert [line for line in left if "--comment" in line]
+    assert [line for line in belongings(directory) if "--comment" in line]
     with SimulatedHost(STATE, engine_cache) as host:
-        assert belongings(Path(directory)) == [] or host.directory == Path(directory)
+        assert ended(inside)
+        assert host.directory == directory or left_by(directory) == []
         next_one = host.directory
-    assert belongings(Path(directory)) == []
-    assert belongings(next_one) == []
+    assert left_by(directory) == []
+    assert left_by(next_one) == []
 
 
 # -- what the machine had before -----------------------------------------------------------------
@@ -178,9 +183,9 @@ def test_the_machine_is_put_back_as_it_was(engine_cache, lab):
 RESOLVER = textwrap.dedent(
     """
     import socket, subprocess, sys, threading
-    import docker
     from gpuspawner.simulation.host import SimulatedHost
     from gpuspawner.simulation.state import describe
+    from tests.simulated.labs import Lab
 
     subprocess.run(["mount", "--bind", sys.argv[2], "/etc/resolv.conf"], check=True)
     resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -191,15 +196,15 @@ RESOLVER = textwrap.dedent(
             resolver.sendto(b"answer to " + question, asker)
     threading.Thread(target=answer, daemon=True).start()
     with SimulatedHost(describe(), sys.argv[1]) as host:
-        client = docker.DockerClient(base_url=host.docker_host)
-        client.api.import_image_from_file(sys.argv[3], "probe", "1")
-        run = lambda *words: client.containers.run("probe:1", list(words), remove=True).decode()
+        lab = Lab(host)
+        lab.load({"probe": open(sys.argv[3], "rb").read()})
+        run = lab.run
         lines = run("/probe", "read", "/etc/resolv.conf").splitlines()
         servers = [line.split()[1] for line in lines if line.startswith("nameserver")]
         assert servers == [host.hub_ip], servers
         assert "search lab.example" in lines, lines
         print(run("/probe", "ask", servers[0], "53", "a question"))
-        client.close()
+        lab.client.close()
         print(host.directory)
     """
 )
@@ -209,12 +214,10 @@ def test_containers_resolve_names_where_the_hosts_resolver_is_on_its_loopback(
     engine_cache, image_files, tmp_path
 ):
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.99\nsearch lab.example\n")
-    with tarfile.open(tmp_path / "probe.tar", "w") as tar:
-        tar.add(engine_cache / "probe", "probe")
-    files = [str(tmp_path / "resolv.conf"), str(tmp_path / "probe.tar")]
+    files = [str(tmp_path / "resolv.conf"), str(engine_cache / "probe")]
     words = ["unshare", "--mount", sys.executable, "-c", RESOLVER, str(engine_cache), *files]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, directory = done.stdout.splitlines()
     assert said == "answer to a question"
-    assert belongings(Path(directory)) == []
+    assert left_by(Path(directory)) == []

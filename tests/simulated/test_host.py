@@ -14,7 +14,7 @@ from gpuspawner.simulation import changes
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.state import describe
 
-from .labs import UUIDS, Lab, belongings, until
+from .labs import UUIDS, Lab, left_by, until
 
 pytestmark = pytest.mark.engine
 
@@ -50,6 +50,18 @@ def test_without_a_request_a_container_has_no_gpu_whatever_its_variables_say(lab
     assert lab.run("/probe", "devices", **settings) == ""
     with pytest.raises(APIError, match="nvidia-smi"):
         lab.run("nvidia-smi", "-L", **settings)
+
+
+def test_gpus_asked_for_by_cdi_are_exactly_those(lab):
+    if int(lab.client.version()["Version"].split(".")[0]) < 25:
+        pytest.skip("engines before 25 have no CDI")
+    mine = [UUIDS[0], UUIDS[3]]
+    names = [f"nvidia.com/gpu={uuid}" for uuid in mine]
+    settings = {"device_requests": [DeviceRequest(driver="cdi", device_ids=names)]}
+    listed = lab.run("nvidia-smi", "-L", **settings)
+    assert [line.split("UUID: ")[1].rstrip(")") for line in listed.splitlines()] == mine
+    devices = lab.run("/probe", "devices", **settings).split()
+    assert [f"nvidia{n}" in devices for n in range(4)] == [True, False, False, True]
 
 
 def test_an_images_wish_for_all_gpus_does_not_count_beside_a_request(lab):
@@ -170,7 +182,7 @@ def test_two_hosts_at_once_know_nothing_of_each_other(lab, engine_cache, image_f
             other.client.containers.get("only-here")
         other.client.close()
         gone = host.directory
-    assert belongings(gone) == []
+    assert left_by(gone) == []
     # The one that goes on has kept what they share.
     with socket.create_server((lab.host.hub_ip, 0)) as hub:
         hub.settimeout(60)
