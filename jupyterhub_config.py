@@ -48,6 +48,9 @@ c.JupyterHub.spawner_class = "gpu"
 # The image versions that users choose from; `gpuspawner image build` builds them. Instead of the
 # file you can write {"my-version": {"title": "…", "image": "registry/name:tag"}}.
 c.GPUSpawner.images = load_catalogue(Path(__file__).parent / "image" / "catalogue.yaml")
+# These images are built here, so one that is missing is not to be looked for in a registry, where
+# anybody may have taken its name. With images of a registry: "ifnotpresent".
+c.GPUSpawner.pull_policy = "never"
 # GPUs of one server: at most, and for those who don't say. Groups can have more, as in
 # c.Spawner.group_overrides = {"lab": {"groups": ["lab"], "spawner_override": {"gpu_limit": 4}}}
 c.GPUSpawner.gpu_limit = 2

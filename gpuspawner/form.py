@@ -95,16 +95,11 @@ def model_items(last: Choice, view: View | None) -> list[Item]:
     """Return "any" and the host's GPU models with what is free of each."""
     counts = model_counts(_offered(view))
     chosen = last.model if last.model in counts and counts[last.model][0] else None
-    items = [
-        Item(
-            model,
-            model,
-            note=f"{_memory(model, view)}{free} of {total} free now",
-            reason="" if free else "none of them is free now",
-            checked=model == chosen,
-        )
-        for model, (free, total) in counts.items()
-    ]
+    items = []
+    for model, (free, total) in counts.items():
+        words = " · ".join(filter(None, [_memory(model, view), f"{free} of {total} free now"]))
+        note, reason = (words, "") if free else ("", words)
+        items.append(Item(model, model, note, reason, checked=model == chosen))
     return [Item("", "any", checked=chosen is None), *items]
 
 
@@ -126,7 +121,7 @@ def _offered(view: View | None) -> list[Any]:
 
 def _memory(model: str, view: View | None) -> str:
     sizes = [gpu.memory_total_mib for gpu in _offered(view) if gpu.model == model]
-    return f"{round(sizes[0] / 1024)} GB, " if sizes and sizes[0] else ""
+    return f"{round(sizes[0] / 1024)} GB" if sizes and sizes[0] else ""
 
 
 def _free_words(view: View | None) -> str:

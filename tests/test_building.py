@@ -430,13 +430,13 @@ def test_the_common_lock_is_first_and_binds_the_others(uv: Path, folder: Path) -
     written = locks.write(recipes(folder).values(), upgrade=True)
     assert [path.relative_to(folder).as_posix() for path in written] == [
         "versions/minimal/requirements.lock",
-        "uv.lock",
+        "installer.lock",
         "versions/pytorch-2.7/requirements.lock",
     ]
     first, begins, last = (uv / "calls").read_text().splitlines()
     assert "--upgrade" in first
     assert "-c versions/minimal/requirements.lock" not in first
-    assert begins.endswith("- -o uv.lock -c versions/minimal/requirements.lock")
+    assert begins.endswith("- -o installer.lock -c versions/minimal/requirements.lock")
     assert last.endswith("-c versions/minimal/requirements.lock")
 
 

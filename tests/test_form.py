@@ -95,7 +95,7 @@ def test_an_idle_host_offers_every_count_and_shows_every_gpu() -> None:
     assert values(soup, "gpus") == usable(soup, "gpus") == ["0", "1", "2", "3"]
     assert checked(soup, "gpus") == ["1"]
     assert "3 of 3 free now" in words(soup)
-    assert listed(soup) == [f"GPU {n} · {A100} 40 GB: free" for n in range(3)]
+    assert listed(soup) == [f"GPU {n} · {A100}: free" for n in range(3)]
     assert "limit" not in words(soup)
     assert sent(soup) == {"image": ["torch"], "gpus": ["1"]}
 
@@ -130,12 +130,12 @@ def test_what_is_taken_cannot_be_picked_and_says_why() -> None:
     soup = page(view=host(gpu(0, **TAKEN), gpu(1), gpu(2, **TAKEN)))
     assert values(soup, "gpus") == ["0", "1", "2", "3"]
     assert usable(soup, "gpus") == ["0", "1"]
-    reason = "You asked for 2 GPUs, and 1 of 3 are free now (2 in use)."
+    reason = "1 of 3 is free now (2 in use)"
     assert description(soup, "gpus", "2") == reason
     assert description(soup, "gpus", "1") == ""
     assert reason in [words(small) for small in soup.select("small:not([id])")]
     assert "1 of 3 free now" in words(soup)
-    assert listed(soup)[0] == f"GPU 0 · {A100} 40 GB: taken"
+    assert listed(soup)[0] == f"GPU 0 · {A100}: taken"
     assert "bob" not in words(soup)  # who else works here is nobody's business
 
 
@@ -167,7 +167,7 @@ def test_a_sick_gpu_is_shown_with_its_reason_and_not_counted_as_free() -> None:
     sick = gpu(1, state="unhealthy", reason="fell off the bus")
     soup = page(view=host(gpu(0), sick))
     assert usable(soup, "gpus") == ["0", "1"]
-    assert listed(soup)[1] == f"GPU 1 · {A100} 40 GB: fell off the bus"
+    assert listed(soup)[1] == f"GPU 1 · {A100}: fell off the bus"
     assert "1 of 2 free now" in words(soup)
 
 
@@ -177,7 +177,7 @@ def test_a_gpu_that_is_kept_out_is_shown_and_never_offered() -> None:
     assert values(soup, "gpus") == ["0", "1", "2"]
     assert inputs(soup, "model") == []
     assert "1 of 2 free now" in words(soup)
-    asked = "You asked for 2 GPUs, and 1 of 2 are free now (1 in use)."
+    asked = "1 of 2 is free now (1 in use)"
     assert description(soup, "gpus", "2") == asked
     shown = [line.rpartition(": ")[2] for line in listed(soup)]
     assert shown == ["kept for the screen", "free", "mig", "taken"]
@@ -206,7 +206,7 @@ def test_models_are_offered_where_there_are_several_with_what_is_free() -> None:
     soup = page(view=MIXED)
     assert values(soup, "model") == ["", A100, T4]
     assert checked(soup, "model") == [""]
-    assert description(soup, "model", A100) == "1 of 2 free now"
+    assert description(soup, "model", A100) == "40 GB · 1 of 2 free now"
     assert sent(soup) == {"image": ["torch"], "gpus": ["1"], "model": [""]}
 
 
@@ -214,7 +214,7 @@ def test_a_model_of_which_none_is_free_cannot_be_picked_and_says_so() -> None:
     soup = page(view=host(gpu(0), gpu(1, T4, **TAKEN)), model=T4)
     assert usable(soup, "model") == ["", A100]
     assert checked(soup, "model") == [""]
-    assert description(soup, "model", T4) == "0 of 1 free now · none of them is free now"
+    assert description(soup, "model", T4) == "40 GB · 0 of 1 free now"
 
 
 def test_the_last_choice_is_preselected() -> None:
@@ -280,7 +280,7 @@ def test_names_and_titles_are_text_whatever_is_in_them() -> None:
     label = soup.select_one(f'label[for="{inputs(soup, "image")[0]["id"]}"]')
     assert words(label) == HOSTILE
     assert HOSTILE in words(soup.select_one('[role="status"]'))
-    assert listed(soup)[0] == f"GPU 0 · {HOSTILE} 40 GB: {HOSTILE}"
+    assert listed(soup)[0] == f"GPU 0 · {HOSTILE}: {HOSTILE}"
     (field,) = inputs(page(replace(LIMITS, any_image=True), image=HOSTILE), "image")
     assert field["value"] == HOSTILE
 
@@ -337,12 +337,15 @@ def test_every_form_can_be_read_aloud_and_sent_as_it_is(
     ("gpus", "sentence"),
     [
         ([], "No GPU was asked for"),
-        ([gpu(3, T4)], "1 GPU set aside for you: Tesla T4 3"),
-        ([gpu(0, T4), gpu(2, T4)], "2 GPUs set aside for you: Tesla T4 0 and 2"),
-        ([gpu(0, T4), gpu(1, T4), gpu(5, T4)], "3 GPUs set aside for you: Tesla T4 0, 1 and 5"),
+        ([gpu(3, T4)], "1 GPU set aside for you: GPU 3 (Tesla T4)"),
+        ([gpu(0, T4), gpu(2, T4)], "2 GPUs set aside for you: GPU 0 and 2 (Tesla T4)"),
+        (
+            [gpu(0, T4), gpu(1, T4), gpu(5, T4)],
+            "3 GPUs set aside for you: GPU 0, 1 and 5 (Tesla T4)",
+        ),
         (
             [gpu(0, T4), gpu(1, A100), gpu(2, T4)],
-            f"3 GPUs set aside for you: Tesla T4 0 and 2; {A100} 1",
+            f"3 GPUs set aside for you: GPU 0 and 2 (Tesla T4), GPU 1 ({A100})",
         ),
     ],
 )

@@ -46,7 +46,7 @@ def test_every_requirement_of_a_version_is_pinned_with_hashes(key: str) -> None:
 
 
 def test_the_build_begins_with_the_uv_that_the_environment_has() -> None:
-    begins = (IMAGE / "uv.lock").read_text()
+    begins = (IMAGE / "installer.lock").read_text()
     assert len(requirements(begins)) == 1
     assert pins(begins)["uv"] == pins(VERSIONS[COMMON].lock.read_text())["uv"]
 

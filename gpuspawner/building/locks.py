@@ -37,7 +37,7 @@ def write(recipes: Iterable[Recipe], *, upgrade: bool) -> list[Path]:
         written.append(_compile(folder, words, upgrade=upgrade))
         if recipe.key == COMMON:
             # The build begins with uv alone, in the version that the environment has too.
-            words = ["-", "-o", "uv.lock", "-c", common]
+            words = ["-", "-o", "installer.lock", "-c", common]
             written.append(_compile(folder, words, upgrade=upgrade, given="uv\n"))
     return written
 

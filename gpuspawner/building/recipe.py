@@ -16,7 +16,7 @@ from ..images import ImageVersion, catalogue, load_catalogue
 COMMON = "minimal"
 
 # What every version is built from, and what one version adds.
-COMMON_FILES = ("Dockerfile", "apt.txt", "uv.lock", "steps", "checks", "rootfs")
+COMMON_FILES = ("Dockerfile", "apt.txt", "installer.lock", "steps", "checks", "rootfs")
 VERSION_FILES = ("requirements.lock", "apt.txt")
 
 SYSTEM_CA = Path("/etc/ssl/certs/ca-certificates.crt")
