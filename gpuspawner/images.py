@@ -27,7 +27,7 @@ class ImageVersion(BaseModel):
     nccl: str = ""
     python: str = ""
     # What isn't a version would be no limit at all.
-    min_driver: str = Field("", pattern=r"^([0-9]+(\.[0-9]+)*)?$")
+    min_driver: str = Field(default="", pattern=r"^([0-9]+(\.[0-9]+)*)?$")
     default: bool = False
 
     def facts(self) -> str:
