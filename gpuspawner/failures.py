@@ -9,6 +9,8 @@ import docker.errors
 import requests.exceptions
 from tornado import web
 
+from .inventory import InventoryError
+
 try:
     from jupyterhub.spawner import SpawnException
 except ImportError:  # JupyterHub 5
@@ -91,12 +93,23 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def explain_unknown(error: BaseException) -> str:
+    """Say why the host's state isn't known, and what follows from that."""
+    cause = str(error) if isinstance(error, InventoryError) else explain(error)
+    return f"{cause} What can't be read isn't handed out."
+
+
 def _explain_api_error(error: docker.errors.APIError) -> str:
     said = _said(error)
     if "could not select device driver" in said:
         return (
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
             "or the engine wasn't restarted since."
+        )
+    if error.status_code == 409 and "already in use by container" in said:
+        return (
+            "Another hub or another server has this server's container name. An administrator can "
+            "give each hub its own c.DockerSpawner.prefix."
         )
     if "no space left" in said:
         return f"The GPU machine's disk is full: {said}."

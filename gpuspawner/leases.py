@@ -20,6 +20,9 @@ LABEL_GPUS = "gpuspawner.gpus"
 LABEL_USER = "gpuspawner.user"
 LABEL_SERVER = "gpuspawner.server"
 LABEL_IMAGE = "gpuspawner.image"
+# Not part of a lease: it keeps hubs that share an engine from taking each other's containers for
+# their own, where both have a user of one name.
+LABEL_HUB = "gpuspawner.hub"
 
 # A container in any other state may run, now or in a moment, and so holds its GPUs.
 # ref: StateString in moby's container/state.go
@@ -37,6 +40,19 @@ def labels(holder: Holder, image: str, gpus: Iterable[str]) -> dict[str, str]:
         LABEL_SERVER: holder.server,
         LABEL_IMAGE: image,
     }
+
+
+def belongs_to(found: Mapping[str, str] | None, holder: Holder, hub: str) -> bool:
+    """Return whether a container with these labels is this holder's on this hub, or may be.
+
+    One without our labels may be: DockerSpawner made it.
+
+    Args:
+        found: the container's labels.
+        hub: the hub's address, as in the label.
+    """
+    ours = {LABEL_USER: holder.user, LABEL_SERVER: holder.server, LABEL_HUB: hub}
+    return all((found or {}).get(label, value) == value for label, value in ours.items())
 
 
 def lease_of(container: Container) -> Lease | None:

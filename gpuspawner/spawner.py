@@ -18,9 +18,18 @@ from traitlets import default
 from . import failures, form, options, tidying, volumes
 from .allocation import Holder, Request
 from .container import LimitRefused, granted_uuids, refused_limit, with_lease
-from .failures import StartTimeout
-from .inventory import InventoryError
-from .leases import LABEL_GPUS, Contested, Ledger, NotEnough, Reservation, Unknown, View, labels
+from .leases import (
+    LABEL_GPUS,
+    LABEL_HUB,
+    Contested,
+    Ledger,
+    NotEnough,
+    Reservation,
+    Unknown,
+    View,
+    belongs_to,
+    labels,
+)
 from .readiness import Output, Steps, answers, exit_code
 from .settings import DOCKER_THREADS, GPUSettings
 from .survey import Surveyor
@@ -99,8 +108,8 @@ class GPUSpawner(GPUSettings):
         except options.Refused as error:
             raise failures.refusal(str(error), "choice", error.status) from None
         except Unknown as error:
-            sentence = f"{error} Until then, servers with 0 GPUs can be started."
-            raise failures.refusal(sentence, "unknown", 503) from None
+            hint = "Until then, servers with 0 GPUs can be started."
+            raise failures.refusal(f"{error} {hint}", "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)
             self.replace("image", known.image if known else key)
@@ -138,13 +147,17 @@ class GPUSpawner(GPUSettings):
             GPUSpawner._executor = ThreadPoolExecutor(DOCKER_THREADS, thread_name_prefix="docker")
         return GPUSpawner._executor
 
-    def _in_thread(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
 
     @property
     def holder(self) -> Holder:
         """This server, as the holder of its GPUs."""
         return Holder(self.user.name, self.name) if self.user else Holder("")
+
+    @property
+    def _hub_address(self) -> str:
+        return self.hub.api_url if self.hub else ""
 
     @property
     def ledger(self) -> Ledger:
@@ -156,7 +169,10 @@ class GPUSpawner(GPUSettings):
                 excluded=self.excluded_gpus,
                 memory_threshold_mib=(self.foreign_memory or 0) >> 20 or None,
             )
-            GPUSpawner._ledger = loop, Ledger(self._list_containers, surveyor, _explain_unknown)
+            GPUSpawner._ledger = (
+                loop,
+                Ledger(self._list_containers, surveyor, failures.explain_unknown),
+            )
         return GPUSpawner._ledger[1]
 
     async def _list_containers(self) -> Sequence[dict[str, Any]]:
@@ -170,9 +186,27 @@ class GPUSpawner(GPUSettings):
         Anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
         user's name.
         """
+        if method == "pull":
+            self._steps.say(10, f"Getting the image {args[0]}. This can take minutes.")
         if method == "create_container" and kwargs.get("name") == self.object_name:
             kwargs = self._with_lease(kwargs)
         return super().docker(method, *args, **kwargs)
+
+    async def get_object(self) -> Any:
+        """Inspect this server's container; None where there is none, or its name is another's.
+
+        Two hubs on one engine may both have a user of this name, and JupyterHub 5 servers "A" and
+        "a". What isn't ours must neither be taken for this server nor stopped with it.
+        """
+        known: str = self.container_id
+        found = await super().get_object()
+        if not found or found[self.object_id_key] == known:
+            return found
+        if belongs_to(found["Config"]["Labels"], self.holder, self._hub_address):
+            return found
+        self.log.warning("Container %s is another hub's or server's", self.object_name)
+        self.object_id = ""
+        return None
 
     def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
         uuids = (
@@ -181,7 +215,7 @@ class GPUSpawner(GPUSettings):
         key = self._request.image if self._request else self.image
         return with_lease(
             create_kwargs,
-            labels=labels(self.holder, key, uuids),
+            labels={**labels(self.holder, key, uuids), LABEL_HUB: self._hub_address},
             uuids=uuids,
             shm_size=self.shm_size,
             ulimits=self._ulimits(),
@@ -221,7 +255,7 @@ class GPUSpawner(GPUSettings):
         except asyncio.CancelledError:
             if time.monotonic() - began < self.start_timeout * 0.98:
                 raise  # the user gave up, not the clock
-            raise StartTimeout(self.start_timeout, self._last_lines()) from None
+            raise failures.StartTimeout(self.start_timeout, self._last_lines()) from None
         except Exception as error:
             raise self._translated(error) from error
 
@@ -299,8 +333,7 @@ class GPUSpawner(GPUSettings):
 
     async def _until_ready(self, ip: str, port: int) -> None:
         """Wait for the server's first answer; the hub waits on where it doesn't come in time."""
-        output = self._output or Output()
-        path = self.server.base_url if self.server else "/"
+        output, path = self._output or Output(), self.server.base_url if self.server else "/"
         url = "" if self.internal_ssl else f"http://{ip}:{port}{url_path_join(path, 'api')}"
         if await answers(url, ip, port, output.ended, self.http_timeout):
             return
@@ -336,7 +369,8 @@ class GPUSpawner(GPUSettings):
     async def run_post_stop_hook(self) -> None:
         """Leave nothing behind, however the server ended; then the administrator's hook."""
         try:
-            await tidying.remove_remains(self.docker, self.object_name, always=self.remove)
+            if remains := await self.get_object():
+                await tidying.remove_remains(self.docker, remains, always=self.remove)
         except Exception as error:
             self.log.warning("Container %s may remain: %s", self.object_name, error)
         await maybe_future(super().run_post_stop_hook())
@@ -364,8 +398,3 @@ class GPUSpawner(GPUSettings):
             for volume in self.mounted_volumes()
         }
         return super().volume_binds | ours
-
-
-def _explain_unknown(error: Exception) -> str:
-    cause = str(error) if isinstance(error, InventoryError) else failures.explain(error)
-    return f"{cause} What can't be read isn't handed out."

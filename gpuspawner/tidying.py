@@ -15,7 +15,7 @@ from .container import VISIBLE_DEVICES, granted_uuids
 from .leases import LABEL_GPUS, Ledger, Reservation
 
 # A container that was created and not started in this time belongs to a hub that died.
-STALE_SECONDS = 600
+STALE_SECONDS = 180
 # How long to go on trying while the engine can't be reached.
 ATTEMPTS = 6
 
@@ -95,16 +95,18 @@ async def remove(docker: Docker, container_id: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def remove_remains(docker: Docker, name: str, always: bool) -> None:
+async def remove_remains(docker: Docker, container: Mapping[str, Any], always: bool) -> None:
     """Remove a container that isn't running: any, or only one that never ran.
 
     One that never ran holds its GPUs as long as it exists, and nobody can want it back.
+
+    Args:
+        container: an inspection of it.
+        always: whether one that ran is to be removed too.
     """
-    with suppress(NotFound):
-        container = await docker("inspect_container", name)
-        state = container["State"]
-        if not state["Running"] and (always or state["Status"] == "created"):
-            await remove(docker, container["Id"])
+    state = container["State"]
+    if not state["Running"] and (always or state["Status"] == "created"):
+        await remove(docker, container["Id"])
 
 
 def sweep_stale(docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:

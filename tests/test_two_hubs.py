@@ -59,3 +59,18 @@ def test_what_the_other_hub_has_is_neither_offered_nor_granted(make_hub, engine)
     until(lambda: first.ready("ada"), "the first hub is back", log=first.log)
     first.stop_server("ada")
     second.start_server("eve", {"gpus": 3})
+
+
+def test_a_container_of_another_hub_is_neither_taken_over_nor_stopped(make_hub, engine):
+    """Two hubs with one prefix and a user of one name."""
+    first = make_hub(QUICK)
+    second = make_hub(QUICK)
+    first.start_server("ada", {"gpus": 1})
+    theirs = engine.inspect_container("jupyter-ada")["Id"]
+    refused = second.spawn("ada", {"gpus": 1})
+    assert refused.status_code == 500
+    assert "c.DockerSpawner.prefix" in refused.json()["message"]
+    assert engine.inspect_container("jupyter-ada")["Id"] == theirs
+    assert engine.inspect_container("jupyter-ada")["State"]["Running"]
+    assert len(free_gpus()) == 3
+    assert first.ready("ada")
