@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,9 @@ def give_to_owner(folder: Path) -> None:
 def main() -> int:
     """Run the command line's command as root, and return its status."""
     command = sys.argv[1:]
+    # In the background of a script Ctrl-C is ignored, and so it would be in all that the tests start.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     if is_root():
         status = subprocess.run(command, check=False).returncode
         if ROOT.stat().st_uid != 0:
