@@ -56,17 +56,26 @@ def give_to_owner(folder: Path) -> None:
 def main() -> int:
     """Run the command line's command as root, and return its status."""
     command = sys.argv[1:]
-    # In the background of a script Ctrl-C is ignored, and so it would be in all that the tests start.
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
     if is_root():
-        status = subprocess.run(command, check=False).returncode
+        status = _run(command)
         if ROOT.stat().st_uid != 0:
             give_to_owner(ROOT)
         return status
     say("the simulated GPU host takes root: going on with sudo")
     this = [sys.executable, "-m", "scripts.root", *command]
-    return subprocess.run(as_root(this, "the simulated GPU host"), check=False).returncode
+    return _run(as_root(this, "the simulated GPU host"))
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a command that Ctrl-C ends in its own time, and return its status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return subprocess.run(command, check=False, preexec_fn=_heed_ctrl_c).returncode
+
+
+def _heed_ctrl_c() -> None:
+    # In the background of a script it is ignored, and so it would be in all that the tests start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
