@@ -144,6 +144,9 @@ class Engine:
         """Start it and wait until it answers. SimulationError, with its last words, if not."""
         if self._process is not None and self._process.poll() is None:
             return
+        # A killed one leaves them, and by now their numbers may be somebody else's.
+        for file in ("docker.pid", "exec/containerd/containerd.pid"):
+            (self.directory / file).unlink(missing_ok=True)
         words = ["dockerd", "--config-file", str(self.directory / "daemon.json")]
         environment = {
             **os.environ,
