@@ -180,10 +180,14 @@ class GPUSettings(DockerSpawner):
 
     async def apply_group_overrides(self) -> None:
         """Apply group overrides to the configured values: rights end with the membership."""
+        self.put_back_overrides()
+        await super().apply_group_overrides()
+
+    def put_back_overrides(self) -> None:
+        """Undo the last spawn's group overrides."""
         for trait, value in self._overridden.items():
             setattr(self, trait, value)
         self._overridden = {}
-        await super().apply_group_overrides()
 
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
         for trait in spawner_override:

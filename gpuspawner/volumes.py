@@ -127,7 +127,10 @@ def give_to_user(client: Any, container_id: str, user: str, volumes: Collection[
     for volume in wanted:
         entry = _first_entry(client, container_id, volume.path)
         if entry is not None and entry.uid == 0:
-            client.put_archive(container_id, volume.path, _owned_folder(*ids))
+            # By way of the folder above it, since the engine passes over an archive's own ".".
+            # ref: Unpack in moby's pkg/archive
+            above, _, name = volume.path.rstrip("/").rpartition("/")
+            client.put_archive(container_id, above or "/", _owned_folder(name, *ids))
 
 
 def _ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:
@@ -155,9 +158,9 @@ def _first_entry(client: Any, container_id: str, path: str) -> tarfile.TarInfo |
     return tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape") if len(head) == 512 else None
 
 
-def _owned_folder(uid: int, gid: int) -> bytes:
-    """Return an archive that holds only the folder it is unpacked into, with an owner."""
-    entry = tarfile.TarInfo(".")
+def _owned_folder(name: str, uid: int, gid: int) -> bytes:
+    """Return an archive that holds only a folder, with an owner."""
+    entry = tarfile.TarInfo(name)
     entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o755, uid, gid
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
