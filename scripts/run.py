@@ -34,8 +34,8 @@ def main() -> int:
     purpose = "the Docker Engine"
     if host.lacks:
         purpose = "the simulated GPU host"
-        simulate = [str(bin_folder / "gpuspawner"), "simulate", "--gpus", str(SIMULATED_GPUS), "--"]
-        command = simulate + command
+        simulate = ["-m", "gpuspawner", "simulate", "--gpus", str(SIMULATED_GPUS), "--"]
+        command = [command[0], *simulate, *command]
     if host.lacks or host.needs_root:
         if not is_root():
             say(f"{purpose} takes root: going on with sudo")
