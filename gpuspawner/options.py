@@ -69,13 +69,15 @@ class Limits:
 def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a form's or link's fields (key -> list of texts) into `user_options`.
 
-    Only the shape is changed. What is wrong is left as it is, for `parse` to refuse: one place
-    refuses, and REST gets the same words.
+    Only the shape is changed: of our own keys the first value counts, as in DockerSpawner. What is
+    wrong is left as it is, for `parse` to refuse: one place refuses, and REST gets the same words.
     """
     options: dict[str, Any] = {}
     for name, values in fields.items():
-        value = values[0] if isinstance(values, list) and len(values) == 1 else values
-        if name in Choice.model_fields and value == "":
+        ours = name in Choice.model_fields
+        single = isinstance(values, list) and (len(values) == 1 or (ours and values))
+        value = values[0] if single else values
+        if ours and value == "":
             continue
         if name == "gpus" and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
             value = int(value)
