@@ -110,7 +110,12 @@ def ensure_node_modules(folder: Path) -> None:
     wanted = _hash(ROOT / "package-lock.json")
     if stamp.is_file() and stamp.read_text() == wanted:
         return
-    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        # Else npm leaves a folder in /tmp.
+        "NODE_DISABLE_COMPILE_CACHE": "1",
+    }
     with step(
         "Installing the Node.js packages of package-lock.json, JupyterHub's proxy among them"
     ):
