@@ -218,7 +218,7 @@ class GPUSpawner(GPUSettings):
             labels={**labels(self.holder, key, uuids), LABEL_HUB: self._hub_address},
             uuids=uuids,
             shm_size=self.shm_size,
-            ulimits=self._ulimits(),
+            ulimits={n: v for n, v in self.ulimits.items() if n not in GPUSpawner._refused_limits},
         )
 
     # -- Start ---------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class GPUSpawner(GPUSettings):
         try:
             await super().start_object()
         except docker.errors.APIError as error:
-            name = refused_limit(error, self._ulimits())
+            name = refused_limit(error, self.ulimits)
             if name is None:
                 raise
             GPUSpawner._refused_limits.add(name)
@@ -327,14 +327,11 @@ class GPUSpawner(GPUSettings):
                 f"so servers go without it from now on ({failures.explain(error)})"
             ) from error
 
-    def _ulimits(self) -> dict[str, int]:
-        refused = GPUSpawner._refused_limits
-        return {name: value for name, value in self.ulimits.items() if name not in refused}
-
     async def _until_ready(self, ip: str, port: int) -> None:
         """Wait for the server's first answer; the hub waits on where it doesn't come in time."""
-        output, path = self._output or Output(), self.server.base_url if self.server else "/"
-        url = "" if self.internal_ssl else f"http://{ip}:{port}{url_path_join(path, 'api')}"
+        output = self._output or Output()
+        path = url_path_join(self.server.base_url if self.server else "/", "api")
+        url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
         if await answers(url, ip, port, output.ended, self.http_timeout):
             return
         if output.ended.is_set() and await self.poll() is not None:
@@ -369,8 +366,9 @@ class GPUSpawner(GPUSettings):
     async def run_post_stop_hook(self) -> None:
         """Leave nothing behind, however the server ended; then the administrator's hook."""
         try:
-            if remains := await self.get_object():
-                await tidying.remove_remains(self.docker, remains, always=self.remove)
+            remains = await self.get_object()
+            if remains and await tidying.remove_remains(self.docker, remains, self.remove):
+                self.object_id = ""
         except Exception as error:
             self.log.warning("Container %s may remain: %s", self.object_name, error)
         await maybe_future(super().run_post_stop_hook())

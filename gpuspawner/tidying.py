@@ -95,8 +95,8 @@ async def remove(docker: Docker, container_id: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def remove_remains(docker: Docker, container: Mapping[str, Any], always: bool) -> None:
-    """Remove a container that isn't running: any, or only one that never ran.
+async def remove_remains(docker: Docker, container: Mapping[str, Any], always: bool) -> bool:
+    """Remove a container that isn't running: any, or only one that never ran; say if it is gone.
 
     One that never ran holds its GPUs as long as it exists, and nobody can want it back.
 
@@ -105,8 +105,10 @@ async def remove_remains(docker: Docker, container: Mapping[str, Any], always: b
         always: whether one that ran is to be removed too.
     """
     state = container["State"]
-    if not state["Running"] and (always or state["Status"] == "created"):
-        await remove(docker, container["Id"])
+    if state["Running"] or not (always or state["Status"] == "created"):
+        return False
+    await remove(docker, container["Id"])
+    return True
 
 
 def sweep_stale(docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:

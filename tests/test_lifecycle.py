@@ -210,3 +210,15 @@ def test_a_spawn_during_which_the_engine_is_killed_is_told(make_hub, host, engin
     assert "Engine" in last["message"] or "stopped while starting" in last["message"]
     until(all_free, "the GPUs are free")
     until(lambda: containers(engine) == [], "no container is left", log=hub.log)
+
+
+def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_hub, engine):
+    """Some engines may not set `ulimits`, which the first starts find out, all in one moment."""
+    hub = make_hub(QUICK)
+    users = [f"student{number}" for number in range(4)]
+    for user in users:
+        hub.add_user(user)
+    with ThreadPoolExecutor(len(users)) as together:
+        answers = list(together.map(lambda user: hub.spawn(user, {"gpus": 1}), users))
+    assert [answer.status_code for answer in answers] == [201] * 4, [a.text for a in answers]
+    assert len({uuid for uuids in labelled(engine).values() for uuid in uuids}) == 4
