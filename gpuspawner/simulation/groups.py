@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import time
@@ -16,28 +17,64 @@ def of_name(name: str) -> list[Path]:
     return [group for mount in _mounts() if (group := mount / name).is_dir()]
 
 
+def hold(name: str) -> int | None:
+    """Make a control group that is this process's own while it has the descriptor open.
+
+    None if it is another's. SimulationError if no group can be made.
+    """
+    group = _first_of_name(name)
+    while True:
+        try:
+            group.mkdir(exist_ok=True)
+            descriptor = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # removed by another, between the two
+            continue
+        except OSError as error:
+            raise SimulationError(
+                f"{group} can't be made ({error.strerror}): Docker needs control groups that can "
+                "be written; in a container that takes `--privileged`"
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had the lock may have removed the group; then this one locks nothing.
+            if group.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+
+
+def let_go(name: str, descriptor: int) -> None:
+    """Remove a control group that `hold` made, which has to be empty, and give up its name."""
+    with contextlib.suppress(OSError):
+        _first_of_name(name).rmdir()
+    os.close(descriptor)
+
+
 def make(name: str) -> Path:
-    """A new control group, below one of this name, for the engine's own processes.
+    """A new control group, below one that is held, for the engine's own processes.
 
     What they start is in it, or in a container's group beside it, so that all can be found and
-    ended whatever becomes of its parents. SimulationError if none can be made.
+    ended whatever becomes of its parents.
     """
-    mounts = _mounts()
-    if not mounts:
-        raise SimulationError("no control groups are mounted in /sys/fs/cgroup: Docker needs them")
-    group = mounts[0] / name / "engine"
-    try:
-        group.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SimulationError(
-            f"{group} can't be made ({error.strerror}): Docker needs control groups that can be "
-            "written; in a container that takes `--privileged`"
-        ) from error
+    group = _first_of_name(name) / "engine"
+    group.mkdir(exist_ok=True)
     return group
 
 
-def end(group: Path, seconds: float = 20) -> None:
-    """Kill every process in a control group and those below, then remove the groups."""
+def end_all(name: str) -> None:
+    """Kill every process in control groups of this name, and remove them, but the one held."""
+    held = _first_of_name(name)
+    for group in of_name(name):
+        below = [each for each in group.iterdir() if each.is_dir()] if group == held else [group]
+        for each in below:
+            _end(each)
+
+
+def _end(group: Path, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         below = [Path(folder) for folder, _, _ in os.walk(group)]
@@ -69,6 +106,13 @@ def pids_in(group: Path) -> list[int]:
     except OSError:  # gone meanwhile, or a threaded group, whose processes its parent names
         return []
     return [int(word) for word in words if word != "0"]
+
+
+def _first_of_name(name: str) -> Path:
+    mounts = _mounts()
+    if not mounts:
+        raise SimulationError("no control groups are mounted in /sys/fs/cgroup: Docker needs them")
+    return mounts[0] / name
 
 
 def _mounts() -> list[Path]:

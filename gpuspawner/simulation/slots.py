@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
@@ -24,20 +25,28 @@ SLOTS = 16
 RUN = Path("/run/gpuspawner")
 NOTE = RUN / "machine.json"
 
+_LOCK_NAMES = "gpuspawner-simulation-"
+
 
 @dataclass
 class _Hold:
-    """What only one process can have at a time for a slot's number.
+    """What only one process can have at a time for a slot's number: the right to sweep it.
 
-    The folder's lock stands for control groups and files. An abstract socket's name stands for
-    names and addresses in the network: like these it is unique per network namespace, and chroots
-    that have different folders may share one. The kernel frees both with their process.
+    Files, control groups and the network each have a lock of their own, for chroots and containers
+    share some of these and not others. The network's is an abstract socket's name, which is unique
+    per network namespace like the interface and the rules. The kernel frees all with their process.
     """
 
+    number: int
     folder: int
+    group: int
     name: socket.socket
 
     def close(self) -> None:
+        """Give the slot back; its folder and control group have to be empty."""
+        with contextlib.suppress(OSError):
+            (RUN / str(self.number)).rmdir()
+        groups.let_go(slot_name(self.number), self.group)
         os.close(self.folder)
         self.name.close()
 
@@ -72,8 +81,6 @@ class Slot:
         """
         with _one_at_a_time():
             sweep(self.number)
-            with contextlib.suppress(OSError):
-                self.directory.rmdir()
             self.hold.close()
             if not _names_in_use():
                 machine.restore_forwarding(NOTE)
@@ -106,7 +113,6 @@ def claim() -> Slot:
             if claimed is None:
                 claimed = Slot(number, hold)
             else:
-                (RUN / str(number)).rmdir()
                 hold.close()
     if claimed is None:
         raise SimulationError(f"{SLOTS} simulated hosts are running already: end one of them")
@@ -124,8 +130,7 @@ def running() -> list[Path]:
 def sweep(number: int) -> None:
     """Remove what carries this slot's name: processes, interface, rules, groups, files."""
     name = slot_name(number)
-    for group in groups.of_name(name):
-        groups.end(group)
+    groups.end_all(name)
     call(["ip", "link", "delete", name], check=False)
     remove_rules(name)
     for entry in (RUN / str(number)).iterdir():
@@ -139,38 +144,42 @@ def remove_rules(name: str) -> None:
     """Remove the firewall rules that are tagged with this name, and no others."""
     for table in ("filter", "nat"):
         for line in call(["iptables", "-w", "-t", table, "-S"], check=False).splitlines():
-            words = [word.strip('"') for word in line.split()]
+            words = shlex.split(line)
             if words[:1] == ["-A"] and ("--comment", name) in itertools.pairwise(words):
                 call(["iptables", "-w", "-t", table, "-D", *words[1:]], check=False)
 
 
 def _hold(number: int) -> _Hold | None:
-    """The slot's locks, or None if a process has one of them. Makes the slot's folder."""
+    """All of a slot's locks, or None if another process has one. Makes folder and group."""
     path = RUN / str(number)
-    made = not path.exists()
-    path.mkdir(exist_ok=True)
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    name = socket.socket(socket.AF_UNIX)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        name.bind(f"\0{_lock_name(number)}")
-    except OSError:
-        os.close(folder)
-        name.close()
-        if made:
-            path.rmdir()
-        return None
-    return _Hold(folder, name)
+    with contextlib.ExitStack() as back:
+        if not path.exists():
+            path.mkdir()
+            back.callback(path.rmdir)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        back.callback(os.close, folder)
+        name = socket.socket(socket.AF_UNIX)
+        back.callback(name.close)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            name.bind(f"\0{_lock_name(number)}")
+        except OSError:
+            return None
+        group = groups.hold(slot_name(number))
+        if group is None:
+            return None
+        back.pop_all()
+    return _Hold(number, folder, group, name)
 
 
 def _lock_name(number: int) -> str:
-    return f"gpuspawner-simulation-{number}"
+    return f"{_LOCK_NAMES}{number}"
 
 
 def _names_in_use() -> bool:
     """Whether a simulation runs in this network namespace."""
     return any(
-        line.split()[-1].startswith("@gpuspawner-simulation-")
+        line.split()[-1].startswith(f"@{_LOCK_NAMES}")
         for line in Path("/proc/self/net/unix").read_text().splitlines()
     )
 

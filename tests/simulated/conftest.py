@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,4 +73,7 @@ def session(engine_cache) -> Iterator[Callable[..., Session]]:
     for each in begun:
         if each.process.poll() is None:
             each.process.kill()
+            # A COMMAND that wants more signals than it got has our pipe, and isn't impressed.
+            with suppress(ProcessLookupError):
+                os.kill(int(each.environment["COMMAND_PID"]), signal.SIGKILL)
             each.process.communicate()

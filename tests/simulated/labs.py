@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import tarfile
@@ -171,6 +172,12 @@ class Lab:
         return {"device_requests": [request]} if gpus is not None else {}
 
 
+def answers(path: Path) -> bool:
+    """Whether somebody listens at this socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 def ended(pid: int) -> bool:
     """Whether a process has ended, if only its parent hasn't been told."""
     try:
@@ -235,7 +242,7 @@ COMMAND = textwrap.dedent(
         engine.connect(os.environ["DOCKER_HOST"].removeprefix("unix://"))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, handle)
-    print(json.dumps(dict(os.environ)), flush=True)
+    print(json.dumps({**os.environ, "COMMAND_PID": str(os.getpid())}), flush=True)
     while len(got) < int(sys.argv[1]):
         time.sleep(0.01)
     time.sleep(float(sys.argv[2]))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.simulation.host import SimulatedHost
+from gpuspawner.simulation.machine import HIDDEN_FOLDERS
 
 from .labs import REPOSITORY, STATE, UUIDS, Lab, belongings, ended, left_by, until
 
@@ -143,7 +144,8 @@ ELSEWHERE = textwrap.dedent(
 
     call("ip", "link", "set", "lo", "up")
     forward.write_text("0")
-    for tag in ("gpuspawner-", "gpuspawner-00", "xgpuspawner-0", "somebody else"):
+    like_ours = [f"{start}gpuspawner-{n}{end}" for n in range(16) for start, end in ("x ", " x")]
+    for tag in ("gpuspawner-", "gpuspawner", "somebody else", *like_ours):
         comment = ["-m", "comment", "--comment", tag]
         call("iptables", "-A", "FORWARD", "-i", "eth9", *comment, "-j", "ACCEPT")
         call("iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "eth9", *comment, "-j", "RETURN")
@@ -176,6 +178,83 @@ def test_the_machine_is_put_back_as_it_was(engine_cache, lab):
     assert seen["with an engine"][0] == "1"
     # Folders and control groups are shared with hosts in other network namespaces.
     assert Path(seen["folder"]) != lab.host.directory
+    assert lab.run("nvidia-smi", "-L", gpus=[UUIDS[0]]).count("UUID") == 1
+
+
+# In network and mount namespaces of the test's own: a machine that has an engine already, with a
+# containerd where Docker looks for one, and both where they are by default.
+BESIDE = textwrap.dedent(
+    """
+    import json, os, subprocess, sys, time
+    from pathlib import Path
+    from gpuspawner.simulation.host import SimulatedHost
+    from tests.simulated.labs import *
+
+    def call(*words):
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    def begin(*words):
+        log = open(f"{sys.argv[3]}/{words[0]}.log", "wb")
+        return subprocess.Popen(words, stdout=log, stderr=log)
+    def rules():
+        return sorted(line for line in call("iptables-save").splitlines() if line[:1] in "-")
+
+    class Machine:
+        docker_host = "unix:///run/docker.sock"
+    for folder in HIDDEN:
+        Path(folder).mkdir()
+    call("ip", "link", "set", "lo", "up")
+    config = Path(sys.argv[3], "containerd.toml")
+    config.write_text(f'version = 2\\nroot = "{sys.argv[3]}/containerd"\\n')
+    parts = [begin("containerd", "--config", str(config))]
+    try:
+        until(lambda: Path("/run/containerd/containerd.sock").exists(), "containerd listens")
+        group = ["--cgroup-parent=/simulation-test", "--exec-opt=native.cgroupdriver=cgroupfs"]
+        data = f"--data-root={sys.argv[3]}/docker"
+        parts.append(begin("dockerd", "-H", Machine.docker_host, data, *group))
+        until(lambda: answers(Path("/run/docker.sock")), "the machine's engine listens")
+        machine = Lab(Machine)
+        probe = {"probe": Path(sys.argv[2]).read_bytes()}
+        machine.load(probe)
+        theirs = machine.begin("/probe", "wait")
+        before = rules()
+        with SimulatedHost(STATE, sys.argv[1]) as host:
+            lab = Lab(host)
+            lab.load(probe)
+            assert lab.run("nvidia-smi", "-L", gpus=[UUIDS[0]]).count("UUID") == 1
+            lab.begin("/probe", "wait")
+            (ours,) = lab.client.containers.list()
+            assert machine.client.containers.list() == [theirs]
+            assert machine.run("/probe", "devices") == ""
+            print(host.directory)
+        assert rules() == before
+        assert "docker0" in Path("/proc/self/net/dev").read_text()
+        assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "1\\n"
+        assert machine.client.containers.list() == [theirs]
+        assert machine.run("/probe", "devices") == ""
+        theirs.remove(force=True)
+    finally:
+        for part in reversed(parts):
+            part.terminate()
+            part.wait()
+        for group in Path("/sys/fs/cgroup").glob("**/simulation-test"):
+            group.rmdir()
+    """
+)
+
+
+def test_the_machines_own_engine_goes_on_beside_it(engine_cache, lab, tmp_path):
+    code = f"HIDDEN = {[str(folder) for folder in HIDDEN_FOLDERS]}\n{BESIDE}"
+    script = f'mount -t tmpfs tmpfs /run && exec {sys.executable} -c "$0" "$@"'
+    words = [code, str(engine_cache), str(engine_cache / "probe"), str(tmp_path)]
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "sh", "-c", script, *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # Neither folders nor network are shared with the host that runs outside, but control groups.
+    assert Path(done.stdout.strip()) != lab.host.directory
     assert lab.run("nvidia-smi", "-L", gpus=[UUIDS[0]]).count("UUID") == 1
 
 

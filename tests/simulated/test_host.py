@@ -14,7 +14,7 @@ from gpuspawner.simulation import changes
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.state import describe
 
-from .labs import UUIDS, Lab, left_by, until
+from .labs import UUIDS, Lab, answers, left_by, until
 
 pytestmark = pytest.mark.engine
 
@@ -146,7 +146,7 @@ def _answers(address: str, port: int) -> bytes:
 def test_a_stopped_engine_leaves_its_containers_stopped(lab):
     container = lab.begin("/probe", "wait", gpus=[UUIDS[0]])
     lab.host.stop_engine()
-    assert not lab.host.socket.exists() or not _listens(lab.host.socket)
+    assert not lab.host.socket.exists() or not answers(lab.host.socket)
     lab.host.start_engine()
     container.reload()
     assert container.status == "exited"
@@ -159,16 +159,11 @@ def test_a_killed_engine_leaves_its_containers_running_until_it_is_back(lab):
     container.reload()
     pid = container.attrs["State"]["Pid"]
     lab.host.kill_engine()
-    assert not _listens(lab.host.socket)
+    assert not answers(lab.host.socket)
     assert Path(f"/proc/{pid}/comm").read_text() == "probe\n"
     lab.host.start_engine()
     container.reload()
     assert container.status == "exited"
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as client:
-        return client.connect_ex(str(path)) == 0
 
 
 def test_two_hosts_at_once_know_nothing_of_each_other(lab, engine_cache, image_files):
