@@ -275,6 +275,7 @@ class SharedRead(Generic[T]):
         """Return what a read begun after this call found; raises what it raised."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._after(self._running))
+            self._next.add_done_callback(_notice)
         # Shielded: one caller's cancel must not end the read that others wait for.
         return await asyncio.shield(self._next)
 
@@ -283,3 +284,9 @@ class SharedRead(Generic[T]):
             await asyncio.wait([running])
         self._running, self._next = self._next, None
         return await self._read()
+
+
+def _notice(read: asyncio.Future[Any]) -> None:
+    """Take notice of an error: where all who asked gave up, asyncio would log it as overlooked."""
+    if not read.cancelled():
+        read.exception()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -590,3 +591,19 @@ async def test_where_all_have_given_up_the_next_who_asks_is_answered(
     third = ask()
     await source.let_through(2)
     assert await third == 2
+
+
+async def test_where_all_have_given_up_an_error_is_nobodys(source: Source, ask: Any) -> None:
+    """Else asyncio logs it with a traceback, as one that was overlooked."""
+    overlooked: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: overlooked.append(context))
+    caller = ask()
+    await until(lambda: source.running)
+    caller.cancel()
+    await source.let_through(0, OSError("gone"))
+    for number in (1, 2):  # until nothing remembers the read that failed
+        caller = ask()
+        await source.let_through(number)
+        await caller
+    gc.collect()
+    assert overlooked == []
