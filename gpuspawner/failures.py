@@ -1,80 +1,11 @@
-"""What went wrong, in a sentence: no traceback reaches a page."""
+"""What an error of the engine or of NVML means, in a sentence: no traceback reaches a page."""
 
 from __future__ import annotations
 
-import html
-from typing import Any
-
 import docker.errors
 import requests.exceptions
-from tornado import web
 
 from .inventory import InventoryError
-
-try:
-    from jupyterhub.spawner import SpawnException
-except ImportError:  # JupyterHub 5
-
-    class SpawnException(web.HTTPError):  # type: ignore[no-redef]
-        """What JupyterHub 6 raises where a rule, not a fault, prevents a spawn."""
-
-        def __init__(self, message: str, *, reason: str, status_code: int = 400) -> None:
-            super().__init__(status_code, message)
-            self.message = message
-
-
-def refusal(sentence: str, reason: str, status: int) -> web.HTTPError:
-    """Return the exception that shows a user a sentence where a rule says no.
-
-    Args:
-        sentence: what the user reads, on the page and over REST.
-        reason: one word for the hub's metrics.
-        status: HTTP status: 400 malformed, 403 over a limit, 503 not now.
-    """
-    return _shown(SpawnException(sentence, reason=reason, status_code=status), sentence)
-
-
-def failure(sentence: str, status: int = 500) -> web.HTTPError:
-    """Return the exception that shows a user a sentence where something broke."""
-    return _shown(web.HTTPError(status, "%s", sentence), sentence)
-
-
-class StartTimeout(TimeoutError):
-    """A start that took longer than `start_timeout`, with the words that the user reads."""
-
-    def __init__(self, seconds: float, last_lines: list[str]) -> None:
-        sentence = f"The server did not start within {seconds:g} seconds."
-        super().__init__(sentence)
-        _show_with_lines(self, sentence, last_lines)
-
-
-def died(code: int | None, last_lines: list[str]) -> web.HTTPError:
-    """Return the exception for a container that ended before its server answered.
-
-    Args:
-        code: its exit status; None where it isn't known.
-        last_lines: the end of its output.
-    """
-    how = "" if code is None else f" (exit {code}{', out of memory?' if code == 137 else ''})"
-    sentence = f"The server stopped while starting{how}."
-    return _show_with_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)
-
-
-def _show_with_lines(error: Any, sentence: str, lines: list[str]) -> Any:
-    if not lines:
-        return _shown(error, sentence)
-    sentence += " Its last words:"
-    error.jupyterhub_message = "\n".join([sentence, *lines])
-    # The pages show a message in one paragraph, which would run the lines together.
-    words = html.escape("\n".join(lines))
-    error.jupyterhub_html_message = f"<p>{html.escape(sentence)}</p><pre>{words}</pre>"
-    return error
-
-
-def _shown(error: Any, sentence: str) -> Any:
-    # ref: jupyterhub.utils.format_exception, which would show str(error) otherwise
-    error.jupyterhub_message = sentence
-    return error
 
 
 def explain(error: BaseException) -> str:

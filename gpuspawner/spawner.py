@@ -15,7 +15,7 @@ from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
 from traitlets import default
 
-from . import failures, form, options, tidying, volumes
+from . import failures, form, options, refusals, tidying, volumes
 from .allocation import Holder, Request
 from .container import LimitRefused, granted_uuids, refused_limit, with_lease
 from .leases import (
@@ -106,10 +106,10 @@ class GPUSpawner(GPUSettings):
                 view = await self.ledger.look(except_for=self.holder)
             request = options.request(choice, limits, view.gpus, view.driver)
         except options.Refused as error:
-            raise failures.refusal(str(error), "choice", error.status) from None
+            raise refusals.refusal(str(error), "choice", error.status) from None
         except Unknown as error:
             hint = "Until then, servers with 0 GPUs can be started."
-            raise failures.refusal(f"{error} {hint}", "unknown", 503) from None
+            raise refusals.refusal(f"{error} {hint}", "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)
             self.replace("image", known.image if known else key)
@@ -129,7 +129,7 @@ class GPUSpawner(GPUSettings):
         try:
             key = options.image_key(options.parse({"image": image}), limits)
         except options.Refused as error:
-            raise failures.refusal(str(error), "choice", error.status) from None
+            raise refusals.refusal(str(error), "choice", error.status) from None
         return limits.versions[key].image if key in limits.versions else key
 
     def clear_state(self) -> None:
@@ -255,7 +255,7 @@ class GPUSpawner(GPUSettings):
         except asyncio.CancelledError:
             if time.monotonic() - began < self.start_timeout * 0.98:
                 raise  # the user gave up, not the clock
-            raise failures.StartTimeout(self.start_timeout, self._last_lines()) from None
+            raise refusals.StartTimeout(self.start_timeout, self._last_lines()) from None
         except Exception as error:
             raise self._translated(error) from error
 
@@ -306,7 +306,7 @@ class GPUSpawner(GPUSettings):
         container = await self.docker("inspect_container", self.container_id)
         uuids = self._reservation.uuids if self._reservation else frozenset()
         if set(granted_uuids(container)) != uuids:
-            raise failures.failure("The container was created with other GPUs than were granted.")
+            raise refusals.failure("The container was created with other GPUs than were granted.")
         user = container["Config"].get("User") or ""
         await self._in_thread(
             volumes.give_to_user, self.client, self.container_id, user, self.mounted_volumes()
@@ -336,7 +336,7 @@ class GPUSpawner(GPUSettings):
             return
         if output.ended.is_set() and await self.poll() is not None:
             code = await self._in_thread(exit_code, self.client, self.container_id)
-            raise failures.died(code, self._last_lines())
+            raise refusals.died(code, self._last_lines())
 
     def _last_lines(self) -> list[str]:
         return self._output.last_lines() if self._output else []
@@ -347,9 +347,9 @@ class GPUSpawner(GPUSettings):
             return error
         if isinstance(error, NotEnough | Unknown):
             reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
-            return failures.refusal(str(error), reason, 503)
+            return refusals.refusal(str(error), reason, 503)
         self.log.error("Starting %s failed", self._log_name, exc_info=error)
-        return failures.failure(failures.explain(error))
+        return refusals.failure(failures.explain(error))
 
     async def get_url(self) -> str:
         """Return where a running server is; asked by a hub that was killed while it started."""

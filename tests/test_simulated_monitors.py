@@ -17,10 +17,11 @@ from gpuspawner.simulation.state import State, describe
 
 from .nvml import environment
 
+# No kernel gives these numbers to a process, so none is found under them by chance.
 HOST = describe([("A100-40GB", 2), ("RTX-4090", 1)]).with_gpu(
     0,
-    processes=((4001, 3000), (4002, 1000)),
-    graphics_processes=((7, 12),),
+    processes=((4194305, 3000), (4194306, 1000)),
+    graphics_processes=((4194307, 12),),
     utilization_percent=64,
     memory_used_mib=4100,
 )
@@ -155,11 +156,11 @@ QUERIES = [
     ),
     (
         ("--query-compute-apps=pid,used_memory", "--format=csv"),
-        "pid, used_memory [MiB]\n4001, 3000 MiB\n4002, 1000 MiB\n",
+        "pid, used_memory [MiB]\n4194305, 3000 MiB\n4194306, 1000 MiB\n",
     ),
     (
         ("--query-compute-apps=gpu_uuid,pid", "--format=csv,noheader"),
-        f"{UUIDS[0]}, 4001\n{UUIDS[0]}, 4002\n",
+        f"{UUIDS[0]}, 4194305\n{UUIDS[0]}, 4194306\n",
     ),
     (
         ("--version",),
