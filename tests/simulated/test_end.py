@@ -35,6 +35,7 @@ def test_images_and_volumes_stay_and_nothing_else(engine_cache, image_files, tmp
         directory = host.directory
         assert len(belongings(directory)) > 10
     assert left_by(directory) == []
+    assert list((own / "engine-0/containers").iterdir()) == []
     with SimulatedHost(STATE, own) as host:
         lab = Lab(host)
         assert lab.client.containers.list(all=True) == []
@@ -117,6 +118,9 @@ def test_what_was_killed_as_a_whole_is_swept_up_by_the_next(engine_cache, image_
     assert [line for line in belongings(directory) if "--comment" in line]
     with SimulatedHost(STATE, engine_cache) as host:
         assert ended(inside)
+        lab = Lab(host)
+        assert lab.client.containers.list(all=True) == []
+        lab.client.close()
         assert host.directory == directory or left_by(directory) == []
         next_one = host.directory
     assert left_by(directory) == []
@@ -179,6 +183,71 @@ def test_the_machine_is_put_back_as_it_was(engine_cache, lab):
     # Folders and control groups are shared with hosts in other network namespaces.
     assert Path(seen["folder"]) != lab.host.directory
     assert lab.run("nvidia-smi", "-L", gpus=[UUIDS[0]]).count("UUID") == 1
+
+
+# In network namespaces of the test's own: a machine whose firewall refuses what it isn't told of,
+# and a world outside of it that knows the machine's address only.
+OUTSIDE = textwrap.dedent(
+    """
+    import subprocess, sys
+    from pathlib import Path
+    from gpuspawner.simulation.host import SimulatedHost
+    from tests.simulated.labs import *
+
+    SERVER = '''
+    import socket, sys
+    sys.stdin.readline()
+    with socket.create_server(("198.51.100.2", 80)) as server:
+        print("ready", flush=True)
+        while True:
+            peer, (address, _) = server.accept()
+            peer.sendall(address.encode())
+            peer.close()
+    '''
+    def call(*words):
+        subprocess.run(words, check=True)
+    def set_up(name, address, *enter):
+        call(*enter, "ip", "address", "add", address, "dev", name)
+        call(*enter, "ip", "link", "set", name, "up")
+
+    words = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(SERVER)]
+    world = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        there = Path(f"/proc/{world.pid}/ns/net")
+        until(lambda: there.readlink() != Path("/proc/self/ns/net").readlink(), "there is a world")
+        peer = ["peer", "name", "inside", "netns", str(world.pid)]
+        call("ip", "link", "add", "outside", "type", "veth", *peer)
+        set_up("outside", "198.51.100.1/30")
+        set_up("inside", "198.51.100.2/30", "nsenter", f"--net={there}")
+        set_up("lo", "127.0.0.1/8")
+        call("ip", "route", "add", "default", "via", "198.51.100.2")
+        call("iptables", "-P", "INPUT", "DROP")
+        call("iptables", "-A", "FORWARD", "-j", "DROP")
+        print("go on", file=world.stdin, flush=True)
+        assert world.stdout.readline().strip() == "ready"
+        with SimulatedHost(STATE, sys.argv[1]) as host:
+            lab = Lab(host)
+            lab.load({"probe": Path(sys.argv[2]).read_bytes()})
+            print(lab.run("/probe", "fetch", "198.51.100.2", "80"))
+            with socket.create_server((host.hub_ip, 0)) as hub:
+                hub.settimeout(60)
+                asking = lab.begin("/probe", "fetch", host.hub_ip, str(hub.getsockname()[1]))
+                hub.accept()[0].close()
+            lab.client.close()
+    finally:
+        world.kill()
+        world.communicate()
+    """
+)
+
+
+def test_containers_reach_the_world_and_the_hub_through_a_firewall(engine_cache, image_files):
+    words = [sys.executable, "-c", OUTSIDE, str(engine_cache), str(engine_cache / "probe")]
+    done = subprocess.run(
+        ["unshare", "--net", *words], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "198.51.100.1\n"
 
 
 # In network and mount namespaces of the test's own: a machine that has an engine already, with a

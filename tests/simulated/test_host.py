@@ -10,7 +10,7 @@ import pytest
 from docker.errors import APIError, NotFound
 from docker.types import DeviceRequest
 
-from gpuspawner.simulation import changes
+from gpuspawner.simulation import changes, slots
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.state import describe
 
@@ -164,6 +164,25 @@ def test_a_killed_engine_leaves_its_containers_running_until_it_is_back(lab):
     lab.host.start_engine()
     container.reload()
     assert container.status == "exited"
+
+
+def test_all_of_a_container_is_in_its_hosts_control_groups_and_is_cleared_away(lab):
+    container = lab.begin("/probe", "wait")
+    container.reload()
+    pid = container.attrs["State"]["Pid"]
+    name = slots.slot_name(int(lab.host.directory.name))
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        hierarchy, controllers, path = line.split(":")
+        if controllers in ("pids", "devices", "freezer") or hierarchy == "0":
+            assert path.startswith(f"/{name}/")
+    shim = _parent(pid)
+    assert _parent(shim) == lab.host._keeper.pid
+    container.remove(force=True)
+    until(lambda: not Path(f"/proc/{shim}").exists(), "the shim is no zombie either")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_two_hosts_at_once_know_nothing_of_each_other(lab, engine_cache, image_files):
