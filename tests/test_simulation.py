@@ -215,7 +215,9 @@ def test_names_are_relayed_over_udp_and_tcp():
 
 def test_a_missing_program_is_answered_with_its_package(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name, path: None if name == "dockerd" else name)
-    with pytest.raises(SimulationError, match=r"dockerd not found.*install.*docker\.io"):
+    with pytest.raises(
+        SimulationError, match=r"dockerd can't be found.*`apt-get install docker\.io`"
+    ):
         require(["ip", "dockerd"])
 
 

@@ -167,11 +167,11 @@ def announcement(state: State) -> str:
 def _simulate(state: State, words: Sequence[str]) -> int:
     if shutil.which(words[0]) is None and words[0] != "nvidia-smi":
         return _failed(FileNotFoundError(f"{words[0]}: command not found"), 127)
-    print(announcement(state), file=sys.stderr, flush=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
     with SimulatedHost(state) as host:
+        print(announcement(state), file=sys.stderr, flush=True)
         command = _Command()
         if host.storage_driver == "vfs":
             print(SLOW_STORAGE, file=sys.stderr, flush=True)

@@ -16,6 +16,8 @@ from .programs import SimulationError, call, search_path
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 
+HINT = "run it on the machine itself, or in a container with `--privileged`"
+
 # Where to look for addresses that nobody uses: for the link to the host, and for the containers.
 # A site that has routes for all of 10/8 or 172.16/12 seldom has them for both.
 PLACES = (
@@ -193,7 +195,9 @@ def open_namespaces(name: str, addresses: Addresses) -> Namespaces:
         _link(name, addresses, maker.pid)
         out, problem = maker.communicate("go on\n", timeout=30)
         if out.strip() != "linked":
-            raise SimulationError(f"the engine's network can't be set up: {problem.strip()}")
+            raise SimulationError(
+                f"the engine's network can't be set up ({problem.strip()}): {HINT}"
+            )
         call(["ip", "route", "add", str(addresses.containers), "via", str(addresses.engine)])
     finally:
         maker.kill()
@@ -203,15 +207,15 @@ def open_namespaces(name: str, addresses: Addresses) -> Namespaces:
 
 def _why_no_namespaces(maker: subprocess.Popen[str]) -> str:
     _, problem = maker.communicate()
-    return (
-        f"no network and mount namespaces of its own can be had ({problem.strip()}): run as root "
-        "on the machine itself or in a container with `--privileged`"
-    )
+    return f"no network and mount namespaces of its own can be had ({problem.strip()}): {HINT}"
 
 
 def _link(name: str, addresses: Addresses, inside: int) -> None:
     far_end = ["peer", "name", "eth0", "netns", str(inside)]
-    call(["ip", "link", "add", name, "type", "veth", *far_end])
+    try:
+        call(["ip", "link", "add", name, "type", "veth", *far_end])
+    except SimulationError as error:
+        raise SimulationError(f"{error}; {HINT}") from error
     call(["ip", "address", "add", f"{addresses.host}/{addresses.link.prefixlen}", "dev", name])
     call(["ip", "link", "set", name, "up"])
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 ADMINISTRATORS_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 PACKAGES = {
-    "cc": "gcc",
-    "dockerd": "docker.io (or Docker's own docker-ce)",
+    "dockerd": "docker.io",
     "ip": "iproute2",
     "iptables": "iptables",
     "mount": "mount",
@@ -36,8 +35,8 @@ def require(names: Sequence[str]) -> None:
     if missing:
         packages = sorted({PACKAGES.get(name, name) for name in missing})
         raise SimulationError(
-            f"{', '.join(missing)} not found on PATH: install the package"
-            f"{'s' if len(packages) > 1 else ''} {', '.join(packages)} and try again"
+            f"{', '.join(missing)} can't be found: install what is missing, on Debian and Ubuntu "
+            f"with `apt-get install {' '.join(packages)}`, and try again"
         )
 
 
