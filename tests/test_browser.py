@@ -93,6 +93,7 @@ def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture,
     picture(page, "notebook")
     listed = output.inner_text().splitlines()
     assert [line.split("UUID: ")[1].rstrip(")") for line in listed if line] == granted
+    assert "Jupyter news" not in page.locator("body").inner_text()  # nobody is asked about it
 
 
 def test_a_taken_gpu_is_shown_disabled_with_the_reason(shipped, page, picture):
