@@ -71,9 +71,11 @@ def session(engine_cache) -> Iterator[Callable[..., Session]]:
 
     yield begin
     for each in begun:
-        if each.process.poll() is None:
-            each.process.kill()
-            # A COMMAND that wants more signals than it got has our pipe, and isn't impressed.
-            with suppress(ProcessLookupError):
-                os.kill(int(each.environment["COMMAND_PID"]), signal.SIGKILL)
+        each.process.kill()
+        # A COMMAND that wants more signals than it got has our pipe, and isn't impressed.
+        command = int(each.environment["COMMAND_PID"])
+        with suppress(OSError):
+            if b"COMMAND_PID" in Path(f"/proc/{command}/cmdline").read_bytes():
+                os.kill(command, signal.SIGKILL)
+        if not each.process.stdout.closed:
             each.process.communicate()
