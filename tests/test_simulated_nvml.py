@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pynvml
 import pytest
@@ -202,7 +203,7 @@ ANSWERS = [
     ("nvmlDeviceGetRemappedRows(gpu)", (0, 0, 0, 0)),
     ("[p.pid for p in nvmlDeviceGetComputeRunningProcesses(gpu)]", [4001, 4002]),
     (
-        "[p.usedGpuMemory for p in nvmlDeviceGetComputeRunningProcesses_v2(gpu)]",
+        "[p.usedGpuMemory for p in nvmlDeviceGetComputeRunningProcesses(gpu)]",
         [3000 * MIB, 1000 * MIB],
     ),
     ("[p.pid for p in nvmlDeviceGetGraphicsRunningProcesses(gpu)]", [7]),
@@ -346,16 +347,21 @@ def test_a_function_fault_is_of_one_gpu_or_of_all(notebook: Program) -> None:
 def test_uninitialised_and_without_a_state_file(binaries: Binaries, tmp_path: Path) -> None:
     with Program(binaries.directory, tmp_path / "none") as program:
         program.run("from pynvml import *")
-        with pytest.raises(pynvml.NVMLError_DriverNotLoaded):
-            program.run("nvmlInit()")
+
+        def code(call: str) -> Any:
+            """What NVML returned: older releases' exceptions can't be handed between processes."""
+            return program.run(
+                f"try:\n    {call}\n    result = 0\n"
+                "except NVMLError as error:\n    result = error.value"
+            )
+
+        assert code("nvmlInit()") == pynvml.NVML_ERROR_DRIVER_NOT_LOADED
         HOST.write(tmp_path / "none")
-        with pytest.raises(pynvml.NVMLError_Uninitialized):
-            program.run("nvmlDeviceGetCount()")
+        assert code("nvmlDeviceGetCount()") == pynvml.NVML_ERROR_UNINITIALIZED
         program.run("nvmlInit(); nvmlInit(); nvmlShutdown()")
         assert program.run("result = nvmlDeviceGetCount()") == 3
         program.run("nvmlShutdown()")
-        with pytest.raises(pynvml.NVMLError_Uninitialized):
-            program.run("nvmlDeviceGetCount()")
+        assert code("nvmlDeviceGetCount()") == pynvml.NVML_ERROR_UNINITIALIZED
 
 
 def test_functions_left_out_are_no_symbols_of_the_library(tmp_path: Path) -> None:
