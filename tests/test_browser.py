@@ -45,7 +45,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     """A tab of somebody who was never here."""
-    context = browser.new_context(viewport={"width": 1100, "height": 1000})
+    context = browser.new_context(viewport={"width": 1100, "height": 660})
     context.set_default_timeout(60_000)
     yield context.new_page()
     context.close()
