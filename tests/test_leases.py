@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import itertools
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -341,6 +342,24 @@ async def test_a_hub_that_was_restarted_knows_all_that_the_containers_say(host: 
     second = host.ledger()
     assert await holders(second) == {"GPU-0": "ann", "GPU-1": "ann"}
     assert (await second.reserve(BOB, ONE)).uuids == {"GPU-2"}
+
+
+async def test_nothing_is_kept_of_a_reservation_that_nobody_can_need_any_more(
+    host: Host, ledger: Ledger
+) -> None:
+    """A hub runs for months. Looks that failed or were given up need nothing either."""
+    reservation = weakref.ref(await ledger.reserve(ANN, TWO))
+    host.broken["engine"] = OSError("gone")
+    with pytest.raises(Unknown):
+        await ledger.look()
+    host.broken.clear()
+    given_up = asyncio.ensure_future(ledger.look())
+    await asyncio.sleep(0)
+    given_up.cancel()
+    ledger.release(reservation())  # type: ignore[arg-type]
+    await ledger.look()
+    gc.collect()
+    assert reservation() is None
 
 
 # Claiming
