@@ -17,6 +17,20 @@ RUN = ROOT / ".run"
 LOG = RUN / "setup.log"
 
 
+# What apt-get, pip and npm write, and what to do about it.
+ADVICE: Mapping[tuple[str, ...], str] = {
+    ("certificate verify failed", "CERT_", "Certificate verification failed"): (
+        ": if a proxy inspects TLS here, name its CA bundle in PIP_CERT, SSL_CERT_FILE and "
+        "NODE_EXTRA_CA_CERTS"
+    ),
+    (
+        *("Temporary failure resolving", "Could not resolve", "Could not connect", "unreachable"),
+        *("Failed to establish a new connection", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED"),
+    ): ": go online, or name the proxy of this network in http_proxy and https_proxy",
+    ("No space left on device", "ENOSPC"): ": make room on the disk",
+}
+
+
 class Stop(Exception):
     """It can't go on. The text is a sentence that says why, and what to do."""
 
@@ -51,7 +65,7 @@ def call(words: Sequence[str | Path], failure: str, env: Mapping[str, str] | Non
             log.seek(start)
             lines = [line.strip() for line in log if line.strip()]
             last = _telling(lines) or f"exit status {done.returncode}"
-            raise Stop(f"{failure} ({last}); all of its output is in {shown(LOG)}")
+            raise Stop(f"{failure} ({last}){_advice(lines)}; all of its output is in {shown(LOG)}")
 
 
 def _telling(lines: Sequence[str]) -> str:
@@ -60,6 +74,15 @@ def _telling(lines: Sequence[str]) -> str:
         line for line in lines[-30:] if line.startswith(("E:", "ERROR:", "npm error", "Error:"))
     ]
     return (marked or list(lines[-1:]) or [""])[0][:300]
+
+
+def _advice(lines: Sequence[str]) -> str:
+    """What to do where the cause shows in what apt-get, pip or npm wrote; "" where it doesn't."""
+    text = "\n".join(lines)
+    for marks, advice in ADVICE.items():
+        if any(mark in text for mark in marks):
+            return advice
+    return ""
 
 
 def shown(path: Path) -> str:

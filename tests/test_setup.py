@@ -307,6 +307,26 @@ def test_a_failing_program_is_told_by_its_error(
     assert "fetching\n" in (tmp_path / "setup.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        ("Err:1 http://deb.debian.org Temporary failure resolving 'deb.debian.org'", "go online"),
+        ("NewConnectionError: Failed to establish a new connection: [Errno 111]", "https_proxy"),
+        ("npm error code EAI_AGAIN", "go online"),
+        ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "PIP_CERT"),
+        ("OSError: [Errno 28] No space left on device", "make room"),
+    ],
+)
+def test_a_failing_program_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, advice: str
+) -> None:
+    monkeypatch.setattr(console, "RUN", tmp_path)
+    monkeypatch.setattr(console, "LOG", tmp_path / "setup.log")
+    words = ["sh", "-c", 'echo "$1"; echo E: it failed; exit 100', "sh", written]
+    with pytest.raises(Stop, match=rf"no \(.*\): .*{advice}.*; all of its output"):
+        console.call(words, "no")
+
+
 @pytest.mark.parametrize("problem", [Stop("why"), PermissionError(13, "why")])
 def test_giving_up_is_one_sentence_and_a_status(
     problem: Exception, capsys: pytest.CaptureFixture[str]
