@@ -7,6 +7,13 @@ import requests.exceptions
 
 from .inventory import InventoryError
 
+# What calls of an engine raise that can't be reached.
+UNREACHABLE = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    ConnectionError,
+)
+
 
 def explain(error: BaseException) -> str:
     """Say what an error of the engine means, and what to do, in a sentence or two."""
@@ -14,10 +21,9 @@ def explain(error: BaseException) -> str:
         return f"The image isn't on this machine: {_said(error)}."
     if isinstance(error, docker.errors.APIError):
         return _explain_api_error(error)
-    unreachable = (docker.errors.DockerException, requests.exceptions.ConnectionError, OSError)
-    if isinstance(error, requests.exceptions.Timeout | TimeoutError):
+    if isinstance(error, requests.exceptions.Timeout):
         return "The Docker Engine of the GPU machine didn't answer in time."
-    if isinstance(error, unreachable):
+    if isinstance(error, UNREACHABLE):
         return (
             "The Docker Engine of the GPU machine can't be reached. An administrator can mend it."
         )

@@ -23,6 +23,8 @@ LABEL_IMAGE = "gpuspawner.image"
 # Not part of a lease: it keeps hubs that share an engine from taking each other's containers for
 # their own, where both have a user of one name.
 LABEL_HUB = "gpuspawner.hub"
+# What a stopped container was created with, so that it is started again only if nothing changed.
+LABEL_SETTINGS = "gpuspawner.settings"
 
 # A container in any other state may run, now or in a moment, and so holds its GPUs.
 # ref: StateString in moby's container/state.go
@@ -169,7 +171,7 @@ class Ledger:
             Unknown: NVML or the engine couldn't be read.
         """
         if request.gpus == 0:
-            return self._set_aside(Reservation(holder, ()))
+            return Reservation(holder, ())
         view = await self.look()
         # From here to the reservation nothing may await: another spawn would choose the same.
         chosen = choose(request, view.gpus, policy)

@@ -21,11 +21,13 @@ class Output:
     """A container's output from its first byte on, kept for the message about its death.
 
     Attached before the start, since an engine that removes a container when it exits removes its
-    log with it. `ended` is set when the output ends, which is when the container does.
+    log with it. `ended` is set when the output ends, which is when the container does. Who starts
+    it sets `started`: an engine that refuses to start a container ends its output too.
     """
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self.started = False
         self._tail = deque[bytes](maxlen=64)
         self._stream: Any = None
         self._loop = asyncio.get_running_loop()
@@ -45,6 +47,12 @@ class Output:
         if stream is not None:
             with suppress(Exception):
                 stream.close()
+
+    async def has_ended(self) -> bool:
+        """Return whether the container ended, or does in a moment."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), 0.5)
+        return self.started and self._stream is not None and self.ended.is_set()
 
     def last_lines(self) -> list[str]:
         """Return the last lines of the output, decoded, at most `LAST_LINES`."""

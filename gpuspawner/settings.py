@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from dockerspawner import DockerSpawner
 from jupyterhub.traitlets import ByteSpecification
-from jupyterhub.utils import maybe_future
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
 from . import options, volumes
@@ -132,12 +132,8 @@ class GPUSettings(DockerSpawner):
                 raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
         return proposal.value
 
-    def limits(self, gpu_limit: int | None) -> options.Limits:
-        """Return what applies to a choice of this server's user.
-
-        Args:
-            gpu_limit: `self.gpu_limit`, or what it will be once group overrides are applied.
-        """
+    def limits(self) -> options.Limits:
+        """Return what applies to a choice of this server's user."""
         allowed = self._get_allowed_images() or {}
         # Once more: group overrides are merged into the mapping without a check.
         versions = catalogue(self.images)
@@ -156,7 +152,7 @@ class GPUSettings(DockerSpawner):
             image_can_be_chosen=can_choose,
             any_image=allowed == "*",
             default_gpus=self.default_gpus,
-            gpus=gpu_limit,
+            gpus=self.gpu_limit,
         )
 
     # What one spawn changes is put back, since the object is used again for the next.
@@ -167,19 +163,22 @@ class GPUSettings(DockerSpawner):
         self._replaced: dict[str, Any] = {}
         self._overridden: dict[str, Any] = {}
 
-    def replace(self, trait: str, value: Any) -> None:
+    def set_for_now(self, trait: str, value: Any) -> None:
         """Set a trait until `put_back`."""
         self._replaced.setdefault(trait, getattr(self, trait))
         setattr(self, trait, value)
 
     def put_back(self) -> None:
-        """Undo each `replace`."""
+        """Undo each `set_for_now`."""
         for trait, value in self._replaced.items():
             setattr(self, trait, value)
         self._replaced = {}
 
     async def apply_group_overrides(self) -> None:
-        """Apply group overrides to the configured values: rights end with the membership."""
+        """Apply group overrides to the configured values: rights end with the membership.
+
+        For the form too, which is made before a spawn applies them.
+        """
         self.put_back_overrides()
         await super().apply_group_overrides()
 
@@ -190,21 +189,33 @@ class GPUSettings(DockerSpawner):
         self._overridden = {}
 
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
-        for trait in spawner_override:
+        for trait in filter(self.has_trait, spawner_override):
             self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
         super()._apply_overrides(spawner_override)
 
-    async def coming_overrides(self) -> dict[str, Any]:
-        """Return the overrides that will apply: the form is made before they do."""
-        configured: Any = self.group_overrides
-        if callable(configured):
-            configured = await maybe_future(configured(self))
-        groups = {group.name for group in self.user.groups} if self.user else set()
-        found: dict[str, Any] = {}
-        for _, entry in sorted((configured or {}).items()):
-            if groups & set(entry["groups"]):
-                found |= entry["spawner_override"]
-        return {trait: value(self) if callable(value) else value for trait, value in found.items()}
+    # Volumes.
+
+    def mounted_volumes(self) -> list[volumes.Volume]:
+        """Return the user's own volume and their courses', by the names they have in the engine."""
+        groups = [group.name for group in self.user.groups] if self.user else []
+        templates = volumes.mounted(self.home_volume, self.home_path, self.course_volumes, groups)
+        return [
+            replace(
+                volume,
+                name=self.format_volume_name(volume.name, self),
+                path=self.format_volume_name(volume.path, self),
+            )
+            for volume in templates
+        ]
+
+    @property
+    def volume_binds(self) -> dict[str, dict[str, Any]]:
+        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
+        ours = {
+            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
+            for volume in self.mounted_volumes()
+        }
+        return super().volume_binds | ours
 
 
 def _checked(check: Any, value: Any) -> Any:

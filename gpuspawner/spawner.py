@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import docker.errors
 from jupyterhub.utils import maybe_future, url_path_join
@@ -16,23 +14,17 @@ from tornado import web
 from traitlets import default
 
 from . import failures, form, options, refusals, tidying, volumes
-from .allocation import Holder, Request
-from .container import LimitRefused, granted_uuids, refused_limit, with_lease
+from .allocation import Request
+from .container import LimitRefused, granted_uuids, refused_limit
 from .leases import (
-    LABEL_GPUS,
-    LABEL_HUB,
+    RELEASED_STATES,
     Contested,
-    Ledger,
     NotEnough,
-    Reservation,
     Unknown,
     View,
-    belongs_to,
-    labels,
 )
-from .readiness import Output, Steps, answers, exit_code
-from .settings import DOCKER_THREADS, GPUSettings
-from .survey import Surveyor
+from .leasing import LeasingSpawner
+from .readiness import Output, answers, exit_code
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
 CLAIM_ROUNDS = 10
@@ -40,20 +32,13 @@ CLAIM_ROUNDS = 10
 TIDYING_SECONDS = 5
 
 
-class GPUSpawner(GPUSettings):
+class GPUSpawner(LeasingSpawner):
     """Start single-user servers in containers, each with the GPUs it asked for and no others."""
-
-    _executor: ClassVar[ThreadPoolExecutor | None] = None
-    _ledger: ClassVar[tuple[Any, Ledger] | None] = None
-    _refused_limits: ClassVar[set[str]] = set()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last_choice = self.orm_spawner.user_options if self.orm_spawner else None
         # What belongs to one spawn. None of it may outlive the next clear_state().
-        self._steps = Steps()
-        self._request: Request | None = None
-        self._reservation: Reservation | None = None
         self._creating: asyncio.Future[Any] | None = None
         self._output: Output | None = None
         self._pulled: str | None = None
@@ -66,15 +51,14 @@ class GPUSpawner(GPUSettings):
 
     async def render_form(self) -> str:
         """Return the form in which users choose, as HTML; "" where there is nothing to choose."""
-        overrides = await self.coming_overrides()
-        limits = self.limits(overrides.get("gpu_limit", self.gpu_limit))
+        await self.apply_group_overrides()
         view, trouble = None, ""
         try:
             view = await self.ledger.look(except_for=self.holder)
         except Unknown as error:
             trouble = str(error)
         saved = self.orm_spawner.user_options if self.orm_spawner else None
-        return form.render(limits, options.remembered(saved), view, trouble)
+        return form.render(self.limits(), options.remembered(saved), view, trouble)
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
         """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
@@ -99,7 +83,7 @@ class GPUSpawner(GPUSettings):
     async def _check(self, raw: Any) -> Request:
         try:
             choice = options.parse(raw, others_allowed=self._has_own_options())
-            limits = self.limits(self.gpu_limit)
+            limits = self.limits()
             key = options.image_key(choice, limits)
             view = View(None, None, ())
             if options.gpu_count(choice, limits) > 0:
@@ -112,7 +96,7 @@ class GPUSpawner(GPUSettings):
             raise refusals.refusal(f"{error} {hint}", "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)
-            self.replace("image", known.image if known else key)
+            self.set_for_now("image", known.image if known else key)
         return request
 
     def _has_own_options(self) -> bool:
@@ -125,7 +109,7 @@ class GPUSpawner(GPUSettings):
 
     async def check_allowed(self, image: str) -> str:
         """Return the image reference that a catalogue key stands for."""
-        limits = self.limits(self.gpu_limit)
+        limits = self.limits()
         try:
             key = options.image_key(options.parse({"image": image}), limits)
         except options.Refused as error:
@@ -137,89 +121,6 @@ class GPUSpawner(GPUSettings):
         super().clear_state()
         self.put_back()
         self._request = self._reservation = self._creating = self._output = self._pulled = None
-
-    # -- The engine and the ledger -------------------------------------------------------------
-
-    @property
-    def executor(self) -> ThreadPoolExecutor:
-        """The threads for the engine's calls, so that a slow stop or pull holds up nobody."""
-        if GPUSpawner._executor is None:
-            GPUSpawner._executor = ThreadPoolExecutor(DOCKER_THREADS, thread_name_prefix="docker")
-        return GPUSpawner._executor
-
-    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
-
-    @property
-    def holder(self) -> Holder:
-        """This server, as the holder of its GPUs."""
-        return Holder(self.user.name, self.name) if self.user else Holder("")
-
-    @property
-    def _hub_address(self) -> str:
-        return self.hub.api_url if self.hub else ""
-
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger of the engine's host, one for all spawners of this process."""
-        loop = asyncio.get_running_loop()
-        if GPUSpawner._ledger is None or GPUSpawner._ledger[0] is not loop:
-            surveyor = Surveyor(
-                self.nvml_timeout,
-                excluded=self.excluded_gpus,
-                memory_threshold_mib=(self.foreign_memory or 0) >> 20 or None,
-            )
-            GPUSpawner._ledger = (
-                loop,
-                Ledger(self._list_containers, surveyor, failures.explain_unknown),
-            )
-        return GPUSpawner._ledger[1]
-
-    async def _list_containers(self) -> Sequence[dict[str, Any]]:
-        found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
-        tidying.sweep_stale(self.docker, found, self.log)
-        return found
-
-    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the engine in a thread. What creates our container gets its lease here, last.
-
-        Anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
-        user's name.
-        """
-        if method == "pull":
-            self._steps.say(10, f"Getting the image {args[0]}. This can take minutes.")
-        if method == "create_container" and kwargs.get("name") == self.object_name:
-            kwargs = self._with_lease(kwargs)
-        return super().docker(method, *args, **kwargs)
-
-    async def get_object(self) -> Any:
-        """Inspect this server's container; None where there is none, or its name is another's.
-
-        Two hubs on one engine may both have a user of this name, and JupyterHub 5 servers "A" and
-        "a". What isn't ours must neither be taken for this server nor stopped with it.
-        """
-        known: str = self.container_id
-        found = await super().get_object()
-        if not found or found[self.object_id_key] == known:
-            return found
-        if belongs_to(found["Config"]["Labels"], self.holder, self._hub_address):
-            return found
-        self.log.warning("Container %s is another hub's or server's", self.object_name)
-        self.object_id = ""
-        return None
-
-    def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
-        uuids = (
-            [gpu.uuid for gpu in self._reservation.gpus if gpu.uuid] if self._reservation else []
-        )
-        key = self._request.image if self._request else self.image
-        return with_lease(
-            create_kwargs,
-            labels={**labels(self.holder, key, uuids), LABEL_HUB: self._hub_address},
-            uuids=uuids,
-            shm_size=self.shm_size,
-            ulimits={n: v for n, v in self.ulimits.items() if n not in GPUSpawner._refused_limits},
-        )
 
     # -- Start ---------------------------------------------------------------------------------
 
@@ -244,9 +145,13 @@ class GPUSpawner(GPUSettings):
         try:
             if self._request is None:
                 self._request = await self._check(self.user_options)
-            await tidying.finish(self.object_name)
-            await self._make_way(self._request)
             for _ in range(CLAIM_ROUNDS):
+                if not await tidying.finish(self.object_name):
+                    raise NotEnough(
+                        "An earlier start of this server isn't tidied up yet. "
+                        "Please try again in a minute."
+                    )
+                await self._make_way(self._request)
                 try:
                     return await self._start_once(self._request)
                 except (Contested, LimitRefused) as reason:
@@ -264,7 +169,7 @@ class GPUSpawner(GPUSettings):
         try:
             self._reservation = await self.ledger.reserve(self.holder, request, self.gpu_policy)
             self._steps.say(20, form.granted(self._reservation.gpus))
-            ip, port = await super().start()
+            ip, port = await self._start_container()
             self._steps.say(70, "Container started, waiting for JupyterLab")
             await self._until_ready(ip, port)
         except BaseException as error:
@@ -280,16 +185,40 @@ class GPUSpawner(GPUSettings):
                 self._output.detach()
         return ip, port
 
+    async def _start_container(self) -> tuple[str, int]:
+        try:
+            return await super().start()
+        except failures.UNREACHABLE as error:
+            # What an engine says of a container that ended isn't what its user wants to read.
+            if self._output and await self._output.has_ended():
+                raise await self._death() from error
+            raise
+
+    async def _death(self) -> Exception:
+        code = await self._in_thread(exit_code, self.client, self.container_id)
+        return refusals.died(code, self._last_lines())
+
     async def _make_way(self, request: Request) -> None:
         """Remove what is left of an earlier server, before its GPUs are counted as taken."""
         existing = await self.get_object()
-        if existing is None:
-            return
-        if not self.remove and tidying.can_resume(existing, request, self.image, self.mem_limit):
-            return
-        self.log.warning("Replacing container %s, left by an earlier server", self.object_name)
-        await tidying.remove(self.docker, existing[self.object_id_key])
-        self.object_id = ""
+        resumed = existing and not self.remove and request.gpus == 0 and await self._same(existing)
+        left = {container["Id"] for container in await self._own_containers()}
+        left |= {existing["Id"]} if existing else set()
+        for container_id in left - ({existing["Id"]} if resumed else set()):
+            self.log.warning("Removing container %s, left by an earlier server", container_id[:12])
+            await tidying.remove(self.docker, container_id)
+        if not resumed:
+            self.object_id = ""
+
+    async def _same(self, existing: Any) -> bool:
+        """Return whether a container is what would be created now."""
+        self._planning = True
+        try:
+            plan = await super().create_object()
+        finally:
+            self._planning = False
+        image = await self.docker("inspect_image", plan["image"])
+        return tidying.can_resume(existing, plan, image["Id"])
 
     async def create_object(self) -> Any:
         """Create the container; from then on its labels hold the GPUs."""
@@ -317,11 +246,12 @@ class GPUSpawner(GPUSettings):
         await self.ledger.claim(self.container_id, uuids)
         try:
             await super().start_object()
+            self._output.started = True
         except docker.errors.APIError as error:
             name = refused_limit(error, self.ulimits)
             if name is None:
                 raise
-            GPUSpawner._refused_limits.add(name)
+            LeasingSpawner._refused_limits.add(name)
             raise LimitRefused(
                 f"this engine may not set c.GPUSpawner.ulimits[{name!r}] = {self.ulimits[name]}, "
                 f"so servers go without it from now on ({failures.explain(error)})"
@@ -334,9 +264,8 @@ class GPUSpawner(GPUSettings):
         url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
         if await answers(url, ip, port, output.ended, self.http_timeout):
             return
-        if output.ended.is_set() and await self.poll() is not None:
-            code = await self._in_thread(exit_code, self.client, self.container_id)
-            raise refusals.died(code, self._last_lines())
+        if output.ended.is_set() and await super().poll() is not None:
+            raise await self._death()
 
     def _last_lines(self) -> list[str]:
         return self._output.last_lines() if self._output else []
@@ -353,7 +282,10 @@ class GPUSpawner(GPUSettings):
 
     async def get_url(self) -> str:
         """Return where a running server is; asked by a hub that was killed while it started."""
-        ip, port = await self.get_ip_and_port()
+        try:
+            ip, port = await self.get_ip_and_port()
+        except Exception:  # the engine is away: what the database has is the best there is
+            return self.server.url
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
@@ -364,35 +296,20 @@ class GPUSpawner(GPUSettings):
     # -- Stop ----------------------------------------------------------------------------------
 
     async def run_post_stop_hook(self) -> None:
-        """Leave nothing behind, however the server ended; then the administrator's hook."""
+        """Leave nothing behind, however the server ended; then the administrator's hook.
+
+        JupyterHub forgets a server whose stop failed. Its container would run on with its GPUs.
+        """
         try:
-            remains = await self.get_object()
-            if remains and await tidying.remove_remains(self.docker, remains, self.remove):
-                self.object_id = ""
-        except Exception as error:
+            for container in await self._own_containers():
+                if self.remove or container["State"] == "created":
+                    tidying.remove_later(self.object_name, self.docker, container["Id"])
+                    self.object_id = ""
+                elif container["State"] not in RELEASED_STATES:
+                    await self.docker("stop", container["Id"])
+            await tidying.finish(self.object_name)
+        except failures.UNREACHABLE as error:
             self.log.warning("Container %s may remain: %s", self.object_name, error)
+            if self.container_id and self.remove:
+                tidying.remove_later(self.object_name, self.docker, self.container_id)
         await maybe_future(super().run_post_stop_hook())
-
-    # -- Volumes -------------------------------------------------------------------------------
-
-    def mounted_volumes(self) -> list[volumes.Volume]:
-        """Return the user's own volume and their courses', by the names they have in the engine."""
-        groups = [group.name for group in self.user.groups] if self.user else []
-        templates = volumes.mounted(self.home_volume, self.home_path, self.course_volumes, groups)
-        return [
-            replace(
-                volume,
-                name=self.format_volume_name(volume.name, self),
-                path=self.format_volume_name(volume.path, self),
-            )
-            for volume in templates
-        ]
-
-    @property
-    def volume_binds(self) -> dict[str, dict[str, Any]]:
-        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
-        ours = {
-            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
-            for volume in self.mounted_volumes()
-        }
-        return super().volume_binds | ours

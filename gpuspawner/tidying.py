@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from docker.errors import APIError, NotFound
 
-from .allocation import Request
-from .container import VISIBLE_DEVICES, granted_uuids
-from .leases import LABEL_GPUS, Ledger, Reservation
+from .container import granted_uuids
+from .leases import LABEL_GPUS, LABEL_SETTINGS, Ledger, Reservation
 
 # A container that was created and not started in this time belongs to a hub that died.
 STALE_SECONDS = 180
-# How long to go on trying while the engine can't be reached.
-ATTEMPTS = 6
+# How long a removal that the engine says is under way may take.
+REMOVAL_SECONDS = 30
+# How long a start waits for what tidies up after the last one.
+PATIENCE_SECONDS = 30
+# Between tries while the engine can't be reached, and for how many of them.
+PAUSE_SECONDS = 10
+ATTEMPTS = 360
 
 Docker = Callable[..., Any]
 
-# Container name -> what tidies up after its last start. The next start waits for it: a container
-# that is still being created would take its name.
-_tasks: dict[str, asyncio.Task[None]] = {}
+# Container name -> what tidies up after its last starts. The next start waits for all of it: a
+# container that is still being created would take its name.
+_tasks: dict[str, set[asyncio.Task[None]]] = {}
 # Held here, since the event loop itself holds tasks only weakly.
 _sweeping: set[asyncio.Task[None]] = set()
+# Container id -> when this process first saw it created and not started, by the loop's clock.
+_first_seen: dict[str, float] = {}
 
 
 def begin(
@@ -43,16 +50,34 @@ def begin(
         creating: the call that creates the container; it may still run in its thread, where nothing
             can cancel it.
     """
-    task = asyncio.ensure_future(_tidy(docker, ledger, reservation, creating))
-    _tasks[name] = task
-    task.add_done_callback(lambda done: _tasks.pop(name) if _tasks.get(name) is done else None)
+    return _go_on(name, _tidy(docker, ledger, reservation, creating))
+
+
+def remove_later(name: str, docker: Docker, container_id: str) -> asyncio.Task[None]:
+    """Remove a container as soon as the engine lets us, and return at once."""
+    return _go_on(name, _remove_surely(docker, container_id))
+
+
+def _go_on(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    task = asyncio.ensure_future(work)
+    tasks = _tasks.setdefault(name, set())
+    tasks.add(task)
+
+    def done(_: Any) -> None:
+        tasks.discard(task)
+        if not tasks and _tasks.get(name) is tasks:
+            del _tasks[name]
+
+    task.add_done_callback(done)
     return task
 
 
-async def finish(name: str) -> None:
-    """Wait until nothing tidies up after an earlier start of this container any more."""
-    if task := _tasks.get(name):
-        await asyncio.wait([task])
+async def finish(name: str) -> bool:
+    """Wait until nothing tidies up after this container's starts; False if something goes on."""
+    if tasks := set(_tasks.get(name, ())):
+        _, unfinished = await asyncio.wait(tasks, timeout=PATIENCE_SECONDS)
+        return not unfinished
+    return True
 
 
 async def _tidy(
@@ -61,66 +86,65 @@ async def _tidy(
     reservation: Reservation | None,
     creating: asyncio.Future[Any] | None,
 ) -> None:
+    created = None
     try:
-        if creating is None:
-            return
-        await asyncio.wait([creating])
-        if creating.cancelled() or creating.exception():
-            return
-        for attempt in range(ATTEMPTS):
-            try:
-                await remove(docker, creating.result()["Id"])
-                return
-            except Exception:  # the engine is away; what runs there is on its own labels' account
-                await asyncio.sleep(2**attempt)
+        if creating is not None:
+            await asyncio.wait([creating])
+            if not creating.cancelled() and not creating.exception():
+                created = creating.result()
     finally:
+        # From here the container's label holds the GPUs, until it is gone.
         if reservation is not None:
             ledger.release(reservation)
+    if created is not None:
+        await _remove_surely(docker, created["Id"])
+
+
+async def _remove_surely(docker: Docker, container_id: str) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            await remove(docker, container_id)
+            return
+        except Exception:  # the engine is away, or can't just now
+            await asyncio.sleep(min(2**attempt, PAUSE_SECONDS))
 
 
 async def remove(docker: Docker, container_id: str) -> None:
     """Remove a container, running or not, and return when it is gone.
 
     Raises:
-        docker.errors.APIError: the engine refuses, and not because it is removing it already.
+        docker.errors.APIError: the engine refuses, or its own removal of it doesn't end.
     """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + REMOVAL_SECONDS
     while True:
         try:
             await docker("remove_container", container_id, force=True, v=True)
         except NotFound:
             return
         except APIError as error:
-            if error.status_code != 409:  # 409: its removal is under way
+            if error.status_code != 409 or loop.time() > deadline:  # 409: it is being removed
                 raise
             await asyncio.sleep(0.05)
-
-
-async def remove_remains(docker: Docker, container: Mapping[str, Any], always: bool) -> bool:
-    """Remove a container that isn't running: any, or only one that never ran; say if it is gone.
-
-    One that never ran holds its GPUs as long as it exists, and nobody can want it back.
-
-    Args:
-        container: an inspection of it.
-        always: whether one that ran is to be removed too.
-    """
-    state = container["State"]
-    if state["Running"] or not (always or state["Status"] == "created"):
-        return False
-    await remove(docker, container["Id"])
-    return True
 
 
 def sweep_stale(docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:
     """Remove containers of hubs that died between create and start. Returns at once.
 
-    Not by force: one that was started after all stays.
+    Known by this process's own clock, since the engine's may be another machine's. Not by force:
+    one that was started after all stays.
+
+    Args:
+        containers: every container there is, of which entries were seen in earlier calls.
     """
-    for container in containers:
-        age = time.time() - (container.get("Created") or time.time())
-        if container.get("State") == "created" and age > STALE_SECONDS:
-            log.warning("Removing container %s, which was never started", container["Id"][:12])
-            task = asyncio.ensure_future(_remove_quietly(docker, container["Id"]))
+    now = asyncio.get_running_loop().time()
+    waiting = {each["Id"] for each in containers if each.get("State") == "created"}
+    for gone in _first_seen.keys() - waiting:
+        del _first_seen[gone]
+    for container_id in waiting:
+        if now - _first_seen.setdefault(container_id, now) > STALE_SECONDS:
+            log.warning("Removing container %s, which was never started", container_id[:12])
+            task = asyncio.ensure_future(_remove_quietly(docker, container_id))
             _sweeping.add(task)
             task.add_done_callback(_sweeping.discard)
 
@@ -130,24 +154,33 @@ async def _remove_quietly(docker: Docker, container_id: str) -> None:
         await docker("remove_container", container_id, v=True)
 
 
-def can_resume(container: Mapping[str, Any], request: Request, image: str, mem_limit: Any) -> bool:
-    """Return whether a stopped container is just what was asked for now.
+def fingerprint(create_kwargs: Mapping[str, Any]) -> str:
+    """Return a hash of what a container is created with, but for what each start makes anew."""
+    fresh = {"JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN"}
+    environment = create_kwargs.get("environment") or {}
+    settings = {
+        **create_kwargs,
+        "environment": {name: text for name, text in environment.items() if name not in fresh},
+    }
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def can_resume(container: Mapping[str, Any], plan: Mapping[str, Any], image_id: str) -> bool:
+    """Return whether a stopped container is just what would be created now.
 
     Only one without GPUs is: who stopped gave them back, and others may have them.
 
     Args:
         container: an inspection of it.
-        image: the image reference that was granted.
-        mem_limit: the memory limit in bytes that applies now; None: none.
+        plan: what `create_container` would be called with now.
+        image_id: the id of the image that it would have.
     """
-    config, host = container["Config"], container["HostConfig"]
-    variables = dict(line.partition("=")[::2] for line in config.get("Env") or [])
+    found, wanted = container["Config"].get("Labels") or {}, plan["labels"]
     return (
-        request.gpus == 0
-        and (config.get("Labels") or {}).get(LABEL_GPUS) == ""
-        and variables.get(VISIBLE_DEVICES) == "void"
+        not container["State"]["Running"]
         and not granted_uuids(container)
-        and config.get("Image") == image
-        and (host.get("Memory") or None) == (mem_limit or None)
-        and not container["State"]["Running"]
+        and found.get(LABEL_GPUS) == wanted[LABEL_GPUS] == ""
+        and found.get(LABEL_SETTINGS) == wanted[LABEL_SETTINGS]
+        and container.get("Image") == image_id
     )

@@ -9,6 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from docker.errors import NotFound
+
 # ref: a name in a template that isn't escaped leads out of the volume, or into somebody else's
 UNESCAPED = ("raw_username", "raw_servername")
 
@@ -140,7 +142,10 @@ def _ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:
         return int(name), int(group) if group.isdigit() else 0
     if not name:
         return 0, 0
-    stream, _ = client.get_archive(container_id, "/etc/passwd")
+    try:
+        stream, _ = client.get_archive(container_id, "/etc/passwd")
+    except NotFound:  # an image without a distribution in it
+        return None
     with closing(stream), tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
         file = archive.extractfile(archive.getmembers()[0])
         text = file.read().decode("utf-8", "replace") if file else ""

@@ -135,7 +135,7 @@ def test_a_kept_container_is_replaced_where_gpus_were_or_are_granted(make_hub, e
         second = engine.inspect_container("jupyter-ada")["Id"]
         assert second != first
         assert len(labelled(engine)["ada"]) == count
-        assert "Replacing container jupyter-ada" in hub.log()
+        assert "left by an earlier server" in hub.log()
         hub.stop_server("ada")
         first = second
 
@@ -144,3 +144,23 @@ def test_post_start_command_runs(make_hub, engine):
     hub = make_hub(QUICK, 'c.DockerSpawner.post_start_cmd = "touch /tmp/started"')
     hub.start_server("ada", {"gpus": 1})
     assert inside(engine, "ada", "ls /tmp/started") == "/tmp/started"
+
+
+def test_a_kept_container_is_replaced_where_anything_else_has_changed(make_hub, engine):
+    """Somebody who no longer is an instructor must not write the course from the old container."""
+    hub = make_hub(
+        QUICK,
+        "c.DockerSpawner.remove = False",
+        "c.JupyterHub.load_groups = {'instructors': {'users': ['ada']}}",
+        'c.GPUSpawner.course_volumes = {"course": {"path": "/home/jovyan/course",'
+        ' "instructors": "instructors"}}',
+    )
+    hub.start_server("ada", {"gpus": 0})
+    first = engine.inspect_container("jupyter-ada")
+    assert [mount["RW"] for mount in first["Mounts"]] == [True]
+    hub.stop_server("ada")
+    hub.api("DELETE", "/groups/instructors/users", {"users": ["ada"]})
+    hub.start_server("ada", {"gpus": 0})
+    second = engine.inspect_container("jupyter-ada")
+    assert second["Id"] != first["Id"]
+    assert [mount["RW"] for mount in second["Mounts"]] == [False]

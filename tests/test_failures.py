@@ -88,7 +88,6 @@ NO_TOOLKIT = (
         (docker.errors.DockerException("Error while fetching server API version"), AWAY),
         (requests.exceptions.ReadTimeout("60 seconds"), SLOW),
         (requests.exceptions.ConnectTimeout("60 seconds"), SLOW),
-        (TimeoutError(), SLOW),
         (KeyError("Id"), "KeyError: 'Id'"),
         (RuntimeError(), "RuntimeError"),
     ],

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import pytest
 
+from .flaky import flaky_engine
 from .hubs import until
 from .looks import containers, free_gpus, gpus, labelled
 
@@ -222,3 +223,70 @@ def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_
         answers = list(together.map(lambda user: hub.spawn(user, {"gpus": 1}), users))
     assert [answer.status_code for answer in answers] == [201] * 4, [a.text for a in answers]
     assert len({uuid for uuids in labelled(engine).values() for uuid in uuids}) == 4
+
+
+def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):
+    """The hub forgets a server whose stop raised, and asks nobody again."""
+    hub = make_hub(
+        QUICK,
+        "import requests",
+        "from gpuspawner.spawner import GPUSpawner",
+        "class Failing(GPUSpawner):",
+        "    async def stop_object(self): raise requests.exceptions.ReadTimeout('too slow')",
+        "c.JupyterHub.spawner_class = Failing",
+    )
+    hub.start_server("ada", {"gpus": 4})
+    hub.stop_server("ada")
+    until(all_free, "the GPUs are free", log=hub.log)
+    assert containers(engine) == []
+
+
+def test_a_hub_that_cannot_ask_the_engine_at_its_start_forgets_no_server(
+    make_hub, idle_host, engine, tmp_path
+):
+    with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
+        environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
+        hub = make_hub(QUICK, "c.GPUSpawner.poll_interval = 1", environment=environment)
+        hub.start_server("ada", {"gpus": 3})
+        hub.kill()
+        flaky.refuse("/containers/")
+        hub.start()
+        until(lambda: hub.ready("ada"), "it is adopted", log=hub.log)
+        flaky.refuse(None)
+        assert len(labelled(engine)["ada"]) == 3
+        hub.stop_server("ada")
+        until(all_free, "the GPUs are free", log=hub.log)
+
+
+def test_a_killed_hub_s_container_is_found_whatever_its_name(make_hub, engine):
+    """A name with the image in it can't be made again from the configuration alone."""
+    hub = make_hub(
+        'c.GPUSpawner.images = {"minimal": "gpuspawner/minimal:py3.11",'
+        ' "other": "gpuspawner/other:1"}',
+        'c.GPUSpawner.name_template = "{prefix}-{username}-{imagename}"',
+        NEVER_ANSWERS,
+        "c.GPUSpawner.http_timeout = 2",
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    )
+    engine.tag("gpuspawner/minimal:py3.11", "gpuspawner/other", "1")
+    try:
+        hub.spawn("ada", {"gpus": 4, "image": "other"})
+        until(lambda: labelled(engine), "the container runs", log=hub.log)
+        hub.kill()
+        hub.start()
+        until(all_free, "the GPUs are free", log=hub.log)
+        assert containers(engine) == []
+    finally:
+        engine.remove_image("gpuspawner/other:1", force=True)
+
+
+def test_a_container_that_ends_before_its_command_ran_is_told_as_ended(make_hub, engine):
+    hub = make_hub(
+        'c.GPUSpawner.cmd = ["bash", "-c", "echo no licence; exit 4"]',
+        'c.GPUSpawner.post_start_cmd = "sleep 1"',
+    )
+    refused = hub.spawn("ada", {"gpus": 1})
+    assert refused.status_code == 500
+    assert "stopped while starting" in refused.json()["message"]
+    assert "no licence" in refused.json()["message"]
+    assert containers(engine) == []

@@ -46,8 +46,8 @@ def test_a_mistake_is_named_with_trait_and_value(trait, value, says):
 
 def test_a_trait_that_one_spawn_replaced_is_put_back():
     one = spawner(image="configured:1")
-    one.replace("image", "chosen:1")
-    one.replace("image", "chosen:2")
+    one.set_for_now("image", "chosen:1")
+    one.set_for_now("image", "chosen:2")
     assert one.image == "chosen:2"
     one.clear_state()
     assert one.image == "configured:1"
@@ -76,13 +76,13 @@ def test_group_overrides_end_with_the_membership():
     ],
 )
 def test_dockerspawner_s_images_and_ours_make_one_catalogue(traits, default, keys, choosable):
-    limits = spawner(**traits).limits(None)
+    limits = spawner(**traits).limits()
     assert limits.default_image == default
     assert list(limits.versions) == keys
     assert limits.image_can_be_chosen == choosable
 
 
 def test_any_image_can_be_named_where_dockerspawner_allows_it():
-    limits = spawner(image="a:1", allowed_images="*").limits(None)
+    limits = spawner(image="a:1", allowed_images="*").limits()
     assert limits.any_image
     assert limits.default_image == "a:1"

@@ -1,0 +1,153 @@
+"""DockerSpawner's calls of the engine, with leases in them, and which containers are whose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import docker.errors
+
+from . import failures, tidying
+from .allocation import Holder, Request
+from .container import with_lease
+from .leases import (
+    LABEL_GPUS,
+    LABEL_HUB,
+    LABEL_SERVER,
+    LABEL_SETTINGS,
+    LABEL_USER,
+    Ledger,
+    Reservation,
+    belongs_to,
+    labels,
+)
+from .readiness import Steps
+from .settings import DOCKER_THREADS, GPUSettings
+from .survey import Surveyor
+
+
+class LeasingSpawner(GPUSettings):
+    """What `GPUSpawner` knows of the engine; how a server starts and stops is not here."""
+
+    _executor: ClassVar[ThreadPoolExecutor | None] = None
+    _ledger: ClassVar[tuple[Any, Ledger] | None] = None
+    _refused_limits: ClassVar[set[str]] = set()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._steps = Steps()
+        self._request: Request | None = None
+        self._reservation: Reservation | None = None
+        # Whether a container is only planned, to see what it would be created with.
+        self._planning = False
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads for the engine's calls, so that a slow stop or pull holds up nobody."""
+        if LeasingSpawner._executor is None:
+            LeasingSpawner._executor = ThreadPoolExecutor(
+                DOCKER_THREADS, thread_name_prefix="docker"
+            )
+        return LeasingSpawner._executor
+
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
+    @property
+    def holder(self) -> Holder:
+        """This server, as the holder of its GPUs."""
+        return Holder(self.user.name, self.name) if self.user else Holder("")
+
+    @property
+    def _hub_address(self) -> str:
+        return self.hub.api_url if self.hub else ""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the engine's host, one for all spawners of this process."""
+        loop = asyncio.get_running_loop()
+        if LeasingSpawner._ledger is None or LeasingSpawner._ledger[0] is not loop:
+            surveyor = Surveyor(
+                self.nvml_timeout,
+                excluded=self.excluded_gpus,
+                memory_threshold_mib=(self.foreign_memory or 0) >> 20 or None,
+            )
+            LeasingSpawner._ledger = (
+                loop,
+                Ledger(self._list_containers, surveyor, failures.explain_unknown),
+            )
+        return LeasingSpawner._ledger[1]
+
+    async def _list_containers(self) -> Sequence[dict[str, Any]]:
+        found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
+        tidying.sweep_stale(self.docker, found, self.log)
+        return found
+
+    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the engine in a thread. What creates our container gets its lease here, last.
+
+        Anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
+        user's name.
+        """
+        if method == "pull":
+            self._steps.say(10, f"Getting the image {args[0]}. This can take minutes.")
+        if method == "create_container" and kwargs.get("name") == self.object_name:
+            kwargs = self._with_lease(kwargs)
+            if self._planning:
+                planned = asyncio.get_running_loop().create_future()
+                planned.set_result(kwargs)
+                return planned
+        return super().docker(method, *args, **kwargs)
+
+    async def get_object(self) -> Any:
+        """Inspect this server's container; None where there is none, or its name is another's.
+
+        Two hubs on one engine may both have a user of this name, and JupyterHub 5 servers "A" and
+        "a". What isn't ours must neither be taken for this server nor stopped with it.
+        """
+        try:
+            found = await self.docker("inspect_container", self.object_name)
+        except docker.errors.NotFound:
+            self.object_id = ""
+            return None
+        labels_of = found["Config"]["Labels"]
+        if found["Id"] == self.container_id or belongs_to(
+            labels_of, self.holder, self._hub_address
+        ):
+            self.object_id = found["Id"]
+            return found
+        self.log.warning("Container %s is another hub's or server's", self.object_name)
+        self.object_id = ""
+        return None
+
+    async def poll(self) -> Any:
+        """Return None while the server runs, and while nobody can tell: unknown isn't stopped."""
+        try:
+            return await super().poll()
+        except failures.UNREACHABLE as error:
+            self.log.warning("Whether %s runs isn't known: %s", self._log_name, error)
+            return None
+
+    async def _own_containers(self) -> list[Any]:
+        """List this server's containers by their labels, whatever their names."""
+        whose = {**labels(self.holder, "", ()), LABEL_HUB: self._hub_address}
+        wanted = [f"{label}={whose[label]}" for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)]
+        return await self.docker("containers", all=True, filters={"label": wanted})
+
+    def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
+        uuids = (
+            [gpu.uuid for gpu in self._reservation.gpus if gpu.uuid] if self._reservation else []
+        )
+        key = self._request.image if self._request else self.image
+        refused = LeasingSpawner._refused_limits
+        leased = with_lease(
+            create_kwargs,
+            labels={**labels(self.holder, key, uuids), LABEL_HUB: self._hub_address},
+            uuids=uuids,
+            shm_size=self.shm_size,
+            ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
+        )
+        leased["labels"][LABEL_SETTINGS] = tidying.fingerprint(leased)
+        return leased
