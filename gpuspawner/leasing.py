@@ -34,6 +34,7 @@ class LeasingSpawner(GPUSettings):
     _executor: ClassVar[ThreadPoolExecutor | None] = None
     _ledger: ClassVar[tuple[Any, Ledger] | None] = None
     _refused_limits: ClassVar[set[str]] = set()
+    _sweeper: ClassVar[tidying.Sweeper] = tidying.Sweeper()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,7 +83,7 @@ class LeasingSpawner(GPUSettings):
 
     async def _list_containers(self) -> Sequence[dict[str, Any]]:
         found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
-        tidying.sweep_stale(self.docker, found, self.log)
+        self._sweeper.sweep(self.docker, found, self.log)
         return found
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:

@@ -29,10 +29,6 @@ Docker = Callable[..., Any]
 # Container name -> what tidies up after its last starts. The next start waits for all of it: a
 # container that is still being created would take its name.
 _tasks: dict[str, set[asyncio.Task[None]]] = {}
-# Held here, since the event loop itself holds tasks only weakly.
-_sweeping: set[asyncio.Task[None]] = set()
-# Container id -> when this process first saw it created and not started, by the loop's clock.
-_first_seen: dict[str, float] = {}
 
 
 def begin(
@@ -128,25 +124,32 @@ async def remove(docker: Docker, container_id: str) -> None:
             await asyncio.sleep(0.05)
 
 
-def sweep_stale(docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:
-    """Remove containers of hubs that died between create and start. Returns at once.
+class Sweeper:
+    """Remove containers of hubs that died between create and start.
 
-    Known by this process's own clock, since the engine's may be another machine's. Not by force:
-    one that was started after all stays.
-
-    Args:
-        containers: every container there is, of which entries were seen in earlier calls.
+    They are known by this process's own clock, since the engine's may be another machine's.
     """
-    now = asyncio.get_running_loop().time()
-    waiting = {each["Id"] for each in containers if each.get("State") == "created"}
-    for gone in _first_seen.keys() - waiting:
-        del _first_seen[gone]
-    for container_id in waiting:
-        if now - _first_seen.setdefault(container_id, now) > STALE_SECONDS:
+
+    def __init__(self) -> None:
+        # Container id -> when it was first seen created and not started, by the loop's clock.
+        self._first_seen: dict[str, float] = {}
+        # Held here, since the event loop itself holds tasks only weakly.
+        self._removals: set[asyncio.Task[None]] = set()
+
+    def sweep(self, docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:
+        """Look at a listing of every container. Returns at once.
+
+        Nothing is removed by force: what was started after all stays.
+        """
+        now = asyncio.get_running_loop().time()
+        waiting = {each["Id"] for each in containers if each.get("State") == "created"}
+        seen = {each: self._first_seen.get(each, now) for each in waiting}
+        self._first_seen = seen
+        for container_id in (each for each in waiting if now - seen[each] > STALE_SECONDS):
             log.warning("Removing container %s, which was never started", container_id[:12])
             task = asyncio.ensure_future(_remove_quietly(docker, container_id))
-            _sweeping.add(task)
-            task.add_done_callback(_sweeping.discard)
+            self._removals.add(task)
+            task.add_done_callback(self._removals.discard)
 
 
 async def _remove_quietly(docker: Docker, container_id: str) -> None:
