@@ -26,24 +26,21 @@ def compile_words(uv: Path | str) -> list[str]:
     ]
 
 
+# Ours at their lower bounds, for the lock after it; the tests' tools are the newest in both.
+LOWEST = ".run/lowest.txt"
+
+
 def locks() -> dict[str, list[str]]:
-    """What each lock is made from, in the order in which they are made."""
+    """What each lock is made from, by its name and in the order in which they are made."""
     return {
-        "build.txt": ["requirements/build.in"],
-        "run.txt": [PROJECT, "requirements/run.in"],
-        "test.txt": [PROJECT, *TEST, "requirements/run.in", "-c", "requirements/run.txt"],
-        "oldest.txt": [
-            *(PROJECT, *TEST, "requirements/oldest.in", "--resolution", "lowest-direct"),
-            *(word for name in NOT_TESTED_WITH for word in ("--no-emit-package", name)),
+        "requirements/build.txt": ["requirements/build.in"],
+        "requirements/run.txt": [PROJECT, "requirements/run.in"],
+        "requirements/test.txt": [
+            *(PROJECT, *TEST, "requirements/run.in", "-c", "requirements/run.txt"),
         ],
+        LOWEST: [PROJECT, "requirements/oldest.in", "--resolution", "lowest-direct"],
+        "requirements/oldest.txt": [PROJECT, *TEST, "-c", LOWEST, "--no-annotate"],
     }
-
-
-# What `.venv-oldest` isn't for: linting, which wants one version, and that is the newest.
-NOT_TESTED_WITH = (
-    *("mypy", "mypy-extensions", "ruff"),
-    *("types-docker", "types-pyyaml", "types-requests"),
-)
 
 
 def _uv() -> Path | str:
@@ -65,9 +62,8 @@ def main() -> int:
     packages.install(packages.missing_for_environment())
     uv = _uv()
     for name, inputs in locks().items():
-        with step(f"Writing requirements/{name}"):
-            words = [*compile_words(uv), *inputs, "--output-file", f"requirements/{name}"]
-            call(words, f"requirements/{name} can't be written")
+        with step(f"Writing {name}"):
+            call([*compile_words(uv), *inputs, "--output-file", name], f"{name} can't be written")
     ensure_environment(setup.ENVIRONMENT, "test.txt")
     _lock_node_modules()
     say(f"Written: {LOCKS.name}/*.txt and package-lock.json. The images' locks are renewed by")
