@@ -386,7 +386,7 @@ class Leases(RuleBasedStateMachine):
         patience = 3600 if patient else -1
         for number in range(several):
             if idle := self.idle():
-                hub, holder = picked(which, idle)
+                hub, holder = picked(which + 3 * number, idle)  # by turns on both hubs
                 server = Server(hub, holder, (age + number) % 2)
                 hub.servers.append(server)
                 server.task = self.run(hub, server.start(Request("torch", gpus), patience))
@@ -558,13 +558,12 @@ class Leases(RuleBasedStateMachine):
 
     def settle_everything(self) -> None:
         """Let every call be answered and every wait end, until nothing is under way."""
-        for number in range(60):
-            self.machine.catch_up(8)
-            self.time_passes(A_WHILE)
-            self.no_gpu_has_two_running_holders()
-            if number % 20 == 19:
-                self.nobody_waits_for_nothing()
-                self.let_much_time_pass()
+        for seconds, rounds in ((3, 30), (A_WHILE, 12)):
+            for _ in range(rounds):
+                self.machine.catch_up(8)
+                self.time_passes(seconds)
+                self.no_gpu_has_two_running_holders()
+            self.nobody_waits_for_nothing()
         assert self.starting() == []
         servers = [server for hub in self.hubs for server in hub.servers]
         reservations = [each for server in servers for each in server.reservations]
@@ -661,6 +660,38 @@ def test_who_starts_again_waits_until_the_last_try_is_tidied_up(machine: Machine
     machine.catch_up(20)
     assert first.task.cancelled()
     assert list(machine.containers) == [second.task.result()]
+
+
+def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: Machine) -> None:
+    hub = Hub(machine, "a", 1)
+    first = start(hub)
+    creating = advance(machine, "create_container")
+    first.task.cancel()
+    second = start(hub)
+    machine.loop.now += tidying.PATIENCE_SECONDS + 1
+    machine.loop.settle()
+    assert machine.calls == [creating]
+    with pytest.raises(NotEnough, match="isn't tidied up yet"):
+        second.task.result()
+
+
+def test_a_removal_that_is_under_way_already_is_waited_for(machine: Machine) -> None:
+    hub = Hub(machine, "a", 1)
+    machine.create_container("a-ann", labels(Holder("ann"), "torch", []), 0)
+    (id,) = machine.containers
+    removals = [machine.loop.create_task(tidying.remove(hub.docker, id)) for _ in range(2)]
+    machine.loop.settle()
+    first, second = machine.calls
+    machine.act(first)
+    machine.act(second)
+    machine.reply(second)  # "removal is in progress"
+    machine.loop.settle()
+    assert not any(removal.done() for removal in removals)
+    machine.reply(first)
+    machine.loop.now += 1
+    machine.loop.settle()
+    machine.catch_up(5)
+    assert [removal.result() for removal in removals] == [None, None]
 
 
 def test_a_container_is_removed_as_soon_as_the_engine_is_back(machine: Machine) -> None:
