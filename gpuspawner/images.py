@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # More than this is no title but a mistake, and would break the form's layout.
 MAX_TEXT = 200
+
+# What isn't a version would be no limit at all.
+Driver = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)*)?$")]
+# "8.0" for sm_80; "9.0+PTX" where newer GPUs can compile it as well.
+Capability = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+(\+PTX)?$")]
 
 
 class ImageVersion(BaseModel):
@@ -26,8 +31,15 @@ class ImageVersion(BaseModel):
     cudnn: str = ""
     nccl: str = ""
     python: str = ""
-    # What isn't a version would be no limit at all.
-    min_driver: str = Field(default="", pattern=r"^([0-9]+(\.[0-9]+)*)?$")
+    # Below it CUDA doesn't start at all.
+    min_driver: Driver = ""
+    # The one that the CUDA release came with.
+    toolkit_driver: Driver = ""
+    # What the framework was built for; empty: not known, and nothing is ruled out.
+    compute_capabilities: tuple[Capability, ...] = ()
+    size: str = ""
+    # Why not to begin anything new with it; empty: no reason.
+    deprecated: str = ""
     default: bool = False
 
     def facts(self) -> str:

@@ -24,8 +24,9 @@ class GPUSettings(DockerSpawner):
     images = Dict(
         help="""The image versions that users choose from: key -> image reference, or key -> a
         mapping with `image`, and optionally `title`, `description`, `framework`, `cuda`, `cudnn`,
-        `nccl`, `python`, `min_driver` and `default`. Where it is empty, DockerSpawner's
-        `allowed_images` and `image` say what there is.""",
+        `nccl`, `python`, `min_driver`, `toolkit_driver`, `compute_capabilities`, `size`,
+        `deprecated` and `default`. Where it is empty, DockerSpawner's `allowed_images` and `image`
+        say what there is.""",
     ).tag(config=True)
 
     default_gpus = Int(

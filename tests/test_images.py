@@ -63,6 +63,30 @@ BROKEN = [
     ({"fine": "lab/fine", "torch": 1}, "images['torch'] must be"),
     ({"torch": {"image": "lab/torch", "min_driver": ">=525"}}, "images['torch']: min_driver: "),
     ({"torch": {"image": "lab/torch", "min_driver": "12.6 or so"}}, "['torch']: min_driver: "),
+    (
+        {"torch": {"image": "lab/torch", "toolkit_driver": "560.28.03 "}},
+        "images['torch']: toolkit_driver: String should match",
+    ),
+    (
+        {"torch": {"image": "lab/torch", "compute_capabilities": ["8.0", "sm_90"]}},
+        "images['torch']: compute_capabilities.1: String should match",
+    ),
+    (
+        {"torch": {"image": "lab/torch", "compute_capabilities": [7.5]}},
+        "images['torch']: compute_capabilities.0: Input should be a valid string",
+    ),
+    (
+        {"torch": {"image": "lab/torch", "compute_capabilities": "8.0"}},
+        "images['torch']: compute_capabilities: Input should be a valid tuple",
+    ),
+    (
+        {"torch": {"image": "lab/torch", "deprecated": True}},
+        "images['torch']: deprecated: Input should be a valid string",
+    ),
+    (
+        {"torch": {"image": "lab/torch", "size": 6.4}},
+        "images['torch']: size: Input should be a valid string",
+    ),
 ]
 
 
