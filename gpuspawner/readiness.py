@@ -123,28 +123,38 @@ class Steps:
     """What happened so far in a spawn, for the progress page."""
 
     def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
+        # Number, what it is about, event. The numbers grow for ever, also over `begin`.
+        self._steps: list[tuple[int, str, dict[str, Any]]] = []
+        self._said = 0
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
         """Forget an earlier spawn's steps."""
-        self._events = []
+        self._steps = []
         self._wake()
 
-    def say(self, percent: int, message: str) -> None:
-        """Add a step. The page escapes the message."""
-        self._events.append({"progress": percent, "message": message})
+    def say(self, percent: int, message: str, *, about: str = "") -> None:
+        """Add a step. The page escapes the message, and its bar never goes back.
+
+        Args:
+            about: names what goes on, such as a download. A step takes the place of the last one
+                if both are about the same: who comes late isn't told every percent there was.
+        """
+        if self._steps:
+            percent = max(percent, self._steps[-1][2]["progress"])
+            if about and self._steps[-1][1] == about:
+                self._steps.pop()
+        self._said += 1
+        self._steps.append((self._said, about, {"progress": percent, "message": message}))
         self._wake()
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the steps so far, then each new one; never ends by itself."""
-        seen, shown = 0, self._events
+        seen = 0
         while True:
-            changed, events = self._changed, self._events
-            if events is not shown:
-                seen, shown = 0, events
-            for event in events[seen:]:
-                seen += 1
+            changed = self._changed
+            for number, _, event in [step for step in self._steps if step[0] > seen]:
+                seen = number
                 yield dict(event)
             if changed is self._changed:
                 await changed.wait()

@@ -240,3 +240,47 @@ async def test_a_page_that_changes_what_it_was_told_changes_it_for_nobody_else(
     event = await anext(aiter(steps.follow()))
     event["ready"] = True
     assert await anext(aiter(steps.follow())) == {"progress": 20, "message": "GPUs"}
+
+
+async def test_a_step_about_the_same_takes_the_place_of_the_last_one(
+    steps: Steps, follow: Any
+) -> None:
+    steps.say(5, "Begun")
+    early = follow()
+    await settle()
+    for percent in (10, 20, 30):
+        steps.say(percent, f"{percent} of 30", about="download")
+        await settle()
+    late = follow()
+    await settle()
+    assert early.seen == [(5, "Begun"), (10, "10 of 30"), (20, "20 of 30"), (30, "30 of 30")]
+    assert late.seen == [(5, "Begun"), (30, "30 of 30")]
+    steps.say(40, "Container")
+    steps.say(50, "1 of 2", about="another download")
+    steps.say(60, "Started", about="")
+    await settle()
+    assert late.seen[2:] == [(40, "Container"), (50, "1 of 2"), (60, "Started")]
+
+
+async def test_a_page_that_is_busy_misses_what_has_passed_of_one_thing_and_nothing_else(
+    steps: Steps,
+) -> None:
+    told = steps.follow()
+    steps.say(5, "Begun")
+    assert (await anext(told))["message"] == "Begun"
+    for percent in (10, 20, 30):
+        steps.say(percent, f"{percent} of 30", about="download")
+    steps.say(40, "Container")
+    assert (await anext(told))["message"] == "30 of 30"
+    assert (await anext(told))["message"] == "Container"
+
+
+async def test_the_bar_never_goes_back_in_one_spawn(steps: Steps) -> None:
+    told = steps.follow()
+    for percent in (60, 20, 70):
+        steps.say(percent, "")
+    steps.say(10, "", about="download")
+    assert [(await anext(told))["progress"] for _ in range(4)] == [60, 60, 70, 70]
+    steps.begin()
+    steps.say(10, "")
+    assert (await anext(told))["progress"] == 10
