@@ -27,10 +27,16 @@ class Holder:
 
 @dataclass(frozen=True)
 class Lease:
-    """GPUs (UUIDs) that a holder's container, or a reservation for one, has now."""
+    """GPUs (UUIDs) that a holder's container, or a reservation for one, has now.
+
+    `until` is when its time ends, in seconds since the epoch; None where that isn't known. `groups`
+    are its holder's at the spawn.
+    """
 
     holder: Holder
     gpus: frozenset[str]
+    until: float | None = None
+    groups: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class GPU:
     """One GPU as people and policies see it.
 
     `uuid` is None where a sick GPU can't tell; such a GPU is never free. `reason` is a sentence
-    for people wherever `state` isn't "free".
+    for people wherever `state` isn't "free". `compute_capability` is "8.0" for an A100, None where
+    NVML doesn't tell.
     """
 
     uuid: str | None
@@ -50,15 +57,24 @@ class GPU:
     state: State = "free"
     holder: Holder | None = None
     reason: str = ""
+    compute_capability: str | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked choice: an image version's key, how many GPUs, and of which model (None: any)."""
+    """A checked choice: an image version's key, how many GPUs, and of which model (None: any).
+
+    `models` are those that the image runs on; None where that isn't restricted.
+    """
 
     image: str
     gpus: int
     model: str | None = None
+    models: frozenset[str] | None = None
+
+    def takes(self, gpu: GPU) -> bool:
+        """Return whether a GPU is one of those asked for, free or not."""
+        return self.model in (None, gpu.model) and (self.models is None or gpu.model in self.models)
 
 
 Policy = Callable[[Sequence[GPU], Sequence[GPU], int], Sequence[GPU]]
@@ -87,7 +103,7 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     if request.gpus <= 0:
         return ()
     host = sorted(gpus, key=lambda gpu: gpu.index)
-    fitting = [gpu for gpu in host if _is_free(gpu) and request.model in (None, gpu.model)]
+    fitting = [gpu for gpu in host if _is_free(gpu) and request.takes(gpu)]
     if len(fitting) < request.gpus:
         return None
     pick = POLICIES[policy]
@@ -101,8 +117,10 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
 
 def explain(request: Request, gpus: Sequence[GPU]) -> str:
     """Say in one sentence why `choose` finds nothing for the request now."""
-    fitting = [gpu for gpu in gpus if request.model in (None, gpu.model)]
+    fitting = [gpu for gpu in gpus if request.takes(gpu)]
     wanted = _count(request.gpus, request.model)
+    if len(fitting) < len(gpus) and request.model is None:
+        wanted += f" that image {request.image} runs on"
     if len(fitting) < request.gpus:
         return f"You asked for {wanted}, and this machine has {len(fitting)}."
     return f"You asked for {wanted}, and {availability(fitting)}."

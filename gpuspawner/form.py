@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from .allocation import GPU, availability, model_counts
+from .compatibility import Fit, fit
 from .leases import View
 from .options import Choice, Limits
 
@@ -19,12 +20,16 @@ _templates = jinja2.Environment(
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to pick. `reason` says why it can't be; a `note` is for one that can."""
+    """One thing to pick. `reason` says why it can't be; a `note` is for one that can.
+
+    A `warning` is for one that can, and perhaps shouldn't.
+    """
 
     value: str
     title: str
     note: str = ""
     reason: str = ""
+    warning: str = ""
     checked: bool = False
 
 
@@ -37,9 +42,9 @@ def render(limits: Limits, last: Choice, view: View | None, trouble: str = "") -
         view: the host; None where it couldn't be read.
         trouble: why it couldn't.
     """
-    images = image_items(limits, last, view.driver if view else None)
+    images = image_items(limits, last, view)
     counts = count_items(limits, last, view)
-    models = model_items(last, view)
+    models = model_items(limits, last, view)
     if len(images) <= 1 and len(counts) <= 1 and not limits.any_image and not trouble:
         return ""
     return _templates.get_template("form.html").render(
@@ -55,21 +60,26 @@ def render(limits: Limits, last: Choice, view: View | None, trouble: str = "") -
     )
 
 
-def image_items(limits: Limits, last: Choice, driver: str | None) -> list[Item]:
-    """Return the image versions. One whose driver is missing can still run without GPUs."""
+def image_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
+    """Return the image versions. One that can't use this host's GPUs still runs without."""
     if not limits.image_can_be_chosen or limits.any_image:
         return []
-    chosen = last.image if last.image in limits.versions else limits.default_image
-    return [
-        Item(
-            key,
-            version.title or key,
-            note=" · ".join(filter(None, [version.facts(), version.description])),
-            reason=_without_gpus(version.needs_newer_driver(driver)),
-            checked=key == chosen,
+    chosen = _preselected(limits, last)
+    items = []
+    for key, version in limits.versions.items():
+        fits = _fit(limits, key, view)
+        old = f"deprecated: {version.deprecated}" if version.deprecated else ""
+        items.append(
+            Item(
+                key,
+                version.title or key,
+                note=" · ".join(filter(None, [version.facts(), version.description])),
+                reason=f"{fits.reason}; only without GPUs" if fits.reason else "",
+                warning=" · ".join(filter(None, [old, fits.note])),
+                checked=key == chosen,
+            )
         )
-        for key, version in limits.versions.items()
-    ]
+    return items
 
 
 def count_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
@@ -78,8 +88,10 @@ def count_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
     most = len(offered) if limits.gpus is None else min(limits.gpus, len(offered))
     free = sum(gpu.state == "free" for gpu in offered)
     wanted = min(limits.default_gpus if last.gpus is None else last.gpus, most)
-    # Preselecting what can't be picked would send nothing at all.
-    wanted = min(wanted, free)
+    # Preselecting what can't be picked would send nothing at all, and what the preselected image
+    # can't use would be refused.
+    fits = _fit(limits, _preselected(limits, last), view)
+    wanted = min(wanted, sum(gpu.state == "free" and fits.takes(gpu.model) for gpu in offered))
     return [
         Item(
             str(count),
@@ -91,10 +103,11 @@ def count_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
     ]
 
 
-def model_items(last: Choice, view: View | None) -> list[Item]:
+def model_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
     """Return "any" and the host's GPU models with what is free of each."""
     counts = model_counts(_offered(view))
-    chosen = last.model if last.model in counts and counts[last.model][0] else None
+    fits = _fit(limits, _preselected(limits, last), view)
+    chosen = next((m for m in counts if m == last.model and counts[m][0] and fits.takes(m)), None)
     items = []
     for model, (free, total) in counts.items():
         words = " · ".join(filter(None, [_memory(model, view), f"{free} of {total} free now"]))
@@ -115,6 +128,16 @@ def granted(gpus: Sequence[GPU]) -> str:
     return f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} set aside for you: {', '.join(parts)}"
 
 
+def _preselected(limits: Limits, last: Choice) -> str:
+    """Return the image that is sent where nothing is changed."""
+    allowed = limits.any_image or (limits.image_can_be_chosen and last.image in limits.versions)
+    return last.image if last.image and allowed else limits.default_image
+
+
+def _fit(limits: Limits, key: str, view: View | None) -> Fit:
+    return fit(limits.versions.get(key), view.driver if view else None, _offered(view))
+
+
 def _offered(view: View | None) -> list[Any]:
     return [gpu for gpu in view.gpus if gpu.state not in ("excluded", "mig")] if view else []
 
@@ -129,7 +152,3 @@ def _free_words(view: View | None) -> str:
     if not offered:
         return ""
     return f"{sum(gpu.state == 'free' for gpu in offered)} of {len(offered)} free now"
-
-
-def _without_gpus(reason: str) -> str:
-    return f"{reason}; only without GPUs" if reason else ""

@@ -1,4 +1,4 @@
-"""The catalogue: which image versions there are, and which of them this host's driver can run."""
+"""The catalogue: which image versions there are, and what is known of each."""
 
 from __future__ import annotations
 
@@ -48,18 +48,9 @@ class ImageVersion(BaseModel):
             self.framework,
             f"CUDA {self.cuda}" if self.cuda else "",
             f"Python {self.python}" if self.python else "",
+            self.size,
         ]
         return " · ".join(filter(None, known))
-
-    def needs_newer_driver(self, driver: str | None) -> str:
-        """Return why GPUs can't be used with this version under a driver; "" where they can.
-
-        Args:
-            driver: the host's driver version, "570.133.20"; None on a host without one.
-        """
-        if not self.min_driver or driver is None or _parts(driver) >= _parts(self.min_driver):
-            return ""
-        return f"needs driver {self.min_driver} or newer, this machine has {driver}"
 
 
 def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
@@ -115,10 +106,6 @@ def default_key(versions: Mapping[str, ImageVersion], image: str) -> str:
     marked = [key for key, version in versions.items() if version.default]
     same = [key for key, version in versions.items() if version.image == image]
     return (marked + same + list(versions))[0]
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _first_error(error: ValidationError | TypeError) -> str:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .allocation import GPU, Request, model_counts
+from .compatibility import fit
 from .images import ImageVersion
 
 # A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
@@ -157,27 +158,35 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
         driver: the host's driver version; None where there is none.
 
     Raises:
-        Refused: unknown version or model, over a limit, more than the host has, driver too old.
+        Refused: unknown version or model, over a limit, more than the host has, or nothing that
+            the image runs on.
     """
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
     # A GPU that is kept out isn't waited for.
     gpus = [gpu for gpu in gpus if gpu.state not in ("excluded", "mig")]
     models = model_counts(gpus)
-    if choice.model is not None and count > 0 and choice.model not in models:
+    named = choice.model if count > 0 else None
+    if named is not None and named not in models:
         there = f"it has {', '.join(models)}" if models else "it has no GPU"
-        raise Refused(f"model is {_show(choice.model)}, and this machine has no such GPU: {there}.")
-    total = models[choice.model][1] if choice.model in models else len(gpus)
+        raise Refused(f"model is {_show(named)}, and this machine has no such GPU: {there}.")
+    fits = fit(limits.versions.get(key), driver, gpus)
+    if count > 0 and gpus and fits.reason:
+        raise Refused(f"image {key} {fits.reason}. With 0 GPUs it can be used.")
+    if named is not None and not fits.takes(named):
+        runs_on = ", ".join(filter(fits.takes, models))
+        raise Refused(
+            f"model is {_show(named)}, and image {key} isn't built for it: it runs on {runs_on}."
+        )
+    total = sum(map(Request(key, count, named, fits.models).takes, gpus))
     if choice.gpus is None:
         # Nobody asked for GPUs, so a host without them is no reason to refuse.
         count = min(count, total)
     elif count > total:
-        of_model = f" of {choice.model}" if choice.model else ""
-        raise Refused(f"gpus is {_show(count)}, and this machine has {total}{of_model}.")
-    version = limits.versions.get(key)
-    if count > 0 and version and (reason := version.needs_newer_driver(driver)):
-        raise Refused(f"image {key} {reason}. With 0 GPUs it can be used.")
-    return Request(key, count, choice.model if count else None)
+        which = f" that image {key} runs on" if total < len(gpus) else ""
+        which = f" of {named}" if named is not None else which
+        raise Refused(f"gpus is {_show(count)}, and this machine has {total}{which}.")
+    return Request(key, count, named, fits.models) if count else Request(key, 0)
 
 
 def remembered(raw: Any) -> Choice:

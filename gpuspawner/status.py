@@ -60,6 +60,7 @@ def _entry(gpu: GPU) -> dict[str, Any]:
         "memory_total_mib": gpu.memory_total_mib,
         "memory_used_mib": gpu.memory_used_mib,
         "utilization_percent": gpu.utilization_percent,
+        "compute_capability": gpu.compute_capability,
         "state": gpu.state,
         "holder": {"user": holder.user, "server": holder.server} if holder else None,
         "reason": gpu.reason,

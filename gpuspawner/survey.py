@@ -56,6 +56,7 @@ def _gpu(seen: inventory.GPU) -> GPU:
         utilization_percent=seen.utilization_percent,
         state=state,
         reason=reason,
+        compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
     )
 
 

@@ -195,11 +195,29 @@ def test_models_are_counted_in_the_order_of_the_host() -> None:
     assert model_counts([]) == {}
 
 
+def test_only_gpus_that_the_image_runs_on_are_chosen() -> None:
+    """Nobody named a model, and packing alone would take the one that is left of the other."""
+    only = Request("torch", 1, models=frozenset({A100}))
+    assert indexes(choose(Request("torch", 1), host("taa"))) == [0]
+    assert indexes(choose(only, host("taa"))) == [1]
+    assert choose(only, host("tLL")) is None
+    assert explain(only, host("tLL")) == (
+        "You asked for 1 GPU that image torch runs on, and 0 of 2 are free now (2 in use)."
+    )
+    assert explain(Request("torch", 3, models=frozenset({A100})), host("taa")) == (
+        "You asked for 3 GPUs that image torch runs on, and this machine has 2."
+    )
+
+
 # What holds for every host.
 
 hosts = st.text(alphabet="aattLFMSEU? ", max_size=10).map(host)
 requests = st.builds(
-    Request, st.just("torch"), st.integers(0, 6), st.sampled_from([None, None, A100, T4])
+    Request,
+    st.just("torch"),
+    st.integers(0, 6),
+    st.sampled_from([None, None, A100, T4]),
+    st.sampled_from([None, None, frozenset(), frozenset({A100}), frozenset({A100, T4})]),
 )
 policies = st.sampled_from(sorted(POLICIES))
 
@@ -209,7 +227,10 @@ def fitting(request: Request, gpus: list[GPU]) -> list[GPU]:
     return [
         gpu
         for gpu in gpus
-        if gpu.state == "free" and gpu.uuid and (not request.model or gpu.model == request.model)
+        if gpu.state == "free"
+        and gpu.uuid
+        and (not request.model or gpu.model == request.model)
+        and (request.models is None or gpu.model in request.models)
     ]
 
 

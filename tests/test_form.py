@@ -218,8 +218,9 @@ def test_a_model_of_which_none_is_free_cannot_be_picked_and_says_so() -> None:
 
 
 def test_the_last_choice_is_preselected() -> None:
-    soup = page(view=MIXED, image="next", gpus=2, model=T4)
-    assert sent(soup) == {"image": ["next"], "gpus": ["2"], "model": [T4]}
+    soup = page(view=MIXED, image="torch", gpus=2, model=T4)
+    assert sent(soup) == {"image": ["torch"], "gpus": ["2"], "model": [T4]}
+    assert sent(page(image="next", gpus=0)) == {"image": ["next"], "gpus": ["0"]}
     assert sent(page(gpus=0)) == {"image": ["torch"], "gpus": ["0"]}
 
 

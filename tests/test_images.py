@@ -111,27 +111,10 @@ def test_an_empty_choice_means(versions: Any, image: str, key: str) -> None:
     assert default_key(catalogue(versions), image) == key
 
 
-@pytest.mark.parametrize(
-    ("least", "driver", "reason"),
-    [
-        ("525.60.13", "570.133.20", ""),
-        ("525.60.13", "525.60.13", ""),
-        ("525.60.13", "525.60.2", "needs driver 525.60.13 or newer, this machine has 525.60.2"),
-        ("525.60.13", "525.105.17", ""),  # numbers, not letters: 105 is more than 60
-        ("525.60.13", "470", "needs driver 525.60.13 or newer, this machine has 470"),
-        ("525", "525.60.13", ""),
-        ("", "390.157", ""),
-        ("525.60.13", None, ""),  # no driver: no GPU either, and the version runs without
-    ],
-)
-def test_the_driver_that_a_version_needs(least: str, driver: str | None, reason: str) -> None:
-    version = ImageVersion(image="lab/torch", min_driver=least)
-    assert version.needs_newer_driver(driver) == reason
-
-
 def test_what_is_known_of_a_version_is_one_line() -> None:
     known = ImageVersion(image="x", framework="PyTorch 2.7.0", cuda="12.6", python="3.11")
     assert known.facts() == "PyTorch 2.7.0 · CUDA 12.6 · Python 3.11"
+    assert ImageVersion(image="x", cuda="12.6", size="6.4 GB").facts() == "CUDA 12.6 · 6.4 GB"
     assert ImageVersion(image="x", python="3.11").facts() == "Python 3.11"
     assert ImageVersion(image="x").facts() == ""
 
