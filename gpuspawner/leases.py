@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from .allocation import GPU, Holder, Lease, Request, apply_leases, choose, explain
@@ -25,6 +28,9 @@ LABEL_IMAGE = "gpuspawner.image"
 LABEL_HUB = "gpuspawner.hub"
 # What a stopped container was created with, so that it is started again only if nothing changed.
 LABEL_SETTINGS = "gpuspawner.settings"
+# When its time was to end when it began, in seconds since the epoch; and its user's groups then.
+LABEL_UNTIL = "gpuspawner.until"
+LABEL_GROUPS = "gpuspawner.groups"
 
 # A container in any other state may run, now or in a moment, and so holds its GPUs.
 # ref: StateString in moby's container/state.go
@@ -34,13 +40,21 @@ Container = Mapping[str, Any]
 T = TypeVar("T")
 
 
-def labels(holder: Holder, image: str, gpus: Iterable[str]) -> dict[str, str]:
+def labels(
+    holder: Holder,
+    image: str,
+    gpus: Iterable[str],
+    until: float | None = None,
+    groups: Iterable[str] = (),
+) -> dict[str, str]:
     """Return the labels that make a container a lease; no GPUs is an empty label, not none."""
     return {
         LABEL_GPUS: ",".join(gpus),
         LABEL_USER: holder.user,
         LABEL_SERVER: holder.server,
         LABEL_IMAGE: image,
+        LABEL_UNTIL: "" if until is None else str(round(until)),
+        LABEL_GROUPS: json.dumps(sorted(groups)),
     }
 
 
@@ -67,12 +81,41 @@ def lease_of(container: Container) -> Lease | None:
     if LABEL_GPUS not in found or container.get("State") in RELEASED_STATES:
         return None
     gpus = frozenset(filter(None, (part.strip() for part in found[LABEL_GPUS].split(","))))
-    return Lease(Holder(found.get(LABEL_USER, "?"), found.get(LABEL_SERVER, "")), gpus)
+    return Lease(
+        Holder(found.get(LABEL_USER, "?"), found.get(LABEL_SERVER, "")),
+        gpus,
+        until=_seconds(found.get(LABEL_UNTIL, "")),
+        groups=_names(found.get(LABEL_GROUPS, "")),
+    )
 
 
-def leases_of(containers: Iterable[Container]) -> list[Lease]:
-    """Read the leases out of the engine's list of containers."""
-    return [lease for lease in map(lease_of, containers) if lease]
+def leases_of(
+    containers: Iterable[Container], ends: Mapping[str, float | None] | None = None
+) -> list[Lease]:
+    """Read the leases out of the engine's list of containers.
+
+    Args:
+        containers: entries of `GET /containers/json`.
+        ends: container id -> when its time ends now, where that isn't what its label says.
+    """
+    found = ((lease_of(container), container.get("Id", "")) for container in containers)
+    return [
+        replace(lease, until=ends[name]) if ends and name in ends else lease
+        for lease, name in found
+        if lease
+    ]
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
+
+
+def _names(text: str) -> frozenset[str]:
+    with suppress(ValueError):
+        found = json.loads(text)
+        if isinstance(found, list):
+            return frozenset(name for name in found if isinstance(name, str))
+    return frozenset()
 
 
 class NotEnough(Exception):
@@ -97,6 +140,8 @@ class Reservation:
 
     holder: Holder
     gpus: tuple[GPU, ...]
+    until: float | None = None
+    groups: frozenset[str] = frozenset()
     over_since: int | None = None
 
     @property
@@ -107,11 +152,12 @@ class Reservation:
 
 @dataclass
 class View:
-    """What the host looked like at one moment: its GPUs with their holders, and the driver."""
+    """What the host looked like at one moment: the driver, its GPUs with their holders, leases."""
 
     driver: str | None
     cuda: str | None
     gpus: tuple[GPU, ...]
+    leases: tuple[Lease, ...] = ()
 
 
 @dataclass
@@ -131,6 +177,8 @@ class Ledger:
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _looking: set[int] = field(default_factory=set)
+    # Container id -> when its time ends, where that was changed since it began.
+    ends: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -156,12 +204,12 @@ class Ledger:
             raise Unknown(self.explain_error(error)) from error
         finally:
             self._looking.discard(began)
-        leases = leases_of(containers) + self._reserved(listed_at)
+        leases = leases_of(containers, self.ends) + self._reserved(listed_at)
         if except_for:
             leases = [lease for lease in leases if lease.holder != except_for]
         self._forget()
         gpus = apply_leases(inventory.gpus, leases)
-        return View(inventory.driver, inventory.cuda, gpus)
+        return View(inventory.driver, inventory.cuda, gpus, tuple(leases))
 
     async def reserve(self, holder: Holder, request: Request, policy: str = "pack") -> Reservation:
         """Choose GPUs for a request and set them aside.
@@ -177,7 +225,12 @@ class Ledger:
         chosen = choose(request, view.gpus, policy)
         if chosen is None:
             raise NotEnough(explain(request, view.gpus))
-        return self._set_aside(Reservation(holder, chosen))
+        return self.set_aside(Reservation(holder, chosen))
+
+    def set_aside(self, reservation: Reservation) -> Reservation:
+        """Reserve GPUs that a look has just shown to be free, with no `await` in between."""
+        self._reservations.append(reservation)
+        return reservation
 
     def release(self, reservation: Reservation) -> None:
         """End a reservation: its container can be seen from now on, or it will never exist.
@@ -230,7 +283,7 @@ class Ledger:
 
     def _reserved(self, listed_at: int) -> list[Lease]:
         return [
-            Lease(reservation.holder, reservation.uuids)
+            Lease(reservation.holder, reservation.uuids, reservation.until, reservation.groups)
             for reservation in self._reservations
             if reservation.over_since is None or reservation.over_since > listed_at
         ]
@@ -243,10 +296,6 @@ class Ledger:
             for reservation in self._reservations
             if reservation.over_since is None or reservation.over_since >= oldest
         ]
-
-    def _set_aside(self, reservation: Reservation) -> Reservation:
-        self._reservations.append(reservation)
-        return reservation
 
     async def _list(self) -> tuple[int, Sequence[Container]]:
         began = self._tick()
