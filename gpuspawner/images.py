@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # More than this is no title but a mistake, and would break the form's layout.
 MAX_TEXT = 200
+
+# As the engine reads it: [domain/]name[:tag][@digest], or an image's own id.
+# ref: https://pkg.go.dev/github.com/distribution/reference
+_DIGEST = r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
+_PART = r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*"
+_DOMAIN = r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?/"
+_REFERENCE = re.compile(
+    rf"({_DOMAIN})?{_PART}(/{_PART})*(:[\w][\w.-]{{0,127}})?(@{_DIGEST})?|{_DIGEST}", re.ASCII
+)
 
 # What isn't a version would be no limit at all.
 Driver = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)*)?$")]
@@ -66,24 +76,39 @@ def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
         if isinstance(entry, ImageVersion):
             versions[key] = entry
             continue
-        fields = {"image": entry} if isinstance(entry, str) else entry
+        fields = _fields(entry)
         if not isinstance(fields, Mapping):
             raise ValueError(f"images[{key!r}] must be an image reference or a mapping")
         try:
             version = ImageVersion(**{"title": key, **fields})
         except (ValidationError, TypeError) as error:
             raise ValueError(f"images[{key!r}]: {_first_error(error)}") from None
-        if not version.image.strip():
-            raise ValueError(f"images[{key!r}]: image: must name an image")
+        if not _REFERENCE.fullmatch(version.image):
+            expected = "must name an image, as name:tag or name@sha256:…"
+            raise ValueError(f"images[{key!r}]: image: {expected}, got {version.image!r}")
         versions[key] = version
     return versions
 
 
-def load_catalogue(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Read a catalogue file (YAML) for `c.GPUSpawner.images`.
+def load_catalogue(
+    path: str | Path,
+    *,
+    add: Mapping[str, Any] | None = None,
+    change: Mapping[str, Mapping[str, Any]] | None = None,
+    hide: Collection[str] = (),
+) -> dict[str, dict[str, Any]]:
+    """Read a catalogue file (YAML) for `c.GPUSpawner.images`, with an administrator's changes.
+
+    Args:
+        path: the file: each version's key -> its entry.
+        add: further versions, shown last. One whose key is in the file takes that one's place. One
+            that is marked `default` is the default instead of the file's.
+        change: key -> the fields to change, such as {"image": "name@sha256:…"}.
+        hide: keys of versions to leave out.
 
     Raises:
-        ValueError: the file can't be read or an entry is broken; the sentence says which.
+        ValueError: the file can't be read, there is no such key, or an entry is broken; the
+            sentence says which.
     """
     try:
         entries = yaml.safe_load(Path(path).read_text())
@@ -93,9 +118,42 @@ def load_catalogue(path: str | Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"the catalogue {path} must map each version's key to its entry")
     try:
         catalogue(entries)
+        return _changed({key: _fields(entry) for key, entry in entries.items()}, add, change, hide)
     except ValueError as error:
         raise ValueError(f"the catalogue {path}: {error}") from None
-    return entries
+
+
+def _changed(
+    entries: dict[str, dict[str, Any]],
+    add: Mapping[str, Any] | None,
+    change: Mapping[str, Mapping[str, Any]] | None,
+    hide: Collection[str],
+) -> dict[str, dict[str, Any]]:
+    add, change = add or {}, change or {}
+    # A text would be taken for its letters.
+    hidden = [hide] if isinstance(hide, str) else list(hide)
+    for key in [*change, *hidden]:
+        if key not in entries:
+            raise ValueError(f"there is no version {key!r}; there are: {', '.join(entries)}")
+    for key, fields in change.items():
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"change[{key!r}] must be a mapping of the fields to change")
+    new = {key: _fields(entry) for key, entry in add.items()}
+    new |= {key: {**entries[key], **fields} for key, fields in change.items()}
+    catalogue(new)
+    left = {key: entry for key, entry in {**entries, **new}.items() if key not in hidden}
+    if not left:
+        raise ValueError("no version is left")
+    if marked := [key for key in new if {**new, **change}[key].get("default")]:
+        for key in left.keys() - marked:
+            left[key] = {**left[key], "default": False}
+    return left
+
+
+def _fields(entry: Any) -> Any:
+    if isinstance(entry, ImageVersion):
+        return entry.model_dump()
+    return {"image": entry} if isinstance(entry, str) else entry
 
 
 def default_key(versions: Mapping[str, ImageVersion], image: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traitlets.config import Config
 
 from gpuspawner.images import (
     MAX_TEXT,
@@ -16,6 +17,7 @@ from gpuspawner.images import (
     load_catalogue,
 )
 
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 SHIPPED = Path(__file__).parent.parent / "image" / "catalogue.yaml"
 
 
@@ -49,6 +51,14 @@ BROKEN = [
     ({"torch": None}, "images['torch'] must be an image reference or a mapping"),
     ({"torch": ["lab/torch"]}, "images['torch'] must be an image reference or a mapping"),
     ({"torch": ""}, "images['torch']: image: must name an image"),
+    ({"torch": "lab/torch 2.7"}, "image: must name an image, as name:tag or name@sha256:…, got"),
+    ({"torch": "lab/Torch"}, "images['torch']: image: must name an image"),
+    ({"torch": "lab/torch:"}, "images['torch']: image: must name an image"),
+    ({"torch": "lab/torch:2.7\n"}, "images['torch']: image: must name an image"),
+    ({"torch": "https://lab/torch"}, "images['torch']: image: must name an image"),
+    # A digest of which a part was lost on the way would name no image at all.
+    ({"torch": f"lab/torch@sha256:{'a' * 63}"}, "images['torch']: image: must name an image"),
+    ({"torch": "lab/torch@latest"}, "images['torch']: image: must name an image"),
     ({"torch": {"image": "  "}}, "images['torch']: image: must name an image"),
     ({"torch": {"title": "PyTorch"}}, "images['torch']: image: Field required"),
     ({"torch": {"image": "lab/torch", "gpu": 1}}, "images['torch']: gpu: Extra inputs"),
@@ -98,6 +108,24 @@ def test_a_broken_entry_is_refused_by_its_key_and_field(entries: Any, sentence: 
 
 
 @pytest.mark.parametrize(
+    "reference",
+    [
+        "torch",
+        "lab/torch:2.7",
+        f"lab/torch@{DIGEST}",
+        f"lab/torch:2.7@{DIGEST}",
+        f"images.example.org/lab/a__b/c-d.e@{DIGEST}",
+        "localhost:5000/lab/torch:2.7_cu12.6",
+        "[::1]:5000/torch",
+        DIGEST,
+        "0123456789ab",
+    ],
+)
+def test_an_image_is_named_by_tag_or_digest(reference: str) -> None:
+    assert catalogue({"torch": reference})["torch"].image == reference
+
+
+@pytest.mark.parametrize(
     ("versions", "image", "key"),
     [
         ({"a": "lab/a", "b": "lab/b"}, "jupyterhub/singleuser", "a"),
@@ -124,7 +152,7 @@ def test_a_catalogue_file_is_what_the_setting_takes(tmp_path: Path) -> None:
     path.write_text('torch:\n  image: lab/torch\n  title: Größe\n  python: "3.10"\nplain: lab/p\n')
     entries = {
         "torch": {"image": "lab/torch", "title": "Größe", "python": "3.10"},
-        "plain": "lab/p",
+        "plain": {"image": "lab/p"},
     }
     assert load_catalogue(path) == load_catalogue(str(path)) == entries
 
@@ -159,3 +187,99 @@ def test_the_shipped_catalogue_can_be_used_as_it_is() -> None:
     assert all(":" in version.image for version in versions.values())
     # Whatever uses CUDA needs a driver, and says which.
     assert all(bool(version.cuda) == bool(version.min_driver) for version in versions.values())
+
+
+FILE = """
+torch: {image: lab/torch:2.7, title: PyTorch, cuda: "12.6", default: true}
+plain: lab/plain:1
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "catalogue.yaml").write_text(FILE)
+    return tmp_path / "catalogue.yaml"
+
+
+def test_an_administrator_adds_a_version(file: Path) -> None:
+    versions = catalogue(load_catalogue(file, add={"own": {"image": f"lab/own@{DIGEST}"}}))
+    assert list(versions) == ["torch", "plain", "own"]
+    assert versions["own"] == ImageVersion(image=f"lab/own@{DIGEST}", title="own")
+    assert default_key(versions, "") == "torch"
+    same = load_catalogue(file, add={"own": f"lab/own@{DIGEST}"})
+    assert catalogue(same) == versions
+    assert catalogue(load_catalogue(file, add={"own": versions["own"]})) == versions
+
+
+def test_an_added_version_can_be_the_default_and_then_is_the_only_one(file: Path) -> None:
+    own = {"own": {"image": "lab/own", "default": True}}
+    versions = catalogue(load_catalogue(file, add=own, change={"torch": {"title": "Old"}}))
+    assert [key for key, version in versions.items() if version.default] == ["own"]
+    versions = catalogue(load_catalogue(file, change={"plain": {"default": True}}))
+    assert [key for key, version in versions.items() if version.default] == ["plain"]
+
+
+def test_an_administrator_replaces_a_version_in_its_place(file: Path) -> None:
+    versions = catalogue(load_catalogue(file, add={"torch": "lab/other:1"}))
+    assert list(versions) == ["torch", "plain"]
+    assert versions["torch"] == ImageVersion(image="lab/other:1", title="torch")
+
+
+def test_an_administrator_changes_some_fields_and_the_others_stay(file: Path) -> None:
+    pinned = {"torch": {"image": f"lab/torch@{DIGEST}"}, "plain": {"title": "Plain"}}
+    versions = catalogue(load_catalogue(file, change=pinned))
+    assert versions == {
+        "torch": ImageVersion(
+            image=f"lab/torch@{DIGEST}", title="PyTorch", cuda="12.6", default=True
+        ),
+        "plain": ImageVersion(image="lab/plain:1", title="Plain"),
+    }
+
+
+@pytest.mark.parametrize("hide", [["torch"], {"torch"}, "torch"])
+def test_an_administrator_hides_a_version(file: Path, hide: Any) -> None:
+    versions = catalogue(load_catalogue(file, hide=hide))
+    assert list(versions) == ["plain"]
+    assert default_key(versions, "") == "plain"
+
+
+def test_a_catalogue_is_a_plain_mapping_to_work_on(file: Path) -> None:
+    images = load_catalogue(file)
+    del images["torch"]
+    images["plain"]["image"] = f"lab/plain@{DIGEST}"
+    images["own"] = "lab/own:1"
+    assert [version.image for version in catalogue(images).values()] == [
+        f"lab/plain@{DIGEST}",
+        "lab/own:1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hide": ["tensorflow"]}, "there is no version 'tensorflow'; there are: torch, plain"),
+        ({"hide": ["torch", "plain"]}, "no version is left"),
+        ({"change": {"tensorflow": {}}}, "there is no version 'tensorflow'"),
+        ({"change": {"torch": "lab/torch:2"}}, "change['torch'] must be a mapping"),
+        ({"change": {"torch": {"imag": "lab/torch"}}}, "images['torch']: imag: Extra inputs"),
+        ({"add": {"own": {"title": "Own"}}}, "images['own']: image: Field required"),
+        ({"add": {"own": 7}}, "images['own'] must be an image reference or a mapping"),
+        ({"add": {"own": "lab/own@sha256:0"}}, "images['own']: image: must name an image"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_named(file: Path, changes: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"the catalogue {file}: {sentence}")):
+        load_catalogue(file, **changes)
+
+
+def test_the_readme_s_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (SHIPPED.parent.parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(from gpuspawner.images .*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(SHIPPED.parent.parent)
+    c = Config()
+    exec(example.replace("sha256:…", DIGEST), {"c": c})
+    versions = catalogue(c.GPUSpawner.images)
+    assert versions["pytorch-2.7"].image.endswith(DIGEST)
+    assert versions["pytorch-2.7"].framework
+    assert "minimal" not in versions
+    assert versions["lab"].cuda == "12.8"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.__main__ import SUBCOMMANDS
+from gpuspawner.allocation import GPU
 from gpuspawner.leases import LABEL_GPUS, LABEL_IMAGE, LABEL_SERVER, LABEL_USER
 from gpuspawner.options import Choice
 from gpuspawner.settings import GPUSettings
@@ -61,7 +62,8 @@ def test_labels_subcommands_and_json_keys_are_named():
         assert f"`{word}`" in README
     for name in SUBCOMMANDS:
         assert re.search(rf"gpuspawner {name}\b", README), name
-    for key in as_json(Survey(None, None, ()), ()):
+    found = as_json(Survey(None, None, ()), [GPU("GPU-0", 0, "A100")])
+    for key in [*found, *found["gpus"][0]]:
         assert f"`{key}`" in README or key == "gpus"
 
 
