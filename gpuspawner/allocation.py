@@ -7,8 +7,9 @@ library, so that each rule can be tested as a table of values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 State = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
@@ -45,7 +46,7 @@ class GPU:
 
     `uuid` is None where a sick GPU can't tell; such a GPU is never free. `reason` is a sentence
     for people wherever `state` isn't "free". `compute_capability` is "8.0" for an A100, None where
-    NVML doesn't tell.
+    NVML doesn't tell. `until` is when its lease ends, in seconds since the epoch.
     """
 
     uuid: str | None
@@ -58,19 +59,22 @@ class GPU:
     holder: Holder | None = None
     reason: str = ""
     compute_capability: str | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)
 class Request:
     """A checked choice: an image version's key, how many GPUs, and of which model (None: any).
 
-    `models` are those that the image runs on; None where that isn't restricted.
+    `models` are those that the image runs on; None where that isn't restricted. `seconds` is how
+    long they are wanted for; None is without an end.
     """
 
     image: str
     gpus: int
     model: str | None = None
     models: frozenset[str] | None = None
+    seconds: float | None = None
 
     def takes(self, gpu: GPU) -> bool:
         """Return whether a GPU is one of those asked for, free or not."""
@@ -95,11 +99,7 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     Raises:
         ValueError: there is no such policy, or two entries have one UUID.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-    named = [gpu.uuid for gpu in gpus if gpu.uuid]
-    if len(named) != len(set(named)):
-        raise ValueError("two GPUs have the same UUID: nothing can be told apart")
+    check("policy", policy, POLICIES, gpus)
     if request.gpus <= 0:
         return ()
     host = sorted(gpus, key=lambda gpu: gpu.index)
@@ -107,12 +107,21 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     if len(fitting) < request.gpus:
         return None
     pick = POLICIES[policy]
-    pools = [pool for pool in _by_model(fitting) if len(pool) >= request.gpus]
+    pools = [pool for pool in by_model(fitting) if len(pool) >= request.gpus]
     if not pools:
         return tuple(pick(fitting, host, request.gpus))
     # Packing takes from the model with least left, spreading from the one with most.
     pool = (min if policy == "pack" else max)(pools, key=len)
     return tuple(pick(pool, host, request.gpus))
+
+
+def check(option: str, value: str, known: Mapping[str, object], gpus: Sequence[GPU]) -> None:
+    """Raise ValueError where an option isn't one of the known ones, or two GPUs have one UUID."""
+    if value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    named = [gpu.uuid for gpu in gpus if gpu.uuid]
+    if len(named) != len(set(named)):
+        raise ValueError("two GPUs have the same UUID: nothing can be told apart")
 
 
 def explain(request: Request, gpus: Sequence[GPU]) -> str:
@@ -186,9 +195,11 @@ def apply_leases(gpus: Iterable[GPU], leases: Iterable[Lease]) -> tuple[GPU, ...
     A lease decides over what NVML sees: a leased GPU is "leased" also while a program computes on
     it. A GPU that is sick keeps that state, since its holder must read why it doesn't answer.
     """
-    holders = {uuid: lease.holder for lease in leases for uuid in lease.gpus}
+    # Where two leases name one GPU, it is busy until the later end.
+    by_end = sorted(leases, key=lambda lease: inf if lease.until is None else lease.until)
+    found = {uuid: lease for lease in by_end for uuid in lease.gpus}
     return tuple(
-        _lease(gpu, holders[gpu.uuid]) if gpu.uuid and gpu.uuid in holders else gpu for gpu in gpus
+        _lease(gpu, found[gpu.uuid]) if gpu.uuid and gpu.uuid in found else gpu for gpu in gpus
     )
 
 
@@ -201,8 +212,8 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _lease(gpu: GPU, holder: Holder) -> GPU:
-    values = {**gpu.__dict__, "holder": holder}
+def _lease(gpu: GPU, lease: Lease) -> GPU:
+    values = {**gpu.__dict__, "holder": lease.holder, "until": lease.until}
     if gpu.state in ("free", "foreign"):
         values |= {"state": "leased", "reason": "taken"}
     return GPU(**values)
@@ -212,7 +223,8 @@ def _is_free(gpu: GPU) -> bool:
     return gpu.state == "free" and bool(gpu.uuid)
 
 
-def _by_model(gpus: Sequence[GPU]) -> list[list[GPU]]:
+def by_model(gpus: Sequence[GPU]) -> list[list[GPU]]:
+    """Return the GPUs of each model, in the order in which the models come first."""
     return [
         [gpu for gpu in gpus if gpu.model == model]
         for model in dict.fromkeys(g.model for g in gpus)

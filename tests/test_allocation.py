@@ -185,6 +185,20 @@ def test_each_gpu_gets_its_own_holder_and_the_rest_stay_as_they_are() -> None:
     assert [gpu.state for gpu in after] == ["leased", "free", "leased", "leased", "free"]
 
 
+def test_a_leased_gpu_tells_when_its_lease_ends() -> None:
+    leases = [Lease(ANN, frozenset({"GPU-0"}), until=5.0), Lease(BOB, frozenset({"GPU-1"}))]
+    assert [gpu.until for gpu in apply_leases(host("aaa"), leases)] == [5.0, None, None]
+
+
+@pytest.mark.parametrize(("ends", "latest"), [((5.0, 9.0), 9.0), ((5.0, None), None)])
+def test_where_two_leases_name_one_gpu_the_later_end_counts(
+    ends: tuple[float, float | None], latest: float | None
+) -> None:
+    leases = [Lease(ANN, frozenset({"GPU-0"}), until=end) for end in ends]
+    for listed in (leases, leases[::-1]):
+        assert apply_leases(host("a"), listed)[0].until == latest
+
+
 def test_a_holder_reads_as_the_user_and_a_named_server() -> None:
     assert (str(ANN), str(BOB)) == ("ann", "bob/second")
 

@@ -65,7 +65,7 @@ def test_only_the_inventory_imports_pynvml() -> None:
     assert [name for name in MODULES if "pynvml" in top(imports(name))] == ["inventory"]
 
 
-@pytest.mark.parametrize("module", ["options", "images", "form", "allocation", "leases"])
+@pytest.mark.parametrize("module", ["options", "images", "form", "allocation", "order", "leases"])
 def test_what_serves_many_hosts_as_well_loads_no_engine(module: str) -> None:
     assert not top(all_that_loads(module)) & {"docker", "dockerspawner", "jupyterhub", "pynvml"}
 
