@@ -18,7 +18,7 @@ UNREACHABLE = (
 def explain(error: BaseException) -> str:
     """Say what an error of the engine means, and what to do, in a sentence or two."""
     if isinstance(error, docker.errors.ImageNotFound):
-        return f"The image isn't on this machine: {_said(error)}."
+        return f"The image isn't on this machine: {said(error)}."
     if isinstance(error, docker.errors.APIError):
         return _explain_api_error(error)
     if isinstance(error, requests.exceptions.Timeout):
@@ -37,24 +37,25 @@ def explain_unknown(error: BaseException) -> str:
 
 
 def _explain_api_error(error: docker.errors.APIError) -> str:
-    said = _said(error)
-    if "could not select device driver" in said:
+    words = said(error)
+    if "could not select device driver" in words:
         return (
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
             "or the engine wasn't restarted since."
         )
-    if error.status_code == 409 and "already in use by container" in said:
+    if error.status_code == 409 and "already in use by container" in words:
         return (
             "Another hub or another server has this server's container name. An administrator can "
             "give each hub its own c.DockerSpawner.prefix."
         )
-    if "no space left" in said:
-        return f"The GPU machine's disk is full: {said}."
-    return f"The Docker Engine refused: {said}."
+    if "no space left" in words:
+        return f"The GPU machine's disk is full: {words}."
+    return f"The Docker Engine refused: {words}."
 
 
-def _said(error: docker.errors.APIError) -> str:
-    said = error.explanation or str(error)
-    if isinstance(said, bytes):
-        said = said.decode("utf-8", "replace")
-    return " ".join(str(said).split()).rstrip(".")[:500]
+def said(error: docker.errors.APIError) -> str:
+    """Return the engine's own words, on one line."""
+    words = error.explanation or str(error)
+    if isinstance(words, bytes):
+        words = words.decode("utf-8", "replace")
+    return " ".join(str(words).split()).rstrip(".")[:500]

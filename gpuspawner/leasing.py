@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import docker.errors
 
-from . import failures, tidying
+from . import failures, pulling, refusals, tidying
 from .allocation import Holder, Request
 from .container import with_lease
+from .events import Endings
 from .leases import (
     LABEL_GPUS,
     LABEL_HUB,
@@ -24,17 +27,29 @@ from .leases import (
     labels,
 )
 from .readiness import Steps
+from .reclaim import Reclaimer
 from .settings import DOCKER_THREADS, GPUSettings
 from .survey import Surveyor
+from .waiting import Queue, Rules
+
+
+@dataclass(frozen=True)
+class Host:
+    """What there is once per host: who holds what, who waits, and what looks after ends."""
+
+    ledger: Ledger
+    queue: Queue
+    reclaimer: Reclaimer
 
 
 class LeasingSpawner(GPUSettings):
     """What `GPUSpawner` knows of the engine; how a server starts and stops is not here."""
 
     _executor: ClassVar[ThreadPoolExecutor | None] = None
-    _ledger: ClassVar[tuple[Any, Ledger] | None] = None
+    _shared: ClassVar[tuple[Any, Host] | None] = None
     _refused_limits: ClassVar[set[str]] = set()
     _sweeper: ClassVar[tidying.Sweeper] = tidying.Sweeper()
+    _pulls: ClassVar[pulling.Pulls] = pulling.Pulls()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,20 +81,30 @@ class LeasingSpawner(GPUSettings):
         return self.hub.api_url if self.hub else ""
 
     @property
-    def ledger(self) -> Ledger:
-        """The ledger of the engine's host, one for all spawners of this process."""
+    def shared(self) -> Host:
+        """What all spawners of this process share: the engine's host, its ledger and its queue."""
         loop = asyncio.get_running_loop()
-        if LeasingSpawner._ledger is None or LeasingSpawner._ledger[0] is not loop:
+        if LeasingSpawner._shared is None or LeasingSpawner._shared[0] is not loop:
             surveyor = Surveyor(
                 self.nvml_timeout,
                 excluded=self.excluded_gpus,
                 memory_threshold_mib=(self.foreign_memory or 0) >> 20 or None,
             )
-            LeasingSpawner._ledger = (
-                loop,
-                Ledger(self._list_containers, surveyor, failures.explain_unknown),
-            )
-        return LeasingSpawner._ledger[1]
+            ledger = Ledger(self._list_containers, surveyor, failures.explain_unknown)
+            rules = Rules(self.queue_order, self.gpu_policy, self.queue_length)
+            queue = Queue(ledger, rules, partial(Endings, self.client))
+            host = Host(ledger, queue, Reclaimer(ledger, self._servers_with_gpus, self.log))
+            LeasingSpawner._shared = (loop, host)
+        return LeasingSpawner._shared[1]
+
+    @property
+    def ledger(self) -> Ledger:
+        """Who holds what on the engine's host."""
+        return self.shared.ledger
+
+    @classmethod
+    def _servers_with_gpus(cls) -> list[Any]:
+        return []
 
     async def _list_containers(self) -> Sequence[dict[str, Any]]:
         found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
@@ -92,8 +117,6 @@ class LeasingSpawner(GPUSettings):
         Anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
         user's name.
         """
-        if method == "pull":
-            self._steps.say(10, f"Getting the image {args[0]}. This can take minutes.")
         if method == "create_container" and kwargs.get("name") == self.object_name:
             kwargs = self._with_lease(kwargs)
             if self._planning:
@@ -101,6 +124,22 @@ class LeasingSpawner(GPUSettings):
                 planned.set_result(kwargs)
                 return planned
         return super().docker(method, *args, **kwargs)
+
+    async def _get_image(self, image: str) -> None:
+        def stream(repository: str, tag: str) -> Any:
+            return self.client.pull(repository, tag=tag, stream=True, decode=True)
+
+        def report(fraction: float, words: str) -> None:
+            self._steps.say(5 + int(55 * fraction), words, about="image")
+
+        async def inspect(reference: str) -> Any:
+            return await self.docker("inspect_image", reference)
+
+        try:
+            await self._pulls.ensure(image, self.pull_policy, inspect, stream, report)
+        except pulling.PullFailed as error:
+            self.log.error("%s %s", error, error.said)
+            raise refusals.failure(str(error)) from error
 
     async def get_object(self) -> Any:
         """Inspect this server's container; None where there is none, or its name is another's.

@@ -11,20 +11,22 @@ from typing import Any
 import docker.errors
 from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
-from traitlets import default
 
-from . import failures, form, options, refusals, tidying, volumes
-from .allocation import Request
+from . import failures, form, refusals, tidying, volumes
+from .allocation import Request, Turn, Waiting
+from .choosing import ChoosingSpawner
 from .container import LimitRefused, granted_uuids, refused_limit
 from .leases import (
     RELEASED_STATES,
     Contested,
     NotEnough,
+    Reservation,
     Unknown,
-    View,
 )
 from .leasing import LeasingSpawner
 from .readiness import Output, answers, exit_code
+from .waiting import OverLimit, Terms
+from .words import turn_words
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
 CLAIM_ROUNDS = 10
@@ -32,128 +34,118 @@ CLAIM_ROUNDS = 10
 TIDYING_SECONDS = 5
 
 
-class GPUSpawner(LeasingSpawner):
+class GPUSpawner(ChoosingSpawner):
     """Start single-user servers in containers, each with the GPUs it asked for and no others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._last_choice = self.orm_spawner.user_options if self.orm_spawner else None
         # What belongs to one spawn. None of it may outlive the next clear_state().
         self._creating: asyncio.Future[Any] | None = None
         self._output: Output | None = None
         self._pulled: str | None = None
-
-    # -- The choice ----------------------------------------------------------------------------
-
-    @default("options_form")
-    def _options_form_default(self) -> Any:
-        return GPUSpawner.render_form
-
-    async def render_form(self) -> str:
-        """Return the form in which users choose, as HTML; "" where there is nothing to choose."""
-        await self.apply_group_overrides()
-        view, trouble = None, ""
-        try:
-            view = await self.ledger.look(except_for=self.holder)
-        except Unknown as error:
-            trouble = str(error)
-        saved = self.orm_spawner.user_options if self.orm_spawner else None
-        return form.render(self.limits(), options.remembered(saved), view, trouble)
-
-    def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
-        """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
-        return self.run_options_from_form(
-            {key.removeprefix("opt-"): value for key, value in query_data.items()}
-        )
-
-    async def _run_apply_user_options(self, user_options: Any) -> None:
-        """Check the choice; the one place that form, link and REST share."""
-        self._steps.begin()
-        try:
-            self._request = await self._check(user_options)
-        except web.HTTPError as error:
-            # The hub has saved the choice already, and would replay a refused one for ever.
-            if error.status_code in (400, 403) and self.orm_spawner:
-                self.orm_spawner.user_options = self._last_choice
-            raise
-        self._last_choice = user_options
-        if self.apply_user_options:
-            await super()._run_apply_user_options(user_options)
-
-    async def _check(self, raw: Any) -> Request:
-        try:
-            choice = options.parse(raw, others_allowed=self._has_own_options())
-            limits = self.limits()
-            key = options.image_key(choice, limits)
-            view = View(None, None, ())
-            if options.gpu_count(choice, limits) > 0:
-                view = await self.ledger.look(except_for=self.holder)
-            request = options.request(choice, limits, view.gpus, view.driver)
-        except options.Refused as error:
-            raise refusals.refusal(str(error), "choice", error.status) from None
-        except Unknown as error:
-            hint = "Until then, servers with 0 GPUs can be started."
-            raise refusals.refusal(f"{error} {hint}", "unknown", 503) from None
-        if choice.image is not None or self.images:
-            known = limits.versions.get(key)
-            self.set_for_now("image", known.image if known else key)
-        return request
-
-    def _has_own_options(self) -> bool:
-        """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
-        return bool(
-            self.apply_user_options
-            or self.options_form != GPUSpawner.render_form
-            or self.options_from_form is not options.from_fields
-        )
-
-    async def check_allowed(self, image: str) -> str:
-        """Return the image reference that a catalogue key stands for."""
-        limits = self.limits()
-        try:
-            key = options.image_key(options.parse({"image": image}), limits)
-        except options.Refused as error:
-            raise refusals.refusal(str(error), "choice", error.status) from None
-        return limits.versions[key].image if key in limits.versions else key
+        # When it joined the queue, in seconds since the epoch.
+        self._since: float | None = None
 
     def clear_state(self) -> None:
         """Forget the last spawn; called before every start and after every stop."""
         super().clear_state()
         self.put_back()
+        if self._reservation and self._creating is None:
+            self.ledger.release(self._reservation)  # given up between its turn and its start
         self._request = self._reservation = self._creating = self._output = self._pulled = None
+        self._since = None
 
-    # -- Start ---------------------------------------------------------------------------------
+    # -- Before start_timeout's clock starts -----------------------------------------------------
 
     async def run_pre_spawn_hook(self) -> None:
-        """Run the administrator's hook and get the image, before `start_timeout`'s clock starts."""
+        """Run the administrator's hook, get the image, and wait for GPUs."""
         await maybe_future(super().run_pre_spawn_hook())
         try:
             await self.pull_image(self.image)
+            self._pulled = self.image
+            await self._take_turn()
         except Exception as error:
             raise self._translated(error) from error
-        self._pulled = self.image
+
+    async def _take_turn(self) -> None:
+        """Return when GPUs are reserved for this server."""
+        if self._request is None:
+            self._request = await self._check(self.user_options)
+        request = self._request
+        if not await tidying.finish(self.object_name):
+            raise NotEnough(
+                "An earlier start of this server isn't tidied up yet. Please try again in a minute."
+            )
+        await self._make_way(request)
+        if request.gpus == 0:
+            self._reservation = Reservation(self.holder, ())
+            return
+        self._since = self._since or self.shared.queue.since()
+        waiting = Waiting(self.holder, request, self._since, self._groups())
+        try:
+            self._reservation = await self.shared.queue.wait(waiting, self.terms(), self._tell_turn)
+        except asyncio.CancelledError:
+            self.note("leave", gpus=request.gpus, waited=self._waited())
+            raise
+        except (NotEnough, OverLimit, Unknown) as error:
+            self.note("refuse", gpus=request.gpus, waited=self._waited(), rule=str(error))
+            raise
+        self.begin_term(request.seconds)
+        self.note(
+            "grant",
+            gpus=self._reservation.uuids,
+            waited=self._waited(),
+            rule=self.shared.queue.rules.order,
+            until=self.until and round(self.until),
+        )
+        if self._waiting_since is not None:
+            self._waiting_since = None
+            self.keep_state()
+            await self._check_again()
+
+    async def _check_again(self) -> None:
+        """Hold the rules that apply now against a choice that has waited."""
+        await self.apply_group_overrides()
+        await self._check(self.user_options)
+
+    def terms(self) -> Terms:
+        """Return what applies to this server in the queue."""
+        minutes = self.longest_wait_minutes
+        return Terms(
+            self.user_gpu_limit,
+            self.limits().group_gpus,
+            None if minutes is None else minutes * 60,
+        )
+
+    def _waited(self) -> float:
+        return round(max(0.0, time.time() - (self._since or time.time())), 1)
+
+    def _tell_turn(self, turn: Turn | str) -> None:
+        """Say on the progress page where this server stands in the queue."""
+        if not isinstance(turn, str):
+            if self._waiting_since is None:
+                self._waiting_since = self._since
+                self.keep_state()
+                self.note("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
+            turn = turn_words(turn)
+        self._steps.say(15, turn, about="queue")
+
+    # -- Start ---------------------------------------------------------------------------------
 
     async def pull_image(self, image: str) -> None:
-        """Get the image if needed, once per spawn."""
-        if self._pulled == image:
-            return
-        await super().pull_image(image)
+        """Get the image if needed, once per spawn, with its progress on the page."""
+        if self._pulled != image:
+            await self._get_image(image)
 
     async def start(self) -> tuple[str, int]:
         """Start a server with the GPUs of its request; return (ip, port) once it answers."""
         began = time.monotonic()
         try:
-            if self._request is None:
-                self._request = await self._check(self.user_options)
             for _ in range(CLAIM_ROUNDS):
-                if not await tidying.finish(self.object_name):
-                    raise NotEnough(
-                        "An earlier start of this server isn't tidied up yet. "
-                        "Please try again in a minute."
-                    )
-                await self._make_way(self._request)
+                if self._reservation is None:
+                    await self._take_turn()
                 try:
-                    return await self._start_once(self._request)
+                    return await self._start_once()
                 except (Contested, LimitRefused) as reason:
                     self.log.warning("Starting %s once more: %s", self._log_name, reason)
             raise NotEnough("Others were quicker each time. Please try again.")
@@ -164,18 +156,21 @@ class GPUSpawner(LeasingSpawner):
         except Exception as error:
             raise self._translated(error) from error
 
-    async def _start_once(self, request: Request) -> tuple[str, int]:
-        self._reservation = self._creating = self._output = None
+    async def _start_once(self) -> tuple[str, int]:
+        self._creating = self._output = None
+        assert self._reservation is not None
         try:
-            self._reservation = await self.ledger.reserve(self.holder, request, self.gpu_policy)
             self._steps.say(20, form.granted(self._reservation.gpus))
             ip, port = await self._start_container()
             self._steps.say(70, "Container started, waiting for JupyterLab")
             await self._until_ready(ip, port)
         except BaseException as error:
+            reservation, self._reservation = self._reservation, None
             tidied = tidying.begin(
-                self.object_name, self.docker, self.ledger, self._reservation, self._creating
+                self.object_name, self.docker, self.ledger, reservation, self._creating
             )
+            if reservation.gpus:
+                self.note("release", gpus=reservation.uuids, rule="the start failed")
             if isinstance(error, Exception):
                 # The user needn't wait for an engine that is away; the task goes on by itself.
                 await asyncio.wait([tidied], timeout=TIDYING_SECONDS)
@@ -183,6 +178,7 @@ class GPUSpawner(LeasingSpawner):
         finally:
             if self._output:
                 self._output.detach()
+        self.hold(self._reservation.uuids)
         return ip, port
 
     async def _start_container(self) -> tuple[str, int]:
@@ -274,6 +270,8 @@ class GPUSpawner(LeasingSpawner):
         """Return the exception that the user reads in place of this one."""
         if isinstance(error, web.HTTPError):
             return error
+        if isinstance(error, OverLimit):
+            return refusals.refusal(str(error), "limit", 403)
         if isinstance(error, NotEnough | Unknown):
             reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
             return refusals.refusal(str(error), reason, 503)
