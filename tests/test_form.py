@@ -15,7 +15,7 @@ from gpuspawner.allocation import GPU, Holder, State
 from gpuspawner.form import granted, render
 from gpuspawner.images import catalogue
 from gpuspawner.leases import View
-from gpuspawner.options import Choice, Limits, from_fields, parse
+from gpuspawner.options import Choice, Limits, from_fields, parse, request
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 DRIVER = "570.133.20"
@@ -117,6 +117,54 @@ def test_a_version_that_needs_a_newer_driver_can_be_picked_and_says_so() -> None
     assert description(soup, "image", "next") == reason
     assert reason in [words(small) for small in soup.select("small")]  # for those who see, too
     assert description(page(view=NO_DRIVER), "image", "next") == ""
+
+
+BUILT = catalogue(
+    {
+        "new": {"image": "lab/new", "compute_capabilities": ["9.0"], "size": "9 GB"},
+        "some": {
+            "image": "lab/some",
+            "cuda": "12.9",
+            "compute_capabilities": ["8.0"],
+            "deprecated": "use new",
+        },
+        "torch": {"image": "lab/torch", "cuda": "12.6"},
+        "next": {"image": "lab/next", "cuda": "99.0", "min_driver": "600"},
+    }
+)
+TWO_MODELS = host(
+    gpu(0, compute_capability="8.0"),
+    gpu(1, compute_capability="8.0"),
+    gpu(2, T4, compute_capability="7.5"),
+)
+
+
+def test_what_a_version_is_not_built_for_is_said_beside_it() -> None:
+    soup = page(Limits(BUILT, "torch"), TWO_MODELS)
+    assert usable(soup, "image") == list(BUILT)
+    assert description(soup, "image", "new") == (
+        f"9 GB · isn't built for this machine's {A100} (compute capability 8.0) or {T4} (7.5); "
+        "only without GPUs"
+    )
+    assert description(soup, "image", "torch") == "CUDA 12.6"
+
+
+def test_what_is_to_be_known_before_a_version_is_picked_stands_apart() -> None:
+    soup = page(Limits(BUILT, "torch"), TWO_MODELS)
+    warning = (
+        f"deprecated: use new · doesn't run on this machine's {T4} (compute capability 7.5); made "
+        f"for driver 575.51.03, with this machine's {DRIVER} new CUDA features are missing"
+    )
+    assert description(soup, "image", "some") == f"CUDA 12.9 {warning}"
+    assert [words(each) for each in soup.select("small.text-warning-emphasis")] == [warning]
+
+
+def test_no_more_gpus_are_preselected_than_the_preselected_version_can_use() -> None:
+    soup = page(Limits(BUILT, "new"), TWO_MODELS)
+    assert (checked(soup, "image"), checked(soup, "gpus")) == (["new"], ["0"])
+    assert usable(soup, "gpus") == ["0", "1", "2", "3"]  # another version may be picked
+    soup = page(Limits(BUILT, "some", default_gpus=3), TWO_MODELS, model=T4)
+    assert (checked(soup, "gpus"), checked(soup, "model")) == (["2"], [""])
 
 
 def test_a_host_without_a_driver_offers_versions_and_no_gpus() -> None:
@@ -332,6 +380,27 @@ def test_every_form_can_be_read_aloud_and_sent_as_it_is(
         assert choice.gpus is not None
         free = sum(gpu.state == "free" for gpu in view.gpus) if view else 0
         assert choice.gpus <= free
+
+
+@given(
+    st.sampled_from(sorted(BUILT)),
+    st.sampled_from([None, *BUILT]),
+    st.none() | st.integers(0, 4),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.sampled_from(["7.5", "8.0", "9.0", "10.0", None]), states), max_size=4),
+    st.sampled_from(["470.256.02", DRIVER, "600.10"]),
+)
+def test_a_form_that_is_sent_as_it_is_is_granted(
+    first: str, image: str | None, count: int | None, default: int, found: Any, driver: str
+) -> None:
+    gpus = [
+        gpu(n, f"a model of {capability}", state, compute_capability=capability)
+        for n, (capability, state) in enumerate(found)
+    ]
+    limits = Limits(BUILT, first, default_gpus=default)
+    soup = page(limits, host(*gpus, driver=driver), image=image, gpus=count)
+    choice = parse(from_fields(sent(soup)))
+    assert request(choice, limits, gpus, driver).gpus == choice.gpus
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ CUDA_OF_DRIVER_BRANCH: Mapping[int, str] = MappingProxyType(
         575: "12.9",
         580: "13.0",
         590: "13.1",
+        595: "13.2",
     }
 )
 
