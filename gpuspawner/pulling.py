@@ -110,18 +110,34 @@ class Progress:
         expected = sum(sizes) / len(sizes) * len(self.layers)
         return min(1.0, (self.fetched + self.unpacked) / (2 * max(expected, self.fetched)))
 
+    @property
+    def step(self) -> tuple[int, int]:
+        """Of what is told: 0 while fetching or 1 while unpacking, and percent; -1 if unknown."""
+        if not self.total:
+            return 0, -1
+        if self.fetched < self.total:
+            return 0, 100 * self.fetched // self.total
+        return 1, 100 * self.unpacked // self.total
+
+    @property
+    def retrying(self) -> bool:
+        """Whether the engine waits to ask a registry again."""
+        return any(layer.retrying for layer in self.layers.values())
+
     def words(self) -> str:
         """Return the progress in words; "" where there is none to tell."""
-        total, again = self.total, ""
-        if any(layer.retrying for layer in self.layers.values()):
-            again = ". The connection broke, trying again"
-        if self.fetched < 1e6 and not total:
-            return f"Getting the image{again}" if again else ""
-        if total is None:
-            return f"Getting the image: {size_of(self.fetched)} so far{again}"
-        if self.fetched < total:
-            return f"Getting the image: {_part(self.fetched, total)}{again}"
-        return f"Unpacking the image: {_part(self.unpacked, total)}"
+        again = " (the registry failed, trying again)" if self.retrying else ""
+        unpacking, percent = self.step
+        if unpacking and not self.unpacked:  # some engines don't say how far they are
+            return "Unpacking the image"
+        done, total = self.unpacked if unpacking else self.fetched, self.total
+        if total:
+            unit, name = _unit(total)
+            figures = f"{percent} %, {done / unit:.1f} of {total / unit:.1f} {name}"
+            return f"{'Unpacking' if unpacking else 'Getting'} the image: {figures}{again}"
+        if done >= 1e6:
+            return f"Getting the image: {size_of(done)} so far{again}"
+        return f"Getting the image{again}" if again else ""
 
 
 _LAYER = re.compile(
@@ -140,32 +156,31 @@ def size_of(size: int) -> str:
     return f"{size / unit:.1f} {name}"
 
 
-def _part(done: int, total: int) -> str:
-    unit, name = _unit(total)
-    return f"{100 * done // total} %, {done / unit:.1f} of {total / unit:.1f} {name}"
-
-
 class Teller:
     """What of a pull's progress is worth telling: not each word of the engine, and none twice."""
 
     def __init__(self) -> None:
         self.told: tuple[float, str] | None = None
+        self._step = (0, -1)
         self._mark: Any = None
         self._when = 0.0
 
     def tell(self, progress: Progress, now: float) -> tuple[float, str] | None:
-        """Return (fraction, words) if there is something new; neither ever goes back.
+        """Return (fraction, words) if there is something new; no number ever goes back.
 
         Args:
             now: seconds of any clock.
         """
         words, before = progress.words(), self.told or (0.0, "")
         fraction = max(before[0], progress.fraction)
-        # "Getting" and "Unpacking"; whether it is tried again; the percent.
-        mark = (words[:8], words.endswith("again"), int(100 * fraction))
-        if words in ("", before[1]) or (mark == self._mark and now - self._when < TELL_SECONDS):
+        # What kind of sentence it is, and the percent of the whole.
+        mark = (words[:8], progress.total is None, progress.retrying, int(100 * fraction))
+        soon = mark == self._mark and now - self._when < TELL_SECONDS
+        # An engine that names a layer late makes the rest larger than it was.
+        if words in ("", before[1]) or soon or progress.step < self._step:
             return None
-        self.told, self._mark, self._when = (fraction, words), mark, now
+        self._step, self._mark, self._when = progress.step, mark, now
+        self.told = (fraction, words)
         return self.told
 
 
@@ -288,8 +303,8 @@ class _Pull:
 REASONS = (
     (r"no space left|disk quota exceeded", "the GPU machine's disk is full"),
     (
-        r"manifest unknown|manifest for .* not found|name unknown|repository name not known|"
-        r"NAME_UNKNOWN|MANIFEST_UNKNOWN",
+        r"manifest unknown|manifest for .*not found|name unknown|repository name not known|"
+        r"failed to resolve reference .*: not found$",
         "{registry} has no such image",
     ),
     (
@@ -298,7 +313,7 @@ REASONS = (
         "{registry} has no such image, or an administrator must log in there (`docker login`)",
     ),
     (
-        r"unauthorized|authentication required|no basic auth|denied|forbidden",
+        r"unauthorized|authentication required|no basic auth|denied|forbidden|authorization failed",
         "{registry} refused it; an administrator must log in there (`docker login`)",
     ),
     (
@@ -315,12 +330,12 @@ REASONS = (
         "{registry} can't be reached from the GPU machine",
     ),
     (
-        r"received unexpected HTTP status|verification failed|EOF|error parsing HTTP|"
-        r"invalid character|status code|wrong diff id|invalid checksum|blob unknown",
+        r"unexpected (HTTP )?status|verification failed|EOF|error parsing HTTP|invalid character|"
+        r"wrong diff id|unknown blob|blob unknown|unexpected commit digest|failed size validation",
         "{registry} is broken: what it sends isn't the image",
     ),
     (r"no matching manifest", "there is none for this machine's processor"),
-    (r"invalid reference format|invalid repository name", "that isn't an image reference"),
+    (r"invalid reference format", "that isn't an image reference"),
 )
 
 
@@ -328,10 +343,14 @@ def why(image: str, error: Exception) -> str:
     """Return why a pull failed, in a sentence for the user."""
     if not isinstance(error, docker.errors.APIError):
         return failures.explain(error)
-    said, registry = failures.said(error), "the registry"
+    said, repository = failures.said(error), split(image)[0]
+    registry, name = "the registry", repository
     with suppress(docker.errors.DockerException):
-        registry = f"the registry {docker.auth.resolve_repository_name(split(image)[0])[0]}"
+        host, name = docker.auth.resolve_repository_name(repository)
+        registry = f"the registry {host}"
+    # The name's own words are no reasons.
+    words = said.replace(name, "")
     for pattern, meaning in REASONS:
-        if re.search(pattern, said, re.IGNORECASE):
+        if re.search(pattern, words, re.IGNORECASE):
             return f"The image {image} can't be had: {meaning.format(registry=registry)}."
     return f"The image {image} can't be had: {said}."
