@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -91,16 +92,19 @@ def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
 
 
 def load_catalogue(
-    path: str | Path,
+    source: str | Path | Mapping[str, Any],
     *,
     add: Mapping[str, Any] | None = None,
     change: Mapping[str, Mapping[str, Any]] | None = None,
     hide: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Read a catalogue file (YAML) for `c.GPUSpawner.images`, with an administrator's changes.
+    """Return a catalogue for `c.GPUSpawner.images`, with an administrator's changes.
+
+    JupyterHub looks at a trait's value when the first user comes, too late for a mistake in it.
+    What this raises stops a hub at its start.
 
     Args:
-        path: the file: each version's key -> its entry.
+        source: a file (YAML) or a mapping: each version's key -> its entry.
         add: further versions, shown last. One whose key is in the file takes that one's place. One
             that is marked `default` is the default instead of the file's.
         change: key -> the fields to change, such as {"image": "name@sha256:…"}.
@@ -110,17 +114,22 @@ def load_catalogue(
         ValueError: the file can't be read, there is no such key, or an entry is broken; the
             sentence says which.
     """
+    name = "the catalogue" if isinstance(source, Mapping) else f"the catalogue {source}"
     try:
-        entries = yaml.safe_load(Path(path).read_text())
+        entries = source if isinstance(source, Mapping) else yaml.safe_load(_text(source))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"the catalogue {path} can't be read: {error}") from None
-    if not isinstance(entries, dict) or not entries:
-        raise ValueError(f"the catalogue {path} must map each version's key to its entry")
+        raise ValueError(f"{name} can't be read: {error}") from None
+    if not isinstance(entries, Mapping) or not entries:
+        raise ValueError(f"{name} must map each version's key to its entry")
     try:
         catalogue(entries)
         return _changed({key: _fields(entry) for key, entry in entries.items()}, add, change, hide)
     except ValueError as error:
-        raise ValueError(f"the catalogue {path}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _text(path: str | Path) -> str:
+    return Path(path).read_text(encoding="utf-8")
 
 
 def _changed(
@@ -153,7 +162,7 @@ def _changed(
 def _fields(entry: Any) -> Any:
     if isinstance(entry, ImageVersion):
         return entry.model_dump()
-    return {"image": entry} if isinstance(entry, str) else entry
+    return {"image": entry} if isinstance(entry, str) else copy.copy(entry)
 
 
 def default_key(versions: Mapping[str, ImageVersion], image: str) -> str:
@@ -166,8 +175,22 @@ def default_key(versions: Mapping[str, ImageVersion], image: str) -> str:
     return (marked + same + list(versions))[0]
 
 
+_EXPECTED = {
+    "min_driver": "a driver version, as 525.60.13",
+    "toolkit_driver": "a driver version, as 525.60.13",
+    "compute_capabilities": 'a list of texts, as ["8.0", "9.0+PTX"]',
+}
+
+
 def _first_error(error: ValidationError | TypeError) -> str:
     if isinstance(error, TypeError):
         return str(error)
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    field, *inside = map(str, first["loc"])
+    if field in _EXPECTED and first["type"] != "string_type":
+        return f"{field}: must be {_EXPECTED[field]}, got {first['input']!r}"
+    where = ".".join([field, *inside])
+    if first["type"] == "string_type":
+        # YAML makes a number of what isn't quoted, and 3.10 would become 3.1.
+        return f"{where}: must be text, in quotes, got {first['input']!r}"
+    return f"{where}: {first['msg']}"

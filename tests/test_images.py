@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,10 @@ BROKEN = [
     ({"torch": {"image": "  "}}, "images['torch']: image: must name an image"),
     ({"torch": {"title": "PyTorch"}}, "images['torch']: image: Field required"),
     ({"torch": {"image": "lab/torch", "gpu": 1}}, "images['torch']: gpu: Extra inputs"),
-    # YAML makes a number of what isn't quoted, and 3.10 would become 3.1.
-    ({"torch": {"image": "lab/torch", "python": 3.1}}, "images['torch']: python: Input should be"),
+    (
+        {"torch": {"image": "lab/torch", "python": 3.1}},
+        "images['torch']: python: must be text, in quotes, got 3.1",
+    ),
     ({"torch": {"image": "lab/torch", 1: "x"}}, "images['torch']: "),
     ({"torch": {"image": "lab/torch", "default": "maybe"}}, "images['torch']: default: "),
     (
@@ -75,27 +79,29 @@ BROKEN = [
     ({"torch": {"image": "lab/torch", "min_driver": "12.6 or so"}}, "['torch']: min_driver: "),
     (
         {"torch": {"image": "lab/torch", "toolkit_driver": "560.28.03 "}},
-        "images['torch']: toolkit_driver: String should match",
+        "images['torch']: toolkit_driver: must be a driver version, as 525.60.13, got '560.28.03 '",
     ),
     (
         {"torch": {"image": "lab/torch", "compute_capabilities": ["8.0", "sm_90"]}},
-        "images['torch']: compute_capabilities.1: String should match",
+        'images[\'torch\']: compute_capabilities: must be a list of texts, as ["8.0", "9.0+PTX"], '
+        "got 'sm_90'",
     ),
     (
         {"torch": {"image": "lab/torch", "compute_capabilities": [7.5]}},
-        "images['torch']: compute_capabilities.0: Input should be a valid string",
+        "images['torch']: compute_capabilities.0: must be text, in quotes, got 7.5",
     ),
     (
         {"torch": {"image": "lab/torch", "compute_capabilities": "8.0"}},
-        "images['torch']: compute_capabilities: Input should be a valid tuple",
+        'images[\'torch\']: compute_capabilities: must be a list of texts, as ["8.0", "9.0+PTX"], '
+        "got '8.0'",
     ),
     (
         {"torch": {"image": "lab/torch", "deprecated": True}},
-        "images['torch']: deprecated: Input should be a valid string",
+        "images['torch']: deprecated: must be text, in quotes, got True",
     ),
     (
         {"torch": {"image": "lab/torch", "size": 6.4}},
-        "images['torch']: size: Input should be a valid string",
+        "images['torch']: size: must be text, in quotes, got 6.4",
     ),
 ]
 
@@ -219,6 +225,19 @@ def test_an_added_version_can_be_the_default_and_then_is_the_only_one(file: Path
     assert [key for key, version in versions.items() if version.default] == ["plain"]
 
 
+def test_a_mapping_is_checked_like_a_file(file: Path) -> None:
+    mine = {"torch": {"image": "lab/torch", "title": "PyTorch"}, "plain": "lab/plain:1"}
+    assert load_catalogue(mine) == {**mine, "plain": {"image": "lab/plain:1"}}
+    changed = load_catalogue(mine, change={"torch": {"title": "Own"}}, hide=["plain"])
+    assert changed == {"torch": {"image": "lab/torch", "title": "Own"}}
+    changed["torch"]["title"] = "Another"
+    assert mine["torch"] == {"image": "lab/torch", "title": "PyTorch"}
+    with pytest.raises(ValueError, match=r"^the catalogue: images\['own'\]: image: must name"):
+        load_catalogue({"own": "lab/own@latest"})
+    with pytest.raises(ValueError, match=r"^the catalogue must map"):
+        load_catalogue({})
+
+
 def test_an_administrator_replaces_a_version_in_its_place(file: Path) -> None:
     versions = catalogue(load_catalogue(file, add={"torch": "lab/other:1"}))
     assert list(versions) == ["torch", "plain"]
@@ -283,3 +302,25 @@ def test_the_readme_s_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
     assert versions["pytorch-2.7"].framework
     assert "minimal" not in versions
     assert versions["lab"].cuda == "12.8"
+
+
+CONFIG = """
+from gpuspawner.images import load_catalogue
+c = get_config()
+c.JupyterHub.spawner_class = "gpu"
+c.GPUSpawner.images = load_catalogue({source!r})
+"""
+
+
+@pytest.mark.parametrize("from_file", [True, False], ids=["file", "mapping"])
+def test_a_broken_entry_stops_the_hub_at_its_start(tmp_path: Path, from_file: bool) -> None:
+    (tmp_path / "catalogue.yaml").write_text("torch: {image: lab/torch, toolkit_driver: '>=560'}")
+    source = {"torch": {"image": "lab/torch", "toolkit_driver": ">=560"}}
+    config = CONFIG.format(source="catalogue.yaml" if from_file else source)
+    (tmp_path / "jupyterhub_config.py").write_text(config)
+    ended = subprocess.run(
+        [sys.executable, "-m", "jupyterhub"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    sentence = "images['torch']: toolkit_driver: must be a driver version, as 525.60.13, got"
+    assert sentence in ended.stderr.strip().splitlines()[-1]
