@@ -177,14 +177,16 @@ class LeasingSpawner(GPUSettings):
         return await self.docker("containers", all=True, filters={"label": wanted})
 
     def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
-        uuids = (
-            [gpu.uuid for gpu in self._reservation.gpus if gpu.uuid] if self._reservation else []
-        )
+        held = self._reservation
+        uuids = [gpu.uuid for gpu in held.gpus if gpu.uuid] if held else []
         key = self._request.image if self._request else self.image
         refused = LeasingSpawner._refused_limits
         leased = with_lease(
             create_kwargs,
-            labels={**labels(self.holder, key, uuids), LABEL_HUB: self._hub_address},
+            labels={
+                **labels(self.holder, key, uuids, held.until if held else None, self._groups()),
+                LABEL_HUB: self._hub_address,
+            },
             uuids=uuids,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,20 +43,26 @@ class Choice(BaseModel):
     image: Annotated[str, Field(max_length=MAX_KEY)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     model: Annotated[str, Field(max_length=MAX_KEY)] | None = None
+    hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
+_DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
 _EXPECTED = {
     "image": "the key of an image version, as text",
     "gpus": "a whole number, 0 or more",
     "model": "the name of a GPU model, as text",
+    "hours": "a number of hours, more than 0",
 }
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What applies to a choice: the catalogue and the administrator's defaults for this user.
+    """What applies to a choice: the catalogue and the administrator's rules for this user.
 
-    `gpus` is the most GPUs a server of theirs may have; None leaves it to the host.
+    `gpus` is the most GPUs a server of theirs may have, `user_gpus` all of their servers together,
+    `group_gpus` each of their groups that has a limit; None leaves it to the host. `models` are the
+    GPU models they may have, None: all. `hours` is the longest a server keeps its GPUs, None: it
+    has no end.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -65,6 +71,30 @@ class Limits:
     any_image: bool = False
     default_gpus: int = 1
     gpus: int | None = None
+    user_gpus: int | None = None
+    group_gpus: Mapping[str, int] = field(default_factory=dict)
+    models: frozenset[str] | None = None
+    hours: float | None = None
+    default_hours: float | None = None
+
+    def rules(self) -> list[tuple[int, str]]:
+        """Return the limits of a server's number of GPUs, in the order they are looked at.
+
+        Each with the words that tell whose it is. All hold, so that the strictest decides.
+        """
+        return [
+            *([] if self.gpus is None else [(self.gpus, "your limit")]),
+            *(
+                []
+                if self.user_gpus is None
+                else [(self.user_gpus, "your limit for all your servers together")]
+            ),
+            *((most, f"the limit of your group {name}") for name, most in self.group_gpus.items()),
+        ]
+
+    def most_gpus(self) -> int | None:
+        """Return the strictest limit of a server's number of GPUs; None: there is none."""
+        return min((most for most, _ in self.rules()), default=None)
 
 
 def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +112,8 @@ def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if name == "gpus" and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
             value = int(value)
+        if name == "hours" and isinstance(value, str) and re.fullmatch(_DECIMAL, value):
+            value = float(value)
         options[name] = value
     return options
 
@@ -120,6 +152,8 @@ def image_key(choice: Choice, limits: Limits) -> str:
         Refused: there is no such version.
     """
     if choice.image is None:
+        if not limits.default_image:
+            raise Refused("There is no image version that you may pick on this hub.", 403)
         return limits.default_image
     if limits.any_image:
         return choice.image
@@ -138,14 +172,29 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
     """Return how many GPUs a choice means before the host is looked at.
 
     Raises:
-        Refused: it is over the limit.
+        Refused: it is over a limit.
     """
     if choice.gpus is None:
-        count = limits.default_gpus
-        return count if limits.gpus is None else min(count, limits.gpus)
-    if limits.gpus is not None and choice.gpus > limits.gpus:
-        raise Refused(f"gpus is {_show(choice.gpus)}, and your limit is {limits.gpus}.", 403)
+        most = limits.most_gpus()
+        return limits.default_gpus if most is None else min(limits.default_gpus, most)
+    for most, whose in limits.rules():
+        if choice.gpus > most:
+            raise Refused(f"gpus is {_show(choice.gpus)}, and {whose} is {most}.", 403)
     return choice.gpus
+
+
+def seconds(choice: Choice, limits: Limits) -> float | None:
+    """Return for how long a choice means to keep its GPUs; None: without an end.
+
+    Raises:
+        Refused: it is over the limit.
+    """
+    if choice.hours is None:
+        known = [each for each in (limits.default_hours, limits.hours) if each is not None]
+        return min(known) * 3600 if known else None
+    if limits.hours is not None and choice.hours > limits.hours:
+        raise Refused(f"hours is {choice.hours:g}, and your limit is {limits.hours:g}.", 403)
+    return choice.hours * 3600
 
 
 def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | None) -> Request:
@@ -167,6 +216,9 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
     gpus = [gpu for gpu in gpus if gpu.state not in ("excluded", "mig")]
     models = model_counts(gpus)
     named = choice.model if count > 0 else None
+    if named is not None and limits.models is not None and named not in limits.models:
+        may = ", ".join(sorted(limits.models & set(models))) or "none of this machine's"
+        raise Refused(f"model is {_show(named)}, and the models you may have are: {may}.", 403)
     if named is not None and named not in models:
         there = f"it has {', '.join(models)}" if models else "it has no GPU"
         raise Refused(f"model is {_show(named)}, and this machine has no such GPU: {there}.")
@@ -178,15 +230,26 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
         raise Refused(
             f"model is {_show(named)}, and image {key} isn't built for it: it runs on {runs_on}."
         )
-    total = sum(map(Request(key, count, named, fits.models).takes, gpus))
+    allowed = _both(fits.models, limits.models)
+    total = sum(map(Request(key, count, named, allowed).takes, gpus))
     if choice.gpus is None:
         # Nobody asked for GPUs, so a host without them is no reason to refuse.
         count = min(count, total)
     elif count > total:
         which = f" that image {key} runs on" if total < len(gpus) else ""
+        which = " that you may have" if limits.models is not None else which
         which = f" of {named}" if named is not None else which
         raise Refused(f"gpus is {_show(count)}, and this machine has {total}{which}.")
-    return Request(key, count, named, fits.models) if count else Request(key, 0)
+    if count == 0:
+        return Request(key, 0)
+    return Request(key, count, named, allowed, seconds(choice, limits))
+
+
+def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    """Return what is in both; None stands for everything."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 def remembered(raw: Any) -> Choice:

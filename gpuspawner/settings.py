@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,34 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from . import options, volumes
 from .allocation import POLICIES
 from .images import ImageVersion, catalogue, default_key
+from .order import ORDERS
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 DOCKER_THREADS = 48
+
+
+def _lower(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """Return what both lists allow. An empty list is no limit, so nothing is `NOTHING`."""
+    if not one or not other:
+        return list(one or other)
+    return [each for each in one if each in other] or [NOTHING]
+
+
+# In a list of what may be had, that nothing may.
+NOTHING = "(nothing)"
+# Limit -> what of two groups' values holds for who is in both.
+STRICTER: dict[str, Callable[[Any, Any], Any]] = {
+    "gpu_limit": _lower,
+    "user_gpu_limit": _lower,
+    "hour_limit": _lower,
+    "longest_wait_minutes": _lower,
+    "allowed_models": _shared,
+    "allowed_versions": _shared,
+}
 
 
 class GPUSettings(DockerSpawner):
@@ -42,6 +68,105 @@ class GPUSettings(DockerSpawner):
         allow_none=True,
         help="""The most GPUs that one server may have. None: as many as the host has. Can be set
         for groups through `Spawner.group_overrides`.""",
+    ).tag(config=True)
+
+    user_gpu_limit = Int(
+        None,
+        min=0,
+        allow_none=True,
+        help="""The most GPUs that one user may hold with all their servers together. None: no such
+        limit.""",
+    ).tag(config=True)
+
+    group_gpu_limits = Dict(
+        key_trait=Unicode(),
+        value_trait=Int(min=0),
+        help="""The most GPUs that a group's members may hold at a time: {"students": 4}. Who is in
+        several of these groups counts in each.""",
+    ).tag(config=True)
+
+    allowed_models = List(
+        Unicode(),
+        help="""GPU models, as NVML names them, that may be had. Empty: all.""",
+    ).tag(config=True)
+
+    allowed_versions = List(
+        Unicode(),
+        help="""Keys of `images` that may be picked. Empty: all.""",
+    ).tag(config=True)
+
+    hour_limit = Float(
+        None,
+        min=0,
+        allow_none=True,
+        help="""The most hours that a server may keep its GPUs; at the end it is stopped. None: for
+        ever. Servers without GPUs have no end.""",
+    ).tag(config=True)
+
+    default_hours = Float(
+        None,
+        min=0,
+        allow_none=True,
+        help="""Hours of a server with GPUs whose user didn't say. Never more than `hour_limit`,
+        which None stands for.""",
+    ).tag(config=True)
+
+    warning_minutes = Float(
+        15,
+        min=0,
+        help="""How long before the end of a server's time its user is warned.""",
+    ).tag(config=True)
+
+    longest_wait_minutes = Float(
+        24 * 60,
+        min=0,
+        allow_none=True,
+        help="""How long a request waits at most where too few GPUs are free. 0: it is refused at
+        once. None: as long as its user likes.""",
+    ).tag(config=True)
+
+    queue_length = Int(
+        100,
+        min=0,
+        help="""How many may wait at a time. Who comes then is refused. The same for everybody.""",
+    ).tag(config=True)
+
+    queue_order = Enum(
+        sorted(ORDERS),
+        "fifo",
+        help="""Who goes first: `fifo` who came first; `fair` who holds fewer GPUs, each of which
+        counts as having come half an hour later. In both a later request goes before an earlier
+        one where that delays nobody. The same for everybody.""",
+    ).tag(config=True)
+
+    idle_minutes = Float(
+        0,
+        min=0,
+        help="""After how long a server is warned whose GPUs all do nothing: their utilization stays
+        at `idle_utilization` or below, and their memory in use doesn't grow. 0: never.""",
+    ).tag(config=True)
+
+    idle_warning_minutes = Float(
+        10,
+        min=0,
+        help="""How long after that warning it is stopped.""",
+    ).tag(config=True)
+
+    idle_utilization = Float(
+        5,
+        min=0,
+        max=100,
+        help="""Up to which utilization, in percent, a GPU counts as doing nothing.""",
+    ).tag(config=True)
+
+    idle_exempt_groups = List(
+        Unicode(),
+        help="""Groups whose members' idle GPUs are left to them.""",
+    ).tag(config=True)
+
+    idle_only_while_waiting = Bool(
+        False,
+        help="""Warn and stop idle servers only while somebody waits for GPUs.""",
     ).tag(config=True)
 
     gpu_policy = Enum(
@@ -126,6 +251,12 @@ class GPUSettings(DockerSpawner):
     def _check_course_volumes(self, proposal: Any) -> Any:
         return _checked(volumes.check_courses, proposal.value)
 
+    @validate("hour_limit", "default_hours")
+    def _check_hours(self, proposal: Any) -> Any:
+        if proposal.value == 0:
+            raise TraitError(f"{proposal.trait.name} must be more than 0, or None for no end")
+        return proposal.value
+
     @validate("ulimits")
     def _check_ulimits(self, proposal: Any) -> Any:
         for name, value in proposal.value.items():
@@ -138,6 +269,8 @@ class GPUSettings(DockerSpawner):
         allowed = self._get_allowed_images() or {}
         # Once more: group overrides are merged into the mapping without a check.
         versions = catalogue(self.images)
+        if self.allowed_versions:
+            versions = {key: v for key, v in versions.items() if key in self.allowed_versions}
         if isinstance(allowed, dict):
             versions |= {key: v for key, v in catalogue(allowed).items() if key not in versions}
         can_choose = bool(versions) or allowed == "*"
@@ -146,7 +279,9 @@ class GPUSettings(DockerSpawner):
             default_image, known = self.image, ImageVersion(image=self.image, title=self.image)
             extra = {} if can_choose else {default_image: known}
         else:
-            default_image, extra = default_key(versions, self.image), {}
+            # Without a version there is none to mean.
+            default_image, extra = default_key(versions, self.image) if versions else "", {}
+        groups = self._groups()
         return options.Limits(
             versions=versions | extra,
             default_image=default_image,
@@ -154,7 +289,16 @@ class GPUSettings(DockerSpawner):
             any_image=allowed == "*",
             default_gpus=self.default_gpus,
             gpus=self.gpu_limit,
+            user_gpus=self.user_gpu_limit,
+            group_gpus={name: n for name, n in self.group_gpu_limits.items() if name in groups},
+            models=frozenset(self.allowed_models) or None,
+            hours=self.hour_limit,
+            default_hours=self.default_hours,
         )
+
+    def _groups(self) -> frozenset[str]:
+        """Return the names of the user's groups."""
+        return frozenset(group.name for group in self.user.groups) if self.user else frozenset()
 
     # What one spawn changes is put back, since the object is used again for the next.
 
@@ -190,16 +334,21 @@ class GPUSettings(DockerSpawner):
         self._overridden = {}
 
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
+        override = dict(spawner_override)
         for trait in filter(self.has_trait, spawner_override):
+            if trait in self._overridden and trait in STRICTER:
+                # Who is in several groups is under the rules of each.
+                override[trait] = STRICTER[trait](getattr(self, trait), override[trait])
             self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
-        super()._apply_overrides(spawner_override)
+        super()._apply_overrides(override)
 
     # Volumes.
 
     def mounted_volumes(self) -> list[volumes.Volume]:
         """Return the user's own volume and their courses', by the names they have in the engine."""
-        groups = [group.name for group in self.user.groups] if self.user else []
-        templates = volumes.mounted(self.home_volume, self.home_path, self.course_volumes, groups)
+        templates = volumes.mounted(
+            self.home_volume, self.home_path, self.course_volumes, sorted(self._groups())
+        )
         return [
             replace(
                 volume,

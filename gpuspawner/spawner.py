@@ -13,7 +13,7 @@ from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
 
 from . import failures, form, refusals, tidying, volumes
-from .allocation import Request, Turn, Waiting
+from .allocation import Request
 from .choosing import ChoosingSpawner
 from .container import LimitRefused, granted_uuids, refused_limit
 from .leases import (
@@ -24,6 +24,7 @@ from .leases import (
     Unknown,
 )
 from .leasing import LeasingSpawner
+from .order import Turn, Waiting
 from .readiness import Output, answers, exit_code
 from .waiting import OverLimit, Terms
 from .words import turn_words
@@ -43,8 +44,6 @@ class GPUSpawner(ChoosingSpawner):
         self._creating: asyncio.Future[Any] | None = None
         self._output: Output | None = None
         self._pulled: str | None = None
-        # When it joined the queue, in seconds since the epoch.
-        self._since: float | None = None
 
     def clear_state(self) -> None:
         """Forget the last spawn; called before every start and after every stop."""

@@ -39,7 +39,7 @@ VERSIONS = catalogue(
 LIMITS = Limits(VERSIONS, "torch", default_gpus=1, gpus=2)
 UNLIMITED = replace(LIMITS, gpus=None)
 
-KEYS = "image, gpus, model"
+KEYS = "image, gpus, model, hours"
 GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
 
 

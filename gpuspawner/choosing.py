@@ -1,0 +1,110 @@
+"""What a user may choose, and what they chose: the form, and the one check for form, link, REST."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+from traitlets import default
+
+from . import form, options, refusals
+from .allocation import Request
+from .leases import Unknown, View
+from .terms import TimedSpawner
+from .waiting import held_by, over_user_limit
+
+
+class ChoosingSpawner(TimedSpawner):
+    """What `GPUSpawner` knows of its user's choice."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._last_choice = self.orm_spawner.user_options if self.orm_spawner else None
+        # When the choice was made, in seconds since the epoch.
+        self._since: float | None = None
+
+    @default("options_form")
+    def _options_form_default(self) -> Any:
+        return ChoosingSpawner.render_form
+
+    async def render_form(self) -> str:
+        """Return the form in which users choose, as HTML; "" where there is nothing to choose."""
+        await self.apply_group_overrides()
+        view, trouble = None, ""
+        try:
+            view = await self.ledger.look(except_for=self.holder)
+        except Unknown as error:
+            trouble = str(error)
+        saved = self.orm_spawner.user_options if self.orm_spawner else None
+        return form.render(self.limits(), options.remembered(saved), view, trouble)
+
+    def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
+        """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
+        return self.run_options_from_form(
+            {key.removeprefix("opt-"): value for key, value in query_data.items()}
+        )
+
+    async def _run_apply_user_options(self, user_options: Any) -> None:
+        """Check the choice; the one place that form, link and REST share."""
+        self._steps.begin()
+        # A place in the queue counts from here, however long the image takes to come.
+        self._since = self.shared.queue.since()
+        try:
+            self._request = await self._check(user_options)
+        except web.HTTPError as error:
+            # The hub has saved the choice already, and would replay a refused one for ever.
+            if error.status_code in (400, 403) and self.orm_spawner:
+                self.orm_spawner.user_options = self._last_choice
+            raise
+        self._last_choice = user_options
+        self._notice = ""
+        if self.apply_user_options:
+            await super()._run_apply_user_options(user_options)
+
+    async def _check(self, raw: Any) -> Request:
+        try:
+            choice = options.parse(raw, others_allowed=self._has_own_options())
+            limits = self.limits()
+            key = options.image_key(choice, limits)
+            view = View(None, None, ())
+            if options.gpu_count(choice, limits) > 0:
+                view = await self.ledger.look(except_for=self.holder)
+            request = options.request(choice, limits, view.gpus, view.driver)
+            self._check_other_servers(request, view)
+        except options.Refused as error:
+            raise refusals.refusal(str(error), "choice", error.status) from None
+        except Unknown as error:
+            hint = "Until then, servers with 0 GPUs can be started."
+            raise refusals.refusal(f"{error} {hint}", "unknown", 503) from None
+        if choice.image is not None or self.images:
+            known = limits.versions.get(key)
+            self.set_for_now("image", known.image if known else key)
+        return request
+
+    def _check_other_servers(self, request: Request, view: View) -> None:
+        """Refuse at once what the queue would refuse: too many GPUs with the user's other servers.
+
+        Raises:
+            options.Refused: so it is.
+        """
+        limit = self.user_gpu_limit
+        held = held_by(self.holder, self.shared.queue.claims(view.leases)) if request.gpus else 0
+        if limit is not None and request.gpus and held + request.gpus > limit:
+            raise options.Refused(over_user_limit(request.gpus, held, limit), 403)
+
+    def _has_own_options(self) -> bool:
+        """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
+        return bool(
+            self.apply_user_options
+            or self.options_form != ChoosingSpawner.render_form
+            or self.options_from_form is not options.from_fields
+        )
+
+    async def check_allowed(self, image: str) -> str:
+        """Return the image reference that a catalogue key stands for."""
+        limits = self.limits()
+        try:
+            key = options.image_key(options.parse({"image": image}), limits)
+        except options.Refused as error:
+            raise refusals.refusal(str(error), "choice", error.status) from None
+        return limits.versions[key].image if key in limits.versions else key

@@ -1,0 +1,173 @@
+"""Waiting for GPUs, on a real hub and engine: in order, at once, and with a way out."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from typing import Any
+
+import pytest
+
+from .hubs import until
+from .looks import containers, inside, labelled
+
+pytestmark = pytest.mark.engine
+
+SHORT = ("c.GPUSpawner.poll_interval = 1", "c.JupyterHub.concurrent_spawn_limit = 0")
+
+
+def journal(hub: Any) -> list[dict[str, Any]]:
+    """Return the hub's lines about GPUs."""
+    return [json.loads(line) for line in re.findall(r"gpuspawner (\{.*\})$", hub.log(), re.M)]
+
+
+def ask(hub: Any, user: str, options: dict[str, Any], server: str = "") -> Any:
+    """Ask for a server that may have to wait; the answer to that."""
+    answer = hub.spawn(user, options, server)
+    assert answer.status_code in (201, 202), answer.text
+    return answer
+
+
+def message(hub: Any, user: str, server: str = "") -> str:
+    """Return what the progress page of a waiting server says now."""
+    import requests
+
+    where = f"servers/{server}" if server else "server"
+    stream = hub._admin.get(f"{hub.url}/hub/api/users/{user}/{where}/progress", stream=True)
+    last = ""
+    try:
+        for line in stream.iter_lines(decode_unicode=True):
+            if line.startswith("data: "):
+                last = json.loads(line[6:]).get("message", "")
+                if "in line" in last:
+                    return last
+    except requests.exceptions.RequestException:
+        pass
+    finally:
+        stream.close()
+    return last
+
+
+def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(make_hub, engine):
+    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}")
+    hub.start_server("ada", {"gpus": 3, "hours": 2})
+    ask(hub, "ben", {"gpus": 2})
+    ask(hub, "cyd", {"gpus": 4})
+    until(lambda: "next in line for 2 GPUs" in message(hub, "ben"), "ben's place", log=hub.log)
+    expected = r"Expected about \d\d:\d\d, in (2 hours|1 hour 59 minutes) at the latest"
+    assert re.search(expected, message(hub, "ben"))
+    assert message(hub, "cyd").startswith("You are 2nd in line for 4 GPUs.")
+    # Servers without GPUs don't wait.
+    hub.start_server("eve", {"gpus": 0})
+    hub.stop_server("ada")
+    until(lambda: hub.ready("ben"), "ben's server", log=hub.log)
+    until(lambda: "next in line" in message(hub, "cyd"), "cyd is next", log=hub.log)
+    hub.stop_server("ben")
+    until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
+    assert len(labelled(engine)["cyd"]) == 4
+    events = dict.fromkeys((line["event"], line["user"]) for line in journal(hub))
+    # A first start may be made twice, where the engine refuses a limit.
+    assert [each for each in events if each[0] in ("grant", "wait")] == [
+        ("grant", "ada"),
+        ("wait", "ben"),
+        ("wait", "cyd"),
+        ("grant", "ben"),
+        ("grant", "cyd"),
+    ]
+
+
+def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(make_hub, engine):
+    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+    users = [f"user-{number:02}" for number in range(20)]
+    for user in users:
+        ask(hub, user, {"gpus": 1})
+    double: list[Any] = []
+
+    def serve(user: str) -> None:
+        until(lambda: hub.ready(user), f"{user} is served", seconds=250, log=hub.log)
+        held = [uuid for uuids in labelled(engine).values() for uuid in uuids]
+        double.extend(held if len(held) != len(set(held)) else [])
+        hub.stop_server(user)
+
+    threads = [threading.Thread(target=serve, args=(user,)) for user in users]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert double == []
+    grants = dict.fromkeys(line["user"] for line in journal(hub) if line["event"] == "grant")
+    assert list(grants) == users
+    assert containers(engine) == []
+
+
+def test_a_cancel_leaves_the_queue_and_the_next_moves_up(make_hub):
+    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}")
+    hub.start_server("ada", {"gpus": 4})
+    ask(hub, "ben", {"gpus": 4})
+    ask(hub, "cyd", {"gpus": 1})
+    until(lambda: "2nd in line" in message(hub, "cyd"), "cyd waits", log=hub.log)
+    hub.stop_server("ben")
+    until(lambda: "next in line" in message(hub, "cyd"), "cyd moved up", log=hub.log)
+    hub.stop_server("ada")
+    until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
+    assert ("leave", "ben") in [(line["event"], line["user"]) for line in journal(hub)]
+
+
+def test_no_wait_a_full_queue_and_the_longest_wait_are_refusals_with_a_sentence(make_hub):
+    hub = make_hub(
+        *SHORT,
+        "c.JupyterHub.load_groups = {'hasty': {'users': ['ada']}, 'short': {'users': ['dan']}}",
+        "c.GPUSpawner.queue_length = 1",
+        "c.Spawner.group_overrides = {"
+        "'a': {'groups': ['hasty'], 'spawner_override': {'longest_wait_minutes': 0}},"
+        "'b': {'groups': ['short'], 'spawner_override': {'longest_wait_minutes': 0.05}}}",
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
+    )
+    hub.start_server("eve", {"gpus": 4})
+    refused = hub.spawn("ada", {"gpus": 2})
+    assert (refused.status_code, refused.json()["message"]) == (
+        503,
+        "You asked for 2 GPUs, and 0 of 4 are free now (4 in use).",
+    )
+    ask(hub, "dan", {"gpus": 1})
+    full = hub.spawn("ben", {"gpus": 1})
+    assert full.status_code == 503
+    assert full.json()["message"].startswith("The queue is full: 1 wait already.")
+    until(lambda: not hub._has("dan", ""), "dan gave up", log=hub.log)
+    assert "which is the longest wait here" in hub.log()
+
+
+def test_a_user_limit_counts_other_servers_and_those_that_wait(make_hub):
+    hub = make_hub(
+        *SHORT,
+        "c.GPUSpawner.user_gpu_limit = 3",
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
+    )
+    hub.start_server("ada", {"gpus": 2}, "one")
+    refused = hub.spawn("ada", {"gpus": 2}, "two")
+    assert refused.status_code == 403
+    assert "gpus is 2, your other servers have or wait for 2, and your limit is 3" in refused.text
+    hub.start_server("ben", {"gpus": 2})
+    ask(hub, "ada", {"gpus": 1}, "two")
+    again = hub.spawn("ada", {"gpus": 1}, "three")
+    assert again.status_code == 403
+    assert "have or wait for 3" in again.text
+
+
+def test_a_restart_ends_waits_with_a_clear_message_and_keeps_servers_and_ends(make_hub, engine):
+    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}")
+    hub.start_server("ada", {"gpus": 4, "hours": 3})
+    end = inside(engine, "ada", "echo $GPUSPAWNER_UNTIL")
+    ask(hub, "ben", {"gpus": 1})
+    until(lambda: "next in line" in message(hub, "ben"), "ben waits", log=hub.log)
+    hub.kill()
+    hub.start()
+    assert hub.ready("ada")
+    page = hub.log_in("ben").get(f"{hub.url}/hub/spawn/ben").text
+    assert "JupyterHub was restarted while you waited for GPUs" in page
+    ask(hub, "cyd", {"gpus": 1})
+    until(lambda: "next in line" in message(hub, "cyd"), "cyd waits", log=hub.log)
+    expected = re.search(r"Expected about (\d\d):(\d\d)", message(hub, "cyd"))
+    assert expected, message(hub, "cyd")
+    assert end.startswith("20")
