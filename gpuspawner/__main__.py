@@ -9,6 +9,10 @@ from importlib import import_module
 
 # Imported only when asked for, so that `gpuspawner simulate` doesn't load JupyterHub.
 SUBCOMMANDS = {
+    "doctor": (
+        "gpuspawner.doctor",
+        "what keeps this machine from handing out GPUs, and what to do",
+    ),
     "gpus": ("gpuspawner.status", "what GPUs this host has and who holds them"),
     "image": ("gpuspawner.building", "list, build and check the image versions"),
     "simulate": ("gpuspawner.simulation.command", "run a command on a simulated GPU host"),

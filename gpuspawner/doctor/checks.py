@@ -1,0 +1,30 @@
+"""Every check, in the order in which somebody sets up a machine."""
+
+from __future__ import annotations
+
+from . import configuration, containers, engine, gpus, images, networks, surroundings, toolkit
+from .findings import Check
+
+DRIVER, GPUS = "NVIDIA driver", "GPUs"
+ENGINE, TOOLKIT, SETTING = "Docker Engine", "Container Toolkit", "Toolkit's setting"
+CONFIGURATION, SETTINGS = "Configuration", "Settings"
+IMAGES, PROXY, NETWORK, HUB = "Images", "Proxy", "Network", "Hub's address"
+WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
+
+CHECKS = (
+    Check(DRIVER, gpus.driver, is_slow=True),
+    Check(GPUS, gpus.gpus, needs=(DRIVER,)),
+    Check(ENGINE, engine.engine, is_slow=True),
+    Check(TOOLKIT, toolkit.toolkit, needs=(DRIVER, ENGINE)),
+    Check(SETTING, toolkit.setting, needs=(DRIVER, ENGINE, TOOLKIT)),
+    Check(CONFIGURATION, configuration.configuration, is_slow=True),
+    Check(SETTINGS, configuration.settings, needs=(CONFIGURATION,)),
+    Check(IMAGES, images.images, needs=(ENGINE,)),
+    Check(PROXY, surroundings.proxy, is_slow=True),
+    Check("Disk space", surroundings.disk),
+    Check("Permissions", surroundings.permissions),
+    Check(NETWORK, networks.network, needs=(ENGINE, CONFIGURATION)),
+    Check(WITHOUT_GPU, containers.without_gpu, needs=(ENGINE,), is_slow=True),
+    Check(HUB, containers.hub_address, needs=(ENGINE, CONFIGURATION, NETWORK), is_slow=True),
+    Check(WITH_GPU, containers.with_gpu, needs=(ENGINE, DRIVER, GPUS, TOOLKIT), is_slow=True),
+)

@@ -1,0 +1,172 @@
+"""The hub's configuration: whether it can be loaded, and what in it is a mistake or a danger."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..images import ImageVersion
+from .findings import Configuration, Context, Finding
+from .rules import RULES
+
+LOADING_SECONDS = 90
+
+
+def configuration(context: Context) -> Iterator[Finding]:
+    """Whether the configuration can be loaded; keeps what it sets for the checks to come."""
+    file = context.config_file
+    if file is None:
+        yield Finding(
+            "note",
+            "there is no jupyterhub_config.py in this folder",
+            "name it: gpuspawner doctor -f /path/to/jupyterhub_config.py\n"
+            "or begin with the one that comes with gpuspawner, jupyterhub_config.py",
+            blocks=True,
+        )
+        return
+    try:
+        loaded = load(file, context.folder)
+    except subprocess.TimeoutExpired:
+        yield Finding(
+            "failure",
+            f"{file.name} isn't through after {LOADING_SECONDS} seconds",
+            "look in it for what waits: a network, a lock, an input",
+        )
+        return
+    if "error" in loaded:
+        yield _not_loaded(context, file, loaded["error"])
+        return
+    context.configuration = from_loaded(file, loaded)
+    yield Finding("ok", f"{file} can be loaded; the hub's folder is {context.folder}")
+
+
+def _not_loaded(context: Context, file: Path, error: Mapping[str, Any]) -> Finding:
+    line = f", line {error['line']}" if error["line"] else ""
+    found = f"{error['file']}{line}: {error['kind']}: {error['message']}"
+    advice = "mend that line; a hub with this configuration wouldn't start"
+    if module := error["missing_module"]:
+        package = module.partition(".")[0]
+        advice = f"install it in the hub's environment: {sys.executable} -m pip install {package}"
+    elif error["kind"] == "PermissionError":
+        advice = "run this as the hub's user"
+    if context.engine is None and error["kind"] in ("DockerException", "NetworkError"):
+        return Finding("skipped", "it asks the Docker Engine while it is loaded: see Docker Engine")
+    return Finding("failure", found, advice)
+
+
+def load(file: Path, folder: Path) -> dict[str, Any]:
+    """Run a configuration in a process of its own, and return what `loading.load` does.
+
+    Its working folder is a temporary one with links to all that is in the hub's: it finds its
+    secrets, and makes none here that the hub would make there.
+
+    Raises:
+        subprocess.TimeoutExpired: it doesn't come to an end.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpuspawner-doctor-") as made:
+        result, there = Path(made, "result"), Path(made, "folder")
+        there.mkdir()
+        with suppress(OSError):  # a folder that can't be listed has nothing to be found either
+            for entry in folder.iterdir():
+                (there / entry.name).symlink_to(entry)
+        words = [sys.executable, "-m", "gpuspawner.doctor.loading", str(file), str(result)]
+        done = subprocess.run(
+            words,
+            cwd=there,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LOADING_SECONDS,
+            check=False,
+        )
+        with suppress(OSError, ValueError):
+            loaded: dict[str, Any] = json.loads(result.read_text())
+            return loaded
+    last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+    how = f"it ends the process (exit status {done.returncode})"
+    return {
+        "error": {
+            "kind": "Ended",
+            "message": f"{how}: {last}" if last else how,
+            "line": None,
+            "file": str(file),
+            "missing_module": None,
+        }
+    }
+
+
+def from_loaded(file: Path, loaded: Mapping[str, Any]) -> Configuration:
+    """Return the configuration that `loading.load` found in a file."""
+    lines = lines_of(file)
+    errors = [each["error"] for each in loaded["networks"] if each["error"]]
+    return Configuration(
+        file=file,
+        spawner_class=loaded["spawner_class"],
+        is_ours=loaded["is_ours"],
+        spawner=loaded["spawner"],
+        hub=loaded["hub"],
+        versions={key: ImageVersion(**fields) for key, fields in loaded["versions"].items()},
+        problems=[Finding(**_with_line(problem, lines)) for problem in loaded["problems"]],
+        network_error=errors[0] if errors else "",
+        sections=loaded["sections"],
+        lines=lines,
+    )
+
+
+def _with_line(problem: Mapping[str, str], lines: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    """Return a problem with the line of the setting that it begins with."""
+    found = re.match(r"c\.(\w+)\.(\w+)", problem["found"])
+    line = lines.get((found[1], found[2])) if found else None
+    if found is None or line is None:
+        return dict(problem)
+    return {
+        **problem,
+        "found": f"{found[0]} (line {line}){problem['found'][found.end() :]}",
+        "advice": problem["advice"] or f"change line {line}",
+    }
+
+
+def lines_of(file: Path) -> dict[tuple[str, str], int]:
+    """Return in which line `c.SECTION.NAME` stands last; nothing where the file isn't Python."""
+    try:
+        tree = ast.parse(file.read_text())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    found: dict[tuple[str, str], int] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            section = node.value
+            if isinstance(section.value, ast.Name) and section.value.id == "c":
+                key = (section.attr, node.attr)
+                found[key] = max(node.lineno, found.get(key, 0))
+    return found
+
+
+def settings(context: Context) -> Iterator[Finding]:
+    """What in the configuration is a mistake, or takes away what keeps users apart."""
+    given = context.configuration
+    if given is None:
+        return
+    usable = None
+    if context.inventory is not None and context.inventory.driver is not None:
+        usable = [gpu.uuid for gpu in context.inventory.gpus if gpu.uuid]
+    found = [*given.problems]
+    if given.is_ours:
+        found += [finding for rule in RULES for finding in rule(given, usable)]
+    yield from (_unblocking(finding) for finding in found)
+    if not found:
+        yield Finding("ok", "nothing to change")
+
+
+def _unblocking(finding: Finding) -> Finding:
+    """Return a finding that stops nobody: what the rest of the configuration says counts."""
+    return Finding(finding.state, finding.found, finding.advice, blocks=False)

@@ -1,0 +1,227 @@
+"""What a server would see: a container with a GPU, one without, and its way to the hub."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from typing import Any
+
+from ..leases import NotEnough, Unknown
+from . import toolkit
+from .findings import Context, Finding
+from .trial import Inside, TrialError, inside
+
+NO_IMAGE = Finding("skipped", "no image version is on this machine: see Images")
+
+# Prints the UUIDs of all GPUs that NVML shows, where the image has no nvidia-smi.
+NVML = """
+import ctypes
+try:
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+except OSError:
+    raise SystemExit
+count, text, handle = ctypes.c_uint(), ctypes.create_string_buffer(96), ctypes.c_void_p()
+if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0:
+    for index in range(count.value):
+        nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+        nvml.nvmlDeviceGetUUID(handle, text, 96)
+        print(text.value.decode())
+"""
+SEE_GPUS = (
+    "if command -v nvidia-smi >/dev/null; then nvidia-smi -L; "
+    'elif command -v python3 >/dev/null; then python3 -c "$1"; '
+    "else echo no-program; fi; ls /dev/nvidia[0-9]* 2>/dev/null; true"
+)
+CONNECT_SECONDS = 5
+CONNECT_PYTHON = (
+    f"import socket, sys; socket.create_connection(sys.argv[1:3], {CONNECT_SECONDS}).close()"
+)
+CONNECT = (
+    f'if command -v python3 >/dev/null; then python3 -c \'{CONNECT_PYTHON}\' "$1" "$2" 2>&1; '
+    f"elif command -v bash >/dev/null; then timeout {CONNECT_SECONDS} "
+    'bash -c \'</dev/tcp/"$0"/"$1"\' "$1" "$2" 2>&1; '
+    "else exit 99; fi"
+)
+
+
+def with_gpu(context: Context) -> Iterator[Finding]:
+    """Whether a container with one GPU is given that one, and no other."""
+    if context.trial_image is None:
+        yield NO_IMAGE
+        return
+    try:
+        yield inside(context, 1, lambda here: _compared(context, here))
+    except NotEnough as error:
+        yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
+    except (Unknown, TrialError) as error:
+        yield _not_started(context, str(error))
+
+
+def _compared(context: Context, here: Inside) -> Finding:
+    wanted = sorted(gpu.uuid for gpu in here.gpus if gpu.uuid)
+    seen, _, said = _seen(here)
+    (gpu,) = here.gpus
+    if seen == wanted:
+        return Finding("ok", f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees exactly that")
+    if said == "no-program":
+        what = "the image has neither nvidia-smi nor Python to look with"
+        return Finding("note", what, "look yourself: see README.md, On real GPUs")
+    if len(seen) > len(wanted):
+        what = f"one that was granted {wanted[0]} sees {', '.join(seen)}"
+        return Finding(
+            "failure", what, "see c.GPUSpawner.extra_host_config: privileged, devices, runtime"
+        )
+    what = f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees {', '.join(seen) or 'none'}"
+    if context.variable_accepted is False:
+        return Finding("failure", f"{what}: {toolkit.SETTING} is false", toolkit.ACCEPT)
+    what += f" ({' '.join(said.split())[:200]})" if said else ""
+    return Finding("failure", what, toolkit.CONFIGURE)
+
+
+def _seen(here: Inside) -> tuple[list[str], list[str], str]:
+    """Return the UUIDs and device files that a container sees, and all that was said."""
+    _, said = here.run(["sh", "-c", SEE_GPUS, "sh", NVML])
+    uuids = re.findall(r"GPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", said)
+    return sorted(set(uuids)), re.findall(r"^/dev/nvidia\d+$", said, re.MULTILINE), said
+
+
+def _not_started(context: Context, reason: str) -> Finding:
+    low = reason.lower()
+    advice = "see what the engine says: sudo journalctl -u docker --since -5min"
+    if "can't hand out gpus" in low:
+        advice = toolkit.INSTALL
+    elif "unknown device" in low or "cdi device" in low:
+        advice = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+    elif "nvml error" in low or "driver" in low:
+        advice = "restart the machine, as after an update of the driver; then: nvidia-smi"
+    elif "no space left" in low or "disk is full" in low:
+        advice = "docker system df; docker image prune"
+    elif "create_host_config" in low or "device_requests" in low or "argument" in low:
+        advice = "mend c.GPUSpawner.extra_host_config"
+    return Finding("failure", reason.rstrip("."), advice)
+
+
+def without_gpu(context: Context) -> Iterator[Finding]:
+    """Whether a container without GPUs sees none, whatever its image asks for."""
+    if context.trial_image is None:
+        yield NO_IMAGE
+        return
+
+    def look(here: Inside) -> Finding:
+        seen, devices, _ = _seen(here)
+        if seen or devices:
+            what = f"one that was granted no GPU sees {', '.join(seen or devices)}"
+            advice = "see c.GPUSpawner.extra_host_config: privileged, devices, runtime"
+            return Finding("failure", what, advice)
+        names = ", ".join(here.refused_limits)
+        limits = f"; the engine may not set its limits {names}" if names else ""
+        return Finding("ok", f"one that was granted none sees none{limits}")
+
+    try:
+        yield inside(context, 0, look)
+    except (Unknown, TrialError) as error:
+        yield _not_started(context, str(error))
+
+
+# ---- The way to the hub --------------------------------------------------------------------------
+
+
+def hub_address(context: Context) -> Iterator[Finding]:
+    """Whether a container in the servers' network reaches the hub's address.
+
+    Where the hub doesn't run, we listen in its place.
+    """
+    given = context.configuration
+    if given is None:
+        return
+    listens, connects = given.hub.get("listens"), given.hub.get("connects")
+    if given.spawner.get("hub_connect_url") or connects is None:
+        yield Finding("note", "the configuration names a URL of its own for servers: not tried")
+        return
+    if connects[0] in ("127.0.0.1", "localhost", "::1"):
+        what = f"the hub is at {connects[0]}, which in a container is the container itself"
+        yield Finding("failure", what, HUB_IP_LINE)
+        return
+    if context.trial_image is None:
+        yield NO_IMAGE
+        return
+    try:
+        listener = _listen(listens)
+    except OSError as error:
+        what = f"the hub can't listen at {_at(listens)}: {error.strerror}"
+        yield Finding("failure", what, HUB_IP_LINE)
+        return
+    with closing(listener) if listener else nullcontext():
+        yield _reached(context, connects, hub_runs=listener is None)
+
+
+HUB_IP_LINE = (
+    'c.JupyterHub.hub_ip = ensure_network("gpuspawner")    (as in the shipped configuration)'
+)
+
+
+def _at(place: Any) -> str:
+    return f"{place[0] or '*'}:{place[1]}"
+
+
+def _listen(place: Any) -> socket.socket | None:
+    """Listen where the hub would; None where something does already, or where it isn't here.
+
+    Raises:
+        OSError: that can't be listened at on this machine.
+    """
+    if place is None:
+        return None
+    family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((place[0], place[1]))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        raise
+    return listener
+
+
+def _reached(context: Context, place: Any, hub_runs: bool) -> Finding:
+    given = context.configuration
+    assert given is not None
+    network = str(given.spawner.get("network_name") or "bridge")
+
+    def look(here: Inside) -> Finding:
+        host, port = str(place[0]), str(place[1])
+        status, said = here.run(["sh", "-c", CONNECT, "sh", host, port])
+        if status == 0:
+            who = "a hub runs there" if hub_runs else "tried without a hub"
+            return Finding("ok", f"{_at(place)} is reached from the network {network} ({who})")
+        if status == 99:
+            return Finding("note", "the image has neither Python nor bash to try it with")
+        last = said.rpartition("\n")[2]
+        what = f"{_at(place)} isn't reached from the network {network}: {last}"
+        return Finding("failure", what, _let_in(context, network, port))
+
+    try:
+        return inside(context, 0, look, network)
+    except (Unknown, TrialError) as error:
+        return _not_started(context, str(error))
+
+
+def _let_in(context: Context, network: str, port: str) -> str:
+    """Return how to let a network's containers through this machine's firewall."""
+    assert context.engine is not None
+    bridge = "docker0"
+    if network != "bridge":
+        about = context.engine.api.inspect_network(network)
+        options = about.get("Options") or {}
+        bridge = options.get("com.docker.network.bridge.name") or f"br-{about['Id'][:12]}"
+    return (
+        f"let it through the firewall: sudo ufw allow in on {bridge} to any port {port} proto tcp\n"
+        f"or: sudo firewall-cmd --zone=docker --add-port={port}/tcp --permanent\n"
+        "and see that c.JupyterHub.hub_ip is the network's gateway"
+    )

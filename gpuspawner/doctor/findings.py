@@ -1,0 +1,135 @@
+"""What a check is, what it finds, and in which order checks are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import docker
+
+from ..allocation import GPU
+from ..images import ImageVersion
+from ..inventory import Inventory
+
+State = Literal["ok", "note", "warning", "failure", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found, in words, and what to do: a command, or a line to change.
+
+    `blocks` says whether checks that build on this one can't be made now. None: a failure and what
+    was skipped do, the rest doesn't.
+    """
+
+    state: State
+    found: str
+    advice: str = ""
+    blocks: bool | None = None
+
+    @property
+    def is_in_the_way(self) -> bool:
+        """Whether checks that need this one's are skipped."""
+        return self.state in ("failure", "skipped") if self.blocks is None else self.blocks
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A hub's configuration as it was read: values that JSON has, everything else left out.
+
+    `spawner` and `hub` map the names of traits to their values; a function is `{"function": …}`.
+    `lines` has the line of each `c.SECTION.NAME` in the file itself.
+    """
+
+    file: Path
+    spawner_class: str
+    is_ours: bool
+    spawner: Mapping[str, Any]
+    hub: Mapping[str, Any]
+    versions: Mapping[str, ImageVersion]
+    problems: Sequence[Finding] = ()
+    network_error: str = ""
+    sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def where(self, name: str) -> str:
+        """Return how a spawner's setting is written, and in which line: "c.GPUSpawner.x (line 3)".
+
+        Where several sections set it, the one that counts.
+        """
+        for section in reversed(list(self.sections)):
+            if name in self.sections[section]:
+                line = self.lines.get((section, name))
+                return f"c.{section}.{name}" + (f" (line {line})" if line else "")
+        return f"c.GPUSpawner.{name}"
+
+
+@dataclass
+class Context:
+    """What is asked for, and what earlier checks found out for later ones.
+
+    `folder` is the hub's working folder, where it keeps its database and secrets.
+    """
+
+    config_file: Path | None
+    folder: Path
+    inventory: Inventory | None = None
+    gpus: tuple[GPU, ...] = ()
+    engine: docker.DockerClient | None = None
+    engine_info: Mapping[str, Any] = field(default_factory=dict)
+    # Whether the engine runs on this machine, so that its files can be looked at.
+    engine_is_here: bool = False
+    # What the toolkit's configuration says of devices by variable; None: not known.
+    variable_accepted: bool | None = None
+    configuration: Configuration | None = None
+    # Key and image reference of the version that containers are tried with.
+    trial_image: tuple[str, str] | None = None
+    # What images take that are still to be built or fetched, as the catalogue says.
+    missing_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: its title for people, the function that makes it, and the titles that it needs."""
+
+    title: str
+    look: Callable[[Context], Iterable[Finding]]
+    needs: tuple[str, ...] = ()
+    # Whether it takes so long that one wants to know what is going on.
+    is_slow: bool = False
+
+
+def examine(
+    checks: Sequence[Check], context: Context, progress: Callable[[Check], None]
+) -> Iterator[tuple[str, Finding]]:
+    """Make the checks in their order; yield each finding with its check's title.
+
+    One cause is told once: what builds on a check that failed is skipped, and names that check. A
+    check that raises has failed.
+    """
+    causes: dict[str, str] = {}
+    for check in checks:
+        cause = next((causes[title] for title in check.needs if title in causes), None)
+        if cause is not None:
+            causes[check.title] = cause
+            yield check.title, Finding("skipped", f"see {cause}")
+            continue
+        progress(check)
+        for finding in _made(check, context):
+            if finding.is_in_the_way:
+                causes[check.title] = check.title
+            yield check.title, finding
+
+
+def _made(check: Check, context: Context) -> Iterator[Finding]:
+    try:
+        yield from check.look(context)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        yield Finding(
+            "failure",
+            f"this check itself broke off ({' '.join(reason.split())[:300]})",
+            "this is a mistake in gpuspawner: please report it with this line",
+        )

@@ -1,0 +1,131 @@
+"""The NVIDIA driver and the GPUs, as NVML tells of them."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import inventory
+from ..allocation import GPU
+from ..survey import survey
+from .findings import Context, Finding
+
+NVML_SECONDS = 15.0
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+NOUVEAU = Path("/sys/module/nouveau")
+# ref: https://pci-ids.ucw.cz; class 03 is a display controller, 0x0302 a GPU without a screen
+NVIDIA_VENDOR = "0x10de"
+DISPLAY_CLASS = "0x03"
+
+INSTALL_DRIVER = (
+    "install NVIDIA's driver and restart the machine: on Ubuntu `sudo ubuntu-drivers install`, "
+    "on Debian `sudo apt-get install nvidia-driver` (section non-free)"
+)
+HANGING = "see what `sudo dmesg | grep -i nvrm` says; where nvidia-smi hangs too, sudo reboot"
+
+
+def driver(context: Context) -> Iterator[Finding]:
+    """Whether there is a driver that can be asked; keeps what it says for the checks to come."""
+    try:
+        found, context.gpus = _read()
+    except inventory.InventoryError as error:
+        # What NVML's errors mean is told in a sentence, and what to do in those after it.
+        found_out, _, advice = str(error).partition(". ")
+        yield Finding("failure", found_out.rstrip("."), advice or HANGING)
+        return
+    context.inventory = found
+    if found.driver is not None:
+        yield Finding("ok", f"version {found.driver}, CUDA {found.cuda or 'not known'}")
+    elif nvidia_boards(PCI_DEVICES):
+        nouveau = " (the nouveau driver has them, and can't compute)" if NOUVEAU.is_dir() else ""
+        yield Finding(
+            "failure",
+            f"there are NVIDIA GPUs in this machine and no driver{nouveau}",
+            INSTALL_DRIVER,
+        )
+    else:
+        yield Finding(
+            "note",
+            "none, and no NVIDIA GPU either: servers start, without GPUs",
+            "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
+        )
+
+
+def _read() -> tuple[inventory.Inventory, tuple[GPU, ...]]:
+    """Read NVML, and give up on it where it hangs; its thread doesn't keep us from ending."""
+    answer: queue.Queue[tuple[inventory.Inventory, tuple[GPU, ...]] | Exception] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answer.put((inventory.read(), survey().gpus))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, name="nvml", daemon=True).start()
+    try:
+        found = answer.get(timeout=NVML_SECONDS)
+    except queue.Empty:
+        what = f"NVML didn't answer within {NVML_SECONDS:g} seconds."
+        raise inventory.InventoryError(what) from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def nvidia_boards(devices: Path) -> int:
+    """Return how many NVIDIA display controllers the PCI bus has, driver or not.
+
+    Args:
+        devices: the kernel's folder of them.
+    """
+    found = 0
+    for device in devices.iterdir() if devices.is_dir() else ():
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        found += vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS)
+    return found
+
+
+def gpus(context: Context) -> Iterator[Finding]:
+    """Which GPUs there are, and what keeps some of them from being handed out."""
+    found = context.inventory
+    if found is None or found.driver is None:
+        return
+    if not found.gpus:
+        yield Finding(
+            "failure",
+            "the driver has no GPU",
+            "see lspci -d 10de: and sudo dmesg | grep -i nvrm",
+        )
+        return
+    usable = sum(gpu.state == "ok" for gpu in found.gpus)
+    kinds = ", ".join(sorted({gpu.name for gpu in found.gpus}))
+    yield Finding(
+        "ok" if usable else "warning",
+        f"{usable} of {len(found.gpus)} can be handed out ({kinds})",
+    )
+    for gpu in found.gpus:
+        yield from _oddities(gpu)
+
+
+def _oddities(gpu: inventory.GPU) -> Iterator[Finding]:
+    # A GPU that has fallen off the bus can't tell its name either.
+    what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != inventory.GPU.name else "")
+    reason = gpu.reason[:1].lower() + gpu.reason[1:].rstrip(".")
+    if gpu.state == "mig":
+        advice = f"to hand it out whole: sudo nvidia-smi -i {gpu.index} -mig 0"
+        yield Finding("note", f"{what}: {reason}", advice)
+    elif gpu.state == "excluded":
+        advice = f"to hand it out: sudo nvidia-smi -i {gpu.index} -c DEFAULT"
+        yield Finding("note", f"{what}: {reason}", advice)
+    elif gpu.state != "ok":
+        advice = f"sudo nvidia-smi --gpu-reset -i {gpu.index}\nor restart the machine (sudo reboot)"
+        yield Finding("warning", f"{what} isn't handed out: {reason}", advice)
+    elif gpu.in_use:
+        yield Finding("note", f"{what} is in use now: {reason}", "see who: gpuspawner gpus")
+    if gpu.warning:
+        yield Finding("warning", f"{what}: {gpu.warning}", f"see nvidia-smi -q -i {gpu.index}")

@@ -1,0 +1,299 @@
+"""What a configuration shouldn't say. Each rule is a function over what was read from it.
+
+A rule takes the configuration and the UUIDs of this machine's GPUs (None: it has no driver), and
+yields what it finds; nothing where all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..container import VISIBLE_DEVICES, asks_for_gpus
+from ..volumes import UNESCAPED
+from .findings import Configuration, Finding
+
+# Folders of the host that nobody may have who isn't root there.
+DANGEROUS_FOLDERS: tuple[str, ...] = (
+    "/",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/proc",
+    "/root",
+    "/run",
+    "/sys",
+    "/var/lib",
+)
+DANGEROUS_FOLDERS += ("/var/run", "/var/lib/docker", "/var")
+DANGEROUS_CAPABILITIES = (
+    "ALL",
+    "SYS_ADMIN",
+    "SYS_PTRACE",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "DAC_READ_SEARCH",
+)
+SAFE = '"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 4096'
+FEW_STARTS = 5
+GIB = 1024**3
+
+
+def host_config(given: Configuration) -> Mapping[str, Any]:
+    """Return `extra_host_config`; empty where it is a function."""
+    extra = given.spawner.get("extra_host_config") or {}
+    return {} if _is_function(extra) else extra
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"function"}
+
+
+def unread(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """Functions, whose results aren't known before a start."""
+    for name in ("extra_host_config", "extra_create_kwargs", "group_overrides"):
+        if _is_function(given.spawner.get(name)):
+            yield Finding(
+                "note", f"{given.where(name)} is a function: what it returns isn't seen here"
+            )
+
+
+def unescaped_names(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """`{raw_username}` in a volume or a folder: a user named "../x" would leave theirs."""
+    places = {name: given.spawner.get(name) for name in ("volumes", "read_only_volumes", "mounts")}
+    places["extra_host_config"] = host_config(given).get("binds")
+    for name, value in places.items():
+        for word in UNESCAPED:
+            if any(f"{{{word}}}" in text for text in texts(value)):
+                safe = word.removeprefix("raw_")
+                found = (
+                    f"{given.where(name)}: {{{word}}} isn't escaped, and a user named '../x' "
+                    "would leave their folder"
+                )
+                yield Finding("failure", found, f"write {{{safe}}} instead of {{{word}}}")
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value, however deep, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield key
+            yield from texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts(each)
+
+
+def privileges(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """Rights that make a user root on the host, or show them every GPU."""
+    extra, where = host_config(given), given.where("extra_host_config")
+    create = given.spawner.get("extra_create_kwargs") or {}
+    for name, config in (("extra_host_config", extra), ("extra_create_kwargs", create)):
+        if not _is_function(config) and config.get("privileged"):
+            what = f"{given.where(name)}: privileged servers see every GPU and are root on the host"
+            yield Finding("failure", what, 'remove "privileged"')
+    added = [str(word).upper().removeprefix("CAP_") for word in extra.get("cap_add") or []]
+    for word in added:
+        if word in DANGEROUS_CAPABILITIES:
+            yield Finding(
+                "failure", f"{where}: cap_add {word} leads out of the container", f"remove {word}"
+            )
+    for option in extra.get("security_opt") or []:
+        if "unconfined" in str(option):
+            yield Finding("warning", f"{where}: {option} takes a fence away", f"remove {option!r}")
+    for name in ("pid_mode", "ipc_mode", "userns_mode", "uts_mode"):
+        if extra.get(name) == "host":
+            what = f"{where}: {name} host shares the host's own with every user"
+            yield Finding("failure" if name == "pid_mode" else "warning", what, f'remove "{name}"')
+
+
+def missing_fences(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """What the shipped configuration sets so that a server can't gain rights or fill the host."""
+    if _is_function(given.spawner.get("extra_host_config")):
+        return
+    extra, where = host_config(given), given.where("extra_host_config")
+    missing = []
+    if not any("no-new-privileges" in str(each) for each in extra.get("security_opt") or []):
+        missing.append("no-new-privileges")
+    if "ALL" not in [str(word).upper() for word in extra.get("cap_drop") or []]:
+        missing.append("cap_drop ALL")
+    line = f"c.GPUSpawner.extra_host_config = {{{SAFE}}}"
+    if missing:
+        what = f"{where}: without {' and '.join(missing)} a program in a server can gain rights"
+        yield Finding("warning", what, line)
+    if not extra.get("pids_limit"):
+        yield Finding(
+            "note", f"{where}: without pids_limit one user's fork bomb stops the host", line
+        )
+
+
+def memory(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """No limit, or one that /dev/shm alone is larger than."""
+    limit, shm = given.spawner.get("mem_limit"), given.spawner.get("shm_size") or 0
+    if _is_function(limit):
+        return
+    if not limit:
+        what = "no mem_limit: one server can take all of the host's memory, and the hub's with it"
+        yield Finding("warning", what, 'c.GPUSpawner.mem_limit = "16G"')
+    elif isinstance(limit, int) and limit < shm:
+        what = (
+            f"{given.where('mem_limit')} is {limit / GIB:.1f} GiB and shm_size {shm / GIB:.1f}: "
+            "who fills /dev/shm is killed"
+        )
+        yield Finding("warning", what, 'c.GPUSpawner.shm_size = "…" (less than mem_limit)')
+
+
+def kept_containers(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """`remove = False` keeps what servers wrote outside of volumes, and the disk fills up."""
+    if given.spawner.get("remove") is False:
+        what = f"{given.where('remove')} is False: stopped containers stay, and take disk space"
+        yield Finding("note", what, "see them: docker ps --all --filter label=gpuspawner.gpus")
+
+
+def ports(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """Servers that can be reached past the proxy, and so past the log-in."""
+    extra, where = host_config(given), given.where("extra_host_config")
+    if extra.get("port_bindings") or extra.get("publish_all_ports"):
+        name = "port_bindings" if extra.get("port_bindings") else "publish_all_ports"
+        what = f"{where}: {name} publishes ports of every server on the host"
+        yield Finding("warning", what, f'remove "{name}": users come through the hub\'s proxy')
+    mode, network = extra.get("network_mode"), given.spawner.get("network_name")
+    if "host" in (mode, network):
+        setting = where if mode == "host" else given.where("network_name")
+        what = f"{setting}: servers in the host's network reach all that listens on it, the hub too"
+        yield Finding("failure", what, 'c.GPUSpawner.network_name = "gpuspawner"')
+    elif given.spawner.get("use_internal_ip") is False:
+        host_ip = given.spawner.get("host_ip") or "127.0.0.1"
+        public = host_ip not in ("127.0.0.1", "localhost", "::1")
+        what = f"each server's port is published on {host_ip} (use_internal_ip is False)"
+        yield Finding(
+            "warning" if public else "note",
+            what,
+            'c.GPUSpawner.network_name = "gpuspawner"\nc.GPUSpawner.use_internal_ip = True',
+        )
+
+
+def host_folders(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """The engine's socket, or a folder of the host that only root should have, in servers."""
+    places = {name: given.spawner.get(name) for name in ("volumes", "mounts")}
+    places["read_only_volumes"] = given.spawner.get("read_only_volumes")
+    places["extra_host_config"] = host_config(given).get("binds")
+    for name, value in places.items():
+        for source in _sources(value):
+            if source.endswith("docker.sock"):
+                what = (
+                    f"{given.where(name)}: who has docker.sock in their server is root on the host"
+                )
+                yield Finding("failure", what, f"remove {source}")
+            elif (source.rstrip("/") or "/") in DANGEROUS_FOLDERS:
+                state = "warning" if name == "read_only_volumes" else "failure"
+                what = f"{given.where(name)}: {source} of the host is in every server"
+                yield Finding(state, what, f"remove {source}")  # type: ignore[arg-type]
+
+
+def _sources(value: Any) -> Iterator[str]:
+    """Yield what is mounted: keys of a mapping, what is before ":" in a list, a mount's source."""
+    if isinstance(value, Mapping):
+        yield from value
+    for each in value if isinstance(value, list) else ():
+        if isinstance(each, str):
+            yield each.partition(":")[0]
+        elif isinstance(each, Mapping):
+            yield str(each.get("source") or each.get("Source") or "")
+
+
+def named_gpus(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """GPUs that everybody would get, past the ledger."""
+    extra, where = host_config(given), given.where("extra_host_config")
+    for request in extra.get("device_requests") or []:
+        if not isinstance(request, Mapping) or not asks_for_gpus(request):
+            continue
+        if request.get("DeviceIDs"):
+            what = f"{where}: device_requests names GPUs, so every start is refused"
+            yield Finding("failure", what, "remove device_requests: leases make them")
+        elif request.get("Count"):
+            what = f"{where}: the count in device_requests has no effect: a lease says how many"
+            yield Finding("note", what, "remove it, or set c.GPUSpawner.default_gpus")
+    if any("nvidia" in str(device) for device in extra.get("devices") or []):
+        what = f"{where}: devices gives GPUs to every server, whoever holds them"
+        yield Finding("failure", what, "remove them from devices")
+    variables = given.spawner.get("environment") or {}
+    if VISIBLE_DEVICES in variables:
+        what = f"{given.where('environment')}: {VISIBLE_DEVICES} has no effect: a lease sets it"
+        yield Finding("note", what, f"remove {VISIBLE_DEVICES}")
+    if "CUDA_VISIBLE_DEVICES" in variables:
+        what = f"{given.where('environment')}: CUDA_VISIBLE_DEVICES hides GPUs that were granted"
+        yield Finding("warning", what, "remove CUDA_VISIBLE_DEVICES")
+
+
+def gpu_numbers(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """Limits that this host can't honour, and GPUs that it hasn't got."""
+    if gpus is None:
+        return
+    limit = given.spawner.get("gpu_limit")
+    if limit is not None and limit > len(gpus):
+        what = f"{given.where('gpu_limit')} is {limit}, and this machine has {len(gpus)}"
+        yield Finding("warning", what, f"c.GPUSpawner.gpu_limit = {len(gpus)}")
+    known = {uuid.lower() for uuid in gpus}
+    for uuid in given.spawner.get("excluded_gpus") or []:
+        if uuid.lower() not in known:
+            what = f"{given.where('excluded_gpus')}: this machine has no GPU {uuid}"
+            yield Finding("warning", what, "see `gpuspawner gpus --json`, or `nvidia-smi -L`")
+
+
+def set_twice(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """The same trait for `c.DockerSpawner` and `c.GPUSpawner`: only the nearer one counts."""
+    order = list(given.sections)
+    for position, section in enumerate(order):
+        for name in given.sections[section]:
+            nearer = [later for later in order[position + 1 :] if name in given.sections[later]]
+            if nearer:
+                what = f"c.{section}.{name} has no effect: c.{nearer[-1]}.{name} counts"
+                yield Finding("note", what, f"remove c.{section}.{name}")
+
+
+def starts(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """How many servers may start at the same time."""
+    limit = given.hub.get("concurrent_spawn_limit")
+    if not isinstance(limit, int):
+        return
+    if limit == 0:
+        what = "c.JupyterHub.concurrent_spawn_limit is 0: a class that comes at once starts at once"
+        yield Finding("note", what, "remove the line: JupyterHub's own default is 100")
+    elif limit < FEW_STARTS:
+        what = (
+            f"c.JupyterHub.concurrent_spawn_limit is {limit}: who comes while {limit} start is "
+            "turned away"
+        )
+        yield Finding("note", what, "remove the line: JupyterHub's own default is 100")
+
+
+def log_in(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+    """A log-in that lets anybody in."""
+    name = given.hub.get("authenticator", "")
+    if name.rpartition(".")[2] in ("dummy", "DummyAuthenticator"):
+        has_password = given.hub.get("dummy_password")
+        how = "with one password" if has_password else "without any password"
+        what = f"c.JupyterHub.authenticator_class = {name!r} lets everybody in, {how}"
+        advice = 'c.JupyterHub.authenticator_class = "pam"    (others: README.md, "Logging in")'
+        yield Finding("note" if has_password else "warning", what, advice)
+
+
+Rule = Callable[[Configuration, Sequence[str] | None], Iterator[Finding]]
+RULES: tuple[Rule, ...] = (
+    privileges,
+    host_folders,
+    named_gpus,
+    unescaped_names,
+    ports,
+    missing_fences,
+    memory,
+    gpu_numbers,
+    set_twice,
+    starts,
+    log_in,
+    kept_containers,
+    unread,
+)

@@ -1,0 +1,167 @@
+"""The NVIDIA Container Toolkit: whether it is there, new enough, and set up to hand out GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .engine import find_program
+from .findings import Context, Finding
+
+# ref: CVE-2025-23266 and CVE-2025-23267, NVIDIA's security bulletin of July 2025
+SAFE_TOOLKIT = (1, 17, 8)
+CONFIG_FILE = Path("/etc/nvidia-container-runtime/config.toml")
+SETTING = "accept-nvidia-visible-devices-envvar-when-unprivileged"
+PROGRAMS = ("nvidia-ctk", "nvidia-container-cli", "nvidia-container-runtime-hook")
+# Set by `gpuspawner simulate`, where a stand-in takes the toolkit's place.
+SIMULATION_VARIABLE = "GPUSPAWNER_HUB_IP"
+
+INSTALL_GUIDE = (
+    "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html"
+)
+INSTALL = (
+    f"install it: {INSTALL_GUIDE}\n"
+    "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+)
+CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+
+
+def toolkit(context: Context) -> Iterator[Finding]:
+    """Whether the toolkit is there, and one without known ways out of the container."""
+    if not _has_gpus(context):
+        return
+    ways = handed_out_by(context.engine_info)
+    version = installed_version()
+    if version is None:
+        yield _without_version(context, ways)
+        return
+    words = ".".join(map(str, version))
+    if version < SAFE_TOOLKIT:
+        yield Finding(
+            "failure",
+            f"version {words} has known ways out of the container: it must be 1.17.8 or newer",
+            "sudo apt-get update && sudo apt-get install --only-upgrade nvidia-container-toolkit "
+            "libnvidia-container1 libnvidia-container-tools nvidia-container-toolkit-base\n"
+            "sudo systemctl restart docker",
+            blocks=False,
+        )
+    else:
+        yield Finding("ok", f"version {words}")
+    hook = find_program("nvidia-container-runtime-hook")
+    if not ways and not hook:
+        yield Finding("failure", "Docker doesn't know of it", CONFIGURE)
+    elif hook and context.engine_info.get("CgroupDriver") == "systemd":
+        # ref: NVIDIA's troubleshooting, "Containers losing access to GPUs"
+        yield Finding(
+            "note",
+            "after `systemctl daemon-reload` servers that run may lose their GPUs",
+            'in /etc/docker/daemon.json: "exec-opts": ["native.cgroupdriver=cgroupfs"]\n'
+            "then, with no server running: sudo systemctl restart docker",
+        )
+
+
+def _without_version(context: Context, ways: list[str]) -> Finding:
+    if ways:
+        return Finding(
+            "note",
+            f"Docker has it ({' and '.join(ways)}); its version can't be told from here",
+            "where it is installed: nvidia-ctk --version    (1.17.8 or newer)",
+        )
+    if SIMULATION_VARIABLE in os.environ:
+        return Finding("ok", "a stand-in, as this is a simulated host")
+    if not context.engine_is_here:
+        return Finding(
+            "note",
+            "it can't be seen from here; the container with a GPU below shows whether it is there",
+            "on the GPU machine: nvidia-ctk --version    (1.17.8 or newer)",
+        )
+    return Finding("failure", "it isn't installed, so Docker can't hand out GPUs", INSTALL)
+
+
+def _has_gpus(context: Context) -> bool:
+    return context.inventory is not None and context.inventory.driver is not None
+
+
+def handed_out_by(info: Mapping[str, Any]) -> list[str]:
+    """Return what of the toolkit an engine's `GET /info` shows: its runtime, its CDI devices.
+
+    The hook, which is enough, isn't shown.
+    """
+    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
+    found = ["its runtime `nvidia`"] if "nvidia" in (info.get("Runtimes") or {}) else []
+    if any(device.startswith("nvidia.com/gpu") for device in devices):
+        found.append("CDI")
+    return found
+
+
+def installed_version() -> tuple[int, ...] | None:
+    """Return the toolkit's version on this machine; None where it isn't found or doesn't say."""
+    for name in PROGRAMS:
+        program = find_program(name)
+        if program is None:
+            continue
+        try:
+            done = subprocess.run(
+                [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        # "NVIDIA Container Toolkit CLI version 1.17.8", "cli-version: 1.17.8"
+        if numbers := re.search(r"version:? +v?(\d+)\.(\d+)\.(\d+)", done.stdout + done.stderr):
+            return tuple(map(int, numbers.groups()))
+    return None
+
+
+def setting(context: Context) -> Iterator[Finding]:
+    """Whether containers get GPUs by a variable, and whether that is what the engine needs.
+
+    The engine's own way to NVIDIA's hook is that variable: a hook that doesn't accept it gives no
+    GPU to any server. Only engines that hand out GPUs by CDI alone can do without.
+    ref: setNvidiaGPUs in moby's daemon/nvidia_linux.go, getDevices in the toolkit's
+    cmd/nvidia-container-runtime-hook/container_config.go
+    """
+    if not _has_gpus(context) or installed_version() is None:
+        return
+    try:
+        text = CONFIG_FILE.read_text(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        yield Finding("note", f"{CONFIG_FILE} can't be read: {error.strerror}", "run this as root")
+        return
+    context.variable_accepted = accepts_variable(text)
+    by_hook = find_program("nvidia-container-runtime-hook") is not None
+    if context.variable_accepted and context.engine_info.get("DefaultRuntime") == "nvidia":
+        yield Finding(
+            "warning",
+            "Docker's default runtime is `nvidia`: every container of an image that asks for GPUs "
+            "by a variable gets them all (GPUSpawner's servers don't)",
+            'remove "default-runtime" from /etc/docker/daemon.json, then\n'
+            "sudo systemctl restart docker",
+        )
+    elif context.variable_accepted:
+        yield Finding("ok", "devices are taken from the request that GPUSpawner makes")
+    elif by_hook:
+        yield Finding(
+            "warning",
+            f"{SETTING} is false in {CONFIG_FILE}: NVIDIA's hook, which this Docker uses, then "
+            "gives containers no GPU",
+            ACCEPT,
+        )
+    else:
+        yield Finding("ok", "devices by a variable are refused, and Docker hands out GPUs by CDI")
+
+
+ACCEPT = f"sudo nvidia-ctk config --set {SETTING}=true --in-place"
+
+
+def accepts_variable(text: str) -> bool:
+    """Return the setting in a toolkit's configuration; True, the default, where it isn't set."""
+    # Before the first section, where TOML's own keys are.
+    head = re.split(r"^\s*\[", text, maxsplit=1, flags=re.MULTILINE)[0]
+    found = re.search(rf"^\s*\"?{SETTING}\"?\s*=\s*(true|false)", head, re.MULTILINE)
+    return found is None or found[1] == "true"

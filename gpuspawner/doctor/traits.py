@@ -1,0 +1,268 @@
+"""What a loaded configuration means: the spawner's and the hub's traits, and which names are wrong.
+
+Values leave this module in a form that JSON has, and only those that checks look at: a
+configuration holds passwords.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlparse
+
+from jupyterhub.app import JupyterHub
+from jupyterhub.objects import Hub
+from traitlets import TraitError
+from traitlets.config import Config
+
+from ..leasing import LeasingSpawner
+
+SPAWNER_VALUES = (
+    "allowed_images",
+    "course_volumes",
+    "default_gpus",
+    "environment",
+    "excluded_gpus",
+    "extra_create_kwargs",
+    "extra_host_config",
+    "foreign_memory",
+    "gpu_limit",
+    "gpu_policy",
+    "group_overrides",
+    "home_volume",
+    "host_ip",
+    "hub_connect_url",
+    "mem_limit",
+    "mounts",
+    "network_name",
+    "pull_policy",
+    "read_only_volumes",
+    "remove",
+    "shm_size",
+    "ulimits",
+    "use_internal_ip",
+    "volumes",
+)
+HUB_VALUES = ("concurrent_spawn_limit", "cookie_secret_file", "db_url", "active_server_limit")
+# Sections that people mean when they write something near it.
+USUAL_SECTIONS = (
+    "GPUSpawner",
+    "DockerSpawner",
+    "Spawner",
+    "JupyterHub",
+    "Authenticator",
+    "ConfigurableHTTPProxy",
+)
+SECRETS = ("secret", "password", "token", "key")
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Return what a configuration sets: see the keys below. No value of it is a secret."""
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)
+    problems: list[dict[str, str]] = []
+    hub = _made(JupyterHub, config, problems)
+    cls = _spawner_class(config, problems)
+    spawner = _made(cls, config, problems)
+    problems += _unknown_sections(config, cls)
+    problems += _overrides(cls, spawner.group_overrides)
+    is_ours = issubclass(cls, LeasingSpawner)
+    return {
+        "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
+        "is_ours": is_ours,
+        "spawner": {name: plain(getattr(spawner, name, None)) for name in SPAWNER_VALUES},
+        "versions": _versions(spawner) if is_ours else {},
+        "hub": {
+            **{name: plain(getattr(hub, name)) for name in HUB_VALUES},
+            **_addresses(hub),
+            "authenticator": _name(config.JupyterHub.get("authenticator_class", "")),
+            "dummy_password": bool(
+                config.DummyAuthenticator.get("password")
+                or config.SharedPasswordAuthenticator.get("user_password")
+            ),
+            "proxy": _name(config.JupyterHub.get("proxy_class", "")),
+            "proxy_command": plain(_proxy_command(config)),
+            "proxy_is_started": config.ConfigurableHTTPProxy.get("should_start", True) is not False,
+        },
+        # In the order in which they count, the last most.
+        "sections": {
+            each.__name__: sorted(config[each.__name__])
+            for each in reversed(cls.__mro__)
+            if each.__name__ in config
+        },
+        "problems": problems,
+    }
+
+
+def _spawner_class(config: Config, problems: list[dict[str, str]]) -> Any:
+    wanted = config.JupyterHub.get("spawner_class")
+    only = Config({"JupyterHub": {} if wanted is None else {"spawner_class": wanted}})
+    try:
+        return JupyterHub(config=only).spawner_class
+    except Exception as error:
+        what = f"c.JupyterHub.spawner_class = {wanted!r}: {_text(error)}"
+        problems.append(_problem("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
+        return LeasingSpawner
+
+
+def _made(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
+    """Return an instance with every setting that is valid; what isn't becomes a problem."""
+    valid: dict[str, dict[str, Any]] = {}
+    known = cls.class_traits(config=True)
+    for section in (each.__name__ for each in cls.__mro__ if each.__name__ in config):
+        for name, value in config[section].items():
+            if isinstance(value, Config):
+                continue
+            if name not in known:
+                problems.append(_unknown_name(section, name, cls, known))
+                continue
+            if (cls, name) == (JupyterHub, "spawner_class"):
+                continue  # judged by itself
+            error = _refused(cls, section, name, value)
+            if error is None:
+                valid.setdefault(section, {})[name] = value
+            else:
+                problems.append(_invalid(f"c.{section}.{name}", name, error))
+    return cls(config=Config(valid))
+
+
+def _refused(cls: Any, section: str, name: str, value: Any) -> Exception | None:
+    """Return what a class says against a value; None where it takes it."""
+    try:
+        getattr(cls(config=Config({section: {name: value}})), name)
+    except Exception as error:
+        return error
+    return None
+
+
+def _unknown_name(section: str, name: str, cls: Any, known: Mapping[str, Any]) -> dict[str, str]:
+    what = f"c.{section}.{name}: {cls.__name__} has no such setting, so the line has no effect"
+    close = difflib.get_close_matches(name, known, 1)
+    advice = f"did you mean c.{section}.{close[0]}?" if close else "remove it"
+    return _problem("failure", what, advice)
+
+
+def _invalid(setting: str, name: str, error: Exception) -> dict[str, str]:
+    if any(word in name for word in SECRETS):
+        return _problem("failure", f"{setting} has a value of a wrong kind", "")
+    text = _text(error)
+    if isinstance(error, TraitError):
+        # Ours name the setting, the value and the cure; traitlets' own name objects in memory.
+        text = _OF_TRAITLETS.sub("it must be", text).rstrip(".")
+        first, _, cure = (
+            text.removeprefix(f"{setting} = ").removeprefix(f"{setting}").partition(". ")
+        )
+        return _problem("failure", f"{setting}: {first.lstrip(': ')}", cure)
+    return _problem("failure", f"{setting}: {text}", "")
+
+
+_OF_TRAITLETS = re.compile(r"The '\w+' trait of an? \w+ instance (?:expected|must be|contains)")
+
+
+def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
+    read = {each.__name__ for each in cls.__mro__}
+    for section in config:
+        if section in read or section in USUAL_SECTIONS or not config[section]:
+            continue
+        usual = {name.casefold(): name for name in USUAL_SECTIONS}
+        close = difflib.get_close_matches(section.casefold(), usual, 1, cutoff=0.85)
+        if close and section.casefold() != "dummyauthenticator":
+            what = f"c.{section} is nobody's, so its lines have no effect"
+            yield _problem("failure", what, f"write c.{usual[close[0]]}")
+        elif section.endswith("Spawner"):
+            what = f"c.{section} has no effect: servers are made by {cls.__name__}"
+            yield _problem("note", what, f"write c.{cls.__name__}, or remove its lines")
+    if not issubclass(cls, LeasingSpawner) and "GPUSpawner" in config:
+        what = f"c.GPUSpawner has no effect: servers are made by {cls.__name__}"
+        yield _problem("note", what, 'c.JupyterHub.spawner_class = "gpu"')
+
+
+def _overrides(cls: Any, overrides: Any) -> Iterator[dict[str, str]]:
+    """Yield what is wrong in `group_overrides`, which nothing checks before a member's start."""
+    if not isinstance(overrides, Mapping):
+        return  # a function
+    known = cls.class_traits()
+    for key, entry in overrides.items():
+        where = f"c.Spawner.group_overrides[{key!r}]"
+        if not isinstance(entry, Mapping) or not {"groups", "spawner_override"} <= set(entry):
+            shape = '{"groups": ["lab"], "spawner_override": {"gpu_limit": 4}}'
+            yield _problem("failure", f"{where} lacks groups or spawner_override", f"write {shape}")
+            continue
+        if isinstance(entry["groups"], str):
+            fixed = f'"groups": [{entry["groups"]!r}]'
+            yield _problem("failure", f"{where}: groups must be a list", f"write {fixed}")
+        override = entry["spawner_override"]
+        for name, value in override.items() if isinstance(override, Mapping) else ():
+            setting = f"{where}: {name}"
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, 1)
+                what = f"{setting}: {cls.__name__} has no such setting, so it has no effect"
+                advice = f"did you mean {close[0]!r}?" if close else "remove it"
+                yield _problem("failure", what, advice)
+            elif not callable(value):
+                error = _refused(cls, cls.__name__, name, value)
+                if error is not None:
+                    yield _invalid(f"{where}: {name}", str(name), error)
+
+
+def _versions(spawner: Any) -> dict[str, Any]:
+    with suppress(Exception):  # a function of the administrator's that needs a user
+        return {k: v.model_dump(mode="json") for k, v in spawner.limits().versions.items()}
+    return {}
+
+
+def _addresses(hub: Any) -> dict[str, Any]:
+    """Return where a hub would listen and where servers would look for it: (ip, port) each.
+
+    ref: JupyterHub.init_hub
+    """
+    if hub.hub_bind_url:
+        place = Hub(bind_url=hub.hub_bind_url, base_url=hub.hub_prefix)
+        if hub.hub_bind_url.startswith("unix+"):
+            return {"listens": None, "connects": _place(hub.hub_connect_url)}
+    else:
+        place = Hub(ip=hub.hub_ip, port=hub.hub_port, base_url=hub.hub_prefix)
+    listens = [place.ip, place.port]
+    if hub.hub_connect_ip:
+        place.connect_ip = hub.hub_connect_ip
+    if hub.hub_connect_url:
+        place.connect_url = hub.hub_connect_url
+    return {"listens": listens, "connects": _place(place.api_url)}
+
+
+def _place(url: str) -> list[Any] | None:
+    parts = urlparse(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return [parts.hostname or socket.gethostname(), port] if url else None
+
+
+def _proxy_command(config: Config) -> Any:
+    command = config.ConfigurableHTTPProxy.get("command") or ["configurable-http-proxy"]
+    return [command] if isinstance(command, str) else list(command)
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else getattr(value, "__name__", str(value))
+
+
+def plain(value: Any) -> Any:
+    """Return a value in a form that JSON has; of what has none, what it is."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    return {"function" if callable(value) else "other": type(value).__name__}
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _problem(state: str, found: str, advice: str) -> dict[str, str]:
+    return {"state": state, "found": found, "advice": advice}
