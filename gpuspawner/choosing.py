@@ -10,8 +10,9 @@ from traitlets import default
 from . import form, options, refusals
 from .allocation import Request
 from .leases import Unknown, View
+from .order import Turn, Waiting
 from .terms import TimedSpawner
-from .waiting import held_by, over_user_limit
+from .waiting import Terms, held_by, over_user_limit
 
 
 class ChoosingSpawner(TimedSpawner):
@@ -36,7 +37,22 @@ class ChoosingSpawner(TimedSpawner):
         except Unknown as error:
             trouble = str(error)
         saved = self.orm_spawner.user_options if self.orm_spawner else None
-        return form.render(self.limits(), options.remembered(saved), view, trouble)
+        limits, seen, now = self.limits(), view, self.shared.queue.since()
+
+        def forecast(request: Request) -> Turn | None:
+            if seen is None:
+                return None
+            waiting = Waiting(self.holder, request, now, self._groups())
+            return self.shared.queue.forecast(waiting, self.terms(), seen)
+
+        return form.render(
+            limits,
+            options.remembered(saved),
+            view,
+            forecast,
+            trouble=trouble,
+            notice=self._notice,
+        )
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
         """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
@@ -91,6 +107,15 @@ class ChoosingSpawner(TimedSpawner):
         held = held_by(self.holder, self.shared.queue.claims(view.leases)) if request.gpus else 0
         if limit is not None and request.gpus and held + request.gpus > limit:
             raise options.Refused(over_user_limit(request.gpus, held, limit), 403)
+
+    def terms(self) -> Terms:
+        """Return what applies to this server in the queue."""
+        minutes = self.longest_wait_minutes
+        return Terms(
+            self.user_gpu_limit,
+            self.limits().group_gpus,
+            None if minutes is None else minutes * 60,
+        )
 
     def _has_own_options(self) -> bool:
         """Return whether the administrator's own hooks read `user_options`, and so own its keys."""

@@ -62,7 +62,7 @@ class Limits:
     `gpus` is the most GPUs a server of theirs may have, `user_gpus` all of their servers together,
     `group_gpus` each of their groups that has a limit; None leaves it to the host. `models` are the
     GPU models they may have, None: all. `hours` is the longest a server keeps its GPUs, None: it
-    has no end.
+    has no end. Where `waits` is False, what can't be had now is refused.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -76,6 +76,7 @@ class Limits:
     models: frozenset[str] | None = None
     hours: float | None = None
     default_hours: float | None = None
+    waits: bool = True
 
     def rules(self) -> list[tuple[int, str]]:
         """Return the limits of a server's number of GPUs, in the order they are looked at.
@@ -230,7 +231,7 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
         raise Refused(
             f"model is {_show(named)}, and image {key} isn't built for it: it runs on {runs_on}."
         )
-    allowed = _both(fits.models, limits.models)
+    allowed = both(fits.models, limits.models)
     total = sum(map(Request(key, count, named, allowed).takes, gpus))
     if choice.gpus is None:
         # Nobody asked for GPUs, so a host without them is no reason to refuse.
@@ -245,7 +246,7 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
     return Request(key, count, named, allowed, seconds(choice, limits))
 
 
-def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+def both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
     """Return what is in both; None stands for everything."""
     if one is None or other is None:
         return other if one is None else one

@@ -294,6 +294,7 @@ class GPUSettings(DockerSpawner):
             models=frozenset(self.allowed_models) or None,
             hours=self.hour_limit,
             default_hours=self.default_hours,
+            waits=self.longest_wait_minutes != 0,
         )
 
     def _groups(self) -> frozenset[str]:

@@ -26,7 +26,7 @@ from .leases import (
 from .leasing import LeasingSpawner
 from .order import Turn, Waiting
 from .readiness import Output, answers, exit_code
-from .waiting import OverLimit, Terms
+from .waiting import OverLimit
 from .words import turn_words
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
@@ -106,15 +106,6 @@ class GPUSpawner(ChoosingSpawner):
         """Hold the rules that apply now against a choice that has waited."""
         await self.apply_group_overrides()
         await self._check(self.user_options)
-
-    def terms(self) -> Terms:
-        """Return what applies to this server in the queue."""
-        minutes = self.longest_wait_minutes
-        return Terms(
-            self.user_gpu_limit,
-            self.limits().group_gpus,
-            None if minutes is None else minutes * 60,
-        )
 
     def _waited(self) -> float:
         return round(max(0.0, time.time() - (self._since or time.time())), 1)

@@ -47,6 +47,17 @@ def turn_words(turn: Turn) -> str:
     return " ".join(sentences)
 
 
+def prospect(turn: Turn) -> str:
+    """Say in a few words what a choice means before it is sent."""
+    if turn.gpus:
+        return "starts now"
+    place = "next in line" if turn.place == 1 else f"{ordinal(turn.place)} in line"
+    if turn.because == "never":
+        return "more than you may have at a time"
+    when = "time unknown" if turn.start is None else f"about {clock_time(turn.start)}"
+    return f"you would be {place}, {when}"
+
+
 def _expected(start: float | None) -> str:
     if start is None:
         return "When they will be free isn't known: servers that have them have no end."

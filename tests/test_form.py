@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ from bs4.element import Tag
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Holder, State
+from gpuspawner.allocation import GPU, Holder, Request, State
 from gpuspawner.form import granted, render
 from gpuspawner.images import catalogue
 from gpuspawner.leases import View
 from gpuspawner.options import Choice, Limits, from_fields, parse, request
+from gpuspawner.order import Turn, Waiting, plan
+from gpuspawner.words import clock_time
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 DRIVER = "570.133.20"
@@ -43,10 +46,28 @@ MIXED = host(gpu(0), gpu(1, **TAKEN), gpu(2, T4))
 NO_DRIVER = host(driver=None)
 
 
+def shown(
+    limits: Limits, last: Choice, view: View | None, trouble: str = "", notice: str = ""
+) -> str:
+    """Return the form, with an empty queue before it."""
+
+    def forecast(request: Request) -> Turn | None:
+        if view is None:
+            return None
+        waiting = Waiting(Holder("you"), request, 0)
+        return plan([waiting], view.gpus, view.leases, time.time())[0]
+
+    return render(limits, last, view, forecast, trouble=trouble, notice=notice)
+
+
 def page(
-    limits: Limits = LIMITS, view: View | None = FREE, trouble: str = "", **last: Any
+    limits: Limits = LIMITS,
+    view: View | None = FREE,
+    trouble: str = "",
+    notice: str = "",
+    **last: Any,
 ) -> BeautifulSoup:
-    return BeautifulSoup(render(limits, Choice(**last), view, trouble), "html.parser")
+    return BeautifulSoup(shown(limits, Choice(**last), view, trouble, notice), "html.parser")
 
 
 def inputs(soup: BeautifulSoup, name: str) -> list[Tag]:
@@ -174,8 +195,11 @@ def test_a_host_without_a_driver_offers_versions_and_no_gpus() -> None:
     assert "GPU" not in words(soup)
 
 
-def test_what_is_taken_cannot_be_picked_and_says_why() -> None:
-    soup = page(view=host(gpu(0, **TAKEN), gpu(1), gpu(2, **TAKEN)))
+NO_QUEUE = replace(LIMITS, waits=False)
+
+
+def test_where_nobody_waits_what_is_taken_cannot_be_picked_and_says_why() -> None:
+    soup = page(NO_QUEUE, host(gpu(0, **TAKEN), gpu(1), gpu(2, **TAKEN)))
     assert values(soup, "gpus") == ["0", "1", "2", "3"]
     assert usable(soup, "gpus") == ["0", "1"]
     reason = "1 of 3 is free now (2 in use)"
@@ -187,10 +211,42 @@ def test_what_is_taken_cannot_be_picked_and_says_why() -> None:
     assert "bob" not in words(soup)  # who else works here is nobody's business
 
 
-def test_where_all_are_taken_none_is_preselected() -> None:
-    soup = page(view=host(gpu(0, **TAKEN), gpu(1, **TAKEN)), gpus=2)
+def test_where_all_are_taken_and_nobody_waits_none_is_preselected() -> None:
+    soup = page(NO_QUEUE, host(gpu(0, **TAKEN), gpu(1, **TAKEN)), gpus=2)
     assert usable(soup, "gpus") == checked(soup, "gpus") == ["0"]
     assert sent(soup)["gpus"] == ["0"]
+
+
+def test_what_is_taken_can_be_waited_for_and_says_for_how_long() -> None:
+    end = time.time() + 3000
+    soup = page(view=host(gpu(0, until=end, **TAKEN), gpu(1), gpu(2, **TAKEN)))
+    assert usable(soup, "gpus") == ["0", "1", "2", "3"]
+    assert description(soup, "gpus", "1") == "starts now"
+    assert description(soup, "gpus", "2") == f"you would be next in line, about {clock_time(end)}"
+    assert description(soup, "gpus", "3") == "you would be next in line, time unknown"
+    assert listed(soup)[0] == f"GPU 0 · {A100}: taken until about {clock_time(end)}"
+    assert checked(soup, "gpus") == ["1"]  # who didn't choose isn't sent to the queue
+
+
+def test_who_chose_to_wait_before_finds_that_choice_again() -> None:
+    soup = page(view=host(gpu(0, **TAKEN), gpu(1, **TAKEN)), gpus=2)
+    assert sent(soup)["gpus"] == ["2"]
+
+
+def test_hours_are_offered_up_to_the_limit_and_the_default_is_preselected() -> None:
+    assert inputs(page(), "hours") == []  # no limit and no default: nobody asked for ends
+    soup = page(replace(LIMITS, hours=6, default_hours=2))
+    assert values(soup, "hours") == ["1", "2", "4", "6"]
+    assert checked(soup, "hours") == ["2"]
+    assert checked(page(replace(LIMITS, hours=6)), "hours") == ["6"]
+    assert checked(page(replace(LIMITS, hours=6), hours=3.5), "hours") == ["3.5"]
+    assert checked(page(replace(LIMITS, hours=6), hours=48.0), "hours") == ["6"]
+    assert inputs(page(replace(LIMITS, hours=6, gpus=0)), "hours") == []
+
+
+def test_why_the_last_server_was_stopped_is_told() -> None:
+    soup = page(notice="Your server was stopped at 15:40.")
+    assert "Your server was stopped at 15:40." in words(soup.select_one('[role="status"]'))
 
 
 def test_a_limit_ends_the_counts_and_is_shown() -> None:
@@ -214,14 +270,15 @@ def test_who_may_have_no_gpu_is_not_asked_about_them(view: View) -> None:
 def test_a_sick_gpu_is_shown_with_its_reason_and_not_counted_as_free() -> None:
     sick = gpu(1, state="unhealthy", reason="fell off the bus")
     soup = page(view=host(gpu(0), sick))
-    assert usable(soup, "gpus") == ["0", "1"]
+    assert usable(soup, "gpus") == ["0", "1", "2"]  # it may be mended
+    assert description(soup, "gpus", "2") == "you would be next in line, time unknown"
     assert listed(soup)[1] == f"GPU 1 · {A100}: fell off the bus"
     assert "1 of 2 free now" in words(soup)
 
 
 def test_a_gpu_that_is_kept_out_is_shown_and_never_offered() -> None:
     kept = gpu(0, T4, "excluded", reason="kept for the screen")
-    soup = page(view=host(kept, gpu(1), gpu(2, "H100", "mig"), gpu(3, **TAKEN)))
+    soup = page(NO_QUEUE, host(kept, gpu(1), gpu(2, "H100", "mig"), gpu(3, **TAKEN)))
     assert values(soup, "gpus") == ["0", "1", "2"]
     assert inputs(soup, "model") == []
     assert "1 of 2 free now" in words(soup)
@@ -258,11 +315,20 @@ def test_models_are_offered_where_there_are_several_with_what_is_free() -> None:
     assert sent(soup) == {"image": ["torch"], "gpus": ["1"], "model": [""]}
 
 
-def test_a_model_of_which_none_is_free_cannot_be_picked_and_says_so() -> None:
-    soup = page(view=host(gpu(0), gpu(1, T4, **TAKEN)), model=T4)
+def test_a_model_of_which_none_is_free_says_so_and_when_one_will_be() -> None:
+    end = time.time() + 3000
+    soup = page(view=host(gpu(0), gpu(1, T4, until=end, **TAKEN)), model=T4)
+    assert usable(soup, "model") == ["", A100, T4]
+    assert checked(soup, "model") == [T4]
+    note = f"40 GB · 0 of 1 free now · next about {clock_time(end)}"
+    assert description(soup, "model", T4) == note
+
+
+def test_a_model_that_a_user_may_not_have_cannot_be_picked() -> None:
+    soup = page(replace(LIMITS, models=frozenset({A100})), MIXED, model=T4)
     assert usable(soup, "model") == ["", A100]
     assert checked(soup, "model") == [""]
-    assert description(soup, "model", T4) == "40 GB · 0 of 1 free now"
+    assert values(soup, "gpus") == ["0", "1", "2"]
 
 
 def test_the_last_choice_is_preselected() -> None:
@@ -308,7 +374,7 @@ def test_one_image_is_not_asked_about() -> None:
 )
 def test_where_there_is_nothing_to_choose_there_is_no_form(limits: Limits, view: View) -> None:
     """JupyterHub then starts the server at once."""
-    assert render(limits, Choice(), view) == ""
+    assert shown(limits, Choice(), view) == ""
 
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}'
@@ -361,7 +427,7 @@ choices = st.builds(
 def test_every_form_can_be_read_aloud_and_sent_as_it_is(
     limits: Limits, last: Choice, view: View | None, trouble: str
 ) -> None:
-    soup = BeautifulSoup(render(limits, last, view, trouble), "html.parser")
+    soup = BeautifulSoup(shown(limits, last, view, trouble), "html.parser")
     ids = [str(each["id"]) for each in soup.select("[id]")]
     assert len(ids) == len(set(ids))
     for each in soup.select("input"):
@@ -373,13 +439,14 @@ def test_every_form_can_be_read_aloud_and_sent_as_it_is(
         (one,) = [each for each in group.select("input") if each.has_attr("checked")]
         assert not one.has_attr("disabled")
     fields = sent(soup)
-    assert set(fields) <= {"image", "gpus", "model"}
+    assert set(fields) <= {"image", "gpus", "model", "hours"}
     assert all(len(each) == 1 for each in fields.values())
     if fields:
         choice = parse(from_fields(fields))
         assert choice.gpus is not None
         free = sum(gpu.state == "free" for gpu in view.gpus) if view else 0
-        assert choice.gpus <= free
+        # Only who chose so before is sent to the queue as it is.
+        assert choice.gpus <= max(free, last.gpus or 0)
 
 
 @given(
