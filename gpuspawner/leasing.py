@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ import docker.errors
 from . import failures, pulling, refusals, tidying
 from .allocation import Holder, Request
 from .container import with_lease
+from .control import Control
 from .events import Endings
 from .leases import (
     LABEL_GPUS,
@@ -40,6 +41,8 @@ class Host:
     ledger: Ledger
     queue: Queue
     reclaimer: Reclaimer
+    # Held here, since the event loop itself holds tasks only weakly.
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 class LeasingSpawner(GPUSettings):
@@ -95,6 +98,9 @@ class LeasingSpawner(GPUSettings):
             queue = Queue(ledger, rules, partial(Endings, self.client))
             host = Host(ledger, queue, Reclaimer(ledger, self._servers_with_gpus, self.log))
             LeasingSpawner._shared = (loop, host)
+            if self.control_socket:
+                control = Control(self.control_socket, queue, self._servers_with_gpus, self.log)
+                host.tasks.append(loop.create_task(control.begin()))
         return LeasingSpawner._shared[1]
 
     @property

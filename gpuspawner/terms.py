@@ -251,6 +251,8 @@ class TimedSpawner(LeasingSpawner):
             "server": self.holder.server,
             "gpus": sorted(self._uuids),
             "until": self.until,
+            "hours": self._term.seconds / 3600 if self._term else None,
+            "hour_limit": self.hour_limit,
             "warned": bool(self._term and self._term.warned),
             "idle_since": self._idle_since(),
             "idle_until": idle.until if idle else None,

@@ -1,0 +1,203 @@
+"""When a term ends and when GPUs are idle, as values; clocks that jump, and hubs that were away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from gpuspawner.allocation import GPU
+from gpuspawner.clock import Clock, Deadline
+from gpuspawner.reclaim import STEADY_MEMORY_MIB, Idleness, Term
+
+HOUR = 3600.0
+WARNING = 900.0
+
+
+@dataclass
+class Times:
+    """Clocks that a test moves."""
+
+    wall: float = 1_800_000_000.0
+    steady: float = 50_000.0
+    boot: str = "first"
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.wall, lambda: self.steady, lambda: self.boot)
+
+    def pass_(self, seconds: float) -> None:
+        self.wall += seconds
+        self.steady += seconds
+
+
+def term(times: Times, seconds: float = 4 * HOUR) -> Term:
+    return Term(Deadline.after(seconds, times.clock()), seconds)
+
+
+def steps(term: Term, times: Times, seconds: float, every: float = 1.0) -> list[tuple[str, float]]:
+    """Return what became due in the next seconds, and after how many of them."""
+    found, passed = [], 0.0
+    while passed < seconds:
+        if step := term.step(WARNING):
+            found.append((step, passed))
+            if step == "stop":
+                break
+            term.warn(WARNING)
+        times.pass_(every)
+        passed += every
+    return found
+
+
+def test_a_term_warns_and_then_stops() -> None:
+    times = Times()
+    assert steps(term(times), times, 5 * HOUR, 60) == [
+        ("warn", 4 * HOUR - WARNING),
+        ("stop", 4 * HOUR),
+    ]
+
+
+def test_half_of_a_short_term_is_without_a_warning() -> None:
+    times = Times()
+    assert steps(term(times, 60), times, HOUR) == [("warn", 30), ("stop", 60)]
+
+
+@pytest.mark.parametrize("jump", [10 * HOUR, -10 * HOUR, 30 * 365 * 24 * HOUR])
+def test_a_clock_that_jumps_changes_no_term(jump: float) -> None:
+    times = Times()
+    running = term(times)
+    times.pass_(HOUR)
+    times.wall += jump
+    assert running.deadline.remaining == 3 * HOUR
+    assert running.until == times.wall + 3 * HOUR  # as people read it from now on
+    restarted = Term.restored(running.saved(), times.clock())
+    times.wall -= jump / 2
+    assert restarted.deadline.remaining == 3 * HOUR
+    assert steps(restarted, times, 4 * HOUR, 60) == [
+        ("warn", 3 * HOUR - WARNING),
+        ("stop", 3 * HOUR),
+    ]
+
+
+def test_after_a_boot_the_wall_clock_tells() -> None:
+    times = Times()
+    saved = term(times).saved()
+    times.pass_(HOUR)
+    times.steady, times.boot = 30.0, "second"
+    assert Term.restored(saved, times.clock()).deadline.remaining == 3 * HOUR
+
+
+def test_a_hub_that_was_away_at_the_end_warns_before_it_stops() -> None:
+    times = Times()
+    saved = term(times).saved()
+    times.pass_(9 * HOUR)
+    late = Term.restored(saved, times.clock())
+    assert steps(late, times, HOUR) == [("warn", 0), ("stop", 300)]
+
+
+def test_a_warning_that_was_given_counts_after_a_restart() -> None:
+    times = Times()
+    running = term(times)
+    times.pass_(4 * HOUR - WARNING)
+    assert running.step(WARNING) == "warn"
+    running.warn(WARNING)
+    times.pass_(60)
+    again = Term.restored(running.saved(), times.clock())
+    assert steps(again, times, HOUR) == [("stop", WARNING - 60)]
+
+
+def test_an_extension_counts_from_the_end_up_to_what_may_be_left_and_is_warned_about_anew() -> None:
+    times = Times()
+    running = term(times)
+    times.pass_(4 * HOUR - WARNING)
+    running.warn(WARNING)
+    assert running.extend(2 * HOUR, None) == 2 * HOUR
+    assert running.deadline.remaining == 2 * HOUR + WARNING
+    assert running.step(WARNING) is None
+    assert running.extend(9 * HOUR, 4 * HOUR) == 2 * HOUR - WARNING
+    assert running.deadline.remaining == 4 * HOUR
+    assert running.extend(HOUR, 2 * HOUR) == 0  # a limit that fell takes nothing away
+    assert running.deadline.remaining == 4 * HOUR
+
+
+def test_an_extension_after_the_end_begins_now() -> None:
+    times = Times()
+    running = term(times)
+    times.pass_(5 * HOUR)
+    running.extend(HOUR, None)
+    assert running.deadline.remaining == HOUR
+
+
+def gpu(number: int = 0, use: int | None = 0, memory: int | None = 1000) -> GPU:
+    return GPU(f"GPU-{number}", number, "A100", 40960, memory, use, state="leased")
+
+
+def seen(times: Times, *measurements: Any, every: float = 5.0) -> Idleness:
+    """Return what comes of measurements, each a list of GPUs."""
+    idleness = Idleness(times.clock())
+    for gpus in measurements:
+        idleness.see(gpus, 5)
+        times.pass_(every)
+    return idleness
+
+
+def test_gpus_that_do_nothing_are_warned_about_and_then_stopped() -> None:
+    times = Times()
+    idleness = seen(times, *[[gpu(0), gpu(1, use=5)]] * 13)
+    assert idleness.step(70, True) is None
+    assert idleness.step(60, True) == "warn"
+    idleness.warn(30)
+    assert idleness.step(60, True) is None
+    times.pass_(30)
+    assert idleness.step(60, True) == "stop"
+    assert idleness.step(60, False) is None  # nobody waits, where that is the rule
+
+
+IDLE = [gpu(0), gpu(1)]
+WORKS = {
+    "one of them computes": [gpu(0), gpu(1, use=6)],
+    "its memory grows": [gpu(0), gpu(1, memory=1001 + STEADY_MEMORY_MIB)],
+    "its use isn't known": [gpu(0), gpu(1, use=None)],
+    "its memory isn't known": [gpu(0), gpu(1, memory=None)],
+    "NVML says nothing": [],
+}
+
+
+@pytest.mark.parametrize("measured", WORKS.values(), ids=WORKS)
+def test_what_works_or_cannot_be_measured_is_not_idle(measured: list[GPU]) -> None:
+    times = Times()
+    idleness = seen(times, *[IDLE] * 20, measured, IDLE)
+    assert idleness.step(60, True) is None
+
+
+@pytest.mark.parametrize(
+    "case", ["its use isn't known", "its memory isn't known", "NVML says nothing"]
+)
+def test_what_cannot_be_measured_is_never_idle(case: str) -> None:
+    assert seen(Times(), *[WORKS[case]] * 1000).step(60, True) is None
+
+
+def test_memory_that_fell_and_grows_again_is_growth() -> None:
+    times = Times()
+    idleness = seen(times, *[[gpu(memory=9000)]] * 20, [gpu(memory=100)], [gpu(memory=5000)])
+    assert idleness.step(60, True) is None
+
+
+def test_memory_that_stays_after_it_grew_is_idle_in_the_end() -> None:
+    times = Times()
+    idleness = seen(times, [gpu()], *[[gpu(memory=30000)]] * 20)
+    assert idleness.step(60, True) == "warn"
+
+
+def test_work_and_a_word_of_the_user_end_a_warning() -> None:
+    times = Times()
+    idleness = seen(times, *[IDLE] * 20)
+    idleness.warn(30)
+    idleness.see(WORKS["one of them computes"], 5)
+    times.pass_(60)
+    assert idleness.step(60, True) is None
+    idleness = seen(times, *[IDLE] * 20)
+    idleness.warn(30)
+    idleness.reset()
+    times.pass_(60)
+    assert idleness.step(60, True) is None
