@@ -36,6 +36,7 @@ from gpuspawner.building.recipe import (
 
 IMAGE = Path(__file__).parent.parent / "image"
 PYTORCH = recipe("pytorch-2.7", IMAGE)
+DEVEL = recipe("pytorch-2.15-devel", IMAGE)
 
 
 @pytest.fixture
@@ -63,6 +64,22 @@ def test_the_parcel_has_the_common_version_and_its_own() -> None:
     assert names(recipe("minimal", IMAGE).parcel({"ca.pem": b"x"}))[-1] == "network/ca.pem"
 
 
+def test_an_addition_is_sent_with_the_version_below_it_and_shares_its_steps() -> None:
+    assert (DEVEL.base_version, DEVEL.addition) == ("pytorch-2.15", "pytorch-2.15-devel")
+    assert (PYTORCH.base_version, PYTORCH.addition) == ("pytorch-2.7", "")
+    without = names(recipe("pytorch-2.15", IMAGE).parcel({}))
+    added = set(names(DEVEL.parcel({}))) - set(without)
+    # The steps of the version below see nothing else than they do in its own build.
+    assert added == {"additions/pytorch-2.15-devel/requirements.lock"}
+    assert "additions/README" in without
+
+
+def test_an_addition_that_does_not_say_to_what_is_a_sentence(folder: Path) -> None:
+    (folder / "additions" / "pytorch-2.15-devel" / "requirements.in").write_text("cuda-toolkit\n")
+    with pytest.raises(BuildingError, match="must begin with a version's"):
+        recipe("pytorch-2.15-devel", folder).fingerprint()
+
+
 def test_equal_files_make_an_equal_parcel(folder: Path) -> None:
     for path in folder.rglob("*"):
         path.touch()
@@ -74,14 +91,20 @@ def test_equal_files_make_an_equal_parcel(folder: Path) -> None:
     assert unzipped(copied) == unzipped(PYTORCH)
 
 
+ALL = {"pytorch-2.7", "pytorch-2.15", "pytorch-2.15-devel", "minimal"}
+
+
 @pytest.mark.parametrize(
     ("changed", "keys"),
     [
-        ("Dockerfile", {"minimal", "pytorch-2.7"}),
-        ("steps/pip-install", {"minimal", "pytorch-2.7"}),
-        ("versions/minimal/requirements.lock", {"minimal", "pytorch-2.7"}),
+        ("Dockerfile", ALL),
+        ("steps/pip-install", ALL),
+        ("rootfs/usr/local/bin/server-answers", ALL),
+        ("versions/minimal/requirements.lock", ALL),
         ("versions/pytorch-2.7/requirements.lock", {"pytorch-2.7"}),
         ("versions/pytorch-2.7/apt.txt", {"pytorch-2.7"}),
+        ("versions/pytorch-2.15/requirements.lock", {"pytorch-2.15", "pytorch-2.15-devel"}),
+        ("additions/pytorch-2.15-devel/requirements.lock", {"pytorch-2.15-devel"}),
         ("versions/pytorch-2.7/requirements.in", set()),
         ("catalogue.yaml", set()),
         ("README.md", set()),
@@ -432,12 +455,17 @@ def test_the_common_lock_is_first_and_binds_the_others(uv: Path, folder: Path) -
         "versions/minimal/requirements.lock",
         "installer.lock",
         "versions/pytorch-2.7/requirements.lock",
+        "versions/pytorch-2.15/requirements.lock",
+        "additions/pytorch-2.15-devel/requirements.lock",
     ]
-    first, begins, last = (uv / "calls").read_text().splitlines()
+    first, begins, version, _, addition = (uv / "calls").read_text().splitlines()
     assert "--upgrade" in first
     assert "-c versions/minimal/requirements.lock" not in first
     assert begins.endswith("- -o installer.lock -c versions/minimal/requirements.lock")
-    assert last.endswith("-c versions/minimal/requirements.lock")
+    assert version.endswith("-c versions/minimal/requirements.lock")
+    assert addition.endswith(
+        "-c versions/minimal/requirements.lock -c versions/pytorch-2.15/requirements.lock"
+    )
 
 
 def test_requirements_that_cannot_be_met_are_said(
@@ -460,7 +488,7 @@ def test_an_unknown_version_is_told_the_known_ones(
     said = capsys.readouterr().err
     assert said == (
         "gpuspawner image: there is no image version 'pytorch-1.0'; "
-        "there are: pytorch-2.7, minimal\n"
+        "there are: pytorch-2.7, pytorch-2.15, pytorch-2.15-devel, minimal\n"
     )
 
 
@@ -481,7 +509,8 @@ def test_the_list_needs_no_engine(
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     assert main(["image", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["key"] for row in rows] == ["pytorch-2.7", "minimal"]
+    assert [row["key"] for row in rows] == list(recipes(IMAGE))
+    assert {row["present"] for row in rows} == {None}
     assert {row["state"] for row in rows} == {"unknown: no engine can be reached"}
     assert main(["image", "list"]) == 0
     assert "PyTorch 2.7: PyTorch 2.7.0 · CUDA 12.6 · Python 3.11" in capsys.readouterr().out

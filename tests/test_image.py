@@ -24,11 +24,11 @@ IMAGE = Path(__file__).parent.parent / "image"
 VERSIONS = recipes(IMAGE)
 DOCKERFILE = (IMAGE / "Dockerfile").read_text()
 
-# What a lock pins in another form than the catalogue says it.
+# What a lock pins in another form than the catalogue says it: with CUDA 12 and before, and after.
 PACKAGES = {
-    "cuda": "nvidia-cuda-runtime-cu12",
-    "cudnn": "nvidia-cudnn-cu12",
-    "nccl": "nvidia-nccl-cu12",
+    "cuda": {"nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"},
+    "cudnn": {"nvidia-cudnn-cu12", "nvidia-cudnn-cu13"},
+    "nccl": {"nvidia-nccl-cu12", "nvidia-nccl-cu13"},
 }
 
 
@@ -51,11 +51,13 @@ def test_the_build_begins_with_the_uv_that_the_environment_has() -> None:
     assert pins(begins)["uv"] == pins(VERSIONS[COMMON].lock.read_text())["uv"]
 
 
-@pytest.mark.parametrize("key", [key for key in VERSIONS if key != COMMON])
-def test_versions_share_what_is_in_all_of_them(key: str) -> None:
-    common = pins(VERSIONS[COMMON].lock.read_text())
+@pytest.mark.parametrize(
+    ("key", "below"), [(key, below) for key in VERSIONS for below in VERSIONS[key].below]
+)
+def test_a_version_has_what_is_below_it_at_the_same_versions(key: str, below: str) -> None:
+    shared = pins(VERSIONS[below].lock.read_text())
     own = pins(VERSIONS[key].lock.read_text())
-    assert {name: own.get(name) for name in common} == common
+    assert {name: own.get(name) for name in shared} == shared
 
 
 @pytest.mark.parametrize("key", VERSIONS)
@@ -69,9 +71,9 @@ def test_what_is_excluded_is_in_no_lock(key: str) -> None:
 @pytest.mark.parametrize("key", VERSIONS)
 def test_the_catalogue_says_what_the_lock_pins(key: str) -> None:
     version, pinned = VERSIONS[key].version, pins(VERSIONS[key].lock.read_text())
-    for field, package in PACKAGES.items():
+    for field, packages in PACKAGES.items():
         promised = getattr(version, field)
-        found = next(iter(pinned.get(package, {""})))
+        found = "".join(min(pinned[package]) for package in packages & pinned.keys())
         assert found == promised or found.startswith(f"{promised}.")
         assert bool(promised) == bool(found)
     if version.framework:
@@ -79,9 +81,18 @@ def test_the_catalogue_says_what_the_lock_pins(key: str) -> None:
         assert pinned["torch" if name == "PyTorch" else name.lower()] == {number}
 
 
-def test_a_version_with_cuda_names_the_driver_it_needs() -> None:
-    for found in VERSIONS.values():
-        assert bool(found.version.cuda) == bool(found.version.min_driver)
+@pytest.mark.parametrize("key", VERSIONS)
+def test_a_version_with_cuda_names_what_it_needs_of_the_host(key: str) -> None:
+    version = VERSIONS[key].version
+    for said in (version.min_driver, version.toolkit_driver, version.compute_capabilities):
+        assert bool(said) == bool(version.cuda)
+    assert version.size
+
+
+@pytest.mark.parametrize("key", [key for key in VERSIONS if VERSIONS[key].addition])
+def test_nvcc_is_of_the_frameworks_cuda(key: str) -> None:
+    pinned = pins(VERSIONS[key].lock.read_text())
+    assert min(pinned["nvidia-cuda-nvcc"]).startswith(f"{VERSIONS[key].version.cuda}.")
 
 
 def test_the_users_server_has_the_hubs_jupyterhub() -> None:
@@ -100,7 +111,9 @@ def test_exactly_one_version_is_the_default() -> None:
 )
 def test_no_file_ties_the_build_to_one_network(path: Path) -> None:
     lines = path.read_text().splitlines()
-    addresses = [line for line in lines if "://" in line and "ref: https://" not in line]
+    addresses = [
+        line for line in lines if re.search(r"://[\w.]", line) and "ref: https://" not in line
+    ]
     assert [line for line in addresses if "//127.0.0.1" not in line] == []
     assert [
         line for line in lines if re.match(r"\s*(--(extra-)?index-url|-i |--find-links)", line)
@@ -114,9 +127,16 @@ def test_nothing_is_fetched_from_a_registry_but_the_base() -> None:
 
 
 def test_the_builders_network_is_only_mounted_never_copied() -> None:
-    assert re.findall(r"^(?:COPY|ADD) (.*)$", DOCKERFILE, re.MULTILINE) == ["rootfs/ /"]
+    copied = re.findall(r"^(?:COPY|ADD) (?:--chown=\S+ )?(\S+) (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert copied == [(f"rootfs{folder}", folder) for folder in ("/etc/", "/usr/", "/opt/jupyter/")]
     declared = re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)
-    assert set(declared) == {"BASE", "AS_OF", "VERSION"}
+    assert set(declared) == {"BASE", "AS_OF", "VERSION", "ADDITION"}
+
+
+def test_everything_in_rootfs_gets_into_the_image() -> None:
+    files = [path for path in (IMAGE / "rootfs").rglob("*") if path.is_file()]
+    copied = tuple(f"{IMAGE}/rootfs{folder}" for folder in ("/etc/", "/usr/", "/opt/jupyter/"))
+    assert [path for path in files if not str(path).startswith(copied)] == []
 
 
 def test_the_image_ends_as_the_user_with_no_gpu_visible() -> None:

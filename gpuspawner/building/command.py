@@ -82,6 +82,8 @@ def _row(found: Recipe, state: tuple[str, int | None]) -> dict[str, Any]:
     version = found.version
     row: dict[str, Any] = {"key": found.key, **version.model_dump(), "facts": version.facts()}
     row["state"], row["size_mb"] = state
+    # None: no engine says so.
+    row["present"] = None if state[0].startswith("unknown") else state[1] is not None
     return row
 
 
@@ -121,7 +123,13 @@ def _build(arguments: argparse.Namespace) -> int:
                 fresh = arguments.force
                 bases = [base.ensure(client, _say, arguments.base, fresh=fresh)]
             labels = {LABEL_VERSION: each.key, LABEL_INPUTS: inputs, LABEL_AS_OF: as_of}
-            given = {"BASE": bases[0], "VERSION": each.key, "AS_OF": as_of, **proxy_arguments()}
+            given = {
+                "BASE": bases[0],
+                "VERSION": each.base_version,
+                "ADDITION": each.addition,
+                "AS_OF": as_of,
+                **proxy_arguments(),
+            }
             _build_one(client, each, network, given, labels, verbose=arguments.verbose)
     return 0
 

@@ -17,8 +17,8 @@ PYTHON = "3.11"
 def write(recipes: Iterable[Recipe], *, upgrade: bool) -> list[Path]:
     """Write the locks of image versions anew, and return the files.
 
-    The common version comes first: the others take its versions over, which is what lets all
-    share a layer.
+    What is below a version comes first: it takes those packages over as they are there, which is
+    what lets all share layers.
 
     Args:
         upgrade: take the newest versions that the requirements allow; else keep what still fits.
@@ -27,13 +27,15 @@ def write(recipes: Iterable[Recipe], *, upgrade: bool) -> list[Path]:
         BuildingError: uv is missing, or the requirements can't be met.
     """
     written = []
-    for recipe in sorted(recipes, key=lambda recipe: recipe.key != COMMON):
+    for recipe in sorted(recipes, key=lambda recipe: len(recipe.below)):
         folder = recipe.folder
         common = f"versions/{COMMON}/requirements.lock"
-        inside = f"versions/{recipe.key}"
+        inside = recipe.inside
         words = [f"{inside}/requirements.in", "-o", f"{inside}/requirements.lock"]
         if recipe.key != COMMON:
-            words += ["-c", common]
+            words += [
+                word for key in recipe.below for word in ("-c", f"versions/{key}/requirements.lock")
+            ]
         written.append(_compile(folder, words, upgrade=upgrade))
         if recipe.key == COMMON:
             # The build begins with uv alone, in the version that the environment has too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,20 +53,54 @@ class Recipe:
     folder: Path
 
     @property
+    def inside(self) -> str:
+        """The version's own files, below the folder: a version's, or an addition's to one."""
+        return _inside(self.folder, self.key)
+
+    @property
     def lock(self) -> Path:
         """The pinned Python packages."""
-        return self.folder / "versions" / self.key / "requirements.lock"
+        return self.folder / self.inside / "requirements.lock"
+
+    @property
+    def addition(self) -> str:
+        """The key where it only adds something to another version, whose layers it has; or ""."""
+        return self.key if self.inside.startswith("additions/") else ""
+
+    @property
+    def base_version(self) -> str:
+        """The version that an addition adds something to; else the key itself.
+
+        That is the one whose requirements its own begin with, so one place says so.
+
+        Raises:
+            BuildingError: an addition doesn't say it.
+        """
+        if not self.addition:
+            return self.key
+        wanted = (self.folder / self.inside / "requirements.in").read_text()
+        found = re.search(r"^-r \.\./\.\./versions/([^/\s]+)/", wanted, re.MULTILINE)
+        if found is None:
+            raise BuildingError(f"{self.inside}/requirements.in must begin with a version's: -r …")
+        return found[1]
+
+    @property
+    def below(self) -> list[str]:
+        """The versions whose packages it has, at the same versions; the common one first."""
+        return [key for key in dict.fromkeys((COMMON, self.base_version)) if key != self.key]
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield the files that decide what the image is: name in the parcel, path; in order."""
         names = [*COMMON_FILES]
-        for key in sorted({COMMON, self.key}):
-            names += [f"versions/{key}/{name}" for name in VERSION_FILES]
+        for inside in sorted({self.inside, *(_inside(self.folder, key) for key in self.below)}):
+            names += [f"{inside}/{name}" for name in VERSION_FILES]
         for name in names:
             path = self.folder / name
             if path.is_dir():
-                inside = sorted(child for child in path.rglob("*") if _is_input(child))
-                yield from ((child.relative_to(self.folder).as_posix(), child) for child in inside)
+                inside_it = sorted(child for child in path.rglob("*") if _is_input(child))
+                yield from (
+                    (child.relative_to(self.folder).as_posix(), child) for child in inside_it
+                )
             elif path.is_file():
                 yield name, path
 
@@ -95,9 +130,16 @@ class Recipe:
                 executable = path.stat().st_mode & 0o100
                 _add(parcel, name, content, 0o755 if executable else 0o644)
             _add(parcel, "network/README", b"see image/network/README.md", 0o644)
+            # Steps mount the folder, which most versions have nothing in.
+            _add(parcel, "additions/README", b"see image/README.md", 0o644)
             for name, content in network.items():
                 _add(parcel, f"network/{name}", content, 0o644)
         return buffer.getvalue()
+
+
+def _inside(folder: Path, key: str) -> str:
+    kind = "additions" if (folder / "additions" / key).is_dir() else "versions"
+    return f"{kind}/{key}"
 
 
 def _is_input(path: Path) -> bool:

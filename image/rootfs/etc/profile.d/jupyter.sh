@@ -1,2 +1,4 @@
 # Jupyter's terminals are login shells, and Debian's /etc/profile begins those with a PATH of its own.
-PATH=/opt/jupyter/bin:$PATH
+PATH=/opt/jupyter/bin:/usr/local/cuda/bin:$PATH
+# The link's other end, on a volume from before there was one.
+[ -e ~/.ssh ] || [ ! -L ~/.ssh ] || mkdir -m 700 "$(readlink -m ~/.ssh)" 2>/dev/null || true
