@@ -77,7 +77,7 @@ def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
         if isinstance(entry, ImageVersion):
             versions[key] = entry
             continue
-        fields = _fields(entry)
+        fields = as_fields(entry)
         if not isinstance(fields, Mapping):
             raise ValueError(f"images[{key!r}] must be an image reference or a mapping")
         try:
@@ -123,7 +123,9 @@ def load_catalogue(
         raise ValueError(f"{name} must map each version's key to its entry")
     try:
         catalogue(entries)
-        return _changed({key: _fields(entry) for key, entry in entries.items()}, add, change, hide)
+        return _changed(
+            {key: as_fields(entry) for key, entry in entries.items()}, add, change, hide
+        )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -147,7 +149,7 @@ def _changed(
     for key, fields in change.items():
         if not isinstance(fields, Mapping):
             raise ValueError(f"change[{key!r}] must be a mapping of the fields to change")
-    new = {key: _fields(entry) for key, entry in add.items()}
+    new = {key: as_fields(entry) for key, entry in add.items()}
     new |= {key: {**entries[key], **fields} for key, fields in change.items()}
     catalogue(new)
     left = {key: entry for key, entry in {**entries, **new}.items() if key not in hidden}
@@ -159,7 +161,8 @@ def _changed(
     return left
 
 
-def _fields(entry: Any) -> Any:
+def as_fields(entry: Any) -> Any:
+    """Return an entry as a mapping of its own; what is no entry stays what it is."""
     if isinstance(entry, ImageVersion):
         return entry.model_dump()
     return {"image": entry} if isinstance(entry, str) else copy.copy(entry)

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dockerspawner import DockerSpawner
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
 from . import options, volumes
 from .allocation import POLICIES
-from .images import ImageVersion, catalogue, default_key
+from .images import ImageVersion, as_fields, catalogue, default_key
 from .order import ORDERS
+from .overrides import OverridableSpawner
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 DOCKER_THREADS = 48
 
 
-def _lower(one: float | None, other: float | None) -> float | None:
-    return min((each for each in (one, other) if each is not None), default=None)
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Return what both lists allow. An empty list is no limit, so nothing is `NOTHING`."""
-    if not one or not other:
-        return list(one or other)
-    return [each for each in one if each in other] or [NOTHING]
-
-
-# In a list of what may be had, that nothing may.
-NOTHING = "(nothing)"
-# Limit -> what of two groups' values holds for who is in both.
-STRICTER: dict[str, Callable[[Any, Any], Any]] = {
-    "gpu_limit": _lower,
-    "user_gpu_limit": _lower,
-    "hour_limit": _lower,
-    "longest_wait_minutes": _lower,
-    "allowed_models": _shared,
-    "allowed_versions": _shared,
-}
-
-
-class GPUSettings(DockerSpawner):
-    """The traits of `GPUSpawner`: their defaults, their checks, and what one spawn may change."""
+class GPUSettings(OverridableSpawner):
+    """The traits of `GPUSpawner`: their defaults and their checks."""
 
     images = Dict(
         help="""The image versions that users choose from: key -> image reference, or key -> a
@@ -169,6 +143,12 @@ class GPUSettings(DockerSpawner):
         help="""Warn and stop idle servers only while somebody waits for GPUs.""",
     ).tag(config=True)
 
+    control_socket = Unicode(
+        "gpuspawner.sock",
+        help="""Where services that the hub starts can ask who waits and give a server more time: a
+        socket in the hub's folder that only the hub's account can open. Empty: none.""",
+    ).tag(config=True)
+
     gpu_policy = Enum(
         sorted(POLICIES),
         "pack",
@@ -241,7 +221,9 @@ class GPUSettings(DockerSpawner):
 
     @validate("images")
     def _check_images(self, proposal: Any) -> Any:
-        return _checked(catalogue, proposal.value)
+        _checked(catalogue, proposal.value)
+        # As mappings, which a group override can be merged into.
+        return {key: as_fields(entry) for key, entry in proposal.value.items()}
 
     @validate("home_volume")
     def _check_home_volume(self, proposal: Any) -> Any:
@@ -267,7 +249,6 @@ class GPUSettings(DockerSpawner):
     def limits(self) -> options.Limits:
         """Return what applies to a choice of this server's user."""
         allowed = self._get_allowed_images() or {}
-        # Once more: group overrides are merged into the mapping without a check.
         versions = catalogue(self.images)
         if self.allowed_versions:
             versions = {key: v for key, v in versions.items() if key in self.allowed_versions}
@@ -300,48 +281,6 @@ class GPUSettings(DockerSpawner):
     def _groups(self) -> frozenset[str]:
         """Return the names of the user's groups."""
         return frozenset(group.name for group in self.user.groups) if self.user else frozenset()
-
-    # What one spawn changes is put back, since the object is used again for the next.
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Trait -> the administrator's value.
-        self._replaced: dict[str, Any] = {}
-        self._overridden: dict[str, Any] = {}
-
-    def set_for_now(self, trait: str, value: Any) -> None:
-        """Set a trait until `put_back`."""
-        self._replaced.setdefault(trait, getattr(self, trait))
-        setattr(self, trait, value)
-
-    def put_back(self) -> None:
-        """Undo each `set_for_now`."""
-        for trait, value in self._replaced.items():
-            setattr(self, trait, value)
-        self._replaced = {}
-
-    async def apply_group_overrides(self) -> None:
-        """Apply group overrides to the configured values: rights end with the membership.
-
-        For the form too, which is made before a spawn applies them.
-        """
-        self.put_back_overrides()
-        await super().apply_group_overrides()
-
-    def put_back_overrides(self) -> None:
-        """Undo the last spawn's group overrides."""
-        for trait, value in self._overridden.items():
-            setattr(self, trait, value)
-        self._overridden = {}
-
-    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
-        override = dict(spawner_override)
-        for trait in filter(self.has_trait, spawner_override):
-            if trait in self._overridden and trait in STRICTER:
-                # Who is in several groups is under the rules of each.
-                override[trait] = STRICTER[trait](getattr(self, trait), override[trait])
-            self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
-        super()._apply_overrides(override)
 
     # Volumes.
 
