@@ -211,7 +211,8 @@ def _preselected(limits: Limits, last: Choice) -> str:
 
 
 def _fit(limits: Limits, key: str, view: View | None) -> Fit:
-    return fit(limits.versions.get(key), view.driver if view else None, _offered(view))
+    usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
+    return fit(limits.versions.get(key), view.driver if view else None, usable)
 
 
 def _offered(view: View | None) -> list[Any]:

@@ -223,8 +223,9 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
     if named is not None and named not in models:
         there = f"it has {', '.join(models)}" if models else "it has no GPU"
         raise Refused(f"model is {_show(named)}, and this machine has no such GPU: {there}.")
-    fits = fit(limits.versions.get(key), driver, gpus)
-    if count > 0 and gpus and fits.reason:
+    usable = [gpu for gpu in gpus if limits.models is None or gpu.model in limits.models]
+    fits = fit(limits.versions.get(key), driver, usable)
+    if count > 0 and usable and fits.reason:
         raise Refused(f"image {key} {fits.reason}. With 0 GPUs it can be used.")
     if named is not None and not fits.takes(named):
         runs_on = ", ".join(filter(fits.takes, models))

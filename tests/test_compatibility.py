@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,16 @@ def test_gpus_that_the_image_cannot_use_are_refused(choice: Choice, sentence: st
     with pytest.raises(Refused, match=re.escape(sentence)) as refused:
         request(choice, LIMITS, MIXED, "570.133.20")
     assert refused.value.status == 400
+
+
+def test_what_a_user_may_have_and_the_image_cannot_use_is_refused_and_not_left_out() -> None:
+    """Who asked for nothing would get a server without GPUs, and no word why."""
+    limits = replace(LIMITS, models=frozenset({T4}))
+    sentence = "image torch isn't built for this machine's Tesla T4 (compute capability 7.5)"
+    with pytest.raises(Refused, match=re.escape(sentence)):
+        request(Choice(), limits, MIXED, "570.133.20")
+    assert request(Choice(image="plain"), limits, MIXED, "570.133.20").gpus == 1
+    assert request(Choice(gpus=0), limits, MIXED, "570.133.20").gpus == 0
 
 
 versions = st.builds(
