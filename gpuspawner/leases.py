@@ -179,6 +179,9 @@ class Ledger:
     _looking: set[int] = field(default_factory=set)
     # Container id -> when its time ends, where that was changed since it began.
     ends: dict[str, float | None] = field(default_factory=dict)
+    # What the last look saw, and when by the monotonic clock.
+    seen: View | None = None
+    seen_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -205,11 +208,16 @@ class Ledger:
         finally:
             self._looking.discard(began)
         leases = leases_of(containers, self.ends) + self._reserved(listed_at)
-        if except_for:
-            leases = [lease for lease in leases if lease.holder != except_for]
         self._forget()
-        gpus = apply_leases(inventory.gpus, leases)
-        return View(inventory.driver, inventory.cuda, gpus, tuple(leases))
+
+        def view(leases: Sequence[Lease]) -> View:
+            gpus = apply_leases(inventory.gpus, leases)
+            return View(inventory.driver, inventory.cuda, gpus, tuple(leases))
+
+        self.seen, self.seen_at = view(leases), time.monotonic()
+        if except_for is None:
+            return self.seen
+        return view([lease for lease in leases if lease.holder != except_for])
 
     async def reserve(self, holder: Holder, request: Request, policy: str = "pack") -> Reservation:
         """Choose GPUs for a request and set them aside.

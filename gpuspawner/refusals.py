@@ -10,6 +10,8 @@ from typing import Any
 
 from tornado import web
 
+from . import metrics
+
 try:
     from jupyterhub.spawner import SpawnException
 except ImportError:  # JupyterHub 5
@@ -30,6 +32,7 @@ def refusal(sentence: str, reason: str, status: int) -> web.HTTPError:
         reason: one word for the hub's metrics.
         status: HTTP status: 400 malformed, 403 over a limit, 503 not now.
     """
+    metrics.REFUSALS.labels(reason).inc()
     return _shown(SpawnException(sentence, reason=reason, status_code=status), sentence)
 
 

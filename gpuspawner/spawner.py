@@ -12,7 +12,7 @@ import docker.errors
 from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
 
-from . import failures, form, refusals, tidying, volumes
+from . import failures, form, metrics, refusals, tidying, volumes
 from .allocation import Request
 from .choosing import ChoosingSpawner
 from .container import LimitRefused, granted_uuids, refused_limit
@@ -90,6 +90,7 @@ class GPUSpawner(ChoosingSpawner):
             self.note("refuse", gpus=request.gpus, waited=self._waited(), rule=str(error))
             raise
         self.begin_term(request.seconds)
+        metrics.WAITS.observe(self._waited())
         self.note(
             "grant",
             gpus=self._reservation.uuids,
@@ -147,6 +148,7 @@ class GPUSpawner(ChoosingSpawner):
             raise self._translated(error) from error
 
     async def _start_once(self) -> tuple[str, int]:
+        began = time.monotonic()
         self._creating = self._output = None
         assert self._reservation is not None
         try:
@@ -169,6 +171,7 @@ class GPUSpawner(ChoosingSpawner):
             if self._output:
                 self._output.detach()
         self.hold(self._reservation.uuids)
+        metrics.start_took(time.monotonic() - began, len(self._reservation.gpus))
         return ip, port
 
     async def _start_container(self) -> tuple[str, int]:
