@@ -23,6 +23,8 @@ SIMULATION: Mapping[str, tuple[str, ...]] = {
     # For the base image, where no registry has one.
     "mmdebstrap": ("mmdebstrap", "debian-archive-keyring"),
 }
+# The tests pull from a registry of their own.
+REGISTRY: Mapping[str, tuple[str, ...]] = {"docker-registry": ("docker-registry",)}
 BROWSER: Mapping[str, tuple[str, ...]] = {"chromium": ("chromium",)}
 
 

@@ -37,6 +37,7 @@ def for_testing() -> None:
     packages.install(
         packages.missing_for_environment()
         + packages.missing(packages.SIMULATION)
+        + packages.missing(packages.REGISTRY)
         + packages.missing_for_browser()
     )
     ensure_environment(ENVIRONMENT, "test.txt")
