@@ -105,8 +105,13 @@ class GPUSpawner(ChoosingSpawner):
 
     async def _check_again(self) -> None:
         """Hold the rules that apply now against a choice that has waited."""
-        await self.apply_group_overrides()
-        await self._check(self.user_options)
+        try:
+            await self.apply_group_overrides()
+            await self._check(self.user_options)
+        except web.HTTPError as error:
+            # That the host can't be read just now is no reason to lose one's turn.
+            if error.status_code != 503:
+                raise
 
     def _waited(self) -> float:
         return round(max(0.0, time.time() - (self._since or time.time())), 1)
