@@ -23,6 +23,8 @@ from gpuspawner.simulation.host import SimulatedHost, cache_folder
 from gpuspawner.simulation.state import describe
 from tests.hubs import Hub, write_config
 
+from . import queue
+
 IMAGE = "gpuspawner/minimal:py3.11"
 PATIENT = "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 120}"
 STOCK = [
@@ -35,7 +37,9 @@ STOCK = [
 
 
 def main() -> int:
-    """Run the rounds and print a table."""
+    """Run the rounds and print a table; then the queue's, or with `queue` that one alone."""
+    if sys.argv[1:2] == ["queue"]:
+        return queue.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
@@ -45,7 +49,7 @@ def main() -> int:
     ):
         times = measure(host, Path(folder), rounds)
     show(times)
-    return 0
+    return queue.main()
 
 
 def measure(host: SimulatedHost, folder: Path, rounds: int) -> dict[str, list[float]]:

@@ -122,9 +122,9 @@ def plan(
     host = apply_leases(gpus, leases)
     waiting = ORDERS[order](queue, leases)
 
-    def book(fixed: Mapping[int, tuple[GPU, ...]]) -> tuple[_Calendar, list[_Booking]]:
+    def book(rather: Mapping[int, tuple[GPU, ...]]) -> tuple[_Calendar, list[_Booking]]:
         calendar = _Calendar(host, leases, now, group_limits or {})
-        return calendar, [calendar.book(each, fixed.get(n)) for n, each in enumerate(waiting)]
+        return calendar, [calendar.book(each, rather.get(n, ())) for n, each in enumerate(waiting)]
 
     calendar, bookings = book({})
     chosen = calendar.choose_now(waiting, bookings, policy)
@@ -206,31 +206,40 @@ class _Calendar:
         # What is past its end goes any moment, but isn't free yet.
         return inf if until is None else max(until, nextafter(self._now, inf))
 
-    def book(self, waiting: Waiting, only: Iterable[GPU] | None = None) -> _Booking:
-        """Book the earliest time for one, on whatever fits or on some GPUs only."""
-        count, seconds = waiting.request.gpus, _seconds(waiting.request)
-        names = waiting.groups & self._limits.keys()
-        if count <= 0:
+    def book(self, waiting: Waiting, rather: Sequence[GPU] = ()) -> _Booking:
+        """Book the earliest time for one; where that is now, on certain GPUs if they can be had."""
+        request, seconds = waiting.request, _seconds(waiting.request)
+        if request.gpus <= 0:
             return _Booking(self._now)
         if not _possible(waiting, self._host, self._limits):
             return _Booking(inf)
-        gpus = [gpu for gpu in only or self._host if gpu.uuid and waiting.request.takes(gpu)]
-        groups = [self._groups[name] for name in names]
-        shares = [group.gaps(count, seconds) for group in groups]
+        gpus = [gpu for gpu in self._host if gpu.uuid and request.takes(gpu)]
+        groups = [self._groups[name] for name in waiting.groups & self._limits.keys()]
+        start, ready = self._earliest(request, gpus, groups)
+        if start == inf:
+            self._gather(gpus, groups, request.gpus)
+            return _Booking(inf)
+        wished = start == self._now and rather and all(gpu in ready for gpu in rather)
+        chosen = tuple(rather) if wished else _first(ready, request.gpus)
+        for gpu in chosen:
+            self._gpus[gpu.uuid].take(start, start + seconds, 1)
+        for group in groups:
+            group.take(start, start + seconds, request.gpus)
+        return _Booking(start, chosen)
+
+    def _earliest(
+        self, request: Request, gpus: Sequence[GPU], groups: Iterable[_Supply]
+    ) -> tuple[float, list[GPU]]:
+        """Return when a request can start, and all the GPUs that it could have then."""
+        seconds = _seconds(request)
         spans = [self._gpus[gpu.uuid].gaps(1, seconds) for gpu in gpus]
-        for start in sorted({begin for gaps in [*shares, *spans] for begin, _ in gaps}):
+        shares = [group.gaps(request.gpus, seconds) for group in groups]
+        for start in sorted({begin for gaps in [*spans, *shares] for begin, _ in gaps}):
             if all(_within(gaps, start, seconds) for gaps in shares):
-                open_ = [_within(gaps, start, seconds) for gaps in spans]
-                if sum(open_) >= count:
-                    chosen = _first(list(compress(gpus, open_)), count)
-                    for supply, number in [
-                        *((self._gpus[gpu.uuid], 1) for gpu in chosen),
-                        *((group, count) for group in groups),
-                    ]:
-                        supply.take(start, start + seconds, number)
-                    return _Booking(start, chosen)
-        self._gather(gpus, groups, count)
-        return _Booking(inf)
+                ready = [_within(gaps, start, seconds) for gaps in spans]
+                if sum(ready) >= request.gpus:
+                    return start, list(compress(gpus, ready))
+        return inf, []
 
     def _gather(self, gpus: Iterable[GPU], groups: Sequence[_Supply], count: int) -> None:
         """Keep for ever, from when it is free, what one could use whose start isn't known.

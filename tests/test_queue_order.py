@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from math import inf
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gpuspawner.allocation import Holder, Lease, Request
-from gpuspawner.order import FAIR_SECONDS, Turn, Waiting, plan
+from bench import queue as bench
+from bench.queue import Job, Run, simulate
+from gpuspawner.allocation import GPU, POLICIES, Holder, Lease, Request, apply_leases, choose
+from gpuspawner.order import FAIR_SECONDS, ORDERS, Turn, Waiting, by_share, plan
 
-from .test_allocation import A100, T4, host
+from .test_allocation import A100, T4, host, requests
 
 HOUR = 3600.0
 NOW = 1_800_000_000.0
@@ -245,3 +257,407 @@ def test_plan(scenario: Scenario) -> None:
     )
     assert told(turns) == scenario.expected
     assert [turn.place for turn in turns] == list(range(1, len(turns) + 1))
+
+
+@pytest.mark.parametrize(("option", "known"), [("order", "fifo, fair"), ("policy", "pack, spread")])
+def test_an_unknown_order_or_policy_is_named_together_with_the_known_ones(
+    option: str, known: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be one of {known}, got 'best'"):
+        plan([], [], [], NOW, **{option: "best"})  # type: ignore[arg-type]
+
+
+def test_two_gpus_with_one_uuid_are_refused_also_where_nobody_waits() -> None:
+    with pytest.raises(ValueError, match="same UUID"):
+        plan([], [GPU("GPU-0", 0, A100), GPU("GPU-0", 1, A100)], [], NOW)
+
+
+@pytest.mark.parametrize(("policy", "indexes"), [("pack", "0,1"), ("spread", "0,3")])
+def test_the_policy_chooses_among_what_can_be_handed_out(policy: str, indexes: str) -> None:
+    turns = plan([waits("a", 2, 1)], host("aaaa"), [], NOW, policy=policy)
+    assert told(turns) == [f"a now {indexes}"]
+
+
+def test_the_policy_gives_way_where_its_choice_would_make_somebody_start_later() -> None:
+    """Spreading would give a GPU 1, b both T4s at once, and c nothing for 3 hours."""
+    queue = [waits("a", 1, 5), waits("b", 2, 3, T4), waits("c", 1, 1, T4)]
+    turns = plan(queue, host("tataa"), [holds("x", "4", 3)], NOW, policy="spread")
+    assert told(turns) == ["a now 0", "b in 5 h: gpus", "c now 2"]
+
+
+def test_the_policy_stands_where_its_choice_makes_somebody_start_earlier() -> None:
+    """In one order for all a would get an A100, and b wait for it; c takes what b leaves."""
+    queue = [waits("a", 1, 5), waits("b", 2, 3, A100), waits("c", 1, 3)]
+    turns = plan(queue, host("aatt"), [], NOW, policy="spread")
+    assert told(turns) == ["a now 2", "b now 0,1", "c now 3"]
+
+
+# What holds for every queue. The days of simulated hosts are short and full of coincidences: times
+# are small multiples of one length, so that much begins and ends at once.
+
+
+@dataclass
+class Hosts:
+    """A host and what is asked of it in the course of a day."""
+
+    gpus: list[GPU]
+    jobs: list[Job]
+    limits: dict[str, int]
+
+
+@st.composite
+def days(
+    draw: st.DrawFn,
+    *,
+    letters: str = "aaat",
+    groups: bool = True,
+    counts: Sequence[int] = (1, 1, 2, 3, 4),
+    gaps: Sequence[int] = (0, 0, 0, 1, 1, 2, 5),
+    early: bool = False,
+    endless: bool = False,
+) -> Hosts:
+    """Days on which everybody can be served.
+
+    Args:
+        letters: the host's GPUs, as `host` draws them.
+        groups: whether there are limits for groups.
+        counts: how many GPUs may be asked for.
+        gaps: how much may lie between one who comes and the next.
+        early: whether some end before their time is over.
+        endless: whether some say no time.
+    """
+    gpus = host(draw(st.text(alphabet=letters, min_size=1, max_size=6)))
+    limits = draw(st.dictionaries(st.sampled_from("gh"), st.integers(1, 4))) if groups else {}
+    unit = draw(st.sampled_from([1.0, 1.1, 3600.0, 4567.89]))
+    since = NOW
+    jobs = []
+    for number in range(draw(st.integers(1, 12))):
+        since += unit * draw(st.sampled_from(gaps))
+        model = draw(st.sampled_from([None, None, *{gpu.model for gpu in gpus}]))
+        members = draw(st.frozensets(st.sampled_from("gh"), max_size=2)) if groups else frozenset()
+        most = [sum(model in (None, gpu.model) for gpu in gpus)]
+        most += [limits[name] for name in members & limits.keys()]
+        length = draw(st.integers(1, 8))
+        seconds = None if endless and draw(st.booleans()) else unit * length
+        uses = unit * draw(st.integers(1, length)) if early else unit * length
+        request = Request("torch", min([draw(st.sampled_from(counts)), *most]), model)
+        holder = Holder(draw(st.sampled_from("abc")), f"{number:02}")
+        waiting = Waiting(holder, replace(request, seconds=seconds), since, members)
+        jobs.append(Job(waiting, uses))
+    return Hosts(gpus, jobs, limits)
+
+
+@dataclass
+class Watch:
+    """Decides as the hub does, and keeps what everybody was told each time."""
+
+    day: Hosts
+    order: str = "fifo"
+    policy: str = "pack"
+    plans: list[tuple[float, tuple[Turn, ...]]] = field(default_factory=list)
+
+    def run(self) -> list[Run]:
+        """Run the day; it ends only if everybody is served."""
+        return simulate(self.day.jobs, self.day.gpus, self.decide)
+
+    def decide(self, queue: Any, gpus: Any, leases: Any, now: float) -> list[Any]:
+        """Ask for the turns; keep them; grant what they say."""
+        turns = plan(
+            queue,
+            gpus,
+            leases,
+            now,
+            order=self.order,
+            policy=self.policy,
+            group_limits=self.day.limits,
+        )
+        self.plans.append((now, turns))
+        return [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
+
+    def told(self) -> dict[Holder, list[Turn]]:
+        """Return each one's turns, from the first until it started."""
+        turns: dict[Holder, list[Turn]] = {}
+        for _, planned in self.plans:
+            for turn in planned:
+                turns.setdefault(turn.waiting.holder, []).append(turn)
+        return turns
+
+
+def by_time(run: Run) -> tuple[float, Holder]:
+    return run.job.waiting.since, run.job.waiting.holder
+
+
+def asked(run: Run) -> float:
+    return run.job.waiting.request.seconds or inf
+
+
+orders = st.sampled_from(sorted(ORDERS))
+policies = st.sampled_from(sorted(POLICIES))
+
+
+def start(turn: Turn) -> float:
+    return inf if turn.start is None else turn.start
+
+
+@given(days(early=True, endless=True), orders, policies)
+def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, policy: str) -> None:
+    runs = Watch(day, order, policy).run()
+    assert sorted(run.job.waiting.holder for run in runs) == sorted(
+        job.waiting.holder for job in day.jobs
+    )
+    for run in runs:
+        request = run.job.waiting.request
+        assert len({gpu.uuid for gpu in run.gpus}) == request.gpus == len(run.gpus)
+        assert all(request.takes(gpu) for gpu in run.gpus)
+        together = [other for other in runs if other.start <= run.start < other.end]
+        held = Counter(gpu.uuid for other in together for gpu in other.gpus)
+        assert set(held.values()) == {1}
+        for name, limit in day.limits.items():
+            members = [other for other in together if name in other.job.waiting.groups]
+            assert sum(len(other.gpus) for other in members) <= limit
+
+
+@given(days(), policies)
+def test_nobody_starts_later_than_first_told_while_all_use_their_time(
+    day: Hosts, policy: str
+) -> None:
+    watch = Watch(day, policy=policy)
+    watch.run()
+    for turns in watch.told().values():
+        starts = [start(turn) for turn in turns]
+        assert starts == sorted(starts, reverse=True)
+        assert starts[-1] < inf
+
+
+@given(days(early=True), policies)
+def test_the_first_never_starts_later_than_told_however_early_others_end(
+    day: Hosts, policy: str
+) -> None:
+    watch = Watch(day, policy=policy)
+    watch.run()
+    for turns in watch.told().values():
+        starts = [start(turn) for turn in turns if turn.place == 1]
+        assert starts == sorted(starts, reverse=True)
+
+
+@given(days(early=True, letters="a", groups=False, counts=[1]), policies)
+def test_nobody_starts_later_than_told_where_all_want_one_gpu_of_one_model(
+    day: Hosts, policy: str
+) -> None:
+    watch = Watch(day, policy=policy)
+    watch.run()
+    for turns in watch.told().values():
+        starts = [start(turn) for turn in turns]
+        assert starts == sorted(starts, reverse=True)
+
+
+@given(days(early=True), policies)
+def test_nobody_waits_longer_than_if_all_before_ran_one_by_one(day: Hosts, policy: str) -> None:
+    """However the others end, that is as bad as it gets: a large request isn't passed for ever."""
+    before: list[Run] = []
+    for run in sorted(Watch(day, policy=policy).run(), key=by_time):
+        joined = run.job.waiting.since
+        left = [asked(other) - max(joined - other.start, 0) for other in before]
+        assert run.wait <= sum(max(each, 0) for each in left) + 1e-3
+        before.append(run)
+
+
+@given(days(gaps=[1, 1, 2, 5]), policies)
+def test_who_is_first_starts_when_it_would_if_nobody_came_after(day: Hosts, policy: str) -> None:
+    among = sorted(Watch(day, policy=policy).run(), key=by_time)
+    number = next((n for n, run in enumerate(among) if run.wait > 0), 0)
+    jobs = [run.job for run in among[: number + 1]]
+    alone = sorted(Watch(replace(day, jobs=jobs), policy=policy).run(), key=by_time)
+    assert among[number].start == alone[number].start
+
+
+@given(days(early=True, endless=True, counts=[1, 2]), policies)
+def test_who_asks_for_the_same_is_served_in_the_order_of_coming(day: Hosts, policy: str) -> None:
+    served = sorted(Watch(day, policy=policy).run(), key=by_time)
+    for run, later in combinations(served, 2):
+        first, second = run.job.waiting, later.job.waiting
+        if (first.request, first.groups) == (second.request, second.groups):
+            assert run.start <= later.start
+
+
+@dataclass
+class Moment:
+    """A host in any state with what waits for it, at NOW."""
+
+    gpus: list[GPU]
+    leases: list[Lease]
+    queue: list[Waiting]
+    limits: dict[str, int]
+
+    def plan(self, order: str = "fifo", policy: str = "pack") -> tuple[Turn, ...]:
+        """Return the turns."""
+        return plan(
+            self.queue,
+            self.gpus,
+            self.leases,
+            NOW,
+            order=order,
+            policy=policy,
+            group_limits=self.limits,
+        )
+
+
+members = st.frozensets(st.sampled_from("gh"), max_size=2)
+spans = st.sampled_from([None, 0.0, 1.0, 2.0, 3.0, 3.5, 7.0])
+
+
+@st.composite
+def moments(draw: st.DrawFn) -> Moment:
+    gpus = host(draw(st.text(alphabet="aaaattFMSEU? ", max_size=8)))
+    pool = draw(st.permutations([gpu.uuid for gpu in gpus if gpu.uuid]))
+    leases = []
+    for number in range(draw(st.integers(0, 4))):
+        size = draw(st.integers(0, 3))
+        held, pool = frozenset(pool[:size]), pool[size:]
+        end = draw(st.sampled_from([None, NOW - 5, NOW, NOW + 1, NOW + 2, NOW + 3, NOW + 7]))
+        leases.append(
+            Lease(Holder(draw(st.sampled_from("abx")), f"l{number}"), held, end, draw(members))
+        )
+    queue = [
+        Waiting(
+            Holder(draw(st.sampled_from("abc")), str(number)),
+            replace(draw(requests), seconds=draw(spans)),
+            NOW - FAIR_SECONDS * draw(st.integers(0, 4)),
+            draw(members),
+        )
+        for number in range(draw(st.integers(0, 8)))
+    ]
+    return Moment(
+        gpus, leases, queue, draw(st.dictionaries(st.sampled_from("gh"), st.integers(0, 4)))
+    )
+
+
+@given(moments(), orders, policies)
+def test_only_free_gpus_are_handed_out_each_to_one_and_no_group_has_more_than_it_may(
+    moment: Moment, order: str, policy: str
+) -> None:
+    turns = moment.plan(order, policy)
+    assert Counter(turn.waiting for turn in turns) == Counter(moment.queue)
+    leased = {uuid for lease in moment.leases for uuid in lease.gpus}
+    given_out = [gpu for turn in turns for gpu in turn.gpus]
+    assert len({gpu.uuid for gpu in given_out}) == len(given_out)
+    assert all(gpu in moment.gpus and gpu.state == "free" and gpu.uuid for gpu in given_out)
+    assert not leased & {gpu.uuid for gpu in given_out}
+    held = Counter[str]()
+    for lease in moment.leases:
+        held.update(dict.fromkeys(lease.groups, len(lease.gpus)))
+    for turn in turns:
+        request = turn.waiting.request
+        assert (turn.start == NOW) == (turn.because == "")
+        assert len(turn.gpus) == (request.gpus if turn.start == NOW else 0)
+        assert all(map(request.takes, turn.gpus))
+        held.update(dict.fromkeys(turn.waiting.groups, len(turn.gpus)))
+        for name in turn.waiting.groups & moment.limits.keys():
+            assert not turn.gpus or held[name] <= moment.limits[name]
+
+
+@given(moments(), orders, policies)
+def test_the_first_gets_at_once_what_is_free(moment: Moment, order: str, policy: str) -> None:
+    turns = moment.plan(order, policy)
+    if turns:
+        first = turns[0].waiting
+        free = [gpu for gpu in apply_leases(moment.gpus, moment.leases) if gpu.state == "free"]
+        held = {
+            name: sum(len(lease.gpus) for lease in moment.leases if name in lease.groups)
+            for name in first.groups & moment.limits.keys()
+        }
+        allowed = first.request.gpus == 0 or all(
+            number + first.request.gpus <= moment.limits[name] for name, number in held.items()
+        )
+        possible = choose(first.request, free) is not None
+        assert (turns[0].start == NOW) == (possible and allowed)
+
+
+@given(moments(), orders, st.data())
+def test_who_leaves_changes_nothing_for_those_before(
+    moment: Moment, order: str, data: st.DataObject
+) -> None:
+    turns = moment.plan(order)
+    if turns:
+        left = data.draw(st.integers(0, len(turns) - 1))
+        queue = [turn.waiting for turn in turns if turn.place != left + 1]
+        after = replace(moment, queue=queue).plan(order)
+        assert [(turn.waiting, turn.start) for turn in after[:left]] == [
+            (turn.waiting, turn.start) for turn in turns[:left]
+        ]
+
+
+@given(moments(), orders, policies, st.randoms(use_true_random=False))
+def test_the_order_in_which_things_are_listed_does_not_matter(
+    moment: Moment, order: str, policy: str, chance: random.Random
+) -> None:
+    turns = moment.plan(order, policy)
+    for listed in (moment.gpus, moment.leases, moment.queue):
+        chance.shuffle(listed)  # type: ignore[arg-type]
+    assert moment.plan(order, policy) == turns
+
+
+@given(moments())
+def test_the_fair_order_is_what_it_says(moment: Moment) -> None:
+    """As it is told in one sentence, with no thought of speed."""
+    held = Counter[str]()
+    for lease in moment.leases:
+        held[lease.holder.user] += len(lease.gpus)
+    left = list(moment.queue)
+    for waiting in by_share(moment.queue, moment.leases):
+        keys = {each: each.since + held[each.holder.user] * FAIR_SECONDS for each in left}
+        assert keys[waiting] == min(keys.values())
+        held[waiting.holder.user] += waiting.request.gpus
+        left.remove(waiting)
+    assert left == []
+
+
+@given(moments())
+def test_the_fair_order_passes_one_only_by_so_much(moment: Moment) -> None:
+    """Who came later by 30 minutes for each GPU that one's user has or gets before stays behind."""
+    turns = moment.plan("fair")
+    for turn in turns:
+        user = turn.waiting.holder.user
+        own = [lease.gpus for lease in moment.leases if lease.holder.user == user]
+        before = [each.waiting for each in turns[: turn.place]]
+        gpus = sum(map(len, own)) + sum(
+            each.request.gpus for each in before if each.holder.user == user
+        )
+        assert all(each.since <= turn.waiting.since + gpus * FAIR_SECONDS for each in before)
+
+
+# What `make bench` measures with.
+
+
+def test_every_order_of_the_bench_serves_the_whole_week_on_the_gpus_there_are() -> None:
+    jobs, gpus = bench.week(60)
+    for name, (runs, tries) in bench.compare(jobs, gpus, seed=1).items():
+        assert Counter(run.job for run in runs) == Counter(jobs), name
+        assert all(run.wait >= 0 and run.end - run.start > 0 for run in runs), name
+        for run in runs:
+            held = [x.gpus for x in runs if x.start <= run.start < x.end]
+            assert max(Counter(gpu for each in held for gpu in each).values()) == 1, name
+        assert (tries > 1) == (name == "no queue: try again")
+    assert any(run.wait for run in runs), "a week in which nobody waits says nothing"
+
+
+def test_a_queue_that_can_never_move_ends_the_bench() -> None:
+    jobs = [Job(waits("a", 9, 1), HOUR)]
+    with pytest.raises(RuntimeError, match="1 wait for ever"):
+        simulate(jobs, host("aa"), bench.ours("fifo"))
+
+
+def test_the_bench_prints_the_orders_side_by_side() -> None:
+    command = [sys.executable, "-m", "bench", "queue", "--requests", "60"]
+    root = Path(__file__).parents[1]
+    printed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    title, heads, *lines = printed.strip().splitlines()
+    assert "60 requests on 8 GPUs" in title
+    assert heads.split("  ")[-1].strip() == "tries"
+    assert [line[:22].strip() for line in lines] == [
+        'ours, "fifo"',
+        'ours, "fair"',
+        "strict: nobody passes",
+        "no queue: try again",
+    ]
+    assert {len(line) for line in [heads, *lines]} == {len(heads)}

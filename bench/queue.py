@@ -1,0 +1,257 @@
+"""A week of one host's queue, simulated: how long people wait under each order.
+
+Nothing is started and no clock runs. `order.plan` decides, as it does in the hub, and every order
+gets the same requests. Beside ours are two others: a queue in which nobody passes the first, and
+none at all, as on most hubs, where who is refused tries again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gpuspawner.allocation import GPU, Holder, Lease, Request, apply_leases, choose
+from gpuspawner.order import Waiting, by_time, plan
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+STRICT = "strict: nobody passes"
+
+# Given who waits, the host's GPUs, the leases and the time: who gets which GPUs now.
+Decide = Callable[
+    [Sequence[Waiting], Sequence[GPU], Sequence[Lease], float],
+    Iterable[tuple[Waiting, Sequence[GPU]]],
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that comes at `waiting.since` and, once it has GPUs, ends after `uses` seconds."""
+
+    waiting: Waiting
+    uses: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job that got GPUs: from when until when, in seconds."""
+
+    job: Job
+    gpus: tuple[GPU, ...]
+    start: float
+    end: float
+
+    @property
+    def wait(self) -> float:
+        """Seconds from the request to the GPUs."""
+        return self.start - self.job.waiting.since
+
+
+def simulate(
+    jobs: Iterable[Job],
+    gpus: Sequence[GPU],
+    decide: Decide,
+    wake: Callable[[], float | None] = lambda: None,
+) -> list[Run]:
+    """Return what ran when, in the order of the starts.
+
+    Args:
+        jobs: each with a holder of its own.
+        gpus: the host's, all free.
+        decide: is asked whenever somebody came or ended.
+        wake: when to ask it the next time if nothing happens before.
+
+    Raises:
+        RuntimeError: somebody waits and nothing will ever happen.
+    """
+    coming = sorted(jobs, key=lambda job: job.waiting.since, reverse=True)
+    by_holder = {job.waiting.holder: job for job in coming}
+    queue: list[Waiting] = []
+    running: dict[Holder, tuple[Run, Lease]] = {}
+    runs: list[Run] = []
+    while coming or queue:
+        times = [run.end for run, _ in running.values()]
+        times += [coming[-1].waiting.since] if coming else []
+        times += filter(None, [wake()])
+        if not times:
+            raise RuntimeError(f"{len(queue)} wait for ever, first {queue[0]}")
+        now = min(times)
+        running = {holder: both for holder, both in running.items() if both[0].end > now}
+        while coming and coming[-1].waiting.since <= now:
+            queue.append(coming.pop().waiting)
+        leases = [lease for _, lease in running.values()]
+        for waiting, granted in decide(queue, gpus, leases, now):
+            queue.remove(waiting)
+            job = by_holder[waiting.holder]
+            runs.append(Run(job, tuple(granted), now, now + job.uses))
+            running[waiting.holder] = (runs[-1], lease_of(waiting, granted, now))
+    return runs
+
+
+def lease_of(waiting: Waiting, gpus: Iterable[GPU], now: float) -> Lease:
+    """Return the lease that begins now, as the hub would write it."""
+    seconds = waiting.request.seconds
+    until = None if seconds is None else now + seconds
+    return Lease(
+        waiting.holder, frozenset(gpu.uuid for gpu in gpus if gpu.uuid), until, waiting.groups
+    )
+
+
+def ours(order: str) -> Decide:
+    """Decide as the hub does."""
+
+    def decide(
+        queue: Sequence[Waiting], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
+    ) -> list[tuple[Waiting, Sequence[GPU]]]:
+        turns = plan(queue, gpus, leases, now, order=order)
+        return [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
+
+    return decide
+
+
+def strict(
+    queue: Sequence[Waiting], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
+) -> list[tuple[Waiting, Sequence[GPU]]]:
+    """First come, first served, and whoever is first keeps all behind waiting."""
+    started: list[tuple[Waiting, Sequence[GPU]]] = []
+    leases = list(leases)
+    for waiting in by_time(queue):
+        chosen = choose(waiting.request, apply_leases(gpus, leases))
+        if chosen is None:
+            break
+        leases.append(lease_of(waiting, chosen, now))
+        started.append((waiting, chosen))
+    return started
+
+
+class Retries:
+    """No queue: who finds too few free GPUs is refused, and tries again some minutes later."""
+
+    def __init__(self, seed: int, mean: float = 15 * MINUTE) -> None:
+        self._random = random.Random(seed)  # noqa: S311 # a simulation, no secret
+        self._mean = mean
+        self._next: dict[Holder, float] = {}
+        self.tries = 0
+
+    def wake(self) -> float | None:
+        """Return when the next one tries."""
+        return min(self._next.values(), default=None)
+
+    def decide(
+        self, queue: Sequence[Waiting], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
+    ) -> list[tuple[Waiting, Sequence[GPU]]]:
+        """Give to those who try just now what happens to be free."""
+        started: list[tuple[Waiting, Sequence[GPU]]] = []
+        leases = list(leases)
+        for waiting in queue:
+            if self._next.get(waiting.holder, now) <= now:
+                self.tries += 1
+                chosen = choose(waiting.request, apply_leases(gpus, leases))
+                if chosen is None:
+                    self._next[waiting.holder] = now + self._random.expovariate(1 / self._mean)
+                else:
+                    self._next.pop(waiting.holder, None)
+                    leases.append(lease_of(waiting, chosen, now))
+                    started.append((waiting, chosen))
+        return started
+
+
+def week(number: int = 1000, seed: int = 1) -> tuple[list[Job], list[GPU]]:
+    """Return a week's requests, about as many as 8 GPUs can serve by day, and the GPUs.
+
+    Fewer than 1,000 come in a shorter week, so that they have to wait as well. Most come on working
+    days by daylight and want one GPU. A tenth of the users make half of the requests. Two in five
+    stop long before the time they asked for, one in three when it is over.
+    """
+    chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
+    drawn = []
+    for _ in range(number):
+        midnight = DAY * chance.choices(range(7), [5, 5, 5, 5, 5, 1, 1])[0]
+        since = midnight + min(max(chance.gauss(14 * HOUR, 4 * HOUR), 0), DAY)
+        heavy = chance.random() < 0.5
+        user = f"heavy-{chance.randrange(4)}" if heavy else f"light-{chance.randrange(36)}"
+        count = chance.choices([1, 2, 4, 8], [78, 14, 6, 2])[0]
+        hours = chance.choices([0.5, 1, 2, 4], [45, 35, 15, 5])[0]
+        early, late = chance.uniform(0.02, 0.3), chance.uniform(0.3, 1)
+        used = chance.choices([early, late, 1.0], [6, 4, 5])[0]
+        drawn.append((since * number / 1000, user, count, hours * HOUR, used))
+    jobs = [
+        Job(
+            Waiting(Holder(user, str(n)), Request("any", count, seconds=asked), since), asked * used
+        )
+        for n, (since, user, count, asked, used) in enumerate(sorted(drawn))
+    ]
+    return jobs, [GPU(f"GPU-{index}", index, "NVIDIA A100-SXM4-40GB") for index in range(8)]
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Simulate the same week under each order, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m bench queue", description=__doc__)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    jobs, gpus = week(options.requests, options.seed)
+    print(f"\nThe wait for GPUs in a week of {len(jobs)} requests on {len(gpus)} GPUs, in hours")
+    show(compare(jobs, gpus, options.seed))
+    return 0
+
+
+def compare(
+    jobs: Sequence[Job], gpus: Sequence[GPU], seed: int
+) -> dict[str, tuple[list[Run], float]]:
+    """Return order -> what ran, and how many times each had to ask."""
+    orders = {
+        'ours, "fifo"': ours("fifo"),
+        'ours, "fair"': ours("fair"),
+        STRICT: strict,
+    }
+    found = {name: (simulate(jobs, gpus, decide), 1.0) for name, decide in orders.items()}
+    retries = Retries(seed)
+    runs = simulate(jobs, gpus, retries.decide, retries.wake)
+    return found | {"no queue: try again": (runs, retries.tries / len(jobs))}
+
+
+def show(found: dict[str, tuple[list[Run], float]]) -> None:
+    """Print a line for each order.
+
+    "to strict" is the mean wait's ratio to the strict queue's, "in use" a share of the GPUs' time.
+    Two more ratios of mean waits tell how fair an order is, 1 being even: of users with few
+    requests to users with many, and of requests for 4 or more GPUs to those for 1.
+    """
+    titles = ["mean", "median", "95 %", "longest", "to strict", "in use"]
+    titles += ["light:heavy", "large:small", "tries"]
+    print(f"{'':23}", *(title.rjust(9) for title in titles))
+    for name, (runs, tries) in found.items():
+        waits = sorted(run.wait / HOUR for run in runs)
+        light = [run for run in runs if run.job.waiting.holder.user.startswith("light")]
+        heavy = [run for run in runs if run.job.waiting.holder.user.startswith("heavy")]
+        large = [run for run in runs if len(run.gpus) >= 4]
+        small = [run for run in runs if len(run.gpus) == 1]
+        figures = [
+            f"{statistics.mean(waits):.2f}",
+            f"{statistics.median(waits):.2f}",
+            f"{waits[len(waits) * 95 // 100]:.2f}",
+            f"{waits[-1]:.2f}",
+            ratio(runs, found[STRICT][0]),
+            f"{in_use(runs):.0%}",
+            ratio(light, heavy),
+            ratio(large, small),
+            f"{tries:.1f}",
+        ]
+        cells = (text.rjust(max(9, len(t))) for text, t in zip(figures, titles, strict=True))
+        print(f"{name:23}", *cells)
+
+
+def ratio(some: Sequence[Run], others: Sequence[Run]) -> str:
+    """Return the ratio of two mean waits; "-" where nobody is in one of them, or none waited."""
+    wait, other = (sum(run.wait for run in runs) / max(len(runs), 1) for runs in (some, others))
+    return f"{wait / other:.2f}x" if some and other else "-"
+
+
+def in_use(runs: Sequence[Run]) -> float:
+    """Return the share of the GPUs' time that was used, from the first start to the last end."""
+    host = {gpu.uuid for run in runs for gpu in run.gpus}
+    used = sum(len(run.gpus) * (run.end - run.start) for run in runs)
+    return used / len(host) / (max(run.end for run in runs) - min(run.start for run in runs))
