@@ -182,6 +182,7 @@ class Ledger:
     # What the last look saw, and when by the monotonic clock.
     seen: View | None = None
     seen_at: float = 0.0
+    _inventory_seen: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -209,15 +210,29 @@ class Ledger:
             self._looking.discard(began)
         leases = leases_of(containers, self.ends) + self._reserved(listed_at)
         self._forget()
+        self._inventory_seen = inventory
+        self.seen, self.seen_at = self._view(leases), time.monotonic()
+        return self._without(except_for)
 
-        def view(leases: Sequence[Lease]) -> View:
-            gpus = apply_leases(inventory.gpus, leases)
-            return View(inventory.driver, inventory.cuda, gpus, tuple(leases))
+    async def recent(self, seconds: float, except_for: Holder | None = None) -> View:
+        """Return what a look saw that is no older than this, or look: for pages, which only show.
 
-        self.seen, self.seen_at = view(leases), time.monotonic()
-        if except_for is None:
-            return self.seen
-        return view([lease for lease in leases if lease.holder != except_for])
+        Raises:
+            Unknown: NVML or the engine couldn't be read.
+        """
+        if self.seen is None or time.monotonic() - self.seen_at > seconds:
+            return await self.look(except_for)
+        return self._without(except_for)
+
+    def _without(self, holder: Holder | None) -> View:
+        """Return what was seen last, as if a holder had nothing."""
+        assert self.seen is not None
+        others = [lease for lease in self.seen.leases if lease.holder != holder]
+        return self.seen if len(others) == len(self.seen.leases) else self._view(others)
+
+    def _view(self, leases: Sequence[Lease]) -> View:
+        found = self._inventory_seen
+        return View(found.driver, found.cuda, apply_leases(found.gpus, leases), tuple(leases))
 
     async def reserve(self, holder: Holder, request: Request, policy: str = "pack") -> Reservation:
         """Choose GPUs for a request and set them aside.

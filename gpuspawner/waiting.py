@@ -96,6 +96,8 @@ class Queue:
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._last_since = 0.0
+        # The view and the queue for which turns were foreseen, and these by what they depend on.
+        self._foreseen: tuple[View | None, list[Entry], dict[Any, Turn]] = (None, [], {})
 
     @property
     def rules(self) -> Rules:
@@ -152,10 +154,22 @@ class Queue:
             self.wake()
 
     def forecast(self, waiting: Waiting, terms: Terms, view: View) -> Turn:
-        """Return what turn somebody would get who joined now, for a page that asks before."""
+        """Return what turn somebody would get who joined now, for a page that asks before.
+
+        Pages ask for the same again and again: while nothing has changed, what was found stands.
+        """
         others = [entry for entry in self._open() if entry.holder != waiting.holder]
-        queue = [*((entry.waiting, entry.terms) for entry in others), (waiting, terms)]
-        return self._plan(queue, view)[waiting.holder]
+        if self._foreseen[0] is not view or self._foreseen[1] != others:
+            self._foreseen = (view, others, {})
+        request, limits = replace(waiting.request, image=""), terms.group_limits
+        claims = self.claims(view.leases)
+        held = sum(number for holder, number in claims if holder.user == waiting.holder.user)
+        key = (request, held, frozenset(limits.items()), waiting.groups & limits.keys())
+        known = self._foreseen[2]
+        if key not in known:
+            queue = [*((entry.waiting, entry.terms) for entry in others), (waiting, terms)]
+            known[key] = self._plan(queue, view)[waiting.holder]
+        return replace(known[key], waiting=waiting)
 
     async def _serve(self) -> None:
         endings = self._endings(self.wake)
@@ -184,7 +198,9 @@ class Queue:
             entry = entries[turn.waiting.holder]
             if turn.gpus:
                 entry.answer.set_result(self._set_aside(turn))
-            elif entry.turn is None and (refused := self._may_not_wait(entry, turn, view)):
+            elif entry.turn is None and (
+                refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
+            ):
                 entry.answer.set_exception(NotEnough(refused))
             else:
                 news = entry.turn is None or _as_told(turn) != _as_told(entry.turn)
@@ -219,10 +235,11 @@ class Queue:
             Reservation(waiting.holder, turn.gpus, until=until, groups=waiting.groups)
         )
 
-    def _may_not_wait(self, entry: Entry, turn: Turn, view: View) -> str:
-        if entry.terms.longest == 0:
+    def refusal(self, request: Request, terms: Terms, turn: Turn, view: View) -> str:
+        """Return why somebody who can't start now may not wait either; "" where they may."""
+        if terms.longest == 0:
             ahead = "" if turn.because != "order" else " Others wait before you."
-            return explain(entry.waiting.request, view.gpus) + ahead
+            return explain(request, view.gpus) + ahead
         waiting = len(self.waiting)
         if waiting >= self._rules.length:
             return f"The queue is full: {waiting} wait already. Please try again later."

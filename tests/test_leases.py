@@ -216,6 +216,19 @@ async def test_a_server_about_to_be_replaced_is_shown_its_own_gpus_as_free(
     assert await holders(ledger, except_for=ANN) == {"GPU-1": "ann/second"}
 
 
+async def test_many_pages_are_shown_what_a_look_has_just_seen(host: Host, ledger: Ledger) -> None:
+    host.create(ANN, ["GPU-0"], "running")
+    seen = [await ledger.recent(60) for _ in range(5)]
+    assert host.reads == ["nvml", "engine"]
+    assert all(view is seen[0] for view in seen)
+    assert [gpu.state for gpu in (await ledger.recent(60, ANN)).gpus] == ["free"] * 3
+    await ledger.recent(0)
+    assert host.reads == ["nvml", "engine"] * 2
+    host.broken["nvml"] = OSError("gone")
+    with pytest.raises(Unknown, match="gone"):
+        await ledger.recent(0)
+
+
 @pytest.mark.parametrize("what", ["nvml", "engine"])
 async def test_nothing_is_handed_out_while_either_cannot_be_read(host: Host, what: str) -> None:
     ledger = host.ledger(explain_error=lambda error: f"{what} is away: {error}")
