@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -266,36 +265,39 @@ class _Pull:
         self.done: asyncio.Future[Exception | None] = self._loop.create_future()
         self.reports: list[Report] = []
         self.teller = Teller()
+        self._progress = Progress()
+        # Whether the event loop will look at the progress soon.
+        self._looking = False
         threading.Thread(target=self._read, args=[stream], name="pull", daemon=True).start()
 
     def _read(self, stream: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         error: Exception | None = None
-        progress, looked = Progress(), 0.0
         try:
             for event in stream():
                 if "error" in event:
                     detail = event.get("errorDetail") or {}
                     raise docker.errors.APIError(detail.get("message") or event["error"])
-                progress = progress.after(event)
-                if time.monotonic() - looked > LOOK_SECONDS:
-                    looked = time.monotonic()
-                    self._loop.call_soon_threadsafe(self._show, progress)
+                self._progress = self._progress.after(event)
+                if not self._looking:
+                    self._looking = True
+                    self._loop.call_soon_threadsafe(self._loop.call_later, LOOK_SECONDS, self._look)
         except urllib3.exceptions.HTTPError as broken:
             error = ConnectionError(str(broken))
         except Exception as failed:
             error = failed
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._finish, progress, error)
+            self._loop.call_soon_threadsafe(self._finish, error)
 
-    def _show(self, progress: Progress) -> None:
-        if told := self.teller.tell(progress, self._loop.time()):
+    def _look(self) -> None:
+        self._looking = False  # before the look, so that what comes after it is looked at again
+        if not self.done.done() and (told := self.teller.tell(self._progress, self._loop.time())):
             for report in self.reports:
                 report(*told)
 
-    def _finish(self, progress: Progress, error: Exception | None) -> None:
-        if progress.fetched and error is None:
+    def _finish(self, error: Exception | None) -> None:
+        if self._progress.fetched and error is None:
             for report in self.reports:
-                report(1.0, f"Got the image: {size_of(progress.fetched)}")
+                report(1.0, f"Got the image: {size_of(self._progress.fetched)}")
         self.done.set_result(error)
 
 

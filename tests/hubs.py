@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,12 @@ class Hub:
         self._process.kill()
         self._process.wait()
 
+    def end(self, seconds: float = 60) -> None:
+        """Ask the hub to end, which it must do by itself."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(seconds)
+
     def stop(self) -> None:
         """End the hub and its proxy."""
         if self._process is None:
@@ -182,6 +188,10 @@ class Hub:
 
     def progress(self, user: str, server: str = "") -> list[dict[str, Any]]:
         """Return the events of a spawn's progress page, until it ends."""
+        return list(self.follow(user, server))
+
+    def follow(self, user: str, server: str = "") -> Iterator[dict[str, Any]]:
+        """Yield the events of a spawn's progress page as they come."""
         import json
 
         quoted = requests.utils.quote(user, safe="")
@@ -189,8 +199,9 @@ class Hub:
         answer = self._admin.get(
             f"{self.url}/hub/api/users/{quoted}/{where}/progress", stream=True, timeout=120
         )
-        lines = (line for line in answer.iter_lines(decode_unicode=True) if line)
-        return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
 
     # -- a person ------------------------------------------------------------------------------
 
