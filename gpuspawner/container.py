@@ -18,6 +18,9 @@ GPU_CAPABILITIES = frozenset(
     {"gpu", "nvidia", "compute", "compat32", "graphics", "utility", "video", "display"}
 )
 
+# json-file never ends by itself, and is what an engine uses that nobody has configured.
+ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
+
 
 class LimitRefused(Exception):
     """The engine may not set a limit so high. `str()` is for the administrator."""
@@ -74,6 +77,22 @@ def with_lease(
         "environment": environment,
         "host_config": host_config,
     }
+
+
+def with_log(
+    create_kwargs: Mapping[str, Any], driver: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return `create_kwargs` with a log driver, where the host config names none.
+
+    Args:
+        driver: "" where it isn't known; then nothing is said of it.
+        options: of the driver. What rotates a log goes before ours.
+    """
+    host_config = dict(create_kwargs.get("host_config") or {})
+    if driver and not host_config.get("LogConfig"):
+        config = {**ROTATED.get(driver, {}), **options}
+        host_config["LogConfig"] = {"Type": driver, "Config": config}
+    return {**create_kwargs, "host_config": host_config}
 
 
 def join_device_requests(

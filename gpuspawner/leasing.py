@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import docker.errors
 
 from . import failures, pulling, refusals, tidying
 from .allocation import Holder, Request
-from .container import with_lease
+from .container import with_lease, with_log
 from .control import Control
 from .events import Endings
 from .leases import (
@@ -53,6 +54,7 @@ class LeasingSpawner(GPUSettings):
     _refused_limits: ClassVar[set[str]] = set()
     _sweeper: ClassVar[tidying.Sweeper] = tidying.Sweeper()
     _pulls: ClassVar[pulling.Pulls] = pulling.Pulls()
+    _log_driver: ClassVar[str] = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -124,12 +126,20 @@ class LeasingSpawner(GPUSettings):
         user's name.
         """
         if method == "create_container" and kwargs.get("name") == self.object_name:
-            kwargs = self._with_lease(kwargs)
-            if self._planning:
-                planned = asyncio.get_running_loop().create_future()
-                planned.set_result(kwargs)
-                return planned
+            return asyncio.ensure_future(self._create(self._with_lease(kwargs), self._planning))
         return super().docker(method, *args, **kwargs)
+
+    async def _create(self, leased: dict[str, Any], planning: bool) -> Any:
+        driver = self.log_driver or await self._engines_log_driver()
+        leased = with_log(leased, driver, self.log_options)
+        leased["labels"][LABEL_SETTINGS] = tidying.fingerprint(leased)
+        return leased if planning else await super().docker("create_container", **leased)
+
+    async def _engines_log_driver(self) -> str:
+        if not LeasingSpawner._log_driver:
+            with suppress(*failures.UNREACHABLE):  # creating will fail as well, and say why
+                LeasingSpawner._log_driver = (await self.docker("info")).get("LoggingDriver") or ""
+        return LeasingSpawner._log_driver
 
     async def _get_image(self, image: str) -> None:
         def stream(repository: str, tag: str) -> Any:
@@ -187,7 +197,7 @@ class LeasingSpawner(GPUSettings):
         uuids = [gpu.uuid for gpu in held.gpus if gpu.uuid] if held else []
         key = self._request.image if self._request else self.image
         refused = LeasingSpawner._refused_limits
-        leased = with_lease(
+        return with_lease(
             create_kwargs,
             labels={
                 **labels(self.holder, key, uuids, held.until if held else None, self._groups()),
@@ -197,5 +207,3 @@ class LeasingSpawner(GPUSettings):
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
-        leased["labels"][LABEL_SETTINGS] = tidying.fingerprint(leased)
-        return leased

@@ -35,10 +35,12 @@ class Output:
     def attach(self, client: Any, container_id: str) -> None:
         """Begin to follow a container that isn't started yet. Blocking: call it in a thread.
 
+        The engine passes the output on itself. Its log isn't asked for: some drivers only write.
+
         Args:
             client: a `docker.APIClient`.
         """
-        self._stream = client.attach(container_id, stream=True, logs=True)
+        self._stream = client.attach(container_id, stream=True)
         threading.Thread(target=self._read, name="output-of-start", daemon=True).start()
 
     def detach(self) -> None:

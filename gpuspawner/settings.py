@@ -185,6 +185,19 @@ class GPUSettings(OverridableSpawner):
         need a larger stack. Limits named in `extra_host_config` go before.""",
     ).tag(config=True)
 
+    log_driver = Unicode(
+        help="""The engine's log driver that a server's output goes to, as "local", "journald" or
+        "fluentd". Empty: the engine's own default. What `extra_host_config` says goes before.""",
+    ).tag(config=True)
+
+    log_options = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="""Options of the log driver, as {"tag": "{{.Name}}"}. The driver json-file, which an
+        unconfigured engine uses and which never ends by itself, has `max-size` 10m and `max-file` 3
+        unless they are here.""",
+    ).tag(config=True)
+
     home_volume = Unicode(
         help="""Name of each user's own volume, kept across servers and image versions, as
         "home-{username}". Empty: none.""",
