@@ -32,7 +32,10 @@ c.JupyterHub.allow_named_servers = True
 c.GPUSpawner.network_name = "gpuspawner"
 c.GPUSpawner.images = {{"minimal": "gpuspawner/minimal:py3.11"}}
 c.GPUSpawner.pull_policy = "never"
+# What can't be had is refused at once, but in the tests of the queue.
+c.GPUSpawner.longest_wait_minutes = 0
 """
+WAITING = "c.GPUSpawner.longest_wait_minutes = 60"
 
 ALWAYS = """
 c.JupyterHub.bind_url = "http://127.0.0.1:{public}"

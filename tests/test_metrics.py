@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .hubs import until
+from .hubs import WAITING, until
 
 DASHBOARD = Path(__file__).parent.parent / "grafana" / "gpuspawner.json"
 SCRAPER = [
@@ -38,6 +38,7 @@ def test_metrics_tell_of_gpus_waits_starts_refusals_and_errors_and_of_no_user(ma
 
     hub = make_hub(
         *SCRAPER,
+        WAITING,
         "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
         "c.GPUSpawner.gpu_limit = 3",
     )

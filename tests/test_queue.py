@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from .hubs import until
+from .hubs import WAITING, until
 from .looks import containers, inside, labelled
 
 pytestmark = pytest.mark.engine
 
-SHORT = ("c.GPUSpawner.poll_interval = 1", "c.JupyterHub.concurrent_spawn_limit = 0")
+SHORT = (WAITING, "c.GPUSpawner.poll_interval = 1", "c.JupyterHub.concurrent_spawn_limit = 0")
 
 
 def journal(hub: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from gpuspawner.control import ask as ask_hub
 
-from .hubs import until
+from .hubs import WAITING, until
 from .looks import containers, free_gpus, inside
 from .test_queue import ask, journal, message
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.engine
 
 SECONDS = 1 / 3600
 LINES = (
+    WAITING,
     "c.GPUSpawner.poll_interval = 1",
     "c.JupyterHub.concurrent_spawn_limit = 0",
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
