@@ -164,7 +164,8 @@ class Queue:
         request, limits = replace(waiting.request, image=""), terms.group_limits
         claims = self.claims(view.leases)
         held = sum(number for holder, number in claims if holder.user == waiting.holder.user)
-        key = (request, held, frozenset(limits.items()), waiting.groups & limits.keys())
+        mine = frozenset(waiting.groups & limits.keys())
+        key = (request, held, frozenset(limits.items()), mine)
         known = self._foreseen[2]
         if key not in known:
             queue = [*((entry.waiting, entry.terms) for entry in others), (waiting, terms)]
