@@ -42,13 +42,14 @@ def configuration(context: Context) -> Iterator[Finding]:
         )
         return
     if "error" in loaded:
-        yield _not_loaded(context, file, loaded["error"])
+        yield not_loaded(context, loaded["error"])
         return
     context.configuration = from_loaded(file, loaded)
     yield Finding("ok", f"{file} can be loaded; the hub's folder is {context.folder}")
 
 
-def _not_loaded(context: Context, file: Path, error: Mapping[str, Any]) -> Finding:
+def not_loaded(context: Context, error: Mapping[str, Any]) -> Finding:
+    """Return what an error of `loading.load` means, and what to do."""
     line = f", line {error['line']}" if error["line"] else ""
     found = f"{error['file']}{line}: {error['kind']}: {error['message']}"
     advice = "mend that line; a hub with this configuration wouldn't start"
@@ -124,7 +125,7 @@ def from_loaded(file: Path, loaded: Mapping[str, Any]) -> Configuration:
 
 def _with_line(problem: Mapping[str, str], lines: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     """Return a problem with the line of the setting that it begins with."""
-    found = re.match(r"c\.(\w+)\.(\w+)", problem["found"])
+    found = re.match(r"c\.(\w+)\.(\w+)(\[[^]]*\])?", problem["found"])
     line = lines.get((found[1], found[2])) if found else None
     if found is None or line is None:
         return dict(problem)
@@ -158,9 +159,12 @@ def settings(context: Context) -> Iterator[Finding]:
         return
     usable = None
     if context.inventory is not None and context.inventory.driver is not None:
-        usable = [gpu.uuid for gpu in context.inventory.gpus if gpu.uuid]
+        usable = context.gpus
     found = [*given.problems]
-    if given.is_ours:
+    if not given.is_ours:
+        what = f"servers are made by {given.spawner_class}, which hands out no GPUs"
+        found.append(Finding("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
+    else:
         found += [finding for rule in RULES for finding in rule(given, usable)]
     yield from (_unblocking(finding) for finding in found)
     if not found:

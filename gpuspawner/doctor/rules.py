@@ -1,6 +1,6 @@
 """What a configuration shouldn't say. Each rule is a function over what was read from it.
 
-A rule takes the configuration and the UUIDs of this machine's GPUs (None: it has no driver), and
+A rule takes the configuration and this machine's GPUs (None: it has no driver), and
 yields what it finds; nothing where all is well.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..allocation import GPU
 from ..container import VISIBLE_DEVICES, asks_for_gpus
 from ..volumes import UNESCAPED
 from .findings import Configuration, Finding
@@ -49,7 +50,7 @@ def _is_function(value: Any) -> bool:
     return isinstance(value, Mapping) and set(value) == {"function"}
 
 
-def unread(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def unread(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Functions, whose results aren't known before a start."""
     for name in ("extra_host_config", "extra_create_kwargs", "group_overrides"):
         if _is_function(given.spawner.get(name)):
@@ -58,7 +59,7 @@ def unread(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding
             )
 
 
-def unescaped_names(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def unescaped_names(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """`{raw_username}` in a volume or a folder: a user named "../x" would leave theirs."""
     places = {name: given.spawner.get(name) for name in ("volumes", "read_only_volumes", "mounts")}
     places["extra_host_config"] = host_config(given).get("binds")
@@ -86,7 +87,7 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(each)
 
 
-def privileges(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def privileges(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Rights that make a user root on the host, or show them every GPU."""
     extra, where = host_config(given), given.where("extra_host_config")
     create = given.spawner.get("extra_create_kwargs") or {}
@@ -109,7 +110,7 @@ def privileges(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Fin
             yield Finding("failure" if name == "pid_mode" else "warning", what, f'remove "{name}"')
 
 
-def missing_fences(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def missing_fences(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """What the shipped configuration sets so that a server can't gain rights or fill the host."""
     if _is_function(given.spawner.get("extra_host_config")):
         return
@@ -129,7 +130,7 @@ def missing_fences(given: Configuration, gpus: Sequence[str] | None) -> Iterator
         )
 
 
-def memory(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def memory(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """No limit, or one that /dev/shm alone is larger than."""
     limit, shm = given.spawner.get("mem_limit"), given.spawner.get("shm_size") or 0
     if _is_function(limit):
@@ -145,14 +146,14 @@ def memory(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding
         yield Finding("warning", what, 'c.GPUSpawner.shm_size = "…" (less than mem_limit)')
 
 
-def kept_containers(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def kept_containers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """`remove = False` keeps what servers wrote outside of volumes, and the disk fills up."""
     if given.spawner.get("remove") is False:
         what = f"{given.where('remove')} is False: stopped containers stay, and take disk space"
         yield Finding("note", what, "see them: docker ps --all --filter label=gpuspawner.gpus")
 
 
-def ports(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def ports(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Servers that can be reached past the proxy, and so past the log-in."""
     extra, where = host_config(given), given.where("extra_host_config")
     if extra.get("port_bindings") or extra.get("publish_all_ports"):
@@ -175,7 +176,7 @@ def ports(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]
         )
 
 
-def host_folders(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def host_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """The engine's socket, or a folder of the host that only root should have, in servers."""
     places = {name: given.spawner.get(name) for name in ("volumes", "mounts")}
     places["read_only_volumes"] = given.spawner.get("read_only_volumes")
@@ -204,7 +205,7 @@ def _sources(value: Any) -> Iterator[str]:
             yield str(each.get("source") or each.get("Source") or "")
 
 
-def named_gpus(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def named_gpus(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """GPUs that everybody would get, past the ledger."""
     extra, where = host_config(given), given.where("extra_host_config")
     for request in extra.get("device_requests") or []:
@@ -228,7 +229,7 @@ def named_gpus(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Fin
         yield Finding("warning", what, "remove CUDA_VISIBLE_DEVICES")
 
 
-def gpu_numbers(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def gpu_numbers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Limits that this host can't honour, and GPUs that it hasn't got."""
     if gpus is None:
         return
@@ -236,14 +237,27 @@ def gpu_numbers(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Fi
     if limit is not None and limit > len(gpus):
         what = f"{given.where('gpu_limit')} is {limit}, and this machine has {len(gpus)}"
         yield Finding("warning", what, f"c.GPUSpawner.gpu_limit = {len(gpus)}")
-    known = {uuid.lower() for uuid in gpus}
+    known = {gpu.uuid.lower() for gpu in gpus if gpu.uuid}
     for uuid in given.spawner.get("excluded_gpus") or []:
         if uuid.lower() not in known:
             what = f"{given.where('excluded_gpus')}: this machine has no GPU {uuid}"
             yield Finding("warning", what, "see `gpuspawner gpus --json`, or `nvidia-smi -L`")
+    models = {gpu.model for gpu in gpus}
+    for model in given.spawner.get("allowed_models") or []:
+        if model not in models:
+            what = f"{given.where('allowed_models')}: this machine has no {model}"
+            yield Finding("warning", what, f"it has: {', '.join(sorted(models)) or 'none'}")
 
 
-def set_twice(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def allowed_versions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Keys of image versions that the catalogue doesn't have."""
+    for key in given.spawner.get("allowed_versions") or []:
+        if key not in given.versions:
+            what = f"{given.where('allowed_versions')}: there is no image version {key!r}"
+            yield Finding("warning", what, f"there are: {', '.join(given.versions)}")
+
+
+def set_twice(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """The same trait for `c.DockerSpawner` and `c.GPUSpawner`: only the nearer one counts."""
     order = list(given.sections)
     for position, section in enumerate(order):
@@ -254,23 +268,22 @@ def set_twice(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Find
                 yield Finding("note", what, f"remove c.{section}.{name}")
 
 
-def starts(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
-    """How many servers may start at the same time."""
-    limit = given.hub.get("concurrent_spawn_limit")
-    if not isinstance(limit, int):
+def starts(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """How many servers may start at the same time; for JupyterHub who waits for GPUs starts too."""
+    limit, queue = given.hub.get("concurrent_spawn_limit"), given.spawner.get("queue_length")
+    waits = given.spawner.get("longest_wait_minutes") != 0
+    if not isinstance(limit, int) or limit == 0:
         return
-    if limit == 0:
-        what = "c.JupyterHub.concurrent_spawn_limit is 0: a class that comes at once starts at once"
-        yield Finding("note", what, "remove the line: JupyterHub's own default is 100")
-    elif limit < FEW_STARTS:
+    if limit < FEW_STARTS or (waits and isinstance(queue, int) and limit < queue):
         what = (
-            f"c.JupyterHub.concurrent_spawn_limit is {limit}: who comes while {limit} start is "
-            "turned away"
+            f"c.JupyterHub.concurrent_spawn_limit is {limit}: who comes while {limit} start or "
+            "wait for GPUs is turned away"
         )
-        yield Finding("note", what, "remove the line: JupyterHub's own default is 100")
+        line = "c.JupyterHub.concurrent_spawn_limit = 0    (c.GPUSpawner.queue_length is the limit)"
+        yield Finding("note", what, line)
 
 
-def log_in(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding]:
+def log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """A log-in that lets anybody in."""
     name = given.hub.get("authenticator", "")
     if name.rpartition(".")[2] in ("dummy", "DummyAuthenticator"):
@@ -281,7 +294,7 @@ def log_in(given: Configuration, gpus: Sequence[str] | None) -> Iterator[Finding
         yield Finding("note" if has_password else "warning", what, advice)
 
 
-Rule = Callable[[Configuration, Sequence[str] | None], Iterator[Finding]]
+Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     privileges,
     host_folders,
@@ -291,6 +304,7 @@ RULES: tuple[Rule, ...] = (
     missing_fences,
     memory,
     gpu_numbers,
+    allowed_versions,
     set_twice,
     starts,
     log_in,

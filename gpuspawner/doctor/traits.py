@@ -20,10 +20,13 @@ from jupyterhub.objects import Hub
 from traitlets import TraitError
 from traitlets.config import Config
 
+from ..images import catalogue
 from ..leasing import LeasingSpawner
 
 SPAWNER_VALUES = (
     "allowed_images",
+    "allowed_models",
+    "allowed_versions",
     "course_volumes",
     "default_gpus",
     "environment",
@@ -37,10 +40,12 @@ SPAWNER_VALUES = (
     "home_volume",
     "host_ip",
     "hub_connect_url",
+    "longest_wait_minutes",
     "mem_limit",
     "mounts",
     "network_name",
     "pull_policy",
+    "queue_length",
     "read_only_volumes",
     "remove",
     "shm_size",
@@ -103,10 +108,11 @@ def _spawner_class(config: Config, problems: list[dict[str, str]]) -> Any:
     only = Config({"JupyterHub": {} if wanted is None else {"spawner_class": wanted}})
     try:
         return JupyterHub(config=only).spawner_class
-    except Exception as error:
-        what = f"c.JupyterHub.spawner_class = {wanted!r}: {_text(error)}"
+    except Exception:
+        what = f"c.JupyterHub.spawner_class: there is no spawner {_name(wanted)!r}"
         problems.append(_problem("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
-        return LeasingSpawner
+        # What is set for ours is looked at all the same.
+        return JupyterHub(config=Config({"JupyterHub": {"spawner_class": "gpu"}})).spawner_class
 
 
 def _made(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
@@ -150,17 +156,18 @@ def _invalid(setting: str, name: str, error: Exception) -> dict[str, str]:
     if any(word in name for word in SECRETS):
         return _problem("failure", f"{setting} has a value of a wrong kind", "")
     text = _text(error)
-    if isinstance(error, TraitError):
-        # Ours name the setting, the value and the cure; traitlets' own name objects in memory.
-        text = _OF_TRAITLETS.sub("it must be", text).rstrip(".")
-        first, _, cure = (
-            text.removeprefix(f"{setting} = ").removeprefix(f"{setting}").partition(". ")
-        )
-        return _problem("failure", f"{setting}: {first.lstrip(': ')}", cure)
-    return _problem("failure", f"{setting}: {text}", "")
+    if not isinstance(error, TraitError):
+        return _problem("failure", f"{setting}: {text}", "")
+    # Ours name the setting, the value and the cure; traitlets' own name objects in memory.
+    text = _OF_TRAITLETS.sub("it", text).replace("it expected", "it must be", 1)
+    first, _, cure = text.rstrip(".").partition(". ")
+    first = first.removeprefix(f"{setting} = ")
+    found = first if first.startswith(setting) else f"{setting}: {first}"
+    return _problem("failure", found, cure[:1].lower() + cure[1:])
 
 
-_OF_TRAITLETS = re.compile(r"The '\w+' trait of an? \w+ instance (?:expected|must be|contains)")
+# "The 'x' trait of a Y instance expected an int", "The value of the 'x' trait of … should not …"
+_OF_TRAITLETS = re.compile(r"The (?:value of the )?'\w+' trait of an? \w+ instance")
 
 
 def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
@@ -211,7 +218,9 @@ def _overrides(cls: Any, overrides: Any) -> Iterator[dict[str, str]]:
 
 def _versions(spawner: Any) -> dict[str, Any]:
     with suppress(Exception):  # a function of the administrator's that needs a user
-        return {k: v.model_dump(mode="json") for k, v in spawner.limits().versions.items()}
+        # Those of our own first: what an allow-list leaves out is a version all the same.
+        known = catalogue(spawner.images) or spawner.limits().versions
+        return {key: version.model_dump(mode="json") for key, version in known.items()}
     return {}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ HUB = "gpuspawner doctor"
 NVML_SECONDS = 15.0
 # Should we be killed, it ends by itself, and its GPUs are free again.
 LIFETIME_SECONDS = 180
+REMOVAL_SECONDS = 30
 CLAIM_ROUNDS = 5
 # What isn't taken over from the configuration: what would leave something behind.
 LEFT_OUT = {
@@ -172,7 +174,10 @@ def _wanted(
     leased = sorted(uuids)
     return with_lease(
         create,
-        labels={**labels(HOLDER, image[0], leased), LABEL_HUB: HUB},
+        labels={
+            **labels(HOLDER, image[0], leased, time.time() + LIFETIME_SECONDS),
+            LABEL_HUB: HUB,
+        },
         uuids=leased,
         shm_size=_value(given, "shm_size"),
         ulimits={n: v for n, v in _ulimits(given).items() if n not in refused},
@@ -189,9 +194,17 @@ async def _gone(client: docker.DockerClient, creating: asyncio.Future[str]) -> N
     if creating.cancelled() or creating.exception():
         return
 
-    def remove() -> None:
-        # 404: it is gone; 409: it is on its way.
-        with suppress(docker.errors.APIError):
-            client.api.remove_container(creating.result(), force=True, v=True)
+    await asyncio.shield(
+        asyncio.ensure_future(asyncio.to_thread(_remove, client, creating.result()))
+    )
 
-    await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(remove)))
+
+def _remove(client: docker.DockerClient, container_id: str) -> None:
+    # Once it is stopped the engine removes it by itself as well: who comes second is told 409.
+    with suppress(docker.errors.APIError):
+        client.api.remove_container(container_id, force=True, v=True)
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    with suppress(docker.errors.NotFound):
+        while time.monotonic() < deadline:
+            client.api.inspect_container(container_id)
+            time.sleep(0.02)
