@@ -11,6 +11,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from .browsers import browser, page, picture  # noqa: F401  # fixtures
 from .hubs import Hub, write_config
 
 REPOSITORY = Path(__file__).parent.parent
@@ -31,6 +32,13 @@ def cannot(reason: str) -> None:
     if IN_CI:
         pytest.fail(f"in CI nothing is skipped: {reason}")
     pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests time for the images, which the first one that wants an image builds."""
+    for item in items:
+        if {"minimal_image", "pytorch_image"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +79,16 @@ def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
     assert main(["image", "build", "minimal"]) == 0
     client = docker.DockerClient(base_url=host.docker_host, version="auto")
     return client, "gpuspawner/minimal:py3.11"
+
+
+@pytest.fixture(scope="session")
+def pytorch_image(engine, host) -> tuple[docker.DockerClient, str]:
+    """The same of the form's default, which is large: only for tests that are about PyTorch."""
+    from gpuspawner.__main__ import main
+
+    assert main(["image", "build", "pytorch-2.7"]) == 0
+    client = docker.DockerClient(base_url=host.docker_host, version="auto")
+    return client, "gpuspawner/pytorch:2.7"
 
 
 @pytest.fixture

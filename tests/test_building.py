@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.__main__ import main
-from gpuspawner.building import base, buildkit, checks, locks, reasons
+from gpuspawner.building import base, bom, buildkit, checks, locks, reasons
 from gpuspawner.building.buildkit import BuildFailed
 from gpuspawner.building.recipe import (
     BuildingError,
@@ -382,7 +382,14 @@ def described(**changes: Any) -> dict[str, Any]:
         "missing_tools": [],
         "login_python": "/opt/jupyter/bin/python",
         "packages": packages,
-        "torch": {"torch": "2.7.0", "cuda": "12.6", "cudnn": "9.5.1", "nccl": "2.26.2"},
+        "torch": {
+            "torch": "2.7.0",
+            "cuda": "12.6",
+            "cudnn": "9.5.1",
+            "nccl": "2.26.2",
+            "compute_capabilities": list(PYTORCH.version.compute_capabilities),
+        },
+        "processes": "",
         "consistent": True,
         "kernel_answers": True,
         "jupyter_seconds": 0.4,
@@ -417,6 +424,8 @@ def test_a_right_image_has_no_problem() -> None:
         ({"torch": {"torch": "2.6.0"}}, "framework is PyTorch 2.6.0, the catalogue says"),
         ({"torch": {"cuda": "11.8"}}, "cuda is 11.8, the catalogue says 12.6"),
         ({"torch": {}}, "cuda is missing, the catalogue says 12.6"),
+        ({"torch": {"compute_capabilities": ["9.0"]}}, "compute_capabilities is ['9.0'], the"),
+        ({"processes": "no route"}, "two processes of torch.distributed fail: no route"),
         ({"python": "3.10.1"}, "python is 3.10, the catalogue says 3.11"),
     ],
 )
@@ -425,10 +434,56 @@ def test_a_wrong_image_is_told_what_is_wrong(changes: dict[str, Any], said: str)
     assert [sentence for sentence in found if sentence.startswith(said)], found
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, ["a CUDA extension can't be compiled: nvcc isn't on the PATH"]),
+        ({"extension": "no cudart"}, ["a CUDA extension can't be compiled: no cudart"]),
+        ({"extension": ""}, []),
+    ],
+)
+def test_a_version_with_nvcc_must_compile(found: dict[str, str], said: list[str]) -> None:
+    problems = checks.problems(described(), DEVEL)
+    with_answer = checks.problems({**described(), **found}, DEVEL)
+    assert [each for each in with_answer if "extension" in each] == said
+    assert any("extension" in each for each in problems)
+
+
 def test_a_package_that_is_missing_is_a_problem() -> None:
     description = described()
     del description["packages"]["tornado"]
     assert checks.problems(description, PYTORCH) == ["tornado is missing"]
+
+
+# The bill of materials
+
+CONTENTS = {
+    "packages": {"torch": "2.7.0", "jupyter_client": "8.6.3"},
+    "licenses": {"jupyter_client": "BSD-3-Clause"},
+    "system": {
+        "id": "debian",
+        "version": "12",
+        "packages": [["bash", "5.2.15-2+b8", "amd64"], ["perl", "5:36~rc1", "all"]],
+    },
+}
+
+
+def test_a_bill_names_every_package_by_its_url() -> None:
+    document = json.loads(bom.bill(CONTENTS, PYTORCH))
+    assert document["metadata"]["component"]["bom-ref"] == "gpuspawner/pytorch:2.7"
+    assert [component["purl"] for component in document["components"]] == [
+        "pkg:deb/debian/bash@5.2.15-2%2Bb8?arch=amd64&distro=debian-12",
+        "pkg:deb/debian/perl@5:36~rc1?arch=all&distro=debian-12",
+        "pkg:pypi/jupyter-client@8.6.3",
+        "pkg:pypi/torch@2.7.0",
+    ]
+    client = document["components"][2]
+    assert client["licenses"] == [{"expression": "BSD-3-Clause"}]
+
+
+def test_equal_images_have_equal_bills() -> None:
+    turned = {**CONTENTS, "packages": dict(reversed(CONTENTS["packages"].items()))}
+    assert bom.bill(turned, PYTORCH) == bom.bill(CONTENTS, PYTORCH)
 
 
 # The locks
@@ -480,7 +535,7 @@ def test_requirements_that_cannot_be_met_are_said(
 # The command
 
 
-@pytest.mark.parametrize("action", ["build", "verify", "lock"])
+@pytest.mark.parametrize("action", ["build", "verify", "sbom", "lock"])
 def test_an_unknown_version_is_told_the_known_ones(
     action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -492,7 +547,7 @@ def test_an_unknown_version_is_told_the_known_ones(
     )
 
 
-@pytest.mark.parametrize("action", ["build", "verify"])
+@pytest.mark.parametrize("action", ["build", "verify", "sbom"])
 def test_an_engine_out_of_reach_is_a_sentence(
     action: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,8 +577,9 @@ def test_a_broken_catalogue_is_a_sentence(folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith("gpuspawner image: ")
 
 
-def test_verify_of_what_is_not_built_says_how_to_build_it(
-    engine: Engine, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("action", ["verify", "sbom"])
+def test_what_is_not_built_says_how_to_build_it(
+    action: str, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["image", "verify", "minimal"]) == 1
+    assert main(["image", action, "minimal"]) == 1
     assert "run `gpuspawner image build minimal`" in capsys.readouterr().err

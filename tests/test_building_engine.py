@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -118,7 +119,8 @@ def test_what_is_replaced_goes_and_equal_files_build_nothing(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("RUN echo 'No space left on device' >&2; exit 3", "wasn't built: the disk is full"),
+        # A device that is always full: what the kernel says of a disk that is.
+        ("RUN head -c 1 /dev/zero > /dev/full", "wasn't built: the disk is full"),
         ("ENV NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_VISIBLE_DEVICES isn't void"),
         ("ENV LANG=C", "isn't what it should be: the variable LANG is 'C', not 'C.UTF-8'"),
         ("ENTRYPOINT []", "process_1 is 'sleep', not 'tini'"),
@@ -136,3 +138,69 @@ def test_a_failed_or_wrong_build_changes_no_image(
     assert said in capsys.readouterr().err
     assert client.images.get(REFERENCE).id == first
     assert ids(client) == before
+
+
+# A package of one module, and an index with nothing else.
+INDEX = """
+ARG BASE
+FROM ${BASE}
+ARG VERSION
+ARG AS_OF
+USER root
+RUN mkdir -p /tmp/index/lesson && cd /tmp/index/lesson && python -c '\\
+import zipfile; wheel = zipfile.ZipFile("lesson-1.0-py3-none-any.whl", "w"); \\
+wheel.writestr("lesson.py", "answer = 42"); info = "lesson-1.0.dist-info/"; \\
+wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: lesson\\nVersion: 1.0\\n"); \\
+wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n"); \\
+wheel.writestr(info + "RECORD", ""); wheel.close()' && \\
+    echo '<a href="lesson-1.0-py3-none-any.whl">lesson-1.0-py3-none-any.whl</a>' > index.html
+USER jovyan
+"""
+INSTALL = """
+RUN --mount=type=tmpfs,target=/run --mount=type=bind,source=versions,target=/run/build/versions \\
+    --mount=type=bind,source=network,target=/run/build/network \\
+    --mount=type=bind,source=steps,target=/run/build/steps \\
+    bash -ec 'source /run/build/steps/network.sh; \\
+    bash /run/build/steps/pip-install /run/build/versions/minimal/requirements.lock Lesson'
+"""
+LOCK = f"lesson==1.0 --hash=sha256:{'0' * 64}\n"
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("file:///tmp/index", "lesson==1.0 is not the file that the lock names"),
+        ("http://127.0.0.1:9/simple", "packages can't be fetched"),
+    ],
+)
+def test_what_a_real_index_answers_is_told_in_a_sentence(
+    client, minimal_image, folder: Path, capsys, monkeypatch, index: str, said: str
+) -> None:
+    before = ids(client)
+    monkeypatch.setenv("UV_DEFAULT_INDEX", index)
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.delenv("SSL_CERT_FILE")
+    (folder / "Dockerfile").write_text(INDEX + INSTALL)
+    (folder / "versions" / "minimal" / "requirements.lock").write_text(LOCK)
+    assert build(folder, minimal_image) == 1
+    sentences = capsys.readouterr().err.splitlines()
+    assert sentences[-1].startswith(f"gpuspawner image: minimal wasn't built: {said}")
+    assert ids(client) == before
+
+
+def test_a_base_that_is_no_distribution_is_told_in_a_sentence(
+    client, minimal_image, tmp_path: Path, capsys
+) -> None:
+    folder = shutil.copytree(IMAGE, tmp_path / "real")
+    (folder / "catalogue.yaml").write_text(CATALOGUE)
+    with tarfile.open(tmp_path / "base.tar", "w") as archive:
+        archive.add(__file__, "a-file")
+    client.api.import_image(str(tmp_path / "base.tar"), repository="localhost/empty", tag="1")
+    try:
+        command = ["image", "--folder", str(folder), "build", "minimal"]
+        assert main([*command, "--base", "localhost/empty:1"]) == 1
+    finally:
+        client.images.remove("localhost/empty:1", force=True)
+    said = "the base image has no apt-get or bash: it must be Debian or made from it"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)
+    assert client.images.list(REFERENCE) == []

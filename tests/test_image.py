@@ -17,6 +17,7 @@ from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from gpuspawner.__main__ import main
+from gpuspawner.building import bom
 from gpuspawner.building.checks import pins
 from gpuspawner.building.recipe import COMMON, recipes
 
@@ -24,6 +25,8 @@ IMAGE = Path(__file__).parent.parent / "image"
 VERSIONS = recipes(IMAGE)
 DOCKERFILE = (IMAGE / "Dockerfile").read_text()
 
+# A builder's own CA bundle, and what a Python left that read a module here.
+UNREAD = (".pem", ".pyc")
 # What a lock pins in another form than the catalogue says it: with CUDA 12 and before, and after.
 PACKAGES = {
     "cuda": {"nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"},
@@ -58,6 +61,19 @@ def test_a_version_has_what_is_below_it_at_the_same_versions(key: str, below: st
     shared = pins(VERSIONS[below].lock.read_text())
     own = pins(VERSIONS[key].lock.read_text())
     assert {name: own.get(name) for name in shared} == shared
+
+
+@pytest.mark.parametrize("key", VERSIONS)
+def test_the_bill_of_materials_is_of_the_lock(key: str) -> None:
+    """Renew it with `gpuspawner image sbom KEY` after a new lock was built."""
+    document = json.loads(VERSIONS[key].lock.with_name(bom.FILE).read_text())
+    assert document["metadata"]["component"]["bom-ref"] == VERSIONS[key].version.image
+    urls = [component["purl"] for component in document["components"]]
+    python = dict(url.removeprefix("pkg:pypi/").split("@") for url in urls if "pypi/" in url)
+    pinned = pins(VERSIONS[key].lock.read_text())
+    assert {name: found for name, found in python.items() if found not in pinned[name]} == {}
+    assert len(python) > 100
+    assert len([url for url in urls if url.startswith("pkg:deb/debian/")]) > 100
 
 
 @pytest.mark.parametrize("key", VERSIONS)
@@ -106,7 +122,7 @@ def test_exactly_one_version_is_the_default() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(IMAGE.rglob("*")) if path.is_file() and path.suffix != ".pem"],
+    [path for path in sorted(IMAGE.rglob("*")) if path.is_file() and path.suffix not in UNREAD],
     ids=lambda path: str(path.relative_to(IMAGE)),
 )
 def test_no_file_ties_the_build_to_one_network(path: Path) -> None:
@@ -162,6 +178,93 @@ def test_the_built_image_is_what_it_promises(minimal_image, capsys) -> None:
     said = capsys.readouterr().out
     assert said.startswith("minimal: Python 3.11.")
     assert "runs as jovyan" in said
+
+
+@pytest.mark.engine
+def test_pytorch_is_what_it_promises_and_its_processes_meet(pytorch_image, capsys) -> None:
+    assert main(["image", "verify", "pytorch-2.7"]) == 0
+    said = capsys.readouterr().out
+    assert "torch 2.7.0, cuda 12.6, cudnn 9.5.1, nccl 2.26.2, two processes meet" in said
+
+
+@pytest.mark.engine
+def test_the_bill_of_materials_has_what_is_in_the_image(minimal_image, capsys) -> None:
+    client, reference = minimal_image
+    assert main(["image", "sbom", "--print", "minimal"]) == 0
+    urls = [each["purl"] for each in json.loads(capsys.readouterr().out)["components"]]
+    command = ["dpkg-query", "-W", "-f", "${Package}\\n"]
+    debian = client.containers.run(reference, command, network_mode="none", remove=True).split()
+    assert len([url for url in urls if url.startswith("pkg:deb/debian/")]) == len(debian)
+    python = {url for url in urls if url.startswith("pkg:pypi/")}
+    committed = json.loads(VERSIONS[COMMON].lock.with_name(bom.FILE).read_text())["components"]
+    assert python == {each["purl"] for each in committed if "pypi/" in each["purl"]}
+
+
+@pytest.mark.engine
+def test_no_secret_and_nothing_of_a_builder_is_in_the_image(minimal_image) -> None:
+    client, reference = minimal_image
+    keys = (
+        "ls /etc/ssh/*key* /home/jovyan/work/.ssh/* 2>/dev/null; command -v sudo; ls -A /run/build"
+    )
+    found = client.containers.run(
+        reference, ["bash", "-c", f"{keys} 2>/dev/null; true"], network_mode="none", remove=True
+    )
+    assert found == b""
+    history = json.dumps(client.images.get(reference).history())
+    assert "index-url" not in history
+    assert "://" not in history
+
+
+# What the hub tells a server, and what the health check makes of it while Jupyter runs.
+HUB_SAID = {
+    "http://0.0.0.0:8888/user/ada/": 0,
+    "http://[::]:8888/": 0,
+    "https://127.0.0.1:8888/user/ada/": 0,  # with a certificate of the hub's own nobody may ask
+    "http://127.0.0.1:8889/user/ada/": 1,
+    "": 0,  # no hub
+}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("said", HUB_SAID)
+def test_the_health_check_asks_where_the_hub_said(jupyter_container, said: str) -> None:
+    (check,) = jupyter_container.attrs["Config"]["Healthcheck"]["Test"][1:]
+    code, _ = jupyter_container.exec_run(check, environment={"JUPYTERHUB_SERVICE_URL": said})
+    assert code == HUB_SAID[said]
+
+
+@pytest.mark.engine
+def test_a_server_that_does_not_answer_is_unhealthy(minimal_image) -> None:
+    client, reference = minimal_image
+    listens = "import socket, time; s = socket.create_server(('', 8888)); time.sleep(999)"
+    container = client.containers.run(
+        reference, ["python", "-c", listens], detach=True, network_mode="none"
+    )
+    try:
+        code, _ = container.exec_run(
+            "server-answers", environment={"JUPYTERHUB_SERVICE_URL": "http://:8888/"}
+        )
+    finally:
+        container.remove(force=True)
+    assert code == 1
+
+
+@pytest.mark.engine
+def test_what_is_loaded_when_asked_answers_like_the_rest(jupyter: str, jupyter_container) -> None:
+    checked = f"http://{jupyter}/nvdashboard/accelerators/check"
+    assert requests.get(checked, timeout=30).status_code == 403
+    assert requests.get(checked, headers=AS_USER, timeout=30).json()["has_gpu"] is False
+    # No WebSocket, so no SSH; and who isn't known doesn't get that far.
+    assert requests.get(f"http://{jupyter}/sshd", headers=AS_USER, timeout=30).status_code == 400
+    assert requests.get(f"http://{jupyter}/sshd/", timeout=30).status_code == 403
+    assert requests.get(f"http://{jupyter}/sshdx", headers=AS_USER, timeout=30).status_code == 404
+
+
+@pytest.mark.engine
+def test_a_course_comes_by_a_link(jupyter: str) -> None:
+    page = requests.get(f"http://{jupyter}/git-pull?repo=x", headers=AS_USER, timeout=30)
+    assert page.status_code == 200
+    assert "git-pull" in page.text
 
 
 @pytest.mark.engine
@@ -240,8 +343,8 @@ AS_USER = {"Authorization": f"token {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
-def jupyter(minimal_image) -> Iterator[str]:
-    """The address of a JupyterLab in a container of the image, without a hub."""
+def jupyter_container(minimal_image) -> Iterator[docker.models.containers.Container]:
+    """A container of the image with a JupyterLab that answers, without a hub."""
     client, reference = minimal_image
     command = [
         "jupyter",
@@ -254,9 +357,16 @@ def jupyter(minimal_image) -> Iterator[str]:
         reference, command, detach=True, cap_drop=["ALL"], security_opt=["no-new-privileges"]
     )
     try:
-        yield _address(container)
+        _address(container)
+        yield container
     finally:
         container.remove(force=True, v=True)
+
+
+@pytest.fixture(scope="module")
+def jupyter(jupyter_container) -> str:
+    """Its address."""
+    return _address(jupyter_container)
 
 
 def _address(container: docker.models.containers.Container) -> str:

@@ -23,13 +23,30 @@ ENVIRONMENT = {
 }
 
 
+# One call each: how long one may be silent is bounded, and nvcc takes its time.
+SCRIPTS = ("check-image", "list-contents", "describe-image", "try-torch")
+
+
 def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
     """Start an image without a network or any right, and return what it says of itself.
 
     Raises:
         BuildingError: it doesn't start or run.
     """
-    scripts = [recipe.folder / "checks" / name for name in ("check-image", "describe-image")]
+    return _ask(client, image, [recipe.folder / "checks" / name for name in SCRIPTS])
+
+
+def contents(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
+    """Return which packages an image says it has.
+
+    Raises:
+        BuildingError: it doesn't start or run.
+    """
+    return _ask(client, image, [recipe.folder / "checks" / "list-contents"])
+
+
+def _ask(client: docker.DockerClient, image: str, scripts: list[Path]) -> dict[str, Any]:
+    """Run scripts in a container, and return what all of them say together."""
     container = None
     try:
         container = client.containers.run(
@@ -40,9 +57,9 @@ def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[st
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],
         )
+        description: dict[str, Any] = {}
         for script in scripts:
-            said = _run(container, script)
-        description: dict[str, Any] = json.loads(said)
+            description |= json.loads(_run(container, script) or "{}")
         return description
     except (docker.errors.DockerException, ValueError) as error:
         raise BuildingError(f"the image {image} can't be looked at: {error}") from None
@@ -84,11 +101,26 @@ def problems(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
     ):
         if not description[name]:
             found.append(wrong)
-    return found + _differing_versions(description, recipe)
+    return found + _not_working(description, recipe) + _differing_versions(description, recipe)
+
+
+def _not_working(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    found = []
+    if description.get("processes"):
+        found.append(f"two processes of torch.distributed fail: {description['processes']}")
+    if has_nvcc(recipe):
+        failure = description.get("extension", "nvcc isn't on the PATH")
+        found += [f"a CUDA extension can't be compiled: {failure}"] if failure else []
+    return found
+
+
+def has_nvcc(recipe: Recipe) -> bool:
+    """Return whether a version promises a compiler for CUDA."""
+    return "nvidia-cuda-nvcc" in pins(recipe.lock.read_text())
 
 
 def _differing_versions(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    installed = {_normal(name): version for name, version in description["packages"].items()}
+    installed = {normal(name): version for name, version in description["packages"].items()}
     lock = recipe.lock.read_text()
     found = [
         f"{name} is {installed[name]}, the lock says {' or '.join(sorted(versions))}"
@@ -98,6 +130,12 @@ def _differing_versions(description: Mapping[str, Any], recipe: Recipe) -> list[
     found += [f"{name} is missing" for name in _everywhere(lock) if name not in installed]
     version = recipe.version
     said = dict(description["torch"])
+    built_for = tuple(said.pop("compute_capabilities", ()))
+    if version.compute_capabilities not in ((), built_for):
+        found.append(
+            f"compute_capabilities is {list(built_for)}, "
+            f"the catalogue says {list(version.compute_capabilities)}"
+        )
     if said:
         said["framework"] = f"PyTorch {said.pop('torch')}"
     said["python"] = ".".join(description["python"].split(".")[:2])
@@ -114,16 +152,17 @@ def pins(lock: str) -> dict[str, set[str]]:
     """Return the versions that a lock allows for each package; several where platforms differ."""
     allowed: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", lock, re.MULTILINE):
-        allowed.setdefault(_normal(name), set()).add(version)
+        allowed.setdefault(normal(name), set()).add(version)
     return allowed
 
 
 def _everywhere(lock: str) -> list[str]:
     """Return the packages that a lock wants on every platform: those without a condition."""
     found = re.findall(r"^([A-Za-z0-9][\w.-]*)==[^\s;\\]+ *\\?$", lock, re.MULTILINE)
-    return [_normal(name) for name in found]
+    return [normal(name) for name in found]
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """Return a Python package's name in its one form."""
     # ref: https://packaging.python.org/en/latest/specifications/name-normalization/
     return re.sub(r"[-_.]+", "-", name).lower()

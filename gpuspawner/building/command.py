@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import docker.errors
 
-from . import base, buildkit, checks, locks, reasons
+from . import base, bom, buildkit, checks, locks, reasons
 from .engine import engine, image
 from .recipe import BuildingError, Recipe, network_files, proxy_arguments, recipe, recipes
 
@@ -25,7 +25,7 @@ LABEL_AS_OF = "gpuspawner.build.as-of"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `list`, `build`, `verify` and `lock`."""
+    """Declare `list`, `build`, `verify`, `sbom` and `lock`."""
     parser.add_argument(
         "--folder", type=Path, help="a folder of your own made like image/, with its catalogue"
     )
@@ -48,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verifying = actions.add_parser("verify", help="start image versions and check what they are")
     verifying.add_argument("keys", nargs="+", metavar="KEY")
 
+    billing = actions.add_parser(
+        "sbom", help="write down which packages are in built versions (CycloneDX)"
+    )
+    billing.add_argument("keys", nargs="+", metavar="KEY")
+    billing.add_argument(
+        "--print", action="store_true", help=f"instead of writing {bom.FILE} beside the lock"
+    )
+
     locking = actions.add_parser("lock", help="write the locks anew (needs uv)")
     locking.add_argument("keys", nargs="*", metavar="KEY", help="default: all")
     locking.add_argument("--upgrade", action="store_true", help="take the newest versions")
@@ -55,7 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments say; return 0, or 1 after a sentence on stderr."""
-    actions = {"list": _list, "build": _build, "verify": _verify, "lock": _lock}
+    actions = {
+        "list": _list,
+        "build": _build,
+        "verify": _verify,
+        "sbom": _write_bills,
+        "lock": _lock,
+    }
     try:
         return actions[arguments.action](arguments)
     except BuildingError as error:
@@ -167,7 +181,7 @@ def _build_one(
         identity = buildkit.build(client, wanted.parcel(network), arguments, labels, report)
     except buildkit.BuildFailed as failure:
         raise BuildingError(f"{wanted.key} wasn't built: {reasons.sentence(failure)}") from None
-    _say("Starting the image to check it")
+    _say(_what_is_checked(wanted))
     try:
         wrong = checks.problems(checks.describe(client, identity, wanted), wanted)
         if wrong:
@@ -179,6 +193,11 @@ def _build_one(
     size = client.images.get(identity).attrs["Size"] / 1_000_000
     seconds = time.monotonic() - began
     print(f"{wanted.key}: built in {seconds:.0f} s, {size:.0f} MB", file=sys.stderr)
+
+
+def _what_is_checked(wanted: Recipe) -> str:
+    said = "Starting the image to check it"
+    return f"{said}, and compiling a CUDA extension" if checks.has_nvcc(wanted) else said
 
 
 def _tag(client: docker.DockerClient, identity: str, reference: str) -> None:
@@ -196,10 +215,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     failed = False
     with engine() as client:
         for each in wanted:
-            if image(client, each.version.image) is None:
-                raise BuildingError(
-                    f"{each.key} isn't built: run `gpuspawner image build {each.key}`"
-                )
+            _must_be_built(client, each)
+            print(f"{each.key}: {each.version.image}", file=sys.stderr)
+            _say(_what_is_checked(each))
             description = checks.describe(client, each.version.image, each)
             wrong = checks.problems(description, each)
             failed = failed or bool(wrong)
@@ -210,13 +228,38 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(failed)
 
 
+def _must_be_built(client: docker.DockerClient, wanted: Recipe) -> None:
+    if image(client, wanted.version.image) is None:
+        raise BuildingError(f"{wanted.key} isn't built: run `gpuspawner image build {wanted.key}`")
+
+
+def _write_bills(arguments: argparse.Namespace) -> int:
+    wanted = [recipe(key, arguments.folder) for key in dict.fromkeys(arguments.keys)]
+    with engine() as client:
+        for each in wanted:
+            _must_be_built(client, each)
+            bill = bom.bill(checks.contents(client, each.version.image, each), each)
+            if arguments.print:
+                print(bill, end="")
+                continue
+            path = each.lock.with_name(bom.FILE)
+            try:
+                path.write_text(bill)
+            except OSError as error:
+                raise BuildingError(f"{path} can't be written: {error.strerror}") from None
+            print(f"wrote {path}")
+    return 0
+
+
 def _summary(description: dict[str, Any]) -> str:
     packages = description["packages"]
     torch = description["torch"]
     facts = [
         f"Python {description['python']}",
         *(f"{name} {packages[name]}" for name in ("jupyterhub", "jupyterlab", "notebook")),
-        *(f"{name} {version}" for name, version in torch.items()),
+        *(f"{name} {torch[name]}" for name in ("torch", "cuda", "cudnn", "nccl") if name in torch),
+        *(["two processes meet"] if "processes" in description else []),
+        *(["nvcc compiles an extension"] if "extension" in description else []),
         f"runs as {description['user']}",
         f"JupyterLab answered after {description['jupyter_seconds']} s",
     ]
