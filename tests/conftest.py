@@ -11,7 +11,6 @@ from pathlib import Path
 import docker
 import pytest
 
-from .browsers import browser, page, picture  # noqa: F401  # fixtures
 from .hubs import Hub, write_config
 
 REPOSITORY = Path(__file__).parent.parent
