@@ -3,7 +3,9 @@
 JupyterHub writes its database and secrets into the folder that it is started in.
 """
 
+import os
 import secrets
+import sys
 from pathlib import Path
 
 from gpuspawner.images import load_catalogue
@@ -84,4 +86,46 @@ c.GPUSpawner.notebook_dir = "/home/jovyan/work"
 # A volume that everybody reads and instructors write.
 c.GPUSpawner.course_volumes = {
     "gpuspawner-course": {"path": "/home/jovyan/work/course", "instructors": ["instructors"]},
+}
+
+# ---- The dashboard -------------------------------------------------------------------------------
+# Who has which GPU and who waits, at /services/gpus/ and in the menu "Services"; with a JSON API.
+c.JupyterHub.services = [
+    {
+        "name": "gpus",
+        # Where it listens: for the proxy, and for programs in the servers.
+        "url": f"http://{c.JupyterHub.hub_ip}:8710",
+        # With "--names", "everybody" all read whose GPUs are whose; without, administrators do.
+        "command": [sys.executable, "-m", "gpuspawner", "dashboard"],
+        # The Docker Engine and the host's GPUs, where they aren't in the usual place: JupyterHub
+        # passes on little of its environment.
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("DOCKER_", "GPUSPAWNER_"))
+        },
+        # It may do nothing on the hub by itself. What it does is done as who asked for it, and all
+        # that it may do so is to stop servers: users their own, administrators everybody's.
+        "oauth_client_allowed_scopes": ["delete:servers"],
+        # It is a part of the hub, so nobody is asked whether it may know who they are.
+        "oauth_no_confirm": True,
+    }
+]
+c.JupyterHub.load_roles = [
+    # "self" is what JupyterHub gives every user; the other lets them open the dashboard.
+    {"name": "user", "scopes": ["self", "access:services!service=gpus"]},
+    # The first two are what JupyterHub gives every server. With the third, programs in a server can
+    # ask the dashboard how much time is left, and for more. It makes nobody an administrator.
+    {
+        "name": "server",
+        "scopes": [
+            "users:activity!user",
+            "access:servers!server",
+            "access:services!service=gpus",
+        ],
+    },
+]
+# Where those programs find it; what they show there is their JUPYTERHUB_API_TOKEN.
+c.GPUSpawner.environment = {
+    "GPUSPAWNER_API_URL": f"http://{c.JupyterHub.hub_ip}:8710/services/gpus/api"
 }

@@ -9,6 +9,10 @@ from importlib import import_module
 
 # Imported only when asked for, so that `gpuspawner simulate` doesn't load JupyterHub.
 SUBCOMMANDS = {
+    "dashboard": (
+        "gpuspawner.dashboard.command",
+        "who has which GPU and who waits, as a service that the hub starts",
+    ),
     "doctor": (
         "gpuspawner.doctor",
         "what keeps this machine from handing out GPUs, and what to do",

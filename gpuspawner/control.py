@@ -4,7 +4,7 @@ A Unix socket in the hub's folder that only the hub's own account can open: a se
 hub can, users can't. Who may ask for what is for the service to know, which has its users' log-in.
 One line of JSON each way, then the connection is closed:
 
-    {"do": "status"}                                            -> {"queue": […], "leases": […], …}
+    {"do": "status"}          -> {"queue": […], "leases": […], "survey": {…}, …}
     {"do": "extend", "user": "ada", "server": "", "hours": 1}   -> {"until": 1764090000.0}
     {"do": "here", "user": "ada", "server": ""}                 -> {}
 
@@ -39,9 +39,18 @@ class Control:
         queue: who waits.
         servers: lists the servers that hold GPUs, `TimedSpawner`s.
         log: a logger.
+        survey: how this hub reads the host, as the arguments of `survey.survey`.
     """
 
-    def __init__(self, path: str, queue: Queue, servers: Callable[[], Iterable[Any]], log: Any):
+    def __init__(
+        self,
+        path: str,
+        queue: Queue,
+        servers: Callable[[], Iterable[Any]],
+        log: Any,
+        survey: Mapping[str, Any],
+    ) -> None:
+        self._survey = survey
         self._path = Path(path)
         self._queue = queue
         self._servers = servers
@@ -102,6 +111,7 @@ class Control:
         return {
             "now": time.time(),
             "order": self._queue.rules.order,
+            "survey": dict(self._survey),
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [spawner.lease_facts() for spawner in self._servers()],
         }

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import docker.errors
 
-from . import failures, pulling, refusals, tidying
+from . import failures, maintenance, pulling, refusals, tidying
 from .allocation import Holder, Request
 from .container import with_lease, with_log
 from .control import Control
@@ -63,6 +62,10 @@ class LeasingSpawner(GPUSettings):
         self._reservation: Reservation | None = None
         # Whether a container is only planned, to see what it would be created with.
         self._planning = False
+        if self.user and self.hub:
+            # Pages may ask the hub who waits before anybody has asked for a server.
+            with suppress(RuntimeError):  # no event loop: the hub's own command line
+                _ = self.shared
 
     @property
     def executor(self) -> ThreadPoolExecutor:
@@ -90,18 +93,22 @@ class LeasingSpawner(GPUSettings):
         """What all spawners of this process share: the engine's host, its ledger and its queue."""
         loop = asyncio.get_running_loop()
         if LeasingSpawner._shared is None or LeasingSpawner._shared[0] is not loop:
-            surveyor = Surveyor(
-                self.nvml_timeout,
-                excluded=self.excluded_gpus,
-                memory_threshold_mib=(self.foreign_memory or 0) >> 20 or None,
+            survey: dict[str, Any] = {
+                "excluded": self.excluded_gpus,
+                "memory_threshold_mib": (self.foreign_memory or 0) >> 20 or None,
+            }
+            surveyor = maintenance.MarkedSurveyor(
+                Surveyor(self.nvml_timeout, **survey), self._list_volumes
             )
             ledger = Ledger(self._list_containers, surveyor, failures.explain_unknown)
             rules = Rules(self.queue_order, self.gpu_policy, self.queue_length)
-            queue = Queue(ledger, rules, partial(Endings, self.client))
+            queue = Queue(ledger, rules, lambda notice: Endings(self.client, notice))
             host = Host(ledger, queue, Reclaimer(ledger, self._servers_with_gpus, self.log))
             LeasingSpawner._shared = (loop, host)
             if self.control_socket:
-                control = Control(self.control_socket, queue, self._servers_with_gpus, self.log)
+                control = Control(
+                    self.control_socket, queue, self._servers_with_gpus, self.log, survey
+                )
                 host.tasks.append(loop.create_task(control.begin()))
         return LeasingSpawner._shared[1]
 
@@ -113,6 +120,9 @@ class LeasingSpawner(GPUSettings):
     @classmethod
     def _servers_with_gpus(cls) -> list[Any]:
         return []
+
+    async def _list_volumes(self) -> dict[str, Any]:
+        return await self.docker("volumes", filters=maintenance.FILTER)
 
     async def _list_containers(self) -> Sequence[dict[str, Any]]:
         found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})

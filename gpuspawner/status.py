@@ -15,6 +15,7 @@ from .allocation import GPU, apply_leases
 from .failures import explain
 from .inventory import InventoryError
 from .leases import LABEL_GPUS, leases_of
+from .maintenance import apply_marks, list_marks
 from .survey import Survey, survey
 
 
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the host's GPUs; 1 and a sentence on stderr where NVML or the engine can't be read."""
     try:
         found = survey()
-        gpus = apply_leases(found.gpus, _leases()) if found.gpus else ()
+        gpus = _with_ledger(found.gpus) if found.gpus else ()
     except InventoryError as error:
         print(f"gpuspawner: {error}", file=sys.stderr)
         return 1
@@ -38,10 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _leases() -> Any:
+def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
+    """Return the GPUs as the engine says: who holds them, and which are out of service."""
     client = docker.from_env(timeout=20)
     try:
-        return leases_of(client.api.containers(all=True, filters={"label": LABEL_GPUS}))
+        marked = apply_marks(gpus, list_marks(client.api))
+        containers = client.api.containers(all=True, filters={"label": LABEL_GPUS})
+        return apply_leases(marked, leases_of(containers))
     finally:
         client.close()
 

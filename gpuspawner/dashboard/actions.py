@@ -1,0 +1,145 @@
+"""What a person can do: more time, "I'm still here", stop, and a GPU out of service and back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import docker
+import docker.errors
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
+from tornado.httputil import url_concat
+
+from .. import control, failures, maintenance
+from ..i18n import N_
+from .facts import Person
+from .monitor import ENGINE_SECONDS, Monitor
+
+# A stop is answered once the server is gone, or by the hub's own 10 seconds.
+STOP_SECONDS = 60
+
+
+class Refusal(Exception):
+    """It wasn't done. `str()` is a sentence for the person; `status` is HTTP's."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Do what a person asks for, if they may.
+
+    Args:
+        monitor: what is known of the host.
+        socket: the path of the hub's control socket.
+        hub_api: the URL of the hub's REST API.
+    """
+
+    monitor: Monitor
+    socket: str
+    hub_api: str
+
+    async def extend(
+        self, person: Person, user: str, server: str, hours: float | None = None
+    ) -> float:
+        """Give a server more time; return its new end, in seconds since the epoch.
+
+        Args:
+            hours: how much more; None: as much as it began with.
+        """
+        answer = await self._ask(person, "extend", user, server, hours=hours)
+        return float(answer["until"])
+
+    async def here(self, person: Person, user: str, server: str) -> None:
+        """Take the user's word that idle GPUs aren't forgotten."""
+        await self._ask(person, "here", user, server)
+
+    async def _ask(
+        self, person: Person, what: str, user: str, server: str, **more: Any
+    ) -> dict[str, Any]:
+        if not (person.administrator or person.is_user(user)):
+            raise Refusal(403, N_("This is somebody else's server."))
+        question = {"do": what, "user": user, "server": server, **more}
+        try:
+            answer = await control.ask(self.socket, question)
+        except (OSError, ValueError, asyncio.TimeoutError):
+            raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
+        if "error" in answer:
+            raise Refusal(int(answer.get("status", 500)), answer["error"])
+        await self.monitor.refresh()
+        return answer
+
+    async def stop(self, token: str, user: str, server: str) -> None:
+        """Stop a server, or leave the queue with it. The hub decides whether its token may.
+
+        Args:
+            token: of who asks, since this service may do nothing itself.
+        """
+        path = f"/users/{quote(user, safe='')}" + (
+            f"/servers/{quote(server, safe='')}" if server else "/server"
+        )
+        request = HTTPRequest(
+            url_concat(self.hub_api.rstrip("/") + path, {}),
+            method="DELETE",
+            headers={"Authorization": f"token {token}"},
+            request_timeout=STOP_SECONDS,
+        )
+        try:
+            await AsyncHTTPClient().fetch(request)
+        except HTTPClientError as error:
+            raise _hub_refusal(error) from None
+        except OSError:
+            raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
+        await self.monitor.refresh()
+
+    async def take_out(self, person: Person, uuid: str, why: str) -> None:
+        """Take a GPU out of service."""
+        await self._mark(
+            person, uuid, lambda client: maintenance.take_out(client, uuid, person.name, why)
+        )
+
+    async def put_back(self, person: Person, uuid: str) -> None:
+        """Put a GPU into service again."""
+        await self._mark(person, uuid, lambda client: maintenance.put_back(client, uuid))
+
+    async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
+        if not person.administrator:
+            raise Refusal(403, N_("Only an administrator can do that."))
+        picture = await self.monitor.picture()
+        # One that was taken out and then removed from the machine can still be put back.
+        if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
+            raise Refusal(404, N_("This machine has no such GPU."))
+
+        def run() -> None:
+            client = docker.from_env(timeout=ENGINE_SECONDS, version="auto")
+            try:
+                do(client.api)
+            finally:
+                client.close()
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, run)
+        except failures.UNREACHABLE as error:
+            raise Refusal(503, failures.explain(error)) from None
+        await self.monitor.refresh()
+
+
+def _hub_refusal(error: HTTPClientError) -> Refusal:
+    """Return what the hub says of a request that it refused."""
+    if error.code in (403, 404):
+        # The hub doesn't tell either which servers others have.
+        words = N_("There is no such server that runs or waits, or it isn't yours.")
+        return Refusal(404, words)
+    try:
+        words = str(json.loads(error.response.body)["message"]) if error.response else ""
+    except (ValueError, KeyError, TypeError):
+        words = ""
+    if error.code == 599 or not words:
+        return Refusal(503, N_("JupyterHub doesn't answer. Please try again."))
+    return Refusal(error.code, words)

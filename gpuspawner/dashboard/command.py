@@ -1,0 +1,134 @@
+"""`gpuspawner dashboard`: what the hub starts as a service."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import signal
+import sys
+from typing import Any
+from urllib.parse import urlparse
+
+from jupyterhub.services.auth import HubOAuth
+from tornado import web
+from tornado.httpserver import HTTPServer
+
+from . import handlers
+from .actions import Actions
+from .monitor import Host, Monitor
+
+# How long the process of a hub that was killed may still have the port.
+PORT_SECONDS = 60
+NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
+
+log = logging.getLogger("gpuspawner.dashboard")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this subcommand's arguments."""
+    parser.add_argument(
+        "--names",
+        choices=("admins", "everybody"),
+        default="admins",
+        help="who reads whose GPUs are whose",
+    )
+    parser.add_argument(
+        "--socket",
+        default="gpuspawner.sock",
+        help="the hub's c.GPUSpawner.control_socket (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until the hub ends it."""
+    if missing := [name for name in NEEDED if not os.environ.get(name)]:
+        print(
+            f"gpuspawner: {missing[0]} isn't set. The dashboard is a service of JupyterHub's, "
+            "which starts it: see c.JupyterHub.services in jupyterhub_config.py.",
+            file=sys.stderr,
+        )
+        return 2
+    logging.basicConfig(
+        level=logging.INFO, format="[%(levelname)1.1s %(asctime)s dashboard] %(message)s"
+    )
+    # JupyterHub tells at each request of a program's that it isn't a browser's.
+    application_log = logging.getLogger("tornado.application")
+    application_log.setLevel(logging.WARNING)
+    application_log.addFilter(lambda record: not str(record.msg).startswith("Skipping XSRF check"))
+    return asyncio.run(_serve(arguments))
+
+
+def application(arguments: argparse.Namespace, environment: dict[str, str]) -> web.Application:
+    """Return the service.
+
+    Args:
+        arguments: `names` and `socket`.
+        environment: what JupyterHub gives its services.
+    """
+    auth = HubOAuth.instance()
+    api = environment.get("JUPYTERHUB_API_URL", "")
+    monitor = Monitor(Host(arguments.socket, api).look)
+    prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
+    shared: dict[str, Any] = {
+        "monitor": monitor,
+        "actions": Actions(monitor, arguments.socket, auth.api_url),
+        "names": arguments.names,
+    }
+    return web.Application(
+        handlers.routes(prefix, shared),
+        # Only what is worth a line: pages ask every few seconds.
+        log_function=_log_request,
+        # Signed cookies end with the process; the hub's log-in goes on, so nobody is asked again.
+        cookie_secret=secrets.token_bytes(32),
+        static_path=str(handlers.FOLDER / "static"),
+        static_url_prefix=f"{prefix}static/",
+        static_handler_class=handlers.Static,
+        compress_response=True,
+    )
+
+
+async def _serve(arguments: argparse.Namespace) -> int:
+    parent = os.getppid()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    server = HTTPServer(
+        application(arguments, dict(os.environ)),
+        xheaders=True,
+        max_body_size=handlers.LONGEST_BODY,
+    )
+    where = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
+    await _listen(server, where.port or 80, where.hostname or "127.0.0.1")
+    while not ended.is_set():
+        # A hub that was killed can't end us, and the next one starts its own.
+        if os.getppid() != parent:
+            break
+        try:
+            await asyncio.wait_for(ended.wait(), 0.5)
+        except asyncio.TimeoutError:
+            continue
+    server.stop()
+    return 0
+
+
+async def _listen(server: HTTPServer, port: int, address: str) -> None:
+    deadline = asyncio.get_running_loop().time() + PORT_SECONDS
+    while True:
+        try:
+            server.listen(port, address)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
+                raise
+            log.warning("Port %d is in use still; trying again", port)
+            await asyncio.sleep(0.5)
+
+
+def _log_request(handler: web.RequestHandler) -> None:
+    if handler.get_status() >= 500:
+        log.warning("%d %s %s", handler.get_status(), handler.request.method, handler.request.path)

@@ -1,0 +1,311 @@
+"""What is asked for over HTTP: who asks, and what they get."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from tornado import web
+
+from ..i18n import N_, Language, language_for
+from . import pages
+from .actions import Actions, Refusal
+from .facts import Person, moment, status
+from .monitor import PERIOD_SECONDS, Monitor
+
+FOLDER = Path(__file__).parent
+# The scope on everybody that makes an administrator here; a user's own is "…!user=NAME".
+ADMINISTRATORS_SCOPE = "delete:servers"
+LONGEST_BODY = 64 * 1024
+
+
+class Handler(HubOAuthenticated, web.RequestHandler):
+    """Somebody's request. Without a log-in, pages lead to the hub's and the API says 403."""
+
+    def initialize(self, monitor: Monitor, actions: Actions, names: str) -> None:
+        """Take what all handlers share."""
+        self.monitor = monitor
+        self.actions = actions
+        self._names = names
+
+    def set_default_headers(self) -> None:
+        """Set what keeps a page from being used for something else."""
+        host = self.hub_auth.hub_host
+        ours = f"'self' {host}" if host else "'self'"
+        policy = {
+            "default-src": "'none'",
+            "script-src": ours,
+            "style-src": ours,
+            # Bootstrap's own symbols are in its style sheet.
+            "img-src": f"{ours} data:",
+            "font-src": ours,
+            "connect-src": "'self'",
+            "form-action": "'self'",
+            "base-uri": "'none'",
+            "frame-ancestors": "'none'",
+        }
+        words = "; ".join(f"{name} {value}" for name, value in policy.items())
+        self.set_header("Content-Security-Policy", words)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-store")
+
+    async def prepare(self) -> None:
+        """Find out who asks, without blocking, and that the browser means it."""
+        await self.hub_auth.get_user(self, sync=False)
+        if self.request.method not in ("GET", "HEAD", "OPTIONS") and self.current_user:
+            self.check_xsrf_cookie()
+
+    @property
+    def person(self) -> Person:
+        """Who asks."""
+        model = self.current_user
+        administrator = ADMINISTRATORS_SCOPE in model.get("scopes", ())
+        name = model["name"] if model.get("kind") == "user" else ""
+        return Person(name, administrator, administrator or self._names == "everybody")
+
+    @property
+    def language(self) -> Language:
+        """The reader's."""
+        return language_for(self.request.headers.get("Accept-Language", ""))
+
+    @property
+    def token(self) -> str:
+        """The token of who asks."""
+        return self.hub_auth.get_token(self) or ""
+
+    @property
+    def xsrf(self) -> str:
+        """What a form must send back."""
+        token = self.xsrf_token
+        return token.decode("ascii") if isinstance(token, bytes) else str(token)
+
+    def page(self, template: str, facts: dict[str, Any], **more: Any) -> str:
+        """Return a page's HTML."""
+        return pages.render(
+            template,
+            self.language,
+            facts,
+            hub=f"{self.hub_auth.hub_host}{self.hub_auth.hub_prefix}",
+            base=self.hub_auth.base_url,
+            static=lambda name: self.static_url(name),
+            period=PERIOD_SECONDS + 1,
+            **more,
+        )
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Say what went wrong, on a page of its own."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.finish(self.page("error.html", {}, status=status_code, detail=_words(error)))
+
+
+def _words(error: Any) -> str:
+    # Tornado keeps them as a format, for its log.
+    words = getattr(error, "log_message", None)
+    return str(words) % error.args if words else ""
+
+
+class Page(Handler):
+    """The dashboard, and the forms on it."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """Show it."""
+        facts = status(await self.monitor.picture(), self.person)
+        said = self.get_secure_cookie("said", max_age_days=1)
+        if said:
+            self.clear_cookie("said", path=self.hub_auth.base_url)
+        done, _, words = (said or b"").decode().partition(":")
+        self.finish(self.page("page.html", facts, xsrf=self.xsrf, said=words, done=done == "done"))
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Do what a form asks for, and show the page again with what came of it."""
+        try:
+            self._say("done", await self._do(self.get_body_argument("do", "")))
+        except Refusal as refusal:
+            self._say("refused", str(self.language.catalogue.gettext(str(refusal))))
+        self.redirect(self.hub_auth.base_url, status=303)
+
+    def _say(self, how: str, words: str) -> None:
+        # Kept in the browser, signed: the next page may be another process's.
+        self.set_secure_cookie(
+            "said", f"{how}:{words}"[:1000], path=self.hub_auth.base_url, expires_days=None,
+            httponly=True, samesite="Lax",
+        )  # fmt: skip
+
+    async def _do(self, what: str) -> str:
+        user, server = self.get_body_argument("user", ""), self.get_body_argument("server", "")
+        gpu = self.get_body_argument("gpu", "")
+        say = self.language.catalogue.gettext
+        if what == "extend":
+            await self.actions.extend(self.person, user, server)
+            return say("The server has more time.")
+        if what == "here":
+            await self.actions.here(self.person, user, server)
+            return say("The server's GPUs stay yours.")
+        if what == "stop":
+            await self.actions.stop(self.token, user, server)
+            return say("The server is stopped.")
+        if what == "leave":
+            await self.actions.stop(self.token, user, server)
+            return say("You have left the queue.")
+        if what == "out-of-service":
+            await self.actions.take_out(self.person, gpu, self.get_body_argument("why", ""))
+            return say("The GPU is out of service. Nothing new is placed on it.")
+        if what == "in-service":
+            await self.actions.put_back(self.person, gpu)
+            return say("The GPU is in service again.")
+        raise Refusal(400, N_("That can't be done here."))
+
+
+class Live(Handler):
+    """The part of the page that changes, for the script."""
+
+    async def get(self) -> None:
+        """Send it."""
+        if not self.current_user:
+            raise web.HTTPError(403)
+        facts = status(await self.monitor.picture(), self.person)
+        self.finish(self.page("live.html", facts, xsrf=self.xsrf))
+
+
+class API(Handler):
+    """JSON. A token in the header, or the browser's log-in with its XSRF token in the header."""
+
+    async def prepare(self) -> None:
+        """Refuse who isn't logged in."""
+        await super().prepare()
+        if not self.current_user:
+            raise web.HTTPError(403, N_("A token that may use this service is missing."))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Say what went wrong, as the hub's own API does."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        self.finish({"status": status_code, "message": _words(error) or self._reason})
+
+    async def answer(self, work: Awaitable[Any]) -> Any:
+        """Return what some work returns, its refusal as an answer."""
+        try:
+            return await work
+        except Refusal as refusal:
+            raise web.HTTPError(refusal.status, str(refusal)) from None
+
+    def body(self) -> dict[str, Any]:
+        """Return the request's JSON; {} where there is none."""
+        try:
+            found = json.loads(self.request.body or b"{}")
+        except ValueError:
+            raise web.HTTPError(400, N_("The request isn't JSON.")) from None
+        if not isinstance(found, dict):
+            raise web.HTTPError(400, N_("The request isn't a JSON object."))
+        return found
+
+
+class Status(API):
+    """Everything that one may know."""
+
+    async def get(self) -> None:
+        """Answer."""
+        history = self.get_query_argument("history", "true") != "false"
+        self.finish(status(await self.monitor.picture(), self.person, history=history))
+
+
+class Server(API):
+    """One server; the default one where no name is given."""
+
+    async def delete(self, user: str, server: str | None = None) -> None:
+        """Stop it."""
+        await self.answer(self.actions.stop(self.token, user, server or ""))
+        self.set_status(204)
+
+
+class Extend(API):
+    """More time for a server."""
+
+    async def post(self, user: str, server: str | None = None) -> None:
+        """Give it."""
+        hours = self.body().get("hours")
+        if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
+            raise web.HTTPError(400, N_("hours must be a number."))
+        work = self.actions.extend(self.person, user, server or "", hours)
+        self.finish({"until": moment(await self.answer(work))})
+
+
+class Here(API):
+    """A user's word that a server with idle GPUs isn't forgotten."""
+
+    async def post(self, user: str, server: str | None = None) -> None:
+        """Take it."""
+        await self.answer(self.actions.here(self.person, user, server or ""))
+        self.set_status(204)
+
+
+class OutOfService(API):
+    """Whether a GPU is out of service."""
+
+    async def put(self, uuid: str) -> None:
+        """Take it out."""
+        why = self.body().get("why", "")
+        if not isinstance(why, str):
+            raise web.HTTPError(400, N_("why must be text."))
+        await self.answer(self.actions.take_out(self.person, uuid, why))
+        self.set_status(204)
+
+    async def delete(self, uuid: str) -> None:
+        """Put it back."""
+        await self.answer(self.actions.put_back(self.person, uuid))
+        self.set_status(204)
+
+
+class Description(API):
+    """The API's own description, as OpenAPI."""
+
+    async def get(self) -> None:
+        """Send it."""
+        self.set_header("Content-Type", "application/yaml")
+        self.finish((FOLDER / "openapi.yaml").read_text())
+
+
+class Static(web.StaticFileHandler):
+    """Our style sheet and script: the same for everybody, and no secret."""
+
+    def set_extra_headers(self, path: str) -> None:
+        """Keep browsers from guessing what it is."""
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+
+def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
+    """Return what is where, below the service's prefix."""
+    below = re.escape(prefix)
+    server = r"api/users/([^/]+)/server(?:s/([^/]+))?"
+    handlers: list[tuple[str, Callable[..., Any]]] = [
+        ("", Page),
+        ("live", Live),
+        ("api/status", Status),
+        ("api/openapi.yaml", Description),
+        (server, Server),
+        (f"{server}/extend", Extend),
+        (f"{server}/here", Here),
+        ("api/gpus/([^/]+)/out-of-service", OutOfService),
+    ]
+    return [
+        (rf"{below}oauth_callback", HubOAuthCallbackHandler),
+        *((f"{below}{path}", handler, shared) for path, handler in handlers),
+        (".*", NotFound, shared),
+    ]
+
+
+class NotFound(Handler):
+    """Anything else."""
+
+    async def get(self) -> None:
+        """Say so."""
+        raise web.HTTPError(404)
+
+    post = put = delete = get

@@ -1,0 +1,199 @@
+"""The host and the hub, read in the background once for all who look."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import docker
+
+from .. import control, failures
+from ..allocation import GPU
+from ..leases import LABEL_GPUS, LABEL_HUB, RELEASED_STATES, Ledger, Unknown, lease_of
+from ..maintenance import FILTER, Mark, MarkedSurveyor
+from ..survey import Surveyor
+from .history import History
+
+PERIOD_SECONDS = 2.0
+# How long nobody must have looked for the readings to end.
+REST_SECONDS = 30.0
+# A reading older than this says nothing about now.
+STALE_SECONDS = 15.0
+# How long a page waits for a first reading, and for a new one where there is an old one to show.
+PATIENCE_SECONDS = 12.0
+OLD_PATIENCE_SECONDS = 1.0
+NVML_SECONDS = 10.0
+ENGINE_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What was read last.
+
+    Args:
+        at: when the host was last read whole, in seconds since the epoch; None: never.
+        tried_at: when that was last begun.
+        trouble: why it couldn't be read then; "" where it could.
+        driver, cuda, gpus: the host, as it was at `at`; `driver` is None where there is none.
+        ours: UUIDs of the GPUs that servers of this hub hold.
+        marks: the GPUs out of service.
+        hub: what the hub says of its queue and its servers (`control.Control.status`).
+        hub_trouble: why it doesn't.
+        history: of every GPU.
+    """
+
+    at: float | None = None
+    tried_at: float = 0.0
+    trouble: str = ""
+    driver: str | None = None
+    cuda: str | None = None
+    gpus: tuple[GPU, ...] = ()
+    ours: frozenset[str] = frozenset()
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+    hub: Mapping[str, Any] | None = None
+    hub_trouble: str = ""
+    history: History = field(default_factory=History)
+
+    def is_known(self, now: float) -> bool:
+        """Return whether it says how the host is now."""
+        return not self.trouble and self.at is not None and now - self.at <= STALE_SECONDS
+
+
+class Host:
+    """Reads one host and one hub.
+
+    Args:
+        socket: the path of the hub's control socket.
+        hub: the hub's address, as on the containers that are its own.
+    """
+
+    def __init__(self, socket: str, hub: str) -> None:
+        self._socket = socket
+        self._hub = hub
+        self._client: docker.APIClient | None = None
+        self._containers: Sequence[Mapping[str, Any]] = ()
+        self._settings: Mapping[str, Any] = {}
+        self._read_as({})
+
+    def _read_as(self, settings: Mapping[str, Any]) -> None:
+        """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
+        self._settings = settings
+        self._survey = MarkedSurveyor(Surveyor(NVML_SECONDS, **settings), self._list_volumes)
+        self._ledger = Ledger(self._list_containers, self._survey, _sentence)
+
+    async def look(self, last: Picture) -> Picture:
+        """Return what there is now; where it can't be read, what was last, and why."""
+        now = time.time()
+        hub, hub_trouble = await self._ask_hub()
+        if hub and hub.get("survey", {}) != self._settings:
+            self._read_as(hub.get("survey", {}))
+        tried = replace(last, tried_at=now, hub=hub, hub_trouble=hub_trouble)
+        try:
+            view = await self._ledger.look()
+        except Unknown as error:
+            return replace(tried, trouble=str(error))
+        last.history.add(now, view.gpus)
+        return replace(
+            tried,
+            at=time.time(),
+            trouble="",
+            driver=view.driver,
+            cuda=view.cuda,
+            gpus=view.gpus,
+            ours=self._ours(),
+            marks=self._survey.marks,
+        )
+
+    async def _ask_hub(self) -> tuple[Mapping[str, Any] | None, str]:
+        try:
+            answer = await control.ask(self._socket, {"do": "status"})
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            return None, f"{type(error).__name__}: {error}"
+        if "queue" not in answer or "leases" not in answer:
+            return None, str(answer.get("error", "no answer"))
+        return answer, ""
+
+    async def _list_containers(self) -> Sequence[Mapping[str, Any]]:
+        self._containers = await self._call(
+            lambda client: client.containers(all=True, filters={"label": LABEL_GPUS})
+        )
+        return self._containers
+
+    async def _list_volumes(self) -> Mapping[str, Any]:
+        return await self._call(lambda client: client.volumes(filters=FILTER))
+
+    async def _call(self, call: Callable[[docker.APIClient], Any]) -> Any:
+        def run() -> Any:
+            if self._client is None:
+                self._client = docker.from_env(timeout=ENGINE_SECONDS, version="auto").api
+            return call(self._client)
+
+        return await asyncio.get_running_loop().run_in_executor(None, run)
+
+    def _ours(self) -> frozenset[str]:
+        leases = [
+            lease_of(each)
+            for each in self._containers
+            if (each.get("Labels") or {}).get(LABEL_HUB) == self._hub
+            and each.get("State") not in RELEASED_STATES
+        ]
+        return frozenset(uuid for lease in leases if lease for uuid in lease.gpus)
+
+
+def _sentence(error: Exception) -> str:
+    return failures.explain_unknown(error).removesuffix(" What can't be read isn't handed out.")
+
+
+class Monitor:
+    """Read for as long as somebody looks, and no more often for many than for one.
+
+    Args:
+        look: makes a picture of now, from the last one.
+    """
+
+    def __init__(self, look: Callable[[Picture], Awaitable[Picture]]) -> None:
+        self._look = look
+        self._picture = Picture()
+        self._wanted_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+        # Set when the reading under way, or the next one, is there; then another takes its place.
+        self._news = asyncio.Event()
+
+    async def picture(self) -> Picture:
+        """Return the last reading, or the next one where that is too old."""
+        loop = asyncio.get_running_loop()
+        self._wanted_at = loop.time()
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._run())
+        if time.time() - self._picture.tried_at > 2 * PERIOD_SECONDS:
+            patience = OLD_PATIENCE_SECONDS if self._picture.tried_at else PATIENCE_SECONDS
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), patience)
+        return self._picture
+
+    async def refresh(self) -> Picture:
+        """Return a reading that began after this call, for who has just changed something."""
+        await self.picture()
+        self._take(await self._look(self._picture))
+        return self._picture
+
+    def _take(self, picture: Picture) -> None:
+        # A reading that began earlier may end later.
+        if picture.tried_at >= self._picture.tried_at:
+            self._picture = picture
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() - self._wanted_at < REST_SECONDS:
+            try:
+                self._take(await self._look(self._picture))
+            except Exception as error:  # a page that says so is better than none
+                trouble = f"{type(error).__name__}: {error}"
+                self._picture = replace(self._picture, tried_at=time.time(), trouble=trouble)
+            news, self._news = self._news, asyncio.Event()
+            news.set()
+            await asyncio.sleep(PERIOD_SECONDS)

@@ -1,0 +1,114 @@
+"""The pages' HTML, made of `facts.status` and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from ..i18n import Language
+
+# Of a GPU's little picture.
+WIDTH, HEIGHT = 120, 24
+
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("gpuspawner.dashboard"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def render(template: str, language: Language, facts: Mapping[str, Any], **more: Any) -> str:
+    """Return a page, or a part of one.
+
+    Args:
+        template: its file.
+        language: the reader's.
+        facts: `facts.status`; {} for a page without.
+        more: what else the template needs.
+    """
+    own: dict[str, Any] = {"gpus": facts.get("gpus", ()), "facts": facts}
+    servers = _Servers(facts)
+    return _templates.get_template(template).render(
+        {**language.context(), **own, **more},
+        kind_of=kind,
+        kinds=Counter(map(kind, own["gpus"])),
+        server_of=servers.of,
+        time=time_element,
+        gigabytes=gigabytes,
+        lines=lines,
+        indexes=servers.indexes,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def kind(gpu: Mapping[str, Any]) -> str:
+    """Return what a card says first of a GPU: its state, with whose it is and why."""
+    if gpu["out_of_service"]:
+        return "out-of-service"
+    if gpu["state"] == "leased":
+        return "yours" if gpu["yours"] else "in-use"
+    return str(gpu["state"])
+
+
+class _Servers:
+    """Which server holds which GPU, where the reader may know it."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._indexes = {gpu["uuid"]: gpu["index"] for gpu in facts.get("gpus", ())}
+        self._by_gpu = {uuid: each for each in facts.get("servers", ()) for uuid in each["gpus"]}
+
+    def of(self, gpu: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a GPU's server; None where that isn't to be known."""
+        return None if gpu["other_hub"] else self._by_gpu.get(gpu["uuid"])
+
+    def indexes(self, server: Mapping[str, Any]) -> list[int]:
+        """Return the indexes of a server's GPUs that are there."""
+        return sorted(self._indexes[uuid] for uuid in server["gpus"] if uuid in self._indexes)
+
+
+def time_element(moment: str, form: str = "time") -> Markup:
+    """Return a moment as HTML, by the machine's clock; the script makes it the reader's.
+
+    Args:
+        moment: ISO 8601.
+        form: "time", or "second" for one that changes all the time.
+    """
+    then = datetime.fromisoformat(moment).astimezone()
+    now = datetime.now().astimezone()
+    pattern = "%H:%M:%S %Z" if form == "second" else "%H:%M %Z"
+    text = then.strftime(pattern if then.date() == now.date() else f"%Y-%m-%d {pattern}")
+    return Markup('<time datetime="{}" data-form="{}">{}</time>').format(moment, form, text)
+
+
+def gigabytes(mib: int | None) -> str:
+    """Return an amount of memory as people say it; "?" where it isn't known."""
+    if mib is None:
+        return "?"
+    return f"{mib / 1024:.1f}" if 0 < mib < 10 * 1024 else f"{mib / 1024:.0f}"
+
+
+def lines(values: Sequence[int | None], top: float) -> list[str]:
+    """Return the points of SVG lines; where a value isn't known, a line ends.
+
+    Args:
+        values: oldest first.
+        top: what is drawn at the upper edge.
+    """
+    step = WIDTH / max(1, len(values) - 1)
+    found: list[list[str]] = [[]]
+    for number, value in enumerate(values):
+        if value is None:
+            found.append([])
+        else:
+            y = HEIGHT - 1 - (HEIGHT - 2) * min(1.0, value / top if top else 0.0)
+            found[-1].append(f"{number * step:.0f},{y:.1f}")
+    # One point alone would not be seen.
+    return [str(escape(" ".join(each if len(each) > 1 else each * 2))) for each in found if each]
