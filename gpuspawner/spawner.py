@@ -25,7 +25,7 @@ from .leases import (
 )
 from .leasing import LeasingSpawner
 from .order import Turn, Waiting
-from .readiness import Output, answers, exit_code
+from .readiness import QUICK_START, Output, answers, exit_code
 from .waiting import OverLimit
 from .words import turn_words
 
@@ -132,6 +132,10 @@ class GPUSpawner(ChoosingSpawner):
         """Get the image if needed, once per spawn, with its progress on the page."""
         if self._pulled != image:
             await self._get_image(image)
+
+    def get_env(self) -> dict[str, str]:
+        """Return the server's environment; what the administrator sets goes before ours."""
+        return {**QUICK_START, **super().get_env()}
 
     async def start(self) -> tuple[str, int]:
         """Start a server with the GPUs of its request; return (ip, port) once it answers."""

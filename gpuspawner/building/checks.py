@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 
 # One call each: how long one may be silent is bounded, and nvcc takes its time.
-SCRIPTS = ("check-image", "list-contents", "describe-image", "try-torch")
+SCRIPTS = ("check-image", "check-start", "list-contents", "describe-image", "try-torch")
 
 
 def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
