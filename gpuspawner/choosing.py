@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tornado import web
-from traitlets import default
+from traitlets import default, observe
 
-from . import form, options, refusals
+from . import form, live, options, refusals
 from .allocation import Request
+from .i18n import language_for
 from .leases import Unknown, View
-from .order import Turn, Waiting
+from .order import Waiting
+from .outlook import Outlook
 from .terms import TimedSpawner
 from .waiting import Terms, held_by, over_user_limit
 
@@ -21,6 +23,8 @@ class ChoosingSpawner(TimedSpawner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._last_choice = self.orm_spawner.user_options if self.orm_spawner else None
+        # What was picked last, where that was refused: the form has it still, to be mended.
+        self._refused_choice: Any = None
         # When the choice was made, in seconds since the epoch.
         self._since: float | None = None
 
@@ -28,30 +32,66 @@ class ChoosingSpawner(TimedSpawner):
     def _options_form_default(self) -> Any:
         return ChoosingSpawner.render_form
 
+    @observe("handler")
+    def _request_began(self, change: Any) -> None:
+        live.begin(change.new)
+
     async def render_form(self) -> str:
-        """Return the form in which users choose, as HTML; "" where there is nothing to choose."""
+        """Return the form in which users choose, as HTML; "" where there is nothing to choose.
+
+        Raises:
+            web.Finish: it was asked for by the form's own script.
+        """
+        asked = live.choice_asked()
         await self.apply_group_overrides()
         view, trouble = None, ""
         try:
-            view = await self.ledger.look(except_for=self.holder)
+            view = await self.ledger.recent(form.RECENT_SECONDS, except_for=self.holder)
         except Unknown as error:
             trouble = str(error)
         saved = self.orm_spawner.user_options if self.orm_spawner else None
-        limits, seen, now = self.limits(), view, self.shared.queue.since()
-
-        def forecast(request: Request) -> Turn | None:
-            if seen is None:
-                return None
-            waiting = Waiting(self.holder, request, now, self._groups())
-            return self.shared.queue.forecast(waiting, self.terms(), seen)
-
-        return form.render(
+        shown = self._refused_choice or saved
+        limits, seen = self.limits(), view or View(None, None, ())
+        html = form.render(
             limits,
-            options.remembered(saved),
+            options.remembered(shown if asked is None else asked),
             view,
-            forecast,
+            lambda choice: self._foresee(choice, limits, seen),
+            language=language_for(live.language_asked()),
             trouble=trouble,
             notice=self._notice,
+            picked=asked is not None,
+        )
+        if asked is not None:
+            raise live.answer(html)
+        return html
+
+    def _foresee(self, choice: options.Choice, limits: options.Limits, view: View) -> Outlook:
+        """Return what would come of a choice, checked as when it is sent."""
+        count = choice.gpus or 0
+        try:
+            request = options.request(choice, limits, view.gpus, view.driver)
+            self._check_other_servers(request, view)
+        except options.Refused as error:
+            return Outlook("no", count, refusal=str(error))
+        if request.gpus == 0:
+            return Outlook("now")
+        queue, terms = self.shared.queue, self.terms()
+        turn = queue.forecast(
+            Waiting(self.holder, request, queue.since(), self._groups()), terms, view
+        )
+        if turn.gpus:
+            return Outlook("now", count)
+        if refusal := queue.refusal(request, terms, turn, view):
+            return Outlook("no", count, refusal=refusal)
+        fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
+        return Outlook(
+            "wait",
+            count,
+            turn,
+            free=sum(gpu.state == "free" for gpu in fitting),
+            taken=all(gpu.state == "leased" for gpu in fitting),
+            model=request.model or "",
         )
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
@@ -71,8 +111,9 @@ class ChoosingSpawner(TimedSpawner):
             # The hub has saved the choice already, and would replay a refused one for ever.
             if error.status_code in (400, 403) and self.orm_spawner:
                 self.orm_spawner.user_options = self._last_choice
+            self._refused_choice = user_options
             raise
-        self._last_choice = user_options
+        self._last_choice, self._refused_choice = user_options, None
         self._notice = ""
         if self.apply_user_options:
             await super()._run_apply_user_options(user_options)

@@ -2,54 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from .allocation import GPU, Request, availability, model_counts
+from .allocation import GPU, availability, model_counts
 from .compatibility import Fit, fit
+from .i18n import Language, language_for
 from .leases import View
-from .options import Choice, Limits, both
-from .order import Turn
-from .words import clock_time, hours_words, prospect
+from .options import Choice, Limits
+from .outlook import UNKNOWN, Foresee, Outlook
+from .words import hours_words, moment, ordinal
 
 # What most people need of an afternoon, a day and a night; the limit comes on top.
 USUAL_HOURS = (1, 2, 4, 8, 24)
+# How often a page asks anew. With what the hub remembers for RECENT_SECONDS, and the way, what it
+# shows is less than five seconds old.
+PERIOD_SECONDS = 3.5
+RECENT_SECONDS = 1.0
 
+_STATIC = Path(__file__).parent / "static"
 _templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("gpuspawner"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=jinja2.PackageLoader("gpuspawner"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
 )
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to pick. `reason` says why it can't be; a `note` is for one that can.
-
-    A `warning` is for one that can, and perhaps shouldn't.
-    """
+    """One thing to pick. `reason` says why it can't be."""
 
     value: str
     title: str
-    note: str = ""
-    reason: str = ""
-    warning: str = ""
     checked: bool = False
+    reason: str = ""
 
 
-# What turn a request would get now; None where it can't be told.
-Forecast = Callable[[Request], Turn | None]
+@dataclass(frozen=True)
+class Version(Item):
+    """An image version. It can always be picked: with a `reason`, for a server without GPUs."""
+
+    facts: str = ""
+    description: str = ""
+    deprecated: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Count(Item):
+    """A number of GPUs, and what would come of it with all else as it stands."""
+
+    outlook: Outlook = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Model(Item):
+    """A GPU model: how many there are, and when one comes back where none is free."""
+
+    gigabytes: int | None = None
+    free: int = 0
+    total: int = 0
+    until: float | None = None
+    fits: bool = True
 
 
 def render(
     limits: Limits,
     last: Choice,
     view: View | None,
-    forecast: Forecast,
+    foresee: Foresee,
     *,
+    language: Language | None = None,
     trouble: str = "",
     notice: str = "",
+    picked: bool = False,
 ) -> str:
     """Return the form's HTML, or "" where there is nothing to choose.
 
@@ -57,33 +91,46 @@ def render(
         limits: what applies to the user.
         last: what they chose last.
         view: the host; None where it couldn't be read.
-        forecast: tells what turn a request would get.
+        foresee: tells what would come of a choice.
+        language: the reader's.
         trouble: why the host couldn't be read.
         notice: why the user's last server was stopped.
+        picked: `last` is what stands on a page now, which asks what has changed.
     """
-    images = image_items(limits, last, view)
-    counts = count_items(limits, last, view, forecast)
+    images = version_items(limits, last, view)
+    counts = count_items(limits, last, view, foresee, picked)
     models = model_items(limits, last, view)
     hours = hour_items(limits, last) if len(counts) > 1 else []
     if len(images) <= 1 and len(counts) <= 1 and not (limits.any_image or trouble or notice):
         return ""
+    outlook = next(item.outlook for item in counts if item.checked)
     return _templates.get_template("form.html").render(
         images=images if len(images) > 1 else [],
         any_image=limits.any_image,
         image=last.image or limits.default_image,
         counts=counts,
-        models=models if len(models) > 2 and len(counts) > 1 else [],
+        models=models if len(models) > 1 and len(counts) > 1 else [],
+        any_model=not any(item.checked for item in models),
         hours=hours if len(hours) > 1 else [],
-        free=_free_words(view),
+        ends=_end(outlook, hours),
+        outlook=outlook,
+        waits=limits.waits,
         gpus=view.gpus if view else (),
-        limits=[f"{whose[0].upper()}{whose[1:]} is {most}." for most, whose in limits.rules()],
-        gpu_words=_gpu_words,
+        offered=_offered(view),
+        limits=limits.rules(),
         trouble=trouble,
         notice=notice,
+        picked=picked,
+        period=PERIOD_SECONDS,
+        style="" if picked else _static("form.css"),
+        script="" if picked else _static("form.js"),
+        moment=moment,
+        ordinal=ordinal,
+        **(language or language_for()).context(),
     )
 
 
-def image_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
+def version_items(limits: Limits, last: Choice, view: View | None) -> list[Version]:
     """Return the image versions. One that can't use this host's GPUs still runs without."""
     if not limits.image_can_be_chosen or limits.any_image:
         return []
@@ -91,76 +138,94 @@ def image_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
     items = []
     for key, version in limits.versions.items():
         fits = _fit(limits, key, view)
-        old = f"deprecated: {version.deprecated}" if version.deprecated else ""
         items.append(
-            Item(
+            Version(
                 key,
                 version.title or key,
-                note=" · ".join(filter(None, [version.facts(), version.description])),
-                reason=f"{fits.reason}; only without GPUs" if fits.reason else "",
-                warning=" · ".join(filter(None, [old, fits.note])),
-                checked=key == chosen,
+                key == chosen,
+                reason=fits.reason,
+                facts=version.facts(),
+                description=version.description,
+                deprecated=version.deprecated,
+                warning=fits.note,
             )
         )
     return items
 
 
-def count_items(limits: Limits, last: Choice, view: View | None, forecast: Forecast) -> list[Item]:
+def count_items(
+    limits: Limits, last: Choice, view: View | None, foresee: Foresee, picked: bool = False
+) -> list[Count]:
     """Return the GPU counts from none to the most that this user could ever have here."""
-    fits = _fit(limits, _preselected(limits, last), view)
-    allowed = both(fits.models, limits.models)
+    image = _preselected(limits, last) if limits.image_can_be_chosen else None
     usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
     most = min([len(usable), *(most for most, _ in limits.rules())])
-    # What the preselected image can't use would be refused.
-    runs_on = [gpu for gpu in usable if fits.takes(gpu.model)]
-    wanted = min(limits.default_gpus if last.gpus is None else last.gpus, most, len(runs_on))
-    free = sum(gpu.state == "free" for gpu in runs_on)
-    if last.gpus is None or not limits.waits:
-        # Who didn't say so isn't sent to the queue.
-        wanted = min(wanted, free)
-    hours = next((item.value for item in hour_items(limits, last) if item.checked), "")
-    seconds = float(hours) * 3600 if hours else None
+    hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
+    model = last.model if picked else _chosen_model(limits, last, view)
+    outlooks = [
+        foresee(
+            Choice(image=image or None, gpus=count, model=model if count else None, hours=hours)
+        )
+        for count in range(most + 1)
+    ]
+    free = sum(gpu.state == "free" for gpu in usable)
+    wanted = limits.default_gpus if last.gpus is None else last.gpus
+    while not picked and wanted > 0 and not _is_offered(wanted, outlooks, limits, last):
+        wanted -= 1
+    return [
+        Count(
+            str(count),
+            str(count),
+            count == min(wanted, most),
+            # Where nobody waits, what no choice of model or image makes possible.
+            reason=availability(usable) if count > free and not limits.waits else "",
+            outlook=outlook,
+        )
+        for count, outlook in enumerate(outlooks)
+    ]
+
+
+def _is_offered(count: int, outlooks: Sequence[Outlook], limits: Limits, last: Choice) -> bool:
+    """Return whether a number of GPUs may be preselected."""
+    if count >= len(outlooks):
+        return False
+    # Who didn't say so isn't sent to the queue.
+    waits = last.gpus is not None and limits.waits
+    return outlooks[count].kind in (("now", "wait") if waits else ("now",))
+
+
+def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
+    """Return the host's GPU models with what is free of each, and when more will be."""
+    counts = model_counts(_offered(view))
+    fits = _fit(limits, _preselected(limits, last), view)
+    chosen = _chosen_model(limits, last, view)
     items = []
-    for count in range(most + 1):
-        request = Request(_preselected(limits, last), count, None, allowed, seconds)
-        turn = forecast(request) if 0 < count <= len(runs_on) else None
-        now = count == 0 or bool(turn and turn.gpus)
+    for model, (free, total) in counts.items():
+        of_model = [gpu for gpu in _offered(view) if gpu.model == model]
+        may = limits.models is None or model in limits.models
+        size = of_model[0].memory_total_mib
         items.append(
-            Item(
-                str(count),
-                "none" if count == 0 else str(count),
-                note=prospect(turn) if turn and limits.waits else "",
-                reason="" if now or limits.waits else availability(usable),
-                checked=count == wanted,
+            Model(
+                model,
+                model,
+                model == chosen,
+                reason="" if may else "not for you",
+                gigabytes=round(size / 1024) if size else None,
+                free=free,
+                total=total,
+                until=min((gpu.until for gpu in of_model if gpu.until), default=None),
+                fits=fits.takes(model),
             )
         )
     return items
 
 
-def model_items(limits: Limits, last: Choice, view: View | None) -> list[Item]:
-    """Return "any" and the host's GPU models with what is free of each, and when more will be."""
-    counts = model_counts(_offered(view))
+def _chosen_model(limits: Limits, last: Choice, view: View | None) -> str | None:
+    """Return the model that is preselected; None for any."""
     fits = _fit(limits, _preselected(limits, last), view)
-    chosen = next((m for m in counts if m == last.model and fits.takes(m)), None)
-    items = []
-    for model, (free, total) in counts.items():
-        may = limits.models is None or model in limits.models
-        ends = [gpu.until for gpu in _offered(view) if gpu.model == model and gpu.until]
-        words = [
-            _memory(model, view),
-            f"{free} of {total} free now",
-            "" if free or not ends else f"next about {clock_time(min(ends))}",
-        ]
-        items.append(
-            Item(
-                model,
-                model,
-                note=" · ".join(filter(None, words)),
-                reason="" if may else "not for you",
-                checked=may and model == chosen,
-            )
-        )
-    return [Item("", "any", checked=not any(item.checked for item in items)), *items]
+    may = limits.models is None or last.model in limits.models
+    there = last.model in model_counts(_offered(view))
+    return last.model if last.model and may and there and fits.takes(last.model) else None
 
 
 def hour_items(limits: Limits, last: Choice) -> list[Item]:
@@ -180,9 +245,18 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
     default = min(known) if known else None
     wanted = last.hours if within else default
     return [
-        Item(f"{each:g}", hours_words(each * 3600), checked=each == wanted)
+        Item(f"{each:g}", hours_words(each * 3600), each == wanted)
         for each in sorted(offered if most is None else {min(each, most) for each in offered})
     ]
+
+
+def _end(outlook: Outlook, hours: Sequence[Item]) -> float | None:
+    """Return when a server's time would end, in seconds since the epoch; None: unknown, never."""
+    start = outlook.turn.start if outlook.turn else time.time() if outlook.kind == "now" else None
+    wanted = next((float(item.value) for item in hours if item.checked), None)
+    if start is None or wanted is None or not outlook.gpus:
+        return None
+    return start + wanted * 3600
 
 
 def granted(gpus: Sequence[GPU]) -> str:
@@ -195,13 +269,6 @@ def granted(gpus: Sequence[GPU]) -> str:
         indexes = f"{', '.join(first)} and {last}" if first else last
         parts.append(f"GPU {indexes} ({model})")
     return f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} set aside for you: {', '.join(parts)}"
-
-
-def _gpu_words(gpu: GPU) -> str:
-    if gpu.state == "free":
-        return "free"
-    until = f" until about {clock_time(gpu.until)}" if gpu.until else ""
-    return (gpu.reason or gpu.state) + until
 
 
 def _preselected(limits: Limits, last: Choice) -> str:
@@ -219,13 +286,6 @@ def _offered(view: View | None) -> list[Any]:
     return [gpu for gpu in view.gpus if gpu.state not in ("excluded", "mig")] if view else []
 
 
-def _memory(model: str, view: View | None) -> str:
-    sizes = [gpu.memory_total_mib for gpu in _offered(view) if gpu.model == model]
-    return f"{round(sizes[0] / 1024)} GB" if sizes and sizes[0] else ""
-
-
-def _free_words(view: View | None) -> str:
-    offered = _offered(view)
-    if not offered:
-        return ""
-    return f"{sum(gpu.state == 'free' for gpu in offered)} of {len(offered)} free now"
+def _static(name: str) -> Markup:
+    """Return a file of ours as it is: JupyterHub serves none of them."""
+    return Markup((_STATIC / name).read_text(encoding="utf-8"))  # noqa: S704

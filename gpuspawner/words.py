@@ -1,9 +1,11 @@
-"""Numbers and times as people say them, for sentences that aren't on a page of our own."""
+"""Numbers and times as people say them."""
 
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import datetime, timezone
+
+from markupsafe import Markup
 
 from .order import Turn
 
@@ -13,6 +15,12 @@ def clock_time(seconds: float) -> str:
     then = datetime.fromtimestamp(seconds).astimezone()
     now = datetime.now().astimezone()
     return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"
+
+
+def moment(seconds: float) -> Markup:
+    """Return a time, to the minute, as HTML by the hub's clock; scripts make it the reader's."""
+    whole = datetime.fromtimestamp(seconds // 60 * 60, timezone.utc)
+    return Markup('<time datetime="{}">{}</time>').format(whole.isoformat(), clock_time(seconds))
 
 
 def hours_words(seconds: float) -> str:
@@ -45,17 +53,6 @@ def turn_words(turn: Turn) -> str:
         sentences.append(f"Your group {group} has as many GPUs as it may hold at a time.")
     sentences.append(_expected(turn.start))
     return " ".join(sentences)
-
-
-def prospect(turn: Turn) -> str:
-    """Say in a few words what a choice means before it is sent."""
-    if turn.gpus:
-        return "starts now"
-    place = "next in line" if turn.place == 1 else f"{ordinal(turn.place)} in line"
-    if turn.because == "never":
-        return "more than you may have at a time"
-    when = "time unknown" if turn.start is None else f"about {clock_time(turn.start)}"
-    return f"you would be {place}, {when}"
 
 
 def _expected(start: float | None) -> str:

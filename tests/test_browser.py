@@ -2,74 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-from pathlib import Path
-
 import pytest
 
-from .conftest import cannot
+from .browsers import log_in
 from .hubs import until
 from .looks import labelled
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
-
-# What keeps Chromium from asking the outside world for things.
-QUIET = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        cannot("needs Chromium (make test installs it)")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(browser):
-    """A tab of somebody who was never here."""
-    context = browser.new_context(viewport={"width": 1100, "height": 660})
-    context.set_default_timeout(60_000)
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture
-def picture(tmp_path):
-    """Take a screenshot; they are kept where SCREENSHOTS names a folder."""
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
 @pytest.fixture
 def shipped(make_hub):
     """A hub with the repository's own configuration."""
     return make_hub(shipped=True)
-
-
-def log_in(page, hub, user):
-    page.goto(f"{hub.url}/hub/login")
-    page.get_by_label("Username").fill(user)
-    page.get_by_label("Password").fill((hub.folder / "user-password").read_text())
-    page.get_by_role("button", name=re.compile("sign in", re.I)).click()
 
 
 def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture, engine):
@@ -96,16 +41,16 @@ def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture,
     assert "Jupyter news" not in page.locator("body").inner_text()  # nobody is asked about it
 
 
-def test_a_taken_gpu_is_shown_disabled_with_the_reason(shipped, page, picture):
+def test_a_taken_gpu_can_be_waited_for_and_says_for_how_long(shipped, page, picture):
     shipped.start_server("ben", {"gpus": 2, "image": "minimal"})
     shipped.start_server("eve", {"gpus": 1, "image": "minimal"})
     log_in(page, shipped, "ada")
     group = page.get_by_role("group", name="GPUs")
-    assert group.get_by_label("1", exact=True).is_enabled()
-    two = group.get_by_label("2", exact=True)
-    assert two.is_disabled()
-    reason = page.locator(f"#{two.get_attribute('aria-describedby')}")
-    assert reason.text_content() == "1 of 4 is free now (3 in use)"
+    assert group.get_by_text("1 of 4 free now").is_visible()
+    group.get_by_label("2", exact=True).check()
+    line = page.get_by_role("status").filter(has_text="You would be next in line, about")
+    line.wait_for()
+    page.get_by_role("button", name="Join the queue").wait_for()
     assert "ben" not in page.content()  # who has them is nobody's business
     picture(page, "taken")
 

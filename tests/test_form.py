@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,14 @@ from bs4.element import Tag
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Holder, Request, State
+import gpuspawner
+from gpuspawner.allocation import GPU, Holder, State, explain
 from gpuspawner.form import granted, render
 from gpuspawner.images import catalogue
 from gpuspawner.leases import View
-from gpuspawner.options import Choice, Limits, from_fields, parse, request
-from gpuspawner.order import Turn, Waiting, plan
+from gpuspawner.options import Choice, Limits, Refused, from_fields, parse, request
+from gpuspawner.order import Waiting, plan
+from gpuspawner.outlook import Outlook
 from gpuspawner.words import clock_time
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
@@ -47,17 +51,34 @@ NO_DRIVER = host(driver=None)
 
 
 def shown(
-    limits: Limits, last: Choice, view: View | None, trouble: str = "", notice: str = ""
+    limits: Limits,
+    last: Choice,
+    view: View | None,
+    trouble: str = "",
+    notice: str = "",
+    picked: bool = False,
 ) -> str:
     """Return the form, with an empty queue before it."""
 
-    def forecast(request: Request) -> Turn | None:
-        if view is None:
-            return None
-        waiting = Waiting(Holder("you"), request, 0)
-        return plan([waiting], view.gpus, view.leases, time.time())[0]
+    def foresee(choice: Choice) -> Outlook:
+        seen = view or View(None, None, ())
+        try:
+            wanted = request(choice, limits, seen.gpus, seen.driver)
+        except Refused as error:
+            return Outlook("no", choice.gpus or 0, refusal=str(error))
+        if not wanted.gpus:
+            return Outlook("now")
+        waiting = Waiting(Holder("you"), wanted, 0)
+        turn = plan([waiting], seen.gpus, seen.leases, time.time())[0]
+        if turn.gpus or not limits.waits:
+            refusal = "" if turn.gpus else explain(wanted, seen.gpus)
+            return Outlook("now" if turn.gpus else "no", wanted.gpus, refusal=refusal)
+        fitting = [gpu for gpu in seen.gpus if wanted.takes(gpu)]
+        free = sum(gpu.state == "free" for gpu in fitting)
+        taken = all(gpu.state == "leased" for gpu in fitting)
+        return Outlook("wait", wanted.gpus, turn, free, taken, wanted.model or "")
 
-    return render(limits, last, view, forecast, trouble=trouble, notice=notice)
+    return render(limits, last, view, foresee, trouble=trouble, notice=notice, picked=picked)
 
 
 def page(
@@ -65,9 +86,11 @@ def page(
     view: View | None = FREE,
     trouble: str = "",
     notice: str = "",
+    picked: bool = False,
     **last: Any,
 ) -> BeautifulSoup:
-    return BeautifulSoup(shown(limits, Choice(**last), view, trouble, notice), "html.parser")
+    html = shown(limits, Choice(**last), view, trouble, notice, picked)
+    return BeautifulSoup(html, "html.parser")
 
 
 def inputs(soup: BeautifulSoup, name: str) -> list[Tag]:
@@ -90,11 +113,27 @@ def description(soup: BeautifulSoup, name: str, value: str) -> str:
     """What a screen reader says of an input after its label."""
     (found,) = soup.select(f'input[name="{name}"][value="{value}"]')
     ids = str(found.get("aria-describedby", "")).split()
-    return " ".join(words(note) for each in ids for note in soup.select(f'[id="{each}"]'))
+    notes = [copy.copy(note) for each in ids for note in soup.select(f'[id="{each}"]')]
+    for hidden in [each for note in notes for each in note.select('[aria-hidden="true"]')]:
+        hidden.decompose()
+    return " ".join(words(note) for note in notes)
+
+
+def sentence(soup: BeautifulSoup) -> str:
+    """What the form's last line says, to who has the script."""
+    return words(soup.select_one('[role="status"]'))
 
 
 def words(element: Any) -> str:
-    return " ".join(element.get_text(" ").split())
+    return " ".join(element.get_text(" ").split()).replace(" .", ".")
+
+
+def on_the_page(soup: BeautifulSoup) -> str:
+    """What stands on the page of somebody without the script."""
+    found = copy.copy(soup)
+    for each in found.select("[hidden], script, style"):
+        each.decompose()
+    return words(found)
 
 
 def listed(soup: BeautifulSoup) -> list[str]:
@@ -127,16 +166,16 @@ def test_each_version_is_shown_with_its_title_and_what_is_known_of_it() -> None:
         words(soup.select_one(f'label[for="{each["id"]}"]')) for each in inputs(soup, "image")
     ]
     assert labels == ["PyTorch", "next"]
-    assert description(soup, "image", "torch") == "CUDA 12.6 · Nets"
+    assert description(soup, "image", "torch") == "CUDA 12.6 Nets"
 
 
 def test_a_version_that_needs_a_newer_driver_can_be_picked_and_says_so() -> None:
     """It runs without GPUs."""
     soup = page()
     assert usable(soup, "image") == ["torch", "next"]
-    reason = f"needs driver 600 or newer, this machine has {DRIVER}; only without GPUs"
+    reason = f"only without GPUs: needs driver 600 or newer, this machine has {DRIVER}"
     assert description(soup, "image", "next") == reason
-    assert reason in [words(small) for small in soup.select("small")]  # for those who see, too
+    assert [words(each) for each in soup.select(".gs-notes .gs-no")] == [reason]
     assert description(page(view=NO_DRIVER), "image", "next") == ""
 
 
@@ -164,20 +203,21 @@ def test_what_a_version_is_not_built_for_is_said_beside_it() -> None:
     soup = page(Limits(BUILT, "torch"), TWO_MODELS)
     assert usable(soup, "image") == list(BUILT)
     assert description(soup, "image", "new") == (
-        f"9 GB · isn't built for this machine's {A100} (compute capability 8.0) or {T4} (7.5); "
-        "only without GPUs"
+        f"9 GB only without GPUs: isn't built for this machine's {A100} "
+        f"(compute capability 8.0) or {T4} (7.5)"
     )
     assert description(soup, "image", "torch") == "CUDA 12.6"
 
 
 def test_what_is_to_be_known_before_a_version_is_picked_stands_apart() -> None:
     soup = page(Limits(BUILT, "torch"), TWO_MODELS)
-    warning = (
-        f"deprecated: use new · doesn't run on this machine's {T4} (compute capability 7.5); made "
-        f"for driver 575.51.03, with this machine's {DRIVER} new CUDA features are missing"
-    )
-    assert description(soup, "image", "some") == f"CUDA 12.9 {warning}"
-    assert [words(each) for each in soup.select("small.text-warning-emphasis")] == [warning]
+    warnings = [
+        "deprecated: use new",
+        f"doesn't run on this machine's {T4} (compute capability 7.5); made for driver 575.51.03, "
+        f"with this machine's {DRIVER} new CUDA features are missing",
+    ]
+    assert description(soup, "image", "some") == " ".join(["CUDA 12.9", *warnings])
+    assert [words(each) for each in soup.select(".gs-notes .gs-care")] == warnings
 
 
 def test_no_more_gpus_are_preselected_than_the_preselected_version_can_use() -> None:
@@ -192,7 +232,7 @@ def test_a_host_without_a_driver_offers_versions_and_no_gpus() -> None:
     soup = page(view=NO_DRIVER)
     assert sent(soup) == {"image": ["torch"], "gpus": ["0"]}
     assert inputs(soup, "gpus")[0]["type"] == "hidden"
-    assert "GPU" not in words(soup)
+    assert "GPU" not in on_the_page(soup)
 
 
 NO_QUEUE = replace(LIMITS, waits=False)
@@ -204,8 +244,8 @@ def test_where_nobody_waits_what_is_taken_cannot_be_picked_and_says_why() -> Non
     assert usable(soup, "gpus") == ["0", "1"]
     reason = "1 of 3 is free now (2 in use)"
     assert description(soup, "gpus", "2") == reason
-    assert description(soup, "gpus", "1") == ""
-    assert reason in [words(small) for small in soup.select("small:not([id])")]
+    assert description(soup, "gpus", "1") == "Starts now, with 1 GPU."
+    assert [words(each) for each in soup.select("#gpuspawner-gpus-why p")] == [reason]
     assert "1 of 3 free now" in words(soup)
     assert listed(soup)[0] == f"GPU 0 · {A100}: taken"
     assert "bob" not in words(soup)  # who else works here is nobody's business
@@ -221,9 +261,16 @@ def test_what_is_taken_can_be_waited_for_and_says_for_how_long() -> None:
     end = time.time() + 3000
     soup = page(view=host(gpu(0, until=end, **TAKEN), gpu(1), gpu(2, **TAKEN)))
     assert usable(soup, "gpus") == ["0", "1", "2", "3"]
-    assert description(soup, "gpus", "1") == "starts now"
-    assert description(soup, "gpus", "2") == f"you would be next in line, about {clock_time(end)}"
-    assert description(soup, "gpus", "3") == "you would be next in line, time unknown"
+    assert description(soup, "gpus", "1") == "Starts now, with 1 GPU."
+    next_in_line = "Too few GPUs are free. You would be next in line"
+    assert description(soup, "gpus", "2") == f"{next_in_line}, about {clock_time(end)}."
+    assert description(soup, "gpus", "3") == f"{next_in_line}; when isn't known."
+    assert [words(each) for each in soup.select(".gs-press small > [aria-hidden]")] == [
+        "now",
+        "now",
+        clock_time(end),
+        "wait",
+    ]
     assert listed(soup)[0] == f"GPU 0 · {A100}: taken until about {clock_time(end)}"
     assert checked(soup, "gpus") == ["1"]  # who didn't choose isn't sent to the queue
 
@@ -246,7 +293,7 @@ def test_hours_are_offered_up_to_the_limit_and_the_default_is_preselected() -> N
 
 def test_why_the_last_server_was_stopped_is_told() -> None:
     soup = page(notice="Your server was stopped at 15:40.")
-    assert "Your server was stopped at 15:40." in words(soup.select_one('[role="status"]'))
+    assert "Your server was stopped at 15:40." in words(soup.select_one(".alert"))
 
 
 def test_a_limit_ends_the_counts_and_is_shown() -> None:
@@ -271,7 +318,8 @@ def test_a_sick_gpu_is_shown_with_its_reason_and_not_counted_as_free() -> None:
     sick = gpu(1, state="unhealthy", reason="fell off the bus")
     soup = page(view=host(gpu(0), sick))
     assert usable(soup, "gpus") == ["0", "1", "2"]  # it may be mended
-    assert description(soup, "gpus", "2") == "you would be next in line, time unknown"
+    asked = "Too few GPUs are free. You would be next in line; when isn't known."
+    assert description(soup, "gpus", "2") == asked
     assert listed(soup)[1] == f"GPU 1 · {A100}: fell off the bus"
     assert "1 of 2 free now" in words(soup)
 
@@ -294,7 +342,7 @@ def test_a_gpu_whose_memory_is_unknown_is_shown_without() -> None:
 
 def test_where_the_host_cannot_be_read_the_trouble_is_told_and_no_gpu_offered() -> None:
     soup = page(view=None, trouble="NVML didn't answer within 10 seconds.")
-    alert = soup.select_one('[role="status"]')
+    alert = soup.select_one(".alert")
     assert words(alert).startswith("NVML didn't answer within 10 seconds.")
     assert sent(soup) == {"image": ["torch"], "gpus": ["0"]}
     assert description(soup, "image", "next") == ""
@@ -332,8 +380,10 @@ def test_a_model_that_a_user_may_not_have_cannot_be_picked() -> None:
 
 
 def test_the_last_choice_is_preselected() -> None:
-    soup = page(view=MIXED, image="torch", gpus=2, model=T4)
-    assert sent(soup) == {"image": ["torch"], "gpus": ["2"], "model": [T4]}
+    soup = page(view=MIXED, image="torch", gpus=2, model=A100)
+    assert sent(soup) == {"image": ["torch"], "gpus": ["2"], "model": [A100]}
+    # There is one T4.
+    assert sent(page(view=MIXED, gpus=2, model=T4))["gpus"] == ["1"]
     assert sent(page(image="next", gpus=0)) == {"image": ["next"], "gpus": ["0"]}
     assert sent(page(gpus=0)) == {"image": ["torch"], "gpus": ["0"]}
 
@@ -377,7 +427,8 @@ def test_where_there_is_nothing_to_choose_there_is_no_form(limits: Limits, view:
     assert shown(limits, Choice(), view) == ""
 
 
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}'
+SCRIPT = (Path(gpuspawner.__file__).parent / "static" / "form.js").read_text()
+HOSTILE = '%s "><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}'
 
 
 def test_names_and_titles_are_text_whatever_is_in_them() -> None:
@@ -389,12 +440,13 @@ def test_names_and_titles_are_text_whatever_is_in_them() -> None:
     )
     view = host(gpu(0, HOSTILE, state="unhealthy", reason=HOSTILE), gpu(1, T4), gpu(2, HOSTILE))
     soup = page(Limits(versions, HOSTILE), view, trouble=HOSTILE)
-    assert soup.select("script, img, [onerror]") == []
+    assert soup.select("script:not([type=module]), img, [onerror]") == []
+    assert [words(each) for each in soup.select("script")] == [" ".join(SCRIPT.split())]
     assert values(soup, "image") == [HOSTILE, "torch"]
     assert values(soup, "model") == ["", HOSTILE, T4]
     label = soup.select_one(f'label[for="{inputs(soup, "image")[0]["id"]}"]')
     assert words(label) == HOSTILE
-    assert HOSTILE in words(soup.select_one('[role="status"]'))
+    assert HOSTILE in words(soup.select_one(".alert"))
     assert listed(soup)[0] == f"GPU 0 · {HOSTILE}: {HOSTILE}"
     (field,) = inputs(page(replace(LIMITS, any_image=True), image=HOSTILE), "image")
     assert field["value"] == HOSTILE

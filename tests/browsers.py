@@ -1,0 +1,66 @@
+"""Chromium, for tests that look at pages as people do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .hubs import PASSWORD
+
+# What keeps Chromium from asking the outside world for things.
+QUIET = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        from .conftest import cannot
+
+        cannot("needs Chromium (make test installs it)")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=QUIET)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A tab of somebody who was never here."""
+    context = browser.new_context(viewport={"width": 1100, "height": 660})
+    context.set_default_timeout(60_000)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Take a screenshot; they are kept where SCREENSHOTS names a folder."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+def log_in(page, hub, user):
+    """Log in, and land where the hub leads."""
+    shipped = hub.folder / "user-password"
+    page.goto(f"{hub.url}/hub/login")
+    page.get_by_label("Username").fill(user)
+    page.get_by_label("Password").fill(shipped.read_text() if shipped.exists() else PASSWORD)
+    page.get_by_role("button", name=re.compile("sign in", re.I)).click()
