@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from .conftest import clear
 from .hubs import until
@@ -152,6 +153,15 @@ def test_nobody_gets_in_without_the_hub_or_without_a_key(laptop, engine, tmp_pat
     result = laptop.run("ssh", "-F", str(tmp_path / "config"), "lab", "true")
     assert result.returncode == 255
     assert "Permission denied (publickey)" in result.stderr
+
+
+def test_jupyterlabs_gpu_dashboard_shows_the_granted_gpus(laptop, shipped) -> None:
+    asked = requests.get(
+        f"{shipped.url}/user/ada/nvdashboard/accelerators/check",
+        headers={"Authorization": f"token {laptop.token}"},
+        timeout=60,
+    )
+    assert asked.json()["ngpus"] == 2
 
 
 def test_key_and_host_key_are_there_in_the_next_server(laptop, shipped, engine) -> None:

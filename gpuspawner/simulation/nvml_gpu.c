@@ -341,6 +341,29 @@ nvmlReturn_t nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t device, unsigned int *c
     return answer(16, currLinkWidth);
 }
 
+nvmlReturn_t nvmlDeviceGetMaxPcieLinkGeneration(nvmlDevice_t device, unsigned int *maxLinkGen)
+{
+    ENTER_GPU(ABOUT_CONDITION);
+    NEED(maxLinkGen);
+    return answer(4, maxLinkGen);
+}
+
+nvmlReturn_t nvmlDeviceGetMaxPcieLinkWidth(nvmlDevice_t device, unsigned int *maxLinkWidth)
+{
+    ENTER_GPU(ABOUT_CONDITION);
+    NEED(maxLinkWidth);
+    return answer(16, maxLinkWidth);
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkVersion(nvmlDevice_t device, unsigned int link,
+                                        unsigned int *version)
+{
+    ENTER_GPU(ABOUT_CONDITION);
+    (void)link;
+    (void)version;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
 nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyType_t perfPolicyType,
                                           nvmlViolationTime_t *violTime)
 {
