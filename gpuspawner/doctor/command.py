@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     context = Context(config, hub_folder(config))
     # What has been started is to be removed, however we are ended.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # what is ignored, as by `nohup`, stays so
+            signal.signal(number, _interrupt)
     try:
         return _run(context, as_json=arguments.json)
     except KeyboardInterrupt:

@@ -33,6 +33,8 @@ NVML_SECONDS = 15.0
 # Should we be killed, it ends by itself, and its GPUs are free again.
 LIFETIME_SECONDS = 180
 REMOVAL_SECONDS = 30
+# From when on a container that was never started is one of a doctor that was killed before.
+STALE_SECONDS = 120
 CLAIM_ROUNDS = 5
 # What isn't taken over from the configuration: what would leave something behind.
 LEFT_OUT = {
@@ -99,6 +101,7 @@ async def _inside(context: Context, gpus: int, look: Callable[[Inside], T], netw
     request = Request(context.trial_image[0], gpus)
     policy = _value(context.configuration, "gpu_policy") or "pack"
     refused: tuple[str, ...] = ()
+    await asyncio.to_thread(_sweep, client)
     for _ in range(CLAIM_ROUNDS):
         reservation = await ledger.reserve(HOLDER, request, policy)
         wanted = _wanted(context, reservation.uuids, network, refused)
@@ -197,6 +200,15 @@ async def _gone(client: docker.DockerClient, creating: asyncio.Future[str]) -> N
     await asyncio.shield(
         asyncio.ensure_future(asyncio.to_thread(_remove, client, creating.result()))
     )
+
+
+def _sweep(client: docker.DockerClient) -> None:
+    """Remove what was created and never started: it would keep its GPUs for ever."""
+    for left in client.api.containers(all=True, filters={"label": f"{LABEL_HUB}={HUB}"}):
+        if left["State"] == "created" and time.time() - left["Created"] > STALE_SECONDS:
+            # Not by force: what was started after all stays.
+            with suppress(docker.errors.APIError):
+                client.api.remove_container(left["Id"], v=True)
 
 
 def _remove(client: docker.DockerClient, container_id: str) -> None:
