@@ -153,6 +153,7 @@ class LeasingSpawner(GPUSettings):
 
     async def _get_image(self, image: str) -> None:
         def stream(repository: str, tag: str) -> Any:
+            self.client.reload_config()  # somebody may have logged in meanwhile
             return self.client.pull(repository, tag=tag, stream=True, decode=True)
 
         def report(fraction: float, words: str) -> None:

@@ -60,6 +60,8 @@ class Registry:
         """Pattern of a path -> what happens to its answers to GET and HEAD."""
         self.paths: list[str] = []
         """What was asked for, in order."""
+        self.login = ""
+        """What a request's `Authorization` must be, where it isn't ""."""
         self.gate = threading.Event()
         """While it isn't set, the second half of a large layer is held back."""
         self.gate.set()
@@ -68,7 +70,7 @@ class Registry:
 
     def reset(self) -> None:
         """Mend everything, and forget what was asked for."""
-        self.faults = {}
+        self.faults, self.login = {}, ""
         self.gate.set()
         self.paths.clear()
 
@@ -141,6 +143,8 @@ class _Door(BaseHTTPRequestHandler):
             for pattern, fault in registry.faults.items():
                 if re.search(pattern, self.path):
                     told = fault(told)
+        if registry.login not in ("", self.headers.get("Authorization")):
+            told = refused(401, "UNAUTHORIZED", "authentication required")(told)
         self._send(*told, registry)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import json
 import os
 import shutil
 import ssl
@@ -108,13 +110,14 @@ def image(registry, engine, server) -> Iterator[Callable[[str], str]]:
 def make_pulling_hub(make_hub) -> Callable[..., Hub]:
     """Start hubs whose users choose among images that have to be pulled."""
 
-    def make(images: dict[str, str], *lines: str) -> Hub:
+    def make(images: dict[str, str], *lines: str, **how: Any) -> Hub:
         return make_hub(
             f"c.GPUSpawner.images = {images!r}",
             "c.GPUSpawner.default_gpus = 0",
             'c.GPUSpawner.pull_policy = "ifnotpresent"',
             'c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}',
             *lines,
+            **how,
         )
 
     return make
@@ -320,6 +323,23 @@ def test_a_failed_pull_says_why(make_pulling_hub, registry, engine, image, host)
 def engine_address(host) -> str:
     """Return the engine's own address, which it doesn't take for a safe one."""
     return str(ipaddress.ip_address(host.hub_ip) + 1)
+
+
+def test_whoever_logs_in_is_let_in_without_a_restart_of_the_hub(
+    make_pulling_hub, registry, image, host, tmp_path
+):
+    reference = f"{image('torch')}:1"
+    secret = base64.b64encode(b"ada:secret").decode()
+    registry.login = f"Basic {secret}"
+    environment = {**host.environment, "DOCKER_CONFIG": str(tmp_path)}
+    hub = make_pulling_hub({"torch": reference}, PATIENT, environment=environment)
+    assert failure(hub, "torch") == (
+        f"The image {reference} can't be had: the registry {registry.name} refused it; an "
+        "administrator must log in there (`docker login`)."
+    )
+    known = {"auths": {registry.name: {"auth": secret}}}
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    hub.start_server("ada", {"image": "torch"})
 
 
 def test_a_certificate_that_nobody_vouches_for(make_pulling_hub, registry, image, host, tmp_path):
