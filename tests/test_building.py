@@ -571,6 +571,16 @@ def test_the_list_needs_no_engine(
     assert "PyTorch 2.7: PyTorch 2.7.0 · CUDA 12.6 · Python 3.11" in capsys.readouterr().out
 
 
+def test_the_list_says_what_replaces_a_version(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    entry = "minimal: {image: lab/old:1, title: Old, deprecated: take pytorch-2.15}\n"
+    (folder / "catalogue.yaml").write_text(entry)
+    assert main(["image", "--folder", str(folder), "list"]) == 0
+    assert "deprecated: take pytorch-2.15" in capsys.readouterr().out
+
+
 def test_a_broken_catalogue_is_a_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "catalogue.yaml").write_text("minimal: {image: [1]}\n")
     assert main(["image", "--folder", str(folder), "list"]) == 1

@@ -98,7 +98,7 @@ def test_two_gpus_are_the_limit_and_one_the_default(shipped, engine):
 def test_a_version_that_was_not_built_is_told_and_not_looked_for_elsewhere(shipped, engine):
     refused = shipped.spawn("ada", {"gpus": 0, "image": "pytorch-2.15"})
     assert refused.status_code == 500
-    assert "image isn't on this machine" in refused.json()["message"]
+    assert "gpuspawner/pytorch:2.15 isn't on the GPU machine" in refused.json()["message"]
     assert containers(engine) == []
 
 

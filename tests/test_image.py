@@ -252,7 +252,8 @@ def test_a_server_that_does_not_answer_is_unhealthy(minimal_image) -> None:
 @pytest.mark.engine
 def test_what_is_loaded_when_asked_answers_like_the_rest(jupyter: str, jupyter_container) -> None:
     checked = f"http://{jupyter}/nvdashboard/accelerators/check"
-    assert requests.get(checked, timeout=30).status_code == 403
+    stranger = requests.get(checked, timeout=30, allow_redirects=False)
+    assert stranger.headers["Location"].startswith("/login")
     assert requests.get(checked, headers=AS_USER, timeout=30).json()["has_gpu"] is False
     # No WebSocket, so no SSH; and who isn't known doesn't get that far.
     assert requests.get(f"http://{jupyter}/sshd", headers=AS_USER, timeout=30).status_code == 400

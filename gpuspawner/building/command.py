@@ -89,6 +89,8 @@ def _list(arguments: argparse.Namespace) -> int:
     for row in rows:
         print(f"{row['key']:{width}}  {row['image']}  {row['state']}")
         print(f"{'':{width}}  {row['title']}: {row['facts'] or row['description']}")
+        if row["deprecated"]:
+            print(f"{'':{width}}  deprecated: {row['deprecated']}")
     return 0
 
 
