@@ -18,10 +18,26 @@ class Flaky:
     def __init__(self, url: str) -> None:
         self.url = url
         self._refused: str | None = None
+        self._asked: list[tuple[bytes, asyncio.StreamWriter]] = []
+        self.loop = asyncio.new_event_loop()
 
     def refuse(self, path: str | None) -> None:
         """Answer 500 to requests whose target has this in it from now on; None: to none."""
         self._refused = path
+
+    def times(self, path: str) -> int:
+        """Return how often a request with this in its target was passed on."""
+        return sum(path.encode() in line for line, _ in self._asked)
+
+    def cut(self, path: str) -> None:
+        """End every connection on which a request with this in its target was passed on."""
+        for line, writer in self._asked:
+            if path.encode() in line:
+                self.loop.call_soon_threadsafe(writer.close)
+
+    def passes(self, chunk: bytes, writer: asyncio.StreamWriter) -> None:
+        """Take note of what is passed on, and to whom its answer goes."""
+        self._asked.append((chunk.split(b"\r\n", 1)[0], writer))
 
     def refuses(self, chunk: bytes) -> bool:
         """Return whether a chunk begins a request that is refused."""
@@ -33,7 +49,7 @@ class Flaky:
 def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
     """Serve `socket`, in a thread, for as long as the block runs."""
     flaky = Flaky(f"unix://{socket}")
-    loop = asyncio.new_event_loop()
+    loop = flaky.loop
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
@@ -46,6 +62,7 @@ def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
                     writer.write(REFUSAL + b"Content-Type: application/json\r\n\r\n" + BODY)
                     await writer.drain()
                     continue
+                flaky.passes(chunk, writer)
                 before.write(chunk)
                 await before.drain()
         before.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from .flaky import flaky_engine
 from .hubs import WAITING, until
 from .looks import containers, inside, labelled
 
@@ -171,3 +172,45 @@ def test_a_restart_ends_waits_with_a_clear_message_and_keeps_servers_and_ends(ma
     expected = re.search(r"Expected about (\d\d):(\d\d)", message(hub, "cyd"))
     assert expected, message(hub, "cyd")
     assert end.startswith("20")
+
+
+def test_where_events_fail_a_listing_notices_and_a_stream_that_broke_is_opened_again(
+    make_hub, idle_host, tmp_path
+):
+    with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
+        environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
+        hub = make_hub(
+            *SHORT,
+            "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
+            environment=environment,
+        )
+        hub.start_server("ada", {"gpus": 4})
+        flaky.refuse("/events")
+        ask(hub, "ben", {"gpus": 4})
+        until(lambda: "next in line" in message(hub, "ben"), "ben waits", log=hub.log)
+        hub.stop_server("ada")
+        until(lambda: hub.ready("ben"), "a listing noticed", log=hub.log)
+        flaky.refuse(None)
+        ask(hub, "cyd", {"gpus": 4})
+        until(lambda: flaky.times("/events") == 1, "the events are followed", log=hub.log)
+        flaky.cut("/events")
+        until(lambda: flaky.times("/events") == 2, "they are followed again", log=hub.log)
+        hub.stop_server("ben")
+        until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
+
+
+def test_four_gpus_are_gathered_among_a_stream_of_single_ones(make_hub, engine):
+    """Who comes later and would stay longer than the wait doesn't overtake."""
+    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+    for number in range(4):
+        hub.start_server(f"first-{number}", {"gpus": 1, "hours": 1})
+    ask(hub, "big", {"gpus": 4, "hours": 1})
+    until(lambda: "next in line for 4 GPUs" in message(hub, "big"), "it waits", log=hub.log)
+    for number in range(4):
+        ask(hub, f"later-{number}", {"gpus": 1, "hours": 4})
+    for number in range(4):
+        hub.stop_server(f"first-{number}")
+    until(lambda: hub.ready("big"), "the large one is served", log=hub.log)
+    assert list(labelled(engine)) == ["big"]
+    hub.stop_server("big")
+    until(lambda: all(hub.ready(f"later-{n}") for n in range(4)), "the others", log=hub.log)
