@@ -125,6 +125,8 @@ c.JupyterHub.load_roles = [
         ],
     },
 ]
+# The same for JupyterLab's page, as who looks at it: its status bar says how much time is left.
+c.GPUSpawner.oauth_client_allowed_scopes = ["access:services!service=gpus"]
 # Where those programs find it; what they show there is their JUPYTERHUB_API_TOKEN.
 c.GPUSpawner.environment = {
     "GPUSPAWNER_API_URL": f"http://{c.JupyterHub.hub_ip}:8710/services/gpus/api"

@@ -1,0 +1,59 @@
+/* What JupyterLab and Notebook load of this extension: a module federation container, by hand.
+ *
+ * A container is an object with `init` and `get`, and that is all JupyterLab's loader asks of it,
+ * the same in every 4.x. So there is nothing to build: what is read here is what runs. The rest is
+ * loaded only where there is something to show.
+ *
+ * ref: https://webpack.js.org/concepts/module-federation/#dynamic-remote-containers
+ * ref: https://jupyterlab.readthedocs.io/en/stable/extension/extension_dev.html
+ */
+(() => {
+  // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
+  let shared = {};
+  const rest = new URL("extension.js", document.currentScript.src).href;
+
+  async function take(name) {
+    const versions = shared[name];
+    if (!versions) return {};
+    const newestFirst = Object.keys(versions).sort((a, b) =>
+      b.localeCompare(a, "en", { numeric: true })
+    );
+    // One that is in use already counts more than a newer one: its tokens are the ones that fit.
+    const version = newestFirst.find((each) => versions[each].loaded) ?? newestFirst[0];
+    const module = await versions[version].get();
+    return module();
+  }
+
+  async function plugins() {
+    const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
+    // In a server without a hub or without GPUs there is nothing to say.
+    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return [];
+    const [{ plugin }, statusbar, translation, apputils, widgets] = await Promise.all([
+      import(rest),
+      take("@jupyterlab/statusbar"),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+      take("@lumino/widgets"),
+    ]);
+    return [
+      plugin(page, {
+        IStatusBar: statusbar.IStatusBar,
+        ITranslator: translation.ITranslator,
+        Notification: apputils.Notification,
+        Widget: widgets.Widget,
+      }),
+    ];
+  }
+
+  window._JUPYTERLAB = window._JUPYTERLAB ?? {};
+  window._JUPYTERLAB.gpuspawner = {
+    init(scope) {
+      shared = scope;
+    },
+    async get(name) {
+      if (name !== "./extension") throw new Error(`gpuspawner has no module ${name}`);
+      const found = await plugins();
+      return () => ({ __esModule: true, default: found });
+    },
+  };
+})();

@@ -1,0 +1,77 @@
+/* What is known of this server's GPUs and time, by the hub's last answer or the server's start. */
+
+// A browser's clock this far from the hub's is set wrong; less is the way of the answer.
+const SKEW_MS = 60_000;
+// Where the hub doesn't answer, it doesn't warn either.
+const WARN_MS = 15 * 60_000;
+
+/**
+ * Return the lease, moments in milliseconds by the browser's clock.
+ *
+ * @param hub - whose server this is.
+ * @param start - what the server was started with: `gpus`, their number, and `until`, their end.
+ * @param answer - the hub's last one; null: none so far.
+ *
+ * - `count`: how many GPUs; 0: there is nothing to show.
+ * - `gpus`: each with `number` (as `nvidia-smi` in the server counts), `model`, `use` (percent),
+ *   `used` and `total` (MiB); null where it isn't known. Empty where only the count is known.
+ * - `until`: when its time ends; null: never, or nobody knows.
+ * - `endsSoon`: whether its user is to be warned. `waiting`: how many wait for GPUs.
+ * - `idleSince`, `idleUntil`: since when they do nothing, and when the server is stopped for it;
+ *   null: it isn't.
+ * - `live`: whether the hub answers; only then can something be done. `at`: when it answered last.
+ */
+export function lease(hub, start, answer) {
+  const server = answer?.servers.find(
+    (each) => each.user === hub.user && each.server === hub.server
+  );
+  return server ? fromAnswer(server, answer) : fromStart(start);
+}
+
+function fromAnswer(server, answer) {
+  const skew = answer.at - Date.parse(answer.now);
+  const added = Math.abs(skew) > SKEW_MS ? skew : 0;
+  const moment = (iso) => (iso ? Date.parse(iso) + added : null);
+  const until = moment(server.until);
+  const ours = answer.gpus.filter((gpu) => server.gpus.includes(gpu.uuid));
+  return {
+    count: server.gpus.length,
+    gpus: ours
+      .sort((a, b) => a.index - b.index)
+      .map((gpu, number) => ({
+        number,
+        model: gpu.model,
+        use: gpu.utilization_percent,
+        used: gpu.memory_used_mib,
+        total: gpu.memory_total_mib,
+      })),
+    until,
+    endsSoon: server.warned || (!answer.fresh && isSoon(until)),
+    waiting: answer.queue.waiting.length,
+    idleSince: moment(server.idle_since),
+    idleUntil: moment(server.idle_until),
+    live: answer.fresh,
+    at: answer.at,
+  };
+}
+
+function isSoon(until) {
+  return until !== null && until - Date.now() < WARN_MS;
+}
+
+function fromStart(start) {
+  // The end may have been moved since; once it is past, it surely was.
+  const end = Date.parse(start?.until ?? "");
+  const until = end > Date.now() ? end : null;
+  return {
+    count: start?.gpus ?? 0,
+    gpus: [],
+    until,
+    endsSoon: isSoon(until),
+    waiting: 0,
+    idleSince: null,
+    idleUntil: null,
+    live: false,
+    at: null,
+  };
+}

@@ -1,0 +1,103 @@
+/* What is said, in the reader's language. */
+
+// By the English words. A number or a name stands where {…} is.
+const CHINESE = {
+  "{count} × {model}": "{count} × {model}",
+  "{count} GPU": "{count} 个 GPU",
+  "{count} GPUs": "{count} 个 GPU",
+  "{time} left": "剩余 {time}",
+  "less than 1 min": "不到 1 分钟",
+  "{minutes} min": "{minutes} 分钟",
+  "{hours} h": "{hours} 小时",
+  "{hours} h {minutes} min": "{hours} 小时 {minutes} 分钟",
+  "{days} d {hours} h": "{days} 天 {hours} 小时",
+  "GPUs of this server": "此服务器的 GPU",
+  "GPU {number}": "GPU {number}",
+  use: "利用率",
+  memory: "显存",
+  "{used} of {total} GB": "{used} / {total} GB",
+  unknown: "未知",
+  "Your time doesn't end.": "此服务器没有使用时限。",
+  "Your time ends at {moment}.": "使用时间到 {moment} 为止。",
+  "All GPUs of this machine": "本机全部 GPU",
+  "JupyterHub doesn't answer. What is shown is from {moment}.":
+    "JupyterHub 没有响应，以下是 {moment} 的信息。",
+  "What the GPUs do can't be shown here.": "这里无法显示 GPU 的使用情况。",
+  Extend: "延长时间",
+  "I'm still here": "我还在用",
+  "This server is stopped at {moment}, when its time ends. Save your work, or extend it.":
+    "此服务器的使用时间到 {moment} 结束，届时会被停止。请保存工作，或者延长时间。",
+  "This server is stopped at {moment}, when its time ends. Save your work.":
+    "此服务器的使用时间到 {moment} 结束，届时会被停止。请保存工作。",
+  "It can't be extended while others wait for GPUs ({count}).":
+    "有人在排队等 GPU（{count} 人），因此现在不能延长。",
+  "This server now ends at {moment}.": "此服务器的使用时间已延长到 {moment}。",
+  "The GPUs of this server have done nothing since {since}. At {moment} it is stopped.":
+    "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
+  "The GPUs stay yours.": "好的，GPU 继续为您保留。",
+  "JupyterHub doesn't answer. Please try again.": "JupyterHub 没有响应，请再试一次。",
+};
+
+const MINUTE_MS = 60_000;
+
+export class Words {
+  /** @param translator - JupyterLab's; null where there is none. */
+  constructor(translator) {
+    const chosen = (translator?.languageCode ?? "").replace("_", "-");
+    // JupyterLab is in English where nobody chose a language: then the browser's is the reader's.
+    const language = /^(default|en)?(-|$)/i.test(chosen) ? navigator.language : chosen;
+    this._chinese = /^zh\b/i.test(language);
+    this._bundle = translator?.load("gpuspawner");
+    this._locale = this._chinese ? "zh-CN" : language || undefined;
+  }
+
+  /** Return a sentence of the catalogue above, with its values. */
+  say(english, values = {}) {
+    const sentence = this._chinese
+      ? CHINESE[english] ?? english
+      : this._bundle?.__(english) ?? english;
+    return sentence.replace(/\{(\w+)\}/g, (as_it_is, name) => values[name] ?? as_it_is);
+  }
+
+  /** Return a moment as a clock shows it, with its day where that isn't today. */
+  moment(at) {
+    const then = new Date(at);
+    const today = then.toDateString() === new Date().toDateString();
+    const day = today ? {} : { weekday: "short", month: "short", day: "numeric" };
+    return then.toLocaleString(this._locale, { hour: "numeric", minute: "2-digit", ...day });
+  }
+
+  /** Return how long it is until then. */
+  left(until) {
+    // A minute that has begun is still there for its user.
+    const all = Math.max(0, Math.floor((until - Date.now()) / MINUTE_MS));
+    const [days, hours, minutes] = [Math.floor(all / 1440), Math.floor(all / 60), all % 60];
+    if (all < 1) return this.say("less than 1 min");
+    if (hours < 1) return this.say("{minutes} min", { minutes });
+    if (days > 1) return this.say("{days} d {hours} h", { days, hours: hours % 24 });
+    return minutes
+      ? this.say("{hours} h {minutes} min", { hours, minutes })
+      : this.say("{hours} h", { hours });
+  }
+
+  /** Return how many of what GPUs there are. */
+  gpus(facts) {
+    const models = new Set(facts.gpus.map((gpu) => short(gpu.model)));
+    const [model] = models;
+    const { count } = facts;
+    if (models.size === 1 && model) return this.say("{count} × {model}", { count, model });
+    return this.say(count === 1 ? "{count} GPU" : "{count} GPUs", { count });
+  }
+}
+
+/** Return what people call a model: "NVIDIA A100-SXM4-40GB" is "A100". */
+export function short(model) {
+  return (model ?? "")
+    .replace(/\b(NVIDIA|Tesla|Quadro|GeForce)\s+/g, "")
+    .replace(/(-(SXM|PCI|NVL)|[\s-]\d+\s?GB|\s(PCI|SXM|NVL|Generation|Server|Workstation)).*$/i, "");
+}
+
+/** Return an amount of memory as people say it; `mib` in MiB. */
+export function gigabytes(mib) {
+  return mib > 0 && mib < 10 * 1024 ? (mib / 1024).toFixed(1) : (mib / 1024).toFixed(0);
+}
