@@ -11,6 +11,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from .browsers import browser, page, picture  # noqa: F401  # fixtures
 from .hubs import Hub, write_config
 
 REPOSITORY = Path(__file__).parent.parent

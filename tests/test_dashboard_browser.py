@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 from typing import Any
 
 import pytest
 
 from gpuspawner.simulation.state import describe
 
-from .conftest import cannot
 from .dashboards import ADMIN_PASSWORD, Visitor, lines
 from .hubs import PASSWORD, until
-from .test_browser import QUIET
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not path:
-        cannot("needs Chromium (make test installs it)")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=QUIET)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +101,7 @@ def test_without_the_script_it_shows_and_does_the_same(hub, open_page):
     hub.start_server("ada", {"gpus": 1, "hours": 1})
     page = open_page("ada", java_script_enabled=False)
     assert 'http-equiv="refresh"' in page.content()
-    assert page.get_by_text("yours until").is_visible()
+    assert page.locator(".gs-says", has_text="yours until").is_visible()
     page.get_by_role("button", name="Extend").click()
     page.get_by_text("The server has more time.").wait_for()
 

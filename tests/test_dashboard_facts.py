@@ -147,6 +147,13 @@ def test_every_state_has_a_word_and_a_shape(card, word, shape):
     assert f'class="gs-shape {shape}"' in html
 
 
+@pytest.mark.parametrize("values", [{"state": "excluded"}, {"state": "unhealthy"}])
+def test_what_is_mine_stays_mine_whatever_its_state(values):
+    seen = picture(gpu(0, Holder("ada"), **values), gpu(1, Holder("ben"), **values))
+    for known in (seen, replace(seen, trouble="NVML fails.")):
+        assert render(status(known, ADA)).count("gs-yours") == 1
+
+
 def test_a_machine_without_a_driver_is_no_trouble():
     html = render(check("Status", status(picture(driver=None, cuda=None), ADA)))
     assert "no NVIDIA driver" in html
