@@ -76,6 +76,16 @@ def test_an_engine_that_says_nothing_of_unpacking_is_not_at_0_percent() -> None:
     assert lines[-2:] == ["47: Getting the image: 94 %, 50.3 of 53.0 MB", "50: Unpacking the image"]
 
 
+def test_an_unpacking_that_is_counted_in_seconds_has_no_percent() -> None:
+    """So the newer of the engines with containerd's store do."""
+    seconds = {"status": "Extracting", "id": "a", "progressDetail": {"current": 3, "units": "s"}}
+    events = [layer("a", "Downloading", 9_000_000, 9_000_000), seconds]
+    assert story(events) == ["50: Unpacking the image"]
+    assert story([*events, layer("a", "Pull complete")])[-1] == (
+        "100: Unpacking the image: 100 %, 9.0 of 9.0 MB"
+    )
+
+
 def test_a_download_that_breaks_off_is_told_and_goes_on_where_it_was() -> None:
     lines = story(recorded("pull-broken-off"))
     assert "31: Getting the image: 62 %, 33.2 of 53.0 MB (the registry failed, trying again)" in (
