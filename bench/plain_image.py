@@ -1,0 +1,56 @@
+"""The image to compare with: the finished one without what makes its servers start quickly."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from pathlib import Path
+
+import docker
+
+from gpuspawner.building import buildkit
+from gpuspawner.building.engine import image
+from gpuspawner.building.recipe import image_folder, network_files, proxy_arguments
+
+REFERENCE = "gpuspawner/bench:plain"
+# The id of the image that it was made from.
+LABEL = "gpuspawner.bench.from"
+
+
+def ensure(client: docker.DockerClient, finished: str) -> str:
+    """Return the image's reference, building it where it is missing or made from another one.
+
+    Args:
+        finished: the reference of the image that it is made from.
+
+    Raises:
+        buildkit.BuildFailed: it can't be built.
+    """
+    base = client.images.get(finished)
+    before = image(client, REFERENCE)
+    if before is not None and before.labels.get(LABEL) == base.id:
+        return REFERENCE
+    excluded = re.findall(r"^[\w-]+", (image_folder() / "excludes.txt").read_text(), re.MULTILINE)
+    arguments = {"BASE": finished, "EXCLUDED": " ".join(excluded), **proxy_arguments()}
+    built = buildkit.build(client, _parcel(), arguments, {LABEL: str(base.id)}, lambda _: None)
+    client.images.get(built).tag(REFERENCE)
+    if before is not None:
+        client.images.remove(str(before.id))
+    return REFERENCE
+
+
+def _parcel() -> bytes:
+    """Return the build context: the Dockerfile, and how the builder's network is spoken to."""
+    files = {
+        "Dockerfile": (Path(__file__).parent / "Dockerfile").read_bytes(),
+        "network/network.sh": (image_folder() / "steps" / "network.sh").read_bytes(),
+        **{f"network/{name}": content for name, content in network_files().items()},
+    }
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as parcel:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            parcel.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
