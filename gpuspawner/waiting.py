@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .allocation import Holder, Lease, Request, explain
+from .allocation import Holder, Lease, Request, apply_leases, explain
 from .leases import Ledger, NotEnough, Reservation, Unknown, View
 from .order import Turn, Waiting, plan
 
@@ -198,7 +198,11 @@ class Queue:
         for turn in self._plan(queue, view).values():
             entry = entries[turn.waiting.holder]
             if turn.gpus:
-                entry.answer.set_result(self._set_aside(turn))
+                granted = self._set_aside(turn)
+                entry.answer.set_result(granted)
+                # Who is refused after this one reads what is free now.
+                lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
+                view = replace(view, gpus=apply_leases(view.gpus, [lease]))
             elif entry.turn is None and (
                 refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
             ):
