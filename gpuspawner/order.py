@@ -262,17 +262,13 @@ class _Calendar:
         for number, (each, booking) in enumerate(zip(waiting, bookings, strict=True)):
             if booking.gpus and booking.start == self._now:
                 seconds = _seconds(each.request)
-                self._move(booking.gpus, seconds, -1)
+                for gpu in booking.gpus:
+                    self._gpus[gpu.uuid].take(self._now, self._now + seconds, -1)
                 view = [self._as_now(gpu, seconds, given) for gpu in self._host]
                 picked = {gpu.uuid for gpu in choose(each.request, view, policy) or ()}
                 chosen[number] = tuple(gpu for gpu in self._host if gpu.uuid in picked)
-                self._move(chosen[number], seconds, 1)
                 given |= picked
         return chosen
-
-    def _move(self, gpus: Iterable[GPU], seconds: float, count: int) -> None:
-        for gpu in gpus:
-            self._gpus[gpu.uuid].take(self._now, self._now + seconds, count)
 
     def _as_now(self, gpu: GPU, seconds: float, given: Container[str | None]) -> GPU:
         """Return a GPU as `choose` should see it: free only if no booking needs it meanwhile."""

@@ -114,6 +114,13 @@ SCENARIOS = [
         leases=[holds("x", "0", 2)],
     ),
     Scenario(
+        "a gap that is long enough, but not from when the other GPU is free",
+        "ata",
+        [waits("a", 2, 1, A100), waits("b", 2, 2)],
+        ["a in 3 h: gpus", "b in 4 h: gpus"],
+        leases=[holds("x", "1", 2), holds("y", "2", 3)],
+    ),
+    Scenario(
         "one that takes long may have what those before don't need",
         "aaaa",
         [waits("a", 3, 1), waits("b", 1, 9)],
@@ -166,6 +173,12 @@ SCENARIOS = [
         [waits("a", 2, 1), waits("b", 1, 1)],
         ["a in 0 h: gpus", "b in 1 h: order"],
         leases=[holds("x", "0", -1)],
+    ),
+    Scenario(
+        "no time at all still keeps a GPU from others",
+        "a",
+        [waits("a", 1, 0), waits("b", 1, 1e-9)],
+        ["a now 0", "b in 0 h: gpus"],
     ),
     Scenario(
         "who holds less goes first",
@@ -276,6 +289,11 @@ def test_two_gpus_with_one_uuid_are_refused_also_where_nobody_waits() -> None:
 def test_the_policy_chooses_among_what_can_be_handed_out(policy: str, indexes: str) -> None:
     turns = plan([waits("a", 2, 1)], host("aaaa"), [], NOW, policy=policy)
     assert told(turns) == [f"a now {indexes}"]
+
+
+def test_spreading_keeps_distance_also_from_what_is_handed_out_just_now() -> None:
+    turns = plan([waits("a", 1, 1), waits("b", 1, 1)], host("aaaa"), [], NOW, policy="spread")
+    assert told(turns) == ["a now 0", "b now 3"]
 
 
 def test_the_policy_gives_way_where_its_choice_would_make_somebody_start_later() -> None:
@@ -417,7 +435,7 @@ def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, po
             assert sum(len(other.gpus) for other in members) <= limit
 
 
-@given(days(), policies)
+@given(days(letters="aatt"), policies)
 def test_nobody_starts_later_than_first_told_while_all_use_their_time(
     day: Hosts, policy: str
 ) -> None:
@@ -427,6 +445,28 @@ def test_nobody_starts_later_than_first_told_while_all_use_their_time(
         starts = [start(turn) for turn in turns]
         assert starts == sorted(starts, reverse=True)
         assert starts[-1] < inf
+
+
+def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:
+    """A day on which taking from the model with least left would break what another was told."""
+    asked = [
+        (1, 2, T4, 7),
+        (2, 3, A100, 6),
+        (4, 2, None, 3),
+        (5, 1, T4, 1),
+        (5, 1, T4, 6),
+        (5, 3, A100, 7),
+        (6, 1, T4, 2),
+    ]
+    queue = [
+        waits(f"{number}", gpus, hours, model, since=hour * HOUR)
+        for number, (hour, gpus, model, hours) in enumerate(asked)
+    ]
+    jobs = [Job(each, each.request.seconds or 0) for each in queue]
+    watch = Watch(Hosts(host("atatat"), jobs, {}), policy="spread")
+    watch.run()
+    for turns in watch.told().values():
+        assert {turn.start for turn in turns} == {turns[0].start}
 
 
 @given(days(early=True), policies)
@@ -571,6 +611,16 @@ def test_the_first_gets_at_once_what_is_free(moment: Moment, order: str, policy:
         )
         possible = choose(first.request, free) is not None
         assert (turns[0].start == NOW) == (possible and allowed)
+
+
+@given(moments(), orders, policies)
+def test_nobody_takes_a_gpu_that_the_first_waits_for_without_knowing_when(
+    moment: Moment, order: str, policy: str
+) -> None:
+    turns = moment.plan(order, policy)
+    if turns and turns[0].start is None and turns[0].because == "gpus":
+        wanted = turns[0].waiting.request
+        assert not [gpu for turn in turns for gpu in turn.gpus if wanted.takes(gpu)]
 
 
 @given(moments(), orders, st.data())
