@@ -33,7 +33,7 @@ def hub(idle_host, _hub):
 
 def test_the_hub_s_log_in_leads_to_it_and_nobody_else_gets_in(hub):
     ada = Visitor(hub, "ada")
-    assert "4 free" in ada.page()
+    until(lambda: "4 free" in ada.page(), "all are free", log=hub.log)
     assert '"/services/gpus/"' in ada.session.get(f"{hub.url}/hub/home").text
     ada.session.cookies.clear()
     assert ada.session.get(ada.url).url.startswith(f"{hub.url}/hub/login")
@@ -244,7 +244,7 @@ def test_idle_gpus_are_warned_of_and_their_user_says_that_they_are_there(make_hu
 
 def test_where_nvml_fails_no_gpu_is_shown_as_free_and_it_comes_back(hub, idle_host):
     ada = Visitor(hub, "ada")
-    assert states(ada.status()) == ["free"] * 4
+    until(lambda: states(ada.status()) == ["free"] * 4, "all are free", log=hub.log)
     well = idle_host.read()
     idle_host.write(replace(well, fault="driver_not_loaded"))
     until(lambda: not ada.status()["known"], "the dashboard notices", log=hub.log)
@@ -315,7 +315,12 @@ def test_it_is_there_again_after_the_hub_was_killed(make_hub):
     assert ada.status()["queue"]["known"]
 
 
-def test_before_anybody_asked_for_a_server_the_queue_is_known(make_hub):
-    hub = make_hub(lines())
+def test_before_anybody_asked_for_a_server_the_queue_is_known_and_names_can_be_shown(make_hub):
+    hub = make_hub(lines(), "c.JupyterHub.services[0]['command'] += ['--names', 'everybody']")
     ada = Visitor(hub, "ada")
     assert "Nobody waits." in ada.page()
+    hub.start_server("ben", {"gpus": 1})
+    until(lambda: "<p>ben</p>" in ada.page(), "whose it is can be read", log=hub.log)
+    you = ada.status()["you"]
+    assert (you["administrator"], you["sees_names"]) == (False, True)
+    assert "Take out of service" not in ada.page()

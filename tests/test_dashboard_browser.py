@@ -58,7 +58,7 @@ def open_page(browser, hub):
 
 def test_it_follows_the_machine_and_says_aloud_what_changed(hub, open_page):
     page = open_page("ada")
-    assert page.locator(".gs-says", has_text="free").count() == 4
+    until(lambda: page.locator(".gs-says", has_text="free").count() == 4, "all are free")
     hub.start_server("ben", {"gpus": 4})
     page.locator(".gs-says", has_text="in use until about").first.wait_for()
     until(lambda: page.locator(".gs-says", has_text="in use").count() == 4, "all are taken")

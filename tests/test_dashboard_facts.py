@@ -59,7 +59,11 @@ def render(seen: dict[str, Any]) -> str:
 def test_nobody_but_an_administrator_reads_a_name_anywhere(server):
     ben = Holder("zacharias", server)
     seen = picture(
-        gpu(0, ben), gpu(1, ben, state="excluded"), queue=[waits(ben)], leases=[lease(ben, "GPU-0")]
+        gpu(0, ben),
+        gpu(1, ben, state="excluded"),
+        queue=[waits(ben)],
+        leases=[lease(ben, "GPU-0")],
+        marks=marks_of([{"Labels": {LABEL: "GPU-1", LABEL_BY: "zacharias"}}]),
     )
     mine = check("Status", status(seen, ADA))
     assert "zacharias" not in json.dumps(mine) + render(mine)
