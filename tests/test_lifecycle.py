@@ -74,7 +74,7 @@ def test_a_missing_image_is_told_and_leaves_nothing(make_hub, engine):
     hub = make_hub('c.GPUSpawner.images = {"gone": "gpuspawner/no-such:image"}')
     refused = hub.spawn("ada", {"gpus": 1})
     assert refused.status_code == 500
-    assert "image isn't on this machine" in refused.json()["message"]
+    assert "isn't on the GPU machine, and pull_policy is" in refused.json()["message"]
     assert all_free()
     assert containers(engine) == []
 

@@ -80,7 +80,7 @@ def test_an_unpacking_that_is_counted_in_seconds_has_no_percent() -> None:
     """So the newer of the engines with containerd's store do."""
     seconds = {"status": "Extracting", "id": "a", "progressDetail": {"current": 3, "units": "s"}}
     events = [layer("a", "Downloading", 9_000_000, 9_000_000), seconds]
-    assert story(events) == ["50: Unpacking the image"]
+    assert story(events, 100) == ["50: Unpacking the image"]
     assert story([*events, layer("a", "Pull complete")])[-1] == (
         "100: Unpacking the image: 100 %, 9.0 of 9.0 MB"
     )

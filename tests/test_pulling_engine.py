@@ -331,14 +331,19 @@ def test_whoever_logs_in_is_let_in_without_a_restart_of_the_hub(
     reference = f"{image('torch')}:1"
     secret = base64.b64encode(b"ada:secret").decode()
     registry.login = f"Basic {secret}"
+
+    def log_in(name: str) -> None:
+        known = {"auths": {name: {"auth": secret}}}
+        (tmp_path / "config.json").write_text(json.dumps(known))
+
+    log_in("127.0.0.1:1")
     environment = {**host.environment, "DOCKER_CONFIG": str(tmp_path)}
     hub = make_pulling_hub({"torch": reference}, PATIENT, environment=environment)
     assert failure(hub, "torch") == (
         f"The image {reference} can't be had: the registry {registry.name} refused it; an "
         "administrator must log in there (`docker login`)."
     )
-    known = {"auths": {registry.name: {"auth": secret}}}
-    (tmp_path / "config.json").write_text(json.dumps(known))
+    log_in(registry.name)
     hub.start_server("ada", {"image": "torch"})
 
 
