@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import docker.errors
 
-from . import failures, maintenance, pulling, refusals, tidying
+from . import failures, maintenance, metrics, pulling, refusals, tidying
 from .allocation import Holder, Request
 from .container import with_lease, with_log
 from .control import Control
@@ -41,6 +41,7 @@ class Host:
     ledger: Ledger
     queue: Queue
     reclaimer: Reclaimer
+    metrics: metrics.HostMetrics
     # Held here, since the event loop itself holds tasks only weakly.
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -100,10 +101,18 @@ class LeasingSpawner(GPUSettings):
             surveyor = maintenance.MarkedSurveyor(
                 Surveyor(self.nvml_timeout, **survey), self._list_volumes
             )
-            ledger = Ledger(self._list_containers, surveyor, failures.explain_unknown)
+            ledger = Ledger(self._list_containers, surveyor, _explain_unknown)
             rules = Rules(self.queue_order, self.gpu_policy, self.queue_length)
             queue = Queue(ledger, rules, lambda notice: Endings(self.client, notice))
-            host = Host(ledger, queue, Reclaimer(ledger, self._servers_with_gpus, self.log))
+            host = Host(
+                ledger,
+                queue,
+                Reclaimer(ledger, self._servers_with_gpus, self.log),
+                metrics.HostMetrics(ledger, queue, loop),
+            )
+            if LeasingSpawner._shared:
+                LeasingSpawner._shared[1].metrics.unregister()
+            host.metrics.register()
             LeasingSpawner._shared = (loop, host)
             if self.control_socket:
                 control = Control(
@@ -218,3 +227,8 @@ class LeasingSpawner(GPUSettings):
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
+
+
+def _explain_unknown(error: Exception) -> str:
+    metrics.could_not_read(error)
+    return failures.explain_unknown(error)
