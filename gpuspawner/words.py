@@ -51,7 +51,10 @@ def turn_words(turn: Turn) -> str:
     if turn.because.startswith("group:"):
         group = turn.because.removeprefix("group:")
         sentences.append(f"Your group {group} has as many GPUs as it may hold at a time.")
-    sentences.append(_expected(turn.start))
+    if turn.because == "never":
+        sentences.append("This machine has too few that may be handed out at the moment.")
+    else:
+        sentences.append(_expected(turn.start))
     return " ".join(sentences)
 
 
