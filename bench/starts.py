@@ -238,7 +238,8 @@ def show(measured: Measured) -> None:
         seconds = statistics.median(each.seconds for each in found)
         processor = statistics.median(each.processor for each in found)
         print(f"{kind:42} {seconds:8.2f} {processor:10.2f}")
-    print(f"\n{f'{len(CROWD)} users at once on 2 cores':42} {'seconds':>8} {'ready':>10}")
+    if rushes:
+        print(f"\n{f'{len(CROWD)} users at once on 2 cores':42} {'seconds':>8} {'ready':>10}")
     for kind, crowd in rushes.items():
         seconds = statistics.median(each.seconds for each in crowd)
         print(f"{kind:42} {seconds:8.1f} {' '.join(str(each.ready) for each in crowd):>10}")
