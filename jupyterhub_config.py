@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpuspawner.images import load_catalogue
 from gpuspawner.network import ensure_network
+from gpuspawner.pages import TEMPLATES
 
 c = get_config()  # noqa: F821
 
@@ -57,15 +58,17 @@ c.GPUSpawner.pull_policy = "never"
 # c.Spawner.group_overrides = {"lab": {"groups": ["lab"], "spawner_override": {"gpu_limit": 4}}}
 c.GPUSpawner.gpu_limit = 2
 c.GPUSpawner.default_gpus = 1
-# How long they are kept, in hours: at most, and for those who don't say. Ends are what tells those who
-# wait when their turn comes. None: for ever.
+# How long they are kept, in hours: at most, and for those who don't say. Ends are what tells those
+# who wait when their turn comes. None: for ever.
 c.GPUSpawner.hour_limit = 12
 c.GPUSpawner.default_hours = 4
-# Where all GPUs are taken people wait in a queue. For JupyterHub they are spawns under way, of which
-# it would let only 100 be at a time; the limit of the queue is c.GPUSpawner.queue_length.
+# Where all GPUs are taken people wait in a queue. For JupyterHub they are spawns under way, of
+# which it would let only 100 be at a time; the queue's limit is c.GPUSpawner.queue_length.
 c.JupyterHub.concurrent_spawn_limit = 0
 # A browser sees the progress page, and with it the queue, after two seconds.
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 2}
+# The progress page and the one that says why a server didn't start, in our words.
+c.JupyterHub.template_paths = [TEMPLATES]
 # Memory of one server, /dev/shm included, and how much of it /dev/shm may take.
 c.GPUSpawner.mem_limit = "16G"
 c.GPUSpawner.shm_size = "8G"

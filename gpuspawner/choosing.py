@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from tornado import web
 from traitlets import default, observe
 
 from . import form, live, options, refusals
 from .allocation import Request
-from .i18n import language_for
+from .i18n import Language, language_for
 from .leases import Unknown, View
+from .openpages import OpenPages
 from .order import Waiting
 from .outlook import Outlook
 from .terms import TimedSpawner
@@ -19,6 +20,8 @@ from .waiting import Terms, held_by, over_user_limit
 
 class ChoosingSpawner(TimedSpawner):
     """What `GPUSpawner` knows of its user's choice."""
+
+    _open_pages: ClassVar[OpenPages | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,31 +43,72 @@ class ChoosingSpawner(TimedSpawner):
         """Return the form in which users choose, as HTML; "" where there is nothing to choose.
 
         Raises:
-            web.Finish: it was asked for by the form's own script.
+            web.Finish: it was asked for by the form's own script, which has its answer.
         """
-        asked = live.choice_asked()
         await self.apply_group_overrides()
-        view, trouble = None, ""
-        try:
-            view = await self.ledger.recent(form.RECENT_SECONDS, except_for=self.holder)
-        except Unknown as error:
-            trouble = str(error)
-        saved = self.orm_spawner.user_options if self.orm_spawner else None
-        shown = self._refused_choice or saved
-        limits, seen = self.limits(), view or View(None, None, ())
-        html = form.render(
+        asked = live.choice_asked()
+        limits = self.limits()
+        if asked is None:
+            saved = self.orm_spawner.user_options if self.orm_spawner else None
+            refused = self._refused_choice
+            choice = options.remembered(refused or saved)
+            seen = await self._pages.recent(self.holder)
+            return self._form(limits, choice, *seen, notice=self._notice, keep=bool(refused))
+        picked, rules = options.remembered(asked), str(limits)
+
+        async def again() -> str:
+            view, trouble = await self._pages.recent(self.holder)
+            claims = self.shared.queue.claims(view.leases if view else ())
+            held = sum(number for holder, number in claims if holder.user == self.holder.user)
+            return self._pages.same.get(
+                self._pages.state(view, trouble),
+                (picked, rules, held, self.language().tag),
+                lambda: self._form(limits, picked, view, trouble, picked=True),
+            )
+
+        raise await live.answer(again, self._pages.watch, lambda: self.active)
+
+    def _form(
+        self,
+        limits: options.Limits,
+        choice: options.Choice,
+        view: View | None,
+        trouble: str,
+        **more: Any,
+    ) -> str:
+        seen = view or View(None, None, ())
+        return form.render(
             limits,
-            options.remembered(shown if asked is None else asked),
+            choice,
             view,
             lambda choice: self._foresee(choice, limits, seen),
-            language=language_for(live.language_asked()),
+            language=self.language(),
             trouble=trouble,
-            notice=self._notice,
-            picked=asked is not None,
+            **more,
         )
-        if asked is not None:
-            raise live.answer(html)
-        return html
+
+    @property
+    def _pages(self) -> OpenPages:
+        """What all open forms of this host share."""
+        host, known = self.shared, ChoosingSpawner._open_pages
+        if known is None or known.ledger is not host.ledger:
+            known = ChoosingSpawner._open_pages = OpenPages(host.ledger, host.queue)
+        return known
+
+    # -- What the hub's own pages ask, in templates/hub ------------------------------------------
+
+    def language(self) -> Language:
+        """Return the reader's language."""
+        return language_for(live.language_asked())
+
+    def steps_so_far(self) -> list[dict[str, Any]]:
+        """Return what has happened in this start."""
+        return self._steps.so_far()
+
+    @property
+    def notice(self) -> str:
+        """Why the user's last server was stopped; "" where they did that."""
+        return self._notice
 
     def _foresee(self, choice: options.Choice, limits: options.Limits, view: View) -> Outlook:
         """Return what would come of a choice, checked as when it is sent."""

@@ -21,10 +21,8 @@ from .words import hours_words, moment, ordinal
 
 # What most people need of an afternoon, a day and a night; the limit comes on top.
 USUAL_HOURS = (1, 2, 4, 8, 24)
-# How often a page asks anew. With what the hub remembers for RECENT_SECONDS, and the way, what it
-# shows is less than five seconds old.
+# How often a page asks anew where the hub can't tell it by itself what has changed.
 PERIOD_SECONDS = 3.5
-RECENT_SECONDS = 1.0
 
 _STATIC = Path(__file__).parent / "static"
 _templates = jinja2.Environment(
@@ -83,6 +81,7 @@ def render(
     language: Language | None = None,
     trouble: str = "",
     notice: str = "",
+    keep: bool = False,
     picked: bool = False,
 ) -> str:
     """Return the form's HTML, or "" where there is nothing to choose.
@@ -95,10 +94,11 @@ def render(
         language: the reader's.
         trouble: why the host couldn't be read.
         notice: why the user's last server was stopped.
+        keep: show `last` as it is, also where it would be refused: to be mended.
         picked: `last` is what stands on a page now, which asks what has changed.
     """
     images = version_items(limits, last, view)
-    counts = count_items(limits, last, view, foresee, picked)
+    counts = count_items(limits, last, view, foresee, keep or picked)
     models = model_items(limits, last, view)
     hours = hour_items(limits, last) if len(counts) > 1 else []
     if len(images) <= 1 and len(counts) <= 1 and not (limits.any_image or trouble or notice):
@@ -154,14 +154,14 @@ def version_items(limits: Limits, last: Choice, view: View | None) -> list[Versi
 
 
 def count_items(
-    limits: Limits, last: Choice, view: View | None, foresee: Foresee, picked: bool = False
+    limits: Limits, last: Choice, view: View | None, foresee: Foresee, keep: bool = False
 ) -> list[Count]:
     """Return the GPU counts from none to the most that this user could ever have here."""
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
     usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
     most = min([len(usable), *(most for most, _ in limits.rules())])
     hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
-    model = last.model if picked else _chosen_model(limits, last, view)
+    model = last.model if keep else _chosen_model(limits, last, view)
     outlooks = [
         foresee(
             Choice(image=image or None, gpus=count, model=model if count else None, hours=hours)
@@ -170,7 +170,7 @@ def count_items(
     ]
     free = sum(gpu.state == "free" for gpu in usable)
     wanted = limits.default_gpus if last.gpus is None else last.gpus
-    while not picked and wanted > 0 and not _is_offered(wanted, outlooks, limits, last):
+    while not keep and wanted > 0 and not _is_offered(wanted, outlooks, limits, last):
         wanted -= 1
     return [
         Count(

@@ -138,20 +138,27 @@ class Steps:
         self._steps = []
         self._wake()
 
-    def say(self, percent: int, message: str, *, about: str = "") -> None:
+    def say(self, percent: int, message: str, *, about: str = "", **facts: Any) -> None:
         """Add a step. The page escapes the message, and its bar never goes back.
 
         Args:
             about: names what goes on, such as a download. A step takes the place of the last one
                 if both are about the same: who comes late isn't told every percent there was.
+            facts: what else the page may need of it, as values for JSON.
         """
         if self._steps:
             percent = max(percent, self._steps[-1][2]["progress"])
             if about and self._steps[-1][1] == about:
                 self._steps.pop()
         self._said += 1
-        self._steps.append((self._said, about, {"progress": percent, "message": message}))
+        ours = {"about": about, "at": time.time(), **facts}
+        event = {"progress": percent, "message": message, "gpuspawner": ours}
+        self._steps.append((self._said, about, event))
         self._wake()
+
+    def so_far(self) -> list[dict[str, Any]]:
+        """Return the steps so far."""
+        return [dict(event) for _, _, event in self._steps]
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the steps so far, then each new one; never ends by itself."""

@@ -27,7 +27,7 @@ from .leasing import LeasingSpawner
 from .order import Turn, Waiting
 from .readiness import QUICK_START, Output, answers, exit_code
 from .waiting import OverLimit
-from .words import turn_words
+from .words import ordinal, turn_words
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
 CLAIM_ROUNDS = 10
@@ -118,13 +118,16 @@ class GPUSpawner(ChoosingSpawner):
 
     def _tell_turn(self, turn: Turn | str) -> None:
         """Say on the progress page where this server stands in the queue."""
+        facts: dict[str, Any] = {}
         if not isinstance(turn, str):
             if self._waiting_since is None:
                 self._waiting_since = self._since
                 self.keep_state()
                 self.note("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
+            facts = {"place": turn.place, "nth": ordinal(turn.place), "start": turn.start}
+            facts["because"] = turn.because
             turn = turn_words(turn)
-        self._steps.say(15, turn, about="queue")
+        self._steps.say(15, turn, about="queue", **facts)
 
     # -- Start ---------------------------------------------------------------------------------
 
@@ -289,7 +292,7 @@ class GPUSpawner(ChoosingSpawner):
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what happens, in words."""
+        """Yield what happens, in words; the key `gpuspawner` has what our own page shows of it."""
         async for event in self._steps.follow():
             yield event
 

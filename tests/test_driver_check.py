@@ -10,7 +10,7 @@ import pytest
 import requests
 from bs4 import BeautifulSoup
 
-from gpuspawner.form import RECENT_SECONDS
+from gpuspawner.openpages import RECENT_SECONDS
 from gpuspawner.simulation.state import State, describe
 
 from .hubs import Hub, until

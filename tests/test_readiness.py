@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -239,7 +240,16 @@ async def test_a_page_that_changes_what_it_was_told_changes_it_for_nobody_else(
     steps.say(20, "GPUs")
     event = await anext(aiter(steps.follow()))
     event["ready"] = True
-    assert await anext(aiter(steps.follow())) == {"progress": 20, "message": "GPUs"}
+    assert "ready" not in await anext(aiter(steps.follow()))
+
+
+async def test_a_step_says_what_it_is_about_and_when_it_was(steps: Steps) -> None:
+    steps.say(15, "You are next", about="queue", place=1)
+    (step,) = steps.so_far()
+    assert (step["progress"], step["message"]) == (15, "You are next")
+    ours = step["gpuspawner"]
+    assert (ours["about"], ours["place"]) == ("queue", 1)
+    assert 0 <= time.time() - ours["at"] < 60
 
 
 async def test_a_step_about_the_same_takes_the_place_of_the_last_one(

@@ -18,6 +18,7 @@ let timer = 0;
 let failures = 0;
 let answered = "";
 let over = false;
+let polling = false;
 
 function parts(node) {
   return [...node.querySelectorAll("[data-part]")];
@@ -125,21 +126,31 @@ async function refresh() {
   const choice = JSON.stringify(picked());
   try {
     const headers = { "X-GPUSpawner-Choice": encodeURIComponent(choice) };
-    if (tag) headers["If-None-Match"] = tag;
+    if (!polling) headers.Accept = "text/event-stream";
+    else if (tag) headers["If-None-Match"] = tag;
+    // What lies between may keep the hub's words back until there are many: then ask again and again.
+    const patience = polling ? 0 : setTimeout(() => ((polling = true), mine.abort(), refresh()), 8000);
+    mine.signal.addEventListener("abort", () => clearTimeout(patience));
     // Never an argument: the hub would take it for a choice, and start a server.
     const answer = await fetch(location.pathname, {
       headers, cache: "no-store", redirect: "manual", signal: mine.signal,
     });
     if (answer.type === "opaqueredirect" || answer.status === 403) return end();
-    if (answer.status !== 304) {
-      if (!answer.ok) throw new Error(answer.statusText);
+    if (answer.status !== 304 && !answer.ok) throw new Error(answer.statusText);
+    const heard = (html) => {
+      clearTimeout(patience);
+      if (html) take(html);
+      answered = choice;
+      fresh();
+    };
+    if (answer.headers.get("Content-Type")?.startsWith("text/event-stream")) {
+      await listen(answer.body.getReader(), mine, heard);
+    } else {
       const html = await answer.text();
       if (mine.signal.aborted) return;
-      tag = answer.headers.get("ETag") || "";
-      take(html);
+      if (answer.status !== 304) tag = answer.headers.get("ETag") || "";
+      heard(html);
     }
-    answered = choice;
-    fresh();
   } catch (error) {
     if (mine.signal.aborted) return;
     failures += 1;
@@ -150,12 +161,27 @@ async function refresh() {
       say(document.createElement("p"));
     }
   }
-  later();
+  if (!mine.signal.aborted) later();
+}
+
+// Takes over each form that the hub sends, and each sign that the last one still holds.
+async function listen(reader, mine, heard) {
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const silence = setTimeout(() => reader.cancel().catch(() => {}), 15000);
+    const { done, value } = await reader.read().finally(() => clearTimeout(silence));
+    if (mine.signal.aborted || done) return;
+    text += decoder.decode(value, { stream: true });
+    const events = text.split("\n\n");
+    text = events.pop();
+    for (const event of events) heard(event.startsWith("data: ") ? JSON.parse(event.slice(6)) : "");
+  }
 }
 
 // Not all open pages at the same moment, and fewer and fewer where the hub is in trouble.
 function later() {
-  const wait = Math.min(period * 2 ** failures, 60000);
+  const wait = Math.min((polling || failures ? period : 500) * 2 ** failures, 60000);
   timer = setTimeout(refresh, wait * (0.9 + 0.2 * Math.random()));
 }
 
@@ -187,7 +213,7 @@ if (form) {
     clearTimeout(timer);
     asking?.abort();
   });
-  document.addEventListener("visibilitychange", () => document.hidden || refresh());
+  document.addEventListener("visibilitychange", refresh);
   addEventListener("pageshow", (event) => {
     if (!event.persisted) return;
     over = false;

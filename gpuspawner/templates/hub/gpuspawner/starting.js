@@ -1,0 +1,157 @@
+// Shows the steps of a start as they come, the place in the queue, and what became of it. All words come from the page.
+
+const facts = JSON.parse(document.getElementById("gpuspawner-facts").textContent);
+const words = facts.words;
+const by = (name) => document.getElementById(`gpuspawner-${name}`);
+const language = by("starting").lang;
+const steps = by("steps");
+const leave = by("leave");
+let last = "";
+let leaving = false;
+let over = false;
+let following = false;
+
+function clock(seconds, precise) {
+  const then = new Date(seconds * 1000);
+  const shape = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+  if (precise) shape.second = "2-digit";
+  if (then.toDateString() !== new Date().toDateString()) Object.assign(shape, { month: "short", day: "numeric" });
+  return then.toLocaleString(language, shape);
+}
+
+function fill(sentence, values) {
+  return sentence.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+function place(event) {
+  const said = [event.place === 1 ? words.next : fill(words.nth, event)];
+  if (event.because?.startsWith("group:")) said.push(fill(words.group, { group: event.because.slice(6) }));
+  if (event.start === null) said.push(words.unknown);
+  else if (event.start * 1000 - Date.now() < 60000) said.push(words.soon);
+  else said.push(fill(words.expected, { time: clock(event.start) }));
+  return said.join(" ");
+}
+
+function element(tag, text, more = {}) {
+  return Object.assign(document.createElement(tag), { textContent: text }, more);
+}
+
+function mark(item, sign, word) {
+  item.querySelector(".gs-mark").textContent = sign;
+  item.querySelector(".visually-hidden").textContent = word;
+}
+
+function step(event, ours) {
+  const item = document.createElement("li");
+  const sign = element("span", "", { className: "gs-mark", ariaHidden: "true" });
+  // JupyterHub's own steps have no time.
+  const time = element("time", ours.at ? clock(ours.at, true) : "");
+  if (ours.at) time.dateTime = new Date(ours.at * 1000).toISOString();
+  item.append(sign, time, element("span", "", { className: "visually-hidden" }));
+  item.append(element("span", ours.about === "queue" ? words.queue : event.message));
+  mark(item, "●", words.now);
+  // What goes on is told anew; what is over stays.
+  if (ours.about && ours.about === last) steps.lastElementChild.remove();
+  else if (steps.lastElementChild) mark(steps.lastElementChild, "✓", words.done);
+  steps.append(item);
+  last = ours.about;
+}
+
+function show(event) {
+  const ours = event.gpuspawner || { about: "" };
+  const waits = ours.about === "queue";
+  by("progress").ariaValueNow = event.progress;
+  by("progress").firstElementChild.style.width = `${event.progress}%`;
+  if (!event.message || event.ready) return;
+  step(event, ours);
+  by("line").textContent = ours.place ? place(ours) : waits ? event.message : "";
+  by("title").textContent = waits ? words.waiting : words.starting;
+  if (!leaving) leave.textContent = waits ? words.leave : words.cancel;
+  leave.hidden = false;
+}
+
+function fail(event) {
+  const reason = by("reason");
+  // The hub's own HTML, as on its own page.
+  if (event.html_message) reason.innerHTML = event.html_message;
+  else reason.textContent = event.message.replace(/^Spawn failed: /, "");
+  if (steps.lastElementChild) mark(steps.lastElementChild, "✗", words.failed);
+  by("title").textContent = words.failed;
+  by("progress").hidden = by("line").hidden = leave.hidden = true;
+  by("failed").hidden = by("back").hidden = false;
+  by("back").focus();
+}
+
+function heard(event) {
+  if (event.ready) {
+    over = true;
+    // Leads to the server.
+    location.reload();
+  } else if (event.failed) {
+    over = true;
+    if (!leaving) fail(event);
+  } else show(event);
+}
+
+// Not an EventSource: that doesn't show the empty lines by which the hub says that it is there, and a proxy may hold
+// a connection whose hub is gone.
+async function follow() {
+  steps.replaceChildren();
+  last = "";
+  over = false;
+  const answer = await fetch(facts.progress, { cache: "no-store", headers: { Accept: "text/event-stream" } });
+  if (!answer.ok) throw new Error(answer.statusText);
+  const reader = answer.body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  while (!over) {
+    const silence = setTimeout(() => reader.cancel().catch(() => {}), 20000);
+    const { done, value } = await reader.read().finally(() => clearTimeout(silence));
+    if (done) break;
+    text += decoder.decode(value, { stream: true });
+    const events = text.split("\n\n");
+    text = events.pop();
+    for (const event of events) {
+      const data = event.trim();
+      if (data.startsWith("data: ")) heard(JSON.parse(data.slice(6)));
+    }
+  }
+  reader.cancel().catch(() => {});
+}
+
+async function begin() {
+  following = true;
+  await follow().catch(() => {});
+  following = false;
+  if (over || leaving) return;
+  by("lost").hidden = false;
+  comeBack();
+}
+
+// The hub was restarted, or knows nothing of this start: the form says why, or leads to what became of it.
+async function comeBack() {
+  for (;;) {
+    await new Promise((done) => setTimeout(done, 2000));
+    const healthy = await fetch(facts.health, { cache: "no-store" }).then((answer) => answer.ok, () => false);
+    if (healthy) return location.assign(by("back").href);
+  }
+}
+
+leave.addEventListener("click", async () => {
+  leaving = true;
+  leave.disabled = true;
+  leave.textContent = words.leaving;
+  by("refused").textContent = "";
+  const headers = { "X-XSRFToken": facts.xsrf };
+  const answer = await fetch(facts.server, { method: "DELETE", headers }).catch(() => null);
+  if (answer?.ok || answer?.status === 404) return location.assign(by("back").href);
+  leaving = false;
+  leave.disabled = false;
+  leave.textContent = last === "queue" ? words.leave : words.cancel;
+  const said = await answer?.json().catch(() => null);
+  by("refused").textContent = said?.message || words.refused;
+  if (!following) begin();
+});
+
+begin();
+window._jupyterhub_page_loaded = true;
