@@ -72,9 +72,10 @@ class TimedSpawner(LeasingSpawner):
 
     def keep_state(self) -> None:
         """Write the state to the hub's database now: what isn't there, a crash forgets."""
-        if self.orm_spawner and self.db:
+        if self.orm_spawner and self.user:
             self.orm_spawner.state = self.get_state()
-            self.db.commit()
+            # Not `self.db`, which JupyterHub means to take from spawners.
+            self.user.db.commit()
 
     def clear_state(self) -> None:
         """Forget the last server's time; its notice stays until the next start."""

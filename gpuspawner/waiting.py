@@ -174,7 +174,7 @@ class Queue:
 
     async def _serve(self) -> None:
         endings = self._endings(self.wake)
-        endings.begin()
+        listening = False
         try:
             while self._entries:
                 self._changed.clear()
@@ -186,10 +186,15 @@ class Queue:
                     self._say_trouble(error)
                 except Exception as error:  # no queue may stop for one that can't be decided on
                     self._fail_newcomers(error)
+                if not listening and self._open():
+                    # Most never wait. What happened since the look is looked at once it listens.
+                    endings.begin()
+                    listening = True
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), PERIOD_SECONDS)
         finally:
-            endings.end()
+            if listening:
+                endings.end()
 
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)

@@ -192,7 +192,7 @@ def test_where_events_fail_a_listing_notices_and_a_stream_that_broke_is_opened_a
         until(lambda: hub.ready("ben"), "a listing noticed", log=hub.log)
         flaky.refuse(None)
         ask(hub, "cyd", {"gpus": 4})
-        until(lambda: flaky.times("/events") == 1, "the events are followed", log=hub.log)
+        until(lambda: flaky.times("/events") == 1, "events are followed", log=hub.log)
         flaky.cut("/events")
         until(lambda: flaky.times("/events") == 2, "they are followed again", log=hub.log)
         hub.stop_server("ben")
