@@ -196,12 +196,14 @@ def _is_offered(count: int, outlooks: Sequence[Outlook], limits: Limits, last: C
 
 def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
     """Return the host's GPU models with what is free of each, and when more will be."""
-    counts = model_counts(_offered(view))
+    # A sick GPU may not even tell what it is.
+    named = [gpu for gpu in _offered(view) if gpu.uuid]
+    counts = model_counts(named)
     fits = _fit(limits, _preselected(limits, last), view)
     chosen = _chosen_model(limits, last, view)
     items = []
     for model, (free, total) in counts.items():
-        of_model = [gpu for gpu in _offered(view) if gpu.model == model]
+        of_model = [gpu for gpu in named if gpu.model == model]
         may = limits.models is None or model in limits.models
         size = of_model[0].memory_total_mib
         items.append(

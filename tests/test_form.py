@@ -137,7 +137,7 @@ def on_the_page(soup: BeautifulSoup) -> str:
 
 
 def listed(soup: BeautifulSoup) -> list[str]:
-    return [words(item).removeprefix("▮ ").removeprefix("▯ ") for item in soup.select("ul li")]
+    return [words(item).lstrip("▮▯✕ ") for item in soup.select("ul li")]
 
 
 def sent(soup: BeautifulSoup) -> dict[str, list[str]]:
@@ -370,6 +370,13 @@ def test_a_model_of_which_none_is_free_says_so_and_when_one_will_be() -> None:
     assert checked(soup, "model") == [T4]
     note = f"40 GB · 0 of 1 free now · next about {clock_time(end)}"
     assert description(soup, "model", T4) == note
+
+
+def test_a_gpu_that_cannot_tell_its_model_is_none_to_pick() -> None:
+    lost = GPU(None, 1, "unknown GPU", state="unhealthy", reason="It has fallen off the bus.")
+    soup = page(view=host(gpu(0), lost, gpu(2, T4)))
+    assert values(soup, "model") == ["", A100, T4]
+    assert listed(soup)[1] == "GPU 1 · unknown GPU: It has fallen off the bus."
 
 
 def test_a_model_that_a_user_may_not_have_cannot_be_picked() -> None:
