@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.starts import (
     FLOOR,
     OURS,
+    OURS_BARE,
     OURS_LARGE,
     STOCK,
     STOCK_ASKS,
@@ -21,6 +22,7 @@ def measured() -> Measured:
     seconds = {
         OURS: [1.0, 3.0, 1.0],
         OURS_LARGE: [1.0, 3.0, 1.2],
+        OURS_BARE: [0.5, 1.5, 0.9],
         STOCK: [2.0, 6.0, 1.5],
         STOCK_ASKS: [1.0, 3.0, 1.0],
         STOCK_PLAIN: [8.0, 12.0, 4.0],
@@ -44,7 +46,7 @@ def test_each_ratio_is_the_median_of_the_rounds_and_stands_beside_its_goal(capsy
     assert found[f"{OURS} : {STOCK}"] == ["0.50", "0.60", "met"]
     assert found[f"{OURS} : {FLOOR}"] == ["1.50", "1.50", "met"]
     assert found[f"{OURS_LARGE} : {OURS}"] == ["1.00", "1.10", "met"]
-    assert found[f"{OURS} : {STOCK_ASKS}"] == ["1.00"]
+    assert found[f"{OURS_BARE} : {STOCK_ASKS}"] == ["0.50"]
 
 
 def test_a_missed_goal_is_called_so(capsys) -> None:
