@@ -200,3 +200,17 @@ def test_without_the_script_the_form_and_the_progress_page_work(hub, browser, pa
     hub.stop_server("ben")
     page.wait_for_url("**/user/ada/lab**")
     context.close()
+
+
+def test_a_named_server_leaves_the_queue_and_the_others_stay(hub, page):
+    hub.start_server("ada", {"gpus": 4, "hours": 1, "image": "minimal"})
+    log_in(page, hub, "ada")
+    page.goto(f"{hub.url}/hub/spawn/ada/second")
+    press(page, "GPUs", "2")
+    says(page, "All GPUs are taken. You would be next in line, about")
+    page.get_by_role("button", name="Join the queue").click()
+    page.wait_for_url("**/spawn-pending/ada/second**")
+    page.get_by_role("button", name="Leave the queue").click()
+    page.wait_for_url("**/hub/spawn/ada/second")
+    assert list(hub.api("GET", "/users/ada").json()["servers"]) == [""]
+    assert hub.ready("ada")

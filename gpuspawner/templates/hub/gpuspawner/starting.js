@@ -85,8 +85,8 @@ function fail(event) {
 function heard(event) {
   if (event.ready) {
     over = true;
-    // Leads to the server.
-    location.reload();
+    // Leads to the server. Of one that was cancelled JupyterHub may say this as well.
+    if (!leaving) location.reload();
   } else if (event.failed) {
     over = true;
     if (!leaving) fail(event);
