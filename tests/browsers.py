@@ -24,7 +24,9 @@ QUIET = [
 ]
 
 
-@pytest.fixture(scope="session")
+# Of a module and not of the run: while Playwright is there, its event loop is, and no test that is a
+# coroutine can run.
+@pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium."""
     from playwright.sync_api import sync_playwright
