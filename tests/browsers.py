@@ -24,8 +24,8 @@ QUIET = [
 ]
 
 
-# Of a module and not of the run: while Playwright is there, its event loop is, and no test that is a
-# coroutine can run.
+# Of a module and not of the run: while Playwright is there, its event loop runs, and no test that
+# is a coroutine can.
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium."""
