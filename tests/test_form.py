@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuspawner
-from gpuspawner.allocation import GPU, Holder, State, explain
+from gpuspawner.allocation import GPU, Holder, Request, State, explain
 from gpuspawner.form import granted, render
 from gpuspawner.images import catalogue
 from gpuspawner.leases import View
 from gpuspawner.options import Choice, Limits, Refused, from_fields, parse, request
-from gpuspawner.order import Waiting, plan
+from gpuspawner.order import Turn, Waiting, plan
 from gpuspawner.outlook import Outlook
 from gpuspawner.words import clock_time
 
@@ -273,6 +273,33 @@ def test_what_is_taken_can_be_waited_for_and_says_for_how_long() -> None:
     ]
     assert listed(soup)[0] == f"GPU 0 · {A100}: taken until about {clock_time(end)}"
     assert checked(soup, "gpus") == ["1"]  # who didn't choose isn't sent to the queue
+
+
+def test_why_one_would_wait_is_said_and_no_more_than_that() -> None:
+    def line(because: str, start: float | None, place: int, **more: Any) -> str:
+        turn = Turn(Waiting(Holder("you"), Request("torch", 2), 0), place, start, (), because)
+        html = render(
+            LIMITS,
+            Choice(gpus=2),
+            FREE,
+            lambda choice: Outlook("wait", choice.gpus or 0, turn, **more),
+            keep=True,
+        )
+        return sentence(BeautifulSoup(html, "html.parser"))
+
+    end = time.time() + 3000
+    about = f", about {clock_time(end)}."
+    assert (
+        line("gpus", end, 2, taken=True) == f"All GPUs are taken. You would be 2nd in line{about}"
+    )
+    assert line("order", end, 3) == f"Others wait before you. You would be 3rd in line{about}"
+    assert line("group:<b>50 %</b>", None, 1) == (
+        "Your group <b>50 %</b> has as many GPUs as it may hold at a time. "
+        "You would be next in line; when isn't known."
+    )
+    assert line("gpus", end, 1, free=1, model=T4).startswith(f"Too few {T4} are free.")
+    assert line("gpus", end, 1, model=T4).startswith(f"No {T4} is free.")
+    assert line("never", None, 1).startswith("This machine has too few that may be handed out")
 
 
 def test_who_chose_to_wait_before_finds_that_choice_again() -> None:

@@ -26,7 +26,8 @@ function fill(sentence, values) {
 function place(event) {
   const said = [event.place === 1 ? words.next : fill(words.nth, event)];
   if (event.because?.startsWith("group:")) said.push(fill(words.group, { group: event.because.slice(6) }));
-  if (event.start === null) said.push(words.unknown);
+  if (event.because === "never") said.push(words.never);
+  else if (event.start === null) said.push(words.unknown);
   else if (event.start * 1000 - Date.now() < 60000) said.push(words.soon);
   else said.push(fill(words.expected, { time: clock(event.start) }));
   return said.join(" ");
