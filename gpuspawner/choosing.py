@@ -47,7 +47,7 @@ class ChoosingSpawner(TimedSpawner):
         """
         await self.apply_group_overrides()
         asked = live.choice_asked()
-        limits = self.limits()
+        limits = options.without(self.limits(), await self._absent_versions())
         if asked is None:
             saved = self.orm_spawner.user_options if self.orm_spawner else None
             refused = self._refused_choice
@@ -86,6 +86,14 @@ class ChoosingSpawner(TimedSpawner):
             trouble=trouble,
             **more,
         )
+
+    async def _absent_versions(self) -> frozenset[str]:
+        """Return the keys of the versions whose image isn't here and won't be fetched."""
+        if self.pull_policy != "never":
+            return frozenset()
+        versions = self.limits().versions
+        missing = await self.shared.shelf.missing({each.image for each in versions.values()})
+        return frozenset(key for key, each in versions.items() if each.image in missing)
 
     @property
     def _pages(self) -> OpenPages:

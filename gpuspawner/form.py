@@ -46,12 +46,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Version(Item):
-    """An image version. It can always be picked: with a `reason`, for a server without GPUs."""
+    """An image version. With a `reason` it can still be picked, for a server without GPUs.
+
+    One that is `absent` from the machine can't be.
+    """
 
     facts: str = ""
     description: str = ""
     deprecated: str = ""
     warning: str = ""
+    absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def render(
     return _templates.get_template("form.html").render(
         images=images if len(images) > 1 else [],
         any_image=limits.any_image,
-        image=last.image or limits.default_image,
+        image=_preselected(limits, last),
         counts=counts,
         models=models if len(models) > 1 and len(counts) > 1 else [],
         any_model=not any(item.checked for item in models),
@@ -148,6 +152,7 @@ def version_items(limits: Limits, last: Choice, view: View | None) -> list[Versi
                 description=version.description,
                 deprecated=version.deprecated,
                 warning=fits.note,
+                absent=key in limits.absent,
             )
         )
     return items
@@ -275,7 +280,8 @@ def granted(gpus: Sequence[GPU]) -> str:
 
 def _preselected(limits: Limits, last: Choice) -> str:
     """Return the image that is sent where nothing is changed."""
-    allowed = limits.any_image or (limits.image_can_be_chosen and last.image in limits.versions)
+    there = last.image in limits.versions and last.image not in limits.absent
+    allowed = limits.any_image or (limits.image_can_be_chosen and there)
     return last.image if last.image and allowed else limits.default_image
 
 

@@ -30,6 +30,7 @@ from .leases import (
 from .readiness import Steps
 from .reclaim import Reclaimer
 from .settings import DOCKER_THREADS, GPUSettings
+from .shelf import Shelf
 from .survey import Surveyor
 from .waiting import Queue, Rules
 
@@ -42,6 +43,7 @@ class Host:
     queue: Queue
     reclaimer: Reclaimer
     metrics: metrics.HostMetrics
+    shelf: Shelf
     # Held here, since the event loop itself holds tasks only weakly.
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -109,6 +111,7 @@ class LeasingSpawner(GPUSettings):
                 queue,
                 Reclaimer(ledger, self._servers_with_gpus, self.log),
                 metrics.HostMetrics(ledger, queue, loop),
+                Shelf(self._inspect_image),
             )
             if LeasingSpawner._shared:
                 LeasingSpawner._shared[1].metrics.unregister()
@@ -160,6 +163,9 @@ class LeasingSpawner(GPUSettings):
                 LeasingSpawner._log_driver = (await self.docker("info")).get("LoggingDriver") or ""
         return LeasingSpawner._log_driver
 
+    async def _inspect_image(self, reference: str) -> Any:
+        return await self.docker("inspect_image", reference)
+
     async def _get_image(self, image: str) -> None:
         def stream(repository: str, tag: str) -> Any:
             self.client.reload_config()  # somebody may have logged in meanwhile
@@ -168,11 +174,8 @@ class LeasingSpawner(GPUSettings):
         def report(fraction: float, words: str) -> None:
             self._steps.say(5 + int(55 * fraction), words, about="image")
 
-        async def inspect(reference: str) -> Any:
-            return await self.docker("inspect_image", reference)
-
         try:
-            await self._pulls.ensure(image, self.pull_policy, inspect, stream, report)
+            await self._pulls.ensure(image, self.pull_policy, self._inspect_image, stream, report)
         except pulling.PullFailed as error:
             self.log.error("%s %s", error, error.said)
             raise refusals.failure(str(error)) from error

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,7 +62,8 @@ class Limits:
     `gpus` is the most GPUs a server of theirs may have, `user_gpus` all of their servers together,
     `group_gpus` each of their groups that has a limit; None leaves it to the host. `models` are the
     GPU models they may have, None: all. `hours` is the longest a server keeps its GPUs, None: it
-    has no end. Where `waits` is False, what can't be had now is refused.
+    has no end. Where `waits` is False, what can't be had now is refused. `absent` are the versions
+    whose image isn't on the machine and won't be fetched, where somebody has looked.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -77,6 +78,7 @@ class Limits:
     hours: float | None = None
     default_hours: float | None = None
     waits: bool = True
+    absent: frozenset[str] = frozenset()
 
     def rules(self) -> list[tuple[int, str]]:
         """Return the limits of a server's number of GPUs, in the order they are looked at.
@@ -166,7 +168,23 @@ def image_key(choice: Choice, limits: Limits) -> str:
         raise Refused(
             f"image must be one of {', '.join(limits.versions)}, got {_show(choice.image)}."
         )
+    if choice.image in limits.absent:
+        raise Refused(
+            f"image {choice.image} isn't on this machine yet. An administrator can put it there.",
+            503,
+        )
     return choice.image
+
+
+def without(limits: Limits, absent: Collection[str]) -> Limits:
+    """Return the limits where some versions' images aren't on the machine.
+
+    Who doesn't pick one is shown the first that is, if the usual one isn't.
+    """
+    present = [key for key in limits.versions if key not in absent]
+    usual = limits.default_image
+    default = present[0] if usual in absent and present else usual
+    return replace(limits, absent=frozenset(absent), default_image=default)
 
 
 def gpu_count(choice: Choice, limits: Limits) -> int:

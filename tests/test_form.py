@@ -19,7 +19,7 @@ from gpuspawner.allocation import GPU, Holder, Request, State, explain
 from gpuspawner.form import granted, render
 from gpuspawner.images import catalogue
 from gpuspawner.leases import View
-from gpuspawner.options import Choice, Limits, Refused, from_fields, parse, request
+from gpuspawner.options import Choice, Limits, Refused, from_fields, parse, request, without
 from gpuspawner.order import Turn, Waiting, plan
 from gpuspawner.outlook import Outlook
 from gpuspawner.words import clock_time
@@ -574,3 +574,13 @@ def test_a_form_that_is_sent_as_it_is_is_granted(
 )
 def test_what_was_set_aside_is_said_by_model_and_number(gpus: list[GPU], sentence: str) -> None:
     assert granted(gpus) == sentence
+
+
+def test_a_version_that_is_not_on_the_machine_cannot_be_picked_and_another_is_preselected() -> None:
+    soup = page(without(LIMITS, {"torch"}), image="torch")
+    assert values(soup, "image") == ["torch", "next"]
+    assert usable(soup, "image") == ["next"]
+    assert checked(soup, "image") == ["next"]
+    assert "isn't on this machine yet" in description(soup, "image", "torch")
+    both = page(without(LIMITS, {"torch", "next"}))  # then there is nothing to fall back on
+    assert usable(both, "image") == []
