@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
+from . import dashboards
 from .browsers import browser, page, picture  # noqa: F401  # fixtures
 from .hubs import Hub, write_config
 
@@ -39,6 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"minimal_image", "pytorch_image"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture(scope="session")
+def binaries(tmp_path_factory) -> Any:
+    """The simulated NVML library and `nvidia-smi`, built from this checkout's sources."""
+    from gpuspawner.simulation.library import build
+
+    return build(tmp_path_factory.mktemp("simulated-nvml"))
+
+
+@pytest.fixture(scope="module")
+def program(binaries, tmp_path_factory) -> Iterator[Any]:
+    """A process that lives through all of a module's scenarios, as a hub does."""
+    from .nvml import Program
+
+    with Program(binaries.directory, tmp_path_factory.mktemp("program") / "state") as program:
+        yield program
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +155,18 @@ def make_hub(idle_host, hubs_of_run):
 @pytest.fixture(scope="session")
 def _usual_hub(hubs_of_run, minimal_image) -> Hub:
     return hubs_of_run("c.GPUSpawner.poll_interval = 1")
+
+
+@pytest.fixture(scope="session")
+def _dashboard_hub(hubs_of_run, minimal_image) -> Hub:
+    return hubs_of_run(dashboards.lines())
+
+
+@pytest.fixture
+def dashboard_hub(idle_host, _dashboard_hub) -> Iterator[Hub]:
+    """The run's hub with the dashboard, without servers."""
+    yield _dashboard_hub
+    _dashboard_hub.stop_all_servers()
 
 
 @pytest.fixture

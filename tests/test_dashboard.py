@@ -17,18 +17,10 @@ from .looks import containers, free_gpus, gpus, inside, labelled
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def _hub(hubs_of_run, minimal_image):
-    running = hubs_of_run(lines())
-    yield running
-    running.stop()
-
-
 @pytest.fixture
-def hub(idle_host, _hub):
-    """A hub with the dashboard, without servers."""
-    yield _hub
-    _hub.stop_all_servers()
+def hub(dashboard_hub):
+    """In these tests the hub is the one with the dashboard."""
+    return dashboard_hub
 
 
 def test_the_hub_s_log_in_leads_to_it_and_nobody_else_gets_in(hub):

@@ -9,24 +9,16 @@ import pytest
 
 from gpuspawner.simulation.state import describe
 
-from .dashboards import ADMIN_PASSWORD, Visitor, lines
+from .dashboards import ADMIN_PASSWORD, Visitor
 from .hubs import PASSWORD, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
 
-@pytest.fixture(scope="module")
-def _hub(hubs_of_run, minimal_image):
-    running = hubs_of_run(lines())
-    yield running
-    running.stop()
-
-
 @pytest.fixture
-def hub(idle_host, _hub):
-    """A hub with the dashboard, without servers."""
-    yield _hub
-    _hub.stop_all_servers()
+def hub(dashboard_hub):
+    """In these tests the hub is the one with the dashboard."""
+    return dashboard_hub
 
 
 @pytest.fixture

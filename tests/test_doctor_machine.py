@@ -28,7 +28,7 @@ from gpuspawner.doctor import gpus, surroundings, toolkit
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.inventory import Inventory
 from gpuspawner.simulation import changes
-from gpuspawner.simulation.library import Binaries, build
+from gpuspawner.simulation.library import Binaries
 from gpuspawner.simulation.state import State, describe
 
 from .nvml import Program, compile_variant
@@ -49,17 +49,6 @@ def context(folder: Path, **more: Any) -> Context:
 
 
 # ---- Driver and GPUs -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
-
-
-@pytest.fixture(scope="module")
-def program(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    with Program(binaries.directory, tmp_path_factory.mktemp("doctor") / "state") as running:
-        yield running
 
 
 LOOK = """

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from gpuspawner.inventory import InventoryError
-from gpuspawner.simulation.library import Binaries, build
 from gpuspawner.simulation.state import describe
 
 from .nvml import Program
@@ -20,20 +18,8 @@ UNKNOWN = 999
 COMPUTE_PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
 
 
-@pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
-
-
-@pytest.fixture(scope="module")
-def hub(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A process that lives through all these scenarios, as a hub does."""
-    with Program(binaries.directory, tmp_path_factory.mktemp("hub") / "state") as program:
-        yield program
-
-
-def test_a_healthy_idle_host(hub: Program) -> None:
-    inventory = hub.read(HOST)
+def test_a_healthy_idle_host(program: Program) -> None:
+    inventory = program.read(HOST)
     assert (inventory.driver, inventory.cuda) == ("570.133.20", "12.8")
     assert [gpu.uuid for gpu in inventory.gpus] == [gpu.uuid for gpu in HOST.gpus]
     first = inventory.gpus[0]
@@ -255,9 +241,9 @@ SCENARIOS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_one_gpu(hub: Program, scenario: Scenario) -> None:
+def test_one_gpu(program: Program, scenario: Scenario) -> None:
     state = HOST.with_gpu(0, **{"memory_reserved_mib": 0, **scenario.changes})
-    inventory = hub.read(state, **scenario.arguments)
+    inventory = program.read(state, **scenario.arguments)
     gpu = inventory.gpus[0]
     assert {key: getattr(gpu, key) for key in scenario.expected} == scenario.expected
     for part, sentence in ((scenario.reason, gpu.reason), (scenario.warning, gpu.warning)):
@@ -268,9 +254,9 @@ def test_one_gpu(hub: Program, scenario: Scenario) -> None:
     assert others == [("ok", False, "")] * 2, "one GPU's trouble is its own"
 
 
-def test_every_needed_question_that_fails_makes_a_gpu_unknown(hub: Program) -> None:
+def test_every_needed_question_that_fails_makes_a_gpu_unknown(program: Program) -> None:
     """Whatever fails with whatever code, a GPU with a process on it never looks at rest."""
-    functions = hub.run(
+    functions = program.run(
         "import pynvml, gpuspawner.inventory, re, inspect;"
         "result = sorted(set(re.findall(r'pynvml\\.(nvmlDevice\\w+)',"
         " inspect.getsource(gpuspawner.inventory))))"
@@ -282,7 +268,7 @@ def test_every_needed_question_that_fails_makes_a_gpu_unknown(hub: Program) -> N
         for code in (1, 2, 3, 4, 6, 7, 10, 13, 15, 16, 17, 20, 25, UNKNOWN):
             faults = ((symbols.get(function, function), code),)
             try:
-                gpu = hub.read(busy.with_gpu(0, function_faults=faults)).gpus[0]
+                gpu = program.read(busy.with_gpu(0, function_faults=faults)).gpus[0]
             except InventoryError:
                 continue  # "uninitialized" is of NVML as a whole
             assert gpu.in_use or gpu.state in ("unknown", "unhealthy"), (function, code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pynvml
@@ -20,18 +19,6 @@ HOST = describe([("A100-40GB", 2), ("T4", 1)])
 UNKNOWN = 999
 
 
-@pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
-
-
-@pytest.fixture(scope="module")
-def hub(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A process that lives through all these scenarios, as a hub does."""
-    with Program(binaries.directory, tmp_path_factory.mktemp("hub") / "state") as program:
-        yield program
-
-
 def with_library(directory: Path, tmp_path: Path, **variables: str) -> Program:
     return Program(directory, tmp_path / "state", **variables)
 
@@ -45,31 +32,31 @@ HOST_FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "part"), HOST_FAULTS)
-def test_a_driver_that_goes_and_comes_back(hub: Program, fault: str, part: str) -> None:
-    assert len(hub.read(HOST).gpus) == 3
+def test_a_driver_that_goes_and_comes_back(program: Program, fault: str, part: str) -> None:
+    assert len(program.read(HOST).gpus) == 3
     with pytest.raises(InventoryError, match=part) as caught:
-        hub.read(State(fault=fault, gpus=HOST.gpus))
+        program.read(State(fault=fault, gpus=HOST.gpus))
     assert re.fullmatch(r"[A-Z].*\.", str(caught.value))
     with pytest.raises(InventoryError, match=part):
-        hub.read()
-    assert len(hub.read(HOST).gpus) == 3
+        program.read()
+    assert len(program.read(HOST).gpus) == 3
 
 
-def test_a_driver_that_was_reloaded_between_two_reads(hub: Program) -> None:
-    hub.read(State(gpus=HOST.gpus, loads=1))
-    inventory = hub.read(State(driver="580.65.06", gpus=HOST.gpus, loads=2))
+def test_a_driver_that_was_reloaded_between_two_reads(program: Program) -> None:
+    program.read(State(gpus=HOST.gpus, loads=1))
+    inventory = program.read(State(driver="580.65.06", gpus=HOST.gpus, loads=2))
     assert (inventory.driver, len(inventory.gpus)) == ("580.65.06", 3)
 
 
-def test_a_driver_that_goes_while_it_is_read(hub: Program) -> None:
+def test_a_driver_that_goes_while_it_is_read(program: Program) -> None:
     faults = (("nvmlDeviceGetMemoryInfo_v2", 9),)
     with pytest.raises(InventoryError, match="driver isn't loaded"):
-        hub.read(State(gpus=HOST.gpus, function_faults=faults))
+        program.read(State(gpus=HOST.gpus, function_faults=faults))
 
 
-def test_a_gpu_that_comes_back(hub: Program) -> None:
-    assert hub.read(HOST.with_gpu(1, fault="lost")).gpus[1].state == "unhealthy"
-    assert hub.read(HOST).gpus[1].state == "ok"
+def test_a_gpu_that_comes_back(program: Program) -> None:
+    assert program.read(HOST.with_gpu(1, fault="lost")).gpus[1].state == "unhealthy"
+    assert program.read(HOST).gpus[1].state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -83,14 +70,14 @@ def test_a_host_question_that_fails(binaries: Binaries, tmp_path: Path, function
         assert len(program.read(HOST).gpus) == 3
 
 
-def test_a_cuda_version_that_nvml_does_not_tell(hub: Program) -> None:
+def test_a_cuda_version_that_nvml_does_not_tell(program: Program) -> None:
     faults = (("nvmlSystemGetCudaDriverVersion", UNKNOWN), ("nvmlSystemGetCudaDriverVersion_v2", 3))
-    inventory = hub.read(State(gpus=HOST.gpus, function_faults=faults))
+    inventory = program.read(State(gpus=HOST.gpus, function_faults=faults))
     assert (inventory.driver, inventory.cuda) == ("570.133.20", None)
 
 
-def test_a_driver_without_gpus(hub: Program) -> None:
-    assert hub.read(State()) == Inventory("570.133.20", "12.8", ())
+def test_a_driver_without_gpus(program: Program) -> None:
+    assert program.read(State()) == Inventory("570.133.20", "12.8", ())
 
 
 def test_a_host_without_nvidia_library_is_a_normal_value(tmp_path: Path) -> None:
@@ -153,9 +140,9 @@ def test_a_library_too_old_to_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [2, 25])
-def test_a_driver_that_does_not_know_the_memory_struct(hub: Program, code: int) -> None:
+def test_a_driver_that_does_not_know_the_memory_struct(program: Program, code: int) -> None:
     faults = (("nvmlDeviceGetMemoryInfo_v2", code),)
-    gpu = hub.read(HOST.with_gpu(0, function_faults=faults)).gpus[0]
+    gpu = program.read(HOST.with_gpu(0, function_faults=faults)).gpus[0]
     assert (gpu.state, gpu.memory_used_mib) == ("ok", HOST.gpus[0].memory_reserved_mib)
 
 
@@ -235,9 +222,9 @@ result = (seen, failures)
 """
 
 
-def test_threads_may_read_at_once(hub: Program) -> None:
+def test_threads_may_read_at_once(program: Program) -> None:
     # With one sick GPU each read starts and stops NVML, under the others' feet but for the lock.
-    seen, failures = hub.run(THREADS, HOST.with_gpu(0, fault="lost"))
+    seen, failures = program.run(THREADS, HOST.with_gpu(0, fault="lost"))
     assert failures == []
     assert seen == [("unhealthy", "ok", "ok")] * 200
 

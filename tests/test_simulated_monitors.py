@@ -29,11 +29,6 @@ LOST = HOST.with_gpu(0, fault="lost")
 UUIDS = [gpu.uuid for gpu in HOST.gpus]
 
 
-@pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
-
-
 @pytest.fixture
 def monitor(binaries: Binaries, tmp_path: Path) -> Callable[..., str]:
     """Runs a Python module that shows GPUs over a state, and returns what it prints."""

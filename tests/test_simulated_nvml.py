@@ -29,11 +29,6 @@ HOST = describe([("A100-40GB", 2), ("RTX-4090", 1)]).with_gpu(
 )
 
 
-@pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
-
-
 @pytest.fixture(scope="module")
 def notebook(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """A process with nvidia-ml-py that lives through these tests, NVML initialised."""

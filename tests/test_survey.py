@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from gpuspawner.simulation.library import Binaries, build
+from gpuspawner.simulation.library import build
 from gpuspawner.simulation.models import MODELS
 from gpuspawner.simulation.state import State, describe
 
@@ -18,41 +15,30 @@ SURVEY = "from gpuspawner.survey import survey; result = survey()"
 FUNCTION = "nvmlDeviceGetCudaComputeCapability"
 
 
-@pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Binaries:
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
-
-
-@pytest.fixture(scope="module")
-def hub(binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    with Program(binaries.directory, tmp_path_factory.mktemp("hub") / "state") as program:
-        yield program
-
-
 def capabilities(program: Program, state: State) -> list[str | None]:
     return [gpu.compute_capability for gpu in program.run(SURVEY, state).gpus]
 
 
-def test_each_model_tells_its_compute_capability(hub: Program) -> None:
+def test_each_model_tells_its_compute_capability(program: Program) -> None:
     """As NVIDIA lists them.
 
     ref: https://developer.nvidia.com/cuda-gpus
     """
     models = ["V100-16GB", "T4", "RTX-2080-Ti", "A100-40GB", "A10", "L4", "H100", "B200"]
-    found = capabilities(hub, describe([(name, 1) for name in models]))
+    found = capabilities(program, describe([(name, 1) for name in models]))
     assert found == ["7.0", "7.5", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0"]
-    everyone = capabilities(hub, describe([(name, 1) for name in MODELS]))
+    everyone = capabilities(program, describe([(name, 1) for name in MODELS]))
     assert everyone == ["{}.{}".format(*model.compute_capability) for model in MODELS.values()]
 
 
 def test_a_gpu_that_does_not_tell_its_compute_capability_is_free_all_the_same(
-    hub: Program,
+    program: Program,
 ) -> None:
     silent = HOST.with_gpu(0, compute_capability=None)
     failing = HOST.with_gpu(0, function_faults=((FUNCTION, 999),))
     for state in (silent, failing):
-        assert capabilities(hub, state) == [None, "8.0"]
-        assert [gpu.state for gpu in hub.run(SURVEY).gpus] == ["free", "free"]
+        assert capabilities(program, state) == [None, "8.0"]
+        assert [gpu.state for gpu in program.run(SURVEY).gpus] == ["free", "free"]
 
 
 def test_a_driver_without_that_question_leaves_it_open(tmp_path: Path) -> None:
