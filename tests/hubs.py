@@ -129,7 +129,8 @@ class Hub:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, f"the hub ended: {self.log()[-3000:]}"
+        code = self._process.poll()
+        assert code is None, f"the hub ended ({code}): {self.log()[-3000:]}"
         with suppress(requests.ConnectionError):
             return self._admin.get(f"{self.url}/hub/health", timeout=5).ok
         return False
