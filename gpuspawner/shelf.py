@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
@@ -33,7 +34,7 @@ class Shelf:
         unknown = {
             each
             for each in references
-            if self._known.get(each, (0.0, True))[0] + KNOWN_SECONDS < now
+            if self._known.get(each, (-math.inf, True))[0] + KNOWN_SECONDS < now
         }
         await asyncio.gather(*map(self._look, unknown))
         return frozenset(each for each in references if not self._known[each][1])

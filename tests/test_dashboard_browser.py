@@ -93,7 +93,7 @@ def test_without_the_script_it_shows_and_does_the_same(hub, open_page):
     hub.start_server("ada", {"gpus": 1, "hours": 1})
     page = open_page("ada", java_script_enabled=False)
     assert 'http-equiv="refresh"' in page.content()
-    assert page.locator(".gs-says", has_text="yours until").is_visible()
+    page.locator(".gs-says", has_text="yours until").wait_for()
     page.get_by_role("button", name="Extend").click()
     page.get_by_text("The server has more time.").wait_for()
 
@@ -102,6 +102,7 @@ def test_times_are_the_reader_s_own(hub, open_page):
     hub.start_server("ada", {"gpus": 1, "hours": 1})
     far = open_page("ada", timezone_id="Asia/Kathmandu", locale="de-DE")
     element = far.locator(".gs-says time").first
+    element.wait_for()
     expected = far.evaluate(
         "moment => new Date(moment).toLocaleTimeString('de-DE',"
         "{hour: '2-digit', minute: '2-digit', timeZone: 'Asia/Kathmandu'})",

@@ -146,6 +146,7 @@ def test_a_deprecated_version_can_be_picked_and_says_so(checked):
 def test_on_a_host_of_two_models_a_version_gets_those_that_it_runs_on(checked, idle_host, engine):
     mixed = describe([("T4", 1), ("A100-40GB", 2)])
     idle_host.change(lambda state: State(gpus=mixed.gpus, loads=state.loads + 1))
+    time.sleep(RECENT_SECONDS)  # pages may be so old
     assert [gpu["compute_capability"] for gpu in gpus()] == ["7.5", "8.0", "8.0"]
     page = form(checked, checked.log_in("ada"))
     assert beside(page, "ampere") == (

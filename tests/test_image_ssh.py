@@ -6,7 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,13 +55,33 @@ class Laptop:
         bins = str(Path(sys.executable).parent)
         self.environment = {**os.environ, "PATH": os.pathsep.join([bins, os.environ["PATH"]])}
 
+    def _command(self, program: str, *rest: str) -> list[str]:
+        return [program, "-F", str(self.folder / "config"), *rest]
+
     def run(self, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """Run a client with this machine's settings; the first word is its name."""
-        program, *rest = words
-        command = [program, "-F", str(self.folder / "config"), *rest]
         return subprocess.run(
-            command, env=self.environment, input=text, capture_output=True, text=True, timeout=120
+            self._command(*words),
+            env=self.environment,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
+
+    @contextmanager
+    def started(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """Have a client run, to talk with."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        client = subprocess.Popen(self._command(*words), env=self.environment, text=True, **pipes)
+        watchdog = threading.Timer(120, client.kill)
+        watchdog.start()
+        try:
+            yield client
+        finally:
+            watchdog.cancel()
+            client.kill()
+            client.communicate()
 
     def ssh(self, script: str, *options: str) -> str:
         """Run a script over SSH, and return what it wrote."""
@@ -126,9 +148,11 @@ def test_sftp_copies_a_file_there_and_back(laptop, tmp_path: Path) -> None:
 
 
 def test_a_port_of_the_server_is_forwarded_as_an_editor_does_it(laptop) -> None:
-    request = "GET /user/ada/api HTTP/1.0\r\n\r\n"
-    said = laptop.run("ssh", "-W", "127.0.0.1:8888", "lab", text=request)
-    assert said.stdout.startswith("HTTP/1.1 200 OK"), said.stderr
+    with laptop.started("ssh", "-W", "127.0.0.1:8888", "lab") as client:
+        # A server may take its client's end of file for a wish to hear nothing more.
+        client.stdin.write("GET /user/ada/api HTTP/1.0\r\n\r\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "HTTP/1.1 200 OK\n"
 
 
 def test_no_port_listens_but_jupyters_and_no_sshd_outlives_its_connection(laptop, engine) -> None:

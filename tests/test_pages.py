@@ -19,7 +19,8 @@ LINES = (
     "c.JupyterHub.concurrent_spawn_limit = 0",
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
     'c.GPUSpawner.images = {"minimal": {"image": "gpuspawner/minimal:py3.11", "title": "Plain"},'
-    ' "new": {"image": "lab/new:1", "title": "New", "cuda": "13.2", "min_driver": "999"}}',
+    ' "new": {"image": "gpuspawner/minimal:py3.11", "title": "New",'
+    ' "cuda": "13.2", "min_driver": "999"}}',
 )
 
 
@@ -91,7 +92,8 @@ def test_what_is_taken_away_while_the_page_is_open_is_told_and_comes_back(hub, p
 
 def test_hostile_names_are_text_in_the_browser(make_hub, page):
     hostile = '<img src=x onerror="window.hurt=1">%s</script><script>window.hurt=1</script>'
-    images = {"minimal": "gpuspawner/minimal:py3.11", hostile: {"image": "a/b", "title": hostile}}
+    here = "gpuspawner/minimal:py3.11"
+    images = {"minimal": here, hostile: {"image": here, "title": hostile, "min_driver": "999"}}
     hub = make_hub(
         *LINES,
         *OUR_PAGES,
@@ -101,9 +103,9 @@ def test_hostile_names_are_text_in_the_browser(make_hub, page):
     log_in(page, hub, "a<b>{0}")
     says(page, "Starts now, with 1 GPU.")
     page.get_by_label(hostile).check()
-    says(page, "Starts now, with 1 GPU.")
+    says(page, "needs driver 999")
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_text("Error: The image a/b isn't on the GPU machine").wait_for()
+    page.get_by_text(f"Error: image {hostile} needs driver 999").wait_for()
     assert page.evaluate("window.hurt") is None
 
 
