@@ -3,13 +3,14 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test lint bench lock
+.PHONY: help run test lint bench catalogues lock
 
 help:
 	@echo 'make run     install what is missing, and start JupyterHub on http://127.0.0.1:8000'
 	@echo 'make test    install what is missing, lint, and run every test (ARGS="-k form" picks some)'
 	@echo 'make lint    check the style and types'
 	@echo 'make bench   measure'
+	@echo 'make catalogues  bring the translations up to date with the sentences in the code'
 	@echo 'make lock    renew the locks in requirements/ and package-lock.json'
 	@echo 'PYTHON=python3.12 chooses another Python than python3.'
 
@@ -28,6 +29,9 @@ lint: .setup-lint
 
 bench: .setup-test
 	@$(PYTHON) -m scripts.root .venv/bin/python -m bench $(ARGS)
+
+catalogues: .setup-test
+	@.venv/bin/python -m scripts.catalogue
 
 lock:
 	@$(PYTHON) -m scripts.lock

@@ -1,7 +1,7 @@
 """Who gets which GPU: values and pure functions, nothing read and nothing written.
 
 Everything here works on what `inventory` and `leases` have read. It imports only the standard
-library, so that each rule can be tested as a table of values.
+library and our words, so that each rule can be tested as a table of values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
+
+from .sentences import N_, NN_, listed
 
 State = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
 
@@ -127,31 +129,45 @@ def check(option: str, value: str, known: Mapping[str, object], gpus: Sequence[G
 def explain(request: Request, gpus: Sequence[GPU]) -> str:
     """Say in one sentence why `choose` finds nothing for the request now."""
     fitting = [gpu for gpu in gpus if request.takes(gpu)]
-    wanted = _count(request.gpus, request.model)
+    wanted = gpus_words(request.gpus, request.model)
     if len(fitting) < len(gpus) and request.model is None:
-        wanted += f" that image {request.image} runs on"
+        wanted = N_("%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image)
     if len(fitting) < request.gpus:
-        return f"You asked for {wanted}, and this machine has {len(fitting)}."
-    return f"You asked for {wanted}, and {availability(fitting)}."
+        return N_(
+            "You asked for %(gpus)s, and this machine has %(total)s.",
+            gpus=wanted,
+            total=len(fitting),
+        )
+    there = availability(fitting)
+    return N_("You asked for %(gpus)s, and %(there)s.", gpus=wanted, there=there)
 
 
 def availability(gpus: Sequence[GPU]) -> str:
     """Say how many of some GPUs are free, and what keeps the others: "1 of 4 is free now (…)"."""
     free = sum(map(_is_free, gpus))
     counts = Counter(gpu.state for gpu in gpus if not _is_free(gpu))
-    others = ", ".join(f"{number} {_WORDS[state]}" for state, number in sorted(counts.items()))
-    is_are = "is" if free == 1 else "are"
-    return f"{free} of {len(gpus)} {is_are} free now" + (f" ({others})" if others else "")
+    others = listed([_counted(state, number) for state, number in sorted(counts.items())])
+    now = NN_(
+        "%(num)s of %(total)s is free now",
+        "%(num)s of %(total)s are free now",
+        free,
+        total=len(gpus),
+    )
+    return N_("%(now)s (%(others)s)", now=now, others=others) if others else now
+
+
+def _counted(state: str, number: int) -> str:
+    return N_("%(number)s %(state)s", number=number, state=_WORDS[state])
 
 
 _WORDS: dict[str, str] = {
-    "leased": "in use",
-    "foreign": "in use outside the hub",
-    "mig": "in MIG mode",
-    "unhealthy": "out of order",
-    "excluded": "kept out",
-    "unknown": "in an unknown state",
-    "free": "without a UUID",
+    "leased": N_("in use"),
+    "foreign": N_("in use outside the hub"),
+    "mig": N_("in MIG mode"),
+    "unhealthy": N_("out of order"),
+    "excluded": N_("kept out"),
+    "unknown": N_("in an unknown state"),
+    "free": N_("without a UUID"),
 }
 
 
@@ -215,7 +231,7 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
 def _lease(gpu: GPU, lease: Lease) -> GPU:
     values = {**gpu.__dict__, "holder": lease.holder, "until": lease.until}
     if gpu.state in ("free", "foreign"):
-        values |= {"state": "leased", "reason": "taken"}
+        values |= {"state": "leased", "reason": N_("taken")}
     return GPU(**values)
 
 
@@ -247,5 +263,8 @@ def _rank(runs: Sequence[Sequence[GPU]]) -> Callable[[GPU], tuple[int, int]]:
     return lambda gpu: (place[gpu.index], gpu.index)
 
 
-def _count(number: int, model: str | None = None) -> str:
-    return f"{number} {model + ' ' if model else ''}GPU{'' if number == 1 else 's'}"
+def gpus_words(number: int, model: str | None = None) -> str:
+    """Return "2 GPUs", or "2 NVIDIA A100 GPUs" where a model is named."""
+    if model:
+        return NN_("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)
+    return NN_("%(num)s GPU", "%(num)s GPUs", number)

@@ -11,9 +11,11 @@ from . import form, live, options, refusals
 from .allocation import Request
 from .i18n import Language, language_for
 from .leases import Unknown, View
+from .limits import Limits, without
 from .openpages import OpenPages
 from .order import Waiting
 from .outlook import Outlook
+from .sentences import N_, together
 from .terms import TimedSpawner
 from .waiting import Terms, held_by, over_user_limit
 
@@ -47,7 +49,7 @@ class ChoosingSpawner(TimedSpawner):
         """
         await self.apply_group_overrides()
         asked = live.choice_asked()
-        limits = options.without(self.limits(), await self._absent_versions())
+        limits = without(self.limits(), await self._absent_versions())
         if asked is None:
             saved = self.orm_spawner.user_options if self.orm_spawner else None
             refused = self._refused_choice
@@ -70,7 +72,7 @@ class ChoosingSpawner(TimedSpawner):
 
     def _form(
         self,
-        limits: options.Limits,
+        limits: Limits,
         choice: options.Choice,
         view: View | None,
         trouble: str,
@@ -105,9 +107,15 @@ class ChoosingSpawner(TimedSpawner):
 
     # -- What the hub's own pages ask, in templates/hub ------------------------------------------
 
-    def language(self) -> Language:
-        """Return the reader's language."""
-        return language_for(live.language_asked())
+    def language(self, static_url: Any = None) -> Language:
+        """Return the reader's language.
+
+        Args:
+            static_url: the template's own, where a page is made of which the spawner isn't told: a
+                method of the handler that makes it.
+        """
+        handler = getattr(static_url, "__self__", None)
+        return language_for(live.language_asked(handler))
 
     def steps_so_far(self) -> list[dict[str, Any]]:
         """Return what has happened in this start."""
@@ -118,7 +126,7 @@ class ChoosingSpawner(TimedSpawner):
         """Why the user's last server was stopped; "" where they did that."""
         return self._notice
 
-    def _foresee(self, choice: options.Choice, limits: options.Limits, view: View) -> Outlook:
+    def _foresee(self, choice: options.Choice, limits: Limits, view: View) -> Outlook:
         """Return what would come of a choice, checked as when it is sent."""
         count = choice.gpus or 0
         try:
@@ -181,14 +189,18 @@ class ChoosingSpawner(TimedSpawner):
             request = options.request(choice, limits, view.gpus, view.driver)
             self._check_other_servers(request, view)
         except options.Refused as error:
-            raise refusals.refusal(str(error), "choice", error.status) from None
+            raise self._refusal(str(error), "choice", error.status) from None
         except Unknown as error:
-            hint = "Until then, servers with 0 GPUs can be started."
-            raise refusals.refusal(f"{error} {hint}", "unknown", 503) from None
+            hint = N_("Until then, servers with 0 GPUs can be started.")
+            raise self._refusal(together(str(error), hint), "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)
             self.set_for_now("image", known.image if known else key)
         return request
+
+    def _refusal(self, sentence: str, reason: str, status: int) -> web.HTTPError:
+        """Return what refuses a choice, in the language of who made it: it is answered at once."""
+        return refusals.refusal(sentence, reason, status, self.language().say(sentence))
 
     def _check_other_servers(self, request: Request, view: View) -> None:
         """Refuse at once what the queue would refuse: too many GPUs with the user's other servers.
@@ -224,5 +236,5 @@ class ChoosingSpawner(TimedSpawner):
         try:
             key = options.image_key(options.parse({"image": image}), limits)
         except options.Refused as error:
-            raise refusals.refusal(str(error), "choice", error.status) from None
+            raise self._refusal(str(error), "choice", error.status) from None
         return limits.versions[key].image if key in limits.versions else key

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from .allocation import GPU
 from .images import ImageVersion
+from .sentences import N_, listed
 
 # CUDA major version -> the oldest Linux driver that runs any release of it.
 # ref: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
@@ -71,7 +72,11 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
         return Fit()
     needed = lowest_driver(version)
     if _older(driver, needed):
-        reason = f"needs driver {needed} or newer, this machine has {driver}"
+        reason = N_(
+            "needs driver %(needed)s or newer, this machine has %(driver)s",
+            needed=needed,
+            driver=driver,
+        )
         return Fit(frozenset(), reason)
     if not version.compute_capabilities:
         return Fit(note=_missing_features(version, driver))
@@ -80,9 +85,14 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
     others = {g.model: g.compute_capability for g in host if not _runs_on(version, driver, g)}
     models = frozenset(gpu.model for gpu in host) - set(others)
     if others and not models:
-        return Fit(models, f"isn't built for this machine's {_named(others)}")
-    not_on = f"doesn't run on this machine's {_named(others)}" if others else ""
-    return Fit(models, note="; ".join(filter(None, [not_on, _missing_features(version, driver)])))
+        reason = N_("isn't built for this machine's %(models)s", models=_named(others))
+        return Fit(models, reason)
+    missing = _missing_features(version, driver)
+    if not others:
+        return Fit(models, note=missing)
+    not_on = N_("doesn't run on this machine's %(models)s", models=_named(others))
+    both = N_("%(first)s; %(second)s", first=not_on, second=missing)
+    return Fit(models, note=both if missing else not_on)
 
 
 def lowest_driver(version: ImageVersion) -> str:
@@ -99,7 +109,11 @@ def _missing_features(version: ImageVersion, driver: str) -> str:
     own = own_driver(version)
     if not _older(driver, own):
         return ""
-    return f"made for driver {own}, with this machine's {driver} new CUDA features are missing"
+    return N_(
+        "made for driver %(own)s, with this machine's %(driver)s new CUDA features are missing",
+        own=own,
+        driver=driver,
+    )
 
 
 def _runs_on(version: ImageVersion, driver: str, gpu: GPU) -> bool:
@@ -138,5 +152,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _named(models: Mapping[str, str | None]) -> str:
     first, *more = sorted(models.items())
-    words = [f"{first[0]} (compute capability {first[1]})", *(f"{m} ({c})" for m, c in more)]
-    return " or ".join(words)
+    model, has = first
+    words: str = N_("%(model)s (compute capability %(has)s)", model=model, has=has)
+    for model, has in more:
+        words = listed([words, f"{model} ({has})"], "or")
+    return words

@@ -8,7 +8,7 @@ One line of JSON each way, then the connection is closed:
     {"do": "extend", "user": "ada", "server": "", "hours": 1}   -> {"until": 1764090000.0}
     {"do": "here", "user": "ada", "server": ""}                 -> {}
 
-or {"error": "a sentence", "status": 409}.
+or {"error": "a sentence", "status": 409, "sentence": …}, the sentence once more, for `restored`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 
 from .allocation import Holder
 from .options import Refused
+from .sentences import N_, kept
 from .waiting import Entry, Queue
 
 MAX_LINE = 4096
@@ -87,7 +88,8 @@ class Control:
             line = await asyncio.wait_for(reader.readline(), TIMEOUT_SECONDS)
             answer = self._do(json.loads(line))
         except Refused as error:
-            answer = {"error": str(error), "status": error.status}
+            sentence = str(error)
+            answer = {"error": sentence, "sentence": kept(sentence), "status": error.status}
         except (ValueError, TypeError, KeyError, asyncio.TimeoutError) as error:
             answer = {"error": f"not understood: {error}", "status": 400}
         with suppress(OSError):
@@ -120,7 +122,9 @@ class Control:
         for spawner in self._servers():
             if spawner.holder == holder:
                 return spawner
-        raise Refused(f"{holder} has no server with GPUs that runs now.", 404)
+        raise Refused(
+            N_("%(holder)s has no server with GPUs that runs now.", holder=str(holder)), 404
+        )
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

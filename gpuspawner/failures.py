@@ -6,6 +6,7 @@ import docker.errors
 import requests.exceptions
 
 from .inventory import InventoryError
+from .sentences import N_, together
 
 # What calls of an engine raise that can't be reached.
 UNREACHABLE = (
@@ -18,39 +19,43 @@ UNREACHABLE = (
 def explain(error: BaseException) -> str:
     """Say what an error of the engine means, and what to do, in a sentence or two."""
     if isinstance(error, docker.errors.ImageNotFound):
-        return f"The image isn't on this machine: {said(error)}."
+        return N_("The image isn't on this machine: %(words)s.", words=said(error))
     if isinstance(error, docker.errors.APIError):
         return _explain_api_error(error)
     if isinstance(error, requests.exceptions.Timeout):
-        return "The Docker Engine of the GPU machine didn't answer in time."
+        return N_("The Docker Engine of the GPU machine didn't answer in time.")
     if isinstance(error, UNREACHABLE):
-        return (
+        return N_(
             "The Docker Engine of the GPU machine can't be reached. An administrator can mend it."
         )
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def explain_unread(error: BaseException) -> str:
+    """Say why the host's state isn't known."""
+    return str(error) if isinstance(error, InventoryError) else explain(error)
+
+
 def explain_unknown(error: BaseException) -> str:
     """Say why the host's state isn't known, and what follows from that."""
-    cause = str(error) if isinstance(error, InventoryError) else explain(error)
-    return f"{cause} What can't be read isn't handed out."
+    return together(explain_unread(error), N_("What can't be read isn't handed out."))
 
 
 def _explain_api_error(error: docker.errors.APIError) -> str:
     words = said(error)
     if "could not select device driver" in words:
-        return (
+        return N_(
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
             "or the engine wasn't restarted since."
         )
     if error.status_code == 409 and "already in use by container" in words:
-        return (
+        return N_(
             "Another hub or another server has this server's container name. An administrator can "
             "give each hub its own c.DockerSpawner.prefix."
         )
     if "no space left" in words:
-        return f"The GPU machine's disk is full: {words}."
-    return f"The Docker Engine refused: {words}."
+        return N_("The GPU machine's disk is full: %(words)s.", words=words)
+    return N_("The Docker Engine refused: %(words)s.", words=words)
 
 
 def said(error: docker.errors.APIError) -> str:

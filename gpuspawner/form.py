@@ -13,10 +13,12 @@ from markupsafe import Markup
 
 from .allocation import GPU, availability, model_counts
 from .compatibility import Fit, fit
-from .i18n import Language, language_for
+from .i18n import ENGLISH, Language, finalize
 from .leases import View
-from .options import Choice, Limits
+from .limits import Limits
+from .options import Choice
 from .outlook import UNKNOWN, Foresee, Outlook
+from .sentences import N_, NN_, listed
 from .words import hours_words, moment, ordinal
 
 # What most people need of an afternoon, a day and a night; the limit comes on top.
@@ -31,6 +33,7 @@ _templates = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
+    finalize=finalize,
 )
 
 
@@ -82,7 +85,7 @@ def render(
     view: View | None,
     foresee: Foresee,
     *,
-    language: Language | None = None,
+    language: Language = ENGLISH,
     trouble: str = "",
     notice: str = "",
     keep: bool = False,
@@ -130,7 +133,7 @@ def render(
         script="" if picked else _static("form.js"),
         moment=moment,
         ordinal=ordinal,
-        **(language or language_for()).context(),
+        **language.context(),
     )
 
 
@@ -164,7 +167,7 @@ def count_items(
     """Return the GPU counts from none to the most that this user could ever have here."""
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
     usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
-    most = min([len(usable), *(most for most, _ in limits.rules())])
+    most = min([len(usable), *(rule.most for rule in limits.rules())])
     hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
     model = last.model if keep else _chosen_model(limits, last, view)
     outlooks = [
@@ -216,7 +219,7 @@ def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
                 model,
                 model,
                 model == chosen,
-                reason="" if may else "not for you",
+                reason="" if may else N_("not for you"),
                 gigabytes=round(size / 1024) if size else None,
                 free=free,
                 total=total,
@@ -269,13 +272,17 @@ def _end(outlook: Outlook, hours: Sequence[Item]) -> float | None:
 def granted(gpus: Sequence[GPU]) -> str:
     """Say which GPUs were set aside: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
     if not gpus:
-        return "No GPU was asked for"
+        return N_("No GPU was asked for")
     parts = []
     for model in dict.fromkeys(gpu.model for gpu in gpus):
-        *first, last = (str(gpu.index) for gpu in gpus if gpu.model == model)
-        indexes = f"{', '.join(first)} and {last}" if first else last
-        parts.append(f"GPU {indexes} ({model})")
-    return f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} set aside for you: {', '.join(parts)}"
+        indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")
+        parts.append(N_("GPU %(indexes)s (%(model)s)", indexes=indexes, model=model))
+    return NN_(
+        "%(num)s GPU set aside for you: %(which)s",
+        "%(num)s GPUs set aside for you: %(which)s",
+        len(gpus),
+        which=listed(parts),
+    )
 
 
 def _preselected(limits: Limits, last: Choice) -> str:

@@ -1,17 +1,28 @@
 """The language of a page: the one place that knows which there are.
 
-Every sentence of a page is passed through `gettext` or `ngettext` of a `Language`; what isn't a
-page's (a refusal of the hub, a reason of NVML's) comes as it is.
+The catalogues are `locale/*/LC_MESSAGES/gpuspawner.po`, in gettext's form, and read as they are.
+What isn't ours to say (an engine's words, an administrator's) comes as it is.
 """
 
 from __future__ import annotations
 
 import gettext
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import polib
+from jinja2 import pass_context
 from markupsafe import Markup
+
+from .sentences import Sentence
+
+FOLDER = Path(__file__).parent / "locale"
+DOMAIN = "gpuspawner"
 
 
 @dataclass(frozen=True)
@@ -26,25 +37,104 @@ class Language:
     tag: str
     catalogue: gettext.NullTranslations
 
+    def say(self, text: Any) -> Any:
+        """Return a sentence in this language; anything else as it is."""
+        return text.said(self.catalogue) if isinstance(text, Sentence) else text
+
     def gettext(self, sentence: str, /, **values: Any) -> Markup:
         """Return a sentence of ours for HTML; values are escaped unless they are Markup."""
-        return Markup(self.catalogue.gettext(sentence)) % values  # noqa: S704  # our own words
+        text = self.catalogue.gettext(sentence)
+        return Markup(text) % self._said(values)  # noqa: S704  # our own words
 
     def ngettext(self, one: str, many: str, number: int, /, **values: Any) -> Markup:
         """Return the sentence for a number, which it can name as `%(num)s`."""
         text = self.catalogue.ngettext(one, many, number)
-        return Markup(text) % {"num": number, **values}  # noqa: S704  # our own words
+        return Markup(text) % {"num": number, **self._said(values)}  # noqa: S704  # our own words
+
+    def _said(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self.say(value) for name, value in values.items()}
 
     def context(self) -> Mapping[str, Any]:
         """Return what a template is rendered with."""
-        return {"_": self.gettext, "ngettext": self.ngettext, "lang": self.tag}
+        return {
+            "_": self.gettext,
+            "ngettext": self.ngettext,
+            "say": self.say,
+            "lang": self.tag,
+        }
+
+
+@pass_context
+def finalize(context: Any, value: Any) -> Any:
+    """Say what a template puts out in its reader's language; for `jinja2.Environment`."""
+    return context["say"](value) if isinstance(value, Sentence) else value
+
+
+ENGLISH = Language("en", gettext.NullTranslations())
+
+
+def _read(tag: str, path: Path) -> Callable[[], Language]:
+    @cache
+    def read() -> Language:
+        found = polib.pofile(str(path), encoding="utf-8")
+        return Language(tag, gettext.GNUTranslations(io.BytesIO(found.to_binary())))
+
+    return read
+
+
+def catalogue(name: str) -> Path:
+    """Return where a language's catalogue is, by its folder: "zh_CN"."""
+    return FOLDER / name / "LC_MESSAGES" / f"{DOMAIN}.po"
+
+
+# Tag -> what reads it, when somebody wants it.
+_LANGUAGES: dict[str, Callable[[], Language]] = {
+    "en": lambda: ENGLISH,
+    "zh-CN": _read("zh-CN", catalogue("zh_CN")),
+}
+# What browsers ask for, in small letters, beside the tags themselves. Who reads the traditional
+# characters isn't given the simplified ones, unless their browser asks for any Chinese next.
+_ASKED = {
+    "en": "en",
+    "zh": "zh-CN",
+    "zh-cn": "zh-CN",
+    "zh-sg": "zh-CN",
+    "zh-my": "zh-CN",
+    "zh-hans": "zh-CN",
+}
+
+
+def languages() -> list[Language]:
+    """Return all there are, English first."""
+    return [read() for read in _LANGUAGES.values()]
+
+
+def translations(text: str) -> dict[str, str]:
+    """Return a sentence in all languages but English, by their tags; {} for what isn't ours."""
+    if not isinstance(text, Sentence):
+        return {}
+    return {each.tag: each.say(text) for each in languages() if each.tag != "en"}
 
 
 def language_for(accept_language: str = "") -> Language:
-    """Return the language for a browser's Accept-Language header. So far it is English."""
-    return Language("en", gettext.NullTranslations())
+    """Return the language that a browser's Accept-Language header likes best; else English."""
+    wanted = []
+    for entry in accept_language[:1000].split(","):
+        tag, _, parameter = entry.strip().lower().partition(";")
+        weight = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", parameter or "q=1")
+        tag = _known(tag.strip())
+        if tag and weight and float(weight.group(1)) > 0:
+            wanted.append((float(weight.group(1)), tag))
+    # Of two that are liked as much, the first.
+    return _LANGUAGES[max(wanted, key=lambda each: each[0])[1]]() if wanted else ENGLISH
 
 
-def N_(sentence: str) -> str:
-    """Mark a sentence that is translated where it is shown."""
-    return sentence
+def _known(tag: str) -> str:
+    """Return our tag for one that was asked for: "en" for "en-gb"; "" where there is none."""
+    parts = tag.split("-")
+    for length in range(min(2, len(parts)), 0, -1):
+        found = _ASKED.get("-".join(parts[:length]))
+        # "zh-tw" isn't "zh".
+        if found and (length == len(parts) or parts[0] != "zh" or length > 1):
+            return found
+    return ""

@@ -12,25 +12,22 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import pynvml
 
+from .judgement import GPU, State, judge, without_twins
+from .sentences import N_
+
 MIB = 1024 * 1024
-# Driver contexts, monitoring and a desktop take some memory on a GPU nobody computes on.
-IN_USE_FROM_MIB = 1024
-IN_USE_FROM_PERCENT = 2
 # How long a caller waits while another's call hangs in the driver.
 PATIENCE_SECONDS = 20.0
 # More than any host has: a larger count is a library gone wrong.
 MOST_GPUS = 256
 MOST_PROCESSES = 100_000
-
-State = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 _UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
@@ -39,35 +36,6 @@ _COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exc
 
 class InventoryError(Exception):
     """NVML can't be asked, so nothing is known of the GPUs. The text is a sentence for people."""
-
-
-@dataclass(frozen=True)
-class GPU:
-    """One GPU as NVML tells of it.
-
-    `state` is "ok" if it could be handed out whole, as far as NVML knows; `in_use` says whether
-    something computes on it now, in a container of ours or not. `reason` is a sentence for people
-    where `state` isn't "ok" or the GPU is in use, `warning` one where it works but needs attention.
-
-    `uuid` is None where the GPU can't tell. Other fields are None where NVML doesn't support the
-    query. Memory is in MiB and without what the driver keeps for itself (on drivers before 510:
-    with it); `processes` counts compute processes, not those that only draw.
-    """
-
-    uuid: str | None
-    index: int
-    name: str = "unknown GPU"
-    memory_total_mib: int | None = None
-    memory_used_mib: int | None = None
-    utilization_percent: int | None = None
-    processes: int | None = None
-    mig: bool | None = None
-    compute_mode: str | None = None
-    compute_capability: tuple[int, int] | None = None
-    state: State = "ok"
-    reason: str = ""
-    in_use: bool = False
-    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,8 +70,13 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
         InventoryError: NVML is there and can't be asked.
     """
     if not _lock.acquire(timeout=PATIENCE_SECONDS):
-        what = f"The NVIDIA driver has not answered for {PATIENCE_SECONDS:.0f} seconds."
-        raise InventoryError(f"{what} If `nvidia-smi` hangs too, the host needs a reboot.")
+        raise InventoryError(
+            N_(
+                "The NVIDIA driver has not answered for %(seconds)s seconds. "
+                "If `nvidia-smi` hangs too, the host needs a reboot.",
+                seconds=round(PATIENCE_SECONDS),
+            )
+        )
     try:
         return _read(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
     except Exception as error:
@@ -137,7 +110,7 @@ def _read(memory_threshold_mib: int | None, excluded: frozenset[str]) -> Invento
         inventory = _host()
     if any(gpu.state != "ok" for gpu in inventory.gpus):
         _stop()
-    gpus = (_judge(gpu, memory_threshold_mib, excluded) for gpu in _without_twins(inventory.gpus))
+    gpus = (judge(gpu, memory_threshold_mib, excluded) for gpu in without_twins(inventory.gpus))
     return replace(inventory, gpus=tuple(gpus))
 
 
@@ -164,18 +137,31 @@ def _without_library() -> Inventory:
         ctypes.CDLL(name)
     except OSError as error:
         if name not in str(error) or "No such file" not in str(error):
-            what = f"NVIDIA's library {name} is installed and can't be loaded: {error}."
-            raise InventoryError(f"{what} Reinstall the driver's libraries.") from error
+            raise InventoryError(
+                N_(
+                    "NVIDIA's library %(name)s is installed and can't be loaded: %(error)s. "
+                    "Reinstall the driver's libraries.",
+                    name=name,
+                    error=str(error),
+                )
+            ) from error
     return Inventory(None, None, ())
 
 
 def _host() -> Inventory:
     driver = _text(pynvml.nvmlSystemGetDriverVersion)
     if not re.match(r"\d+\.\d", driver):
-        raise InventoryError(f"NVML says that the driver's version is {driver!r}, which is none.")
+        raise InventoryError(
+            N_(
+                "NVML says that the driver's version is %(version)s, which is none.",
+                version=repr(driver),
+            )
+        )
     count = pynvml.nvmlDeviceGetCount()
     if not 0 <= count <= MOST_GPUS:
-        raise InventoryError(f"NVML says that this host has {count} GPUs, which can't be right.")
+        raise InventoryError(
+            N_("NVML says that this host has %(number)s GPUs, which can't be right.", number=count)
+        )
     return Inventory(driver, _cuda(), tuple(_gpu(index) for index in range(count)))
 
 
@@ -206,50 +192,6 @@ def _gpu(index: int) -> GPU:
     except Exception as error:  # one sick GPU must not hide the others
         known["state"], known["reason"] = _sickness(error)
     return GPU(**known)
-
-
-def _judge(gpu: GPU, memory_threshold_mib: int | None, excluded: frozenset[str]) -> GPU:
-    """The GPU with what follows from its facts: whether it is in use, and could be handed out."""
-    used_by = _use(gpu, memory_threshold_mib)
-    gpu = replace(gpu, in_use=bool(used_by))
-    if gpu.uuid and gpu.uuid.lower() in excluded:
-        return replace(gpu, state="excluded", reason="It is kept out by GPUSpawner.excluded_gpus.")
-    if gpu.state != "ok":
-        return gpu
-    if gpu.mig:
-        return replace(gpu, state="mig", reason="It is in MIG mode, and not handed out whole.")
-    if gpu.compute_mode == "prohibited":
-        return replace(gpu, state="excluded", reason="Its compute mode is set to prohibited.")
-    if gpu.memory_used_mib is None and gpu.processes is None:
-        return replace(gpu, state="unknown", reason="NVML can't tell whether it is in use.")
-    if gpu.processes is None and not gpu.warning:
-        warning = "NVML doesn't tell its processes: it is judged by its memory alone."
-        gpu = replace(gpu, warning=warning)
-    return replace(gpu, reason=used_by)
-
-
-def _use(gpu: GPU, memory_threshold_mib: int | None) -> str:
-    """What uses the GPU, in a sentence; "" if nothing does."""
-    if gpu.processes:
-        what = "A process computes" if gpu.processes == 1 else f"{gpu.processes} processes compute"
-        return f"{what} on it."
-    if memory_threshold_mib is None:
-        share = (gpu.memory_total_mib or 0) * IN_USE_FROM_PERCENT // 100
-        memory_threshold_mib = max(IN_USE_FROM_MIB, share)
-    if gpu.memory_used_mib is not None and gpu.memory_used_mib > memory_threshold_mib:
-        return f"{gpu.memory_used_mib} MiB of its memory are in use."
-    return ""
-
-
-def _without_twins(gpus: tuple[GPU, ...]) -> list[GPU]:
-    """Two GPUs of one UUID can't be told apart, so neither keeps it."""
-    times = Counter(gpu.uuid for gpu in gpus if gpu.uuid)
-    twins = {uuid for uuid, count in times.items() if count > 1}
-    why = "Another GPU has the same UUID."
-    return [
-        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in twins else gpu
-        for gpu in gpus
-    ]
 
 
 # How to ask ---------------------------------------------------------------------------------------
@@ -359,7 +301,7 @@ def _health(handle: Any) -> tuple[State, str, str]:
         return "ok", "", f"Its memory's health can't be read: {_words(error)}."
     _, _, remap_pending, remap_failed = rows or (0, 0, 0, 0)
     if remap_failed:
-        return "unhealthy", "Its memory has faults that can't be repaired: replace it.", ""
+        return "unhealthy", N_("Its memory has faults that can't be repaired: replace it."), ""
     if remap_pending or pages_pending:
         return "ok", "", "A repair of its memory waits for the next reset or reboot."
     return "ok", "", ""
@@ -378,22 +320,31 @@ def _words(error: Exception) -> str:
 def _sickness(error: Exception) -> tuple[State, str]:
     """State and reason of a GPU that failed a question."""
     if isinstance(error, pynvml.NVMLError_GpuIsLost):
-        return "unhealthy", "It has fallen off the bus: the host needs a reboot."
+        return "unhealthy", N_("It has fallen off the bus: the host needs a reboot.")
     if isinstance(error, pynvml.NVMLError_ResetRequired):
-        return "unhealthy", "It needs a reset (`nvidia-smi --gpu-reset`) before it works again."
-    return "unknown", f"NVML can't tell its state: {_words(error)}."
+        reason = N_("It needs a reset (`nvidia-smi --gpu-reset`) before it works again.")
+        return "unhealthy", reason
+    return "unknown", N_("NVML can't tell its state: %(error)s.", error=_words(error))
 
 
 def _host_sentence(error: Exception) -> str:
     """What happened and what to do, where NVML as a whole failed."""
     code = getattr(error, "value", None)
     if code == pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
-        what = "NVIDIA's library is installed and its driver isn't loaded."
-        return f"{what} Load it (`modprobe nvidia`), or see in `dmesg` why it fails."
+        return N_(
+            "NVIDIA's library is installed and its driver isn't loaded. "
+            "Load it (`modprobe nvidia`), or see in `dmesg` why it fails."
+        )
     if code == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-        what = "The NVIDIA driver and its library are of different versions, as after an upgrade."
-        return f"{what} Reboot the host; if the driver was reloaded, restart the hub."
+        return N_(
+            "The NVIDIA driver and its library are of different versions, as after an upgrade. "
+            "Reboot the host; if the driver was reloaded, restart the hub."
+        )
     if code in (pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_OPERATING_SYSTEM):
-        what = "This process may not use the NVIDIA driver."
-        return f"{what} Check the permissions of /dev/nvidia*, in a container its device rules."
-    return f"NVML fails: {_words(error)}. See whether `nvidia-smi` works on the host."
+        return N_(
+            "This process may not use the NVIDIA driver. "
+            "Check the permissions of /dev/nvidia*, in a container its device rules."
+        )
+    return N_(
+        "NVML fails: %(error)s. See whether `nvidia-smi` works on the host.", error=_words(error)
+    )

@@ -16,6 +16,7 @@ from .allocation import Holder, Request
 from .container import with_lease, with_log
 from .control import Control
 from .events import Endings
+from .i18n import translations
 from .leases import (
     LABEL_GPUS,
     LABEL_HUB,
@@ -60,7 +61,7 @@ class LeasingSpawner(GPUSettings):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._steps = Steps()
+        self._steps = Steps(translations)
         self._request: Request | None = None
         self._reservation: Reservation | None = None
         # Whether a container is only planned, to see what it would be created with.

@@ -46,9 +46,13 @@ def begin(handler: Any) -> None:
     _handler.set(handler)
 
 
-def language_asked() -> str:
-    """Return the Accept-Language of the request, "" where it isn't known."""
-    handler = _handler.get()
+def language_asked(handler: Any = None) -> str:
+    """Return the Accept-Language of the request, "" where it isn't known.
+
+    Args:
+        handler: what answers it; None for the one that this was told of.
+    """
+    handler = handler or _handler.get()
     return handler.request.headers.get("Accept-Language", "") if handler else ""
 
 

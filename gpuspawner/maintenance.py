@@ -19,6 +19,7 @@ from typing import Any
 import docker.errors
 
 from .allocation import GPU
+from .sentences import N_
 from .survey import Survey
 
 LABEL = "gpuspawner.out-of-service"
@@ -43,7 +44,9 @@ class Mark:
     @property
     def reason(self) -> str:
         """A sentence for everybody, so without a name."""
-        return f"It is out of service: {self.why}" if self.why else "It is out of service."
+        if not self.why:
+            return N_("It is out of service.")
+        return N_("It is out of service: %(why)s", why=self.why)
 
 
 def marks_of(volumes: Iterable[Volume] | None) -> dict[str, Mark]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .allocation import GPU, Request, model_counts
 from .compatibility import fit
-from .images import ImageVersion
+from .limits import Limits
+from .sentences import N_, listed
 
 # A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
 MAX_KEY = 200
@@ -48,56 +48,11 @@ class Choice(BaseModel):
 
 _DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
 _EXPECTED = {
-    "image": "the key of an image version, as text",
-    "gpus": "a whole number, 0 or more",
-    "model": "the name of a GPU model, as text",
-    "hours": "a number of hours, more than 0",
+    "image": N_("the key of an image version, as text"),
+    "gpus": N_("a whole number, 0 or more"),
+    "model": N_("the name of a GPU model, as text"),
+    "hours": N_("a number of hours, more than 0"),
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What applies to a choice: the catalogue and the administrator's rules for this user.
-
-    `gpus` is the most GPUs a server of theirs may have, `user_gpus` all of their servers together,
-    `group_gpus` each of their groups that has a limit; None leaves it to the host. `models` are the
-    GPU models they may have, None: all. `hours` is the longest a server keeps its GPUs, None: it
-    has no end. Where `waits` is False, what can't be had now is refused. `absent` are the versions
-    whose image isn't on the machine and won't be fetched, where somebody has looked.
-    """
-
-    versions: Mapping[str, ImageVersion]
-    default_image: str
-    image_can_be_chosen: bool = True
-    any_image: bool = False
-    default_gpus: int = 1
-    gpus: int | None = None
-    user_gpus: int | None = None
-    group_gpus: Mapping[str, int] = field(default_factory=dict)
-    models: frozenset[str] | None = None
-    hours: float | None = None
-    default_hours: float | None = None
-    waits: bool = True
-    absent: frozenset[str] = frozenset()
-
-    def rules(self) -> list[tuple[int, str]]:
-        """Return the limits of a server's number of GPUs, in the order they are looked at.
-
-        Each with the words that tell whose it is. All hold, so that the strictest decides.
-        """
-        return [
-            *([] if self.gpus is None else [(self.gpus, "your limit")]),
-            *(
-                []
-                if self.user_gpus is None
-                else [(self.user_gpus, "your limit for all your servers together")]
-            ),
-            *((most, f"the limit of your group {name}") for name, most in self.group_gpus.items()),
-        ]
-
-    def most_gpus(self) -> int | None:
-        """Return the strictest limit of a server's number of GPUs; None: there is none."""
-        return min((most for most, _ in self.rules()), default=None)
 
 
 def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,20 +87,34 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
         Refused: with the key and the value.
     """
     if not isinstance(raw, Mapping):
-        raise Refused(f"The options must be an object with the keys {_keys()}, got {_show(raw)}.")
+        raise Refused(
+            N_(
+                "The options must be an object with the keys %(keys)s, got %(value)s.",
+                keys=_keys(),
+                value=_show(raw),
+            )
+        )
     known = {key: raw[key] for key in Choice.model_fields if raw.get(key) not in (None, "")}
     unknown = [key for key in raw if key not in Choice.model_fields]
     if unknown and not others_allowed:
         key = unknown[0]
         raise Refused(
-            f"{_show(key)} is not an option here (its value was {_show(raw[key])}). "
-            f"The options are {_keys()}."
+            N_(
+                "%(key)s is not an option here (its value was %(value)s). "
+                "The options are %(keys)s.",
+                key=_show(key),
+                value=_show(raw[key]),
+                keys=_keys(),
+            )
         )
     try:
         return Choice(**known)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        raise Refused(f"{key} must be {_EXPECTED[key]}, got {_show(known[key])}.") from None
+        what, value = _EXPECTED[key], _show(known[key])
+        raise Refused(
+            N_("%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value)
+        ) from None
 
 
 def image_key(choice: Choice, limits: Limits) -> str:
@@ -156,35 +125,34 @@ def image_key(choice: Choice, limits: Limits) -> str:
     """
     if choice.image is None:
         if not limits.default_image:
-            raise Refused("There is no image version that you may pick on this hub.", 403)
+            raise Refused(N_("There is no image version that you may pick on this hub."), 403)
         return limits.default_image
     if limits.any_image:
         return choice.image
     if not limits.image_can_be_chosen:
         raise Refused(
-            f"image can't be chosen on this hub, got {_show(choice.image)}: leave it out."
+            N_(
+                "image can't be chosen on this hub, got %(value)s: leave it out.",
+                value=_show(choice.image),
+            )
         )
     if choice.image not in limits.versions:
         raise Refused(
-            f"image must be one of {', '.join(limits.versions)}, got {_show(choice.image)}."
+            N_(
+                "image must be one of %(keys)s, got %(value)s.",
+                keys=", ".join(limits.versions),
+                value=_show(choice.image),
+            )
         )
     if choice.image in limits.absent:
         raise Refused(
-            f"image {choice.image} isn't on this machine yet. An administrator can put it there.",
+            N_(
+                "image %(image)s isn't on this machine yet. An administrator can put it there.",
+                image=choice.image,
+            ),
             503,
         )
     return choice.image
-
-
-def without(limits: Limits, absent: Collection[str]) -> Limits:
-    """Return the limits where some versions' images aren't on the machine.
-
-    Who doesn't pick one is shown the first that is, if the usual one isn't.
-    """
-    present = [key for key in limits.versions if key not in absent]
-    usual = limits.default_image
-    default = present[0] if usual in absent and present else usual
-    return replace(limits, absent=frozenset(absent), default_image=default)
 
 
 def gpu_count(choice: Choice, limits: Limits) -> int:
@@ -196,9 +164,17 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
     if choice.gpus is None:
         most = limits.most_gpus()
         return limits.default_gpus if most is None else min(limits.default_gpus, most)
-    for most, whose in limits.rules():
-        if choice.gpus > most:
-            raise Refused(f"gpus is {_show(choice.gpus)}, and {whose} is {most}.", 403)
+    for rule in limits.rules():
+        if choice.gpus > rule.most:
+            raise Refused(
+                N_(
+                    "gpus is %(value)s, and %(whose)s is %(most)s.",
+                    value=_show(choice.gpus),
+                    whose=rule.whose,
+                    most=rule.most,
+                ),
+                403,
+            )
     return choice.gpus
 
 
@@ -212,7 +188,14 @@ def seconds(choice: Choice, limits: Limits) -> float | None:
         known = [each for each in (limits.default_hours, limits.hours) if each is not None]
         return min(known) * 3600 if known else None
     if limits.hours is not None and choice.hours > limits.hours:
-        raise Refused(f"hours is {choice.hours:g}, and your limit is {limits.hours:g}.", 403)
+        raise Refused(
+            N_(
+                "hours is %(value)s, and your limit is %(most)s.",
+                value=f"{choice.hours:g}",
+                most=f"{limits.hours:g}",
+            ),
+            403,
+        )
     return choice.hours * 3600
 
 
@@ -233,22 +216,29 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
     count = gpu_count(choice, limits)
     # A GPU that is kept out isn't waited for.
     gpus = [gpu for gpu in gpus if gpu.state not in ("excluded", "mig")]
-    models = model_counts(gpus)
+    models = list(model_counts(gpus))
     named = choice.model if count > 0 else None
-    if named is not None and limits.models is not None and named not in limits.models:
-        may = ", ".join(sorted(limits.models & set(models))) or "none of this machine's"
-        raise Refused(f"model is {_show(named)}, and the models you may have are: {may}.", 403)
-    if named is not None and named not in models:
-        there = f"it has {', '.join(models)}" if models else "it has no GPU"
-        raise Refused(f"model is {_show(named)}, and this machine has no such GPU: {there}.")
+    if named is not None:
+        _check_model(named, models, limits)
     usable = [gpu for gpu in gpus if limits.models is None or gpu.model in limits.models]
     fits = fit(limits.versions.get(key), driver, usable)
     if count > 0 and usable and fits.reason:
-        raise Refused(f"image {key} {fits.reason}. With 0 GPUs it can be used.")
-    if named is not None and not fits.takes(named):
-        runs_on = ", ".join(filter(fits.takes, models))
         raise Refused(
-            f"model is {_show(named)}, and image {key} isn't built for it: it runs on {runs_on}."
+            N_(
+                "image %(image)s %(reason)s. With 0 GPUs it can be used.",
+                image=key,
+                reason=fits.reason,
+            )
+        )
+    if named is not None and not fits.takes(named):
+        raise Refused(
+            N_(
+                "model is %(value)s, and image %(image)s isn't built for it: "
+                "it runs on %(models)s.",
+                value=_show(named),
+                image=key,
+                models=", ".join(filter(fits.takes, models)),
+            )
         )
     allowed = both(fits.models, limits.models)
     total = sum(map(Request(key, count, named, allowed).takes, gpus))
@@ -256,13 +246,59 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
         # Nobody asked for GPUs, so a host without them is no reason to refuse.
         count = min(count, total)
     elif count > total:
-        which = f" that image {key} runs on" if total < len(gpus) else ""
-        which = " that you may have" if limits.models is not None else which
-        which = f" of {named}" if named is not None else which
-        raise Refused(f"gpus is {_show(count)}, and this machine has {total}{which}.")
+        raise Refused(_too_many(count, total, key, named, limits, total < len(gpus)))
     if count == 0:
         return Request(key, 0)
     return Request(key, count, named, allowed, seconds(choice, limits))
+
+
+def _check_model(named: str, models: list[str], limits: Limits) -> None:
+    """Raise `Refused` where a user may not have a model, or no GPU of this machine is one."""
+    if limits.models is not None and named not in limits.models:
+        may = listed(sorted(limits.models & set(models))) or N_("none of this machine's")
+        raise Refused(
+            N_(
+                "model is %(value)s, and the models you may have are: %(models)s.",
+                value=_show(named),
+                models=may,
+            ),
+            403,
+        )
+    if models and named not in models:
+        raise Refused(
+            N_(
+                "model is %(value)s, and this machine has no such GPU: it has %(models)s.",
+                value=_show(named),
+                models=listed(models),
+            )
+        )
+    if not models:
+        raise Refused(
+            N_(
+                "model is %(value)s, and this machine has no such GPU: it has no GPU.",
+                value=_show(named),
+            )
+        )
+
+
+def _too_many(
+    count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
+) -> str:
+    """Say that a machine doesn't have so many GPUs, and which are counted."""
+    values = {"value": _show(count), "total": total}
+    if named is not None:
+        return N_(
+            "gpus is %(value)s, and this machine has %(total)s of %(model)s.", **values, model=named
+        )
+    if limits.models is not None:
+        return N_("gpus is %(value)s, and this machine has %(total)s that you may have.", **values)
+    if not_all:
+        return N_(
+            "gpus is %(value)s, and this machine has %(total)s that image %(image)s runs on.",
+            **values,
+            image=key,
+        )
+    return N_("gpus is %(value)s, and this machine has %(total)s.", **values)
 
 
 def both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

@@ -16,6 +16,7 @@ import docker.utils
 import urllib3.exceptions
 
 from . import failures
+from .sentences import N_, marked
 
 # Between two looks at a pull: what the engine says several times a second changes nothing for eyes.
 LOOK_SECONDS = 0.3
@@ -125,18 +126,33 @@ class Progress:
 
     def words(self) -> str:
         """Return the progress in words; "" where there is none to tell."""
-        again = " (the registry failed, trying again)" if self.retrying else ""
         unpacking, percent = self.step
         if unpacking and not self.unpacked:  # some engines don't say how far they are
-            return "Unpacking the image"
+            return N_("Unpacking the image")
         done, total = self.unpacked if unpacking else self.fetched, self.total
+        words = ""
         if total:
             unit, name = _unit(total)
-            figures = f"{percent} %, {done / unit:.1f} of {total / unit:.1f} {name}"
-            return f"{'Unpacking' if unpacking else 'Getting'} the image: {figures}{again}"
-        if done >= 1e6:
-            return f"Getting the image: {size_of(done)} so far{again}"
-        return f"Getting the image{again}" if again else ""
+            of = {"percent": percent, "done": f"{done / unit:.1f}", "total": f"{total / unit:.1f}"}
+            words = (
+                N_(
+                    "Unpacking the image: %(percent)s %%, %(done)s of %(total)s %(unit)s",
+                    **of,
+                    unit=name,
+                )
+                if unpacking
+                else N_(
+                    "Getting the image: %(percent)s %%, %(done)s of %(total)s %(unit)s",
+                    **of,
+                    unit=name,
+                )
+            )
+        elif done >= 1e6:
+            words = N_("Getting the image: %(size)s so far", size=size_of(done))
+        if self.retrying:
+            words = words or N_("Getting the image")
+            return N_("%(step)s (the registry failed, trying again)", step=words)
+        return words
 
 
 _LAYER = re.compile(
@@ -223,9 +239,12 @@ class Pulls:
             except docker.errors.NotFound:
                 if policy == "never":
                     raise PullFailed(
-                        f"The image {image} isn't on the GPU machine, and pull_policy is "
-                        '"never": an administrator can put it there, with `docker pull` or '
-                        "`gpuspawner image build`."
+                        N_(
+                            "The image %(image)s isn't on the GPU machine, and pull_policy is "
+                            '"never": an administrator can put it there, with `docker pull` or '
+                            "`gpuspawner image build`.",
+                            image=image,
+                        )
                     ) from None
         await self.pull(image, stream, report)
 
@@ -240,7 +259,7 @@ class Pulls:
         if pull is None:
             pull = self._running[key] = _Pull(lambda: stream(*key))
             pull.done.add_done_callback(lambda _: self._running.pop(key, None))
-        report(0.0, f"Getting the image {image}. This can take minutes.")
+        report(0.0, N_("Getting the image %(image)s. This can take minutes.", image=image))
         if pull.teller.told:
             report(*pull.teller.told)
         pull.reports.append(report)
@@ -297,47 +316,49 @@ class _Pull:
     def _finish(self, error: Exception | None) -> None:
         if self._progress.fetched and error is None:
             for report in self.reports:
-                report(1.0, f"Got the image: {size_of(self._progress.fetched)}")
+                report(1.0, N_("Got the image: %(size)s", size=size_of(self._progress.fetched)))
         self.done.set_result(error)
 
 
 # What engines and registries write -> what it means. The first that matches counts.
 REASONS = (
-    (r"no space left|disk quota exceeded", "the GPU machine's disk is full"),
+    (r"no space left|disk quota exceeded", marked("the GPU machine's disk is full")),
     (
         r"manifest unknown|manifest for .*not found|name unknown|repository name not known|"
         r"failed to resolve reference .*: not found$",
-        "{registry} has no such image",
+        marked("%(registry)s has no such image"),
     ),
     (
         # Docker Hub's word for what isn't there as well.
         r"repository does not exist or may require",
-        "{registry} has no such image, or an administrator must log in there (`docker login`)",
+        marked(
+            "%(registry)s has no such image, or an administrator must log in there (`docker login`)"
+        ),
     ),
     (
         r"unauthorized|authentication required|no basic auth|denied|forbidden|authorization failed",
-        "{registry} refused it; an administrator must log in there (`docker login`)",
+        marked("%(registry)s refused it; an administrator must log in there (`docker login`)"),
     ),
     (
         r"toomanyrequests|too many requests",
-        "{registry} hands out no more for now; it can be tried again later",
+        marked("%(registry)s hands out no more for now; it can be tried again later"),
     ),
     (
         r"x509:|certificate|HTTP response to HTTPS client|tls: ",
-        "the GPU machine doesn't trust the TLS certificate of {registry}, or it has none",
+        marked("the GPU machine doesn't trust the TLS certificate of %(registry)s, or it has none"),
     ),
     (
         r"connection refused|connection reset|no such host|no route to host|unreachable|timeout|"
         r"deadline exceeded|server misbehaving|name resolution",
-        "{registry} can't be reached from the GPU machine",
+        marked("%(registry)s can't be reached from the GPU machine"),
     ),
     (
         r"unexpected (HTTP )?status|verification failed|EOF|error parsing HTTP|invalid character|"
         r"wrong diff id|unknown blob|blob unknown|unexpected commit digest|failed size validation",
-        "{registry} is broken: what it sends isn't the image",
+        marked("%(registry)s is broken: what it sends isn't the image"),
     ),
-    (r"no matching manifest", "there is none for this machine's processor"),
-    (r"invalid reference format", "that isn't an image reference"),
+    (r"no matching manifest", marked("there is none for this machine's processor")),
+    (r"invalid reference format", marked("that isn't an image reference")),
 )
 
 
@@ -346,13 +367,14 @@ def why(image: str, error: Exception) -> str:
     if not isinstance(error, docker.errors.APIError):
         return failures.explain(error)
     said, repository = failures.said(error), split(image)[0]
-    registry, name = "the registry", repository
+    registry, name = N_("the registry"), repository
     with suppress(docker.errors.DockerException):
         host, name = docker.auth.resolve_repository_name(repository)
-        registry = f"the registry {host}"
+        registry = N_("the registry %(host)s", host=host)
     # The name's own words are no reasons.
     words = said.replace(name, "")
     for pattern, meaning in REASONS:
         if re.search(pattern, words, re.IGNORECASE):
-            return f"The image {image} can't be had: {meaning.format(registry=registry)}."
-    return f"The image {image} can't be had: {said}."
+            meant = N_(meaning, registry=registry)
+            return N_("The image %(image)s can't be had: %(reason)s.", image=image, reason=meant)
+    return N_("The image %(image)s can't be had: %(reason)s.", image=image, reason=said)

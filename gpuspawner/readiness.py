@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -125,9 +125,14 @@ async def _responds(url: str) -> bool:
 
 
 class Steps:
-    """What happened so far in a spawn, for the progress page."""
+    """What happened so far in a spawn, for the progress page.
 
-    def __init__(self) -> None:
+    Args:
+        translate: returns a sentence in other languages, by their tags.
+    """
+
+    def __init__(self, translate: Callable[[str], dict[str, str]] | None = None) -> None:
+        self._translate = translate or (lambda message: {})
         # Number, what it is about, event. The numbers grow for ever, also over `begin`.
         self._steps: list[tuple[int, str, dict[str, Any]]] = []
         self._said = 0
@@ -151,7 +156,7 @@ class Steps:
             if about and self._steps[-1][1] == about:
                 self._steps.pop()
         self._said += 1
-        ours = {"about": about, "at": time.time(), **facts}
+        ours = {"about": about, "at": time.time(), "said": self._translate(message), **facts}
         event = {"progress": percent, "message": message, "gpuspawner": ours}
         self._steps.append((self._said, about, event))
         self._wake()

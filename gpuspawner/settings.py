@@ -11,6 +11,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from . import options, volumes
 from .allocation import POLICIES
 from .images import ImageVersion, as_fields, catalogue, default_key
+from .limits import Limits
 from .order import ORDERS
 from .overrides import OverridableSpawner
 
@@ -259,7 +260,7 @@ class GPUSettings(OverridableSpawner):
                 raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
         return proposal.value
 
-    def limits(self) -> options.Limits:
+    def limits(self) -> Limits:
         """Return what applies to a choice of this server's user."""
         allowed = self._get_allowed_images() or {}
         versions = catalogue(self.images)
@@ -276,7 +277,7 @@ class GPUSettings(OverridableSpawner):
             # Without a version there is none to mean.
             default_image, extra = default_key(versions, self.image) if versions else "", {}
         groups = self._groups()
-        return options.Limits(
+        return Limits(
             versions=versions | extra,
             default_image=default_image,
             image_can_be_chosen=can_choose,

@@ -16,6 +16,7 @@ from . import failures, form, metrics, refusals, tidying, volumes
 from .allocation import Request
 from .choosing import ChoosingSpawner
 from .container import LimitRefused, granted_uuids, refused_limit
+from .i18n import translations
 from .leases import (
     RELEASED_STATES,
     Contested,
@@ -26,6 +27,7 @@ from .leases import (
 from .leasing import LeasingSpawner
 from .order import Turn, Waiting
 from .readiness import QUICK_START, Output, answers, exit_code
+from .sentences import N_
 from .waiting import OverLimit
 from .words import ordinal, turn_words
 
@@ -73,7 +75,10 @@ class GPUSpawner(ChoosingSpawner):
         request = self._request
         if not await tidying.finish(self.object_name):
             raise NotEnough(
-                "An earlier start of this server isn't tidied up yet. Please try again in a minute."
+                N_(
+                    "An earlier start of this server isn't tidied up yet. "
+                    "Please try again in a minute."
+                )
             )
         await self._make_way(request)
         if request.gpus == 0:
@@ -124,7 +129,9 @@ class GPUSpawner(ChoosingSpawner):
                 self._waiting_since = self._since
                 self.keep_state()
                 self.note("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
-            facts = {"place": turn.place, "nth": ordinal(turn.place), "start": turn.start}
+            nth = ordinal(turn.place)
+            facts = {"place": turn.place, "nth": nth, "start": turn.start}
+            facts["nth_said"] = translations(nth)
             facts["because"] = turn.because
             turn = turn_words(turn)
         self._steps.say(15, turn, about="queue", **facts)
@@ -151,7 +158,7 @@ class GPUSpawner(ChoosingSpawner):
                     return await self._start_once()
                 except (Contested, LimitRefused) as reason:
                     self.log.warning("Starting %s once more: %s", self._log_name, reason)
-            raise NotEnough("Others were quicker each time. Please try again.")
+            raise NotEnough(N_("Others were quicker each time. Please try again."))
         except asyncio.CancelledError:
             if time.monotonic() - began < self.start_timeout * 0.98:
                 raise  # the user gave up, not the clock
@@ -166,7 +173,7 @@ class GPUSpawner(ChoosingSpawner):
         try:
             self._steps.say(20, form.granted(self._reservation.gpus))
             ip, port = await self._start_container()
-            self._steps.say(70, "Container started, waiting for JupyterLab")
+            self._steps.say(70, N_("Container started, waiting for JupyterLab"))
             await self._until_ready(ip, port)
         except BaseException as error:
             reservation, self._reservation = self._reservation, None
@@ -223,7 +230,7 @@ class GPUSpawner(ChoosingSpawner):
 
     async def create_object(self) -> Any:
         """Create the container; from then on its labels hold the GPUs."""
-        self._steps.say(40, "Creating the container")
+        self._steps.say(40, N_("Creating the container"))
         self._creating = asyncio.ensure_future(super().create_object())
         # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
         created = await asyncio.shield(self._creating)
@@ -236,7 +243,9 @@ class GPUSpawner(ChoosingSpawner):
         container = await self.docker("inspect_container", self.container_id)
         uuids = self._reservation.uuids if self._reservation else frozenset()
         if set(granted_uuids(container)) != uuids:
-            raise refusals.failure("The container was created with other GPUs than were granted.")
+            raise refusals.failure(
+                N_("The container was created with other GPUs than were granted.")
+            )
         user = container["Config"].get("User") or ""
         await self._in_thread(
             volumes.give_to_user, self.client, self.container_id, user, self.mounted_volumes()

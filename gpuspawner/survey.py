@@ -12,6 +12,7 @@ from typing import Any
 
 from . import inventory
 from .allocation import GPU, State
+from .sentences import N_
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def _gpu(seen: inventory.GPU) -> GPU:
     if seen.state != "ok":
         state = seen.state
     elif seen.uuid is None:
-        state, reason = "unknown", reason or "it doesn't tell its UUID"
+        state, reason = "unknown", reason or N_("it doesn't tell its UUID")
     elif seen.in_use:
-        state, reason = "foreign", reason or "in use by a program outside the hub"
+        state, reason = "foreign", reason or N_("in use by a program outside the hub")
     return GPU(
         uuid=seen.uuid,
         index=seen.index,
@@ -81,8 +82,11 @@ class Surveyor:
         """
         if self._hanging is not None and self._hanging.is_alive():
             raise inventory.InventoryError(
-                f"NVML has not answered for more than {self._timeout:g} seconds. "
-                "A GPU may hang: see `nvidia-smi` and the kernel's log on the GPU machine."
+                N_(
+                    "NVML has not answered for more than %(seconds)s seconds. "
+                    "A GPU may hang: see `nvidia-smi` and the kernel's log on the GPU machine.",
+                    seconds=f"{self._timeout:g}",
+                )
             )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Survey] = loop.create_future()
@@ -95,7 +99,10 @@ class Surveyor:
         except asyncio.TimeoutError:
             self._hanging = thread
             raise inventory.InventoryError(
-                f"NVML didn't answer within {self._timeout:g} seconds."
+                N_(
+                    "NVML didn't answer within %(seconds)s seconds.",
+                    seconds=f"{self._timeout:g}",
+                )
             ) from None
 
 

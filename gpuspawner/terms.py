@@ -16,6 +16,7 @@ from .leases import lease_of
 from .leasing import LeasingSpawner
 from .options import Refused
 from .reclaim import Idleness, Step, Term
+from .sentences import N_, NN_, kept, restored
 from .words import clock_time, hours_words
 
 STATE = "gpuspawner"
@@ -47,28 +48,28 @@ class TimedSpawner(LeasingSpawner):
 
     def get_state(self) -> dict[str, Any]:
         """Return what the hub keeps for `load_state`."""
-        kept = {
+        ours = {
             "gpus": sorted(self._uuids),
             "term": self._term.saved() if self._term else None,
             "waiting_since": self._waiting_since,
-            "notice": self._notice,
+            "notice": kept(self._notice),
         }
-        return {**super().get_state(), **({STATE: kept} if any(kept.values()) else {})}
+        return {**super().get_state(), **({STATE: ours} if any(ours.values()) else {})}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what an earlier hub kept."""
         super().load_state(state)
-        kept = state.get(STATE) or {}
-        self._notice = kept.get("notice") or ""
-        if kept.get("waiting_since"):
-            self._notice = (
+        ours = state.get(STATE) or {}
+        self._notice = restored(ours.get("notice")) or ""
+        if ours.get("waiting_since"):
+            self._notice = N_(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "
                 "place. Please start your server again."
             )
-        if kept.get("gpus"):
-            term = kept.get("term")
+        if ours.get("gpus"):
+            term = ours.get("term")
             self._term = Term.restored(term, self.clock) if term else None
-            self.hold(kept["gpus"])
+            self.hold(ours["gpus"])
 
     def keep_state(self) -> None:
         """Write the state to the hub's database now: what isn't there, a crash forgets."""
@@ -136,22 +137,30 @@ class TimedSpawner(LeasingSpawner):
             Refused: there is no end, somebody waits, or no time can be added.
         """
         if self._term is None:
-            raise Refused("This server's time doesn't end, so there is nothing to extend.")
+            raise Refused(N_("This server's time doesn't end, so there is nothing to extend."))
         if waiting := len(self.shared.queue.waiting):
-            people = "1 other waits" if waiting == 1 else f"{waiting} others wait"
             raise Refused(
-                f"Nobody can extend while {people} for GPUs. Your server's time ends at "
-                f"{clock_time(self._term.until)}; save your work before.",
+                NN_(
+                    "Nobody can extend while 1 other waits for GPUs. Your server's time ends at "
+                    "%(time)s; save your work before.",
+                    "Nobody can extend while %(num)s others wait for GPUs. Your server's time "
+                    "ends at %(time)s; save your work before.",
+                    waiting,
+                    time=clock_time(self._term.until),
+                ),
                 409,
             )
         seconds = self._term.seconds if hours is None else hours * 3600
         most = None if self.hour_limit is None else self.hour_limit * 3600
         if not 0 < seconds < float("inf"):
-            raise Refused(f"hours must be more than 0, got {hours}.")
+            raise Refused(N_("hours must be more than 0, got %(value)s.", value=hours))
         if self._term.extend(seconds, most) < 1:
             raise Refused(
-                f"hours: your server has {hours_words(self._term.deadline.remaining)} left, and "
-                f"the limit is {hours_words(most or 0)}.",
+                N_(
+                    "hours: your server has %(left)s left, and the limit is %(most)s.",
+                    left=hours_words(self._term.deadline.remaining),
+                    most=hours_words(most or 0),
+                ),
                 403,
             )
         self.keep_state()
@@ -206,8 +215,12 @@ class TimedSpawner(LeasingSpawner):
             return
         self._end(
             "time limit",
-            f"Your server was stopped at {clock_time(self.clock.wall())}: its "
-            f"{hours_words(term.seconds)} of GPU time were over. Your files are kept.",
+            N_(
+                "Your server was stopped at %(time)s: its %(duration)s of GPU time were over. "
+                "Your files are kept.",
+                time=clock_time(self.clock.wall()),
+                duration=hours_words(term.seconds),
+            ),
         )
 
     def _idle_step(self) -> Step:
@@ -223,8 +236,12 @@ class TimedSpawner(LeasingSpawner):
         minutes = self.idle_minutes + self.idle_warning_minutes
         self._end(
             "idle GPUs",
-            f"Your server was stopped at {clock_time(self.clock.wall())}: its GPUs did nothing for "
-            f"{minutes:g} minutes, and others need them. Your files are kept.",
+            N_(
+                "Your server was stopped at %(time)s: its GPUs did nothing for %(minutes)s "
+                "minutes, and others need them. Your files are kept.",
+                time=clock_time(self.clock.wall()),
+                minutes=f"{minutes:g}",
+            ),
         )
 
     def _end(self, rule: str, sentence: str) -> None:

@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .allocation import Holder, Lease, Request, apply_leases, explain
+from .allocation import Holder, Lease, Request, apply_leases, explain, gpus_words
 from .leases import Ledger, NotEnough, Reservation, Unknown, View
 from .order import Turn, Waiting, plan
+from .sentences import N_, NN_, together
 
 # While somebody waits the host is looked at this often, also where no event of the engine came.
 PERIOD_SECONDS = 5.0
@@ -248,11 +249,14 @@ class Queue:
     def refusal(self, request: Request, terms: Terms, turn: Turn, view: View) -> str:
         """Return why somebody who can't start now may not wait either; "" where they may."""
         if terms.longest == 0:
-            ahead = "" if turn.because != "order" else " Others wait before you."
-            return explain(request, view.gpus) + ahead
+            ahead = "" if turn.because != "order" else N_("Others wait before you.")
+            return together(explain(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._rules.length:
-            return f"The queue is full: {waiting} wait already. Please try again later."
+            return N_(
+                "The queue is full: %(number)s wait already. Please try again later.",
+                number=waiting,
+            )
         return ""
 
     def _refuse_over_limit(self, leases: Sequence[Lease]) -> None:
@@ -283,7 +287,7 @@ class Queue:
             if entry.turn is None:
                 entry.answer.set_exception(error)
             else:
-                entry.tell(f"You keep your place. {error}")
+                entry.tell(together(N_("You keep your place."), str(error)))
 
     def _fail_newcomers(self, error: Exception) -> None:
         for entry in self._open():
@@ -303,9 +307,12 @@ def held_by(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
 
 def over_user_limit(wanted: int, held: int, limit: int) -> str:
     """Say that a user asks for too many GPUs, with those of their other servers."""
-    return (
-        f"gpus is {wanted}, your other servers have or wait for {held}, and your limit is {limit} "
-        "for all of them together. Stop one, or ask for fewer."
+    return N_(
+        "gpus is %(wanted)s, your other servers have or wait for %(held)s, and your limit is "
+        "%(limit)s for all of them together. Stop one, or ask for fewer.",
+        wanted=wanted,
+        held=held,
+        limit=limit,
     )
 
 
@@ -315,9 +322,14 @@ def _as_told(turn: Turn) -> tuple[Any, ...]:
 
 
 def _too_long(request: Request, seconds: float) -> str:
-    waited = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-    number = "1 GPU" if request.gpus == 1 else f"{request.gpus} GPUs"
-    return (
-        f"You have waited for {number} for {waited}, which is the longest wait here. "
-        "Ask for fewer, or try again later."
+    duration = (
+        NN_("%(num)s minute", "%(num)s minutes", round(seconds / 60))
+        if seconds >= 120
+        else NN_("%(num)s second", "%(num)s seconds", round(seconds))
+    )
+    return N_(
+        "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
+        "Ask for fewer, or try again later.",
+        gpus=gpus_words(request.gpus),
+        duration=duration,
     )

@@ -7,7 +7,9 @@ from datetime import datetime, timezone
 
 from markupsafe import Markup
 
+from .allocation import gpus_words
 from .order import Turn
+from .sentences import N_, NN_, together
 
 
 def clock_time(seconds: float) -> str:
@@ -26,46 +28,52 @@ def moment(seconds: float) -> Markup:
 def hours_words(seconds: float) -> str:
     """Return a duration: "4 hours", "1 hour 30 minutes", "20 minutes", "30 seconds"."""
     if seconds < 60:
-        return _number(max(0, round(seconds)), "second")
-    minutes = round(seconds / 60)
-    parts = [
-        _number(count, unit)
-        for count, unit in ((minutes // 60, "hour"), (minutes % 60, "minute"))
-        if count
-    ]
-    return " ".join(parts)
+        return NN_("%(num)s second", "%(num)s seconds", max(0, round(seconds)))
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return together(
+        NN_("%(num)s hour", "%(num)s hours", hours) if hours else "",
+        NN_("%(num)s minute", "%(num)s minutes", minutes) if minutes else "",
+    )
 
 
 def ordinal(number: int) -> str:
     """Return a place: "1st", "2nd", "11th"."""
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10)
-    return f"{number}{ending or 'th'}"
+    last = 0 if number % 100 in (11, 12, 13) else number % 10
+    if last == 1:
+        return N_("%(number)sst", number=number)
+    if last == 2:
+        return N_("%(number)snd", number=number)
+    if last == 3:
+        return N_("%(number)srd", number=number)
+    return N_("%(number)sth", number=number)
 
 
 def turn_words(turn: Turn) -> str:
     """Say where somebody stands in the queue, what they wait for, and until about when."""
-    gpus = turn.waiting.request.gpus
-    model = f"{turn.waiting.request.model} " if turn.waiting.request.model else ""
-    place = "next" if turn.place == 1 else ordinal(turn.place)
-    sentences = [f"You are {place} in line for {gpus} {model}GPU{'s' if gpus > 1 else ''}."]
+    wanted = gpus_words(turn.waiting.request.gpus, turn.waiting.request.model)
+    place = (
+        N_("You are next in line for %(gpus)s.", gpus=wanted)
+        if turn.place == 1
+        else N_("You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted)
+    )
+    limit = ""
     if turn.because.startswith("group:"):
         group = turn.because.removeprefix("group:")
-        sentences.append(f"Your group {group} has as many GPUs as it may hold at a time.")
+        limit = N_("Your group %(group)s has as many GPUs as it may hold at a time.", group=group)
     if turn.because == "never":
-        sentences.append("This machine has too few that may be handed out at the moment.")
-    else:
-        sentences.append(_expected(turn.start))
-    return " ".join(sentences)
+        never = N_("This machine has too few that may be handed out at the moment.")
+        return together(place, limit, never)
+    return together(place, limit, _expected(turn.start))
 
 
 def _expected(start: float | None) -> str:
     if start is None:
-        return "When they will be free isn't known: servers that have them have no end."
+        return N_("When they will be free isn't known: servers that have them have no end.")
     seconds = start - time.time()
     if seconds < 60:
-        return "Expected any moment."
-    return f"Expected about {clock_time(start)}, in {hours_words(seconds)} at the latest."
-
-
-def _number(count: int, unit: str) -> str:
-    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+        return N_("Expected any moment.")
+    return N_(
+        "Expected about %(time)s, in %(duration)s at the latest.",
+        time=clock_time(start),
+        duration=hours_words(seconds),
+    )

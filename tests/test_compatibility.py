@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from gpuspawner.allocation import GPU, Request
 from gpuspawner.compatibility import FLOOR, TOOLKIT_DRIVER, Fit, fit, lowest_driver, own_driver
 from gpuspawner.images import ImageVersion, catalogue, load_catalogue
-from gpuspawner.options import Choice, Limits, Refused, request
+from gpuspawner.limits import Limits
+from gpuspawner.options import Choice, Refused, request
 
 SHIPPED = Path(__file__).parent.parent / "image" / "catalogue.yaml"
 A100, T4, V100, H100 = "NVIDIA A100", "Tesla T4", "Tesla V100", "NVIDIA H100"

@@ -16,7 +16,7 @@ from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
 from gpuspawner.dashboard.monitor import Monitor, Picture
-from gpuspawner.i18n import language_for
+from gpuspawner.i18n import ENGLISH, Language
 from gpuspawner.maintenance import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, apply_marks, marks_of
 
 from .dashboards import OPENAPI, check
@@ -49,9 +49,9 @@ def picture(*gpus: GPU, queue: Any = (), leases: Any = (), **values: Any) -> Pic
     return Picture(**{**known, "gpus": gpus, "ours": ours, **values})
 
 
-def render(seen: dict[str, Any]) -> str:
+def render(seen: dict[str, Any], language: Language = ENGLISH) -> str:
     return pages.render(
-        "live.html", language_for(), seen, hub="/hub/", base="/services/gpus/", xsrf="secret"
+        "live.html", language, seen, hub="/hub/", base="/services/gpus/", xsrf="secret"
     )
 
 

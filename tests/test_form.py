@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 import gpuspawner
 from gpuspawner.allocation import GPU, Holder, Request, State, explain
 from gpuspawner.form import granted, render
+from gpuspawner.i18n import ENGLISH, Language
 from gpuspawner.images import catalogue
 from gpuspawner.leases import View
-from gpuspawner.options import Choice, Limits, Refused, from_fields, parse, request, without
+from gpuspawner.limits import Limits, without
+from gpuspawner.options import Choice, Refused, from_fields, parse, request
 from gpuspawner.order import Turn, Waiting, plan
 from gpuspawner.outlook import Outlook
+from gpuspawner.sentences import N_
 from gpuspawner.words import clock_time
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
@@ -45,7 +48,7 @@ def host(*gpus: GPU, driver: str | None = DRIVER) -> View:
 
 
 FREE = host(gpu(0), gpu(1), gpu(2))
-TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": "taken"}
+TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": N_("taken")}
 MIXED = host(gpu(0), gpu(1, **TAKEN), gpu(2, T4))
 NO_DRIVER = host(driver=None)
 
@@ -57,6 +60,7 @@ def shown(
     trouble: str = "",
     notice: str = "",
     picked: bool = False,
+    language: Language = ENGLISH,
 ) -> str:
     """Return the form, with an empty queue before it."""
 
@@ -78,7 +82,16 @@ def shown(
         taken = all(gpu.state == "leased" for gpu in fitting)
         return Outlook("wait", wanted.gpus, turn, free, taken, wanted.model or "")
 
-    return render(limits, last, view, foresee, trouble=trouble, notice=notice, picked=picked)
+    return render(
+        limits,
+        last,
+        view,
+        foresee,
+        language=language,
+        trouble=trouble,
+        notice=notice,
+        picked=picked,
+    )
 
 
 def page(

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gpuspawner.allocation import GPU, Request
 from gpuspawner.images import catalogue
+from gpuspawner.limits import Limits
 from gpuspawner.options import (
     MAX_KEY,
     Choice,
-    Limits,
     Refused,
     from_fields,
     gpu_count,

@@ -57,8 +57,10 @@ def all_that_loads(module: str, seen: frozenset[str] = frozenset()) -> set[str]:
     return names
 
 
-def test_allocation_imports_only_the_standard_library() -> None:
-    assert top(imports("allocation")) <= sys.stdlib_module_names
+@pytest.mark.parametrize("module", ["allocation", "sentences"])
+def test_what_decides_and_its_words_load_only_the_standard_library(module: str) -> None:
+    assert top(all_that_loads(module)) - {"gpuspawner", ""} <= sys.stdlib_module_names
+    assert ours(imports(module)) <= {"sentences"}
 
 
 def test_only_the_inventory_imports_pynvml() -> None:
@@ -72,7 +74,7 @@ def test_what_serves_many_hosts_as_well_loads_no_engine(module: str) -> None:
 
 @pytest.mark.parametrize("module", ["inventory", "images", "container", "readiness", "volumes"])
 def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> None:
-    assert ours(imports(module)) == set()
+    assert ours(all_that_loads(module)) <= {"sentences", "judgement"}
 
 
 def test_the_simulation_imports_nothing_of_ours() -> None:

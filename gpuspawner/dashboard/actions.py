@@ -15,7 +15,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httputil import url_concat
 
 from .. import control, failures, maintenance
-from ..i18n import N_
+from ..sentences import N_, restored
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
@@ -71,7 +71,9 @@ class Actions:
         except (OSError, ValueError, asyncio.TimeoutError):
             raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
         if "error" in answer:
-            raise Refusal(int(answer.get("status", 500)), answer["error"])
+            raise Refusal(
+                int(answer.get("status", 500)), restored(answer.get("sentence")) or answer["error"]
+            )
         await self.monitor.refresh()
         return answer
 
@@ -134,8 +136,8 @@ def _hub_refusal(error: HTTPClientError) -> Refusal:
     """Return what the hub says of a request that it refused."""
     if error.code in (403, 404):
         # The hub doesn't tell either which servers others have.
-        words = N_("There is no such server that runs or waits, or it isn't yours.")
-        return Refusal(404, words)
+        mine = N_("There is no such server that runs or waits, or it isn't yours.")
+        return Refusal(404, mine)
     try:
         words = str(json.loads(error.response.body)["message"]) if error.response else ""
     except (ValueError, KeyError, TypeError):

@@ -11,7 +11,8 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
-from ..i18n import N_, Language, language_for
+from ..i18n import Language, language_for
+from ..sentences import N_
 from . import pages
 from .actions import Actions, Refusal
 from .facts import Person, moment, status
@@ -120,16 +121,17 @@ class Page(Handler):
         said = self.get_secure_cookie("said", max_age_days=1)
         if said:
             self.clear_cookie("said", path=self.hub_auth.base_url)
-        done, _, words = (said or b"").decode().partition(":")
+        done, _colon, words = (said or b"").decode().partition(":")
         self.finish(self.page("page.html", facts, xsrf=self.xsrf, said=words, done=done == "done"))
 
     @web.authenticated
     async def post(self) -> None:
         """Do what a form asks for, and show the page again with what came of it."""
         try:
-            self._say("done", await self._do(self.get_body_argument("do", "")))
+            done = await self._do(self.get_body_argument("do", ""))
+            self._say("done", self.language.say(done))
         except Refusal as refusal:
-            self._say("refused", str(self.language.catalogue.gettext(str(refusal))))
+            self._say("refused", self.language.say(str(refusal)))
         self.redirect(self.hub_auth.base_url, status=303)
 
     def _say(self, how: str, words: str) -> None:
@@ -142,25 +144,24 @@ class Page(Handler):
     async def _do(self, what: str) -> str:
         user, server = self.get_body_argument("user", ""), self.get_body_argument("server", "")
         gpu = self.get_body_argument("gpu", "")
-        say = self.language.catalogue.gettext
         if what == "extend":
             await self.actions.extend(self.person, user, server)
-            return say("The server has more time.")
+            return N_("The server has more time.")
         if what == "here":
             await self.actions.here(self.person, user, server)
-            return say("The server's GPUs stay yours.")
+            return N_("The server's GPUs stay yours.")
         if what == "stop":
             await self.actions.stop(self.token, user, server)
-            return say("The server is stopped.")
+            return N_("The server is stopped.")
         if what == "leave":
             await self.actions.stop(self.token, user, server)
-            return say("You have left the queue.")
+            return N_("You have left the queue.")
         if what == "out-of-service":
             await self.actions.take_out(self.person, gpu, self.get_body_argument("why", ""))
-            return say("The GPU is out of service. Nothing new is placed on it.")
+            return N_("The GPU is out of service. Nothing new is placed on it.")
         if what == "in-service":
             await self.actions.put_back(self.person, gpu)
-            return say("The GPU is in service again.")
+            return N_("The GPU is in service again.")
         raise Refusal(400, N_("That can't be done here."))
 
 
@@ -182,7 +183,7 @@ class API(Handler):
         """Refuse who isn't logged in."""
         await super().prepare()
         if not self.current_user:
-            raise web.HTTPError(403, N_("A token that may use this service is missing."))
+            raise web.HTTPError(403, "A token that may use this service is missing.")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Say what went wrong, as the hub's own API does."""
@@ -194,16 +195,16 @@ class API(Handler):
         try:
             return await work
         except Refusal as refusal:
-            raise web.HTTPError(refusal.status, str(refusal)) from None
+            raise web.HTTPError(refusal.status, self.language.say(str(refusal))) from None
 
     def body(self) -> dict[str, Any]:
         """Return the request's JSON; {} where there is none."""
         try:
             found = json.loads(self.request.body or b"{}")
         except ValueError:
-            raise web.HTTPError(400, N_("The request isn't JSON.")) from None
+            raise web.HTTPError(400, "The request isn't JSON.") from None
         if not isinstance(found, dict):
-            raise web.HTTPError(400, N_("The request isn't a JSON object."))
+            raise web.HTTPError(400, "The request isn't a JSON object.")
         return found
 
 
@@ -232,7 +233,7 @@ class Extend(API):
         """Give it."""
         hours = self.body().get("hours")
         if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
-            raise web.HTTPError(400, N_("hours must be a number."))
+            raise web.HTTPError(400, "hours must be a number.")
         work = self.actions.extend(self.person, user, server or "", hours)
         self.finish({"until": moment(await self.answer(work))})
 
@@ -253,7 +254,7 @@ class OutOfService(API):
         """Take it out."""
         why = self.body().get("why", "")
         if not isinstance(why, str):
-            raise web.HTTPError(400, N_("why must be text."))
+            raise web.HTTPError(400, "why must be text.")
         await self.answer(self.actions.take_out(self.person, uuid, why))
         self.set_status(204)
 

@@ -83,7 +83,7 @@ class Host:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
         self._survey = MarkedSurveyor(Surveyor(NVML_SECONDS, **settings), self._list_volumes)
-        self._ledger = Ledger(self._list_containers, self._survey, _sentence)
+        self._ledger = Ledger(self._list_containers, self._survey, failures.explain_unread)
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
@@ -142,10 +142,6 @@ class Host:
             and each.get("State") not in RELEASED_STATES
         ]
         return frozenset(uuid for lease in leases if lease for uuid in lease.gpus)
-
-
-def _sentence(error: Exception) -> str:
-    return failures.explain_unknown(error).removesuffix(" What can't be read isn't handed out.")
 
 
 class Monitor:

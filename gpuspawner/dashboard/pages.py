@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from ..i18n import Language
+from ..i18n import Language, finalize
 
 # Of a GPU's little picture.
 WIDTH, HEIGHT = 120, 24
@@ -21,6 +21,7 @@ _templates = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
+    finalize=finalize,
 )
 
 

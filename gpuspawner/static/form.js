@@ -8,7 +8,8 @@ const outlook = document.getElementById("gpuspawner-outlook");
 const sentence = document.getElementById("gpuspawner-sentence");
 const period = 1000 * root.dataset.period;
 const fields = ["image", "gpus", "model", "hours"];
-const label = button && (button.value || button.textContent);
+// JupyterHub's own word is English.
+const label = button && ((root.lang !== "en" && root.dataset.start) || button.value || button.textContent);
 
 // Part -> the hub's HTML of it, as the page's own is changed below.
 let seen = new Map();

@@ -24,7 +24,7 @@ function fill(sentence, values) {
 }
 
 function place(event) {
-  const said = [event.place === 1 ? words.next : fill(words.nth, event)];
+  const said = [event.place === 1 ? words.next : fill(words.nth, { nth: event.nth_said?.[language] ?? event.nth })];
   if (event.because?.startsWith("group:")) said.push(fill(words.group, { group: event.because.slice(6) }));
   if (event.because === "never") said.push(words.never);
   else if (event.start === null) said.push(words.unknown);
@@ -42,6 +42,11 @@ function mark(item, sign, word) {
   item.querySelector(".visually-hidden").textContent = word;
 }
 
+// What an event says, in this page's language where the hub has it.
+function said(event) {
+  return event.gpuspawner?.said?.[language] ?? facts.hub[event.message] ?? event.message;
+}
+
 function step(event, ours) {
   const item = document.createElement("li");
   const sign = element("span", "", { className: "gs-mark", ariaHidden: "true" });
@@ -49,7 +54,7 @@ function step(event, ours) {
   const time = element("time", ours.at ? clock(ours.at, true) : "");
   if (ours.at) time.dateTime = new Date(ours.at * 1000).toISOString();
   item.append(sign, time, element("span", "", { className: "visually-hidden" }));
-  item.append(element("span", ours.about === "queue" ? words.queue : event.message));
+  item.append(element("span", ours.about === "queue" ? words.queue : said(event)));
   mark(item, "●", words.now);
   // What goes on is told anew; what is over stays.
   if (ours.about && ours.about === last) steps.lastElementChild.remove();
@@ -65,7 +70,7 @@ function show(event) {
   by("progress").firstElementChild.style.width = `${event.progress}%`;
   if (!event.message || event.ready) return;
   step(event, ours);
-  by("line").textContent = ours.place ? place(ours) : waits ? event.message : "";
+  by("line").textContent = ours.place ? place(ours) : waits ? said(event) : "";
   by("title").textContent = waits ? words.waiting : words.starting;
   if (!leaving) leave.textContent = waits ? words.leave : words.cancel;
   leave.hidden = false;
@@ -81,6 +86,15 @@ function fail(event) {
   by("progress").hidden = by("line").hidden = leave.hidden = true;
   by("failed").hidden = by("back").hidden = false;
   by("back").focus();
+  if (language !== "en") translate();
+}
+
+// Why it failed, as the page says it that the hub has here from now on.
+async function translate() {
+  const answer = await fetch(location.href, { cache: "no-store" }).catch(() => null);
+  const page = new DOMParser().parseFromString((await answer?.text()) ?? "", "text/html");
+  const why = page.getElementById("gpuspawner-why");
+  if (why) by("reason").replaceChildren(...why.childNodes);
 }
 
 function heard(event) {

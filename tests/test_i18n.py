@@ -1,0 +1,281 @@
+"""Languages: none of our sentences is missing in one, and each page speaks its reader's."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import gettext
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import polib
+import pytest
+from bs4 import BeautifulSoup
+
+from gpuspawner import i18n, inventory, sentences, waiting, words
+from gpuspawner.allocation import Holder, Request
+from gpuspawner.i18n import ENGLISH, Language, language_for, languages
+from gpuspawner.maintenance import LABEL, LABEL_BY, LABEL_WHY, marks_of
+from gpuspawner.options import Choice, Refused
+from gpuspawner.order import Turn, Waiting
+from gpuspawner.sentences import N_, NN_, Sentence, kept, listed, restored, together
+from scripts import catalogue
+
+from . import test_dashboard_facts as board
+from . import test_form as forms
+
+CHINESE = language_for("zh-CN")
+PACKAGE = Path(i18n.__file__).parent
+CATALOGUES = sorted(PACKAGE.glob("locale/*/LC_MESSAGES/*.po"))
+PLACE = re.compile(r"%\((\w+)\)s|\{(\w+)\}|(%%)")
+
+# ---- The catalogues ------------------------------------------------------------------------------
+
+
+def test_every_language_has_a_catalogue_and_every_catalogue_is_a_language() -> None:
+    assert len(CATALOGUES) == len(languages()) - 1 > 0
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
+def test_no_sentence_is_missing_and_none_is_left_over(path: Path) -> None:
+    """`make catalogues` says so too, and puts what is new where a translation belongs."""
+    found = polib.pofile(str(path), encoding="utf-8")
+    needed = {(message.one, message.many) for message in catalogue.messages()}
+    assert {(entry.msgid, entry.msgid_plural) for entry in found} == needed
+    assert [entry.msgid for entry in found if not entry.translated() or entry.fuzzy] == []
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
+def test_a_translation_has_the_same_values_in_it(path: Path) -> None:
+    for entry in polib.pofile(str(path), encoding="utf-8"):
+        told = [entry.msgstr, *entry.msgstr_plural.values()]
+        for translation in filter(None, told):
+            english = entry.msgid_plural or entry.msgid
+            assert sorted(PLACE.findall(translation)) == sorted(PLACE.findall(english)), english
+
+
+def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
+    """What is put together elsewhere is in no catalogue."""
+    known = {message.one for message in catalogue.messages()}
+    looked_at = 0
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id not in ("N_", "NN_", "marked"):
+                continue
+            first = node.args[0]
+            if (path.name, node.func.id) == ("pulling.py", "N_") and isinstance(first, ast.Name):
+                continue  # one of REASONS, each of which is marked
+            assert isinstance(first, ast.Constant), f"{path}:{node.lineno}"
+            assert first.value in known, f"{path}:{node.lineno}"
+            looked_at += 1
+    assert looked_at > 100
+
+
+# ---- Which language ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "tag"),
+    [
+        ("", "en"),
+        ("en-GB,en;q=0.9", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh-CN"),
+        ("ZH-cn", "zh-CN"),
+        ("zh", "zh-CN"),
+        ("zh-Hans-SG", "zh-CN"),
+        ("zh-SG", "zh-CN"),
+        ("zh-TW,zh;q=0.9,en;q=0.8", "zh-CN"),  # whose browser says that any Chinese will do
+        ("zh-TW,en;q=0.8", "en"),
+        ("zh-Hant-HK,en;q=0.5", "en"),
+        ("de,zh-CN;q=0.7,en;q=0.3", "zh-CN"),
+        ("de,en;q=0.7,zh-CN;q=0.3", "en"),
+        ("en;q=0,zh;q=0.1", "zh-CN"),
+        ("zh;q=0", "en"),
+        ("zh;q=nonsense", "en"),
+        ("de", "en"),
+        ("*", "en"),
+        (",;=,;q=,zh-CN", "zh-CN"),
+        ("x" * 100_000, "en"),
+        ("zh-CN;q=0.5 , en ; q=0.4", "zh-CN"),
+    ],
+)
+def test_the_browser_says_which_language(header: str, tag: str) -> None:
+    assert language_for(header).tag == tag
+
+
+# ---- Sentences -----------------------------------------------------------------------------------
+
+
+def test_a_sentence_is_english_text_everywhere_but_on_a_page() -> None:
+    held = waiting.over_user_limit(2, 1, 2)
+    assert held == str(held) == f"{held}" == json.loads(json.dumps(held)) == "".join([held])
+    assert held.startswith("gpus is 2, your other servers have or wait for 1")
+    assert CHINESE.say(held).startswith("gpus 为 2，您的其他服务器已占用或正在等待 1 个")
+    assert ENGLISH.say(held) == held
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))]
+)
+def test_a_copy_is_one_too(copied: Any) -> None:
+    sentence = words.hours_words(5400)
+    assert CHINESE.say(copied(sentence)) == CHINESE.say(sentence) == "1 小时30 分钟"
+
+
+def test_what_an_exception_says_is_still_one() -> None:
+    assert CHINESE.say(str(Refused(N_("Nobody waits.")))) == "没有人在排队。"
+    assert CHINESE.say(str(inventory.InventoryError(N_("Nobody waits.")))) == "没有人在排队。"
+
+
+def test_sentences_in_sentences_are_said_too() -> None:
+    turn = Turn(Waiting(Holder("ada"), Request("torch", 2), 0.0), 2, None)
+    assert words.turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
+    assert CHINESE.say(words.turn_words(turn)) == (
+        "您在等 2 个 GPU，排在第 2 位。不知道何时会空闲：占用它们的服务器没有时限。"
+    )
+
+
+def test_a_list_in_words() -> None:
+    assert listed(["a"], "and") == "a"
+    assert listed(["a", "b", "c"], "and") == "a, b and c"
+    assert listed(["a", "b"], "or") == "a or b"
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([]) == together("", "") == ""
+    assert together("A.", "", "B.") == "A. B."
+
+
+def test_a_sentence_survives_the_hub_s_database() -> None:
+    sentence = together(N_("It is out of service: %(why)s", why="%s {x} 100%"), words.ordinal(3))
+    again = restored(json.loads(json.dumps(kept(sentence))))
+    assert again == sentence
+    assert CHINESE.say(again) == CHINESE.say(sentence) == "它已停用：%s {x} 100%第 3 "
+    counted = NN_("%(num)s GPU", "%(num)s GPUs", 2)
+    assert CHINESE.say(restored(json.loads(json.dumps(kept(counted))))) == "2 个 GPU"
+    assert restored(kept("plain")) == "plain"
+
+
+@pytest.mark.parametrize(
+    "broken", [{}, {"one": "%(x)s", "values": {}, "many": "", "number": 1}, {"one": 3}, None, ["a"]]
+)
+def test_what_was_kept_and_can_t_be_read_is_no_sentence(broken: Any) -> None:
+    assert not isinstance(restored(broken), Sentence)
+
+
+@pytest.mark.parametrize("translation", ["%(other)s", "%(size)d", "100%"])
+def test_a_catalogue_that_is_wrong_is_english(translation: str) -> None:
+    class Wrong(gettext.NullTranslations):
+        def gettext(self, message: str) -> str:
+            return translation
+
+    sentence = sentences.N_("%(size)s GB", size="many")
+    assert Language("xx", Wrong()).say(sentence) == "many GB"
+
+
+# ---- Pages ---------------------------------------------------------------------------------------
+
+
+class Brackets(gettext.NullTranslations):
+    """A language in which every sentence is in brackets: what isn't was forgotten."""
+
+    def gettext(self, message: str) -> str:
+        return f"⟦{message}⟧"
+
+    def ngettext(self, one: str, many: str, number: int) -> str:
+        return f"⟦{one if number == 1 else many}⟧"
+
+
+BRACKETS = Language("xx", Brackets())
+
+
+def forgotten(html: str, *names: str) -> list[str]:
+    """Return what a page says that is no sentence of ours, and none of these names."""
+    soup = BeautifulSoup(html, "html.parser")
+    for element in soup(["script", "style", "time"]):
+        element.decompose()
+    texts = [" ".join(soup.get_text().split())]
+    for attribute in ("aria-label", "title", "placeholder", "alt"):
+        texts += [element[attribute] for element in soup.select(f"[{attribute}]")]
+    left = []
+    for text in texts:
+        while text != (text := re.sub("⟦[^⟦⟧]*⟧", " ", text)):
+            pass
+        for name in sorted(names, key=len, reverse=True):
+            text = text.replace(name, " ")
+        left += re.findall(r"[A-Za-z]{2,}", text)
+    return left
+
+
+SILENT = N_("NVML didn't answer within %(seconds)s seconds.", seconds=9)
+COMPUTES = NN_("A process computes on it.", "%(num)s processes compute on it.", 2)
+STATES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "free": (forms.LIMITS, forms.FREE, {}),
+    "mixed": (forms.LIMITS, forms.MIXED, {}),
+    "taken": (forms.LIMITS, forms.host(forms.gpu(0, until=4e9, **forms.TAKEN)), {}),
+    "no driver": (forms.LIMITS, forms.NO_DRIVER, {}),
+    "can't be read": (forms.LIMITS, None, {"trouble": SILENT}),
+    "stopped": (forms.LIMITS, forms.FREE, {"notice": N_("The server is stopped.")}),
+    "odd": (
+        forms.LIMITS,
+        forms.host(
+            forms.gpu(0, state="unhealthy", reason=N_("Another GPU has the same UUID.")),
+            forms.gpu(1, state="mig", reason=N_("It is out of service.")),
+            forms.gpu(2, state="foreign", reason=COMPUTES),
+        ),
+        {},
+    ),
+    "limits": (
+        forms.Limits(
+            forms.TWO,
+            "torch",
+            gpus=2,
+            user_gpus=2,
+            group_gpus={"G": 1},
+            hours=8,
+            absent=frozenset({"next"}),
+            models=frozenset({forms.A100}),
+            waits=False,
+        ),
+        forms.MIXED,
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_nothing_on_the_form_is_left_in_english(state: str, gpus: int) -> None:
+    limits, view, more = STATES[state]
+    page = forms.shown(limits, Choice(gpus=gpus), view, language=BRACKETS, **more)
+    names = (forms.A100, forms.T4, "PyTorch", "CUDA 12.6", "Nets", "next", "torch", "GPU")
+    assert forgotten(page, *names) == []
+
+
+def test_nothing_on_the_dashboard_is_left_in_english() -> None:
+    ada, ben = Holder("ada"), Holder("ben", "second")
+    marks = marks_of([{"Labels": {LABEL: "GPU-2", LABEL_WHY: "fan", LABEL_BY: "boss"}}])
+    seen = board.picture(
+        board.gpu(0, ada, until=4e9),
+        board.gpu(1, ben),
+        board.gpu(2, state="excluded", reason=marks["GPU-2"].reason),
+        board.gpu(3, state="foreign", reason=N_("in use by a program outside the hub")),
+        *(board.gpu(4 + n, state=state) for n, state in enumerate(("mig", "unhealthy", "unknown"))),
+        queue=[board.waits(ada), board.waits(ben, model="A100", start=4e9)],
+        leases=[board.lease(ada, "GPU-0", warned=True, idle_until=4e9), board.lease(ben, "GPU-1")],
+        marks=marks,
+    )
+    for person in (board.BOSS, board.ADA):
+        page = board.render(board.status(seen, person), BRACKETS)
+        assert forgotten(page, "ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB") == []
+    for empty in ({"driver": None, "cuda": None}, {"at": 0.0, "trouble": N_("Nobody waits.")}):
+        page = board.render(board.status(board.picture(**empty), board.BOSS), BRACKETS)
+        assert forgotten(page) == []
+
+
+def test_what_is_forgotten_is_found() -> None:
+    assert forgotten("<p>⟦Hello ⟦big⟧ world⟧ there</p>") == ["there"]
+    assert forgotten('<a aria-label="Close">⟦x⟧</a>') == ["Close"]
