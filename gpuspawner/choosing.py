@@ -30,6 +30,8 @@ class ChoosingSpawner(TimedSpawner):
         self._last_choice = self.orm_spawner.user_options if self.orm_spawner else None
         # What was picked last, where that was refused: the form has it still, to be mended.
         self._refused_choice: Any = None
+        # The Accept-Language of the last request that JupyterHub told of: of some it doesn't.
+        self._language_asked = ""
         # When the choice was made, in seconds since the epoch.
         self._since: float | None = None
 
@@ -40,6 +42,8 @@ class ChoosingSpawner(TimedSpawner):
     @observe("handler")
     def _request_began(self, change: Any) -> None:
         live.begin(change.new)
+        if change.new is not None:
+            self._language_asked = live.language_asked()
 
     async def render_form(self) -> str:
         """Return the form in which users choose, as HTML; "" where there is nothing to choose.
@@ -115,7 +119,7 @@ class ChoosingSpawner(TimedSpawner):
                 method of the handler that makes it.
         """
         handler = getattr(static_url, "__self__", None)
-        return language_for(live.language_asked(handler))
+        return language_for(live.language_asked(handler) or self._language_asked)
 
     def steps_so_far(self) -> list[dict[str, Any]]:
         """Return what has happened in this start."""

@@ -30,7 +30,7 @@ class GPU:
 
     uuid: str | None
     index: int
-    name: str = "unknown GPU"
+    name: str = N_("unknown GPU")
     memory_total_mib: int | None = None
     memory_used_mib: int | None = None
     utilization_percent: int | None = None
