@@ -62,8 +62,8 @@ class ChoosingSpawner(TimedSpawner):
             return self._form(limits, choice, *seen, notice=self._notice, keep=bool(refused))
         picked, rules = options.remembered(asked), str(limits)
 
-        async def again() -> str:
-            view, trouble = await self._pages.recent(self.holder)
+        async def again(seconds: float) -> str:
+            view, trouble = await self._pages.recent(self.holder, seconds)
             claims = self.shared.queue.claims(view.leases if view else ())
             held = sum(number for holder, number in claims if holder.user == self.holder.user)
             return self._pages.same.get(

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from .openpages import Watch
+from .openpages import FOLLOWED_SECONDS, RECENT_SECONDS, Watch
 
 # JSON, percent-encoded.
 HEADER = "X-GPUSpawner-Choice"
@@ -69,12 +69,12 @@ def choice_asked() -> Any:
 
 
 async def answer(
-    form: Callable[[], Awaitable[str]], watch: Watch, over: Callable[[], bool]
+    form: Callable[[float], Awaitable[str]], watch: Watch, over: Callable[[], bool]
 ) -> web.Finish:
     """Answer a script; return what to raise for it to get the form and nothing around it.
 
     Args:
-        form: makes the form as it is now.
+        form: makes the form as it is now, or was so many seconds ago at most.
         watch: notices that it may be another one.
         over: whether there is nothing to choose any more.
     """
@@ -84,7 +84,7 @@ async def answer(
     handler.set_header("Vary", HEADER)
     if "text/event-stream" not in handler.request.headers.get("Accept", ""):
         handler.set_header("Content-Type", "text/html; charset=utf-8")
-        return web.Finish(await form())
+        return web.Finish(await form(RECENT_SECONDS))
     handler.set_header("Content-Type", "text/event-stream")
     # For nginx, which would keep it until it is a page long.
     handler.set_header("X-Accel-Buffering", "no")
@@ -94,12 +94,12 @@ async def answer(
 
 
 async def _tell(
-    handler: Any, form: Callable[[], Awaitable[str]], watch: Watch, over: Callable[[], bool]
+    handler: Any, form: Callable[[float], Awaitable[str]], watch: Watch, over: Callable[[], bool]
 ) -> None:
     end = time.monotonic() + STREAM_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311
     told = ""
     while not over() and time.monotonic() < end:
-        now = await form()
+        now = await form(FOLLOWED_SECONDS)
         handler.write(f"data: {json.dumps(now)}\n\n" if now != told else ":\n\n")
         await handler.flush()
         told = now

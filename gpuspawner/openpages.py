@@ -19,6 +19,8 @@ from .waiting import Queue
 RECENT_SECONDS = 1.0
 # How often the host is looked at while a page is open, however many are.
 LOOK_SECONDS = 1.5
+# A page that follows this is told of the last of these looks, and causes none.
+FOLLOWED_SECONDS = LOOK_SECONDS + 0.5
 
 
 class Watch:
@@ -99,10 +101,17 @@ class OpenPages:
         self.watch = Watch(self._look)
         self.same = Same()
 
-    async def recent(self, except_for: Holder | None = None) -> tuple[View | None, str]:
-        """Return the host, or None, and why it can't be read."""
+    async def recent(
+        self, except_for: Holder | None = None, seconds: float = RECENT_SECONDS
+    ) -> tuple[View | None, str]:
+        """Return the host, or None, and why it can't be read.
+
+        Args:
+            except_for: whose lease isn't counted.
+            seconds: how old that may be.
+        """
         try:
-            return await self.ledger.recent(RECENT_SECONDS, except_for), ""
+            return await self.ledger.recent(seconds, except_for), ""
         except Unknown as error:
             return None, str(error)
 

@@ -89,17 +89,17 @@ class GPUSpawner(ChoosingSpawner):
         try:
             self._reservation = await self.shared.queue.wait(waiting, self.terms(), self._tell_turn)
         except asyncio.CancelledError:
-            self.note("leave", gpus=request.gpus, waited=self._waited())
+            self.note("leave", gpus=request.gpus, waited=_waited(waiting))
             raise
         except (NotEnough, OverLimit, Unknown) as error:
-            self.note("refuse", gpus=request.gpus, waited=self._waited(), rule=str(error))
+            self.note("refuse", gpus=request.gpus, waited=_waited(waiting), rule=str(error))
             raise
         self.begin_term(request.seconds)
-        metrics.WAITS.observe(self._waited())
+        metrics.WAITS.observe(_waited(waiting))
         self.note(
             "grant",
             gpus=self._reservation.uuids,
-            waited=self._waited(),
+            waited=_waited(waiting),
             rule=self.shared.queue.rules.order,
             until=self.until and round(self.until),
         )
@@ -117,9 +117,6 @@ class GPUSpawner(ChoosingSpawner):
             # That the host can't be read just now is no reason to lose one's turn.
             if error.status_code != 503:
                 raise
-
-    def _waited(self) -> float:
-        return round(max(0.0, time.time() - (self._since or time.time())), 1)
 
     def _tell_turn(self, turn: Turn | str) -> None:
         """Say on the progress page where this server stands in the queue."""
@@ -325,3 +322,7 @@ class GPUSpawner(ChoosingSpawner):
             if self.container_id and self.remove:
                 tidying.remove_later(self.object_name, self.docker, self.container_id)
         await maybe_future(super().run_post_stop_hook())
+
+
+def _waited(waiting: Waiting) -> float:
+    return round(max(0.0, time.time() - waiting.since), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench import handover, pages
 from bench.starts import (
     FLOOR,
     OURS,
@@ -15,6 +16,8 @@ from bench.starts import (
     Start,
     show,
 )
+
+from .hubs import until
 
 
 def measured() -> Measured:
@@ -65,3 +68,53 @@ def test_a_crowd_must_be_ready_to_the_last(capsys) -> None:
     found.rushes[OURS] = [Rush(4, 7)]
     show(found)
     assert lines(capsys)[name] == ["0.13", "0.50", "missed"]
+
+
+def test_idle_time_is_from_a_death_to_the_next_grant_of_the_same_gpu() -> None:
+    log = "\n".join(
+        f'[I 2026-11-26 07:00:0{second} GPUSpawner journal:30] gpuspawner {{"event": "{event}", '
+        f'"user": "ada", "gpus": ["{gpu}"]}}'
+        for second, event, gpu in (
+            ("1.000", "grant", "A"),
+            ("4.500", "release", "A"),
+            ("5.250", "grant", "B"),
+            ("6.500", "grant", "A"),
+        )
+    )
+    granted = handover.grants(log)
+    first = granted[0][0]
+    assert granted == [(first, "A"), (first + 4.25, "B"), (first + 5.5, "A")]
+    deaths = [(first + 3.5, "A"), (first + 4.0, "B"), (first + 9.0, "B")]
+    assert handover.idle_seconds(deaths, granted) == [2.0, 0.25]
+
+
+def test_a_gpu_that_lay_idle_too_long_is_called_so(capsys) -> None:
+    handover.show([0.25, 0.5, 1.5])
+    assert capsys.readouterr().out.splitlines() == [
+        "a GPU idle while somebody waited, 3 times",
+        "median 0.50 s, longest 1.50 s (goal: 1 s): missed",
+    ]
+
+
+def test_what_pages_cost_is_the_difference_to_none(capsys) -> None:
+    quick = [float(each) for each in range(100)]
+    seen = {
+        pages.NONE: pages.Seen(quick, [1.0]),
+        pages.ONE: pages.Seen(quick, [2.0, 4.0]),
+        pages.MANY: pages.Seen([each + 12 for each in quick], [6.0]),
+    }
+    pages.show(seen)
+    said = capsys.readouterr().out
+    assert "and 12.0 ms (goal: less than 10 ms): missed" in said
+    assert said.splitlines()[-1].split()[-1] == "2.00"
+
+
+def test_reads_of_a_file_are_counted_also_after_it_was_exchanged(tmp_path) -> None:
+    path = tmp_path / "state"
+    path.write_text("1")
+    with pages.Reads(path) as reads:
+        path.read_text()
+        (tmp_path / "other").write_text("2")
+        (tmp_path / "other").replace(path)
+        path.read_text()
+        until(lambda: reads.count() == 2, "both are counted")

@@ -112,7 +112,9 @@ def test_a_cancel_leaves_the_queue_and_the_next_moves_up(make_hub):
     until(lambda: "next in line" in message(hub, "cyd"), "cyd moved up", log=hub.log)
     hub.stop_server("ada")
     until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
-    assert ("leave", "ben") in [(line["event"], line["user"]) for line in journal(hub)]
+    (left,) = [line for line in journal(hub) if line["event"] == "leave"]
+    assert (left["user"], left["gpus"]) == ("ben", 4)
+    assert left["waited"] > 0
 
 
 def test_no_wait_a_full_queue_and_the_longest_wait_are_refusals_with_a_sentence(make_hub):

@@ -1,0 +1,133 @@
+"""How long a GPU lies idle while somebody waits: from its container's death to the next grant.
+
+20 users want one GPU each, of 4. Each is served, stays a moment, and stops. When a container died
+is the engine's word, and when its GPU was granted again the hub's log's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from gpuspawner.__main__ import main as gpuspawner
+from gpuspawner.simulation.host import SimulatedHost, cache_folder
+from gpuspawner.simulation.state import describe
+from tests.hubs import WAITING, Hub, write_config
+
+GPUS, USERS = 4, 20
+STAYS_SECONDS = 2.0
+POLL_SECONDS = 1.0
+GOAL_SECONDS = 1.0
+LINES = (
+    WAITING,
+    "c.JupyterHub.concurrent_spawn_limit = 0",
+    "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+)
+GRANT = re.compile(r'^\[I (\S+ \S+) .*gpuspawner (\{"event": "grant".*\})$', re.MULTILINE)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Let them all be served, print how long GPUs lay idle, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench handover", description=__doc__)
+    parser.add_argument("--users", type=int, default=USERS)
+    options = parser.parse_args(arguments)
+    with (
+        SimulatedHost(describe([("A100-40GB", GPUS)]), cache=cache_folder()) as host,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        os.environ.update(host.additions)
+        if gpuspawner(["image", "build", "minimal"]) != 0:
+            return 1
+        write_config(Path(folder), LINES)
+        hub = Hub(Path(folder), host.environment)
+        hub.start()
+        try:
+            with _deaths(host.docker_host) as deaths:
+                _serve(hub, options.users)
+        finally:
+            hub.stop()
+        show(idle_seconds(deaths, grants(hub.log())))
+    return 0
+
+
+def _serve(hub: Hub, users: int) -> None:
+    names = [f"user-{number:02}" for number in range(users)]
+    for name in names:
+        assert hub.spawn(name, {"gpus": 1}).status_code in (201, 202)
+    print(f"{users} users have asked for {GPUS} GPUs", file=sys.stderr)
+
+    def stay(name: str) -> None:
+        # Not more often: the hub has enough to do.
+        while not hub.ready(name):
+            time.sleep(POLL_SECONDS)
+        time.sleep(STAYS_SECONDS)
+        hub.stop_server(name)
+
+    threads = [threading.Thread(target=stay, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@contextmanager
+def _deaths(address: str) -> Iterator[list[tuple[float, str]]]:
+    """Collect when which GPU's container died, in seconds since the epoch."""
+    client = docker.APIClient(base_url=address, version="auto")
+    found: list[tuple[float, str]] = []
+    stream = client.events(filters={"event": "die", "label": "gpuspawner.gpus"}, decode=True)
+
+    def listen() -> None:
+        for event in stream:
+            uuids = event["Actor"]["Attributes"]["gpuspawner.gpus"].split(",")
+            found.extend((event["timeNano"] / 1e9, uuid) for uuid in uuids if uuid)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield found
+    finally:
+        stream.close()
+        client.close()
+
+
+def grants(log: str) -> list[tuple[float, str]]:
+    """Return when which GPU was granted, from a hub's log, in seconds since the epoch."""
+    found = []
+    for moment, line in GRANT.findall(log):
+        then = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S.%f").astimezone().timestamp()
+        facts: dict[str, Any] = json.loads(line)
+        found.extend((then, uuid) for uuid in facts["gpus"])
+    return found
+
+
+def idle_seconds(deaths: list[tuple[float, str]], granted: list[tuple[float, str]]) -> list[float]:
+    """Return how long after each death its GPU was granted again; the last ones never are."""
+    idle = []
+    for died, uuid in sorted(deaths):
+        # The engine's clock is the hub's, and its log is to the millisecond.
+        after = [when - died for when, other in granted if other == uuid and when > died - 0.001]
+        if after:
+            idle.append(min(after))
+    return idle
+
+
+def show(idle: list[float]) -> None:
+    """Print what came out."""
+    met = "met" if max(idle) <= GOAL_SECONDS else "missed"
+    print(f"a GPU idle while somebody waited, {len(idle)} times")
+    print(f"median {statistics.median(idle):.2f} s, longest {max(idle):.2f} s", end=" ")
+    print(f"(goal: {GOAL_SECONDS:g} s): {met}")
