@@ -90,7 +90,7 @@ class Control:
         except Refused as error:
             sentence = str(error)
             answer = {"error": sentence, "sentence": kept(sentence), "status": error.status}
-        except (ValueError, TypeError, KeyError, asyncio.TimeoutError) as error:
+        except Exception as error:  # nobody is left waiting for an answer
             answer = {"error": f"not understood: {error}", "status": 400}
         with suppress(OSError):
             writer.write(json.dumps(answer).encode() + b"\n")

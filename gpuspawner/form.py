@@ -177,7 +177,8 @@ def count_items(
         for count in range(most + 1)
     ]
     free = sum(gpu.state == "free" for gpu in usable)
-    wanted = limits.default_gpus if last.gpus is None else last.gpus
+    # What was saved may be any number.
+    wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
     while not keep and wanted > 0 and not _is_offered(wanted, outlooks, limits, last):
         wanted -= 1
     return [

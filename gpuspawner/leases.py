@@ -107,7 +107,8 @@ def leases_of(
 
 
 def _seconds(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
+    # Up to a year that calendars have.
+    return float(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
 
 
 def _names(text: str) -> frozenset[str]:

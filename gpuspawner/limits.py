@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from .images import ImageVersion
 from .sentences import N_
 
+# Ten years. Beyond that people mean "for ever", and no calendar goes on.
+MAX_HOURS = 87_600.0
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -60,7 +60,7 @@ def marks_of(volumes: Iterable[Volume] | None) -> dict[str, Mark]:
                 uuid,
                 labels.get(LABEL_BY, ""),
                 labels.get(LABEL_WHY, ""),
-                float(since) if re.fullmatch(r"[0-9]{1,12}", since) else None,
+                float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
             )
     return found
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .allocation import GPU, Request, model_counts
 from .compatibility import fit
-from .limits import Limits
+from .limits import MAX_HOURS, Limits
 from .sentences import N_, listed
 
 # A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
@@ -43,7 +43,7 @@ class Choice(BaseModel):
     image: Annotated[str, Field(max_length=MAX_KEY)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
     model: Annotated[str, Field(max_length=MAX_KEY)] | None = None
-    hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    hours: Annotated[float, Field(gt=0, le=MAX_HOURS)] | None = None
 
 
 _DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
@@ -51,7 +51,7 @@ _EXPECTED = {
     "image": N_("the key of an image version, as text"),
     "gpus": N_("a whole number, 0 or more"),
     "model": N_("the name of a GPU model, as text"),
-    "hours": N_("a number of hours, more than 0"),
+    "hours": N_("a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"),
 }
 
 

@@ -58,15 +58,15 @@ class Term:
         """When it ends, in seconds since the epoch."""
         return max(each.until for each in (self.deadline, self.warned) if each)
 
-    def extend(self, seconds: float, most: float | None) -> float:
+    def extend(self, seconds: float, most: float) -> float:
         """Add seconds, and return how many were added.
 
         Args:
             seconds: how many are asked for.
-            most: how many may be left afterwards; None: any number.
+            most: how many may be left afterwards.
         """
         left = max(0.0, self.deadline.remaining)
-        new = left + seconds if most is None else min(left + seconds, max(most, left))
+        new = min(left + seconds, max(most, left))
         self.deadline = Deadline.after(new, self.deadline.clock)
         self.warned = None
         return new - left

@@ -11,7 +11,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from . import options, volumes
 from .allocation import POLICIES
 from .images import ImageVersion, as_fields, catalogue, default_key
-from .limits import Limits
+from .limits import MAX_HOURS, Limits
 from .order import ORDERS
 from .overrides import OverridableSpawner
 
@@ -249,8 +249,11 @@ class GPUSettings(OverridableSpawner):
 
     @validate("hour_limit", "default_hours")
     def _check_hours(self, proposal: Any) -> Any:
-        if proposal.value == 0:
-            raise TraitError(f"{proposal.trait.name} must be more than 0, or None for no end")
+        if proposal.value is not None and not 0 < proposal.value <= MAX_HOURS:
+            raise TraitError(
+                f"{proposal.trait.name} must be more than 0 and at most {MAX_HOURS:g}, or None "
+                f"for no end, got {proposal.value}"
+            )
         return proposal.value
 
     @validate("ulimits")

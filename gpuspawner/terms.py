@@ -14,7 +14,8 @@ from .allocation import GPU
 from .clock import Clock, Deadline
 from .leases import lease_of
 from .leasing import LeasingSpawner
-from .options import Refused
+from .limits import MAX_HOURS
+from .options import MAX_SHOWN, Refused
 from .reclaim import Idleness, Step, Term
 from .sentences import N_, NN_, kept, restored
 from .words import clock_time, hours_words
@@ -150,16 +151,22 @@ class TimedSpawner(LeasingSpawner):
                 ),
                 409,
             )
-        seconds = self._term.seconds if hours is None else hours * 3600
-        most = None if self.hour_limit is None else self.hour_limit * 3600
-        if not 0 < seconds < float("inf"):
-            raise Refused(N_("hours must be more than 0, got %(value)s.", value=hours))
+        if hours is not None and not 0 < hours <= MAX_HOURS:
+            raise Refused(
+                N_(
+                    "hours must be more than 0 and at most %(most)s, got %(value)s.",
+                    most=f"{MAX_HOURS:g}",
+                    value=str(hours)[:MAX_SHOWN],
+                )
+            )
+        seconds = self._term.seconds if hours is None else hours * 3600.0
+        most = 3600 * (MAX_HOURS if self.hour_limit is None else self.hour_limit)
         if self._term.extend(seconds, most) < 1:
             raise Refused(
                 N_(
                     "hours: your server has %(left)s left, and the limit is %(most)s.",
                     left=hours_words(self._term.deadline.remaining),
-                    most=hours_words(most or 0),
+                    most=hours_words(most),
                 ),
                 403,
             )

@@ -597,3 +597,10 @@ def test_a_version_that_is_not_on_the_machine_cannot_be_picked_and_another_is_pr
     assert "isn't on this machine yet" in description(soup, "image", "torch")
     both = page(without(LIMITS, {"torch", "next"}))  # then there is nothing to fall back on
     assert usable(both, "image") == []
+
+
+def test_a_saved_number_of_gpus_may_be_any_and_the_form_is_there_at_once() -> None:
+    """JupyterHub saves what it is sent before anybody looks at it."""
+    found = page(gpus=10**30)
+    (checked,) = [each["value"] for each in inputs(found, "gpus") if each.has_attr("checked")]
+    assert checked == "3"

@@ -41,6 +41,7 @@ UNLIMITED = replace(LIMITS, gpus=None)
 
 KEYS = "image, gpus, model, hours"
 GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
+HOURS_EXPECTED = "hours must be a number of hours, more than 0 and at most 87600"
 
 
 def refusal_of(raw: Any, limits: Limits = LIMITS, gpus: Any = HOST, driver: Any = DRIVER) -> Any:
@@ -53,6 +54,11 @@ def refusal_of(raw: Any, limits: Limits = LIMITS, gpus: Any = HOST, driver: Any 
 MALFORMED = [
     ({"gpus": True}, f"{GPUS_EXPECTED}, got true."),
     ({"gpus": 1.5}, f"{GPUS_EXPECTED}, got 1.5."),
+    ({"hours": 87_601}, f"{HOURS_EXPECTED}, got 87601."),
+    ({"hours": 1e308}, f"{HOURS_EXPECTED}, got 1e+308."),
+    ({"hours": 10**400}, f"{HOURS_EXPECTED}, got 1{'0' * 59}…."),
+    ({"hours": float("inf")}, f"{HOURS_EXPECTED}, got Infinity."),
+    ({"hours": float("nan")}, f"{HOURS_EXPECTED}, got NaN."),
     ({"gpus": 1.0}, f"{GPUS_EXPECTED}, got 1.0."),
     ({"gpus": "2"}, f'{GPUS_EXPECTED}, got "2".'),
     ({"gpus": -1}, f"{GPUS_EXPECTED}, got -1."),

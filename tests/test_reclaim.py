@@ -12,6 +12,7 @@ from gpuspawner.clock import Clock, Deadline
 from gpuspawner.reclaim import STEADY_MEMORY_MIB, Idleness, Term
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 WARNING = 900.0
 
 
@@ -111,7 +112,7 @@ def test_an_extension_counts_from_the_end_up_to_what_may_be_left_and_is_warned_a
     running = term(times)
     times.pass_(4 * HOUR - WARNING)
     running.warn(WARNING)
-    assert running.extend(2 * HOUR, None) == 2 * HOUR
+    assert running.extend(2 * HOUR, DAY) == 2 * HOUR
     assert running.deadline.remaining == 2 * HOUR + WARNING
     assert running.step(WARNING) is None
     assert running.extend(9 * HOUR, 4 * HOUR) == 2 * HOUR - WARNING
@@ -124,7 +125,7 @@ def test_an_extension_after_the_end_begins_now() -> None:
     times = Times()
     running = term(times)
     times.pass_(5 * HOUR)
-    running.extend(HOUR, None)
+    running.extend(HOUR, DAY)
     assert running.deadline.remaining == HOUR
 
 

@@ -36,6 +36,9 @@ def spawner(**traits) -> GPUSpawner:
         ("ulimits", {"stack": True}, "ulimits['stack'] must be a whole number"),
         ("shm_size", "8 gigs", "8 gigs"),
         ("excluded_gpus", 7, "excluded_gpus"),
+        ("hour_limit", 0, "hour_limit must be more than 0"),
+        ("default_hours", float("nan"), "default_hours must be more than 0"),
+        ("default_hours", 1e9, "at most 87600"),
     ],
 )
 def test_a_mistake_is_named_with_trait_and_value(trait, value, says):
