@@ -86,7 +86,7 @@ class Control:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), TIMEOUT_SECONDS)
-            answer = self._do(json.loads(line))
+            answer = await self._do(json.loads(line))
         except Refused as error:
             sentence = str(error)
             answer = {"error": sentence, "sentence": kept(sentence), "status": error.status}
@@ -97,10 +97,12 @@ class Control:
             await writer.drain()
         writer.close()
 
-    def _do(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    async def _do(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         if asked["do"] == "status":
+            await asyncio.gather(*(spawner.know_rules() for spawner in self._servers()))
             return self.status()
         spawner = self._find(Holder(asked["user"], asked["server"]))
+        await spawner.know_rules()
         if asked["do"] == "extend":
             return {"until": spawner.extend(asked.get("hours"))}
         if asked["do"] == "here":

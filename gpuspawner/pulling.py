@@ -324,6 +324,10 @@ class _Pull:
 REASONS = (
     (r"no space left|disk quota exceeded", marked("the GPU machine's disk is full")),
     (
+        r"no matching manifest|no match for platform",
+        marked("there is none for this machine's processor"),
+    ),
+    (
         r"manifest unknown|manifest for .*not found|name unknown|repository name not known|"
         r"failed to resolve reference .*: not found$",
         marked("%(registry)s has no such image"),
@@ -336,12 +340,12 @@ REASONS = (
         ),
     ),
     (
-        r"unauthorized|authentication required|no basic auth|denied|forbidden|authorization failed",
-        marked("%(registry)s refused it; an administrator must log in there (`docker login`)"),
+        r"toomanyrequests|too many requests|pull rate limit",
+        marked("%(registry)s hands out no more for now; it can be tried again later"),
     ),
     (
-        r"toomanyrequests|too many requests",
-        marked("%(registry)s hands out no more for now; it can be tried again later"),
+        r"unauthorized|authentication required|no basic auth|denied|forbidden|authorization failed",
+        marked("%(registry)s refused it; an administrator must log in there (`docker login`)"),
     ),
     (
         r"x509:|certificate|HTTP response to HTTPS client|tls: ",
@@ -357,7 +361,6 @@ REASONS = (
         r"wrong diff id|unknown blob|blob unknown|unexpected commit digest|failed size validation",
         marked("%(registry)s is broken: what it sends isn't the image"),
     ),
-    (r"no matching manifest", marked("there is none for this machine's processor")),
     (r"invalid reference format", marked("that isn't an image reference")),
 )
 

@@ -78,9 +78,15 @@ class Term:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], clock: Clock) -> Term:
-        """Return what was saved."""
+        """Return what was saved. A warning of which little is left is given anew.
+
+        Nobody could be told while the hub was away.
+        """
+        seconds = float(saved["seconds"])
         warned = Deadline.restored(saved["warned"], clock) if saved["warned"] else None
-        return cls(Deadline.restored(saved["deadline"], clock), float(saved["seconds"]), warned)
+        if warned and warned.remaining < min(LATE_WARNING_SECONDS, seconds / 2):
+            warned = None
+        return cls(Deadline.restored(saved["deadline"], clock), seconds, warned)
 
 
 @dataclass
@@ -129,7 +135,10 @@ class Idleness:
             idle_seconds: how long they may do nothing.
             somebody_may_have_them: whether it matters, by the administrator's rules.
         """
-        if self.since is None or not somebody_may_have_them:
+        if not somebody_may_have_them:
+            self.warned = None  # whoever comes later, there is a warning first
+            return None
+        if self.since is None:
             return None
         if self.warned is None:
             return "warn" if self.clock.steady() - self.since >= idle_seconds else None

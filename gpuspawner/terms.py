@@ -9,6 +9,8 @@ from datetime import datetime, timezone
 from typing import Any, ClassVar
 from weakref import WeakSet
 
+from tornado import web
+
 from . import journal
 from .allocation import GPU
 from .clock import Clock, Deadline
@@ -16,7 +18,7 @@ from .leases import lease_of
 from .leasing import LeasingSpawner
 from .limits import MAX_HOURS
 from .options import MAX_SHOWN, Refused
-from .reclaim import Idleness, Step, Term
+from .reclaim import LATE_WARNING_SECONDS, Idleness, Step, Term
 from .sentences import N_, NN_, kept, restored
 from .words import clock_time, hours_words
 
@@ -41,6 +43,8 @@ class TimedSpawner(LeasingSpawner):
         self._idleness = Idleness(self.clock)
         self._waiting_since: float | None = None
         self._ending: asyncio.Task[None] | None = None
+        # Whether an earlier hub started it: then nobody has applied the group overrides here.
+        self._rules_unknown = False
         # Why the last server was stopped, for its user; outlives `clear_state`.
         self._notice = ""
         super().__init__(*args, **kwargs)
@@ -70,7 +74,18 @@ class TimedSpawner(LeasingSpawner):
         if ours.get("gpus"):
             term = ours.get("term")
             self._term = Term.restored(term, self.clock) if term else None
+            self._rules_unknown = True
             self.hold(ours["gpus"])
+
+    async def know_rules(self) -> None:
+        """Apply the group overrides to a server that an earlier hub started.
+
+        JupyterHub does that at a spawn only; time and idleness are counted long afterwards.
+        """
+        if self._rules_unknown:
+            self._rules_unknown = False
+            with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
+                await self.apply_group_overrides()
 
     def keep_state(self) -> None:
         """Write the state to the hub's database now: what isn't there, a crash forgets."""
@@ -85,6 +100,7 @@ class TimedSpawner(LeasingSpawner):
         if self._uuids:
             self.note("release", gpus=self._uuids)
         self._term = self._waiting_since = None
+        self._rules_unknown = False
         self._uuids = frozenset()
         self._idleness = Idleness(self.clock)
         TimedSpawner._holding.discard(self)
@@ -113,7 +129,12 @@ class TimedSpawner(LeasingSpawner):
         if found and found["State"]["Running"] and not self._uuids and not self.pending:
             lease = lease_of({**found["Config"], "State": "running"})
             if lease and lease.gpus:
-                self.begin_term(lease.until and lease.until - self.clock.wall())
+                if lease.until:
+                    left = lease.until - self.clock.wall()
+                    # How long it was isn't known: long enough for a warning at its end.
+                    length = max(left, 2 * LATE_WARNING_SECONDS)
+                    self._term = Term(Deadline.after(left, self.clock), length)
+                self._rules_unknown = True
                 self.hold(lease.gpus)
         return found
 
@@ -205,6 +226,7 @@ class TimedSpawner(LeasingSpawner):
 
     async def look_after(self) -> None:
         """Warn or stop the server where that is due."""
+        await self.know_rules()
         if self.container_id and self._term:
             self.ledger.ends[self.container_id] = self._term.until
         if self.pending or self._ending or not self._uuids:

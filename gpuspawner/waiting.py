@@ -217,7 +217,7 @@ class Queue:
                 news = entry.turn is None or _as_told(turn) != _as_told(entry.turn)
                 entry.turn = turn
                 if news:
-                    entry.tell(turn)
+                    self._tell(entry, turn)
 
     def _plan(self, queue: Sequence[tuple[Waiting, Terms]], view: View) -> dict[Holder, Turn]:
         """Return each one's turn, with the place among those who can't start now."""
@@ -287,7 +287,15 @@ class Queue:
             if entry.turn is None:
                 entry.answer.set_exception(error)
             else:
-                entry.tell(together(N_("You keep your place."), str(error)))
+                self._tell(entry, together(N_("You keep your place."), str(error)))
+
+    def _tell(self, entry: Entry, news: Turn | str) -> None:
+        """Tell one, who alone fails where that can't be done."""
+        try:
+            entry.tell(news)
+        except Exception as error:
+            if not entry.answer.done():
+                entry.answer.set_exception(error)
 
     def _fail_newcomers(self, error: Exception) -> None:
         for entry in self._open():

@@ -7,6 +7,7 @@ checkout to the checkout's owner.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,13 @@ def as_root(words: Sequence[str], purpose: str) -> list[str]:
         return list(words)
     if shutil.which("sudo") is None:
         raise Stop(f"{purpose} takes root, and there is no sudo here: run the same command as root")
-    kept = [f"{name}={os.environ[name]}" for name in KEPT if name in os.environ]
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    # A password would be in `ps` and in sudo's log; not every sudo can keep a variable by name.
+    secret = [name for name, value in kept.items() if re.search("://[^/]*@", value)]
+    plain = [f"{name}={value}" for name, value in kept.items() if name not in secret]
+    keep = [f"--preserve-env={','.join(secret)}"] if secret else []
     # Root's compiled modules in a user's checkout would be in that user's way.
-    return ["sudo", "env", *kept, "PYTHONDONTWRITEBYTECODE=1", *words]
+    return ["sudo", *keep, "env", *plain, "PYTHONDONTWRITEBYTECODE=1", *words]
 
 
 def give_to_owner(folder: Path) -> None:

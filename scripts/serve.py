@@ -12,6 +12,7 @@ import docker
 import docker.errors
 from jupyterhub import app
 
+from gpuspawner.doctor.surroundings import engine_folders
 from gpuspawner.network import NetworkError, ensure_network
 
 from .console import ROOT, RUN, Stop, finish, say
@@ -56,8 +57,8 @@ def _check_space() -> None:
     """Stop if the images surely don't fit."""
     about = docker.from_env(timeout=20).info()
     needed = SPACE_GIB_COPYING if about["Driver"] == "vfs" else SPACE_GIB
-    root = about["DockerRootDir"]
-    if not os.path.isdir(root):  # noqa: PTH112  # an engine that isn't on this machine
+    root, *_ = engine_folders(about)
+    if not root.is_dir():  # an engine that isn't on this machine
         return
     free = shutil.disk_usage(root).free / GIB
     if free < needed:

@@ -116,6 +116,21 @@ def test_what_is_replaced_goes_and_equal_files_build_nothing(
     assert first not in ids(client)
 
 
+def test_what_somebody_has_named_themselves_stays(client, minimal_image, folder: Path) -> None:
+    """To go back to it, say: by its id the engine would take its last name, and remove it."""
+    assert build(folder, minimal_image) == 0
+    before = client.images.get(REFERENCE)
+    before.tag("lab/known-good", "1")
+    try:
+        (folder / "rootfs" / "new").write_text("changed")
+        (folder / "Dockerfile").write_text(DOCKERFILE + "COPY rootfs/new /tmp/new\n")
+        assert build(folder, minimal_image) == 0
+        assert client.images.get(REFERENCE).id != before.id
+        assert client.images.get("lab/known-good:1").id == before.id
+    finally:
+        client.images.remove("lab/known-good:1")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

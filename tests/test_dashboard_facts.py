@@ -208,7 +208,7 @@ async def test_many_pages_cost_one_reading(monkeypatch):
         nonlocal readings
         readings += 1
         await asyncio.sleep(0)
-        return replace(last, at=time.time(), tried_at=time.time())
+        return replace(last, at=time.time(), tried_at=time.monotonic())
 
     watched = Monitor(look)
     pictures = await asyncio.gather(*(watched.picture() for _ in range(60)))
@@ -224,7 +224,7 @@ async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(mon
     async def look(last: Picture) -> Picture:
         nonlocal readings
         readings += 1
-        return replace(last, at=time.time(), tried_at=time.time(), driver=str(readings))
+        return replace(last, at=time.time(), tried_at=time.monotonic(), driver=str(readings))
 
     watched = Monitor(look)
     await watched.picture()
@@ -243,7 +243,7 @@ async def test_a_reading_that_fails_is_trouble_on_the_page_and_not_its_end(monke
     async def look(last: Picture) -> Picture:
         if error := next(answers, None):
             raise error
-        return replace(last, at=time.time(), tried_at=time.time(), trouble="")
+        return replace(last, at=time.time(), tried_at=time.monotonic(), trouble="")
 
     watched = Monitor(look)
     assert (await watched.picture()).trouble == "RuntimeError: odd"

@@ -542,12 +542,16 @@ def test_the_setting_is_read_as_toml_has_it(toml: str, accepts: bool) -> None:
     assert toolkit.accepts_variable(toml) is accepts
 
 
+CDI = {"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]}
+
+
 @pytest.mark.parametrize(
     ("toml", "by_hook", "info", "state", "advice"),
     [
         ("", True, {}, "ok", ""),
         (FALSE, True, {}, "warning", "=true --in-place"),
         (FALSE, False, {}, "ok", ""),
+        (FALSE, True, CDI, "note", "only if that one gets no GPU"),
         ("", True, {"DefaultRuntime": "nvidia"}, "warning", "default-runtime"),
     ],
 )
@@ -563,6 +567,19 @@ def test_the_setting_is_what_the_engine_needs(
     assert found.state == state
     assert advice in found.advice
     assert machine.variable_accepted is (toml != FALSE)
+
+
+def test_the_disk_that_is_looked_at_is_the_one_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surroundings, "CONTAINERD", tmp_path / "containerd")
+    (tmp_path / "containerd").mkdir()
+    own = {"DockerRootDir": str(tmp_path), "DriverStatus": [["Backing Filesystem", "extfs"]]}
+    assert surroundings.engine_folders(own) == [tmp_path]
+    store = ["driver-type", "io.containerd.snapshotter.v1"]
+    shared = {"DockerRootDir": str(tmp_path), "DriverStatus": [store]}
+    assert surroundings.engine_folders(shared) == [tmp_path / "containerd", tmp_path]
+    assert surroundings.engine_folders({}) == []
 
 
 # ---- The proxy -----------------------------------------------------------------------------------

@@ -290,6 +290,15 @@ IMAGE = "10.0.0.9:5000/lab/torch:2.7"
             "there is none for this machine's processor",
         ),
         (
+            "no matching manifest for linux/arm64/v8 in the manifest list entries: no match for "
+            "platform in manifest: not found",
+            "there is none for this machine's processor",
+        ),
+        (
+            "error from registry: You have reached your unauthenticated pull rate limit.",
+            f"{HERE} hands out no more for now; it can be tried again later",
+        ),
+        (
             "invalid reference format: repository name must be lowercase",
             "that isn't an image reference",
         ),

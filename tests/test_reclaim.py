@@ -107,6 +107,18 @@ def test_a_warning_that_was_given_counts_after_a_restart() -> None:
     assert steps(again, times, HOUR) == [("stop", WARNING - 60)]
 
 
+def test_a_warning_of_which_nobody_could_hear_is_given_anew_after_a_restart() -> None:
+    """The hub went away right after it, and came back when the time was over."""
+    times = Times()
+    running = term(times)
+    times.pass_(4 * HOUR - WARNING)
+    running.warn(WARNING)
+    saved = running.saved()
+    times.pass_(2 * HOUR)
+    again = Term.restored(saved, times.clock())
+    assert steps(again, times, HOUR) == [("warn", 0), ("stop", 300)]
+
+
 def test_an_extension_counts_from_the_end_up_to_what_may_be_left_and_is_warned_about_anew() -> None:
     times = Times()
     running = term(times)
@@ -152,6 +164,8 @@ def test_gpus_that_do_nothing_are_warned_about_and_then_stopped() -> None:
     times.pass_(30)
     assert idleness.step(60, True) == "stop"
     assert idleness.step(60, False) is None  # nobody waits, where that is the rule
+    # Somebody comes hours later: what was said before the queue was empty is no warning any more.
+    assert idleness.step(60, True) == "warn"
 
 
 IDLE = [gpu(0), gpu(1)]

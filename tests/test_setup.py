@@ -186,6 +186,15 @@ def test_sudo_keeps_how_the_network_is_reached(monkeypatch: pytest.MonkeyPatch) 
     assert command[-2:] == ["id", "-u"]
 
 
+def test_sudo_keeps_a_password_without_telling_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root, "is_root", lambda: False)
+    monkeypatch.setattr(root.shutil, "which", lambda *_, **__: "/usr/bin/sudo")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:hush@index.example/simple")
+    command = root.as_root(["id", "-u"], "this")
+    assert "hush" not in " ".join(command)
+    assert "--preserve-env=PIP_INDEX_URL" in command
+
+
 # ---- ports ---------------------------------------------------------------------------------------
 
 

@@ -96,12 +96,38 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     assert refused["error"].startswith("Nobody can extend while 1 other waits for GPUs.")
     assert control(hub, do="extend", user="ben", server="")["status"] == 404
     assert control(hub, do="nonsense", user="ada", server="")["status"] == 400
+    assert control(hub, do="extend", user="ada", server="", hours=[])["status"] == 400
+    for bad in (0, -1, 1e9, 10**400):
+        said = control(hub, do="extend", user="ada", server="", hours=bad)["error"]
+        assert said.startswith(("Nobody can extend", "hours must be more than 0")), said
+
+
+def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(make_hub):
+    hub = make_hub(
+        *LINES,
+        "c.GPUSpawner.hour_limit = 48",
+        "c.JupyterHub.load_groups = {'students': {'users': ['ada']}}",
+        "c.Spawner.group_overrides = "
+        "{'few': {'groups': ['students'], 'spawner_override': {'hour_limit': 4}}}",
+    )
+    hub.start_server("ada", {"gpus": 1, "hours": 4})
+    hub.kill()
+    hub.start()
+    until(lambda: control(hub, do="status")["leases"], "ada's lease is known", log=hub.log)
+    refused = control(hub, do="extend", user="ada", server="", hours=40)
+    assert "and the limit is 4 hours" in refused.get("error", ""), refused
+    assert control(hub, do="status")["leases"][0]["hour_limit"] == 4
 
 
 def test_a_lease_that_a_crash_has_lost_is_taken_up_from_its_container(make_hub):
     import sqlite3
 
-    hub = make_hub(*LINES, "c.GPUSpawner.hour_limit = 8")
+    hub = make_hub(
+        *LINES,
+        "c.GPUSpawner.hour_limit = 8",
+        # A tenth of a minute before the end; who was away warns as long before as that.
+        "c.GPUSpawner.warning_minutes = 0.1",
+    )
     hub.start_server("ada", {"gpus": 1, "hours": 20 * SECONDS})
     hub.kill()
     with sqlite3.connect(hub.folder / "jupyterhub.sqlite") as database:
@@ -110,6 +136,7 @@ def test_a_lease_that_a_crash_has_lost_is_taken_up_from_its_container(make_hub):
         database.execute("update spawners set state = ?", (json.dumps(kept),))
     hub.start()
     until(lambda: ("stop", "time limit") in events(hub, "ada", "stop"), "its end", 90, hub.log)
+    assert events(hub, "ada", "warn") == [("warn", "time limit")]
     until(lambda: len(free_gpus()) == 4, "the GPU is back", log=hub.log)
 
 

@@ -6,14 +6,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import docker
 import docker.errors
 import requests
 
-from .engine import image
+from ..pulling import split
+from .engine import image, remove_unnamed
 from .recipe import BuildingError
 
 SUITE = "bookworm"
@@ -45,7 +45,7 @@ def ensure(
         BuildingError: there is none and none can be had.
     """
     wanted = [named] if named else [PULLED, MADE]
-    present = [reference for reference in wanted if image(client, reference)]
+    present = _newest_first(client, wanted)
     if present and not fresh:
         return present[0]
     reference = named or PULLED
@@ -63,12 +63,22 @@ def ensure(
     return MADE
 
 
+def _newest_first(client: docker.DockerClient, references: list[str]) -> list[str]:
+    """Return those that are on the engine: one that was made as a pull failed may be the newer."""
+    found = [(image(client, reference), reference) for reference in references]
+    here = [(str(each.attrs.get("Created", "")), reference) for each, reference in found if each]
+    return [reference for _, reference in sorted(here, key=lambda each: each[0], reverse=True)]
+
+
 def _pull(reference: str, seconds: int) -> str:
     """Pull an image; return "" or why it couldn't be."""
     try:
         with_limit = docker.from_env(timeout=seconds)
         try:
-            with_limit.images.pull(reference)
+            # docker-py's own `images.pull` takes what was there before for what broke off.
+            for event in with_limit.api.pull(*split(reference), stream=True, decode=True):
+                if "error" in event:
+                    return " ".join(str(event["error"]).split())[:200]
         finally:
             with_limit.close()
     except requests.Timeout:
@@ -93,7 +103,12 @@ def _make(client: docker.DockerClient) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="gpuspawner-base-") as folder:
         archive = Path(folder) / "base.tar"
-        command = [program, "--variant=minbase", "--include=ca-certificates", SUITE, str(archive)]
+        # It leaves this machine's name servers and name in there, which are nobody's business.
+        clean = 'rm -f "$1/etc/resolv.conf" "$1/etc/hostname"'
+        command = [
+            *(program, "--variant=minbase", "--include=ca-certificates"),
+            *(f"--customize-hook={clean}", SUITE, str(archive)),
+        ]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             said = made.stderr.strip() or "it said nothing"
@@ -106,5 +121,4 @@ def _make(client: docker.DockerClient) -> None:
         if '"error"' in said:
             raise BuildingError(f"the engine didn't take the base image: {said.strip()[-300:]}")
         if before is not None:
-            with suppress(docker.errors.APIError):  # a container runs on it: it stays
-                client.images.remove(str(before.id))
+            remove_unnamed(client, str(before.id))

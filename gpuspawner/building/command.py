@@ -15,7 +15,7 @@ import docker
 import docker.errors
 
 from . import base, bom, buildkit, checks, locks, reasons
-from .engine import engine, image
+from .engine import engine, image, remove_unnamed
 from .recipe import BuildingError, Recipe, network_files, proxy_arguments, recipe, recipes
 
 # On the image, so on every container of it too; the labels of a lease have other names.
@@ -205,11 +205,8 @@ def _what_is_checked(wanted: Recipe) -> str:
 def _tag(client: docker.DockerClient, identity: str, reference: str) -> None:
     before, built = image(client, reference), client.images.get(identity)
     built.tag(reference)
-    if before and before.id != built.id:
-        try:
-            client.images.remove(str(before.id))
-        except docker.errors.APIError:
-            _say("The image it replaces stays: a container or another tag still uses it")
+    if before and before.id != built.id and not remove_unnamed(client, str(before.id)):
+        _say("The image it replaces stays: a container or another tag still uses it")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

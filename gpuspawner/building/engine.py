@@ -40,6 +40,22 @@ def engine() -> Iterator[docker.DockerClient]:
             raise BuildingError(f"the Docker Engine refused: {said}") from None
 
 
+def remove_unnamed(client: docker.DockerClient, identity: str) -> bool:
+    """Remove an image that has no name any more; return whether it is gone.
+
+    By its id the engine would take the last tag that somebody gave it, too.
+    """
+    try:
+        if client.images.get(identity).tags:
+            return False
+        client.images.remove(identity)
+    except docker.errors.NotFound:
+        return True
+    except docker.errors.APIError:  # a container runs on it
+        return False
+    return True
+
+
 def image(client: docker.DockerClient, reference: str) -> docker.models.images.Image | None:
     """Return an image that is on the engine; None where it isn't."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +37,7 @@ class Picture:
 
     Args:
         at: when the host was last read whole, in seconds since the epoch; None: never.
-        tried_at: when that was last begun.
+        tried_at: when that was last begun, by the monotonic clock: a wall's may be set back.
         trouble: why it couldn't be read then; "" where it could.
         driver, cuda, gpus: the host, as it was at `at`; `driver` is None where there is none.
         ours: UUIDs of the GPUs that servers of this hub hold.
@@ -47,7 +48,7 @@ class Picture:
     """
 
     at: float | None = None
-    tried_at: float = 0.0
+    tried_at: float = -math.inf
     trouble: str = ""
     driver: str | None = None
     cuda: str | None = None
@@ -60,7 +61,7 @@ class Picture:
 
     def is_known(self, now: float) -> bool:
         """Return whether it says how the host is now."""
-        return not self.trouble and self.at is not None and now - self.at <= STALE_SECONDS
+        return not self.trouble and self.at is not None and abs(now - self.at) <= STALE_SECONDS
 
 
 class Host:
@@ -87,11 +88,11 @@ class Host:
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
-        now = time.time()
+        now, began = time.time(), time.monotonic()
         hub, hub_trouble = await self._ask_hub()
         if hub and hub.get("survey", {}) != self._settings:
             self._read_as(hub.get("survey", {}))
-        tried = replace(last, tried_at=now, hub=hub, hub_trouble=hub_trouble)
+        tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
         try:
             view = await self._ledger.look()
         except Unknown as error:
@@ -165,8 +166,9 @@ class Monitor:
         self._wanted_at = loop.time()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._run())
-        if time.time() - self._picture.tried_at > 2 * PERIOD_SECONDS:
-            patience = OLD_PATIENCE_SECONDS if self._picture.tried_at else PATIENCE_SECONDS
+        if time.monotonic() - self._picture.tried_at > 2 * PERIOD_SECONDS:
+            first = self._picture.tried_at == -math.inf
+            patience = PATIENCE_SECONDS if first else OLD_PATIENCE_SECONDS
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), patience)
         return self._picture
@@ -189,7 +191,7 @@ class Monitor:
                 self._take(await self._look(self._picture))
             except Exception as error:  # a page that says so is better than none
                 trouble = f"{type(error).__name__}: {error}"
-                self._picture = replace(self._picture, tried_at=time.time(), trouble=trouble)
+                self._picture = replace(self._picture, tried_at=time.monotonic(), trouble=trouble)
             news, self._news = self._news, asyncio.Event()
             news.set()
             await asyncio.sleep(PERIOD_SECONDS)

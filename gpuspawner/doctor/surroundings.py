@@ -7,8 +7,9 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from .engine import socket_path
@@ -17,6 +18,8 @@ from .findings import Context, Finding
 GIB = 1024**3
 # Below the first nothing starts any more, below the second it soon won't.
 ENGINE_FULL, ENGINE_TIGHT = 1 * GIB, 10 * GIB
+# Where containerd keeps images that are the engine's.
+CONTAINERD = Path("/var/lib/containerd")
 HUB_FULL, HUB_TIGHT = GIB // 10, 1 * GIB
 INODES_TIGHT = 0.02
 
@@ -78,11 +81,23 @@ def _runs(program: str) -> Finding:
 
 def disk(context: Context) -> Iterator[Finding]:
     """Whether there is room where the engine keeps images and volumes, and where the hub works."""
-    root = str(context.engine_info.get("DockerRootDir") or "")
-    if root and context.engine_is_here:
-        tight = max(ENGINE_TIGHT, context.missing_bytes + GIB)
-        yield from _room("the Docker Engine's folder", Path(root), ENGINE_FULL, tight)
+    tight = max(ENGINE_TIGHT, context.missing_bytes + GIB)
+    for folder in engine_folders(context.engine_info) if context.engine_is_here else ():
+        yield from _room("the Docker Engine's folder", folder, ENGINE_FULL, tight)
     yield from _room("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
+
+
+def engine_folders(info: Mapping[str, Any]) -> list[Path]:
+    """Return where an engine keeps images and volumes, the images' first, by its `GET /info`.
+
+    With containerd's image store, the default of a new Docker 29, images are containerd's.
+    """
+    root = str(info.get("DockerRootDir") or "")
+    folders = [Path(root)] if root else []
+    stores = [str(value) for _, value in info.get("DriverStatus") or []]
+    if any(store.startswith("io.containerd.snapshotter") for store in stores):
+        folders = [folder for folder in (CONTAINERD,) if folder.is_dir()] + folders
+    return folders
 
 
 def _room(what: str, folder: Path, full: int, tight: int) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from .findings import Context, Finding
 SAFE_TOOLKIT = (1, 17, 8)
 CONFIG_FILE = Path("/etc/nvidia-container-runtime/config.toml")
 SETTING = "accept-nvidia-visible-devices-envvar-when-unprivileged"
+ACCEPT = f"sudo nvidia-ctk config --set {SETTING}=true --in-place"
 PROGRAMS = ("nvidia-ctk", "nvidia-container-cli", "nvidia-container-runtime-hook")
 # Set by `gpuspawner simulate`, where a stand-in takes the toolkit's place.
 SIMULATION_VARIABLE = "GPUSPAWNER_HUB_IP"
@@ -54,7 +55,7 @@ def toolkit(context: Context) -> Iterator[Finding]:
     hook = find_program("nvidia-container-runtime-hook")
     if not ways and not hook:
         yield Finding("failure", "Docker doesn't know of it", CONFIGURE)
-    elif hook and context.engine_info.get("CgroupDriver") == "systemd":
+    elif hook and "CDI" not in ways and context.engine_info.get("CgroupDriver") == "systemd":
         # ref: NVIDIA's troubleshooting, "Containers losing access to GPUs"
         yield Finding(
             "note",
@@ -145,6 +146,14 @@ def setting(context: Context) -> Iterator[Finding]:
         )
     elif context.variable_accepted:
         yield Finding("ok", "devices are taken from the request that GPUSpawner makes")
+    elif by_hook and "CDI" in handed_out_by(context.engine_info):
+        # Engines that know CDI try it first.
+        yield Finding(
+            "note",
+            f"{SETTING} is false in {CONFIG_FILE}: fine where Docker hands out GPUs by CDI, which "
+            "the container with a GPU below shows",
+            f"only if that one gets no GPU: {ACCEPT}",
+        )
     elif by_hook:
         yield Finding(
             "warning",
@@ -154,9 +163,6 @@ def setting(context: Context) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "devices by a variable are refused, and Docker hands out GPUs by CDI")
-
-
-ACCEPT = f"sudo nvidia-ctk config --set {SETTING}=true --in-place"
 
 
 def accepts_variable(text: str) -> bool:
