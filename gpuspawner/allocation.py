@@ -19,10 +19,19 @@ State = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "un
 
 @dataclass(frozen=True, order=True)
 class Holder:
-    """The server that holds GPUs: its user's name and its own ("" is the default server)."""
+    """The server that holds GPUs: its user's name and its own ("" is the default server).
+
+    `hub` is the address of its hub where that is another one, whose users are other people.
+    """
 
     user: str
     server: str = ""
+    hub: str = ""
+
+    @property
+    def person(self) -> tuple[str, str]:
+        """Whose server it is."""
+        return self.hub, self.user
 
     def __str__(self) -> str:
         return f"{self.user}/{self.server}" if self.server else self.user

@@ -65,7 +65,7 @@ class ChoosingSpawner(TimedSpawner):
         async def again(seconds: float) -> str:
             view, trouble = await self._pages.recent(self.holder, seconds)
             claims = self.shared.queue.claims(view.leases if view else ())
-            held = sum(number for holder, number in claims if holder.user == self.holder.user)
+            held = sum(number for holder, number in claims if holder.person == self.holder.person)
             return self._pages.same.get(
                 self._pages.state(view, trouble),
                 (picked, rules, held, self.language().tag),

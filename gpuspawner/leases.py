@@ -71,18 +71,24 @@ def belongs_to(found: Mapping[str, str] | None, holder: Holder, hub: str) -> boo
     return all((found or {}).get(label, value) == value for label, value in ours.items())
 
 
-def lease_of(container: Container) -> Lease | None:
+def lease_of(container: Container, hub: str = "") -> Lease | None:
     """Read one entry of the engine's list of containers; None where it holds nothing.
 
     Args:
         container: an entry of `GET /containers/json`, with "Labels" and "State".
+        hub: the address of the hub whose users are meant by their names; "": all hubs'.
     """
     found = container.get("Labels") or {}
     if LABEL_GPUS not in found or container.get("State") in RELEASED_STATES:
         return None
     gpus = frozenset(filter(None, (part.strip() for part in found[LABEL_GPUS].split(","))))
+    of_hub = found.get(LABEL_HUB, hub)
     return Lease(
-        Holder(found.get(LABEL_USER, "?"), found.get(LABEL_SERVER, "")),
+        Holder(
+            found.get(LABEL_USER, "?"),
+            found.get(LABEL_SERVER, ""),
+            of_hub if hub and of_hub != hub else "",
+        ),
         gpus,
         until=_seconds(found.get(LABEL_UNTIL, "")),
         groups=_names(found.get(LABEL_GROUPS, "")),
@@ -90,15 +96,18 @@ def lease_of(container: Container) -> Lease | None:
 
 
 def leases_of(
-    containers: Iterable[Container], ends: Mapping[str, float | None] | None = None
+    containers: Iterable[Container],
+    ends: Mapping[str, float | None] | None = None,
+    hub: str = "",
 ) -> list[Lease]:
     """Read the leases out of the engine's list of containers.
 
     Args:
         containers: entries of `GET /containers/json`.
         ends: container id -> when its time ends now, where that isn't what its label says.
+        hub: as for `lease_of`.
     """
-    found = ((lease_of(container), container.get("Id", "")) for container in containers)
+    found = ((lease_of(container, hub), container.get("Id", "")) for container in containers)
     return [
         replace(lease, until=ends[name]) if ends and name in ends else lease
         for lease, name in found
@@ -168,13 +177,15 @@ class Ledger:
     Args:
         list_containers: lists every container, stopped ones too, that has the label `LABEL_GPUS`.
         read_inventory: what NVML sees: an object with `driver`, `cuda` and `gpus` (of `GPU`).
-    Either may raise: then nothing is handed out, and `Unknown` is raised with a sentence that
-    `explain_error` makes of it.
+        hub: this hub's address, as on the containers that are its own; "": there is no other.
+    The first two may raise: then nothing is handed out, and `Unknown` is raised with a sentence
+    that `explain_error` makes of it.
     """
 
     list_containers: Callable[[], Awaitable[Sequence[Container]]]
     read_inventory: Callable[[], Awaitable[Any]]
     explain_error: Callable[[Exception], str] = str
+    hub: str = ""
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _looking: set[int] = field(default_factory=set)
@@ -209,7 +220,9 @@ class Ledger:
             raise Unknown(self.explain_error(error)) from error
         finally:
             self._looking.discard(began)
-        leases = leases_of(containers, self.ends) + self._reserved(listed_at)
+        there = {container.get("Id", "") for container in containers}
+        self.ends = {name: end for name, end in self.ends.items() if name in there}
+        leases = leases_of(containers, self.ends, self.hub) + self._reserved(listed_at)
         self._forget()
         self._inventory_seen = inventory
         self.seen, self.seen_at = self._view(leases), time.monotonic()

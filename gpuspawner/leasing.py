@@ -104,7 +104,7 @@ class LeasingSpawner(GPUSettings):
             surveyor = maintenance.MarkedSurveyor(
                 Surveyor(self.nvml_timeout, **survey), self._list_volumes
             )
-            ledger = Ledger(self._list_containers, surveyor, _explain_unknown)
+            ledger = Ledger(self._list_containers, surveyor, _explain_unknown, self._hub_address)
             rules = Rules(self.queue_order, self.gpu_policy, self.queue_length)
             queue = Queue(ledger, rules, lambda notice: Endings(self.client, notice))
             host = Host(

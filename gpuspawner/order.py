@@ -64,12 +64,12 @@ def by_share(queue: Sequence[Waiting], leases: Sequence[Lease]) -> list[Waiting]
     Each GPU that a user holds, or gets before in this order, counts as having joined FAIR_SECONDS
     later. Time passes for everybody, so nobody can be overtaken for ever.
     """
-    held: Counter[str] = Counter()
+    held: Counter[tuple[str, str]] = Counter()
     for lease in leases:
-        held[lease.holder.user] += len(lease.gpus)
-    users: dict[str, list[Waiting]] = {}
+        held[lease.holder.person] += len(lease.gpus)
+    users: dict[tuple[str, str], list[Waiting]] = {}
     for waiting in reversed(by_time(queue)):
-        users.setdefault(waiting.holder.user, []).append(waiting)
+        users.setdefault(waiting.holder.person, []).append(waiting)
     # Only a user's own turn changes what that user holds, so the others' keys stay as they are.
     keys = [(own[-1].since + held[user] * FAIR_SECONDS, user) for user, own in users.items()]
     heapq.heapify(keys)
@@ -315,9 +315,12 @@ def _turns(
 
 
 def _possible(waiting: Waiting, host: Sequence[GPU], limits: Mapping[str, int]) -> bool:
-    """Return whether one could be served, were all others gone and every GPU well."""
+    """Return whether one could be served, were all others gone.
+
+    What is sick or used by others than us comes back by itself or never: nothing is kept for it.
+    """
     request = waiting.request
-    fitting = [gpu for gpu in host if gpu.state not in ("excluded", "mig") and request.takes(gpu)]
+    fitting = [gpu for gpu in host if gpu.state in ("free", "leased") and request.takes(gpu)]
     within = all(request.gpus <= limits[name] for name in waiting.groups & limits.keys())
     return within and request.gpus <= len(fitting)
 

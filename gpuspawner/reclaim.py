@@ -188,7 +188,10 @@ class Reclaimer:
         while servers := list(self._servers()):
             if loop.time() - measured_at >= MEASURE_SECONDS:
                 measured_at = loop.time()
-                await self._measure([server for server in servers if server.measured])
+                try:
+                    await self._measure([server for server in servers if server.measured])
+                except Exception:  # ends are kept all the same
+                    self._log.exception("Measuring idle GPUs failed")
             # Side by side: one server that takes long to stop holds up no other.
             results = await asyncio.gather(
                 *(server.look_after() for server in servers), return_exceptions=True

@@ -103,13 +103,20 @@ class GPUSpawner(ChoosingSpawner):
             rule=self.shared.queue.rules.order,
             until=self.until and round(self.until),
         )
-        if self._waiting_since is not None:
-            self._waiting_since = None
-            self.keep_state()
-            await self._check_again()
+        try:
+            if self._waiting_since is not None:
+                self._waiting_since = None
+                self.keep_state()
+                await self._check_again()
+        except BaseException:
+            # Given up, or refused by a rule that came meanwhile: nobody else would let go of them.
+            self.ledger.release(self._reservation)
+            self._reservation = None
+            raise
 
     async def _check_again(self) -> None:
         """Hold the rules that apply now against a choice that has waited."""
+        image = self.image
         try:
             await self.apply_group_overrides()
             await self._check(self.user_options)
@@ -117,6 +124,7 @@ class GPUSpawner(ChoosingSpawner):
             # That the host can't be read just now is no reason to lose one's turn.
             if error.status_code != 503:
                 raise
+            self.set_for_now("image", image)
 
     def _tell_turn(self, turn: Turn | str) -> None:
         """Say on the progress page where this server stands in the queue."""

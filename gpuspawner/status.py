@@ -75,20 +75,25 @@ def as_text(found: Survey, gpus: Sequence[GPU]) -> str:
     """Return a table for a terminal."""
     if found.driver is None:
         return "No NVIDIA driver on this machine."
-    rows = [("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")]
+    names = ("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")
+    rows: list[tuple[str, ...]] = [names]
     for gpu in gpus:
         memory = f"{_known(gpu.memory_used_mib)}/{_known(gpu.memory_total_mib)}"
         use = "?" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
         reason = "" if gpu.state in ("free", "leased") else gpu.reason
-        rows.append(
-            (str(gpu.index), gpu.model, memory, use, gpu.state, str(gpu.holder or ""), reason)
-        )
+        cells = (str(gpu.index), gpu.model, memory, use, gpu.state, str(gpu.holder or ""), reason)
+        rows.append(tuple(map(_printable, cells)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     return "\n".join([f"Driver {found.driver}, CUDA {found.cuda or '?'}", *lines])
+
+
+def _printable(cell: str) -> str:
+    """Return text without what a terminal would obey: names may have anything in them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in cell)
 
 
 def _known(value: int | None) -> str:

@@ -158,6 +158,7 @@ class TimedSpawner(LeasingSpawner):
         Raises:
             Refused: there is no end, somebody waits, or no time can be added.
         """
+        self._refuse_if_ending()
         if self._term is None:
             raise Refused(N_("This server's time doesn't end, so there is nothing to extend."))
         if waiting := len(self.shared.queue.waiting):
@@ -196,8 +197,17 @@ class TimedSpawner(LeasingSpawner):
         return self._term.until
 
     def still_here(self) -> None:
-        """Take the user's word that the GPUs aren't forgotten: idle time begins anew."""
+        """Take the user's word that the GPUs aren't forgotten: idle time begins anew.
+
+        Raises:
+            Refused: it is too late.
+        """
+        self._refuse_if_ending()
         self._idleness.reset()
+
+    def _refuse_if_ending(self) -> None:
+        if self._ending:
+            raise Refused(N_("It is too late: this server is being stopped."), 409)
 
     @classmethod
     def _servers_with_gpus(cls) -> list[Any]:

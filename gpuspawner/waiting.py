@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from tornado.log import app_log
 
 from .allocation import Holder, Lease, Request, apply_leases, explain, gpus_words
 from .leases import Ledger, NotEnough, Reservation, Unknown, View
@@ -116,8 +119,9 @@ class Queue:
         self._changed.set()
 
     def since(self) -> float:
-        """Return now, as the time at which somebody joins; never before who joined last."""
-        self._last_since = max(self._last_since, time.time())
+        """Return now, as the time at which somebody joins; after who joined last, always."""
+        # Also where the clock was set back: of two that came at one time the name would decide.
+        self._last_since = max(math.nextafter(self._last_since, math.inf), time.time())
         return self._last_since
 
     async def wait(
@@ -164,7 +168,7 @@ class Queue:
             self._foreseen = (view, others, {})
         request, limits = replace(waiting.request, image=""), terms.group_limits
         claims = self.claims(view.leases)
-        held = sum(number for holder, number in claims if holder.user == waiting.holder.user)
+        held = sum(number for holder, number in claims if holder.person == waiting.holder.person)
         mine = frozenset(waiting.groups & limits.keys())
         key = (request, held, frozenset(limits.items()), mine)
         known = self._foreseen[2]
@@ -185,8 +189,12 @@ class Queue:
                     self._decide(view)
                 except Unknown as error:
                     self._say_trouble(error)
-                except Exception as error:  # no queue may stop for one that can't be decided on
-                    self._fail_newcomers(error)
+                except Exception:  # no queue may stop for one that can't be decided on
+                    app_log.exception("The queue can't be decided on")
+                    # Whose fault it is isn't known, and its words may be about somebody else.
+                    self._fail_newcomers(
+                        Unknown(N_("An administrator finds the reason in the hub's log."))
+                    )
                 if not listening and self._open():
                     # Most never wait. What happened since the look is looked at once it listens.
                     endings.begin()
@@ -310,7 +318,9 @@ def held_by(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
         holder: the server that isn't counted.
         claims: holder and number of GPUs, for every lease and everybody who waits.
     """
-    return sum(number for other, number in claims if other.user == holder.user and other != holder)
+    return sum(
+        number for other, number in claims if other.person == holder.person and other != holder
+    )
 
 
 def over_user_limit(wanted: int, held: int, limit: int) -> str:

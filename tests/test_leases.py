@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from gpuspawner.allocation import GPU, Holder, Lease, Request
 from gpuspawner.leases import (
     LABEL_GPUS,
+    LABEL_HUB,
     LABEL_USER,
     Contested,
     Ledger,
@@ -639,3 +640,22 @@ async def test_where_all_have_given_up_an_error_is_nobodys(source: Source, ask: 
         await caller
     gc.collect()
     assert overlooked == []
+
+
+def test_another_hub_s_user_of_the_same_name_is_somebody_else() -> None:
+    def container(hub: str | None) -> dict[str, Any]:
+        label = {} if hub is None else {LABEL_HUB: hub}
+        return {"State": "running", "Labels": {**labels_of(Holder("ada"), "x", ["GPU-1"]), **label}}
+
+    for hub, whose in (
+        ("http://here", Holder("ada")),
+        (None, Holder("ada")),
+        ("http://there", Holder("ada", "", "http://there")),
+    ):
+        lease = lease_of(container(hub), "http://here")
+        assert lease is not None
+        assert lease.holder == whose
+        assert str(lease.holder) == "ada"
+    lease = lease_of(container("http://there"))
+    assert lease is not None
+    assert lease.holder == Holder("ada")

@@ -162,10 +162,10 @@ SCENARIOS = [
         ["a: never", "b now 0,1"],
     ),
     Scenario(
-        "a GPU in use outside the hub or sick may come back, nobody knows when",
+        "a GPU in use outside the hub or sick may never come back: nothing is kept for it",
         "aFSU",
         [waits("a", 2, 1), waits("b", 1, 1)],
-        ["a: gpus", "b: order"],
+        ["a: never", "b now 0"],
     ),
     Scenario(
         "past its end but still there: any moment now, not free",

@@ -234,3 +234,33 @@ async def _run(actions: list[tuple[str, int]], order: str) -> None:
     assert all(task.done() for task in stayed)
     assert all(not task.exception() or isinstance(task.exception(), Unknown) for task in stayed)
     assert [each for each in ledger._reservations if each.over_since is None] == []
+
+
+async def test_who_came_first_is_first_also_after_the_clock_was_set_back(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    _, _, queue, _ = make()
+    first = queue.since()
+    now[0] = 10.0
+    joined = [first, queue.since(), queue.since()]
+    assert joined == sorted(set(joined))
+
+
+async def test_who_cannot_be_told_fails_alone():
+    engine, ledger, queue, endings = make()
+    engine.start(ledger, await joins(queue, "ada", 4))
+    told: list[Any] = []
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("ben's own secret")
+
+    wanted = Waiting(Holder("ben"), Request("image", 1, seconds=3600), queue.since())
+    ben = asyncio.ensure_future(queue.wait(wanted, Terms(), broken))
+    cyd = joins(queue, "cyd", 1, told=told)
+    with pytest.raises(RuntimeError, match="secret"):
+        await ben
+    await settle()
+    assert isinstance(told[0], Turn)
+    engine.containers.clear()
+    endings.happen()
+    assert (await cyd).gpus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +40,13 @@ class Actions:
         monitor: what is known of the host.
         socket: the path of the hub's control socket.
         hub_api: the URL of the hub's REST API.
+        tls: the certificates to ask the hub with, where it wants some.
     """
 
     monitor: Monitor
     socket: str
     hub_api: str
+    tls: ssl.SSLContext | None = None
 
     async def extend(
         self, person: Person, user: str, server: str, hours: float | None = None
@@ -91,6 +94,7 @@ class Actions:
             method="DELETE",
             headers={"Authorization": f"token {token}"},
             request_timeout=STOP_SECONDS,
+            ssl_options=self.tls,
         )
         try:
             await AsyncHTTPClient().fetch(request)
@@ -99,6 +103,18 @@ class Actions:
         except OSError:
             raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
         await self.monitor.refresh()
+
+    async def leave(self, person: Person, token: str, user: str, server: str) -> None:
+        """Leave the queue, or take somebody out of it. A server that has started meanwhile stays.
+
+        Args:
+            token: of who asks.
+        """
+        answer = await self._ask(person, "status", user, server)
+        if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
+            words = N_("It doesn't wait any more: it has got its GPUs, or was given up.")
+            raise Refusal(409, words)
+        await self.stop(token, user, server)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service."""

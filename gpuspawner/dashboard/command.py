@@ -9,11 +9,13 @@ import logging
 import os
 import secrets
 import signal
+import ssl
 import sys
 from typing import Any
 from urllib.parse import urlparse
 
 from jupyterhub.services.auth import HubOAuth
+from jupyterhub.utils import make_ssl_context
 from tornado import web
 from tornado.httpserver import HTTPServer
 
@@ -75,7 +77,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
     shared: dict[str, Any] = {
         "monitor": monitor,
-        "actions": Actions(monitor, arguments.socket, auth.api_url),
+        "actions": Actions(monitor, arguments.socket, auth.api_url, tls(ssl.Purpose.SERVER_AUTH)),
         "names": arguments.names,
     }
     return web.Application(
@@ -91,6 +93,16 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     )
 
 
+def tls(purpose: ssl.Purpose) -> ssl.SSLContext | None:
+    """Return this service's certificates, where `c.JupyterHub.internal_ssl` gives it some.
+
+    Args:
+        purpose: whom it is to talk to: `CLIENT_AUTH` the proxy, `SERVER_AUTH` the hub.
+    """
+    auth = HubOAuth.instance()
+    return make_ssl_context(auth.keyfile, auth.certfile, cafile=auth.client_ca, purpose=purpose)
+
+
 async def _serve(arguments: argparse.Namespace) -> int:
     parent = os.getppid()
     ended = asyncio.Event()
@@ -101,6 +113,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
         application(arguments, dict(os.environ)),
         xheaders=True,
         max_body_size=handlers.LONGEST_BODY,
+        ssl_options=tls(ssl.Purpose.CLIENT_AUTH),
     )
     where = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     await _listen(server, where.port or 80, where.hostname or "127.0.0.1")

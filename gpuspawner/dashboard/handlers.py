@@ -154,8 +154,10 @@ class Page(Handler):
             await self.actions.stop(self.token, user, server)
             return N_("The server is stopped.")
         if what == "leave":
-            await self.actions.stop(self.token, user, server)
-            return N_("You have left the queue.")
+            await self.actions.leave(self.person, self.token, user, server)
+            if self.person.is_user(user):
+                return N_("You have left the queue.")
+            return N_("%(name)s doesn't wait any more.", name=user)
         if what == "out-of-service":
             await self.actions.take_out(self.person, gpu, self.get_body_argument("why", ""))
             return N_("The GPU is out of service. Nothing new is placed on it.")

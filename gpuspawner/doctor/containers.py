@@ -152,7 +152,9 @@ def hub_address(context: Context) -> Iterator[Finding]:
         listener = _listen(listens)
     except OSError as error:
         what = f"the hub can't listen at {_at(listens)}: {error.strerror}"
-        yield Finding("failure", what, HUB_IP_LINE)
+        options = context.engine_info.get("SecurityOptions") or []
+        rootless = any("rootless" in str(option) for option in options)
+        yield Finding("failure", what, ROOTLESS_LINES if rootless else HUB_IP_LINE)
         return
     with closing(listener) if listener else nullcontext():
         yield _reached(context, connects, hub_runs=listener is None)
@@ -160,6 +162,12 @@ def hub_address(context: Context) -> Iterator[Finding]:
 
 HUB_IP_LINE = (
     'c.JupyterHub.hub_ip = ensure_network("gpuspawner")    (as in the shipped configuration)'
+)
+# Its networks' addresses are in a namespace of its own, where no hub is.
+ROOTLESS_LINES = (
+    "with rootless Docker a network's address isn't this machine's:\n"
+    'c.JupyterHub.hub_ip = ""\n'
+    'c.JupyterHub.hub_connect_ip = "…"    (an address of this machine that containers reach)'
 )
 
 

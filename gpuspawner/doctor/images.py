@@ -10,6 +10,7 @@ import docker.errors
 
 from ..building.recipe import BuildingError, recipes
 from ..compatibility import fit
+from ..failures import said
 from ..images import ImageVersion, default_key
 from .findings import Context, Finding
 
@@ -25,10 +26,19 @@ def images(context: Context) -> Iterator[Finding]:
     if not versions or context.engine is None:
         yield Finding("failure", "there are no image versions", "c.GPUSpawner.images = …")
         return
-    default = default_key(versions, "")
     built = {version.image: key for key, version in shipped.items()}
     policy = str(given.spawner.get("pull_policy") or "").lower() if given else "never"
-    images = {key: _inspect(context.engine, each.image) for key, each in versions.items()}
+    images = {}
+    for key, each in versions.items():
+        try:
+            images[key] = _inspect(context.engine, each.image)
+        except docker.errors.APIError as error:
+            what = f"{key}: the engine doesn't take {each.image!r} for an image: {said(error)}"
+            yield Finding("failure", what, "mend the reference in the configuration", blocks=False)
+    versions = {key: each for key, each in versions.items() if key in images}
+    if not versions:
+        return
+    default = default_key(versions, "")
     is_any_there = any(images.values())
     # The default first, since it is what most servers are made of.
     for key in sorted(versions, key=lambda key: key != default):

@@ -250,7 +250,10 @@ def _place(url: str) -> list[Any] | None:
 
 
 def _proxy_command(config: Config) -> Any:
-    command = config.ConfigurableHTTPProxy.get("command") or ["configurable-http-proxy"]
+    usual = ["configurable-http-proxy"]
+    command = config.ConfigurableHTTPProxy.get("command") or usual
+    if hasattr(command, "get_value"):  # what the configuration adds to the usual one
+        command = command.get_value(usual)
     return [command] if isinstance(command, str) else list(command)
 
 

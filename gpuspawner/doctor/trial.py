@@ -105,7 +105,9 @@ async def _inside(context: Context, gpus: int, look: Callable[[Inside], T], netw
     for _ in range(CLAIM_ROUNDS):
         reservation = await ledger.reserve(HOLDER, request, policy)
         wanted = _wanted(context, reservation.uuids, network, refused)
-        creating = asyncio.ensure_future(asyncio.to_thread(_create, client, wanted))
+        # No task: what ends the loop cancels those, and what is being made would stay.
+        loop = asyncio.get_running_loop()
+        creating = loop.run_in_executor(None, _create, client, wanted)
         try:
             # Shielded: a cancelled call would go on in its thread, and what it made would stay.
             container_id = await asyncio.shield(creating)
