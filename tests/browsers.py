@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .hubs import PASSWORD
+from .hubs import PASSWORD, REPOSITORY
+
+AXE = REPOSITORY / "node_modules" / "axe-core" / "axe.min.js"
+# What WCAG 2.2 AA asks for and a program can see.
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 # What keeps Chromium from asking the outside world for things.
 QUIET = [
@@ -68,3 +72,19 @@ def log_in(page, hub, user, password=""):
         password or (shipped.read_text() if shipped.exists() else PASSWORD)
     )
     page.get_by_role("button", name=re.compile("sign in", re.I)).click()
+
+
+def assert_accessible(page, *selectors):
+    """Fail where axe-core finds something on a page, or in those parts of one that isn't ours."""
+    if not page.evaluate("'axe' in window"):
+        page.add_script_tag(path=str(AXE))
+    parts = {"include": [[each] for each in selectors or ("html",)]}
+    how = {"runOnly": {"type": "tag", "values": RULES}}
+    found = page.evaluate("([parts, how]) => axe.run(parts, how)", [parts, how])
+    assert found["passes"], "axe-core has looked at nothing"
+    said = [
+        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for each in found["violations"]
+        for node in each["nodes"]
+    ]
+    assert said == []

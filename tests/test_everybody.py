@@ -16,14 +16,12 @@ import pytest
 from gpuspawner.simulation.state import State, describe
 
 from . import dashboards
-from .browsers import log_in
+from .browsers import assert_accessible, log_in
 from .dashboards import ADMIN_PASSWORD, Visitor
-from .hubs import PASSWORD, REPOSITORY, Hub, until
+from .hubs import PASSWORD, Hub, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
-AXE = REPOSITORY / "node_modules" / "axe-core" / "axe.min.js"
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 MINIMAL = "gpuspawner/minimal:py3.11"
 IMAGES = {
     "minimal": {"image": MINIMAL, "title": "Plain", "python": "3.11", "size": "1 GB"},
@@ -110,22 +108,6 @@ def looked_at(tabs: dict[str, Any], picture: Any, name: str, root: str) -> Itera
     assert re.search("[\u4e00-\u9fff]", text)
     assert re.findall(r"[A-Za-z]{2,}", re.sub(rf"\b({NAMES})\b", "", text)) == []
     assert not re.search("[\u4e00-\u9fff]", tabs["en"].locator(root).first.inner_text())
-
-
-def assert_accessible(tab: Any) -> None:
-    """Fail where axe-core finds something."""
-    if not tab.evaluate("'axe' in window"):
-        tab.add_script_tag(path=str(AXE))
-    found = tab.evaluate(
-        "rules => axe.run(document, {runOnly: {type: 'tag', values: rules}})", RULES
-    )
-    assert len(found["passes"]) > 5
-    said = [
-        f"{each['id']}: {node['html'][:200]} {node['failureSummary']}"
-        for each in found["violations"]
-        for node in each["nodes"]
-    ]
-    assert said == []
 
 
 def form(hub: Hub, tabs: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import pytest
 
+from .browsers import assert_accessible
 from .dashboards import lines
 from .hubs import PASSWORD, REPOSITORY
 
@@ -107,6 +108,7 @@ def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
     page.keyboard.press("Enter")
     panel(page).get_by_text("87 %").first.wait_for()
     picture(page, "lab-panel")
+    assert_accessible(page, ".gpuspawner-item", "#gpuspawner-panel")
     shown = panel(page).inner_text()
     assert shown.count("NVIDIA A100-SXM4-40GB") == shown.count("33 of 40 GB") == 2
     assert re.search(r"Your time ends at \d+:\d\d", shown)
