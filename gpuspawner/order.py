@@ -6,6 +6,7 @@ the others' comes, by the ends of the leases that are known.
 
 from __future__ import annotations
 
+import copy
 import heapq
 from bisect import bisect_left
 from collections import Counter
@@ -136,6 +137,49 @@ def plan(
     return _turns(waiting, bookings, host, leases, now, group_limits or {})
 
 
+class Standing:
+    """How a queue stands, to tell again and again what turn one more would get.
+
+    Pages ask for many choices, and to plan a long queue anew for each would keep a hub busy.
+
+    Args:
+        queue, gpus, leases, now, group_limits: as for `plan`, for the order "fifo".
+    """
+
+    def __init__(
+        self,
+        queue: Sequence[Waiting],
+        gpus: Sequence[GPU],
+        leases: Sequence[Lease],
+        now: float,
+        group_limits: Mapping[str, int],
+    ) -> None:
+        self._host = apply_leases(gpus, leases)
+        self._leases = leases
+        self._now = now
+        self._limits = group_limits
+        self._queue = by_time(queue)
+        self._calendar = _Calendar(self._host, leases, now, group_limits)
+        bookings = [self._calendar.book(waiting) for waiting in self._queue]
+        # Who gets GPUs now may get others than these, and then all is different.
+        self._settled = all(booking.start > now for booking in bookings)
+
+    def turn_of(self, waiting: Waiting, group_limits: Mapping[str, int]) -> Turn | None:
+        """Return the turn that `plan` would find for one who joins; None where only that can tell.
+
+        Args:
+            waiting: who would join.
+            group_limits: what applies to its groups.
+        """
+        last = self._queue[-1].since if self._queue else -inf
+        known = all(self._limits.get(name, inf) <= most for name, most in group_limits.items())
+        if not self._settled or not known or waiting.since <= last:
+            return None
+        booking = self._calendar.copy().book(waiting)
+        (turn,) = _turns([waiting], [booking], self._host, self._leases, self._now, self._limits)
+        return replace(turn, place=len(self._queue) + 1)
+
+
 @dataclass(frozen=True)
 class _Booking:
     """When one starts (infinite: unknown), and on which GPUs."""
@@ -166,6 +210,12 @@ class _Supply:
     def settled(self, count: int) -> float:
         """Return from when on `count` are free for ever; infinite where they never are."""
         return next((begin for begin, _ in self.gaps(count, inf)), inf)
+
+    def copy(self) -> _Supply:
+        """Return another that is the same."""
+        other = _Supply(0.0, 0)
+        other._steps = list(self._steps)
+        return other
 
     def take(self, begin: float, end: float, count: int) -> None:
         """Take `count` from `begin` until `end`; a negative count gives back."""
@@ -201,6 +251,13 @@ class _Calendar:
         for lease in leases:
             for name in lease.groups & limits.keys():
                 self._groups[name].take(now, self._end(lease.until), len(lease.gpus))
+
+    def copy(self) -> _Calendar:
+        """Return another with the same bookings."""
+        other = copy.copy(self)
+        other._gpus = {uuid: supply.copy() for uuid, supply in self._gpus.items()}
+        other._groups = {name: supply.copy() for name, supply in self._groups.items()}
+        return other
 
     def _end(self, until: float | None) -> float:
         # What is past its end goes any moment, but isn't free yet.

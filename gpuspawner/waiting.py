@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from tornado.log import app_log
 
 from .allocation import Holder, Lease, Request, apply_leases, explain, gpus_words
 from .leases import Ledger, NotEnough, Reservation, Unknown, View
-from .order import Turn, Waiting, plan
+from .order import Standing, Turn, Waiting, plan
 from .sentences import N_, NN_, together
 
 # While somebody waits the host is looked at this often, also where no event of the engine came.
@@ -102,6 +102,7 @@ class Queue:
         self._last_since = 0.0
         # The view and the queue for which turns were foreseen, and these by what they depend on.
         self._foreseen: tuple[View | None, list[Entry], dict[Any, Turn]] = (None, [], {})
+        self._standing: Standing | None = None
 
     @property
     def rules(self) -> Rules:
@@ -166,6 +167,7 @@ class Queue:
         others = [entry for entry in self._open() if entry.holder != waiting.holder]
         if self._foreseen[0] is not view or self._foreseen[1] != others:
             self._foreseen = (view, others, {})
+            self._standing = self._stand(others, view)
         request, limits = replace(waiting.request, image=""), terms.group_limits
         claims = self.claims(view.leases)
         held = sum(number for holder, number in claims if holder.person == waiting.holder.person)
@@ -173,9 +175,19 @@ class Queue:
         key = (request, held, frozenset(limits.items()), mine)
         known = self._foreseen[2]
         if key not in known:
-            queue = [*((entry.waiting, entry.terms) for entry in others), (waiting, terms)]
-            known[key] = self._plan(queue, view)[waiting.holder]
+            turn = self._standing.turn_of(waiting, limits) if self._standing else None
+            if turn is None:
+                queue = [*((entry.waiting, entry.terms) for entry in others), (waiting, terms)]
+                turn = self._plan(queue, view)[waiting.holder]
+            known[key] = turn
         return replace(known[key], waiting=waiting)
+
+    def _stand(self, entries: Sequence[Entry], view: View) -> Standing | None:
+        if self._rules.order != "fifo":
+            return None
+        limits = _strictest(entry.terms for entry in entries)
+        queue = [entry.waiting for entry in entries]
+        return Standing(queue, view.gpus, view.leases, time.time(), limits)
 
     async def _serve(self) -> None:
         endings = self._endings(self.wake)
@@ -229,7 +241,6 @@ class Queue:
 
     def _plan(self, queue: Sequence[tuple[Waiting, Terms]], view: View) -> dict[Holder, Turn]:
         """Return each one's turn, with the place among those who can't start now."""
-        limits = [limit for _, terms in queue for limit in terms.group_limits.items()]
         turns = plan(
             [waiting for waiting, _ in queue],
             view.gpus,
@@ -237,8 +248,7 @@ class Queue:
             time.time(),
             order=self._rules.order,
             policy=self._rules.policy,
-            # Members of one group may be under different rules: the strictest holds for all.
-            group_limits=dict(sorted(limits, key=lambda limit: limit[1], reverse=True)),
+            group_limits=_strictest(terms for _, terms in queue),
         )
         places = itertools.count(1)
         return {
@@ -309,6 +319,12 @@ class Queue:
         for entry in self._open():
             if entry.turn is None:
                 entry.answer.set_exception(error)
+
+
+def _strictest(terms: Iterable[Terms]) -> dict[str, int]:
+    """Return each group's limit: of members under different rules the strictest holds for all."""
+    limits = [limit for each in terms for limit in each.group_limits.items()]
+    return dict(sorted(limits, key=lambda limit: limit[1], reverse=True))
 
 
 def held_by(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from bench import queue as bench
 from bench.queue import Job, Run, simulate
 from gpuspawner.allocation import GPU, POLICIES, Holder, Lease, Request, apply_leases, choose
-from gpuspawner.order import FAIR_SECONDS, ORDERS, Turn, Waiting, by_share, plan
+from gpuspawner.order import FAIR_SECONDS, ORDERS, Standing, Turn, Waiting, by_share, plan
 
 from .test_allocation import A100, T4, host, requests
 
@@ -445,6 +445,49 @@ def test_nobody_starts_later_than_first_told_while_all_use_their_time(
         starts = [start(turn) for turn in turns]
         assert starts == sorted(starts, reverse=True)
         assert starts[-1] < inf
+
+
+@given(days(early=True, endless=True, letters="aatFS"), policies)
+def test_one_more_is_told_what_the_whole_plan_would_say(day: Hosts, policy: str) -> None:
+    """Pages ask `Standing`, which books one more after those who wait, and plans nothing anew."""
+
+    class Asking(Watch):
+        def decide(self, queue: Any, gpus: Any, leases: Any, now: float) -> list[Any]:
+            if not queue:
+                return []
+            *others, last = sorted(queue, key=lambda each: (each.since, each.holder))
+            standing = Standing(others, gpus, leases, now, day.limits)
+            turn = standing.turn_of(last, day.limits)
+            assert standing.turn_of(last, day.limits) == turn  # to ask books nothing
+            granted = super().decide(queue, gpus, leases, now)
+            _, turns = self.plans[-1]
+            if turn is not None:
+                planned = turns[-1]
+                assert replace(turn, gpus=()) == replace(planned, gpus=())
+                assert len(turn.gpus) == len(planned.gpus)
+            return granted
+
+    # Where a GPU is sick some are never served, and then the day has no end.
+    usable = [job for job in day.jobs if _could_run(job, day)]
+    Asking(replace(day, jobs=usable), policy=policy).run()
+
+
+def _could_run(job: Job, day: Hosts) -> bool:
+    fitting = [gpu for gpu in day.gpus if gpu.state == "free"]
+    return sum(map(job.waiting.request.takes, fitting)) >= job.waiting.request.gpus
+
+
+def test_one_more_whose_group_is_under_a_stricter_rule_takes_a_new_plan() -> None:
+    first, second = waits("a", 1, 1, since=-60), waits("b", 1, 1)
+    lease = holds("x", "0", 1)
+    standing = Standing([first], host("a"), [lease], NOW, {"g": 2})
+    member = replace(second, groups=frozenset("g"))
+    assert standing.turn_of(member, {"g": 2}) is not None
+    assert standing.turn_of(member, {"g": 1}) is None
+    assert standing.turn_of(member, {"other": 1}) is None
+    assert standing.turn_of(replace(second, since=first.since - 1), {}) is None
+    # Who gets GPUs now isn't booked yet as they will be.
+    assert Standing([first], host("aa"), [lease], NOW, {}).turn_of(second, {}) is None
 
 
 def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:
