@@ -47,6 +47,12 @@ def hub_port() -> int:
     return int(found[1]) if found else 8081
 
 
+def dashboard_port() -> int | None:
+    """The dashboard's port, at the same address; None where there is no dashboard."""
+    found = re.search(r"hub_ip\}:(\d+)\"", CONFIG.read_text())
+    return int(found[1]) if found else None
+
+
 def _setting(name: str, otherwise: str) -> str:
     """A text in the configuration. To run it would need the engine that isn't there yet."""
     found = re.search(rf"""^c\.{name}\s*=\s*["']([^"']+)""", CONFIG.read_text(), re.MULTILINE)

@@ -16,7 +16,7 @@ from gpuspawner.doctor.surroundings import engine_folders
 from gpuspawner.network import NetworkError, ensure_network
 
 from .console import ROOT, RUN, Stop, finish, say
-from .ports import CONFIG, check_port, hub_port, public_url
+from .ports import CONFIG, check_port, dashboard_port, hub_port, public_url
 from .root import give_to_owner, is_root
 
 # The first is the form's default; the second is there for those who need no framework.
@@ -31,7 +31,10 @@ def main() -> int:
     """Be the hub until it ends."""
     os.chdir(ROOT)
     try:
-        check_port(ensure_network("gpuspawner"), hub_port(), "c.JupyterHub.hub_port")
+        address = ensure_network("gpuspawner")
+        check_port(address, hub_port(), "c.JupyterHub.hub_port")
+        if port := dashboard_port():
+            check_port(address, port, "the url in c.JupyterHub.services")
         _build_images()
     except (docker.errors.DockerException, NetworkError) as error:
         raise Stop(str(error)) from error

@@ -105,7 +105,7 @@ def test_what_pages_cost_is_the_difference_to_none(capsys) -> None:
     }
     pages.show(seen)
     said = capsys.readouterr().out
-    assert "and 12.0 ms (goal: less than 10 ms): missed" in said
+    assert "12.0 ms above those beside none (goal: less than 10 ms): missed" in said
     assert said.splitlines()[-1].split()[-1] == "2.00"
 
 

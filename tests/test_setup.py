@@ -211,6 +211,7 @@ def test_the_ports_are_those_of_the_configuration(
 ) -> None:
     assert ports.public_url() == "http://127.0.0.1:8000"
     assert ports.hub_port() == 8081
+    assert ports.dashboard_port() == 8710
     config = tmp_path / "jupyterhub_config.py"
     config.write_text(
         'c.JupyterHub.bind_url = "http://127.0.0.1:9000/"\n'

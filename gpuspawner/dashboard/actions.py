@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +39,11 @@ class Actions:
         monitor: what is known of the host.
         socket: the path of the hub's control socket.
         hub_api: the URL of the hub's REST API.
-        tls: the certificates to ask the hub with, where it wants some.
     """
 
     monitor: Monitor
     socket: str
     hub_api: str
-    tls: ssl.SSLContext | None = None
 
     async def extend(
         self, person: Person, user: str, server: str, hours: float | None = None
@@ -94,7 +91,6 @@ class Actions:
             method="DELETE",
             headers={"Authorization": f"token {token}"},
             request_timeout=STOP_SECONDS,
-            ssl_options=self.tls,
         )
         try:
             await AsyncHTTPClient().fetch(request)

@@ -9,13 +9,11 @@ import logging
 import os
 import secrets
 import signal
-import ssl
 import sys
 from typing import Any
 from urllib.parse import urlparse
 
 from jupyterhub.services.auth import HubOAuth
-from jupyterhub.utils import make_ssl_context
 from tornado import web
 from tornado.httpserver import HTTPServer
 
@@ -54,6 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
+    if os.environ.get("JUPYTERHUB_SSL_CERTFILE"):
+        print(
+            "gpuspawner: the dashboard doesn't work with c.JupyterHub.internal_ssl. Take it out of "
+            "c.JupyterHub.services, or leave that out.",
+            file=sys.stderr,
+        )
+        return 2
     logging.basicConfig(
         level=logging.INFO, format="[%(levelname)1.1s %(asctime)s dashboard] %(message)s"
     )
@@ -77,7 +82,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
     shared: dict[str, Any] = {
         "monitor": monitor,
-        "actions": Actions(monitor, arguments.socket, auth.api_url, tls(ssl.Purpose.SERVER_AUTH)),
+        "actions": Actions(monitor, arguments.socket, auth.api_url),
         "names": arguments.names,
     }
     return web.Application(
@@ -93,16 +98,6 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     )
 
 
-def tls(purpose: ssl.Purpose) -> ssl.SSLContext | None:
-    """Return this service's certificates, where `c.JupyterHub.internal_ssl` gives it some.
-
-    Args:
-        purpose: whom it is to talk to: `CLIENT_AUTH` the proxy, `SERVER_AUTH` the hub.
-    """
-    auth = HubOAuth.instance()
-    return make_ssl_context(auth.keyfile, auth.certfile, cafile=auth.client_ca, purpose=purpose)
-
-
 async def _serve(arguments: argparse.Namespace) -> int:
     parent = os.getppid()
     ended = asyncio.Event()
@@ -113,7 +108,6 @@ async def _serve(arguments: argparse.Namespace) -> int:
         application(arguments, dict(os.environ)),
         xheaders=True,
         max_body_size=handlers.LONGEST_BODY,
-        ssl_options=tls(ssl.Purpose.CLIENT_AUTH),
     )
     where = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     await _listen(server, where.port or 80, where.hostname or "127.0.0.1")
