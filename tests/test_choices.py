@@ -189,3 +189,13 @@ def test_an_engine_whose_listing_fails_hands_nothing_out(make_hub, idle_host, en
         assert containers(engine) == []
         flaky.refuse(None)
         hub.start_server("ada", {"gpus": 1})
+
+
+def test_a_refusal_is_in_the_language_of_who_asks_and_english_in_the_log(hub):
+    hub.add_user("ada")
+    where = f"{hub.url}/hub/api/users/ada/server"
+    asking = {"Accept-Language": "zh-CN,zh;q=0.9"}
+    answer = hub._admin.post(where, json={"gpus": 99}, headers=asking)
+    assert answer.json()["message"] == "gpus 为 99，而本机只有 4 个。"
+    assert "gpus is 99, and this machine has 4." in hub.log()
+    assert hub.spawn("ada", {"gpus": 99}).json()["message"].startswith("gpus is 99")

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
@@ -252,6 +253,13 @@ COMMAND = textwrap.dedent(
 )
 
 
+def _begin(terminal: bool) -> None:
+    # Where the tests run under `nohup`, it is ignored, and simulate leaves that so.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Session:
     """`gpuspawner simulate` with COMMAND, in a terminal of its own or without one."""
 
@@ -267,7 +275,7 @@ class Session:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if terminal else None,
+            preexec_fn=lambda: _begin(terminal),
         )
         os.close(slave)
         self.terminal = master
