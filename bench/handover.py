@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import docker
 
-from gpuspawner.__main__ import main as gpuspawner
-from gpuspawner.simulation.host import SimulatedHost, cache_folder
-from gpuspawner.simulation.state import describe
-from tests.hubs import WAITING, Hub, write_config
+from tests.hubs import WAITING, Hub
+
+from .one_hub import one_hub
 
 GPUS, USERS = 4, 20
 STAYS_SECONDS = 2.0
@@ -45,21 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench handover", description=__doc__)
     parser.add_argument("--users", type=int, default=USERS)
     options = parser.parse_args(arguments)
-    with (
-        SimulatedHost(describe([("A100-40GB", GPUS)]), cache=cache_folder()) as host,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        os.environ.update(host.additions)
-        if gpuspawner(["image", "build", "minimal"]) != 0:
-            return 1
-        write_config(Path(folder), LINES)
-        hub = Hub(Path(folder), host.environment)
-        hub.start()
-        try:
-            with _deaths(host.docker_host) as deaths:
-                _serve(hub, options.users)
-        finally:
-            hub.stop()
+    with one_hub(GPUS, LINES) as (host, hub):
+        with _deaths(host.docker_host) as deaths:
+            _serve(hub, options.users)
         show(idle_seconds(deaths, grants(hub.log())))
     return 0
 
@@ -77,11 +62,8 @@ def _serve(hub: Hub, users: int) -> None:
         time.sleep(STAYS_SECONDS)
         hub.stop_server(name)
 
-    threads = [threading.Thread(target=stay, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(users) as pool:
+        list(pool.map(stay, names))
 
 
 @contextmanager

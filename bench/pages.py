@@ -16,7 +16,6 @@ import os
 import statistics
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -29,10 +28,11 @@ from urllib.parse import quote
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from gpuspawner.live import HEADER
-from gpuspawner.simulation.host import SimulatedHost, cache_folder
-from gpuspawner.simulation.state import describe
+from gpuspawner.simulation.host import SimulatedHost
 from tests import dashboards
-from tests.hubs import Hub, write_config
+from tests.hubs import Hub
+
+from .one_hub import one_hub
 
 FORMS, BOARDS = 200, 20
 NONE, ONE, MANY = "no page open", "a form, a dashboard", "many forms, dashboards"
@@ -75,20 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--forms", type=int, default=FORMS)
     parser.add_argument("--dashboards", type=int, default=BOARDS)
     options = parser.parse_args(arguments)
-    with (
-        SimulatedHost(describe([("A100-40GB", 8)]), cache=cache_folder()) as host,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        os.environ.update(host.additions)
-        write_config(Path(folder), [dashboards.lines()])
-        hub = Hub(Path(folder), host.environment)
-        hub.start()
-        try:
-            pages = _log_in(hub, options.forms, options.dashboards)
-            seen = measure(hub, host, pages, options.rounds, options.seconds)
-        finally:
-            hub.stop()
-    show(seen)
+    with one_hub(8, [dashboards.lines()]) as (host, hub):
+        pages = _log_in(hub, options.forms, options.dashboards)
+        show(measure(hub, host, pages, options.rounds, options.seconds))
     return 0
 
 

@@ -91,6 +91,7 @@ class Control:
             sentence = str(error)
             answer = {"error": sentence, "sentence": kept(sentence), "status": error.status}
         except Exception as error:  # nobody is left waiting for an answer
+            self._log.warning("A question on %s wasn't understood", self._path, exc_info=True)
             answer = {"error": f"not understood: {error}", "status": 400}
         with suppress(OSError):
             writer.write(json.dumps(answer).encode() + b"\n")

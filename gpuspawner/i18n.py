@@ -9,7 +9,7 @@ from __future__ import annotations
 import gettext
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,6 @@ from markupsafe import Markup
 from .sentences import Sentence
 
 FOLDER = Path(__file__).parent / "locale"
-DOMAIN = "gpuspawner"
 
 
 @dataclass(frozen=True)
@@ -73,26 +72,9 @@ def finalize(context: Any, value: Any) -> Any:
 ENGLISH = Language("en", gettext.NullTranslations())
 
 
-def _read(tag: str, path: Path) -> Callable[[], Language]:
-    @cache
-    def read() -> Language:
-        found = polib.pofile(str(path), encoding="utf-8")
-        return Language(tag, gettext.GNUTranslations(io.BytesIO(found.to_binary())))
-
-    return read
-
-
-def catalogue(name: str) -> Path:
-    """Return where a language's catalogue is, by its folder: "zh_CN"."""
-    return FOLDER / name / "LC_MESSAGES" / f"{DOMAIN}.po"
-
-
-# Tag -> what reads it, when somebody wants it.
-_LANGUAGES: dict[str, Callable[[], Language]] = {
-    "en": lambda: ENGLISH,
-    "zh-CN": _read("zh-CN", catalogue("zh_CN")),
-}
-# What browsers ask for, in small letters, beside the tags themselves. Who reads the traditional
+# Tag -> folder of its catalogue.
+CATALOGUES = {"zh-CN": "zh_CN"}
+# What browsers ask for, in small letters and with more after it. Who reads the traditional
 # characters isn't given the simplified ones, unless their browser asks for any Chinese next.
 _ASKED = {
     "en": "en",
@@ -106,14 +88,21 @@ _ASKED = {
 
 def languages() -> list[Language]:
     """Return all there are, English first."""
-    return [read() for read in _LANGUAGES.values()]
+    return [ENGLISH, *map(_read, CATALOGUES)]
+
+
+@cache
+def _read(tag: str) -> Language:
+    path = FOLDER / CATALOGUES[tag] / "LC_MESSAGES" / "gpuspawner.po"
+    found = polib.pofile(str(path), encoding="utf-8")
+    return Language(tag, gettext.GNUTranslations(io.BytesIO(found.to_binary())))
 
 
 def translations(text: str) -> dict[str, str]:
     """Return a sentence in all languages but English, by their tags; {} for what isn't ours."""
     if not isinstance(text, Sentence):
         return {}
-    return {each.tag: each.say(text) for each in languages() if each.tag != "en"}
+    return {tag: _read(tag).say(text) for tag in CATALOGUES}
 
 
 def language_for(accept_language: str = "") -> Language:
@@ -126,15 +115,14 @@ def language_for(accept_language: str = "") -> Language:
         if tag and weight and float(weight.group(1)) > 0:
             wanted.append((float(weight.group(1)), tag))
     # Of two that are liked as much, the first.
-    return _LANGUAGES[max(wanted, key=lambda each: each[0])[1]]() if wanted else ENGLISH
+    best = max(wanted, key=lambda each: each[0])[1] if wanted else ENGLISH.tag
+    return _read(best) if best in CATALOGUES else ENGLISH
 
 
 def _known(tag: str) -> str:
     """Return our tag for one that was asked for: "en" for "en-gb"; "" where there is none."""
-    parts = tag.split("-")
-    for length in range(min(2, len(parts)), 0, -1):
-        found = _ASKED.get("-".join(parts[:length]))
+    for asked, ours in _ASKED.items():
         # "zh-tw" isn't "zh".
-        if found and (length == len(parts) or parts[0] != "zh" or length > 1):
-            return found
+        if tag == asked or (asked != "zh" and tag.startswith(f"{asked}-")):
+            return ours
     return ""

@@ -35,7 +35,7 @@ def refusal(sentence: str, reason: str, status: int, shown: str = "") -> web.HTT
         shown: the sentence in the user's language, if that is known; the log has the other.
     """
     metrics.REFUSALS.labels(reason).inc()
-    error = SpawnException(str.__str__(sentence), reason=reason, status_code=status)
+    error = SpawnException(sentence, reason=reason, status_code=status)
     return _shown(error, shown or sentence)
 
 

@@ -111,6 +111,7 @@ class GPUSpawner(ChoosingSpawner):
         except BaseException:
             # Given up, or refused by a rule that came meanwhile: nobody else would let go of them.
             self.ledger.release(self._reservation)
+            self.note("release", gpus=self._reservation.uuids, rule="given up before the start")
             self._reservation = None
             raise
 

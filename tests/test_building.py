@@ -355,6 +355,27 @@ def test_a_named_base_is_never_replaced_by_another(engine: Engine) -> None:
         base.ensure(docker.from_env(), lambda _: None, "lab/base:1")
 
 
+def test_of_a_pulled_and_a_made_base_the_newer_is_used(engine: Engine) -> None:
+    """Where a pull failed, a fresh one was made beside the old."""
+    for reference, created in ((base.PULLED, "2026-01-01"), (base.MADE, "2026-02-01")):
+        answer = {"Id": f"sha256:{created}", "Created": f"{created}T00:00:00Z"}
+        engine.answers[f"/images/{reference}/json"] = (200, [answer])
+    assert base.ensure(docker.from_env(), lambda _: None) == base.MADE
+
+
+def test_a_pull_that_breaks_off_is_a_failed_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an older image is there, which docker-py would return for the new one."""
+    engine.answers[f"/images/{base.PULLED}/json"] = (200, [{"Id": "sha256:old"}])
+    engine.answers["/images/create"] = (200, [{"error": "broke off"}])
+    monkeypatch.setenv("PATH", "/nowhere")
+    said: list[str] = []
+    with pytest.raises(BuildingError, match="no registry to pull"):
+        base.ensure(docker.from_env(), said.append, fresh=True)
+    assert "No registry (broke off)" in said[1]
+
+
 def test_mmdebstraps_first_error_is_the_reason(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -111,6 +111,15 @@ def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
     assert "<strong>you</strong>" in ben.page()
     assert ben.said(do="leave", user="ben", server="") == "You have left the queue."
     until(lambda: not program.status()["queue"]["waiting"], "nobody waits", log=hub.log)
+    # A page may be older than the turn: what has started by then isn't stopped.
+    late = "It doesn't wait any more: it has got its GPUs, or was given up."
+    assert ada.said(do="leave", user="ada", server="") == late
+    assert hub.ready("ada")
+    assert ben.said(do="leave", user="ada", server="") == "This is somebody else's server."
+    hub.spawn("ben", {"gpus": 2})
+    until(lambda: program.status()["queue"]["waiting"], "ben waits again", log=hub.log)
+    boss = Visitor(hub, "boss")
+    assert boss.said(do="leave", user="ben", server="") == "ben doesn't wait any more."
 
 
 def test_a_post_without_the_page_s_secret_is_refused(hub):

@@ -251,6 +251,21 @@ async def test_a_reading_that_fails_is_trouble_on_the_page_and_not_its_end(monke
         await asyncio.sleep(0.01)
 
 
+async def test_a_wall_clock_that_is_set_back_keeps_no_reading_from_the_page(monkeypatch):
+    now = [2_000_000.0]
+    monkeypatch.setattr(monitor.time, "time", lambda: now[0])
+
+    async def look(last: Picture) -> Picture:
+        return replace(last, at=now[0], tried_at=time.monotonic(), driver=str(now[0]))
+
+    watched = Monitor(look)
+    assert (await watched.refresh()).driver == "2000000.0"
+    now[0] -= 3600
+    assert not watched._picture.is_known(now[0])
+    assert (await watched.refresh()).driver == "1996400.0"
+    assert watched._picture.is_known(now[0])
+
+
 # History ------------------------------------------------------------------------------------------
 
 

@@ -532,12 +532,21 @@ def test_a_missing_image_is_a_failure_where_it_is_the_default(seen) -> None:
 
 
 def test_one_of_ours_that_is_missing_is_to_be_built(seen) -> None:
-    ours = ImageVersion(image="gpuspawner/pytorch:2.7")
-    if images._inspect(seen.engine, ours.image):
-        pytest.skip("it was built here")
+    # No test builds this one.
+    ours = ImageVersion(image="gpuspawner/pytorch:2.15")
     (found,) = judged(seen, {"mine": ours}, pull_policy="ifnotpresent")
     assert found.state == "failure"
-    assert found.advice == "gpuspawner image build pytorch-2.7"
+    assert found.advice == "gpuspawner image build pytorch-2.15"
+
+
+def test_a_reference_that_the_engine_refuses_is_told_and_the_others_are_looked_at(seen) -> None:
+    refused, found = judged(seen, {"odd": ImageVersion(image="Team/torch:1"), "m": MINIMAL})
+    assert (refused.state, "odd: the engine doesn't take 'Team/torch:1'" in refused.found) == (
+        "failure",
+        True,
+    )
+    assert found == Finding("ok", f"m: {MINIMAL.image}")
+    assert seen.trial_image == ("m", MINIMAL.image)
 
 
 @pytest.mark.parametrize(

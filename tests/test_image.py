@@ -149,6 +149,12 @@ def test_the_builders_network_is_only_mounted_never_copied() -> None:
     assert set(declared) == {"BASE", "AS_OF", "VERSION", "ADDITION"}
 
 
+def test_the_wheel_has_the_image_s_files_and_nothing_of_a_builder_s_network() -> None:
+    project = (IMAGE.parent / "pyproject.toml").read_text()
+    taken = set(re.findall(r'^"image/(.+)" = "gpuspawner/image/\1"$', project, re.MULTILINE))
+    assert taken == {path.name for path in IMAGE.iterdir()} - {"network", ".dockerignore"}
+
+
 def test_everything_in_rootfs_gets_into_the_image() -> None:
     files = [path for path in (IMAGE / "rootfs").rglob("*") if path.is_file()]
     copied = tuple(f"{IMAGE}/rootfs{folder}" for folder in ("/etc/", "/usr/", "/opt/jupyter/"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -91,11 +91,8 @@ def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(make_hub, engine
         double.extend(held if len(held) != len(set(held)) else [])
         hub.stop_server(user)
 
-    threads = [threading.Thread(target=serve, args=(user,)) for user in users]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(users)) as pool:
+        list(pool.map(serve, users))
     assert double == []
     grants = dict.fromkeys(line["user"] for line in journal(hub) if line["event"] == "grant")
     assert list(grants) == users

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..leases import NotEnough, Unknown
 from . import toolkit
+from .engine import is_rootless
 from .findings import Context, Finding
 from .trial import Inside, TrialError, inside
 
@@ -152,9 +153,8 @@ def hub_address(context: Context) -> Iterator[Finding]:
         listener = _listen(listens)
     except OSError as error:
         what = f"the hub can't listen at {_at(listens)}: {error.strerror}"
-        options = context.engine_info.get("SecurityOptions") or []
-        rootless = any("rootless" in str(option) for option in options)
-        yield Finding("failure", what, ROOTLESS_LINES if rootless else HUB_IP_LINE)
+        advice = ROOTLESS_LINES if is_rootless(context.engine_info) else HUB_IP_LINE
+        yield Finding("failure", what, advice)
         return
     with closing(listener) if listener else nullcontext():
         yield _reached(context, connects, hub_runs=listener is None)

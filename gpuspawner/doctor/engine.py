@@ -157,13 +157,18 @@ def _oddities(info: Mapping[str, Any]) -> Iterator[Finding]:
             "it stores images by copying (vfs): slow, and several times as large",
             "keep its folder on ext4 or xfs; see `docker info`",
         )
-    if any("rootless" in str(option) for option in info.get("SecurityOptions") or []):
+    if is_rootless(info):
         yield Finding(
             "note",
             "it runs without root: the toolkit needs a line for that, and limits may have no "
             "effect",
             "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place",
         )
+
+
+def is_rootless(info: Mapping[str, Any]) -> bool:
+    """Return whether an engine runs without root, by its `GET /info`."""
+    return any("rootless" in str(option) for option in info.get("SecurityOptions") or [])
 
 
 def _is_folder(path: Path) -> bool:

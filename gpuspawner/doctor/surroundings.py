@@ -16,10 +16,10 @@ from .engine import socket_path
 from .findings import Context, Finding
 
 GIB = 1024**3
-# Below the first nothing starts any more, below the second it soon won't.
-ENGINE_FULL, ENGINE_TIGHT = 1 * GIB, 10 * GIB
 # Where containerd keeps images that are the engine's.
 CONTAINERD = Path("/var/lib/containerd")
+# Below the first nothing starts any more, below the second it soon won't.
+ENGINE_FULL, ENGINE_TIGHT = 1 * GIB, 10 * GIB
 HUB_FULL, HUB_TIGHT = GIB // 10, 1 * GIB
 INODES_TIGHT = 0.02
 

@@ -17,7 +17,7 @@ function localise(root) {
   const today = new Date().toDateString();
   for (const element of root.querySelectorAll("time[datetime]")) {
     const then = new Date(element.dateTime);
-    const form = { hour: "2-digit", minute: "2-digit" };
+    const form = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
     if (element.dataset.form === "second") form.second = "2-digit";
     if (then.toDateString() !== today) Object.assign(form, { month: "short", day: "numeric" });
     element.textContent = then.toLocaleString([], form);

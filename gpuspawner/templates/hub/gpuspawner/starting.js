@@ -30,7 +30,7 @@ function place(event) {
   else if (event.start === null) said.push(words.unknown);
   else if (event.start * 1000 - Date.now() < 60000) said.push(words.soon);
   else said.push(fill(words.expected, { time: clock(event.start) }));
-  return said.join(language === "zh-CN" ? "" : " ");
+  return said.reduce((first, second) => fill(words.together, { first, second }));
 }
 
 function element(tag, text, more = {}) {
