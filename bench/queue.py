@@ -13,8 +13,9 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gpuspawner.allocation import GPU, Holder, Lease, Request, apply_leases, choose
-from gpuspawner.order import Waiting, by_time, plan
+from gpuspawner.gpus.allocation import apply_leases, choose
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.scheduling.plan import Waiting, by_time, plan
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 STRICT = "strict: nobody passes"

@@ -7,17 +7,18 @@ from typing import Any, ClassVar
 from tornado import web
 from traitlets import default, observe
 
-from . import form, live, options, refusals
-from .allocation import Request
-from .i18n import Language, language_for
-from .leases import Unknown, View
-from .limits import Limits, without
-from .openpages import OpenPages
-from .order import Waiting
-from .outlook import Outlook
-from .sentences import N_, together
+from .choices import form, form_stream, options
+from .choices.forecast import Outlook
+from .choices.limits import Limits, without
+from .choices.open_forms import OpenPages
+from .gpus.model import Request
+from .hub import http_errors
+from .i18n.languages import Language, language_for
+from .i18n.lazy_text import N_, together
+from .leases.ledger import Unknown, View
+from .scheduling.plan import Waiting
+from .scheduling.queue import Terms, held_by, over_user_limit
 from .terms import TimedSpawner
-from .waiting import Terms, held_by, over_user_limit
 
 
 class ChoosingSpawner(TimedSpawner):
@@ -41,9 +42,9 @@ class ChoosingSpawner(TimedSpawner):
 
     @observe("handler")
     def _request_began(self, change: Any) -> None:
-        live.begin(change.new)
+        form_stream.begin(change.new)
         if change.new is not None:
-            self._language_asked = live.language_asked()
+            self._language_asked = form_stream.language_asked()
 
     async def render_form(self) -> str:
         """Return the form in which users choose, as HTML; "" where there is nothing to choose.
@@ -52,7 +53,7 @@ class ChoosingSpawner(TimedSpawner):
             web.Finish: it was asked for by the form's own script, which has its answer.
         """
         await self.apply_group_overrides()
-        asked = live.choice_asked()
+        asked = form_stream.choice_asked()
         limits = without(self.limits(), await self._absent_versions())
         if asked is None:
             saved = self.orm_spawner.user_options if self.orm_spawner else None
@@ -72,7 +73,7 @@ class ChoosingSpawner(TimedSpawner):
                 lambda: self._form(limits, picked, view, trouble, picked=True),
             )
 
-        raise await live.answer(again, self._pages.watch, lambda: self.active)
+        raise await form_stream.answer(again, self._pages.watch, lambda: self.active)
 
     def _form(
         self,
@@ -119,7 +120,7 @@ class ChoosingSpawner(TimedSpawner):
                 method of the handler that makes it.
         """
         handler = getattr(static_url, "__self__", None)
-        return language_for(live.language_asked(handler) or self._language_asked)
+        return language_for(form_stream.language_asked(handler) or self._language_asked)
 
     def steps_so_far(self) -> list[dict[str, Any]]:
         """Return what has happened in this start."""
@@ -204,7 +205,7 @@ class ChoosingSpawner(TimedSpawner):
 
     def _refusal(self, sentence: str, reason: str, status: int) -> web.HTTPError:
         """Return what refuses a choice, in the language of who made it: it is answered at once."""
-        return refusals.refusal(sentence, reason, status, self.language().say(sentence))
+        return http_errors.refusal(sentence, reason, status, self.language().say(sentence))
 
     def _check_other_servers(self, request: Request, view: View) -> None:
         """Refuse at once what the queue would refuse: too many GPUs with the user's other servers.

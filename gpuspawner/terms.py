@@ -11,16 +11,17 @@ from weakref import WeakSet
 
 from tornado import web
 
-from . import journal
-from .allocation import GPU
-from .clock import Clock, Deadline
-from .leases import lease_of
+from .choices.limits import MAX_HOURS
+from .choices.options import MAX_SHOWN, Refused
+from .gpus.model import GPU
+from .i18n.lazy_text import N_, NN_, kept, restored
+from .i18n.phrases import clock_time, hours_words
+from .leases import audit_log
+from .leases.clock import Clock, Deadline
+from .leases.idleness import Idleness
+from .leases.labels import lease_of
+from .leases.term import LATE_WARNING_SECONDS, Step, Term
 from .leasing import LeasingSpawner
-from .limits import MAX_HOURS
-from .options import MAX_SHOWN, Refused
-from .reclaim import LATE_WARNING_SECONDS, Idleness, Step, Term
-from .sentences import N_, NN_, kept, restored
-from .words import clock_time, hours_words
 
 STATE = "gpuspawner"
 
@@ -143,9 +144,9 @@ class TimedSpawner(LeasingSpawner):
         until = {"GPUSPAWNER_UNTIL": iso_time(self.until)} if self.until else {}
         return {**super().get_env(), **until}
 
-    def note(self, event: journal.Event, **facts: Any) -> None:
+    def note(self, event: audit_log.Event, **facts: Any) -> None:
         """Write a line for the administrator about this server's GPUs."""
-        journal.record(self.log, event, self.holder, **facts)
+        audit_log.record(self.log, event, self.holder, **facts)
 
     # -- What its user can do --------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def renew(path: Path) -> polib.POFile:
 
 def main() -> int:
     """Write them anew."""
-    for path in sorted(PACKAGE.glob("locale/*/LC_MESSAGES/*.po")):
+    for path in sorted(PACKAGE.glob("i18n/locale/*/LC_MESSAGES/*.po")):
         found = renew(path)
         found.save(str(path))
         missing = len([entry for entry in found if not entry.translated()])

@@ -15,17 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuspawner
-from gpuspawner.allocation import GPU, Holder, Request, State, explain
-from gpuspawner.form import granted, render
-from gpuspawner.i18n import ENGLISH, Language
-from gpuspawner.images import catalogue
-from gpuspawner.leases import View
-from gpuspawner.limits import Limits, without
-from gpuspawner.options import Choice, Refused, from_fields, parse, request
-from gpuspawner.order import Turn, Waiting, plan
-from gpuspawner.outlook import Outlook
-from gpuspawner.sentences import N_
-from gpuspawner.words import clock_time
+from gpuspawner.choices.forecast import Outlook
+from gpuspawner.choices.form import granted, render
+from gpuspawner.choices.limits import Limits, without
+from gpuspawner.choices.options import Choice, Refused, from_fields, parse, request
+from gpuspawner.gpus.allocation import explain
+from gpuspawner.gpus.model import GPU, Holder, Request, State
+from gpuspawner.i18n.languages import ENGLISH, Language
+from gpuspawner.i18n.lazy_text import N_
+from gpuspawner.i18n.phrases import clock_time
+from gpuspawner.images.catalogue import catalogue
+from gpuspawner.leases.ledger import View
+from gpuspawner.scheduling.plan import Turn, Waiting, plan
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 DRIVER = "570.133.20"
@@ -474,7 +475,7 @@ def test_where_there_is_nothing_to_choose_there_is_no_form(limits: Limits, view:
     assert shown(limits, Choice(), view) == ""
 
 
-SCRIPT = (Path(gpuspawner.__file__).parent / "static" / "form.js").read_text()
+SCRIPT = (Path(gpuspawner.__file__).parent / "choices" / "static" / "form.js").read_text()
 HOSTILE = '%s "><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}'
 
 

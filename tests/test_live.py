@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from gpuspawner.live import HEADER
-from gpuspawner.openpages import Same, Watch
+from gpuspawner.choices.form_stream import HEADER
+from gpuspawner.choices.open_forms import Same, Watch
 
 from .hubs import WAITING, until
 from .looks import containers
@@ -134,7 +134,7 @@ def test_two_tabs_of_one_user_get_what_each_asked_for(make_hub):
 async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gpuspawner.openpages.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gpuspawner.choices.open_forms.LOOK_SECONDS", 0.01)
     seen, looks = ["free"], 0
 
     async def look() -> str:

@@ -19,8 +19,17 @@ from hypothesis import strategies as st
 
 from bench import queue as bench
 from bench.queue import Job, Run, simulate
-from gpuspawner.allocation import GPU, POLICIES, Holder, Lease, Request, apply_leases, choose
-from gpuspawner.order import FAIR_SECONDS, ORDERS, Standing, Turn, Waiting, by_share, plan
+from gpuspawner.gpus.allocation import POLICIES, apply_leases, choose
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.scheduling.plan import (
+    FAIR_SECONDS,
+    ORDERS,
+    Standing,
+    Turn,
+    Waiting,
+    by_share,
+    plan,
+)
 
 from .test_allocation import A100, T4, host, requests
 

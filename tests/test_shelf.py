@@ -6,8 +6,8 @@ import docker.errors
 import pytest
 from bs4 import BeautifulSoup
 
-from gpuspawner import shelf
-from gpuspawner.shelf import Shelf
+from gpuspawner.images import local_images
+from gpuspawner.images.local_images import Shelf
 
 
 class Engine:
@@ -40,7 +40,7 @@ async def test_after_a_while_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     images = Shelf(engine.inspect)
     assert await images.missing({"a"}) == {"a"}
     engine.there.add("a")
-    monkeypatch.setattr(shelf, "KNOWN_SECONDS", -1.0)
+    monkeypatch.setattr(local_images, "KNOWN_SECONDS", -1.0)
     assert await images.missing({"a"}) == frozenset()
 
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Holder, Request
-from gpuspawner.leases import Ledger, NotEnough, Reservation, Unknown, labels
-from gpuspawner.order import Turn, Waiting
-from gpuspawner.waiting import OverLimit, Queue, Rules, Terms
+from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.leases.labels import labels
+from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation, Unknown
+from gpuspawner.scheduling.plan import Turn, Waiting
+from gpuspawner.scheduling.queue import OverLimit, Queue, Rules, Terms
 
 GPUS = 4
 

@@ -14,8 +14,10 @@ import docker.errors
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httputil import url_concat
 
-from .. import control, failures, maintenance
-from ..sentences import N_, restored
+from ..backends.docker import errors as engine_errors
+from ..gpus import out_of_service
+from ..hub import control_socket
+from ..i18n.lazy_text import N_, restored
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
@@ -67,7 +69,7 @@ class Actions:
             raise Refusal(403, N_("This is somebody else's server."))
         question = {"do": what, "user": user, "server": server, **more}
         try:
-            answer = await control.ask(self.socket, question)
+            answer = await control_socket.ask(self.socket, question)
         except (OSError, ValueError, asyncio.TimeoutError):
             raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
         if "error" in answer:
@@ -115,12 +117,12 @@ class Actions:
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service."""
         await self._mark(
-            person, uuid, lambda client: maintenance.take_out(client, uuid, person.name, why)
+            person, uuid, lambda client: out_of_service.take_out(client, uuid, person.name, why)
         )
 
     async def put_back(self, person: Person, uuid: str) -> None:
         """Put a GPU into service again."""
-        await self._mark(person, uuid, lambda client: maintenance.put_back(client, uuid))
+        await self._mark(person, uuid, lambda client: out_of_service.put_back(client, uuid))
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
@@ -139,8 +141,8 @@ class Actions:
 
         try:
             await asyncio.get_running_loop().run_in_executor(None, run)
-        except failures.UNREACHABLE as error:
-            raise Refusal(503, failures.explain(error)) from None
+        except engine_errors.UNREACHABLE as error:
+            raise Refusal(503, engine_errors.explain(error)) from None
         await self.monitor.refresh()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
-from ..i18n import Language, language_for
-from ..sentences import N_
+from ..i18n.languages import Language, language_for
+from ..i18n.lazy_text import N_
 from . import pages
 from .actions import Actions, Refusal
 from .facts import Person, moment, status

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ..leases import NotEnough, Unknown
+from ..leases.ledger import NotEnough, Unknown
 from . import toolkit
 from .engine import is_rootless
 from .findings import Context, Finding

@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 
-from ..allocation import GPU, Holder, Request
-from ..container import refused_limit, with_lease
-from ..failures import UNREACHABLE, explain, explain_unknown
-from ..leases import LABEL_GPUS, LABEL_HUB, Contested, Ledger, labels
-from ..survey import Surveyor
+from ..backends.docker.container_config import refused_limit, with_lease
+from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
+from ..gpus.model import GPU, Holder, Request
+from ..gpus.reader import Surveyor
+from ..leases.labels import LABEL_GPUS, LABEL_HUB, labels
+from ..leases.ledger import Contested, Ledger
 from .findings import Configuration, Context
 from .rules import host_config, texts
 
