@@ -8,23 +8,23 @@ from tornado import web
 from traitlets import default, observe
 
 from .choices import form, form_stream, options
-from .choices.forecast import Outlook
+from .choices.forecast import Forecast
 from .choices.limits import Limits, without
-from .choices.open_forms import OpenPages
+from .choices.open_forms import OpenForms
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.languages import Language, language_for
 from .i18n.lazy_text import N_, together
 from .leases.ledger import Unknown, View
-from .scheduling.plan import Waiting
-from .scheduling.queue import Terms, held_by, over_user_limit
+from .scheduling.plan import QueuedRequest
+from .scheduling.queue import RequestLimits, held_by, over_user_limit
 from .terms import TimedSpawner
 
 
 class ChoosingSpawner(TimedSpawner):
     """What `GPUSpawner` knows of its user's choice."""
 
-    _open_pages: ClassVar[OpenPages | None] = None
+    _open_forms: ClassVar[OpenForms | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -88,7 +88,7 @@ class ChoosingSpawner(TimedSpawner):
             limits,
             choice,
             view,
-            lambda choice: self._foresee(choice, limits, seen),
+            lambda choice: self._forecast(choice, limits, seen),
             language=self.language(),
             trouble=trouble,
             **more,
@@ -99,15 +99,15 @@ class ChoosingSpawner(TimedSpawner):
         if self.pull_policy != "never":
             return frozenset()
         versions = self.limits().versions
-        missing = await self.shared.shelf.missing({each.image for each in versions.values()})
+        missing = await self.shared.local_images.missing({each.image for each in versions.values()})
         return frozenset(key for key, each in versions.items() if each.image in missing)
 
     @property
-    def _pages(self) -> OpenPages:
+    def _pages(self) -> OpenForms:
         """What all open forms of this host share."""
-        host, known = self.shared, ChoosingSpawner._open_pages
+        host, known = self.shared, ChoosingSpawner._open_forms
         if known is None or known.ledger is not host.ledger:
-            known = ChoosingSpawner._open_pages = OpenPages(host.ledger, host.queue)
+            known = ChoosingSpawner._open_forms = OpenForms(host.ledger, host.queue)
         return known
 
     # -- What the hub's own pages ask, in templates/hub ------------------------------------------
@@ -131,26 +131,26 @@ class ChoosingSpawner(TimedSpawner):
         """Why the user's last server was stopped; "" where they did that."""
         return self._notice
 
-    def _foresee(self, choice: options.Choice, limits: Limits, view: View) -> Outlook:
+    def _forecast(self, choice: options.Choice, limits: Limits, view: View) -> Forecast:
         """Return what would come of a choice, checked as when it is sent."""
         count = choice.gpus or 0
         try:
             request = options.request(choice, limits, view.gpus, view.driver)
             self._check_other_servers(request, view)
         except options.Refused as error:
-            return Outlook("no", count, refusal=str(error))
+            return Forecast("no", count, refusal=str(error))
         if request.gpus == 0:
-            return Outlook("now")
+            return Forecast("now")
         queue, terms = self.shared.queue, self.terms()
         turn = queue.forecast(
-            Waiting(self.holder, request, queue.since(), self._groups()), terms, view
+            QueuedRequest(self.holder, request, queue.since(), self._groups()), terms, view
         )
         if turn.gpus:
-            return Outlook("now", count)
+            return Forecast("now", count)
         if refusal := queue.refusal(request, terms, turn, view):
-            return Outlook("no", count, refusal=refusal)
+            return Forecast("no", count, refusal=refusal)
         fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
-        return Outlook(
+        return Forecast(
             "wait",
             count,
             turn,
@@ -218,10 +218,10 @@ class ChoosingSpawner(TimedSpawner):
         if limit is not None and request.gpus and held + request.gpus > limit:
             raise options.Refused(over_user_limit(request.gpus, held, limit), 403)
 
-    def terms(self) -> Terms:
+    def terms(self) -> RequestLimits:
         """Return what applies to this server in the queue."""
         minutes = self.longest_wait_minutes
-        return Terms(
+        return RequestLimits(
             self.user_gpu_limit,
             self.limits().group_gpus,
             None if minutes is None else minutes * 60,

@@ -17,12 +17,12 @@ from .backends.docker.container_config import with_lease, with_log
 from .backends.docker.events import Endings
 from .gpus import out_of_service
 from .gpus.model import Holder, Request
-from .gpus.reader import Surveyor
+from .gpus.reader import Reader
 from .hub import http_errors, metrics
-from .hub.control_socket import Control
+from .hub.control_socket import ControlSocket
 from .hub.progress import Steps
 from .i18n.languages import translations
-from .images.local_images import Shelf
+from .images.local_images import LocalImages
 from .leases.labels import (
     LABEL_GPUS,
     LABEL_HUB,
@@ -34,7 +34,7 @@ from .leases.labels import (
 )
 from .leases.ledger import Ledger, Reservation
 from .leases.reclaimer import Reclaimer
-from .scheduling.queue import Queue, Rules
+from .scheduling.queue import Queue, QueueSettings
 from .settings import DOCKER_THREADS, GPUSettings
 
 
@@ -46,7 +46,7 @@ class Host:
     queue: Queue
     reclaimer: Reclaimer
     metrics: metrics.HostMetrics
-    shelf: Shelf
+    local_images: LocalImages
     # Held here, since the event loop itself holds tasks only weakly.
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class LeasingSpawner(GPUSettings):
     _executor: ClassVar[ThreadPoolExecutor | None] = None
     _shared: ClassVar[tuple[Any, Host] | None] = None
     _refused_limits: ClassVar[set[str]] = set()
-    _sweeper: ClassVar[cleanup.Sweeper] = cleanup.Sweeper()
+    _reaper: ClassVar[cleanup.StaleContainerReaper] = cleanup.StaleContainerReaper()
     _pulls: ClassVar[pull.Pulls] = pull.Pulls()
     _log_driver: ClassVar[str] = ""
 
@@ -103,25 +103,25 @@ class LeasingSpawner(GPUSettings):
                 "excluded": self.excluded_gpus,
                 "memory_threshold_mib": (self.foreign_memory or 0) >> 20 or None,
             }
-            surveyor = out_of_service.MarkedSurveyor(
-                Surveyor(self.nvml_timeout, **survey), self._list_volumes
+            surveyor = out_of_service.InServiceReader(
+                Reader(self.nvml_timeout, **survey), self._list_volumes
             )
             ledger = Ledger(self._list_containers, surveyor, _explain_unknown, self._hub_address)
-            rules = Rules(self.queue_order, self.gpu_policy, self.queue_length)
+            rules = QueueSettings(self.queue_order, self.gpu_policy, self.queue_length)
             queue = Queue(ledger, rules, lambda notice: Endings(self.client, notice))
             host = Host(
                 ledger,
                 queue,
                 Reclaimer(ledger, self._servers_with_gpus, self.log),
                 metrics.HostMetrics(ledger, queue, loop),
-                Shelf(self._inspect_image),
+                LocalImages(self._inspect_image),
             )
             if LeasingSpawner._shared:
                 LeasingSpawner._shared[1].metrics.unregister()
             host.metrics.register()
             LeasingSpawner._shared = (loop, host)
             if self.control_socket:
-                control = Control(
+                control = ControlSocket(
                     self.control_socket, queue, self._servers_with_gpus, self.log, survey
                 )
                 host.tasks.append(loop.create_task(control.begin()))
@@ -141,7 +141,7 @@ class LeasingSpawner(GPUSettings):
 
     async def _list_containers(self) -> Sequence[dict[str, Any]]:
         found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
-        self._sweeper.sweep(self.docker, found, self.log)
+        self._reaper.reap(self.docker, found, self.log)
         return found
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:

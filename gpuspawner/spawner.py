@@ -26,7 +26,7 @@ from .i18n.phrases import ordinal, turn_words
 from .leases.labels import RELEASED_STATES
 from .leases.ledger import Contested, NotEnough, Reservation, Unknown
 from .leasing import LeasingSpawner
-from .scheduling.plan import Turn, Waiting
+from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import OverLimit
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
@@ -78,12 +78,12 @@ class GPUSpawner(ChoosingSpawner):
                     "Please try again in a minute."
                 )
             )
-        await self._make_way(request)
+        await self._remove_leftovers(request)
         if request.gpus == 0:
             self._reservation = Reservation(self.holder, ())
             return
         self._since = self._since or self.shared.queue.since()
-        waiting = Waiting(self.holder, request, self._since, self._groups())
+        waiting = QueuedRequest(self.holder, request, self._since, self._groups())
         try:
             self._reservation = await self.shared.queue.wait(waiting, self.terms(), self._tell_turn)
         except asyncio.CancelledError:
@@ -210,7 +210,7 @@ class GPUSpawner(ChoosingSpawner):
         code = await self._in_thread(exit_code, self.client, self.container_id)
         return http_errors.died(code, self._last_lines())
 
-    async def _make_way(self, request: Request) -> None:
+    async def _remove_leftovers(self, request: Request) -> None:
         """Remove what is left of an earlier server, before its GPUs are counted as taken."""
         existing = await self.get_object()
         resumed = existing and not self.remove and request.gpus == 0 and await self._same(existing)
@@ -331,5 +331,5 @@ class GPUSpawner(ChoosingSpawner):
         await maybe_future(super().run_post_stop_hook())
 
 
-def _waited(waiting: Waiting) -> float:
+def _waited(waiting: QueuedRequest) -> float:
     return round(max(0.0, time.time() - waiting.since), 1)

@@ -154,9 +154,7 @@ def test_an_nvidia_ml_py_that_gives_bytes(binaries: Binaries, tmp_path: Path) ->
     (tmp_path / "pynvml.py").write_text(source.replace(decorated, ""))
     with with_library(binaries.directory, tmp_path, PYTHONPATH=str(tmp_path)) as program:
         inventory = program.read(HOST)
-        assert (
-            program.run("result = nvml.pynvml.nvmlSystemGetDriverVersion()") == b"570.133.20"
-        )
+        assert program.run("result = nvml.pynvml.nvmlSystemGetDriverVersion()") == b"570.133.20"
     assert inventory.driver == "570.133.20"
     assert inventory.gpus[0].name == "NVIDIA A100-SXM4-40GB"
     assert inventory.gpus[0].uuid == HOST.gpus[0].uuid

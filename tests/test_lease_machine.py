@@ -225,14 +225,14 @@ class Server:
         for _ in range(CLAIM_ROUNDS):
             if not await cleanup.finish(self.hub.task_name(self.name)):
                 raise NotEnough("An earlier start of this server isn't tidied up yet.")
-            await self.make_way()
+            await self.remove_leftovers()
             try:
                 return await self.start_once(request, patience)
             except Contested:
                 continue
         raise NotEnough("Others were quicker each time.")
 
-    async def make_way(self) -> None:
+    async def remove_leftovers(self) -> None:
         try:
             existing = await self.hub.docker("inspect_container", self.name)
         except NotFound:
@@ -277,14 +277,14 @@ class Hub:
         self.stopped: set[str] = set()
         self.newest = {"nvml": 0, "list_containers": 0}
         self.ledger = Ledger(self.list_containers, self.nvml)
-        self.sweeper = cleanup.Sweeper()
+        self.reaper = cleanup.StaleContainerReaper()
 
     def docker(self, method: str, *arguments: Any, **options: Any) -> asyncio.Future[Any]:
         return self.machine.call(self, method, *arguments, **options)
 
     async def list_containers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self.docker("list_containers")
-        self.sweeper.sweep(self.docker, found, logging.getLogger("lease-machine"))
+        self.reaper.reap(self.docker, found, logging.getLogger("lease-machine"))
         return found
 
     async def nvml(self) -> Any:

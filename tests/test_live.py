@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from gpuspawner.choices.form_stream import HEADER
-from gpuspawner.choices.open_forms import Same, Watch
+from gpuspawner.choices.open_forms import ChangeWatcher, RenderCache
 
 from .hubs import WAITING, until
 from .looks import containers
@@ -142,7 +142,7 @@ async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_
         looks += 1
         return seen[0]
 
-    watch = Watch(look)
+    watch = ChangeWatcher(look)
     with watch.watching(), watch.watching():
         assert await watch.news(5)  # the first look
         waiting = [asyncio.ensure_future(watch.news(5)) for _ in range(3)]
@@ -160,7 +160,7 @@ async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_
 
 
 def test_what_many_are_told_is_made_once_while_nothing_changes() -> None:
-    same, made = Same(), []
+    same, made = RenderCache(), []
 
     def make(what: str) -> str:
         made.append(what)

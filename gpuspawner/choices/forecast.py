@@ -11,7 +11,7 @@ from .options import Choice
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecast:
     """What would come of a choice.
 
     Args:
@@ -40,7 +40,7 @@ class Outlook:
         return because.removeprefix("group:") if because.startswith("group:") else ""
 
 
-UNKNOWN = Outlook("unknown")
+UNKNOWN = Forecast("unknown")
 
 # Tells of any choice, checked or not.
-Foresee = Callable[[Choice], Outlook]
+ForecastOf = Callable[[Choice], Forecast]

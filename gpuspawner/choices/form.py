@@ -18,7 +18,7 @@ from ..i18n.lazy_text import N_, NN_, listed
 from ..i18n.phrases import hours_words, moment, ordinal
 from ..images.compatibility import Fit, fit
 from ..leases.ledger import View
-from .forecast import UNKNOWN, Foresee, Outlook
+from .forecast import UNKNOWN, Forecast, ForecastOf
 from .limits import Limits
 from .options import Choice
 
@@ -66,7 +66,7 @@ class Version(Item):
 class Count(Item):
     """A number of GPUs, and what would come of it with all else as it stands."""
 
-    outlook: Outlook = UNKNOWN
+    forecast: Forecast = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def render(
     limits: Limits,
     last: Choice,
     view: View | None,
-    foresee: Foresee,
+    forecast_of: ForecastOf,
     *,
     language: Language = ENGLISH,
     trouble: str = "",
@@ -106,12 +106,12 @@ def render(
         picked: `last` is what stands on a page now, which asks what has changed.
     """
     images = version_items(limits, last, view)
-    counts = count_items(limits, last, view, foresee, keep or picked)
+    counts = count_items(limits, last, view, forecast_of, keep or picked)
     models = model_items(limits, last, view)
     hours = hour_items(limits, last) if len(counts) > 1 else []
     if len(images) <= 1 and len(counts) <= 1 and not (limits.any_image or trouble or notice):
         return ""
-    outlook = next(item.outlook for item in counts if item.checked)
+    forecast = next(item.forecast for item in counts if item.checked)
     return _templates.get_template("form.html").render(
         images=images if len(images) > 1 else [],
         any_image=limits.any_image,
@@ -120,8 +120,8 @@ def render(
         models=models if len(models) > 1 and len(counts) > 1 else [],
         any_model=not any(item.checked for item in models),
         hours=hours if len(hours) > 1 else [],
-        ends=_end(outlook, hours),
-        outlook=outlook,
+        ends=_end(forecast, hours),
+        forecast=forecast,
         waits=limits.waits,
         gpus=view.gpus if view else (),
         offered=_offered(view),
@@ -163,7 +163,7 @@ def version_items(limits: Limits, last: Choice, view: View | None) -> list[Versi
 
 
 def count_items(
-    limits: Limits, last: Choice, view: View | None, foresee: Foresee, keep: bool = False
+    limits: Limits, last: Choice, view: View | None, forecast_of: ForecastOf, keep: bool = False
 ) -> list[Count]:
     """Return the GPU counts from none to the most that this user could ever have here."""
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
@@ -171,8 +171,8 @@ def count_items(
     most = min([len(usable), *(rule.most for rule in limits.rules())])
     hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
     model = last.model if keep else _chosen_model(limits, last, view)
-    outlooks = [
-        foresee(
+    forecasts = [
+        forecast_of(
             Choice(image=image or None, gpus=count, model=model if count else None, hours=hours)
         )
         for count in range(most + 1)
@@ -180,7 +180,7 @@ def count_items(
     free = sum(gpu.state == "free" for gpu in usable)
     # What was saved may be any number.
     wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
-    while not keep and wanted > 0 and not _is_offered(wanted, outlooks, limits, last):
+    while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits, last):
         wanted -= 1
     return [
         Count(
@@ -189,19 +189,19 @@ def count_items(
             count == min(wanted, most),
             # Where nobody waits, what no choice of model or image makes possible.
             reason=availability(usable) if count > free and not limits.waits else "",
-            outlook=outlook,
+            forecast=forecast,
         )
-        for count, outlook in enumerate(outlooks)
+        for count, forecast in enumerate(forecasts)
     ]
 
 
-def _is_offered(count: int, outlooks: Sequence[Outlook], limits: Limits, last: Choice) -> bool:
+def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits, last: Choice) -> bool:
     """Return whether a number of GPUs may be preselected."""
-    if count >= len(outlooks):
+    if count >= len(forecasts):
         return False
     # Who didn't say so isn't sent to the queue.
     waits = last.gpus is not None and limits.waits
-    return outlooks[count].kind in (("now", "wait") if waits else ("now",))
+    return forecasts[count].kind in (("now", "wait") if waits else ("now",))
 
 
 def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
@@ -262,11 +262,13 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
     ]
 
 
-def _end(outlook: Outlook, hours: Sequence[Item]) -> float | None:
+def _end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
     """Return when a server's time would end, in seconds since the epoch; None: unknown, never."""
-    start = outlook.turn.start if outlook.turn else time.time() if outlook.kind == "now" else None
+    start = (
+        forecast.turn.start if forecast.turn else time.time() if forecast.kind == "now" else None
+    )
     wanted = next((float(item.value) for item in hours if item.checked), None)
-    if start is None or wanted is None or not outlook.gpus:
+    if start is None or wanted is None or not forecast.gpus:
         return None
     return start + wanted * 3600
 

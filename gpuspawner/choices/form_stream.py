@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from .open_forms import FOLLOWED_SECONDS, RECENT_SECONDS, Watch
+from .open_forms import FOLLOWED_SECONDS, RECENT_SECONDS, ChangeWatcher
 
 # JSON, percent-encoded.
 HEADER = "X-GPUSpawner-Choice"
@@ -69,7 +69,7 @@ def choice_asked() -> Any:
 
 
 async def answer(
-    form: Callable[[float], Awaitable[str]], watch: Watch, over: Callable[[], bool]
+    form: Callable[[float], Awaitable[str]], watch: ChangeWatcher, over: Callable[[], bool]
 ) -> web.Finish:
     """Answer a script; return what to raise for it to get the form and nothing around it.
 
@@ -94,7 +94,10 @@ async def answer(
 
 
 async def _tell(
-    handler: Any, form: Callable[[float], Awaitable[str]], watch: Watch, over: Callable[[], bool]
+    handler: Any,
+    form: Callable[[float], Awaitable[str]],
+    watch: ChangeWatcher,
+    over: Callable[[], bool],
 ) -> None:
     end = time.monotonic() + STREAM_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311
     told = ""

@@ -23,7 +23,7 @@ LOOK_SECONDS = 1.5
 FOLLOWED_SECONDS = LOOK_SECONDS + 0.5
 
 
-class Watch:
+class ChangeWatcher:
     """Notices that a host has changed, for as long as somebody wants to know.
 
     Args:
@@ -65,7 +65,7 @@ class Watch:
             await asyncio.sleep(LOOK_SECONDS)
 
 
-class Same:
+class RenderCache:
     """What many pages are told, made once for all of them."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Same:
         return self._made[key]
 
 
-class OpenPages:
+class OpenForms:
     """The open pages of one host.
 
     Args:
@@ -98,8 +98,8 @@ class OpenPages:
     def __init__(self, ledger: Ledger, queue: Queue) -> None:
         self.ledger = ledger
         self._queue = queue
-        self.watch = Watch(self._look)
-        self.same = Same()
+        self.watch = ChangeWatcher(self._look)
+        self.same = RenderCache()
 
     async def recent(
         self, except_for: Holder | None = None, seconds: float = RECENT_SECONDS

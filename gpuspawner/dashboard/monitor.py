@@ -14,8 +14,8 @@ import docker
 
 from ..backends.docker import errors as engine_errors
 from ..gpus.model import GPU
-from ..gpus.out_of_service import FILTER, Mark, MarkedSurveyor
-from ..gpus.reader import Surveyor
+from ..gpus.out_of_service import FILTER, InServiceReader, Mark
+from ..gpus.reader import Reader
 from ..hub import control_socket
 from ..leases.labels import LABEL_GPUS, LABEL_HUB, RELEASED_STATES, lease_of
 from ..leases.ledger import Ledger, Unknown
@@ -85,7 +85,7 @@ class Host:
     def _read_as(self, settings: Mapping[str, Any]) -> None:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
-        self._survey = MarkedSurveyor(Surveyor(NVML_SECONDS, **settings), self._list_volumes)
+        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_volumes)
         self._ledger = Ledger(self._list_containers, self._survey, engine_errors.explain_unread)
 
     async def look(self, last: Picture) -> Picture:

@@ -21,7 +21,7 @@ import docker.errors
 from ..backends.docker.container_config import refused_limit, with_lease
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..gpus.model import GPU, Holder, Request
-from ..gpus.reader import Surveyor
+from ..gpus.reader import Reader
 from ..leases.labels import LABEL_GPUS, LABEL_HUB, labels
 from ..leases.ledger import Contested, Ledger
 from .findings import Configuration, Context
@@ -56,7 +56,7 @@ class TrialError(Exception):
 
 
 @dataclass(frozen=True)
-class Inside:
+class TrialContainer:
     """A running container: what can be asked of it, and the GPUs of its lease."""
 
     client: docker.DockerClient
@@ -74,7 +74,9 @@ class Inside:
         return int(status or 0), output.decode("utf-8", "replace").strip()
 
 
-def inside(context: Context, gpus: int, look: Callable[[Inside], T], network: str = "") -> T:
+def inside(
+    context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str = ""
+) -> T:
     """Start a container with some GPUs, return what `look` makes of it, and remove it.
 
     Args:
@@ -94,7 +96,9 @@ def inside(context: Context, gpus: int, look: Callable[[Inside], T], network: st
         raise TrialError(str(error)) from error
 
 
-async def _inside(context: Context, gpus: int, look: Callable[[Inside], T], network: str) -> T:
+async def _inside(
+    context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str
+) -> T:
     client = context.engine
     assert client is not None
     assert context.trial_image is not None
@@ -115,7 +119,7 @@ async def _inside(context: Context, gpus: int, look: Callable[[Inside], T], netw
             ledger.release(reservation)
             await ledger.claim(container_id, reservation.uuids)
             await asyncio.to_thread(client.api.start, container_id)
-            here = Inside(client, container_id, reservation.gpus, refused)
+            here = TrialContainer(client, container_id, reservation.gpus, refused)
             return await asyncio.to_thread(look, here)
         except Contested:
             continue
@@ -136,7 +140,7 @@ def _ledger(client: docker.DockerClient, given: Configuration | None) -> Ledger:
         )
         return found
 
-    surveyor = Surveyor(
+    surveyor = Reader(
         NVML_SECONDS,
         excluded=_value(given, "excluded_gpus") or (),
         memory_threshold_mib=(_value(given, "foreign_memory") or 0) >> 20 or None,

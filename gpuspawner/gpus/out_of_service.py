@@ -76,7 +76,7 @@ def _apply(gpu: GPU, mark: Mark | None) -> GPU:
     return replace(gpu, state="excluded", reason=mark.reason)
 
 
-class MarkedSurveyor:
+class InServiceReader:
     """Read the host, with what is out of service kept out.
 
     Args:

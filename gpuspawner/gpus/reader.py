@@ -25,7 +25,7 @@ class Survey:
 
 
 def survey(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Survey:
-    """Read NVML. Blocking: callers on an event loop use `Surveyor`.
+    """Read NVML. Blocking: callers on an event loop use `Reader`.
 
     Args:
         excluded: UUIDs that are never handed out.
@@ -61,7 +61,7 @@ def _gpu(seen: nvml.GPU) -> GPU:
     )
 
 
-class Surveyor:
+class Reader:
     """Read NVML off the event loop, and give up on it where it hangs.
 
     NVML blocks for ever on some broken GPUs. The thread it hangs in is left behind, one at most,

@@ -26,13 +26,13 @@ from typing import Any
 from ..choices.options import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import N_, kept
-from ..scheduling.queue import Entry, Queue
+from ..scheduling.queue import Queue, QueueEntry
 
 MAX_LINE = 4096
 TIMEOUT_SECONDS = 5.0
 
 
-class Control:
+class ControlSocket:
     """Answer on a socket.
 
     Args:
@@ -130,7 +130,7 @@ class Control:
         )
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: QueueEntry) -> dict[str, Any]:
     turn = entry.turn
     return {
         "user": entry.holder.user,

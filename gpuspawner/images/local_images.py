@@ -16,7 +16,7 @@ from ..backends.docker import errors as engine_errors
 KNOWN_SECONDS = 10.0
 
 
-class Shelf:
+class LocalImages:
     """The images of one engine, looked for once for all who ask.
 
     Args:

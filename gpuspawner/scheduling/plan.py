@@ -23,7 +23,7 @@ FAIR_SECONDS = 1800
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedRequest:
     """A holder in the queue: for what, since when (in seconds), and of which groups it is."""
 
     holder: Holder
@@ -45,22 +45,22 @@ class Turn:
             so many here. "" where it starts now.
     """
 
-    waiting: Waiting
+    waiting: QueuedRequest
     place: int
     start: float | None
     gpus: tuple[GPU, ...] = ()
     because: str = ""
 
 
-Order = Callable[[Sequence[Waiting], Sequence[Lease]], list[Waiting]]
+Order = Callable[[Sequence[QueuedRequest], Sequence[Lease]], list[QueuedRequest]]
 
 
-def by_time(queue: Sequence[Waiting], leases: Sequence[Lease] = ()) -> list[Waiting]:
+def by_time(queue: Sequence[QueuedRequest], leases: Sequence[Lease] = ()) -> list[QueuedRequest]:
     """First come, first served: what everybody expects of a queue and can check."""
     return sorted(queue, key=lambda waiting: (waiting.since, waiting.holder))
 
 
-def by_share(queue: Sequence[Waiting], leases: Sequence[Lease]) -> list[Waiting]:
+def by_share(queue: Sequence[QueuedRequest], leases: Sequence[Lease]) -> list[QueuedRequest]:
     """Who holds less goes first, so that many servers of one user don't keep others waiting.
 
     Each GPU that a user holds, or gets before in this order, counts as having joined FAIR_SECONDS
@@ -69,7 +69,7 @@ def by_share(queue: Sequence[Waiting], leases: Sequence[Lease]) -> list[Waiting]
     held: Counter[tuple[str, str]] = Counter()
     for lease in leases:
         held[lease.holder.person] += len(lease.gpus)
-    users: dict[tuple[str, str], list[Waiting]] = {}
+    users: dict[tuple[str, str], list[QueuedRequest]] = {}
     for waiting in reversed(by_time(queue)):
         users.setdefault(waiting.holder.person, []).append(waiting)
     # Only a user's own turn changes what that user holds, so the others' keys stay as they are.
@@ -89,7 +89,7 @@ ORDERS: dict[str, Order] = {"fifo": by_time, "fair": by_share}
 
 
 def plan(
-    queue: Sequence[Waiting],
+    queue: Sequence[QueuedRequest],
     gpus: Sequence[GPU],
     leases: Sequence[Lease],
     now: float,
@@ -111,7 +111,7 @@ def plan(
         queue: who waits, in any order.
         gpus: every GPU of the host.
         leases: what is held on the host.
-        now: on the clock of `Lease.until` and `Waiting.since`.
+        now: on the clock of `Lease.until` and `QueuedRequest.since`.
         order: a key of `ORDERS`.
         policy: a key of `allocation.POLICIES`, for what is handed out now.
         group_limits: group -> the most GPUs that its members may hold at a time.
@@ -138,7 +138,7 @@ def plan(
     return _turns(waiting, bookings, host, leases, now, group_limits or {})
 
 
-class Standing:
+class QueueSnapshot:
     """How a queue stands, to tell again and again what turn one more would get.
 
     Pages ask for many choices, and to plan a long queue anew for each would keep a hub busy.
@@ -149,7 +149,7 @@ class Standing:
 
     def __init__(
         self,
-        queue: Sequence[Waiting],
+        queue: Sequence[QueuedRequest],
         gpus: Sequence[GPU],
         leases: Sequence[Lease],
         now: float,
@@ -165,7 +165,7 @@ class Standing:
         # Who gets GPUs now may get others than these, and then all is different.
         self._settled = all(booking.start > now for booking in bookings)
 
-    def turn_of(self, waiting: Waiting, group_limits: Mapping[str, int]) -> Turn | None:
+    def turn_of(self, waiting: QueuedRequest, group_limits: Mapping[str, int]) -> Turn | None:
         """Return the turn that `plan` would find for one who joins; None where only that can tell.
 
         Args:
@@ -264,7 +264,7 @@ class _Calendar:
         # What is past its end goes any moment, but isn't free yet.
         return inf if until is None else max(until, nextafter(self._now, inf))
 
-    def book(self, waiting: Waiting, rather: Sequence[GPU] = ()) -> _Booking:
+    def book(self, waiting: QueuedRequest, rather: Sequence[GPU] = ()) -> _Booking:
         """Book the earliest time for one; where that is now, on certain GPUs if they can be had."""
         request, seconds = waiting.request, _seconds(waiting.request)
         if request.gpus <= 0:
@@ -312,7 +312,7 @@ class _Calendar:
             supply.take(max([supply.settled(1), *allowed]), inf, 1)
 
     def choose_now(
-        self, waiting: Sequence[Waiting], bookings: Sequence[_Booking], policy: str
+        self, waiting: Sequence[QueuedRequest], bookings: Sequence[_Booking], policy: str
     ) -> dict[int, tuple[GPU, ...]]:
         """Return which GPUs the policy hands out now, touching no other booking: number -> GPUs."""
         chosen: dict[int, tuple[GPU, ...]] = {}
@@ -337,7 +337,7 @@ class _Calendar:
 
 
 def _turns(
-    waiting: Sequence[Waiting],
+    waiting: Sequence[QueuedRequest],
     bookings: Sequence[_Booking],
     host: Sequence[GPU],
     leases: Sequence[Lease],
@@ -372,7 +372,7 @@ def _turns(
     return tuple(turns)
 
 
-def _possible(waiting: Waiting, host: Sequence[GPU], limits: Mapping[str, int]) -> bool:
+def _possible(waiting: QueuedRequest, host: Sequence[GPU], limits: Mapping[str, int]) -> bool:
     """Return whether one could be served, were all others gone.
 
     What is sick or used by others than us comes back by itself or never: nothing is kept for it.

@@ -20,14 +20,14 @@ from ..gpus.allocation import apply_leases, explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import N_, NN_, together
 from ..leases.ledger import Ledger, NotEnough, Reservation, Unknown, View
-from .plan import Standing, Turn, Waiting, plan
+from .plan import QueuedRequest, QueueSnapshot, Turn, plan
 
 # While somebody waits the host is looked at this often, also where no event of the engine came.
 PERIOD_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Rules:
+class QueueSettings:
     """What the administrator says of the queue, the same for everybody.
 
     Args:
@@ -42,7 +42,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Terms:
+class RequestLimits:
     """What applies to one that waits.
 
     Args:
@@ -57,7 +57,7 @@ class Terms:
 
 
 @dataclass(eq=False)
-class Entry:
+class QueueEntry:
     """One that waits.
 
     Args:
@@ -66,8 +66,8 @@ class Entry:
         tell: called with each change of its turn, and with the sentence where there is trouble.
     """
 
-    waiting: Waiting
-    terms: Terms
+    waiting: QueuedRequest
+    terms: RequestLimits
     tell: Callable[[Turn | str], None]
     answer: asyncio.Future[Reservation]
     # Its turn when the host was last looked at.
@@ -93,25 +93,25 @@ class Queue:
             that listens in between.
     """
 
-    def __init__(self, ledger: Ledger, rules: Rules, endings: Callable[[Any], Any]) -> None:
+    def __init__(self, ledger: Ledger, rules: QueueSettings, endings: Callable[[Any], Any]) -> None:
         self._ledger = ledger
         self._rules = rules
         self._endings = endings
-        self._entries: list[Entry] = []
+        self._entries: list[QueueEntry] = []
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._last_since = 0.0
         # The view and the queue for which turns were foreseen, and these by what they depend on.
-        self._foreseen: tuple[View | None, list[Entry], dict[Any, Turn]] = (None, [], {})
-        self._standing: Standing | None = None
+        self._foreseen: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
+        self._standing: QueueSnapshot | None = None
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> QueueSettings:
         """What applies to everybody."""
         return self._rules
 
     @property
-    def waiting(self) -> tuple[Entry, ...]:
+    def waiting(self) -> tuple[QueueEntry, ...]:
         """Those who were told to wait, in the queue's order."""
         entries = [entry for entry in self._entries if entry.turn and not entry.answer.done()]
         return tuple(sorted(entries, key=lambda entry: entry.turn.place if entry.turn else 0))
@@ -128,8 +128,8 @@ class Queue:
 
     async def wait(
         self,
-        waiting: Waiting,
-        terms: Terms,
+        waiting: QueuedRequest,
+        terms: RequestLimits,
         tell: Callable[[Turn | str], None],
     ) -> Reservation:
         """Return GPUs, reserved, when it is this one's turn. A cancel leaves the queue.
@@ -140,7 +140,7 @@ class Queue:
             Unknown: NVML or the engine couldn't be read when it joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        entry = Entry(waiting, terms, tell, answer)
+        entry = QueueEntry(waiting, terms, tell, answer)
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
@@ -160,7 +160,7 @@ class Queue:
             answer.cancel()
             self.wake()
 
-    def forecast(self, waiting: Waiting, terms: Terms, view: View) -> Turn:
+    def forecast(self, waiting: QueuedRequest, terms: RequestLimits, view: View) -> Turn:
         """Return what turn somebody would get who joined now, for a page that asks before.
 
         Pages ask for the same again and again: while nothing has changed, what was found stands.
@@ -183,12 +183,12 @@ class Queue:
             known[key] = turn
         return replace(known[key], waiting=waiting)
 
-    def _stand(self, entries: Sequence[Entry], view: View) -> Standing | None:
+    def _stand(self, entries: Sequence[QueueEntry], view: View) -> QueueSnapshot | None:
         if self._rules.order != "fifo":
             return None
         limits = _strictest(entry.terms for entry in entries)
         queue = [entry.waiting for entry in entries]
-        return Standing(queue, view.gpus, view.leases, time.time(), limits)
+        return QueueSnapshot(queue, view.gpus, view.leases, time.time(), limits)
 
     async def _serve(self) -> None:
         endings = self._endings(self.wake)
@@ -240,7 +240,9 @@ class Queue:
                 if news:
                     self._tell(entry, turn)
 
-    def _plan(self, queue: Sequence[tuple[Waiting, Terms]], view: View) -> dict[Holder, Turn]:
+    def _plan(
+        self, queue: Sequence[tuple[QueuedRequest, RequestLimits]], view: View
+    ) -> dict[Holder, Turn]:
         """Return each one's turn, with the place among those who can't start now."""
         turns = plan(
             [waiting for waiting, _ in queue],
@@ -265,7 +267,7 @@ class Queue:
             Reservation(waiting.holder, turn.gpus, until=until, groups=waiting.groups)
         )
 
-    def refusal(self, request: Request, terms: Terms, turn: Turn, view: View) -> str:
+    def refusal(self, request: Request, terms: RequestLimits, turn: Turn, view: View) -> str:
         """Return why somebody who can't start now may not wait either; "" where they may."""
         if terms.longest == 0:
             ahead = "" if turn.because != "order" else N_("Others wait before you.")
@@ -298,7 +300,7 @@ class Queue:
             (entry.holder, entry.waiting.request.gpus) for entry in self._open()
         ]
 
-    def _open(self) -> list[Entry]:
+    def _open(self) -> list[QueueEntry]:
         return [entry for entry in self._entries if not entry.answer.done()]
 
     def _say_trouble(self, error: Unknown) -> None:
@@ -308,7 +310,7 @@ class Queue:
             else:
                 self._tell(entry, together(N_("You keep your place."), str(error)))
 
-    def _tell(self, entry: Entry, news: Turn | str) -> None:
+    def _tell(self, entry: QueueEntry, news: Turn | str) -> None:
         """Tell one, who alone fails where that can't be done."""
         try:
             entry.tell(news)
@@ -322,7 +324,7 @@ class Queue:
                 entry.answer.set_exception(error)
 
 
-def _strictest(terms: Iterable[Terms]) -> dict[str, int]:
+def _strictest(terms: Iterable[RequestLimits]) -> dict[str, int]:
     """Return each group's limit: of members under different rules the strictest holds for all."""
     limits = [limit for each in terms for limit in each.group_limits.items()]
     return dict(sorted(limits, key=lambda limit: limit[1], reverse=True))

@@ -125,7 +125,7 @@ async def remove(docker: Docker, container_id: str) -> None:
             await asyncio.sleep(0.05)
 
 
-class Sweeper:
+class StaleContainerReaper:
     """Remove containers of hubs that died between create and start.
 
     They are known by this process's own clock, since the engine's may be another machine's.
@@ -137,7 +137,7 @@ class Sweeper:
         # Held here, since the event loop itself holds tasks only weakly.
         self._removals: set[asyncio.Task[None]] = set()
 
-    def sweep(self, docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:
+    def reap(self, docker: Docker, containers: Sequence[Mapping[str, Any]], log: Any) -> None:
         """Look at a listing of every container. Returns at once.
 
         Nothing is removed by force: what was started after all stays.

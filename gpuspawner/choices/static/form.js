@@ -4,7 +4,7 @@
 const root = document.getElementById("gpuspawner");
 const form = root.closest("form");
 const button = form?.querySelector("[type=submit]");
-const outlook = document.getElementById("gpuspawner-outlook");
+const forecast = document.getElementById("gpuspawner-forecast");
 const sentence = document.getElementById("gpuspawner-sentence");
 const period = 1000 * root.dataset.period;
 const fields = ["image", "gpus", "model", "hours"];
@@ -110,11 +110,11 @@ function show(name) {
 
 function fresh() {
   failures = 0;
-  for (const element of outlook.querySelectorAll("#gpuspawner-fresh time, #gpuspawner-stale time")) {
+  for (const element of forecast.querySelectorAll("#gpuspawner-fresh time, #gpuspawner-stale time")) {
     element.dateTime = new Date().toISOString();
     element.dataset.form = "second";
   }
-  localise(outlook);
+  localise(forecast);
   show("fresh");
 }
 
@@ -203,7 +203,7 @@ if (form) {
   seen.set(sentence.id, sentence.innerHTML);
   say(sentence);
   localise(root);
-  outlook.hidden = false;
+  forecast.hidden = false;
   fresh();
   // After Back, the browser has restored what was picked, and this page is old.
   refresh();
