@@ -14,7 +14,7 @@ from .choices.open_forms import OpenForms
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.languages import Language, language_for
-from .i18n.lazy_text import N_, together
+from .i18n.lazy_text import lazy_gettext, together
 from .leases.ledger import Unknown, View
 from .scheduling.plan import QueuedRequest
 from .scheduling.queue import RequestLimits, held_by, over_user_limit
@@ -196,7 +196,7 @@ class ChoosingSpawner(TimedSpawner):
         except options.Refused as error:
             raise self._refusal(str(error), "choice", error.status) from None
         except Unknown as error:
-            hint = N_("Until then, servers with 0 GPUs can be started.")
+            hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
             raise self._refusal(together(str(error), hint), "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)

@@ -21,7 +21,7 @@ from .choosing import ChoosingSpawner
 from .gpus.model import Request
 from .hub import http_errors, metrics
 from .i18n.languages import translations
-from .i18n.lazy_text import N_
+from .i18n.lazy_text import lazy_gettext
 from .i18n.phrases import ordinal, turn_words
 from .leases.labels import RELEASED_STATES
 from .leases.ledger import Contested, NotEnough, Reservation, Unknown
@@ -73,7 +73,7 @@ class GPUSpawner(ChoosingSpawner):
         request = self._request
         if not await cleanup.finish(self.object_name):
             raise NotEnough(
-                N_(
+                lazy_gettext(
                     "An earlier start of this server isn't tidied up yet. "
                     "Please try again in a minute."
                 )
@@ -162,7 +162,7 @@ class GPUSpawner(ChoosingSpawner):
                     return await self._start_once()
                 except (Contested, LimitRefused) as reason:
                     self.log.warning("Starting %s once more: %s", self._log_name, reason)
-            raise NotEnough(N_("Others were quicker each time. Please try again."))
+            raise NotEnough(lazy_gettext("Others were quicker each time. Please try again."))
         except asyncio.CancelledError:
             if time.monotonic() - began < self.start_timeout * 0.98:
                 raise  # the user gave up, not the clock
@@ -177,7 +177,7 @@ class GPUSpawner(ChoosingSpawner):
         try:
             self._steps.say(20, form.granted(self._reservation.gpus))
             ip, port = await self._start_container()
-            self._steps.say(70, N_("Container started, waiting for JupyterLab"))
+            self._steps.say(70, lazy_gettext("Container started, waiting for JupyterLab"))
             await self._until_ready(ip, port)
         except BaseException as error:
             reservation, self._reservation = self._reservation, None
@@ -234,7 +234,7 @@ class GPUSpawner(ChoosingSpawner):
 
     async def create_object(self) -> Any:
         """Create the container; from then on its labels hold the GPUs."""
-        self._steps.say(40, N_("Creating the container"))
+        self._steps.say(40, lazy_gettext("Creating the container"))
         self._creating = asyncio.ensure_future(super().create_object())
         # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
         created = await asyncio.shield(self._creating)
@@ -248,7 +248,7 @@ class GPUSpawner(ChoosingSpawner):
         uuids = self._reservation.uuids if self._reservation else frozenset()
         if set(granted_uuids(container)) != uuids:
             raise http_errors.failure(
-                N_("The container was created with other GPUs than were granted.")
+                lazy_gettext("The container was created with other GPUs than were granted.")
             )
         user = container["Config"].get("User") or ""
         await self._in_thread(

@@ -22,7 +22,7 @@ from gpuspawner.choices.options import Choice, Refused, from_fields, parse, requ
 from gpuspawner.gpus.allocation import explain
 from gpuspawner.gpus.model import GPU, Holder, Request, State
 from gpuspawner.i18n.languages import ENGLISH, Language
-from gpuspawner.i18n.lazy_text import N_
+from gpuspawner.i18n.lazy_text import lazy_gettext
 from gpuspawner.i18n.phrases import clock_time
 from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.ledger import View
@@ -49,7 +49,7 @@ def host(*gpus: GPU, driver: str | None = DRIVER) -> View:
 
 
 FREE = host(gpu(0), gpu(1), gpu(2))
-TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": N_("taken")}
+TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": lazy_gettext("taken")}
 MIXED = host(gpu(0), gpu(1, **TAKEN), gpu(2, T4))
 NO_DRIVER = host(driver=None)
 

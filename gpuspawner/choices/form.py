@@ -14,7 +14,7 @@ from markupsafe import Markup
 from ..gpus.allocation import availability, model_counts
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, finalize
-from ..i18n.lazy_text import N_, NN_, listed
+from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import hours_words, moment, ordinal
 from ..images.compatibility import Fit, fit
 from ..leases.ledger import View
@@ -221,7 +221,7 @@ def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
                 model,
                 model,
                 model == chosen,
-                reason="" if may else N_("not for you"),
+                reason="" if may else lazy_gettext("not for you"),
                 gigabytes=round(size / 1024) if size else None,
                 free=free,
                 total=total,
@@ -276,12 +276,12 @@ def _end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
 def granted(gpus: Sequence[GPU]) -> str:
     """Say which GPUs were set aside: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
     if not gpus:
-        return N_("No GPU was asked for")
+        return lazy_gettext("No GPU was asked for")
     parts = []
     for model in dict.fromkeys(gpu.model for gpu in gpus):
         indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")
-        parts.append(N_("GPU %(indexes)s (%(model)s)", indexes=indexes, model=model))
-    return NN_(
+        parts.append(lazy_gettext("GPU %(indexes)s (%(model)s)", indexes=indexes, model=model))
+    return lazy_ngettext(
         "%(num)s GPU set aside for you: %(which)s",
         "%(num)s GPUs set aside for you: %(which)s",
         len(gpus),

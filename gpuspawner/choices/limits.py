@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..i18n.lazy_text import N_
+from ..i18n.lazy_text import lazy_gettext
 from ..images.catalogue import ImageVersion
 
 # Ten years. Beyond that people mean "for ever", and no calendar goes on.
@@ -59,14 +59,24 @@ class Limits:
         """
         found = []
         if (most := self.gpus) is not None:
-            found.append(Rule(most, N_("your limit"), N_("Your limit is %(most)s.", most=most)))
+            found.append(
+                Rule(
+                    most,
+                    lazy_gettext("your limit"),
+                    lazy_gettext("Your limit is %(most)s.", most=most),
+                )
+            )
         if (most := self.user_gpus) is not None:
-            whose = N_("your limit for all your servers together")
-            statement = N_("Your limit for all your servers together is %(most)s.", most=most)
+            whose = lazy_gettext("your limit for all your servers together")
+            statement = lazy_gettext(
+                "Your limit for all your servers together is %(most)s.", most=most
+            )
             found.append(Rule(most, whose, statement))
         for group, most in self.group_gpus.items():
-            whose = N_("the limit of your group %(group)s", group=group)
-            statement = N_("The limit of your group %(group)s is %(most)s.", group=group, most=most)
+            whose = lazy_gettext("the limit of your group %(group)s", group=group)
+            statement = lazy_gettext(
+                "The limit of your group %(group)s is %(most)s.", group=group, most=most
+            )
             found.append(Rule(most, whose, statement))
         return found
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..gpus.allocation import model_counts
 from ..gpus.model import GPU, Request
-from ..i18n.lazy_text import N_, listed
+from ..i18n.lazy_text import lazy_gettext, listed
 from ..images.compatibility import fit
 from .limits import MAX_HOURS, Limits
 
@@ -49,10 +49,12 @@ class Choice(BaseModel):
 
 _DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
 _EXPECTED = {
-    "image": N_("the key of an image version, as text"),
-    "gpus": N_("a whole number, 0 or more"),
-    "model": N_("the name of a GPU model, as text"),
-    "hours": N_("a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"),
+    "image": lazy_gettext("the key of an image version, as text"),
+    "gpus": lazy_gettext("a whole number, 0 or more"),
+    "model": lazy_gettext("the name of a GPU model, as text"),
+    "hours": lazy_gettext(
+        "a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"
+    ),
 }
 
 
@@ -89,7 +91,7 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
     """
     if not isinstance(raw, Mapping):
         raise Refused(
-            N_(
+            lazy_gettext(
                 "The options must be an object with the keys %(keys)s, got %(value)s.",
                 keys=_keys(),
                 value=_show(raw),
@@ -100,7 +102,7 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
     if unknown and not others_allowed:
         key = unknown[0]
         raise Refused(
-            N_(
+            lazy_gettext(
                 "%(key)s is not an option here (its value was %(value)s). "
                 "The options are %(keys)s.",
                 key=_show(key),
@@ -114,7 +116,9 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
         key = str(error.errors()[0]["loc"][0])
         what, value = _EXPECTED[key], _show(known[key])
         raise Refused(
-            N_("%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value)
+            lazy_gettext(
+                "%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value
+            )
         ) from None
 
 
@@ -126,20 +130,22 @@ def image_key(choice: Choice, limits: Limits) -> str:
     """
     if choice.image is None:
         if not limits.default_image:
-            raise Refused(N_("There is no image version that you may pick on this hub."), 403)
+            raise Refused(
+                lazy_gettext("There is no image version that you may pick on this hub."), 403
+            )
         return limits.default_image
     if limits.any_image:
         return choice.image
     if not limits.image_can_be_chosen:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "image can't be chosen on this hub, got %(value)s: leave it out.",
                 value=_show(choice.image),
             )
         )
     if choice.image not in limits.versions:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "image must be one of %(keys)s, got %(value)s.",
                 keys=", ".join(limits.versions),
                 value=_show(choice.image),
@@ -147,7 +153,7 @@ def image_key(choice: Choice, limits: Limits) -> str:
         )
     if choice.image in limits.absent:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "image %(image)s isn't on this machine yet. An administrator can put it there.",
                 image=choice.image,
             ),
@@ -168,7 +174,7 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
     for rule in limits.rules():
         if choice.gpus > rule.most:
             raise Refused(
-                N_(
+                lazy_gettext(
                     "gpus is %(value)s, and %(whose)s is %(most)s.",
                     value=_show(choice.gpus),
                     whose=rule.whose,
@@ -190,7 +196,7 @@ def seconds(choice: Choice, limits: Limits) -> float | None:
         return min(known) * 3600 if known else None
     if limits.hours is not None and choice.hours > limits.hours:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "hours is %(value)s, and your limit is %(most)s.",
                 value=f"{choice.hours:g}",
                 most=f"{limits.hours:g}",
@@ -225,7 +231,7 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
     fits = fit(limits.versions.get(key), driver, usable)
     if count > 0 and usable and fits.reason:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "image %(image)s %(reason)s. With 0 GPUs it can be used.",
                 image=key,
                 reason=fits.reason,
@@ -233,7 +239,7 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
         )
     if named is not None and not fits.takes(named):
         raise Refused(
-            N_(
+            lazy_gettext(
                 "model is %(value)s, and image %(image)s isn't built for it: "
                 "it runs on %(models)s.",
                 value=_show(named),
@@ -256,9 +262,9 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
 def _check_model(named: str, models: list[str], limits: Limits) -> None:
     """Raise `Refused` where a user may not have a model, or no GPU of this machine is one."""
     if limits.models is not None and named not in limits.models:
-        may = listed(sorted(limits.models & set(models))) or N_("none of this machine's")
+        may = listed(sorted(limits.models & set(models))) or lazy_gettext("none of this machine's")
         raise Refused(
-            N_(
+            lazy_gettext(
                 "model is %(value)s, and the models you may have are: %(models)s.",
                 value=_show(named),
                 models=may,
@@ -267,7 +273,7 @@ def _check_model(named: str, models: list[str], limits: Limits) -> None:
         )
     if models and named not in models:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "model is %(value)s, and this machine has no such GPU: it has %(models)s.",
                 value=_show(named),
                 models=listed(models),
@@ -275,7 +281,7 @@ def _check_model(named: str, models: list[str], limits: Limits) -> None:
         )
     if not models:
         raise Refused(
-            N_(
+            lazy_gettext(
                 "model is %(value)s, and this machine has no such GPU: it has no GPU.",
                 value=_show(named),
             )
@@ -288,18 +294,20 @@ def _too_many(
     """Say that a machine doesn't have so many GPUs, and which are counted."""
     values = {"value": _show(count), "total": total}
     if named is not None:
-        return N_(
+        return lazy_gettext(
             "gpus is %(value)s, and this machine has %(total)s of %(model)s.", **values, model=named
         )
     if limits.models is not None:
-        return N_("gpus is %(value)s, and this machine has %(total)s that you may have.", **values)
+        return lazy_gettext(
+            "gpus is %(value)s, and this machine has %(total)s that you may have.", **values
+        )
     if not_all:
-        return N_(
+        return lazy_gettext(
             "gpus is %(value)s, and this machine has %(total)s that image %(image)s runs on.",
             **values,
             image=key,
         )
-    return N_("gpus is %(value)s, and this machine has %(total)s.", **values)
+    return lazy_gettext("gpus is %(value)s, and this machine has %(total)s.", **values)
 
 
 def both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

@@ -17,7 +17,7 @@ from tornado.httputil import url_concat
 from ..backends.docker import errors as engine_errors
 from ..gpus import out_of_service
 from ..hub import control_socket
-from ..i18n.lazy_text import N_, restored
+from ..i18n.lazy_text import lazy_gettext, restored
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
@@ -66,12 +66,14 @@ class Actions:
         self, person: Person, what: str, user: str, server: str, **more: Any
     ) -> dict[str, Any]:
         if not (person.administrator or person.is_user(user)):
-            raise Refusal(403, N_("This is somebody else's server."))
+            raise Refusal(403, lazy_gettext("This is somebody else's server."))
         question = {"do": what, "user": user, "server": server, **more}
         try:
             answer = await control_socket.ask(self.socket, question)
         except (OSError, ValueError, asyncio.TimeoutError):
-            raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
+            raise Refusal(
+                503, lazy_gettext("JupyterHub doesn't answer. Please try again.")
+            ) from None
         if "error" in answer:
             raise Refusal(
                 int(answer.get("status", 500)), restored(answer.get("sentence")) or answer["error"]
@@ -99,7 +101,9 @@ class Actions:
         except HTTPClientError as error:
             raise _hub_refusal(error) from None
         except OSError:
-            raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
+            raise Refusal(
+                503, lazy_gettext("JupyterHub doesn't answer. Please try again.")
+            ) from None
         await self.monitor.refresh()
 
     async def leave(self, person: Person, token: str, user: str, server: str) -> None:
@@ -110,7 +114,7 @@ class Actions:
         """
         answer = await self._ask(person, "status", user, server)
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
-            words = N_("It doesn't wait any more: it has got its GPUs, or was given up.")
+            words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
             raise Refusal(409, words)
         await self.stop(token, user, server)
 
@@ -126,11 +130,11 @@ class Actions:
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
-            raise Refusal(403, N_("Only an administrator can do that."))
+            raise Refusal(403, lazy_gettext("Only an administrator can do that."))
         picture = await self.monitor.picture()
         # One that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
-            raise Refusal(404, N_("This machine has no such GPU."))
+            raise Refusal(404, lazy_gettext("This machine has no such GPU."))
 
         def run() -> None:
             client = docker.from_env(timeout=ENGINE_SECONDS, version="auto")
@@ -150,12 +154,12 @@ def _hub_refusal(error: HTTPClientError) -> Refusal:
     """Return what the hub says of a request that it refused."""
     if error.code in (403, 404):
         # The hub doesn't tell either which servers others have.
-        mine = N_("There is no such server that runs or waits, or it isn't yours.")
+        mine = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
         return Refusal(404, mine)
     try:
         words = str(json.loads(error.response.body)["message"]) if error.response else ""
     except (ValueError, KeyError, TypeError):
         words = ""
     if error.code == 599 or not words:
-        return Refusal(503, N_("JupyterHub doesn't answer. Please try again."))
+        return Refusal(503, lazy_gettext("JupyterHub doesn't answer. Please try again."))
     return Refusal(error.code, words)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 
-from ..i18n.lazy_text import N_, NN_, listed
+from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from .model import GPU, Lease, Request
 
 Policy = Callable[[Sequence[GPU], Sequence[GPU], int], Sequence[GPU]]
@@ -61,15 +61,17 @@ def explain(request: Request, gpus: Sequence[GPU]) -> str:
     fitting = [gpu for gpu in gpus if request.takes(gpu)]
     wanted = gpus_words(request.gpus, request.model)
     if len(fitting) < len(gpus) and request.model is None:
-        wanted = N_("%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image)
+        wanted = lazy_gettext(
+            "%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image
+        )
     if len(fitting) < request.gpus:
-        return N_(
+        return lazy_gettext(
             "You asked for %(gpus)s, and this machine has %(total)s.",
             gpus=wanted,
             total=len(fitting),
         )
     there = availability(fitting)
-    return N_("You asked for %(gpus)s, and %(there)s.", gpus=wanted, there=there)
+    return lazy_gettext("You asked for %(gpus)s, and %(there)s.", gpus=wanted, there=there)
 
 
 def availability(gpus: Sequence[GPU]) -> str:
@@ -77,27 +79,27 @@ def availability(gpus: Sequence[GPU]) -> str:
     free = sum(map(_is_free, gpus))
     counts = Counter(gpu.state for gpu in gpus if not _is_free(gpu))
     others = listed([_counted(state, number) for state, number in sorted(counts.items())])
-    now = NN_(
+    now = lazy_ngettext(
         "%(num)s of %(total)s is free now",
         "%(num)s of %(total)s are free now",
         free,
         total=len(gpus),
     )
-    return N_("%(now)s (%(others)s)", now=now, others=others) if others else now
+    return lazy_gettext("%(now)s (%(others)s)", now=now, others=others) if others else now
 
 
 def _counted(state: str, number: int) -> str:
-    return N_("%(number)s %(state)s", number=number, state=_WORDS[state])
+    return lazy_gettext("%(number)s %(state)s", number=number, state=_WORDS[state])
 
 
 _WORDS: dict[str, str] = {
-    "leased": N_("in use"),
-    "foreign": N_("in use outside the hub"),
-    "mig": N_("in MIG mode"),
-    "unhealthy": N_("out of order"),
-    "excluded": N_("kept out"),
-    "unknown": N_("in an unknown state"),
-    "free": N_("without a UUID"),
+    "leased": lazy_gettext("in use"),
+    "foreign": lazy_gettext("in use outside the hub"),
+    "mig": lazy_gettext("in MIG mode"),
+    "unhealthy": lazy_gettext("out of order"),
+    "excluded": lazy_gettext("kept out"),
+    "unknown": lazy_gettext("in an unknown state"),
+    "free": lazy_gettext("without a UUID"),
 }
 
 
@@ -161,7 +163,7 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
 def _lease(gpu: GPU, lease: Lease) -> GPU:
     values = {**gpu.__dict__, "holder": lease.holder, "until": lease.until}
     if gpu.state in ("free", "foreign"):
-        values |= {"state": "leased", "reason": N_("taken")}
+        values |= {"state": "leased", "reason": lazy_gettext("taken")}
     return GPU(**values)
 
 
@@ -196,5 +198,5 @@ def _rank(runs: Sequence[Sequence[GPU]]) -> Callable[[GPU], tuple[int, int]]:
 def gpus_words(number: int, model: str | None = None) -> str:
     """Return "2 GPUs", or "2 NVIDIA A100 GPUs" where a model is named."""
     if model:
-        return NN_("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)
-    return NN_("%(num)s GPU", "%(num)s GPUs", number)
+        return lazy_ngettext("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)
+    return lazy_ngettext("%(num)s GPU", "%(num)s GPUs", number)

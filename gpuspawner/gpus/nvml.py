@@ -19,7 +19,7 @@ from typing import Any
 
 import pynvml
 
-from ..i18n.lazy_text import N_
+from ..i18n.lazy_text import lazy_gettext
 from .state import GPU, State, judge, without_twins
 
 MIB = 1024 * 1024
@@ -71,7 +71,7 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
     """
     if not _lock.acquire(timeout=PATIENCE_SECONDS):
         raise InventoryError(
-            N_(
+            lazy_gettext(
                 "The NVIDIA driver has not answered for %(seconds)s seconds. "
                 "If `nvidia-smi` hangs too, the host needs a reboot.",
                 seconds=round(PATIENCE_SECONDS),
@@ -138,7 +138,7 @@ def _without_library() -> Inventory:
     except OSError as error:
         if name not in str(error) or "No such file" not in str(error):
             raise InventoryError(
-                N_(
+                lazy_gettext(
                     "NVIDIA's library %(name)s is installed and can't be loaded: %(error)s. "
                     "Reinstall the driver's libraries.",
                     name=name,
@@ -152,7 +152,7 @@ def _host() -> Inventory:
     driver = _text(pynvml.nvmlSystemGetDriverVersion)
     if not re.match(r"\d+\.\d", driver):
         raise InventoryError(
-            N_(
+            lazy_gettext(
                 "NVML says that the driver's version is %(version)s, which is none.",
                 version=repr(driver),
             )
@@ -160,7 +160,9 @@ def _host() -> Inventory:
     count = pynvml.nvmlDeviceGetCount()
     if not 0 <= count <= MOST_GPUS:
         raise InventoryError(
-            N_("NVML says that this host has %(number)s GPUs, which can't be right.", number=count)
+            lazy_gettext(
+                "NVML says that this host has %(number)s GPUs, which can't be right.", number=count
+            )
         )
     return Inventory(driver, _cuda(), tuple(_gpu(index) for index in range(count)))
 
@@ -301,7 +303,11 @@ def _health(handle: Any) -> tuple[State, str, str]:
         return "ok", "", f"Its memory's health can't be read: {_words(error)}."
     _, _, remap_pending, remap_failed = rows or (0, 0, 0, 0)
     if remap_failed:
-        return "unhealthy", N_("Its memory has faults that can't be repaired: replace it."), ""
+        return (
+            "unhealthy",
+            lazy_gettext("Its memory has faults that can't be repaired: replace it."),
+            "",
+        )
     if remap_pending or pages_pending:
         return "ok", "", "A repair of its memory waits for the next reset or reboot."
     return "ok", "", ""
@@ -320,31 +326,31 @@ def _words(error: Exception) -> str:
 def _sickness(error: Exception) -> tuple[State, str]:
     """State and reason of a GPU that failed a question."""
     if isinstance(error, pynvml.NVMLError_GpuIsLost):
-        return "unhealthy", N_("It has fallen off the bus: the host needs a reboot.")
+        return "unhealthy", lazy_gettext("It has fallen off the bus: the host needs a reboot.")
     if isinstance(error, pynvml.NVMLError_ResetRequired):
-        reason = N_("It needs a reset (`nvidia-smi --gpu-reset`) before it works again.")
+        reason = lazy_gettext("It needs a reset (`nvidia-smi --gpu-reset`) before it works again.")
         return "unhealthy", reason
-    return "unknown", N_("NVML can't tell its state: %(error)s.", error=_words(error))
+    return "unknown", lazy_gettext("NVML can't tell its state: %(error)s.", error=_words(error))
 
 
 def _host_sentence(error: Exception) -> str:
     """What happened and what to do, where NVML as a whole failed."""
     code = getattr(error, "value", None)
     if code == pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
-        return N_(
+        return lazy_gettext(
             "NVIDIA's library is installed and its driver isn't loaded. "
             "Load it (`modprobe nvidia`), or see in `dmesg` why it fails."
         )
     if code == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-        return N_(
+        return lazy_gettext(
             "The NVIDIA driver and its library are of different versions, as after an upgrade. "
             "Reboot the host; if the driver was reloaded, restart the hub."
         )
     if code in (pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_OPERATING_SYSTEM):
-        return N_(
+        return lazy_gettext(
             "This process may not use the NVIDIA driver. "
             "Check the permissions of /dev/nvidia*, in a container its device rules."
         )
-    return N_(
+    return lazy_gettext(
         "NVML fails: %(error)s. See whether `nvidia-smi` works on the host.", error=_words(error)
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import docker.errors
 
-from ..i18n.lazy_text import N_
+from ..i18n.lazy_text import lazy_gettext
 from .model import GPU
 from .reader import Survey
 
@@ -45,8 +45,8 @@ class Mark:
     def reason(self) -> str:
         """A sentence for everybody, so without a name."""
         if not self.why:
-            return N_("It is out of service.")
-        return N_("It is out of service: %(why)s", why=self.why)
+            return lazy_gettext("It is out of service.")
+        return lazy_gettext("It is out of service: %(why)s", why=self.why)
 
 
 def marks_of(volumes: Iterable[Volume] | None) -> dict[str, Mark]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..i18n.lazy_text import N_
+from ..i18n.lazy_text import lazy_gettext
 from . import nvml
 from .model import GPU, State
 
@@ -45,9 +45,9 @@ def _gpu(seen: nvml.GPU) -> GPU:
     if seen.state != "ok":
         state = seen.state
     elif seen.uuid is None:
-        state, reason = "unknown", reason or N_("it doesn't tell its UUID")
+        state, reason = "unknown", reason or lazy_gettext("it doesn't tell its UUID")
     elif seen.in_use:
-        state, reason = "foreign", reason or N_("in use by a program outside the hub")
+        state, reason = "foreign", reason or lazy_gettext("in use by a program outside the hub")
     return GPU(
         uuid=seen.uuid,
         index=seen.index,
@@ -82,7 +82,7 @@ class Reader:
         """
         if self._hanging is not None and self._hanging.is_alive():
             raise nvml.InventoryError(
-                N_(
+                lazy_gettext(
                     "NVML has not answered for more than %(seconds)s seconds. "
                     "A GPU may hang: see `nvidia-smi` and the kernel's log on the GPU machine.",
                     seconds=f"{self._timeout:g}",
@@ -99,7 +99,7 @@ class Reader:
         except asyncio.TimeoutError:
             self._hanging = thread
             raise nvml.InventoryError(
-                N_(
+                lazy_gettext(
                     "NVML didn't answer within %(seconds)s seconds.",
                     seconds=f"{self._timeout:g}",
                 )

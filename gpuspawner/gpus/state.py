@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..i18n.lazy_text import N_, NN_
+from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
 
 # Driver contexts, monitoring and a desktop take some memory on a GPU nobody computes on.
 IN_USE_FROM_MIB = 1024
@@ -30,7 +30,7 @@ class GPU:
 
     uuid: str | None
     index: int
-    name: str = N_("unknown GPU")
+    name: str = lazy_gettext("unknown GPU")
     memory_total_mib: int | None = None
     memory_used_mib: int | None = None
     utilization_percent: int | None = None
@@ -49,16 +49,22 @@ def judge(gpu: GPU, memory_threshold_mib: int | None, excluded: frozenset[str]) 
     used_by = _use(gpu, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
-        reason = N_("It is kept out by GPUSpawner.excluded_gpus.")
+        reason = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
         return replace(gpu, state="excluded", reason=reason)
     if gpu.state != "ok":
         return gpu
     if gpu.mig:
-        return replace(gpu, state="mig", reason=N_("It is in MIG mode, and not handed out whole."))
+        return replace(
+            gpu, state="mig", reason=lazy_gettext("It is in MIG mode, and not handed out whole.")
+        )
     if gpu.compute_mode == "prohibited":
-        return replace(gpu, state="excluded", reason=N_("Its compute mode is set to prohibited."))
+        return replace(
+            gpu, state="excluded", reason=lazy_gettext("Its compute mode is set to prohibited.")
+        )
     if gpu.memory_used_mib is None and gpu.processes is None:
-        return replace(gpu, state="unknown", reason=N_("NVML can't tell whether it is in use."))
+        return replace(
+            gpu, state="unknown", reason=lazy_gettext("NVML can't tell whether it is in use.")
+        )
     if gpu.processes is None and not gpu.warning:
         warning = "NVML doesn't tell its processes: it is judged by its memory alone."
         gpu = replace(gpu, warning=warning)
@@ -68,12 +74,14 @@ def judge(gpu: GPU, memory_threshold_mib: int | None, excluded: frozenset[str]) 
 def _use(gpu: GPU, memory_threshold_mib: int | None) -> str:
     """What uses the GPU, in a sentence; "" if nothing does."""
     if gpu.processes:
-        return NN_("A process computes on it.", "%(num)s processes compute on it.", gpu.processes)
+        return lazy_ngettext(
+            "A process computes on it.", "%(num)s processes compute on it.", gpu.processes
+        )
     if memory_threshold_mib is None:
         share = (gpu.memory_total_mib or 0) * IN_USE_FROM_PERCENT // 100
         memory_threshold_mib = max(IN_USE_FROM_MIB, share)
     if gpu.memory_used_mib is not None and gpu.memory_used_mib > memory_threshold_mib:
-        return N_("%(size)s MiB of its memory are in use.", size=gpu.memory_used_mib)
+        return lazy_gettext("%(size)s MiB of its memory are in use.", size=gpu.memory_used_mib)
     return ""
 
 
@@ -81,7 +89,7 @@ def without_twins(gpus: tuple[GPU, ...]) -> list[GPU]:
     """Two GPUs of one UUID can't be told apart, so neither keeps it."""
     times = Counter(gpu.uuid for gpu in gpus if gpu.uuid)
     twins = {uuid for uuid, count in times.items() if count > 1}
-    why = N_("Another GPU has the same UUID.")
+    why = lazy_gettext("Another GPU has the same UUID.")
     return [
         replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in twins else gpu
         for gpu in gpus

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..choices.options import Refused
 from ..gpus.model import Holder
-from ..i18n.lazy_text import N_, kept
+from ..i18n.lazy_text import kept, lazy_gettext
 from ..scheduling.queue import Queue, QueueEntry
 
 MAX_LINE = 4096
@@ -126,7 +126,8 @@ class ControlSocket:
             if spawner.holder == holder:
                 return spawner
         raise Refused(
-            N_("%(holder)s has no server with GPUs that runs now.", holder=str(holder)), 404
+            lazy_gettext("%(holder)s has no server with GPUs that runs now.", holder=str(holder)),
+            404,
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tornado import web
 
-from ..i18n.lazy_text import N_, together
+from ..i18n.lazy_text import lazy_gettext, together
 from . import metrics
 
 try:
@@ -48,7 +48,7 @@ class StartTimeout(TimeoutError):
     """A start that took longer than `start_timeout`, with the words that the user reads."""
 
     def __init__(self, seconds: float, last_lines: list[str]) -> None:
-        sentence = N_(
+        sentence = lazy_gettext(
             "The server did not start within %(seconds)s seconds.", seconds=f"{seconds:g}"
         )
         super().__init__(sentence)
@@ -63,18 +63,18 @@ def died(code: int | None, last_lines: list[str]) -> web.HTTPError:
         last_lines: the end of its output.
     """
     if code is None:
-        sentence = N_("The server stopped while starting.")
+        sentence = lazy_gettext("The server stopped while starting.")
     elif code == 137:
-        sentence = N_("The server stopped while starting (exit 137, out of memory?).")
+        sentence = lazy_gettext("The server stopped while starting (exit 137, out of memory?).")
     else:
-        sentence = N_("The server stopped while starting (exit %(code)s).", code=code)
+        sentence = lazy_gettext("The server stopped while starting (exit %(code)s).", code=code)
     return _show_with_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)
 
 
 def _show_with_lines(error: Any, sentence: str, lines: list[str]) -> Any:
     if not lines:
         return _shown(error, sentence)
-    sentence = together(sentence, N_("Its last words:"))
+    sentence = together(sentence, lazy_gettext("Its last words:"))
     error.jupyterhub_message = "\n".join([sentence, *lines])
     # The pages show a message in one paragraph, which would run the lines together.
     words = html.escape("\n".join(lines))

@@ -61,18 +61,18 @@ class Sentence(str):
             return str.__str__(self)
 
 
-def N_(sentence: str, /, **values: Any) -> Sentence:
+def lazy_gettext(sentence: str, /, **values: Any) -> Sentence:
     """Return a sentence that is translated where it is shown."""
     return Sentence(sentence, values)
 
 
-def NN_(one: str, many: str, number: int, /, **values: Any) -> Sentence:
+def lazy_ngettext(one: str, many: str, number: int, /, **values: Any) -> Sentence:
     """Return the sentence for a number, which it can name as `%(num)s`."""
     return Sentence(one, values, many, number)
 
 
-def marked(sentence: str) -> str:
-    """Return a sentence for `N_` whose values aren't known yet; the catalogues have it too."""
+def N_(sentence: str) -> str:
+    """Return a sentence for `lazy_gettext` whose values aren't known yet; the catalogues have it too."""
     return sentence
 
 
@@ -81,7 +81,7 @@ def together(*parts: str) -> str:
     first, *others = [part for part in parts if part] or [""]
     for other in others:
         # Not every language has a space there.
-        first = N_("%(first)s %(second)s", first=first, second=other)
+        first = lazy_gettext("%(first)s %(second)s", first=first, second=other)
     return first
 
 
@@ -92,11 +92,11 @@ def listed(parts: Sequence[str], last: str = "") -> str:
     first, *others = parts
     for number, other in enumerate(others, 1):
         if last == "and" and number == len(others):
-            first = N_("%(first)s and %(second)s", first=first, second=other)
+            first = lazy_gettext("%(first)s and %(second)s", first=first, second=other)
         elif last == "or" and number == len(others):
-            first = N_("%(first)s or %(second)s", first=first, second=other)
+            first = lazy_gettext("%(first)s or %(second)s", first=first, second=other)
         else:
-            first = N_("%(first)s, %(second)s", first=first, second=other)
+            first = lazy_gettext("%(first)s, %(second)s", first=first, second=other)
     return first
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from ..gpus.allocation import gpus_words
 from ..scheduling.plan import Turn
-from .lazy_text import N_, NN_, together
+from .lazy_text import lazy_gettext, lazy_ngettext, together
 
 
 def clock_time(seconds: float) -> str:
@@ -28,11 +28,11 @@ def moment(seconds: float) -> Markup:
 def hours_words(seconds: float) -> str:
     """Return a duration: "4 hours", "1 hour 30 minutes", "20 minutes", "30 seconds"."""
     if seconds < 60:
-        return NN_("%(num)s second", "%(num)s seconds", max(0, round(seconds)))
+        return lazy_ngettext("%(num)s second", "%(num)s seconds", max(0, round(seconds)))
     hours, minutes = divmod(round(seconds / 60), 60)
     return together(
-        NN_("%(num)s hour", "%(num)s hours", hours) if hours else "",
-        NN_("%(num)s minute", "%(num)s minutes", minutes) if minutes else "",
+        lazy_ngettext("%(num)s hour", "%(num)s hours", hours) if hours else "",
+        lazy_ngettext("%(num)s minute", "%(num)s minutes", minutes) if minutes else "",
     )
 
 
@@ -40,39 +40,45 @@ def ordinal(number: int) -> str:
     """Return a place: "1st", "2nd", "11th"."""
     last = 0 if number % 100 in (11, 12, 13) else number % 10
     if last == 1:
-        return N_("%(number)sst", number=number)
+        return lazy_gettext("%(number)sst", number=number)
     if last == 2:
-        return N_("%(number)snd", number=number)
+        return lazy_gettext("%(number)snd", number=number)
     if last == 3:
-        return N_("%(number)srd", number=number)
-    return N_("%(number)sth", number=number)
+        return lazy_gettext("%(number)srd", number=number)
+    return lazy_gettext("%(number)sth", number=number)
 
 
 def turn_words(turn: Turn) -> str:
     """Say where somebody stands in the queue, what they wait for, and until about when."""
     wanted = gpus_words(turn.waiting.request.gpus, turn.waiting.request.model)
     place = (
-        N_("You are next in line for %(gpus)s.", gpus=wanted)
+        lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
         if turn.place == 1
-        else N_("You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted)
+        else lazy_gettext(
+            "You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted
+        )
     )
     limit = ""
     if turn.because.startswith("group:"):
         group = turn.because.removeprefix("group:")
-        limit = N_("Your group %(group)s has as many GPUs as it may hold at a time.", group=group)
+        limit = lazy_gettext(
+            "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
+        )
     if turn.because == "never":
-        never = N_("This machine has too few that may be handed out at the moment.")
+        never = lazy_gettext("This machine has too few that may be handed out at the moment.")
         return together(place, limit, never)
     return together(place, limit, _expected(turn.start))
 
 
 def _expected(start: float | None) -> str:
     if start is None:
-        return N_("When they will be free isn't known: servers that have them have no end.")
+        return lazy_gettext(
+            "When they will be free isn't known: servers that have them have no end."
+        )
     seconds = start - time.time()
     if seconds < 60:
-        return N_("Expected any moment.")
-    return N_(
+        return lazy_gettext("Expected any moment.")
+    return lazy_gettext(
         "Expected about %(time)s, in %(duration)s at the latest.",
         time=clock_time(start),
         duration=hours_words(seconds),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..gpus.model import GPU
-from ..i18n.lazy_text import N_, listed
+from ..i18n.lazy_text import lazy_gettext, listed
 from .catalogue import ImageVersion
 
 # CUDA major version -> the oldest Linux driver that runs any release of it.
@@ -72,7 +72,7 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
         return Fit()
     needed = lowest_driver(version)
     if _older(driver, needed):
-        reason = N_(
+        reason = lazy_gettext(
             "needs driver %(needed)s or newer, this machine has %(driver)s",
             needed=needed,
             driver=driver,
@@ -85,13 +85,13 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
     others = {g.model: g.compute_capability for g in host if not _runs_on(version, driver, g)}
     models = frozenset(gpu.model for gpu in host) - set(others)
     if others and not models:
-        reason = N_("isn't built for this machine's %(models)s", models=_named(others))
+        reason = lazy_gettext("isn't built for this machine's %(models)s", models=_named(others))
         return Fit(models, reason)
     missing = _missing_features(version, driver)
     if not others:
         return Fit(models, note=missing)
-    not_on = N_("doesn't run on this machine's %(models)s", models=_named(others))
-    both = N_("%(first)s; %(second)s", first=not_on, second=missing)
+    not_on = lazy_gettext("doesn't run on this machine's %(models)s", models=_named(others))
+    both = lazy_gettext("%(first)s; %(second)s", first=not_on, second=missing)
     return Fit(models, note=both if missing else not_on)
 
 
@@ -109,7 +109,7 @@ def _missing_features(version: ImageVersion, driver: str) -> str:
     own = own_driver(version)
     if not _older(driver, own):
         return ""
-    return N_(
+    return lazy_gettext(
         "made for driver %(own)s, with this machine's %(driver)s new CUDA features are missing",
         own=own,
         driver=driver,
@@ -153,7 +153,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _named(models: Mapping[str, str | None]) -> str:
     first, *more = sorted(models.items())
     model, has = first
-    words: str = N_("%(model)s (compute capability %(has)s)", model=model, has=has)
+    words: str = lazy_gettext("%(model)s (compute capability %(has)s)", model=model, has=has)
     for model, has in more:
         words = listed([words, f"{model} ({has})"], "or")
     return words

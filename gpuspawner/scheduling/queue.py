@@ -18,7 +18,7 @@ from tornado.log import app_log
 
 from ..gpus.allocation import apply_leases, explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
-from ..i18n.lazy_text import N_, NN_, together
+from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, together
 from ..leases.ledger import Ledger, NotEnough, Reservation, Unknown, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
 
@@ -206,7 +206,7 @@ class Queue:
                     app_log.exception("The queue can't be decided on")
                     # Whose fault it is isn't known, and its words may be about somebody else.
                     self._fail_newcomers(
-                        Unknown(N_("An administrator finds the reason in the hub's log."))
+                        Unknown(lazy_gettext("An administrator finds the reason in the hub's log."))
                     )
                 if not listening and self._open():
                     # Most never wait. What happened since the look is looked at once it listens.
@@ -270,11 +270,11 @@ class Queue:
     def refusal(self, request: Request, terms: RequestLimits, turn: Turn, view: View) -> str:
         """Return why somebody who can't start now may not wait either; "" where they may."""
         if terms.longest == 0:
-            ahead = "" if turn.because != "order" else N_("Others wait before you.")
+            ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
             return together(explain(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._rules.length:
-            return N_(
+            return lazy_gettext(
                 "The queue is full: %(number)s wait already. Please try again later.",
                 number=waiting,
             )
@@ -308,7 +308,7 @@ class Queue:
             if entry.turn is None:
                 entry.answer.set_exception(error)
             else:
-                self._tell(entry, together(N_("You keep your place."), str(error)))
+                self._tell(entry, together(lazy_gettext("You keep your place."), str(error)))
 
     def _tell(self, entry: QueueEntry, news: Turn | str) -> None:
         """Tell one, who alone fails where that can't be done."""
@@ -344,7 +344,7 @@ def held_by(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
 
 def over_user_limit(wanted: int, held: int, limit: int) -> str:
     """Say that a user asks for too many GPUs, with those of their other servers."""
-    return N_(
+    return lazy_gettext(
         "gpus is %(wanted)s, your other servers have or wait for %(held)s, and your limit is "
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
         wanted=wanted,
@@ -360,11 +360,11 @@ def _as_told(turn: Turn) -> tuple[Any, ...]:
 
 def _too_long(request: Request, seconds: float) -> str:
     duration = (
-        NN_("%(num)s minute", "%(num)s minutes", round(seconds / 60))
+        lazy_ngettext("%(num)s minute", "%(num)s minutes", round(seconds / 60))
         if seconds >= 120
-        else NN_("%(num)s second", "%(num)s seconds", round(seconds))
+        else lazy_ngettext("%(num)s second", "%(num)s seconds", round(seconds))
     )
-    return N_(
+    return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",
         gpus=gpus_words(request.gpus),

@@ -6,7 +6,7 @@ import docker.errors
 import requests.exceptions
 
 from ...gpus.nvml import InventoryError
-from ...i18n.lazy_text import N_, together
+from ...i18n.lazy_text import lazy_gettext, together
 
 # What calls of an engine raise that can't be reached.
 UNREACHABLE = (
@@ -19,13 +19,13 @@ UNREACHABLE = (
 def explain(error: BaseException) -> str:
     """Say what an error of the engine means, and what to do, in a sentence or two."""
     if isinstance(error, docker.errors.ImageNotFound):
-        return N_("The image isn't on this machine: %(words)s.", words=said(error))
+        return lazy_gettext("The image isn't on this machine: %(words)s.", words=said(error))
     if isinstance(error, docker.errors.APIError):
         return _explain_api_error(error)
     if isinstance(error, requests.exceptions.Timeout):
-        return N_("The Docker Engine of the GPU machine didn't answer in time.")
+        return lazy_gettext("The Docker Engine of the GPU machine didn't answer in time.")
     if isinstance(error, UNREACHABLE):
-        return N_(
+        return lazy_gettext(
             "The Docker Engine of the GPU machine can't be reached. An administrator can mend it."
         )
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -38,24 +38,24 @@ def explain_unread(error: BaseException) -> str:
 
 def explain_unknown(error: BaseException) -> str:
     """Say why the host's state isn't known, and what follows from that."""
-    return together(explain_unread(error), N_("What can't be read isn't handed out."))
+    return together(explain_unread(error), lazy_gettext("What can't be read isn't handed out."))
 
 
 def _explain_api_error(error: docker.errors.APIError) -> str:
     words = said(error)
     if "could not select device driver" in words:
-        return N_(
+        return lazy_gettext(
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
             "or the engine wasn't restarted since."
         )
     if error.status_code == 409 and "already in use by container" in words:
-        return N_(
+        return lazy_gettext(
             "Another hub or another server has this server's container name. An administrator can "
             "give each hub its own c.DockerSpawner.prefix."
         )
     if "no space left" in words:
-        return N_("The GPU machine's disk is full: %(words)s.", words=words)
-    return N_("The Docker Engine refused: %(words)s.", words=words)
+        return lazy_gettext("The GPU machine's disk is full: %(words)s.", words=words)
+    return lazy_gettext("The Docker Engine refused: %(words)s.", words=words)
 
 
 def said(error: docker.errors.APIError) -> str:

@@ -15,7 +15,7 @@ import docker.errors
 import docker.utils
 import urllib3.exceptions
 
-from ...i18n.lazy_text import N_, marked
+from ...i18n.lazy_text import N_, lazy_gettext
 from . import errors as engine_errors
 
 # Between two looks at a pull: what the engine says several times a second changes nothing for eyes.
@@ -128,30 +128,30 @@ class Progress:
         """Return the progress in words; "" where there is none to tell."""
         unpacking, percent = self.step
         if unpacking and not self.unpacked:  # some engines don't say how far they are
-            return N_("Unpacking the image")
+            return lazy_gettext("Unpacking the image")
         done, total = self.unpacked if unpacking else self.fetched, self.total
         words = ""
         if total:
             unit, name = _unit(total)
             of = {"percent": percent, "done": f"{done / unit:.1f}", "total": f"{total / unit:.1f}"}
             words = (
-                N_(
+                lazy_gettext(
                     "Unpacking the image: %(percent)s %%, %(done)s of %(total)s %(unit)s",
                     **of,
                     unit=name,
                 )
                 if unpacking
-                else N_(
+                else lazy_gettext(
                     "Getting the image: %(percent)s %%, %(done)s of %(total)s %(unit)s",
                     **of,
                     unit=name,
                 )
             )
         elif done >= 1e6:
-            words = N_("Getting the image: %(size)s so far", size=size_of(done))
+            words = lazy_gettext("Getting the image: %(size)s so far", size=size_of(done))
         if self.retrying:
-            words = words or N_("Getting the image")
-            return N_("%(step)s (the registry failed, trying again)", step=words)
+            words = words or lazy_gettext("Getting the image")
+            return lazy_gettext("%(step)s (the registry failed, trying again)", step=words)
         return words
 
 
@@ -239,7 +239,7 @@ class Pulls:
             except docker.errors.NotFound:
                 if policy == "never":
                     raise PullFailed(
-                        N_(
+                        lazy_gettext(
                             "The image %(image)s isn't on the GPU machine, and pull_policy is "
                             '"never": an administrator can put it there, with `docker pull` or '
                             "`gpuspawner image build`.",
@@ -259,7 +259,9 @@ class Pulls:
         if pull is None:
             pull = self._running[key] = _Pull(lambda: stream(*key))
             pull.done.add_done_callback(lambda _: self._running.pop(key, None))
-        report(0.0, N_("Getting the image %(image)s. This can take minutes.", image=image))
+        report(
+            0.0, lazy_gettext("Getting the image %(image)s. This can take minutes.", image=image)
+        )
         if pull.teller.told:
             report(*pull.teller.told)
         pull.reports.append(report)
@@ -316,52 +318,55 @@ class _Pull:
     def _finish(self, error: Exception | None) -> None:
         if self._progress.fetched and error is None:
             for report in self.reports:
-                report(1.0, N_("Got the image: %(size)s", size=size_of(self._progress.fetched)))
+                report(
+                    1.0,
+                    lazy_gettext("Got the image: %(size)s", size=size_of(self._progress.fetched)),
+                )
         self.done.set_result(error)
 
 
 # What engines and registries write -> what it means. The first that matches counts.
 REASONS = (
-    (r"no space left|disk quota exceeded", marked("the GPU machine's disk is full")),
+    (r"no space left|disk quota exceeded", N_("the GPU machine's disk is full")),
     (
         r"no matching manifest|no match for platform",
-        marked("there is none for this machine's processor"),
+        N_("there is none for this machine's processor"),
     ),
     (
         r"manifest unknown|manifest for .*not found|name unknown|repository name not known|"
         r"failed to resolve reference .*: not found$",
-        marked("%(registry)s has no such image"),
+        N_("%(registry)s has no such image"),
     ),
     (
         # Docker Hub's word for what isn't there as well.
         r"repository does not exist or may require",
-        marked(
+        N_(
             "%(registry)s has no such image, or an administrator must log in there (`docker login`)"
         ),
     ),
     (
         r"toomanyrequests|too many requests|pull rate limit",
-        marked("%(registry)s hands out no more for now; it can be tried again later"),
+        N_("%(registry)s hands out no more for now; it can be tried again later"),
     ),
     (
         r"unauthorized|authentication required|no basic auth|denied|forbidden|authorization failed",
-        marked("%(registry)s refused it; an administrator must log in there (`docker login`)"),
+        N_("%(registry)s refused it; an administrator must log in there (`docker login`)"),
     ),
     (
         r"x509:|certificate|HTTP response to HTTPS client|tls: ",
-        marked("the GPU machine doesn't trust the TLS certificate of %(registry)s, or it has none"),
+        N_("the GPU machine doesn't trust the TLS certificate of %(registry)s, or it has none"),
     ),
     (
         r"connection refused|connection reset|no such host|no route to host|unreachable|timeout|"
         r"deadline exceeded|server misbehaving|name resolution",
-        marked("%(registry)s can't be reached from the GPU machine"),
+        N_("%(registry)s can't be reached from the GPU machine"),
     ),
     (
         r"unexpected (HTTP )?status|verification failed|EOF|error parsing HTTP|invalid character|"
         r"wrong diff id|unknown blob|blob unknown|unexpected commit digest|failed size validation",
-        marked("%(registry)s is broken: what it sends isn't the image"),
+        N_("%(registry)s is broken: what it sends isn't the image"),
     ),
-    (r"invalid reference format", marked("that isn't an image reference")),
+    (r"invalid reference format", N_("that isn't an image reference")),
 )
 
 
@@ -370,14 +375,16 @@ def why(image: str, error: Exception) -> str:
     if not isinstance(error, docker.errors.APIError):
         return engine_errors.explain(error)
     said, repository = engine_errors.said(error), split(image)[0]
-    registry, name = N_("the registry"), repository
+    registry, name = lazy_gettext("the registry"), repository
     with suppress(docker.errors.DockerException):
         host, name = docker.auth.resolve_repository_name(repository)
-        registry = N_("the registry %(host)s", host=host)
+        registry = lazy_gettext("the registry %(host)s", host=host)
     # The name's own words are no reasons.
     words = said.replace(name, "")
     for pattern, meaning in REASONS:
         if re.search(pattern, words, re.IGNORECASE):
-            meant = N_(meaning, registry=registry)
-            return N_("The image %(image)s can't be had: %(reason)s.", image=image, reason=meant)
-    return N_("The image %(image)s can't be had: %(reason)s.", image=image, reason=said)
+            meant = lazy_gettext(meaning, registry=registry)
+            return lazy_gettext(
+                "The image %(image)s can't be had: %(reason)s.", image=image, reason=meant
+            )
+    return lazy_gettext("The image %(image)s can't be had: %(reason)s.", image=image, reason=said)
