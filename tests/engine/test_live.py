@@ -1,8 +1,7 @@
-"""What the form's script asks a real hub, without a browser; and what open pages share."""
+"""What the form's script asks a real hub, without a browser."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from contextlib import suppress
@@ -13,10 +12,11 @@ import pytest
 import requests
 
 from gpuspawner.choices.form_stream import HEADER
-from gpuspawner.choices.open_forms import ChangeWatcher, RenderCache
 
 from ..support.hubs import WAITING, until
 from ..support.looks import containers
+
+pytestmark = pytest.mark.engine
 
 LINES = (WAITING, "c.GPUSpawner.poll_interval = 1", "c.GPUSpawner.hour_limit = 8")
 
@@ -46,7 +46,6 @@ class Listener:
         return bool(self.forms) and words in self.forms[-1]
 
 
-@pytest.mark.engine
 def test_a_script_gets_the_form_for_its_choice_and_nothing_around_it(make_hub, engine):
     hub = make_hub(*LINES)
     session = hub.log_in("ada")
@@ -66,7 +65,6 @@ def test_a_script_gets_the_form_for_its_choice_and_nothing_around_it(make_hub, e
     assert containers(engine) == []
 
 
-@pytest.mark.engine
 def test_a_script_never_starts_a_server_also_where_there_is_nothing_to_choose(make_hub):
     hub = make_hub(*LINES, "c.GPUSpawner.gpu_limit = 0")
     session = hub.log_in("ada")
@@ -75,7 +73,6 @@ def test_a_script_never_starts_a_server_also_where_there_is_nothing_to_choose(ma
     assert hub.api("GET", "/users/ada").json()["servers"] == {}
 
 
-@pytest.mark.engine
 def test_open_pages_are_told_what_changes_until_the_server_starts(make_hub):
     hub = make_hub(*LINES)
     session = hub.log_in("ada")
@@ -98,7 +95,6 @@ def test_open_pages_are_told_what_changes_until_the_server_starts(make_hub):
     assert answer.status_code == 302
 
 
-@pytest.mark.engine
 def test_two_tabs_of_one_user_get_what_each_asked_for(make_hub):
     """JupyterHub notes on the spawner which request is answered, and the later one wins."""
     hub = make_hub(
@@ -129,44 +125,3 @@ def test_two_tabs_of_one_user_get_what_each_asked_for(make_hub):
 
 
 # What open pages share
-
-
-async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_has_gone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("gpuspawner.choices.open_forms.LOOK_SECONDS", 0.01)
-    seen, looks = ["free"], 0
-
-    async def look() -> str:
-        nonlocal looks
-        looks += 1
-        return seen[0]
-
-    watch = ChangeWatcher(look)
-    with watch.watching(), watch.watching():
-        assert await watch.news(5)  # the first look
-        waiting = [asyncio.ensure_future(watch.news(5)) for _ in range(3)]
-        assert not await watch.news(0.1)
-        assert not any(each.done() for each in waiting)
-        seen[0] = "taken"
-        assert await asyncio.gather(*waiting) == [True] * 3
-    await asyncio.sleep(0.1)
-    before = looks
-    await asyncio.sleep(0.1)
-    assert looks == before
-    with watch.watching():
-        seen[0] = "free"
-        assert await watch.news(5)
-
-
-def test_what_many_are_told_is_made_once_while_nothing_changes() -> None:
-    same, made = RenderCache(), []
-
-    def make(what: str) -> str:
-        made.append(what)
-        return what
-
-    assert [same.get("now", key, lambda key=key: make(key)) for key in "abab"] == list("abab")
-    assert made == ["a", "b"]
-    assert same.get("later", "a", lambda: make("new")) == "new"
-    assert same.get("now", "b", lambda: make("b again")) == "b again"

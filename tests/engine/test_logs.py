@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 import docker
 import pytest
-from docker.types import LogConfig
-from traitlets import TraitError
 from traitlets.config import Config
 
 from gpuspawner.backends.docker.container_config import with_log
@@ -18,36 +16,9 @@ from ..support.hubs import Hub, until
 from ..support.paths import ROOT
 from ..support.registry import serve_inside
 
-CLIENT = docker.APIClient("tcp://127.0.0.1:9", version="1.41")
+pytestmark = pytest.mark.engine
+
 THIRTY_MB = {"max-size": "10m", "max-file": "3"}
-
-
-def logged(driver: str, options: dict[str, str], **host_config: object) -> object:
-    """Return the log configuration that a container gets."""
-    given = {"image": "x", "host_config": CLIENT.create_host_config(**host_config)}
-    before = {"image": "x", "host_config": dict(given["host_config"])}
-    made = with_log(given, driver, options)
-    assert given == before
-    assert {**made["host_config"], "LogConfig": None} == {**given["host_config"], "LogConfig": None}
-    return made["host_config"].get("LogConfig")
-
-
-@pytest.mark.parametrize(
-    ("driver", "options", "config"),
-    [
-        ("json-file", {}, THIRTY_MB),
-        ("json-file", {"max-size": "1g"}, {"max-size": "1g", "max-file": "3"}),
-        ("json-file", {"tag": "x"}, {**THIRTY_MB, "tag": "x"}),
-        ("local", {}, {}),  # ends by itself
-        ("local", {"max-size": "1m"}, {"max-size": "1m"}),
-        ("journald", {"tag": "{{.Name}}"}, {"tag": "{{.Name}}"}),
-        ("none", {}, {}),
-    ],
-)
-def test_a_log_has_an_end_whatever_the_driver(
-    driver: str, options: dict[str, str], config: dict[str, str]
-) -> None:
-    assert logged(driver, options) == {"Type": driver, "Config": config}
 
 
 def readme_examples() -> list[Config]:
@@ -60,21 +31,6 @@ def readme_examples() -> list[Config]:
         examples.append(Config())
         exec(text, {"c": examples[-1]})
     return examples
-
-
-def test_where_the_engines_driver_is_not_known_nothing_is_said_of_it() -> None:
-    assert logged("", {"tag": "x"}) is None
-
-
-@pytest.mark.parametrize("given", [LogConfig(type="syslog", config={"tag": "y"}), {"type": "none"}])
-def test_what_the_administrators_host_config_says_goes_before(given: object) -> None:
-    expected = CLIENT.create_host_config(log_config=given)["LogConfig"]
-    assert logged("journald", {"tag": "x"}, log_config=given) == expected
-
-
-def test_options_are_text_as_the_engine_wants_them() -> None:
-    with pytest.raises(TraitError, match="log_options"):
-        GPUSpawner(log_options={"max-file": 3})
 
 
 def config_of(engine: docker.APIClient) -> dict[str, object]:
@@ -93,7 +49,6 @@ def start(make_hub, engine) -> Callable[..., Hub]:
     return make
 
 
-@pytest.mark.engine
 def test_the_engines_own_log_is_rotated(start, engine):
     assert engine.info()["LoggingDriver"] == "json-file"
     start()
@@ -101,7 +56,6 @@ def test_the_engines_own_log_is_rotated(start, engine):
     assert b"JupyterLab" in engine.logs("jupyter-ada")
 
 
-@pytest.mark.engine
 def test_another_driver_with_its_options(start, engine):
     start(
         'c.GPUSpawner.log_driver = "local"',
@@ -111,7 +65,6 @@ def test_another_driver_with_its_options(start, engine):
     assert b"JupyterLab" in engine.logs("jupyter-ada")
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("kind", ["journald", "fluentd"])
 def test_an_engine_takes_what_the_readme_shows(engine, minimal_image, kind):
     """Created only: whether the machine has a journal or a fluentd is another matter."""
@@ -129,13 +82,11 @@ def test_an_engine_takes_what_the_readme_shows(engine, minimal_image, kind):
         engine.remove_container(created["Id"])
 
 
-@pytest.mark.engine
 def test_extra_host_config_goes_before(start, engine):
     start('c.GPUSpawner.extra_host_config = {"log_config": {"type": "local"}}')
     assert config_of(engine) == {"Type": "local", "Config": {}}
 
 
-@pytest.mark.engine
 def test_a_server_whose_log_nobody_keeps_starts(start, engine):
     hub = start('c.GPUSpawner.log_driver = "none"')
     assert config_of(engine) == {"Type": "none", "Config": {}}
@@ -144,7 +95,6 @@ def test_a_server_whose_log_nobody_keeps_starts(start, engine):
     hub.stop_server("ada")
 
 
-@pytest.mark.engine
 def test_last_words_are_heard_also_where_the_log_can_not_be_read(make_hub):
     hub = make_hub(
         'c.GPUSpawner.log_driver = "none"',
@@ -158,7 +108,6 @@ def test_last_words_are_heard_also_where_the_log_can_not_be_read(make_hub):
     ]
 
 
-@pytest.mark.engine
 def test_what_a_server_says_arrives_at_a_fluentd(start, engine, host):
     pid = int((host.directory / "docker.pid").read_text())
     heard = bytearray()

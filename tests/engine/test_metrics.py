@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..support.grafana import dashboard_names
 from ..support.hubs import WAITING, until
-from ..support.paths import ROOT
 
-DASHBOARD = ROOT / "grafana" / "gpuspawner.json"
+pytestmark = pytest.mark.engine
+
 SCRAPER = [
     "c.JupyterHub.load_roles = [*c.JupyterHub.load_roles,"
     " {'name': 'scraper', 'services': ['tests'], 'scopes': ['read:metrics']}]",
@@ -26,14 +25,6 @@ def scrape(hub: Any) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def dashboard_names() -> set[str]:
-    board = json.loads(DASHBOARD.read_text())
-    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    assert len(expressions) > 10
-    return {name for each in expressions for name in re.findall(r"gpuspawner_\w+", each)}
-
-
-@pytest.mark.engine
 def test_metrics_tell_of_gpus_waits_starts_refusals_and_errors_and_of_no_user(make_hub, idle_host):
     from dataclasses import replace
 
@@ -68,11 +59,3 @@ def test_metrics_tell_of_gpus_waits_starts_refusals_and_errors_and_of_no_user(ma
     assert not any("grace" in name for name in found)
     bare = {name.partition("{")[0] for name in found}
     assert dashboard_names() <= bare
-
-
-def test_the_dashboard_names_nothing_that_the_module_does_not_define():
-    from gpuspawner.hub import metrics
-
-    source = Path(metrics.__file__).read_text()
-    for name in dashboard_names():
-        assert re.sub(r"_(bucket|count|sum|total)$", "", name) in source
