@@ -38,7 +38,7 @@ class ControlSocket:
     Args:
         path: where the socket is, relative to the hub's folder.
         queue: who waits.
-        servers: lists the servers that hold GPUs, `TimedSpawner`s.
+        servers: lists the servers that hold GPUs, `ServerLease`s.
         log: a logger.
         survey: how this hub reads the host, as the arguments of `survey.survey`.
     """
@@ -118,7 +118,7 @@ class ControlSocket:
             "order": self._queue.rules.order,
             "survey": dict(self._survey),
             "queue": [_entry(entry) for entry in self._queue.waiting],
-            "leases": [spawner.lease_facts() for spawner in self._servers()],
+            "leases": [spawner.facts() for spawner in self._servers()],
         }
 
     def _find(self, holder: Holder) -> Any:

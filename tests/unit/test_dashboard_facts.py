@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, marks_of
 from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
 from gpuspawner.dashboard.monitor import Monitor, Picture
 from gpuspawner.gpus.model import GPU, Holder
-from gpuspawner.gpus.out_of_service import (
-    LABEL,
-    LABEL_BY,
-    LABEL_SINCE,
-    LABEL_WHY,
-    apply_marks,
-    marks_of,
-)
+from gpuspawner.gpus.out_of_service import apply_marks
 from gpuspawner.i18n.languages import ENGLISH, Language
 
 from ..support.dashboards import OPENAPI, check

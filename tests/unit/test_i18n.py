@@ -16,10 +16,10 @@ import pytest
 from bs4 import BeautifulSoup
 
 import gpuspawner
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, marks_of
 from gpuspawner.choices.options import Choice, Refused
 from gpuspawner.gpus import nvml
 from gpuspawner.gpus.model import Holder, Request
-from gpuspawner.gpus.out_of_service import LABEL, LABEL_BY, LABEL_WHY, marks_of
 from gpuspawner.i18n import lazy_text, phrases
 from gpuspawner.i18n.languages import ENGLISH, Language, language_for, languages
 from gpuspawner.i18n.lazy_text import (

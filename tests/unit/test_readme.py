@@ -8,12 +8,14 @@ import re
 import pytest
 
 from gpuspawner.__main__ import SUBCOMMANDS
+from gpuspawner.backends.docker.settings import DockerTraits
 from gpuspawner.choices.options import Choice
 from gpuspawner.gpus.model import GPU
 from gpuspawner.gpus.reader import Survey
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_IMAGE, LABEL_SERVER, LABEL_USER
 from gpuspawner.list_gpus import as_json
-from gpuspawner.settings import GPUSettings
+from gpuspawner.settings import GPUTraits
+from gpuspawner.spawner import GPUSpawner
 
 from ..support.paths import ROOT
 
@@ -30,7 +32,8 @@ def table(heading: str) -> dict[str, list[str]]:
 
 def our_traits() -> dict:
     """Return the traits that we add to DockerSpawner's, or change."""
-    return {n: t for n, t in GPUSettings.class_own_traits(config=True).items() if t.help}
+    own = GPUTraits.class_own_traits(config=True) | DockerTraits.class_own_traits(config=True)
+    return {name: trait for name, trait in own.items() if trait.help}
 
 
 def test_every_option_is_in_the_table_and_the_other_way_round():
@@ -40,7 +43,7 @@ def test_every_option_is_in_the_table_and_the_other_way_round():
 @pytest.mark.parametrize("name", our_traits())
 def test_the_table_s_default_is_the_trait_s(name):
     written = ast.literal_eval(table("Options")[name][0].strip("`"))
-    real = getattr(GPUSettings(), name)
+    real = getattr(GPUSpawner(), name)
     assert BYTES.get(written, written) == real if isinstance(written, str) else written == real
 
 
@@ -51,7 +54,7 @@ def test_every_option_has_a_sentence_in_both_places():
 
 
 def test_start_timeout_is_what_is_written():
-    assert f"`start_timeout` {GPUSettings().start_timeout} seconds" in " ".join(README.split())
+    assert f"`start_timeout` {GPUSpawner().start_timeout} seconds" in " ".join(README.split())
 
 
 def test_every_key_of_a_choice_is_in_its_table():
