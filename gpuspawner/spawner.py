@@ -12,7 +12,6 @@ from dockerspawner import DockerSpawner
 from jupyterhub.utils import url_path_join
 
 from .backends.docker import errors as engine_errors
-from .backends.docker import volumes
 from .backends.docker.backend import ENDED_STATES, DockerBackend, LimitRefused, connect
 from .backends.docker.container_config import (
     can_resume,
@@ -48,12 +47,14 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: an inspection of the stopped container that is started again; None: a new one is.
-        user: the container's user, as its image or the configuration names it.
+        new_volumes: the names of the volumes that the container's creation made.
+        inspected: an inspection of the container, between its creation and its start.
         output: what it writes until it is ready.
     """
 
     resumed: Any = None
-    user: str = ""
+    new_volumes: frozenset[str] = frozenset()
+    inspected: Any = None
     output: Output | None = None
 
 
@@ -215,6 +216,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     break
             return str(existing["Id"])
         self.progress_steps.say(40, lazy_gettext("Creating the container"))
+        writable = [volume for volume in self.mounted_volumes() if volume.writable]
+        owners = self.backend.volume_owners
+        self.attempt.new_volumes = await self.backend.in_thread(owners.new_ones, writable)
         created = await self.create_object()
         self.object_id = created["Id"]
         return self.object_id
@@ -226,13 +230,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             raise http_errors.failure(
                 lazy_gettext("The container was created with other GPUs than were granted.")
             )
-        self.attempt.user = container["Config"].get("User") or ""
+        self.attempt.inspected = container
 
     async def start_server(self, server_id: str) -> None:
         """Give the volumes to the container's user, and start it."""
         backend, output = self.backend, Output()
         await backend.in_thread(
-            volumes.give_to_user, self.client, server_id, self.attempt.user, self.mounted_volumes()
+            backend.volume_owners.give_to_user,
+            self.attempt.inspected,
+            self.mounted_volumes(),
+            self.attempt.new_volumes,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # its last words would be nice to have, no more

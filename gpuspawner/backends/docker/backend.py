@@ -20,6 +20,7 @@ from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
 from . import marks, pull
 from .events import Endings
+from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 THREADS = 48
@@ -60,6 +61,7 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
+        self.volume_owners = VolumeOwners(lambda: self.client)
         # A slow stop or pull holds up nobody.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # Names of the limits that this engine may not set.
