@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
-from gpuspawner.live import HEADER
+from gpuspawner.choices.form_stream import HEADER
 from gpuspawner.simulation.host import SimulatedHost
 from tests import dashboards
 from tests.hubs import Hub

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import docker
 
-from gpuspawner.building import buildkit
-from gpuspawner.building.engine import image
-from gpuspawner.building.recipe import image_folder, network_files, proxy_arguments
+from gpuspawner.image_builder import buildkit
+from gpuspawner.image_builder.engine import image
+from gpuspawner.image_builder.recipe import image_folder, network_files, proxy_arguments
 
 REFERENCE = "gpuspawner/bench:plain"
 # The id of the image that it was made from.

@@ -13,16 +13,17 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gpuspawner.allocation import GPU, Holder, Lease, Request, apply_leases, choose
-from gpuspawner.order import Waiting, by_time, plan
+from gpuspawner.gpus.allocation import apply_leases, choose
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.scheduling.plan import QueuedRequest, by_time, plan
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 STRICT = "strict: nobody passes"
 
 # Given who waits, the host's GPUs, the leases and the time: who gets which GPUs now.
 Decide = Callable[
-    [Sequence[Waiting], Sequence[GPU], Sequence[Lease], float],
-    Iterable[tuple[Waiting, Sequence[GPU]]],
+    [Sequence[QueuedRequest], Sequence[GPU], Sequence[Lease], float],
+    Iterable[tuple[QueuedRequest, Sequence[GPU]]],
 ]
 
 
@@ -30,7 +31,7 @@ Decide = Callable[
 class Job:
     """A request that comes at `waiting.since` and, once it has GPUs, ends after `uses` seconds."""
 
-    waiting: Waiting
+    waiting: QueuedRequest
     uses: float
 
 
@@ -68,7 +69,7 @@ def simulate(
     """
     coming = sorted(jobs, key=lambda job: job.waiting.since, reverse=True)
     by_holder = {job.waiting.holder: job for job in coming}
-    queue: list[Waiting] = []
+    queue: list[QueuedRequest] = []
     running: dict[Holder, tuple[Run, Lease]] = {}
     runs: list[Run] = []
     while coming or queue:
@@ -90,7 +91,7 @@ def simulate(
     return runs
 
 
-def lease_of(waiting: Waiting, gpus: Iterable[GPU], now: float) -> Lease:
+def lease_of(waiting: QueuedRequest, gpus: Iterable[GPU], now: float) -> Lease:
     """Return the lease that begins now, as the hub would write it."""
     seconds = waiting.request.seconds
     until = None if seconds is None else now + seconds
@@ -103,8 +104,8 @@ def ours(order: str) -> Decide:
     """Decide as the hub does."""
 
     def decide(
-        queue: Sequence[Waiting], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
-    ) -> list[tuple[Waiting, Sequence[GPU]]]:
+        queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
+    ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
         turns = plan(queue, gpus, leases, now, order=order)
         return [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
 
@@ -112,10 +113,10 @@ def ours(order: str) -> Decide:
 
 
 def strict(
-    queue: Sequence[Waiting], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
-) -> list[tuple[Waiting, Sequence[GPU]]]:
+    queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
+) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
     """First come, first served, and whoever is first keeps all behind waiting."""
-    started: list[tuple[Waiting, Sequence[GPU]]] = []
+    started: list[tuple[QueuedRequest, Sequence[GPU]]] = []
     leases = list(leases)
     for waiting in by_time(queue):
         chosen = choose(waiting.request, apply_leases(gpus, leases))
@@ -140,10 +141,14 @@ class Retries:
         return min(self._next.values(), default=None)
 
     def decide(
-        self, queue: Sequence[Waiting], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
-    ) -> list[tuple[Waiting, Sequence[GPU]]]:
+        self,
+        queue: Sequence[QueuedRequest],
+        gpus: Sequence[GPU],
+        leases: Sequence[Lease],
+        now: float,
+    ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
         """Give to those who try just now what happens to be free."""
-        started: list[tuple[Waiting, Sequence[GPU]]] = []
+        started: list[tuple[QueuedRequest, Sequence[GPU]]] = []
         leases = list(leases)
         for waiting in queue:
             if self._next.get(waiting.holder, now) <= now:
@@ -179,7 +184,8 @@ def week(number: int = 1000, seed: int = 1) -> tuple[list[Job], list[GPU]]:
         drawn.append((since * number / 1000, user, count, hours * HOUR, used))
     jobs = [
         Job(
-            Waiting(Holder(user, str(n)), Request("any", count, seconds=asked), since), asked * used
+            QueuedRequest(Holder(user, str(n)), Request("any", count, seconds=asked), since),
+            asked * used,
         )
         for n, (since, user, count, asked, used) in enumerate(sorted(drawn))
     ]

@@ -23,8 +23,8 @@ import docker
 import requests
 
 from gpuspawner.__main__ import main as gpuspawner
-from gpuspawner.building.recipe import recipes
-from gpuspawner.readiness import QUICK_START
+from gpuspawner.backends.docker.readiness import QUICK_START
+from gpuspawner.image_builder.recipe import recipes
 from gpuspawner.simulation.host import SimulatedHost, cache_folder
 from gpuspawner.simulation.state import describe
 from tests.hubs import Hub, write_config

@@ -1,3 +1,22 @@
 """A JupyterHub spawner for shared GPU machines."""
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0.dev0"
+__all__ = ["TEMPLATES", "GPUSpawner", "ensure_network", "load_catalogue"]
+
+# What a configuration imports from here, and where it is. The command line needs none of it, so it
+# is loaded when it is asked for.
+_PUBLIC = {
+    "GPUSpawner": "gpuspawner.spawner",
+    "TEMPLATES": "gpuspawner.pages",
+    "ensure_network": "gpuspawner.network",
+    "load_catalogue": "gpuspawner.images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -18,7 +18,7 @@ SUBCOMMANDS = {
         "what keeps this machine from handing out GPUs, and what to do",
     ),
     "gpus": ("gpuspawner.status", "what GPUs this host has and who holds them"),
-    "image": ("gpuspawner.building", "list, build and check the image versions"),
+    "image": ("gpuspawner.image_builder", "list, build and check the image versions"),
     "simulate": ("gpuspawner.simulation.command", "run a command on a simulated GPU host"),
 }
 

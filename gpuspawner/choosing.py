@@ -7,23 +7,24 @@ from typing import Any, ClassVar
 from tornado import web
 from traitlets import default, observe
 
-from . import form, live, options, refusals
-from .allocation import Request
-from .i18n import Language, language_for
-from .leases import Unknown, View
-from .limits import Limits, without
-from .openpages import OpenPages
-from .order import Waiting
-from .outlook import Outlook
-from .sentences import N_, together
+from .choices import form, form_stream, options
+from .choices.forecast import Forecast
+from .choices.limits import Limits, without
+from .choices.open_forms import OpenForms
+from .gpus.model import Request
+from .hub import http_errors
+from .i18n.languages import Language, language_for
+from .i18n.lazy_text import lazy_gettext, together
+from .leases.ledger import Unknown, View
+from .scheduling.plan import QueuedRequest
+from .scheduling.queue import RequestLimits, held_by, over_user_limit
 from .terms import TimedSpawner
-from .waiting import Terms, held_by, over_user_limit
 
 
 class ChoosingSpawner(TimedSpawner):
     """What `GPUSpawner` knows of its user's choice."""
 
-    _open_pages: ClassVar[OpenPages | None] = None
+    _open_forms: ClassVar[OpenForms | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,9 +42,9 @@ class ChoosingSpawner(TimedSpawner):
 
     @observe("handler")
     def _request_began(self, change: Any) -> None:
-        live.begin(change.new)
+        form_stream.begin(change.new)
         if change.new is not None:
-            self._language_asked = live.language_asked()
+            self._language_asked = form_stream.language_asked()
 
     async def render_form(self) -> str:
         """Return the form in which users choose, as HTML; "" where there is nothing to choose.
@@ -52,7 +53,7 @@ class ChoosingSpawner(TimedSpawner):
             web.Finish: it was asked for by the form's own script, which has its answer.
         """
         await self.apply_group_overrides()
-        asked = live.choice_asked()
+        asked = form_stream.choice_asked()
         limits = without(self.limits(), await self._absent_versions())
         if asked is None:
             saved = self.orm_spawner.user_options if self.orm_spawner else None
@@ -72,7 +73,7 @@ class ChoosingSpawner(TimedSpawner):
                 lambda: self._form(limits, picked, view, trouble, picked=True),
             )
 
-        raise await live.answer(again, self._pages.watch, lambda: self.active)
+        raise await form_stream.answer(again, self._pages.watch, lambda: self.active)
 
     def _form(
         self,
@@ -87,7 +88,7 @@ class ChoosingSpawner(TimedSpawner):
             limits,
             choice,
             view,
-            lambda choice: self._foresee(choice, limits, seen),
+            lambda choice: self._forecast(choice, limits, seen),
             language=self.language(),
             trouble=trouble,
             **more,
@@ -98,15 +99,15 @@ class ChoosingSpawner(TimedSpawner):
         if self.pull_policy != "never":
             return frozenset()
         versions = self.limits().versions
-        missing = await self.shared.shelf.missing({each.image for each in versions.values()})
+        missing = await self.shared.local_images.missing({each.image for each in versions.values()})
         return frozenset(key for key, each in versions.items() if each.image in missing)
 
     @property
-    def _pages(self) -> OpenPages:
+    def _pages(self) -> OpenForms:
         """What all open forms of this host share."""
-        host, known = self.shared, ChoosingSpawner._open_pages
+        host, known = self.shared, ChoosingSpawner._open_forms
         if known is None or known.ledger is not host.ledger:
-            known = ChoosingSpawner._open_pages = OpenPages(host.ledger, host.queue)
+            known = ChoosingSpawner._open_forms = OpenForms(host.ledger, host.queue)
         return known
 
     # -- What the hub's own pages ask, in templates/hub ------------------------------------------
@@ -119,7 +120,7 @@ class ChoosingSpawner(TimedSpawner):
                 method of the handler that makes it.
         """
         handler = getattr(static_url, "__self__", None)
-        return language_for(live.language_asked(handler) or self._language_asked)
+        return language_for(form_stream.language_asked(handler) or self._language_asked)
 
     def steps_so_far(self) -> list[dict[str, Any]]:
         """Return what has happened in this start."""
@@ -130,26 +131,26 @@ class ChoosingSpawner(TimedSpawner):
         """Why the user's last server was stopped; "" where they did that."""
         return self._notice
 
-    def _foresee(self, choice: options.Choice, limits: Limits, view: View) -> Outlook:
+    def _forecast(self, choice: options.Choice, limits: Limits, view: View) -> Forecast:
         """Return what would come of a choice, checked as when it is sent."""
         count = choice.gpus or 0
         try:
             request = options.request(choice, limits, view.gpus, view.driver)
             self._check_other_servers(request, view)
         except options.Refused as error:
-            return Outlook("no", count, refusal=str(error))
+            return Forecast("no", count, refusal=str(error))
         if request.gpus == 0:
-            return Outlook("now")
+            return Forecast("now")
         queue, terms = self.shared.queue, self.terms()
         turn = queue.forecast(
-            Waiting(self.holder, request, queue.since(), self._groups()), terms, view
+            QueuedRequest(self.holder, request, queue.since(), self._groups()), terms, view
         )
         if turn.gpus:
-            return Outlook("now", count)
+            return Forecast("now", count)
         if refusal := queue.refusal(request, terms, turn, view):
-            return Outlook("no", count, refusal=refusal)
+            return Forecast("no", count, refusal=refusal)
         fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
-        return Outlook(
+        return Forecast(
             "wait",
             count,
             turn,
@@ -195,7 +196,7 @@ class ChoosingSpawner(TimedSpawner):
         except options.Refused as error:
             raise self._refusal(str(error), "choice", error.status) from None
         except Unknown as error:
-            hint = N_("Until then, servers with 0 GPUs can be started.")
+            hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
             raise self._refusal(together(str(error), hint), "unknown", 503) from None
         if choice.image is not None or self.images:
             known = limits.versions.get(key)
@@ -204,7 +205,7 @@ class ChoosingSpawner(TimedSpawner):
 
     def _refusal(self, sentence: str, reason: str, status: int) -> web.HTTPError:
         """Return what refuses a choice, in the language of who made it: it is answered at once."""
-        return refusals.refusal(sentence, reason, status, self.language().say(sentence))
+        return http_errors.refusal(sentence, reason, status, self.language().say(sentence))
 
     def _check_other_servers(self, request: Request, view: View) -> None:
         """Refuse at once what the queue would refuse: too many GPUs with the user's other servers.
@@ -217,10 +218,10 @@ class ChoosingSpawner(TimedSpawner):
         if limit is not None and request.gpus and held + request.gpus > limit:
             raise options.Refused(over_user_limit(request.gpus, held, limit), 403)
 
-    def terms(self) -> Terms:
+    def terms(self) -> RequestLimits:
         """Return what applies to this server in the queue."""
         minutes = self.longest_wait_minutes
-        return Terms(
+        return RequestLimits(
             self.user_gpu_limit,
             self.limits().group_gpus,
             None if minutes is None else minutes * 60,

@@ -11,29 +11,31 @@ from typing import Any, ClassVar
 
 import docker.errors
 
-from . import failures, maintenance, metrics, pulling, refusals, tidying
-from .allocation import Holder, Request
-from .container import with_lease, with_log
-from .control import Control
-from .events import Endings
-from .i18n import translations
-from .leases import (
+from .backends.docker import cleanup, pull
+from .backends.docker import errors as engine_errors
+from .backends.docker.container_config import with_lease, with_log
+from .backends.docker.events import Endings
+from .gpus import out_of_service
+from .gpus.model import Holder, Request
+from .gpus.reader import Reader
+from .hub import http_errors, metrics
+from .hub.control_socket import ControlSocket
+from .hub.progress import Steps
+from .i18n.languages import translations
+from .images.local_images import LocalImages
+from .leases.labels import (
     LABEL_GPUS,
     LABEL_HUB,
     LABEL_SERVER,
     LABEL_SETTINGS,
     LABEL_USER,
-    Ledger,
-    Reservation,
     belongs_to,
     labels,
 )
-from .readiness import Steps
-from .reclaim import Reclaimer
+from .leases.ledger import Ledger, Reservation
+from .leases.reclaimer import Reclaimer
+from .scheduling.queue import Queue, QueueSettings
 from .settings import DOCKER_THREADS, GPUSettings
-from .shelf import Shelf
-from .survey import Surveyor
-from .waiting import Queue, Rules
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Host:
     queue: Queue
     reclaimer: Reclaimer
     metrics: metrics.HostMetrics
-    shelf: Shelf
+    local_images: LocalImages
     # Held here, since the event loop itself holds tasks only weakly.
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -55,8 +57,8 @@ class LeasingSpawner(GPUSettings):
     _executor: ClassVar[ThreadPoolExecutor | None] = None
     _shared: ClassVar[tuple[Any, Host] | None] = None
     _refused_limits: ClassVar[set[str]] = set()
-    _sweeper: ClassVar[tidying.Sweeper] = tidying.Sweeper()
-    _pulls: ClassVar[pulling.Pulls] = pulling.Pulls()
+    _reaper: ClassVar[cleanup.StaleContainerReaper] = cleanup.StaleContainerReaper()
+    _pulls: ClassVar[pull.Pulls] = pull.Pulls()
     _log_driver: ClassVar[str] = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -101,25 +103,25 @@ class LeasingSpawner(GPUSettings):
                 "excluded": self.excluded_gpus,
                 "memory_threshold_mib": (self.foreign_memory or 0) >> 20 or None,
             }
-            surveyor = maintenance.MarkedSurveyor(
-                Surveyor(self.nvml_timeout, **survey), self._list_volumes
+            surveyor = out_of_service.InServiceReader(
+                Reader(self.nvml_timeout, **survey), self._list_volumes
             )
             ledger = Ledger(self._list_containers, surveyor, _explain_unknown, self._hub_address)
-            rules = Rules(self.queue_order, self.gpu_policy, self.queue_length)
+            rules = QueueSettings(self.queue_order, self.gpu_policy, self.queue_length)
             queue = Queue(ledger, rules, lambda notice: Endings(self.client, notice))
             host = Host(
                 ledger,
                 queue,
                 Reclaimer(ledger, self._servers_with_gpus, self.log),
                 metrics.HostMetrics(ledger, queue, loop),
-                Shelf(self._inspect_image),
+                LocalImages(self._inspect_image),
             )
             if LeasingSpawner._shared:
                 LeasingSpawner._shared[1].metrics.unregister()
             host.metrics.register()
             LeasingSpawner._shared = (loop, host)
             if self.control_socket:
-                control = Control(
+                control = ControlSocket(
                     self.control_socket, queue, self._servers_with_gpus, self.log, survey
                 )
                 host.tasks.append(loop.create_task(control.begin()))
@@ -135,11 +137,11 @@ class LeasingSpawner(GPUSettings):
         return []
 
     async def _list_volumes(self) -> dict[str, Any]:
-        return await self.docker("volumes", filters=maintenance.FILTER)
+        return await self.docker("volumes", filters=out_of_service.FILTER)
 
     async def _list_containers(self) -> Sequence[dict[str, Any]]:
         found = await self.docker("containers", all=True, filters={"label": LABEL_GPUS})
-        self._sweeper.sweep(self.docker, found, self.log)
+        self._reaper.reap(self.docker, found, self.log)
         return found
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -155,12 +157,12 @@ class LeasingSpawner(GPUSettings):
     async def _create(self, leased: dict[str, Any], planning: bool) -> Any:
         driver = self.log_driver or await self._engines_log_driver()
         leased = with_log(leased, driver, self.log_options)
-        leased["labels"][LABEL_SETTINGS] = tidying.fingerprint(leased)
+        leased["labels"][LABEL_SETTINGS] = cleanup.fingerprint(leased)
         return leased if planning else await super().docker("create_container", **leased)
 
     async def _engines_log_driver(self) -> str:
         if not LeasingSpawner._log_driver:
-            with suppress(*failures.UNREACHABLE):  # creating will fail as well, and say why
+            with suppress(*engine_errors.UNREACHABLE):  # creating will fail as well, and say why
                 LeasingSpawner._log_driver = (await self.docker("info")).get("LoggingDriver") or ""
         return LeasingSpawner._log_driver
 
@@ -177,9 +179,9 @@ class LeasingSpawner(GPUSettings):
 
         try:
             await self._pulls.ensure(image, self.pull_policy, self._inspect_image, stream, report)
-        except pulling.PullFailed as error:
+        except pull.PullFailed as error:
             self.log.error("%s %s", error, error.said)
-            raise refusals.failure(str(error)) from error
+            raise http_errors.failure(str(error)) from error
 
     async def get_object(self) -> Any:
         """Inspect this server's container; None where there is none, or its name is another's.
@@ -206,7 +208,7 @@ class LeasingSpawner(GPUSettings):
         """Return None while the server runs, and while nobody can tell: unknown isn't stopped."""
         try:
             return await super().poll()
-        except failures.UNREACHABLE as error:
+        except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self._log_name, error)
             return None
 
@@ -235,4 +237,4 @@ class LeasingSpawner(GPUSettings):
 
 def _explain_unknown(error: Exception) -> str:
     metrics.could_not_read(error)
-    return failures.explain_unknown(error)
+    return engine_errors.explain_unknown(error)

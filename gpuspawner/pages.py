@@ -10,4 +10,4 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TEMPLATES = str(Path(__file__).parent / "templates" / "hub")
+TEMPLATES = str(Path(__file__).parent / "hub" / "templates")

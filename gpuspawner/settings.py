@@ -8,12 +8,13 @@ from typing import Any
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
-from . import options, volumes
-from .allocation import POLICIES
-from .images import ImageVersion, as_fields, catalogue, default_key
-from .limits import MAX_HOURS, Limits
-from .order import ORDERS
-from .overrides import OverridableSpawner
+from .backends.docker import volumes
+from .choices import options
+from .choices.limits import MAX_HOURS, Limits
+from .gpus.allocation import POLICIES
+from .group_overrides import OverridableSpawner
+from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
+from .scheduling.plan import ORDERS
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 DOCKER_THREADS = 48

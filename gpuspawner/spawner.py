@@ -12,24 +12,22 @@ import docker.errors
 from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
 
-from . import failures, form, metrics, refusals, tidying, volumes
-from .allocation import Request
+from .backends.docker import cleanup, volumes
+from .backends.docker import errors as engine_errors
+from .backends.docker.container_config import LimitRefused, granted_uuids, refused_limit
+from .backends.docker.readiness import QUICK_START, Output, answers, exit_code
+from .choices import form
 from .choosing import ChoosingSpawner
-from .container import LimitRefused, granted_uuids, refused_limit
-from .i18n import translations
-from .leases import (
-    RELEASED_STATES,
-    Contested,
-    NotEnough,
-    Reservation,
-    Unknown,
-)
+from .gpus.model import Request
+from .hub import http_errors, metrics
+from .i18n.languages import translations
+from .i18n.lazy_text import lazy_gettext
+from .i18n.phrases import ordinal, turn_words
+from .leases.labels import RELEASED_STATES
+from .leases.ledger import Contested, NotEnough, Reservation, Unknown
 from .leasing import LeasingSpawner
-from .order import Turn, Waiting
-from .readiness import QUICK_START, Output, answers, exit_code
-from .sentences import N_
-from .waiting import OverLimit
-from .words import ordinal, turn_words
+from .scheduling.plan import QueuedRequest, Turn
+from .scheduling.queue import OverLimit
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
 CLAIM_ROUNDS = 10
@@ -73,19 +71,19 @@ class GPUSpawner(ChoosingSpawner):
         if self._request is None:
             self._request = await self._check(self.user_options)
         request = self._request
-        if not await tidying.finish(self.object_name):
+        if not await cleanup.finish(self.object_name):
             raise NotEnough(
-                N_(
+                lazy_gettext(
                     "An earlier start of this server isn't tidied up yet. "
                     "Please try again in a minute."
                 )
             )
-        await self._make_way(request)
+        await self._remove_leftovers(request)
         if request.gpus == 0:
             self._reservation = Reservation(self.holder, ())
             return
         self._since = self._since or self.shared.queue.since()
-        waiting = Waiting(self.holder, request, self._since, self._groups())
+        waiting = QueuedRequest(self.holder, request, self._since, self._groups())
         try:
             self._reservation = await self.shared.queue.wait(waiting, self.terms(), self._tell_turn)
         except asyncio.CancelledError:
@@ -164,11 +162,11 @@ class GPUSpawner(ChoosingSpawner):
                     return await self._start_once()
                 except (Contested, LimitRefused) as reason:
                     self.log.warning("Starting %s once more: %s", self._log_name, reason)
-            raise NotEnough(N_("Others were quicker each time. Please try again."))
+            raise NotEnough(lazy_gettext("Others were quicker each time. Please try again."))
         except asyncio.CancelledError:
             if time.monotonic() - began < self.start_timeout * 0.98:
                 raise  # the user gave up, not the clock
-            raise refusals.StartTimeout(self.start_timeout, self._last_lines()) from None
+            raise http_errors.StartTimeout(self.start_timeout, self._last_lines()) from None
         except Exception as error:
             raise self._translated(error) from error
 
@@ -179,11 +177,11 @@ class GPUSpawner(ChoosingSpawner):
         try:
             self._steps.say(20, form.granted(self._reservation.gpus))
             ip, port = await self._start_container()
-            self._steps.say(70, N_("Container started, waiting for JupyterLab"))
+            self._steps.say(70, lazy_gettext("Container started, waiting for JupyterLab"))
             await self._until_ready(ip, port)
         except BaseException as error:
             reservation, self._reservation = self._reservation, None
-            tidied = tidying.begin(
+            tidied = cleanup.begin(
                 self.object_name, self.docker, self.ledger, reservation, self._creating
             )
             if reservation.gpus:
@@ -202,7 +200,7 @@ class GPUSpawner(ChoosingSpawner):
     async def _start_container(self) -> tuple[str, int]:
         try:
             return await super().start()
-        except failures.UNREACHABLE as error:
+        except engine_errors.UNREACHABLE as error:
             # What an engine says of a container that ended isn't what its user wants to read.
             if self._output and await self._output.has_ended():
                 raise await self._death() from error
@@ -210,9 +208,9 @@ class GPUSpawner(ChoosingSpawner):
 
     async def _death(self) -> Exception:
         code = await self._in_thread(exit_code, self.client, self.container_id)
-        return refusals.died(code, self._last_lines())
+        return http_errors.died(code, self._last_lines())
 
-    async def _make_way(self, request: Request) -> None:
+    async def _remove_leftovers(self, request: Request) -> None:
         """Remove what is left of an earlier server, before its GPUs are counted as taken."""
         existing = await self.get_object()
         resumed = existing and not self.remove and request.gpus == 0 and await self._same(existing)
@@ -220,7 +218,7 @@ class GPUSpawner(ChoosingSpawner):
         left |= {existing["Id"]} if existing else set()
         for container_id in left - ({existing["Id"]} if resumed else set()):
             self.log.warning("Removing container %s, left by an earlier server", container_id[:12])
-            await tidying.remove(self.docker, container_id)
+            await cleanup.remove(self.docker, container_id)
         if not resumed:
             self.object_id = ""
 
@@ -232,11 +230,11 @@ class GPUSpawner(ChoosingSpawner):
         finally:
             self._planning = False
         image = await self.docker("inspect_image", plan["image"])
-        return tidying.can_resume(existing, plan, image["Id"])
+        return cleanup.can_resume(existing, plan, image["Id"])
 
     async def create_object(self) -> Any:
         """Create the container; from then on its labels hold the GPUs."""
-        self._steps.say(40, N_("Creating the container"))
+        self._steps.say(40, lazy_gettext("Creating the container"))
         self._creating = asyncio.ensure_future(super().create_object())
         # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
         created = await asyncio.shield(self._creating)
@@ -249,8 +247,8 @@ class GPUSpawner(ChoosingSpawner):
         container = await self.docker("inspect_container", self.container_id)
         uuids = self._reservation.uuids if self._reservation else frozenset()
         if set(granted_uuids(container)) != uuids:
-            raise refusals.failure(
-                N_("The container was created with other GPUs than were granted.")
+            raise http_errors.failure(
+                lazy_gettext("The container was created with other GPUs than were granted.")
             )
         user = container["Config"].get("User") or ""
         await self._in_thread(
@@ -270,7 +268,7 @@ class GPUSpawner(ChoosingSpawner):
             LeasingSpawner._refused_limits.add(name)
             raise LimitRefused(
                 f"this engine may not set c.GPUSpawner.ulimits[{name!r}] = {self.ulimits[name]}, "
-                f"so servers go without it from now on ({failures.explain(error)})"
+                f"so servers go without it from now on ({engine_errors.explain(error)})"
             ) from error
 
     async def _until_ready(self, ip: str, port: int) -> None:
@@ -291,12 +289,12 @@ class GPUSpawner(ChoosingSpawner):
         if isinstance(error, web.HTTPError):
             return error
         if isinstance(error, OverLimit):
-            return refusals.refusal(str(error), "limit", 403)
+            return http_errors.refusal(str(error), "limit", 403)
         if isinstance(error, NotEnough | Unknown):
             reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
-            return refusals.refusal(str(error), reason, 503)
+            return http_errors.refusal(str(error), reason, 503)
         self.log.error("Starting %s failed", self._log_name, exc_info=error)
-        return refusals.failure(failures.explain(error))
+        return http_errors.failure(engine_errors.explain(error))
 
     async def get_url(self) -> str:
         """Return where a running server is; asked by a hub that was killed while it started."""
@@ -321,17 +319,17 @@ class GPUSpawner(ChoosingSpawner):
         try:
             for container in await self._own_containers():
                 if self.remove or container["State"] == "created":
-                    tidying.remove_later(self.object_name, self.docker, container["Id"])
+                    cleanup.remove_later(self.object_name, self.docker, container["Id"])
                     self.object_id = ""
                 elif container["State"] not in RELEASED_STATES:
                     await self.docker("stop", container["Id"])
-            await tidying.finish(self.object_name)
-        except failures.UNREACHABLE as error:
+            await cleanup.finish(self.object_name)
+        except engine_errors.UNREACHABLE as error:
             self.log.warning("Container %s may remain: %s", self.object_name, error)
             if self.container_id and self.remove:
-                tidying.remove_later(self.object_name, self.docker, self.container_id)
+                cleanup.remove_later(self.object_name, self.docker, self.container_id)
         await maybe_future(super().run_post_stop_hook())
 
 
-def _waited(waiting: Waiting) -> float:
+def _waited(waiting: QueuedRequest) -> float:
     return round(max(0.0, time.time() - waiting.since), 1)

@@ -11,16 +11,17 @@ from weakref import WeakSet
 
 from tornado import web
 
-from . import journal
-from .allocation import GPU
-from .clock import Clock, Deadline
-from .leases import lease_of
+from .choices.limits import MAX_HOURS
+from .choices.options import MAX_SHOWN, Refused
+from .gpus.model import GPU
+from .i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
+from .i18n.phrases import clock_time, hours_words
+from .leases import audit_log
+from .leases.clock import Clock, Deadline
+from .leases.idleness import Idleness
+from .leases.labels import lease_of
+from .leases.term import LATE_WARNING_SECONDS, Step, Term
 from .leasing import LeasingSpawner
-from .limits import MAX_HOURS
-from .options import MAX_SHOWN, Refused
-from .reclaim import LATE_WARNING_SECONDS, Idleness, Step, Term
-from .sentences import N_, NN_, kept, restored
-from .words import clock_time, hours_words
 
 STATE = "gpuspawner"
 
@@ -67,7 +68,7 @@ class TimedSpawner(LeasingSpawner):
         ours = state.get(STATE) or {}
         self._notice = restored(ours.get("notice")) or ""
         if ours.get("waiting_since"):
-            self._notice = N_(
+            self._notice = lazy_gettext(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "
                 "place. Please start your server again."
             )
@@ -143,9 +144,9 @@ class TimedSpawner(LeasingSpawner):
         until = {"GPUSPAWNER_UNTIL": iso_time(self.until)} if self.until else {}
         return {**super().get_env(), **until}
 
-    def note(self, event: journal.Event, **facts: Any) -> None:
+    def note(self, event: audit_log.Event, **facts: Any) -> None:
         """Write a line for the administrator about this server's GPUs."""
-        journal.record(self.log, event, self.holder, **facts)
+        audit_log.record(self.log, event, self.holder, **facts)
 
     # -- What its user can do --------------------------------------------------------------------
 
@@ -160,10 +161,12 @@ class TimedSpawner(LeasingSpawner):
         """
         self._refuse_if_ending()
         if self._term is None:
-            raise Refused(N_("This server's time doesn't end, so there is nothing to extend."))
+            raise Refused(
+                lazy_gettext("This server's time doesn't end, so there is nothing to extend.")
+            )
         if waiting := len(self.shared.queue.waiting):
             raise Refused(
-                NN_(
+                lazy_ngettext(
                     "Nobody can extend while 1 other waits for GPUs. Your server's time ends at "
                     "%(time)s; save your work before.",
                     "Nobody can extend while %(num)s others wait for GPUs. Your server's time "
@@ -175,7 +178,7 @@ class TimedSpawner(LeasingSpawner):
             )
         if hours is not None and not 0 < hours <= MAX_HOURS:
             raise Refused(
-                N_(
+                lazy_gettext(
                     "hours must be more than 0 and at most %(most)s, got %(value)s.",
                     most=f"{MAX_HOURS:g}",
                     value=str(hours)[:MAX_SHOWN],
@@ -185,7 +188,7 @@ class TimedSpawner(LeasingSpawner):
         most = 3600 * (MAX_HOURS if self.hour_limit is None else self.hour_limit)
         if self._term.extend(seconds, most) < 1:
             raise Refused(
-                N_(
+                lazy_gettext(
                     "hours: your server has %(left)s left, and the limit is %(most)s.",
                     left=hours_words(self._term.deadline.remaining),
                     most=hours_words(most),
@@ -207,7 +210,7 @@ class TimedSpawner(LeasingSpawner):
 
     def _refuse_if_ending(self) -> None:
         if self._ending:
-            raise Refused(N_("It is too late: this server is being stopped."), 409)
+            raise Refused(lazy_gettext("It is too late: this server is being stopped."), 409)
 
     @classmethod
     def _servers_with_gpus(cls) -> list[Any]:
@@ -254,7 +257,7 @@ class TimedSpawner(LeasingSpawner):
             return
         self._end(
             "time limit",
-            N_(
+            lazy_gettext(
                 "Your server was stopped at %(time)s: its %(duration)s of GPU time were over. "
                 "Your files are kept.",
                 time=clock_time(self.clock.wall()),
@@ -275,7 +278,7 @@ class TimedSpawner(LeasingSpawner):
         minutes = self.idle_minutes + self.idle_warning_minutes
         self._end(
             "idle GPUs",
-            N_(
+            lazy_gettext(
                 "Your server was stopped at %(time)s: its GPUs did nothing for %(minutes)s "
                 "minutes, and others need them. Your files are kept.",
                 time=clock_time(self.clock.wall()),

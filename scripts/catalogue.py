@@ -15,7 +15,7 @@ from babel.messages.extract import extract_from_dir
 PACKAGE = Path(__file__).parent.parent / "gpuspawner"
 METHODS = [("**.py", "python"), ("**/templates/**.html", "jinja2")]
 OPTIONS = {"**/templates/**.html": {"trimmed": "true", "silent": "false"}}
-KEYWORDS = {"N_": None, "NN_": (1, 2), "marked": None, "_": None, "gettext": None}
+KEYWORDS = {"lazy_gettext": None, "lazy_ngettext": (1, 2), "N_": None, "_": None, "gettext": None}
 KEYWORDS |= {"ngettext": (1, 2)}
 # Lines longer than the file's others are harder to read than broken ones.
 WIDTH = 100
@@ -64,7 +64,7 @@ def renew(path: Path) -> polib.POFile:
 
 def main() -> int:
     """Write them anew."""
-    for path in sorted(PACKAGE.glob("locale/*/LC_MESSAGES/*.po")):
+    for path in sorted(PACKAGE.glob("i18n/locale/*/LC_MESSAGES/*.po")):
         found = renew(path)
         found.save(str(path))
         missing = len([entry for entry in found if not entry.translated()])

@@ -12,8 +12,8 @@ import docker
 import docker.errors
 from jupyterhub import app
 
+from gpuspawner.backends.docker.network import NetworkError, ensure_network
 from gpuspawner.doctor.surroundings import engine_folders
-from gpuspawner.network import NetworkError, ensure_network
 
 from .console import ROOT, RUN, Stop, finish, say
 from .ports import CONFIG, check_port, dashboard_port, hub_port, public_url

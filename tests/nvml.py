@@ -80,7 +80,7 @@ class Program:
 
     def read(self, state: State | None = None, **arguments: object) -> Any:
         """`inventory.read(**arguments)` in that process, after writing `state`."""
-        text = f"from gpuspawner import inventory; result = inventory.read(**{arguments!r})"
+        text = f"from gpuspawner.gpus import nvml; result = nvml.read(**{arguments!r})"
         return self.run(text, state)
 
 

@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import (
-    GPU,
-    POLICIES,
-    Holder,
-    Lease,
-    Request,
-    apply_leases,
-    choose,
-    explain,
-    model_counts,
-)
+from gpuspawner.gpus.allocation import POLICIES, apply_leases, choose, explain, model_counts
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 

@@ -23,9 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.__main__ import main
-from gpuspawner.building import base, bom, buildkit, checks, locks, reasons
-from gpuspawner.building.buildkit import BuildFailed
-from gpuspawner.building.recipe import (
+from gpuspawner.image_builder import base, bom, buildkit, checks, locks, reasons
+from gpuspawner.image_builder.buildkit import BuildFailed
+from gpuspawner.image_builder.recipe import (
     BuildingError,
     Recipe,
     network_files,
@@ -133,8 +133,8 @@ def test_a_machine_with_the_distributions_cas_hands_over_nothing(
 ) -> None:
     (tmp_path / "system.pem").write_bytes(b"all")
     (tmp_path / "own").mkdir()
-    monkeypatch.setattr("gpuspawner.building.recipe.SYSTEM_CA", tmp_path / "system.pem")
-    monkeypatch.setattr("gpuspawner.building.recipe.OWN_CAS", tmp_path / "own")
+    monkeypatch.setattr("gpuspawner.image_builder.recipe.SYSTEM_CA", tmp_path / "system.pem")
+    monkeypatch.setattr("gpuspawner.image_builder.recipe.OWN_CAS", tmp_path / "own")
     assert network_files({}) == {}
     (tmp_path / "own" / "company.crt").write_bytes(b"one")
     assert network_files({}) == {"ca.pem": b"all"}

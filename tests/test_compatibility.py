@@ -10,11 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Request
-from gpuspawner.compatibility import FLOOR, TOOLKIT_DRIVER, Fit, fit, lowest_driver, own_driver
-from gpuspawner.images import ImageVersion, catalogue, load_catalogue
-from gpuspawner.limits import Limits
-from gpuspawner.options import Choice, Refused, request
+from gpuspawner.choices.limits import Limits
+from gpuspawner.choices.options import Choice, Refused, request
+from gpuspawner.gpus.model import GPU, Request
+from gpuspawner.images.catalogue import ImageVersion, catalogue, load_catalogue
+from gpuspawner.images.compatibility import (
+    FLOOR,
+    TOOLKIT_DRIVER,
+    Fit,
+    fit,
+    lowest_driver,
+    own_driver,
+)
 
 SHIPPED = Path(__file__).parent.parent / "image" / "catalogue.yaml"
 A100, T4, V100, H100 = "NVIDIA A100", "Tesla T4", "Tesla V100", "NVIDIA H100"

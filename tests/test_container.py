@@ -11,7 +11,7 @@ import pytest
 import requests
 from docker.types import ContainerConfig, DeviceRequest, Ulimit
 
-from gpuspawner.container import (
+from gpuspawner.backends.docker.container_config import (
     asks_for_gpus,
     granted_uuids,
     join_device_requests,

@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
-from gpuspawner.allocation import GPU, Holder
 from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
 from gpuspawner.dashboard.monitor import Monitor, Picture
-from gpuspawner.i18n import ENGLISH, Language
-from gpuspawner.maintenance import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, apply_marks, marks_of
+from gpuspawner.gpus.model import GPU, Holder
+from gpuspawner.gpus.out_of_service import (
+    LABEL,
+    LABEL_BY,
+    LABEL_SINCE,
+    LABEL_WHY,
+    apply_marks,
+    marks_of,
+)
+from gpuspawner.i18n.languages import ENGLISH, Language
 
 from .dashboards import OPENAPI, check
 

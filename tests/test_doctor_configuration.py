@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.allocation import GPU
 from gpuspawner.doctor import configuration
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.doctor.loading import load
 from gpuspawner.doctor.traits import SPAWNER_VALUES, plain
-from gpuspawner.inventory import Inventory
+from gpuspawner.gpus.model import GPU
+from gpuspawner.gpus.nvml import Inventory
 from gpuspawner.settings import GPUSettings
 
 UUID = "GPU-00000000-0000-4000-8000-000000000001"

@@ -17,14 +17,14 @@ import docker
 import docker.errors
 import pytest
 
-from gpuspawner.allocation import GPU, Holder
+from gpuspawner.backends.docker.network import ensure_network
 from gpuspawner.doctor import containers, images, networks, trial
 from gpuspawner.doctor import engine as engines
 from gpuspawner.doctor.findings import Configuration, Context, Finding
-from gpuspawner.images import ImageVersion
-from gpuspawner.inventory import Inventory
-from gpuspawner.leases import LABEL_HUB, labels
-from gpuspawner.network import ensure_network
+from gpuspawner.gpus.model import GPU, Holder
+from gpuspawner.gpus.nvml import Inventory
+from gpuspawner.images.catalogue import ImageVersion
+from gpuspawner.leases.labels import LABEL_HUB, labels
 from gpuspawner.simulation.changes import parse
 
 from .hubs import REPOSITORY, free_port, until
@@ -366,7 +366,7 @@ def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> 
     error = docker.errors.APIError(
         "500", explanation='could not select device driver "nvidia" with capabilities: [[gpu]]'
     )
-    from gpuspawner.failures import explain
+    from gpuspawner.backends.docker.errors import explain
 
     told = containers._not_started(seen, explain(error))
     assert told.state == "failure"

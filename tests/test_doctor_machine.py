@@ -26,7 +26,7 @@ import pytest
 from gpuspawner.doctor import engine as engines
 from gpuspawner.doctor import gpus, surroundings, toolkit
 from gpuspawner.doctor.findings import Configuration, Context, Finding
-from gpuspawner.inventory import Inventory
+from gpuspawner.gpus.nvml import Inventory
 from gpuspawner.simulation import changes
 from gpuspawner.simulation.library import Binaries
 from gpuspawner.simulation.state import State, describe

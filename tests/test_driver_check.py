@@ -10,7 +10,7 @@ import pytest
 import requests
 from bs4 import BeautifulSoup
 
-from gpuspawner.openpages import RECENT_SECONDS
+from gpuspawner.choices.open_forms import RECENT_SECONDS
 from gpuspawner.simulation.state import State, describe
 
 from .hubs import Hub, until

@@ -13,8 +13,8 @@ import requests
 from jupyterhub.utils import AnyTimeoutError, format_exception
 from tornado import web
 
-from gpuspawner.failures import explain
-from gpuspawner.refusals import StartTimeout, died, failure, refusal
+from gpuspawner.backends.docker.errors import explain
+from gpuspawner.hub.http_errors import StartTimeout, died, failure, refusal
 
 # A sentence may hold what a user sent: signs of formatting and of HTML in it mean nothing.
 SENTENCE = 'image must be one of torch, got "100%s<b>{0}".'

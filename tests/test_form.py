@@ -15,17 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuspawner
-from gpuspawner.allocation import GPU, Holder, Request, State, explain
-from gpuspawner.form import granted, render
-from gpuspawner.i18n import ENGLISH, Language
-from gpuspawner.images import catalogue
-from gpuspawner.leases import View
-from gpuspawner.limits import Limits, without
-from gpuspawner.options import Choice, Refused, from_fields, parse, request
-from gpuspawner.order import Turn, Waiting, plan
-from gpuspawner.outlook import Outlook
-from gpuspawner.sentences import N_
-from gpuspawner.words import clock_time
+from gpuspawner.choices.forecast import Forecast
+from gpuspawner.choices.form import granted, render
+from gpuspawner.choices.limits import Limits, without
+from gpuspawner.choices.options import Choice, Refused, from_fields, parse, request
+from gpuspawner.gpus.allocation import explain
+from gpuspawner.gpus.model import GPU, Holder, Request, State
+from gpuspawner.i18n.languages import ENGLISH, Language
+from gpuspawner.i18n.lazy_text import lazy_gettext
+from gpuspawner.i18n.phrases import clock_time
+from gpuspawner.images.catalogue import catalogue
+from gpuspawner.leases.ledger import View
+from gpuspawner.scheduling.plan import QueuedRequest, Turn, plan
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 DRIVER = "570.133.20"
@@ -48,7 +49,7 @@ def host(*gpus: GPU, driver: str | None = DRIVER) -> View:
 
 
 FREE = host(gpu(0), gpu(1), gpu(2))
-TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": N_("taken")}
+TAKEN = {"state": "leased", "holder": Holder("bob"), "reason": lazy_gettext("taken")}
 MIXED = host(gpu(0), gpu(1, **TAKEN), gpu(2, T4))
 NO_DRIVER = host(driver=None)
 
@@ -64,29 +65,29 @@ def shown(
 ) -> str:
     """Return the form, with an empty queue before it."""
 
-    def foresee(choice: Choice) -> Outlook:
+    def forecast(choice: Choice) -> Forecast:
         seen = view or View(None, None, ())
         try:
             wanted = request(choice, limits, seen.gpus, seen.driver)
         except Refused as error:
-            return Outlook("no", choice.gpus or 0, refusal=str(error))
+            return Forecast("no", choice.gpus or 0, refusal=str(error))
         if not wanted.gpus:
-            return Outlook("now")
-        waiting = Waiting(Holder("you"), wanted, 0)
+            return Forecast("now")
+        waiting = QueuedRequest(Holder("you"), wanted, 0)
         turn = plan([waiting], seen.gpus, seen.leases, time.time())[0]
         if turn.gpus or not limits.waits:
             refusal = "" if turn.gpus else explain(wanted, seen.gpus)
-            return Outlook("now" if turn.gpus else "no", wanted.gpus, refusal=refusal)
+            return Forecast("now" if turn.gpus else "no", wanted.gpus, refusal=refusal)
         fitting = [gpu for gpu in seen.gpus if wanted.takes(gpu)]
         free = sum(gpu.state == "free" for gpu in fitting)
         taken = all(gpu.state == "leased" for gpu in fitting)
-        return Outlook("wait", wanted.gpus, turn, free, taken, wanted.model or "")
+        return Forecast("wait", wanted.gpus, turn, free, taken, wanted.model or "")
 
     return render(
         limits,
         last,
         view,
-        foresee,
+        forecast,
         language=language,
         trouble=trouble,
         notice=notice,
@@ -290,12 +291,12 @@ def test_what_is_taken_can_be_waited_for_and_says_for_how_long() -> None:
 
 def test_why_one_would_wait_is_said_and_no_more_than_that() -> None:
     def line(because: str, start: float | None, place: int, **more: Any) -> str:
-        turn = Turn(Waiting(Holder("you"), Request("torch", 2), 0), place, start, (), because)
+        turn = Turn(QueuedRequest(Holder("you"), Request("torch", 2), 0), place, start, (), because)
         html = render(
             LIMITS,
             Choice(gpus=2),
             FREE,
-            lambda choice: Outlook("wait", choice.gpus or 0, turn, **more),
+            lambda choice: Forecast("wait", choice.gpus or 0, turn, **more),
             keep=True,
         )
         return sentence(BeautifulSoup(html, "html.parser"))
@@ -474,7 +475,7 @@ def test_where_there_is_nothing_to_choose_there_is_no_form(limits: Limits, view:
     assert shown(limits, Choice(), view) == ""
 
 
-SCRIPT = (Path(gpuspawner.__file__).parent / "static" / "form.js").read_text()
+SCRIPT = (Path(gpuspawner.__file__).parent / "choices" / "static" / "form.js").read_text()
 HOSTILE = '%s "><script>alert(1)</script><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}'
 
 

@@ -15,21 +15,32 @@ import polib
 import pytest
 from bs4 import BeautifulSoup
 
-from gpuspawner import i18n, inventory, sentences, waiting, words
-from gpuspawner.allocation import Holder, Request
-from gpuspawner.i18n import ENGLISH, Language, language_for, languages
-from gpuspawner.maintenance import LABEL, LABEL_BY, LABEL_WHY, marks_of
-from gpuspawner.options import Choice, Refused
-from gpuspawner.order import Turn, Waiting
-from gpuspawner.sentences import N_, NN_, Sentence, kept, listed, restored, together
+import gpuspawner
+from gpuspawner.choices.options import Choice, Refused
+from gpuspawner.gpus import nvml
+from gpuspawner.gpus.model import Holder, Request
+from gpuspawner.gpus.out_of_service import LABEL, LABEL_BY, LABEL_WHY, marks_of
+from gpuspawner.i18n import lazy_text, phrases
+from gpuspawner.i18n.languages import ENGLISH, Language, language_for, languages
+from gpuspawner.i18n.lazy_text import (
+    Sentence,
+    kept,
+    lazy_gettext,
+    lazy_ngettext,
+    listed,
+    restored,
+    together,
+)
+from gpuspawner.scheduling import queue
+from gpuspawner.scheduling.plan import QueuedRequest, Turn
 from scripts import catalogue
 
 from . import test_dashboard_facts as board
 from . import test_form as forms
 
 CHINESE = language_for("zh-CN")
-PACKAGE = Path(i18n.__file__).parent
-CATALOGUES = sorted(PACKAGE.glob("locale/*/LC_MESSAGES/*.po"))
+PACKAGE = Path(gpuspawner.__file__).parent
+CATALOGUES = sorted(PACKAGE.glob("i18n/locale/*/LC_MESSAGES/*.po"))
 PLACE = re.compile(r"%\((\w+)\)s|\{(\w+)\}|(%%)")
 
 # ---- The catalogues ------------------------------------------------------------------------------
@@ -65,10 +76,12 @@ def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
-            if node.func.id not in ("N_", "NN_", "marked"):
+            if node.func.id not in ("lazy_gettext", "lazy_ngettext", "N_"):
                 continue
             first = node.args[0]
-            if (path.name, node.func.id) == ("pulling.py", "N_") and isinstance(first, ast.Name):
+            if (path.name, node.func.id) == ("pull.py", "lazy_gettext") and isinstance(
+                first, ast.Name
+            ):
                 continue  # one of REASONS, each of which is marked
             assert isinstance(first, ast.Constant), f"{path}:{node.lineno}"
             assert first.value in known, f"{path}:{node.lineno}"
@@ -112,7 +125,7 @@ def test_the_browser_says_which_language(header: str, tag: str) -> None:
 
 
 def test_a_sentence_is_english_text_everywhere_but_on_a_page() -> None:
-    held = waiting.over_user_limit(2, 1, 2)
+    held = queue.over_user_limit(2, 1, 2)
     assert held == str(held) == f"{held}" == json.loads(json.dumps(held)) == "".join([held])
     assert held.startswith("gpus is 2, your other servers have or wait for 1")
     assert CHINESE.say(held).startswith("gpus 为 2，您的其他服务器已占用或正在等待 1 个")
@@ -123,19 +136,19 @@ def test_a_sentence_is_english_text_everywhere_but_on_a_page() -> None:
     "copied", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))]
 )
 def test_a_copy_is_one_too(copied: Any) -> None:
-    sentence = words.hours_words(5400)
+    sentence = phrases.hours_words(5400)
     assert CHINESE.say(copied(sentence)) == CHINESE.say(sentence) == "1 小时30 分钟"
 
 
 def test_what_an_exception_says_is_still_one() -> None:
-    assert CHINESE.say(str(Refused(N_("Nobody waits.")))) == "没有人在排队。"
-    assert CHINESE.say(str(inventory.InventoryError(N_("Nobody waits.")))) == "没有人在排队。"
+    assert CHINESE.say(str(Refused(lazy_gettext("Nobody waits.")))) == "没有人在排队。"
+    assert CHINESE.say(str(nvml.InventoryError(lazy_gettext("Nobody waits.")))) == "没有人在排队。"
 
 
 def test_sentences_in_sentences_are_said_too() -> None:
-    turn = Turn(Waiting(Holder("ada"), Request("torch", 2), 0.0), 2, None)
-    assert words.turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
-    assert CHINESE.say(words.turn_words(turn)) == (
+    turn = Turn(QueuedRequest(Holder("ada"), Request("torch", 2), 0.0), 2, None)
+    assert phrases.turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
+    assert CHINESE.say(phrases.turn_words(turn)) == (
         "您在等 2 个 GPU，排在第 2 位。不知道何时会空闲：占用它们的服务器没有时限。"
     )
 
@@ -150,11 +163,13 @@ def test_a_list_in_words() -> None:
 
 
 def test_a_sentence_survives_the_hub_s_database() -> None:
-    sentence = together(N_("It is out of service: %(why)s", why="%s {x} 100%"), words.ordinal(3))
+    sentence = together(
+        lazy_gettext("It is out of service: %(why)s", why="%s {x} 100%"), phrases.ordinal(3)
+    )
     again = restored(json.loads(json.dumps(kept(sentence))))
     assert again == sentence
     assert CHINESE.say(again) == CHINESE.say(sentence) == "它已停用：%s {x} 100%第 3 "
-    counted = NN_("%(num)s GPU", "%(num)s GPUs", 2)
+    counted = lazy_ngettext("%(num)s GPU", "%(num)s GPUs", 2)
     assert CHINESE.say(restored(json.loads(json.dumps(kept(counted))))) == "2 个 GPU"
     assert restored(kept("plain")) == "plain"
 
@@ -172,7 +187,7 @@ def test_a_catalogue_that_is_wrong_is_english(translation: str) -> None:
         def gettext(self, message: str) -> str:
             return translation
 
-    sentence = sentences.N_("%(size)s GB", size="many")
+    sentence = lazy_text.lazy_gettext("%(size)s GB", size="many")
     assert Language("xx", Wrong()).say(sentence) == "many GB"
 
 
@@ -210,20 +225,20 @@ def forgotten(html: str, *names: str) -> list[str]:
     return left
 
 
-SILENT = N_("NVML didn't answer within %(seconds)s seconds.", seconds=9)
-COMPUTES = NN_("A process computes on it.", "%(num)s processes compute on it.", 2)
+SILENT = lazy_gettext("NVML didn't answer within %(seconds)s seconds.", seconds=9)
+COMPUTES = lazy_ngettext("A process computes on it.", "%(num)s processes compute on it.", 2)
 STATES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "free": (forms.LIMITS, forms.FREE, {}),
     "mixed": (forms.LIMITS, forms.MIXED, {}),
     "taken": (forms.LIMITS, forms.host(forms.gpu(0, until=4e9, **forms.TAKEN)), {}),
     "no driver": (forms.LIMITS, forms.NO_DRIVER, {}),
     "can't be read": (forms.LIMITS, None, {"trouble": SILENT}),
-    "stopped": (forms.LIMITS, forms.FREE, {"notice": N_("The server is stopped.")}),
+    "stopped": (forms.LIMITS, forms.FREE, {"notice": lazy_gettext("The server is stopped.")}),
     "odd": (
         forms.LIMITS,
         forms.host(
-            forms.gpu(0, state="unhealthy", reason=N_("Another GPU has the same UUID.")),
-            forms.gpu(1, state="mig", reason=N_("It is out of service.")),
+            forms.gpu(0, state="unhealthy", reason=lazy_gettext("Another GPU has the same UUID.")),
+            forms.gpu(1, state="mig", reason=lazy_gettext("It is out of service.")),
             forms.gpu(2, state="foreign", reason=COMPUTES),
         ),
         {},
@@ -262,7 +277,7 @@ def test_nothing_on_the_dashboard_is_left_in_english() -> None:
         board.gpu(0, ada, until=4e9),
         board.gpu(1, ben),
         board.gpu(2, state="excluded", reason=marks["GPU-2"].reason),
-        board.gpu(3, state="foreign", reason=N_("in use by a program outside the hub")),
+        board.gpu(3, state="foreign", reason=lazy_gettext("in use by a program outside the hub")),
         *(board.gpu(4 + n, state=state) for n, state in enumerate(("mig", "unhealthy", "unknown"))),
         queue=[board.waits(ada), board.waits(ben, model="A100", start=4e9)],
         leases=[board.lease(ada, "GPU-0", warned=True, idle_until=4e9), board.lease(ben, "GPU-1")],
@@ -271,7 +286,10 @@ def test_nothing_on_the_dashboard_is_left_in_english() -> None:
     for person in (board.BOSS, board.ADA):
         page = board.render(board.status(seen, person), BRACKETS)
         assert forgotten(page, "ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB") == []
-    for empty in ({"driver": None, "cuda": None}, {"at": 0.0, "trouble": N_("Nobody waits.")}):
+    for empty in (
+        {"driver": None, "cuda": None},
+        {"at": 0.0, "trouble": lazy_gettext("Nobody waits.")},
+    ):
         page = board.render(board.status(board.picture(**empty), board.BOSS), BRACKETS)
         assert forgotten(page) == []
 

@@ -17,9 +17,9 @@ from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from gpuspawner.__main__ import main
-from gpuspawner.building import bom
-from gpuspawner.building.checks import pins
-from gpuspawner.building.recipe import COMMON, recipes
+from gpuspawner.image_builder import bom
+from gpuspawner.image_builder.checks import pins
+from gpuspawner.image_builder.recipe import COMMON, recipes
 
 IMAGE = Path(__file__).parent.parent / "image"
 VERSIONS = recipes(IMAGE)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
-from gpuspawner.images import (
+from gpuspawner.images.catalogue import (
     MAX_TEXT,
     ImageVersion,
     catalogue,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.inventory import InventoryError
+from gpuspawner.gpus.nvml import InventoryError
 from gpuspawner.simulation.state import describe
 
 from .nvml import Program
@@ -257,9 +257,9 @@ def test_one_gpu(program: Program, scenario: Scenario) -> None:
 def test_every_needed_question_that_fails_makes_a_gpu_unknown(program: Program) -> None:
     """Whatever fails with whatever code, a GPU with a process on it never looks at rest."""
     functions = program.run(
-        "import pynvml, gpuspawner.inventory, re, inspect;"
+        "import pynvml, gpuspawner.gpus.nvml, re, inspect;"
         "result = sorted(set(re.findall(r'pynvml\\.(nvmlDevice\\w+)',"
-        " inspect.getsource(gpuspawner.inventory))))"
+        " inspect.getsource(gpuspawner.gpus.nvml))))"
     )
     assert "nvmlDeviceGetMigMode" in functions
     symbols = {"nvmlDeviceGetHandleByIndex": "nvmlDeviceGetHandleByIndex_v2"}

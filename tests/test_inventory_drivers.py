@@ -8,7 +8,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from gpuspawner.inventory import Inventory, InventoryError
+from gpuspawner.gpus.nvml import Inventory, InventoryError
 from gpuspawner.simulation.library import Binaries, build
 from gpuspawner.simulation.models import NOT_BEFORE_DRIVER_510
 from gpuspawner.simulation.state import State, describe
@@ -154,9 +154,7 @@ def test_an_nvidia_ml_py_that_gives_bytes(binaries: Binaries, tmp_path: Path) ->
     (tmp_path / "pynvml.py").write_text(source.replace(decorated, ""))
     with with_library(binaries.directory, tmp_path, PYTHONPATH=str(tmp_path)) as program:
         inventory = program.read(HOST)
-        assert (
-            program.run("result = inventory.pynvml.nvmlSystemGetDriverVersion()") == b"570.133.20"
-        )
+        assert program.run("result = nvml.pynvml.nvmlSystemGetDriverVersion()") == b"570.133.20"
     assert inventory.driver == "570.133.20"
     assert inventory.gpus[0].name == "NVIDIA A100-SXM4-40GB"
     assert inventory.gpus[0].uuid == HOST.gpus[0].uuid
@@ -192,9 +190,9 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
         program.read(HOST.with_gpu(0, fault="reset_required"))
         assert notes.read_text() == "+-", "a GPU is reset only when nobody holds it"
         program.read(HOST)
-        program.run("inventory.close()")
+        program.run("nvml.close()")
         assert notes.read_text() == "+--"
-        program.run("inventory.close()")
+        program.run("nvml.close()")
         assert notes.read_text() == "+--"
         program.read(HOST)
         with pytest.raises(InventoryError):
@@ -205,12 +203,12 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
 
 THREADS = """
 import threading
-from gpuspawner import inventory
+from gpuspawner.gpus import nvml
 seen, failures = [], []
 def work():
     try:
         for _ in range(50):
-            seen.append(tuple(gpu.state for gpu in inventory.read().gpus))
+            seen.append(tuple(gpu.state for gpu in nvml.read().gpus))
     except Exception as error:
         failures.append(repr(error))
 threads = [threading.Thread(target=work) for _ in range(4)]
@@ -231,15 +229,15 @@ def test_threads_may_read_at_once(program: Program) -> None:
 
 HANGING = """
 import threading
-from gpuspawner import inventory
-inventory.PATIENCE_SECONDS = 0.01
-thread = threading.Thread(target=inventory.read)
+from gpuspawner.gpus import nvml
+nvml.PATIENCE_SECONDS = 0.01
+thread = threading.Thread(target=nvml.read)
 thread.start()
-while not inventory._lock.locked():
+while not nvml._lock.locked():
     pass
 try:
-    inventory.read()
-except inventory.InventoryError as error:
+    nvml.read()
+except nvml.InventoryError as error:
     result = str(error)
 thread.join()
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuspawner.inventory import InventoryError
+from gpuspawner.gpus.nvml import InventoryError
 from gpuspawner.simulation.state import describe
 
 from .nvml import Program, compile_variant

@@ -26,10 +26,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpuspawner import tidying
-from gpuspawner.allocation import GPU, Holder, Request
-from gpuspawner.inventory import InventoryError
-from gpuspawner.leases import LABEL_GPUS, Contested, Ledger, NotEnough, Reservation, Unknown, labels
+from gpuspawner.backends.docker import cleanup
+from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.gpus.nvml import InventoryError
+from gpuspawner.leases.labels import LABEL_GPUS, labels
+from gpuspawner.leases.ledger import Contested, Ledger, NotEnough, Reservation, Unknown
 
 GPUS = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
 USERS = ("ann", "bob", "eve")
@@ -222,21 +223,21 @@ class Server:
     async def start(self, request: Request, patience: float) -> str:
         """What GPUSpawner.start does, in its order, without what isn't about GPUs."""
         for _ in range(CLAIM_ROUNDS):
-            if not await tidying.finish(self.hub.task_name(self.name)):
+            if not await cleanup.finish(self.hub.task_name(self.name)):
                 raise NotEnough("An earlier start of this server isn't tidied up yet.")
-            await self.make_way()
+            await self.remove_leftovers()
             try:
                 return await self.start_once(request, patience)
             except Contested:
                 continue
         raise NotEnough("Others were quicker each time.")
 
-    async def make_way(self) -> None:
+    async def remove_leftovers(self) -> None:
         try:
             existing = await self.hub.docker("inspect_container", self.name)
         except NotFound:
             return
-        await tidying.remove(self.hub.docker, existing["Id"])
+        await cleanup.remove(self.hub.docker, existing["Id"])
 
     async def start_once(self, request: Request, patience: float) -> str:
         hub, reservation, creating = self.hub, None, None
@@ -253,7 +254,7 @@ class Server:
             await hub.ledger.claim(created["Id"], reservation.uuids, patience)
             await hub.docker("start", created["Id"])
         except BaseException as error:
-            tidied = tidying.begin(
+            tidied = cleanup.begin(
                 hub.task_name(self.name), hub.docker, hub.ledger, reservation, creating
             )
             if isinstance(error, Exception):
@@ -276,14 +277,14 @@ class Hub:
         self.stopped: set[str] = set()
         self.newest = {"nvml": 0, "list_containers": 0}
         self.ledger = Ledger(self.list_containers, self.nvml)
-        self.sweeper = tidying.Sweeper()
+        self.reaper = cleanup.StaleContainerReaper()
 
     def docker(self, method: str, *arguments: Any, **options: Any) -> asyncio.Future[Any]:
         return self.machine.call(self, method, *arguments, **options)
 
     async def list_containers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = await self.docker("list_containers")
-        self.sweeper.sweep(self.docker, found, logging.getLogger("lease-machine"))
+        self.reaper.reap(self.docker, found, logging.getLogger("lease-machine"))
         return found
 
     async def nvml(self) -> Any:
@@ -300,8 +301,8 @@ class Hub:
     async def stop(self, container: dict[str, Any]) -> None:
         self.stopped.add(container["Id"])
         name = self.task_name(container["Name"])
-        tidying.remove_later(name, self.docker, container["Id"])
-        await tidying.finish(name)
+        cleanup.remove_later(name, self.docker, container["Id"])
+        await cleanup.finish(name)
 
     def task_name(self, name: str) -> str:
         """A name among this process's tasks, which don't outlive it."""
@@ -505,7 +506,7 @@ class Leases(RuleBasedStateMachine):
 
     def let_much_time_pass(self, which: int = 0) -> None:
         """So much that a container which never started belongs to a hub that died."""
-        self.loop.now += tidying.STALE_SECONDS + 100
+        self.loop.now += cleanup.STALE_SECONDS + 100
 
     # What always holds
 
@@ -668,7 +669,7 @@ def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: M
     creating = advance(machine, "create_container")
     first.task.cancel()
     second = start(hub)
-    machine.loop.now += tidying.PATIENCE_SECONDS + 1
+    machine.loop.now += cleanup.PATIENCE_SECONDS + 1
     machine.loop.settle()
     assert machine.calls == [creating]
     with pytest.raises(NotEnough, match="isn't tidied up yet"):
@@ -679,7 +680,7 @@ def test_a_removal_that_is_under_way_already_is_waited_for(machine: Machine) -> 
     hub = Hub(machine, "a", 1)
     machine.create_container("a-ann", labels(Holder("ann"), "torch", []), 0)
     (id,) = machine.containers
-    removals = [machine.loop.create_task(tidying.remove(hub.docker, id)) for _ in range(2)]
+    removals = [machine.loop.create_task(cleanup.remove(hub.docker, id)) for _ in range(2)]
     machine.loop.settle()
     first, second = machine.calls
     machine.act(first)
@@ -721,7 +722,7 @@ def test_a_container_that_was_started_after_all_is_left_alone(machine: Machine) 
         machine.loop.settle()
         if look == 1:
             machine.catch_up(5, other)
-            machine.loop.now += tidying.STALE_SECONDS + 100
+            machine.loop.now += cleanup.STALE_SECONDS + 100
     sweeping = None
     while sweeping is None:
         for call in [call for call in machine.calls if call.hub is other]:

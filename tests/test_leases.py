@@ -15,20 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Holder, Lease, Request
-from gpuspawner.leases import (
-    LABEL_GPUS,
-    LABEL_HUB,
-    LABEL_USER,
-    Contested,
-    Ledger,
-    NotEnough,
-    SharedRead,
-    Unknown,
-    lease_of,
-    leases_of,
-)
-from gpuspawner.leases import labels as labels_of
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.leases.labels import LABEL_GPUS, LABEL_HUB, LABEL_USER, lease_of, leases_of
+from gpuspawner.leases.labels import labels as labels_of
+from gpuspawner.leases.ledger import Contested, Ledger, NotEnough, SharedRead, Unknown
 
 ANN, BOB = Holder("ann"), Holder("bob", "second")
 ONE, TWO = Request("torch", 1), Request("torch", 2)

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from gpuspawner.live import HEADER
-from gpuspawner.openpages import Same, Watch
+from gpuspawner.choices.form_stream import HEADER
+from gpuspawner.choices.open_forms import ChangeWatcher, RenderCache
 
 from .hubs import WAITING, until
 from .looks import containers
@@ -134,7 +134,7 @@ def test_two_tabs_of_one_user_get_what_each_asked_for(make_hub):
 async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gpuspawner.openpages.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gpuspawner.choices.open_forms.LOOK_SECONDS", 0.01)
     seen, looks = ["free"], 0
 
     async def look() -> str:
@@ -142,7 +142,7 @@ async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_
         looks += 1
         return seen[0]
 
-    watch = Watch(look)
+    watch = ChangeWatcher(look)
     with watch.watching(), watch.watching():
         assert await watch.news(5)  # the first look
         waiting = [asyncio.ensure_future(watch.news(5)) for _ in range(3)]
@@ -160,7 +160,7 @@ async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_
 
 
 def test_what_many_are_told_is_made_once_while_nothing_changes() -> None:
-    same, made = Same(), []
+    same, made = RenderCache(), []
 
     def make(what: str) -> str:
         made.append(what)

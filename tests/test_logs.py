@@ -12,7 +12,7 @@ from docker.types import LogConfig
 from traitlets import TraitError
 from traitlets.config import Config
 
-from gpuspawner.container import with_log
+from gpuspawner.backends.docker.container_config import with_log
 from gpuspawner.spawner import GPUSpawner
 
 from .hubs import Hub, until

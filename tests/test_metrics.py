@@ -70,7 +70,7 @@ def test_metrics_tell_of_gpus_waits_starts_refusals_and_errors_and_of_no_user(ma
 
 
 def test_the_dashboard_names_nothing_that_the_module_does_not_define():
-    from gpuspawner import metrics
+    from gpuspawner.hub import metrics
 
     source = Path(metrics.__file__).read_text()
     for name in dashboard_names():

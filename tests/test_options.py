@@ -11,10 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Request
-from gpuspawner.images import catalogue
-from gpuspawner.limits import Limits
-from gpuspawner.options import (
+from gpuspawner.choices.limits import Limits
+from gpuspawner.choices.options import (
     MAX_KEY,
     Choice,
     Refused,
@@ -25,6 +23,8 @@ from gpuspawner.options import (
     remembered,
     request,
 )
+from gpuspawner.gpus.model import GPU, Request
+from gpuspawner.images.catalogue import catalogue
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 HOST = tuple(GPU(f"GPU-{n}", n, A100 if n < 3 else T4) for n in range(4))

@@ -19,7 +19,7 @@ import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.pulling import Progress, PullFailed, Pulls, Teller, split, why
+from gpuspawner.backends.docker.pull import Progress, PullFailed, Pulls, Teller, split, why
 
 RECORDED = Path(__file__).parent / "recorded"
 Event = Mapping[str, Any]

@@ -19,8 +19,17 @@ from hypothesis import strategies as st
 
 from bench import queue as bench
 from bench.queue import Job, Run, simulate
-from gpuspawner.allocation import GPU, POLICIES, Holder, Lease, Request, apply_leases, choose
-from gpuspawner.order import FAIR_SECONDS, ORDERS, Standing, Turn, Waiting, by_share, plan
+from gpuspawner.gpus.allocation import POLICIES, apply_leases, choose
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.scheduling.plan import (
+    FAIR_SECONDS,
+    ORDERS,
+    QueuedRequest,
+    QueueSnapshot,
+    Turn,
+    by_share,
+    plan,
+)
 
 from .test_allocation import A100, T4, host, requests
 
@@ -35,11 +44,11 @@ def waits(
     model: str | None = None,
     groups: str = "",
     since: float = 0,
-) -> Waiting:
+) -> QueuedRequest:
     """One in the queue; of several whose `since` is the same the first name comes first."""
     seconds = None if hours is None else hours * HOUR
     request = Request("torch", gpus, model, seconds=seconds)
-    return Waiting(Holder(user), request, NOW - HOUR + since, frozenset(groups.split()))
+    return QueuedRequest(Holder(user), request, NOW - HOUR + since, frozenset(groups.split()))
 
 
 def holds(user: str, indexes: str, hours: float | None = None, groups: str = "") -> Lease:
@@ -69,7 +78,7 @@ class Scenario:
 
     name: str
     gpus: str
-    queue: list[Waiting]
+    queue: list[QueuedRequest]
     expected: list[str]
     leases: list[Lease] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
@@ -360,13 +369,13 @@ def days(
         uses = unit * draw(st.integers(1, length)) if early else unit * length
         request = Request("torch", min([draw(st.sampled_from(counts)), *most]), model)
         holder = Holder(draw(st.sampled_from("abc")), f"{number:02}")
-        waiting = Waiting(holder, replace(request, seconds=seconds), since, members)
+        waiting = QueuedRequest(holder, replace(request, seconds=seconds), since, members)
         jobs.append(Job(waiting, uses))
     return Hosts(gpus, jobs, limits)
 
 
 @dataclass
-class Watch:
+class ChangeWatcher:
     """Decides as the hub does, and keeps what everybody was told each time."""
 
     day: Hosts
@@ -419,7 +428,7 @@ def start(turn: Turn) -> float:
 
 @given(days(early=True, endless=True), orders, policies)
 def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, policy: str) -> None:
-    runs = Watch(day, order, policy).run()
+    runs = ChangeWatcher(day, order, policy).run()
     assert sorted(run.job.waiting.holder for run in runs) == sorted(
         job.waiting.holder for job in day.jobs
     )
@@ -439,7 +448,7 @@ def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, po
 def test_nobody_starts_later_than_first_told_while_all_use_their_time(
     day: Hosts, policy: str
 ) -> None:
-    watch = Watch(day, policy=policy)
+    watch = ChangeWatcher(day, policy=policy)
     watch.run()
     for turns in watch.told().values():
         starts = [start(turn) for turn in turns]
@@ -449,14 +458,14 @@ def test_nobody_starts_later_than_first_told_while_all_use_their_time(
 
 @given(days(early=True, endless=True, letters="aatFS"), policies)
 def test_one_more_is_told_what_the_whole_plan_would_say(day: Hosts, policy: str) -> None:
-    """Pages ask `Standing`, which books one more after those who wait, and plans nothing anew."""
+    """Pages ask `QueueSnapshot`, which books one more behind those who wait, without a new plan."""
 
-    class Asking(Watch):
+    class Asking(ChangeWatcher):
         def decide(self, queue: Any, gpus: Any, leases: Any, now: float) -> list[Any]:
             if not queue:
                 return []
             *others, last = sorted(queue, key=lambda each: (each.since, each.holder))
-            standing = Standing(others, gpus, leases, now, day.limits)
+            standing = QueueSnapshot(others, gpus, leases, now, day.limits)
             turn = standing.turn_of(last, day.limits)
             assert standing.turn_of(last, day.limits) == turn  # to ask books nothing
             granted = super().decide(queue, gpus, leases, now)
@@ -480,14 +489,14 @@ def _could_run(job: Job, day: Hosts) -> bool:
 def test_one_more_whose_group_is_under_a_stricter_rule_takes_a_new_plan() -> None:
     first, second = waits("a", 1, 1, since=-60), waits("b", 1, 1)
     lease = holds("x", "0", 1)
-    standing = Standing([first], host("a"), [lease], NOW, {"g": 2})
+    standing = QueueSnapshot([first], host("a"), [lease], NOW, {"g": 2})
     member = replace(second, groups=frozenset("g"))
     assert standing.turn_of(member, {"g": 2}) is not None
     assert standing.turn_of(member, {"g": 1}) is None
     assert standing.turn_of(member, {"other": 1}) is None
     assert standing.turn_of(replace(second, since=first.since - 1), {}) is None
     # Who gets GPUs now isn't booked yet as they will be.
-    assert Standing([first], host("aa"), [lease], NOW, {}).turn_of(second, {}) is None
+    assert QueueSnapshot([first], host("aa"), [lease], NOW, {}).turn_of(second, {}) is None
 
 
 def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:
@@ -506,7 +515,7 @@ def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:
         for number, (hour, gpus, model, hours) in enumerate(asked)
     ]
     jobs = [Job(each, each.request.seconds or 0) for each in queue]
-    watch = Watch(Hosts(host("atatat"), jobs, {}), policy="spread")
+    watch = ChangeWatcher(Hosts(host("atatat"), jobs, {}), policy="spread")
     watch.run()
     for turns in watch.told().values():
         assert {turn.start for turn in turns} == {turns[0].start}
@@ -516,7 +525,7 @@ def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:
 def test_the_first_never_starts_later_than_told_however_early_others_end(
     day: Hosts, policy: str
 ) -> None:
-    watch = Watch(day, policy=policy)
+    watch = ChangeWatcher(day, policy=policy)
     watch.run()
     for turns in watch.told().values():
         starts = [start(turn) for turn in turns if turn.place == 1]
@@ -527,7 +536,7 @@ def test_the_first_never_starts_later_than_told_however_early_others_end(
 def test_nobody_starts_later_than_told_where_all_want_one_gpu_of_one_model(
     day: Hosts, policy: str
 ) -> None:
-    watch = Watch(day, policy=policy)
+    watch = ChangeWatcher(day, policy=policy)
     watch.run()
     for turns in watch.told().values():
         starts = [start(turn) for turn in turns]
@@ -538,7 +547,7 @@ def test_nobody_starts_later_than_told_where_all_want_one_gpu_of_one_model(
 def test_nobody_waits_longer_than_if_all_before_ran_one_by_one(day: Hosts, policy: str) -> None:
     """However the others end, that is as bad as it gets: a large request isn't passed for ever."""
     before: list[Run] = []
-    for run in sorted(Watch(day, policy=policy).run(), key=by_time):
+    for run in sorted(ChangeWatcher(day, policy=policy).run(), key=by_time):
         joined = run.job.waiting.since
         left = [asked(other) - max(joined - other.start, 0) for other in before]
         assert run.wait <= sum(max(each, 0) for each in left) + 1e-3
@@ -547,16 +556,16 @@ def test_nobody_waits_longer_than_if_all_before_ran_one_by_one(day: Hosts, polic
 
 @given(days(gaps=[1, 1, 2, 5]), policies)
 def test_who_is_first_starts_when_it_would_if_nobody_came_after(day: Hosts, policy: str) -> None:
-    among = sorted(Watch(day, policy=policy).run(), key=by_time)
+    among = sorted(ChangeWatcher(day, policy=policy).run(), key=by_time)
     number = next((n for n, run in enumerate(among) if run.wait > 0), 0)
     jobs = [run.job for run in among[: number + 1]]
-    alone = sorted(Watch(replace(day, jobs=jobs), policy=policy).run(), key=by_time)
+    alone = sorted(ChangeWatcher(replace(day, jobs=jobs), policy=policy).run(), key=by_time)
     assert among[number].start == alone[number].start
 
 
 @given(days(early=True, endless=True, counts=[1, 2]), policies)
 def test_who_asks_for_the_same_is_served_in_the_order_of_coming(day: Hosts, policy: str) -> None:
-    served = sorted(Watch(day, policy=policy).run(), key=by_time)
+    served = sorted(ChangeWatcher(day, policy=policy).run(), key=by_time)
     for run, later in combinations(served, 2):
         first, second = run.job.waiting, later.job.waiting
         if (first.request, first.groups) == (second.request, second.groups):
@@ -569,7 +578,7 @@ class Moment:
 
     gpus: list[GPU]
     leases: list[Lease]
-    queue: list[Waiting]
+    queue: list[QueuedRequest]
     limits: dict[str, int]
 
     def plan(self, order: str = "fifo", policy: str = "pack") -> tuple[Turn, ...]:
@@ -602,7 +611,7 @@ def moments(draw: st.DrawFn) -> Moment:
             Lease(Holder(draw(st.sampled_from("abx")), f"l{number}"), held, end, draw(members))
         )
     queue = [
-        Waiting(
+        QueuedRequest(
             Holder(draw(st.sampled_from("abc")), str(number)),
             replace(draw(requests), seconds=draw(spans)),
             NOW - FAIR_SECONDS * draw(st.integers(0, 4)),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.readiness import Steps, answers
+from gpuspawner.backends.docker.readiness import answers
+from gpuspawner.hub.progress import Steps
 
 # How long a server is waited for, where that isn't the point; and how long a test waits for that.
 LONG, PATIENCE = 3600, 20

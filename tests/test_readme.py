@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.__main__ import SUBCOMMANDS
-from gpuspawner.allocation import GPU
-from gpuspawner.leases import LABEL_GPUS, LABEL_IMAGE, LABEL_SERVER, LABEL_USER
-from gpuspawner.options import Choice
+from gpuspawner.choices.options import Choice
+from gpuspawner.gpus.model import GPU
+from gpuspawner.gpus.reader import Survey
+from gpuspawner.leases.labels import LABEL_GPUS, LABEL_IMAGE, LABEL_SERVER, LABEL_USER
+from gpuspawner.list_gpus import as_json
 from gpuspawner.settings import GPUSettings
-from gpuspawner.status import as_json
-from gpuspawner.survey import Survey
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BYTES = {"8G": 8 * 1024**3}

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.allocation import GPU
-from gpuspawner.clock import Clock, Deadline
-from gpuspawner.reclaim import STEADY_MEMORY_MIB, Idleness, Term
+from gpuspawner.gpus.model import GPU
+from gpuspawner.leases.clock import Clock, Deadline
+from gpuspawner.leases.idleness import STEADY_MEMORY_MIB, Idleness
+from gpuspawner.leases.term import Term
 
 HOUR = 3600.0
 DAY = 24 * HOUR

@@ -6,8 +6,8 @@ import docker.errors
 import pytest
 from bs4 import BeautifulSoup
 
-from gpuspawner import shelf
-from gpuspawner.shelf import Shelf
+from gpuspawner.images import local_images
+from gpuspawner.images.local_images import LocalImages
 
 
 class Engine:
@@ -29,7 +29,7 @@ class Engine:
 
 async def test_what_the_engine_does_not_know_is_missing_and_is_asked_for_once() -> None:
     engine = Engine("a")
-    images = Shelf(engine.inspect)
+    images = LocalImages(engine.inspect)
     assert await images.missing({"a", "b"}) == {"b"}
     assert await images.missing({"a", "b"}) == {"b"}
     assert sorted(engine.asked) == ["a", "b"]
@@ -37,17 +37,17 @@ async def test_what_the_engine_does_not_know_is_missing_and_is_asked_for_once() 
 
 async def test_after_a_while_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
-    images = Shelf(engine.inspect)
+    images = LocalImages(engine.inspect)
     assert await images.missing({"a"}) == {"a"}
     engine.there.add("a")
-    monkeypatch.setattr(shelf, "KNOWN_SECONDS", -1.0)
+    monkeypatch.setattr(local_images, "KNOWN_SECONDS", -1.0)
     assert await images.missing({"a"}) == frozenset()
 
 
 async def test_where_the_engine_cannot_be_asked_nothing_is_called_missing() -> None:
     engine = Engine()
     engine.away = True
-    assert await Shelf(engine.inspect).missing({"a"}) == frozenset()
+    assert await LocalImages(engine.inspect).missing({"a"}) == frozenset()
 
 
 @pytest.mark.engine

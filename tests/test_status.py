@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gpuspawner.allocation import GPU, Holder
-from gpuspawner.status import as_text
-from gpuspawner.survey import Survey
+from gpuspawner.gpus.model import GPU, Holder
+from gpuspawner.gpus.reader import Survey
+from gpuspawner.list_gpus import as_text
 
 
 def test_a_name_cannot_tell_the_administrator_s_terminal_what_to_do() -> None:

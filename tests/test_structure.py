@@ -57,24 +57,43 @@ def all_that_loads(module: str, seen: frozenset[str] = frozenset()) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", ["allocation", "sentences"])
+@pytest.mark.parametrize("module", ["gpus.allocation", "gpus.model", "i18n.lazy_text"])
 def test_what_decides_and_its_words_load_only_the_standard_library(module: str) -> None:
     assert top(all_that_loads(module)) - {"gpuspawner", ""} <= sys.stdlib_module_names
-    assert ours(imports(module)) <= {"sentences"}
+    assert ours(imports(module)) <= {"i18n.lazy_text", "gpus.model"}
 
 
 def test_only_the_inventory_imports_pynvml() -> None:
-    assert [name for name in MODULES if "pynvml" in top(imports(name))] == ["inventory"]
+    assert [name for name in MODULES if "pynvml" in top(imports(name))] == ["gpus.nvml"]
 
 
-@pytest.mark.parametrize("module", ["options", "images", "form", "allocation", "order", "leases"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "choices.options",
+        "images.catalogue",
+        "choices.form",
+        "gpus.allocation",
+        "scheduling.plan",
+        "leases.ledger",
+    ],
+)
 def test_what_serves_many_hosts_as_well_loads_no_engine(module: str) -> None:
     assert not top(all_that_loads(module)) & {"docker", "dockerspawner", "jupyterhub", "pynvml"}
 
 
-@pytest.mark.parametrize("module", ["inventory", "images", "container", "readiness", "volumes"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "gpus.nvml",
+        "images.catalogue",
+        "backends.docker.container_config",
+        "backends.docker.readiness",
+        "backends.docker.volumes",
+    ],
+)
 def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> None:
-    assert ours(all_that_loads(module)) <= {"sentences", "judgement"}
+    assert ours(all_that_loads(module)) <= {"i18n.lazy_text", "gpus.state"}
 
 
 def test_the_simulation_imports_nothing_of_ours() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.control import ask as ask_hub
+from gpuspawner.hub.control_socket import ask as ask_hub
 
 from .hubs import WAITING, until
 from .looks import containers, free_gpus, inside

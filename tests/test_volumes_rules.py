@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.volumes import Volume, check_courses, check_home, check_template, mounted
+from gpuspawner.backends.docker.volumes import (
+    Volume,
+    check_courses,
+    check_home,
+    check_template,
+    mounted,
+)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuspawner.allocation import GPU, Holder, Request
-from gpuspawner.leases import Ledger, NotEnough, Reservation, Unknown, labels
-from gpuspawner.order import Turn, Waiting
-from gpuspawner.waiting import OverLimit, Queue, Rules, Terms
+from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.leases.labels import labels
+from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation, Unknown
+from gpuspawner.scheduling.plan import QueuedRequest, Turn
+from gpuspawner.scheduling.queue import OverLimit, Queue, QueueSettings, RequestLimits
 
 GPUS = 4
 
@@ -70,18 +71,22 @@ class Endings:
             notice()
 
 
-def make(rules: Rules | None = None) -> tuple[Engine, Ledger, Queue, Endings]:
+def make(rules: QueueSettings | None = None) -> tuple[Engine, Ledger, Queue, Endings]:
     engine, endings = Engine(), Endings()
     ledger = Ledger(engine.list, engine.read)
-    return engine, ledger, Queue(ledger, rules or Rules(), endings), endings
+    return engine, ledger, Queue(ledger, rules or QueueSettings(), endings), endings
 
 
 def joins(
-    queue: Queue, user: str, gpus: int, terms: Terms | None = None, told: list[Any] | None = None
+    queue: Queue,
+    user: str,
+    gpus: int,
+    terms: RequestLimits | None = None,
+    told: list[Any] | None = None,
 ) -> asyncio.Task[Reservation]:
-    waiting = Waiting(Holder(user), Request("image", gpus, seconds=3600), queue.since())
+    waiting = QueuedRequest(Holder(user), Request("image", gpus, seconds=3600), queue.since())
     told = [] if told is None else told
-    return asyncio.ensure_future(queue.wait(waiting, terms or Terms(), told.append))
+    return asyncio.ensure_future(queue.wait(waiting, terms or RequestLimits(), told.append))
 
 
 async def settle() -> None:
@@ -136,29 +141,29 @@ async def test_the_engine_is_listened_to_and_looked_at_only_while_somebody_waits
 
 
 async def test_a_queue_of_its_length_is_full_and_no_wait_is_no_wait():
-    engine, ledger, queue, _ = make(Rules(length=2))
+    engine, ledger, queue, _ = make(QueueSettings(length=2))
     engine.start(ledger, await joins(queue, "ada", 4))
     waiting = [joins(queue, "ben", 1), joins(queue, "cyd", 1)]
     await settle()
     with pytest.raises(NotEnough, match="The queue is full: 2 wait already"):
         await joins(queue, "dan", 1)
     with pytest.raises(NotEnough, match=r"0 of 4 are free now \(4 in use\)"):
-        await joins(queue, "eve", 1, Terms(longest=0))
+        await joins(queue, "eve", 1, RequestLimits(longest=0))
     waiting[0].cancel()
     await asyncio.wait(waiting[:1])
     with pytest.raises(NotEnough, match="which is the longest wait here"):
-        await joins(queue, "fay", 1, Terms(longest=0.01))
+        await joins(queue, "fay", 1, RequestLimits(longest=0.01))
     waiting[1].cancel()
 
 
 async def test_a_user_over_the_limit_is_refused_whatever_comes_first():
     """Two servers of one user ask in the same moment; each alone would be within the limit."""
     _, _, queue, _ = make()
-    terms = Terms(user_limit=3)
+    terms = RequestLimits(user_limit=3)
     asks = [
         asyncio.ensure_future(
             queue.wait(
-                Waiting(Holder("ada", name), Request("image", 2), queue.since()), terms, print
+                QueuedRequest(Holder("ada", name), Request("image", 2), queue.since()), terms, print
             )
         )
         for name in ("one", "two")
@@ -189,7 +194,7 @@ def test_no_gpu_is_held_twice_and_in_the_end_all_who_stayed_were_served(
 
 
 async def _run(actions: list[tuple[str, int]], order: str) -> None:
-    engine, ledger, queue, endings = make(Rules(order=order))
+    engine, ledger, queue, endings = make(QueueSettings(order=order))
     tasks: list[asyncio.Task[Reservation]] = []
     served: dict[asyncio.Task[Reservation], str] = {}
 
@@ -254,8 +259,8 @@ async def test_who_cannot_be_told_fails_alone():
     def broken(_: Any) -> None:
         raise RuntimeError("ben's own secret")
 
-    wanted = Waiting(Holder("ben"), Request("image", 1, seconds=3600), queue.since())
-    ben = asyncio.ensure_future(queue.wait(wanted, Terms(), broken))
+    wanted = QueuedRequest(Holder("ben"), Request("image", 1, seconds=3600), queue.since())
+    ben = asyncio.ensure_future(queue.wait(wanted, RequestLimits(), broken))
     cyd = joins(queue, "cyd", 1, told=told)
     with pytest.raises(RuntimeError, match="secret"):
         await ben

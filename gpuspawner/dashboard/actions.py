@@ -14,8 +14,10 @@ import docker.errors
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httputil import url_concat
 
-from .. import control, failures, maintenance
-from ..sentences import N_, restored
+from ..backends.docker import errors as engine_errors
+from ..gpus import out_of_service
+from ..hub import control_socket
+from ..i18n.lazy_text import lazy_gettext, restored
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
@@ -64,12 +66,14 @@ class Actions:
         self, person: Person, what: str, user: str, server: str, **more: Any
     ) -> dict[str, Any]:
         if not (person.administrator or person.is_user(user)):
-            raise Refusal(403, N_("This is somebody else's server."))
+            raise Refusal(403, lazy_gettext("This is somebody else's server."))
         question = {"do": what, "user": user, "server": server, **more}
         try:
-            answer = await control.ask(self.socket, question)
+            answer = await control_socket.ask(self.socket, question)
         except (OSError, ValueError, asyncio.TimeoutError):
-            raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
+            raise Refusal(
+                503, lazy_gettext("JupyterHub doesn't answer. Please try again.")
+            ) from None
         if "error" in answer:
             raise Refusal(
                 int(answer.get("status", 500)), restored(answer.get("sentence")) or answer["error"]
@@ -97,7 +101,9 @@ class Actions:
         except HTTPClientError as error:
             raise _hub_refusal(error) from None
         except OSError:
-            raise Refusal(503, N_("JupyterHub doesn't answer. Please try again.")) from None
+            raise Refusal(
+                503, lazy_gettext("JupyterHub doesn't answer. Please try again.")
+            ) from None
         await self.monitor.refresh()
 
     async def leave(self, person: Person, token: str, user: str, server: str) -> None:
@@ -108,27 +114,27 @@ class Actions:
         """
         answer = await self._ask(person, "status", user, server)
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
-            words = N_("It doesn't wait any more: it has got its GPUs, or was given up.")
+            words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
             raise Refusal(409, words)
         await self.stop(token, user, server)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service."""
         await self._mark(
-            person, uuid, lambda client: maintenance.take_out(client, uuid, person.name, why)
+            person, uuid, lambda client: out_of_service.take_out(client, uuid, person.name, why)
         )
 
     async def put_back(self, person: Person, uuid: str) -> None:
         """Put a GPU into service again."""
-        await self._mark(person, uuid, lambda client: maintenance.put_back(client, uuid))
+        await self._mark(person, uuid, lambda client: out_of_service.put_back(client, uuid))
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
-            raise Refusal(403, N_("Only an administrator can do that."))
+            raise Refusal(403, lazy_gettext("Only an administrator can do that."))
         picture = await self.monitor.picture()
         # One that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
-            raise Refusal(404, N_("This machine has no such GPU."))
+            raise Refusal(404, lazy_gettext("This machine has no such GPU."))
 
         def run() -> None:
             client = docker.from_env(timeout=ENGINE_SECONDS, version="auto")
@@ -139,8 +145,8 @@ class Actions:
 
         try:
             await asyncio.get_running_loop().run_in_executor(None, run)
-        except failures.UNREACHABLE as error:
-            raise Refusal(503, failures.explain(error)) from None
+        except engine_errors.UNREACHABLE as error:
+            raise Refusal(503, engine_errors.explain(error)) from None
         await self.monitor.refresh()
 
 
@@ -148,12 +154,12 @@ def _hub_refusal(error: HTTPClientError) -> Refusal:
     """Return what the hub says of a request that it refused."""
     if error.code in (403, 404):
         # The hub doesn't tell either which servers others have.
-        mine = N_("There is no such server that runs or waits, or it isn't yours.")
+        mine = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
         return Refusal(404, mine)
     try:
         words = str(json.loads(error.response.body)["message"]) if error.response else ""
     except (ValueError, KeyError, TypeError):
         words = ""
     if error.code == 599 or not words:
-        return Refusal(503, N_("JupyterHub doesn't answer. Please try again."))
+        return Refusal(503, lazy_gettext("JupyterHub doesn't answer. Please try again."))
     return Refusal(error.code, words)

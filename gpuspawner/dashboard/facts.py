@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from ..allocation import GPU, Holder
-from ..maintenance import Mark
+from ..gpus.model import GPU, Holder
+from ..gpus.out_of_service import Mark
 from .history import SECONDS_PER_POINT
 from .monitor import Picture
 

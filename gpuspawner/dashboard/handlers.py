@@ -11,8 +11,8 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
-from ..i18n import Language, language_for
-from ..sentences import N_
+from ..i18n.languages import Language, language_for
+from ..i18n.lazy_text import lazy_gettext
 from . import pages
 from .actions import Actions, Refusal
 from .facts import Person, moment, status
@@ -146,25 +146,25 @@ class Page(Handler):
         gpu = self.get_body_argument("gpu", "")
         if what == "extend":
             await self.actions.extend(self.person, user, server)
-            return N_("The server has more time.")
+            return lazy_gettext("The server has more time.")
         if what == "here":
             await self.actions.here(self.person, user, server)
-            return N_("The server's GPUs stay yours.")
+            return lazy_gettext("The server's GPUs stay yours.")
         if what == "stop":
             await self.actions.stop(self.token, user, server)
-            return N_("The server is stopped.")
+            return lazy_gettext("The server is stopped.")
         if what == "leave":
             await self.actions.leave(self.person, self.token, user, server)
             if self.person.is_user(user):
-                return N_("You have left the queue.")
-            return N_("%(name)s doesn't wait any more.", name=user)
+                return lazy_gettext("You have left the queue.")
+            return lazy_gettext("%(name)s doesn't wait any more.", name=user)
         if what == "out-of-service":
             await self.actions.take_out(self.person, gpu, self.get_body_argument("why", ""))
-            return N_("The GPU is out of service. Nothing new is placed on it.")
+            return lazy_gettext("The GPU is out of service. Nothing new is placed on it.")
         if what == "in-service":
             await self.actions.put_back(self.person, gpu)
-            return N_("The GPU is in service again.")
-        raise Refusal(400, N_("That can't be done here."))
+            return lazy_gettext("The GPU is in service again.")
+        raise Refusal(400, lazy_gettext("That can't be done here."))
 
 
 class Live(Handler):

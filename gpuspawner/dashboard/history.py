@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from ..allocation import GPU
+from ..gpus.model import GPU
 
 MINUTES = 10
 SECONDS_PER_POINT = 10

@@ -12,11 +12,13 @@ from typing import Any
 
 import docker
 
-from .. import control, failures
-from ..allocation import GPU
-from ..leases import LABEL_GPUS, LABEL_HUB, RELEASED_STATES, Ledger, Unknown, lease_of
-from ..maintenance import FILTER, Mark, MarkedSurveyor
-from ..survey import Surveyor
+from ..backends.docker import errors as engine_errors
+from ..gpus.model import GPU
+from ..gpus.out_of_service import FILTER, InServiceReader, Mark
+from ..gpus.reader import Reader
+from ..hub import control_socket
+from ..leases.labels import LABEL_GPUS, LABEL_HUB, RELEASED_STATES, lease_of
+from ..leases.ledger import Ledger, Unknown
 from .history import History
 
 PERIOD_SECONDS = 2.0
@@ -83,8 +85,8 @@ class Host:
     def _read_as(self, settings: Mapping[str, Any]) -> None:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
-        self._survey = MarkedSurveyor(Surveyor(NVML_SECONDS, **settings), self._list_volumes)
-        self._ledger = Ledger(self._list_containers, self._survey, failures.explain_unread)
+        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_volumes)
+        self._ledger = Ledger(self._list_containers, self._survey, engine_errors.explain_unread)
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
@@ -111,7 +113,7 @@ class Host:
 
     async def _ask_hub(self) -> tuple[Mapping[str, Any] | None, str]:
         try:
-            answer = await control.ask(self._socket, {"do": "status"})
+            answer = await control_socket.ask(self._socket, {"do": "status"})
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             return None, f"{type(error).__name__}: {error}"
         if "queue" not in answer or "leases" not in answer:

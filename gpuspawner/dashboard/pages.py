@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from ..i18n import Language, finalize
+from ..i18n.languages import Language, finalize
 
 # Of a GPU's little picture.
 WIDTH, HEIGHT = 120, 24

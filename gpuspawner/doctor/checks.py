@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from . import configuration, containers, engine, gpus, images, networks, surroundings, toolkit
+from . import (
+    configuration,
+    containers,
+    engine,
+    gpus,
+    images,
+    networks,
+    surroundings,
+    toolkit,
+)
 from .findings import Check
 
 DRIVER, GPUS = "NVIDIA driver", "GPUs"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..images import ImageVersion
+from ..images.catalogue import ImageVersion
 from .findings import Configuration, Context, Finding
 from .rules import RULES
 

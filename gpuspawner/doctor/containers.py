@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ..leases import NotEnough, Unknown
+from ..leases.ledger import NotEnough, Unknown
 from . import toolkit
 from .engine import is_rootless
 from .findings import Context, Finding
-from .trial import Inside, TrialError, inside
+from .trial import TrialContainer, TrialError, inside
 
 NO_IMAGE = Finding("skipped", "no image version is on this machine: see Images")
 
@@ -61,7 +61,7 @@ def with_gpu(context: Context) -> Iterator[Finding]:
         yield _not_started(context, str(error))
 
 
-def _compared(context: Context, here: Inside) -> Finding:
+def _compared(context: Context, here: TrialContainer) -> Finding:
     wanted = sorted(gpu.uuid for gpu in here.gpus if gpu.uuid)
     seen, _, said = _seen(here)
     (gpu,) = here.gpus
@@ -82,7 +82,7 @@ def _compared(context: Context, here: Inside) -> Finding:
     return Finding("failure", what, toolkit.CONFIGURE)
 
 
-def _seen(here: Inside) -> tuple[list[str], list[str], str]:
+def _seen(here: TrialContainer) -> tuple[list[str], list[str], str]:
     """Return the UUIDs and device files that a container sees, and all that was said."""
     _, said = here.run(["sh", "-c", SEE_GPUS, "sh", NVML])
     uuids = re.findall(r"GPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", said)
@@ -111,7 +111,7 @@ def without_gpu(context: Context) -> Iterator[Finding]:
         yield NO_IMAGE
         return
 
-    def look(here: Inside) -> Finding:
+    def look(here: TrialContainer) -> Finding:
         seen, devices, _ = _seen(here)
         if seen or devices:
             what = f"one that was granted no GPU sees {', '.join(seen or devices)}"
@@ -202,7 +202,7 @@ def _reached(context: Context, place: Any, hub_runs: bool) -> Finding:
     assert given is not None
     network = str(given.spawner.get("network_name") or "bridge")
 
-    def look(here: Inside) -> Finding:
+    def look(here: TrialContainer) -> Finding:
         host, port = str(place[0]), str(place[1])
         status, said = here.run(["sh", "-c", CONNECT, "sh", host, port])
         if status == 0:

@@ -15,7 +15,7 @@ import docker
 import docker.errors
 import requests.exceptions
 
-from ..failures import UNREACHABLE, explain
+from ..backends.docker.errors import UNREACHABLE, explain
 from .findings import Context, Finding
 
 ANSWER_SECONDS = 20

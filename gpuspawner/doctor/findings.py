@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import docker
 
-from ..allocation import GPU
-from ..images import ImageVersion
-from ..inventory import Inventory
+from ..gpus.model import GPU
+from ..gpus.nvml import Inventory
+from ..images.catalogue import ImageVersion
 
 State = Literal["ok", "note", "warning", "failure", "skipped"]
 

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import inventory
-from ..allocation import GPU
-from ..survey import survey
+from ..gpus import nvml
+from ..gpus.model import GPU
+from ..gpus.reader import survey
 from .findings import Context, Finding
 
 NVML_SECONDS = 15.0
@@ -30,7 +30,7 @@ def driver(context: Context) -> Iterator[Finding]:
     """Whether there is a driver that can be asked; keeps what it says for the checks to come."""
     try:
         found, context.gpus = _read()
-    except inventory.InventoryError as error:
+    except nvml.InventoryError as error:
         # What NVML's errors mean is told in a sentence, and what to do in those after it.
         found_out, _, advice = str(error).partition(". ")
         yield Finding("failure", found_out.rstrip("."), advice or HANGING)
@@ -53,13 +53,13 @@ def driver(context: Context) -> Iterator[Finding]:
         )
 
 
-def _read() -> tuple[inventory.Inventory, tuple[GPU, ...]]:
+def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
     """Read NVML, and give up on it where it hangs; its thread doesn't keep us from ending."""
-    answer: queue.Queue[tuple[inventory.Inventory, tuple[GPU, ...]] | Exception] = queue.Queue()
+    answer: queue.Queue[tuple[nvml.Inventory, tuple[GPU, ...]] | Exception] = queue.Queue()
 
     def ask() -> None:
         try:
-            answer.put((inventory.read(), survey().gpus))
+            answer.put((nvml.read(), survey().gpus))
         except Exception as error:
             answer.put(error)
 
@@ -68,7 +68,7 @@ def _read() -> tuple[inventory.Inventory, tuple[GPU, ...]]:
         found = answer.get(timeout=NVML_SECONDS)
     except queue.Empty:
         what = f"NVML didn't answer within {NVML_SECONDS:g} seconds."
-        raise inventory.InventoryError(what) from None
+        raise nvml.InventoryError(what) from None
     if isinstance(found, Exception):
         raise found
     return found
@@ -112,9 +112,9 @@ def gpus(context: Context) -> Iterator[Finding]:
         yield from _oddities(gpu)
 
 
-def _oddities(gpu: inventory.GPU) -> Iterator[Finding]:
+def _oddities(gpu: nvml.GPU) -> Iterator[Finding]:
     # A GPU that has fallen off the bus can't tell its name either.
-    what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != inventory.GPU.name else "")
+    what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != nvml.GPU.name else "")
     reason = gpu.reason[:1].lower() + gpu.reason[1:].rstrip(".")
     if gpu.state == "mig":
         advice = f"to hand it out whole: sudo nvidia-smi -i {gpu.index} -mig 0"

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 import docker
 import docker.errors
 
-from ..building.recipe import BuildingError, recipes
-from ..compatibility import fit
-from ..failures import said
-from ..images import ImageVersion, default_key
+from ..backends.docker.errors import said
+from ..image_builder.recipe import BuildingError, recipes
+from ..images.catalogue import ImageVersion, default_key
+from ..images.compatibility import fit
 from .findings import Context, Finding
 
 # How the engine names what `uname -m` calls otherwise.

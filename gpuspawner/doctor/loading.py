@@ -16,7 +16,7 @@ from typing import Any
 
 from traitlets.config import Config, PyFileConfigLoader
 
-from .. import network
+from ..backends.docker import network
 from .traits import describe
 
 # What a configuration gets for the hub's address while there is no network: nobody's address.

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..allocation import GPU
-from ..container import VISIBLE_DEVICES, asks_for_gpus
-from ..volumes import UNESCAPED
+from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
+from ..backends.docker.volumes import UNESCAPED
+from ..gpus.model import GPU
 from .findings import Configuration, Finding
 
 # Folders of the host that nobody may have who isn't root there.

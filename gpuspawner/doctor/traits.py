@@ -20,7 +20,7 @@ from jupyterhub.objects import Hub
 from traitlets import TraitError
 from traitlets.config import Config
 
-from ..images import catalogue
+from ..images.catalogue import catalogue
 from ..leasing import LeasingSpawner
 
 SPAWNER_VALUES = (

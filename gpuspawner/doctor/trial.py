@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 
-from ..allocation import GPU, Holder, Request
-from ..container import refused_limit, with_lease
-from ..failures import UNREACHABLE, explain, explain_unknown
-from ..leases import LABEL_GPUS, LABEL_HUB, Contested, Ledger, labels
-from ..survey import Surveyor
+from ..backends.docker.container_config import refused_limit, with_lease
+from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
+from ..gpus.model import GPU, Holder, Request
+from ..gpus.reader import Reader
+from ..leases.labels import LABEL_GPUS, LABEL_HUB, labels
+from ..leases.ledger import Contested, Ledger
 from .findings import Configuration, Context
 from .rules import host_config, texts
 
@@ -55,7 +56,7 @@ class TrialError(Exception):
 
 
 @dataclass(frozen=True)
-class Inside:
+class TrialContainer:
     """A running container: what can be asked of it, and the GPUs of its lease."""
 
     client: docker.DockerClient
@@ -73,7 +74,9 @@ class Inside:
         return int(status or 0), output.decode("utf-8", "replace").strip()
 
 
-def inside(context: Context, gpus: int, look: Callable[[Inside], T], network: str = "") -> T:
+def inside(
+    context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str = ""
+) -> T:
     """Start a container with some GPUs, return what `look` makes of it, and remove it.
 
     Args:
@@ -93,7 +96,9 @@ def inside(context: Context, gpus: int, look: Callable[[Inside], T], network: st
         raise TrialError(str(error)) from error
 
 
-async def _inside(context: Context, gpus: int, look: Callable[[Inside], T], network: str) -> T:
+async def _inside(
+    context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str
+) -> T:
     client = context.engine
     assert client is not None
     assert context.trial_image is not None
@@ -114,7 +119,7 @@ async def _inside(context: Context, gpus: int, look: Callable[[Inside], T], netw
             ledger.release(reservation)
             await ledger.claim(container_id, reservation.uuids)
             await asyncio.to_thread(client.api.start, container_id)
-            here = Inside(client, container_id, reservation.gpus, refused)
+            here = TrialContainer(client, container_id, reservation.gpus, refused)
             return await asyncio.to_thread(look, here)
         except Contested:
             continue
@@ -135,7 +140,7 @@ def _ledger(client: docker.DockerClient, given: Configuration | None) -> Ledger:
         )
         return found
 
-    surveyor = Surveyor(
+    surveyor = Reader(
         NVML_SECONDS,
         excluded=_value(given, "excluded_gpus") or (),
         memory_threshold_mib=(_value(given, "foreign_memory") or 0) >> 20 or None,

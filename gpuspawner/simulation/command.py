@@ -18,7 +18,14 @@ from typing import NoReturn
 from . import changes, slots
 from .host import SimulatedHost, change
 from .programs import SimulationError
-from .state import DEFAULT_DRIVER, MAX_GPUS, MODELS, STATE_PATH_VARIABLE, State, describe
+from .state import (
+    DEFAULT_DRIVER,
+    MAX_GPUS,
+    MODELS,
+    STATE_PATH_VARIABLE,
+    State,
+    describe,
+)
 
 DEFAULT_MODEL = "A100-40GB"
 DEFAULT_GPUS = 4

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gpuspawner.simulation.models import MODELS, Model, cuda_of
+from .models import MODELS, Model, cuda_of
 
 STATE_PATH_VARIABLE = "GPUSPAWNER_SIMULATED_STATE"
 STATE_PATH = Path("/run/gpuspawner/state")

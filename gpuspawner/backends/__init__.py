@@ -1,0 +1,1 @@
+"""What starts servers and keeps the labels on them."""

@@ -1,0 +1,66 @@
+"""What an error of the engine or of NVML means, in a sentence: no traceback reaches a page."""
+
+from __future__ import annotations
+
+import docker.errors
+import requests.exceptions
+
+from ...gpus.nvml import InventoryError
+from ...i18n.lazy_text import lazy_gettext, together
+
+# What calls of an engine raise that can't be reached.
+UNREACHABLE = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    ConnectionError,
+)
+
+
+def explain(error: BaseException) -> str:
+    """Say what an error of the engine means, and what to do, in a sentence or two."""
+    if isinstance(error, docker.errors.ImageNotFound):
+        return lazy_gettext("The image isn't on this machine: %(words)s.", words=said(error))
+    if isinstance(error, docker.errors.APIError):
+        return _explain_api_error(error)
+    if isinstance(error, requests.exceptions.Timeout):
+        return lazy_gettext("The Docker Engine of the GPU machine didn't answer in time.")
+    if isinstance(error, UNREACHABLE):
+        return lazy_gettext(
+            "The Docker Engine of the GPU machine can't be reached. An administrator can mend it."
+        )
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def explain_unread(error: BaseException) -> str:
+    """Say why the host's state isn't known."""
+    return str(error) if isinstance(error, InventoryError) else explain(error)
+
+
+def explain_unknown(error: BaseException) -> str:
+    """Say why the host's state isn't known, and what follows from that."""
+    return together(explain_unread(error), lazy_gettext("What can't be read isn't handed out."))
+
+
+def _explain_api_error(error: docker.errors.APIError) -> str:
+    words = said(error)
+    if "could not select device driver" in words:
+        return lazy_gettext(
+            "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
+            "or the engine wasn't restarted since."
+        )
+    if error.status_code == 409 and "already in use by container" in words:
+        return lazy_gettext(
+            "Another hub or another server has this server's container name. An administrator can "
+            "give each hub its own c.DockerSpawner.prefix."
+        )
+    if "no space left" in words:
+        return lazy_gettext("The GPU machine's disk is full: %(words)s.", words=words)
+    return lazy_gettext("The Docker Engine refused: %(words)s.", words=words)
+
+
+def said(error: docker.errors.APIError) -> str:
+    """Return the engine's own words, on one line."""
+    words = error.explanation or str(error)
+    if isinstance(words, bytes):
+        words = words.decode("utf-8", "replace")
+    return " ".join(str(words).split()).rstrip(".")[:500]

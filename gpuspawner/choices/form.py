@@ -1,0 +1,310 @@
+"""What the spawn page shows: what can be picked, and the reason beside what can't."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ..gpus.allocation import availability, model_counts
+from ..gpus.model import GPU
+from ..i18n.languages import ENGLISH, Language, finalize
+from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
+from ..i18n.phrases import hours_words, moment, ordinal
+from ..images.compatibility import Fit, fit
+from ..leases.ledger import View
+from .forecast import UNKNOWN, Forecast, ForecastOf
+from .limits import Limits
+from .options import Choice
+
+# What most people need of an afternoon, a day and a night; the limit comes on top.
+USUAL_HOURS = (1, 2, 4, 8, 24)
+# How often a page asks anew where the hub can't tell it by itself what has changed.
+PERIOD_SECONDS = 3.5
+
+_STATIC = Path(__file__).parent / "static"
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("gpuspawner.choices"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=finalize,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to pick. `reason` says why it can't be."""
+
+    value: str
+    title: str
+    checked: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Version(Item):
+    """An image version. With a `reason` it can still be picked, for a server without GPUs.
+
+    One that is `absent` from the machine can't be.
+    """
+
+    facts: str = ""
+    description: str = ""
+    deprecated: str = ""
+    warning: str = ""
+    absent: bool = False
+
+
+@dataclass(frozen=True)
+class Count(Item):
+    """A number of GPUs, and what would come of it with all else as it stands."""
+
+    forecast: Forecast = UNKNOWN
+
+
+@dataclass(frozen=True)
+class Model(Item):
+    """A GPU model: how many there are, and when one comes back where none is free."""
+
+    gigabytes: int | None = None
+    free: int = 0
+    total: int = 0
+    until: float | None = None
+    fits: bool = True
+
+
+def render(
+    limits: Limits,
+    last: Choice,
+    view: View | None,
+    forecast_of: ForecastOf,
+    *,
+    language: Language = ENGLISH,
+    trouble: str = "",
+    notice: str = "",
+    keep: bool = False,
+    picked: bool = False,
+) -> str:
+    """Return the form's HTML, or "" where there is nothing to choose.
+
+    Args:
+        limits: what applies to the user.
+        last: what they chose last.
+        view: the host; None where it couldn't be read.
+        foresee: tells what would come of a choice.
+        language: the reader's.
+        trouble: why the host couldn't be read.
+        notice: why the user's last server was stopped.
+        keep: show `last` as it is, also where it would be refused: to be mended.
+        picked: `last` is what stands on a page now, which asks what has changed.
+    """
+    images = version_items(limits, last, view)
+    counts = count_items(limits, last, view, forecast_of, keep or picked)
+    models = model_items(limits, last, view)
+    hours = hour_items(limits, last) if len(counts) > 1 else []
+    if len(images) <= 1 and len(counts) <= 1 and not (limits.any_image or trouble or notice):
+        return ""
+    forecast = next(item.forecast for item in counts if item.checked)
+    return _templates.get_template("form.html").render(
+        images=images if len(images) > 1 else [],
+        any_image=limits.any_image,
+        image=_preselected(limits, last),
+        counts=counts,
+        models=models if len(models) > 1 and len(counts) > 1 else [],
+        any_model=not any(item.checked for item in models),
+        hours=hours if len(hours) > 1 else [],
+        ends=_end(forecast, hours),
+        forecast=forecast,
+        waits=limits.waits,
+        gpus=view.gpus if view else (),
+        offered=_offered(view),
+        limits=limits.rules(),
+        trouble=trouble,
+        notice=notice,
+        picked=picked,
+        period=PERIOD_SECONDS,
+        style="" if picked else _static("form.css"),
+        script="" if picked else _static("form.js"),
+        moment=moment,
+        ordinal=ordinal,
+        **language.context(),
+    )
+
+
+def version_items(limits: Limits, last: Choice, view: View | None) -> list[Version]:
+    """Return the image versions. One that can't use this host's GPUs still runs without."""
+    if not limits.image_can_be_chosen or limits.any_image:
+        return []
+    chosen = _preselected(limits, last)
+    items = []
+    for key, version in limits.versions.items():
+        fits = _fit(limits, key, view)
+        items.append(
+            Version(
+                key,
+                version.title or key,
+                key == chosen,
+                reason=fits.reason,
+                facts=version.facts(),
+                description=version.description,
+                deprecated=version.deprecated,
+                warning=fits.note,
+                absent=key in limits.absent,
+            )
+        )
+    return items
+
+
+def count_items(
+    limits: Limits, last: Choice, view: View | None, forecast_of: ForecastOf, keep: bool = False
+) -> list[Count]:
+    """Return the GPU counts from none to the most that this user could ever have here."""
+    image = _preselected(limits, last) if limits.image_can_be_chosen else None
+    usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
+    most = min([len(usable), *(rule.most for rule in limits.rules())])
+    hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
+    model = last.model if keep else _chosen_model(limits, last, view)
+    forecasts = [
+        forecast_of(
+            Choice(image=image or None, gpus=count, model=model if count else None, hours=hours)
+        )
+        for count in range(most + 1)
+    ]
+    free = sum(gpu.state == "free" for gpu in usable)
+    # What was saved may be any number.
+    wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
+    while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits, last):
+        wanted -= 1
+    return [
+        Count(
+            str(count),
+            str(count),
+            count == min(wanted, most),
+            # Where nobody waits, what no choice of model or image makes possible.
+            reason=availability(usable) if count > free and not limits.waits else "",
+            forecast=forecast,
+        )
+        for count, forecast in enumerate(forecasts)
+    ]
+
+
+def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits, last: Choice) -> bool:
+    """Return whether a number of GPUs may be preselected."""
+    if count >= len(forecasts):
+        return False
+    # Who didn't say so isn't sent to the queue.
+    waits = last.gpus is not None and limits.waits
+    return forecasts[count].kind in (("now", "wait") if waits else ("now",))
+
+
+def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
+    """Return the host's GPU models with what is free of each, and when more will be."""
+    # A sick GPU may not even tell what it is.
+    named = [gpu for gpu in _offered(view) if gpu.uuid]
+    counts = model_counts(named)
+    fits = _fit(limits, _preselected(limits, last), view)
+    chosen = _chosen_model(limits, last, view)
+    items = []
+    for model, (free, total) in counts.items():
+        of_model = [gpu for gpu in named if gpu.model == model]
+        may = limits.models is None or model in limits.models
+        size = of_model[0].memory_total_mib
+        items.append(
+            Model(
+                model,
+                model,
+                model == chosen,
+                reason="" if may else lazy_gettext("not for you"),
+                gigabytes=round(size / 1024) if size else None,
+                free=free,
+                total=total,
+                until=min((gpu.until for gpu in of_model if gpu.until), default=None),
+                fits=fits.takes(model),
+            )
+        )
+    return items
+
+
+def _chosen_model(limits: Limits, last: Choice, view: View | None) -> str | None:
+    """Return the model that is preselected; None for any."""
+    fits = _fit(limits, _preselected(limits, last), view)
+    may = limits.models is None or last.model in limits.models
+    there = last.model in model_counts(_offered(view))
+    return last.model if last.model and may and there and fits.takes(last.model) else None
+
+
+def hour_items(limits: Limits, last: Choice) -> list[Item]:
+    """Return the durations to pick from: the usual ones up to the limit, the default, the limit.
+
+    None where the administrator has set neither: then servers have no end unless their users ask.
+    """
+    most = limits.hours
+    if most is None and limits.default_hours is None:
+        return []
+    offered = {float(each) for each in USUAL_HOURS if most is None or each < most}
+    offered |= {each for each in (most, limits.default_hours) if each is not None}
+    within = last.hours is not None and (most is None or last.hours <= most)
+    if within and last.hours is not None:
+        offered.add(last.hours)
+    known = [each for each in (limits.default_hours, most) if each is not None]
+    default = min(known) if known else None
+    wanted = last.hours if within else default
+    return [
+        Item(f"{each:g}", hours_words(each * 3600), each == wanted)
+        for each in sorted(offered if most is None else {min(each, most) for each in offered})
+    ]
+
+
+def _end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
+    """Return when a server's time would end, in seconds since the epoch; None: unknown, never."""
+    start = (
+        forecast.turn.start if forecast.turn else time.time() if forecast.kind == "now" else None
+    )
+    wanted = next((float(item.value) for item in hours if item.checked), None)
+    if start is None or wanted is None or not forecast.gpus:
+        return None
+    return start + wanted * 3600
+
+
+def granted(gpus: Sequence[GPU]) -> str:
+    """Say which GPUs were set aside: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
+    if not gpus:
+        return lazy_gettext("No GPU was asked for")
+    parts = []
+    for model in dict.fromkeys(gpu.model for gpu in gpus):
+        indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")
+        parts.append(lazy_gettext("GPU %(indexes)s (%(model)s)", indexes=indexes, model=model))
+    return lazy_ngettext(
+        "%(num)s GPU set aside for you: %(which)s",
+        "%(num)s GPUs set aside for you: %(which)s",
+        len(gpus),
+        which=listed(parts),
+    )
+
+
+def _preselected(limits: Limits, last: Choice) -> str:
+    """Return the image that is sent where nothing is changed."""
+    there = last.image in limits.versions and last.image not in limits.absent
+    allowed = limits.any_image or (limits.image_can_be_chosen and there)
+    return last.image if last.image and allowed else limits.default_image
+
+
+def _fit(limits: Limits, key: str, view: View | None) -> Fit:
+    usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
+    return fit(limits.versions.get(key), view.driver if view else None, usable)
+
+
+def _offered(view: View | None) -> list[Any]:
+    return [gpu for gpu in view.gpus if gpu.state not in ("excluded", "mig")] if view else []
+
+
+def _static(name: str) -> Markup:
+    """Return a file of ours as it is: JupyterHub serves none of them."""
+    return Markup((_STATIC / name).read_text(encoding="utf-8"))  # noqa: S704

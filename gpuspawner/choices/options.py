@@ -1,0 +1,342 @@
+"""What users send: an untrusted choice becomes a request, or a refusal they can understand.
+
+Form, link and REST meet here. Nothing in this module knows of a host's engine, so that it serves a
+spawner for many hosts as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..gpus.allocation import model_counts
+from ..gpus.model import GPU, Request
+from ..i18n.lazy_text import lazy_gettext, listed
+from ..images.compatibility import fit
+from .limits import MAX_HOURS, Limits
+
+# A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
+MAX_KEY = 200
+MAX_SHOWN = 60
+
+
+class Refused(Exception):
+    """A choice that can't be granted. `str()` names the key, the value and the limit.
+
+    `status` is the HTTP status that says whose mistake it is: 400 a malformed choice, 403 one over
+    a limit.
+    """
+
+    def __init__(self, sentence: str, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Choice(BaseModel):
+    """What a user may say. A key that is missing, null or empty is left to the administrator."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    image: Annotated[str, Field(max_length=MAX_KEY)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    model: Annotated[str, Field(max_length=MAX_KEY)] | None = None
+    hours: Annotated[float, Field(gt=0, le=MAX_HOURS)] | None = None
+
+
+_DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
+_EXPECTED = {
+    "image": lazy_gettext("the key of an image version, as text"),
+    "gpus": lazy_gettext("a whole number, 0 or more"),
+    "model": lazy_gettext("the name of a GPU model, as text"),
+    "hours": lazy_gettext(
+        "a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"
+    ),
+}
+
+
+def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a form's or link's fields (key -> list of texts) into `user_options`.
+
+    Only the shape is changed: of our own keys the first value counts, as in DockerSpawner. What is
+    wrong is left as it is, for `parse` to refuse: one place refuses, and REST gets the same words.
+    """
+    options: dict[str, Any] = {}
+    for name, values in fields.items():
+        ours = name in Choice.model_fields
+        single = isinstance(values, list) and (len(values) == 1 or (ours and values))
+        value = values[0] if single else values
+        if ours and value == "":
+            continue
+        if name == "gpus" and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
+            value = int(value)
+        if name == "hours" and isinstance(value, str) and re.fullmatch(_DECIMAL, value):
+            value = float(value)
+        options[name] = value
+    return options
+
+
+def parse(raw: Any, others_allowed: bool = False) -> Choice:
+    """Check keys and types of `user_options` as they came.
+
+    Args:
+        raw: anything that JSON can hold.
+        others_allowed: leave unknown keys to the administrator's own hooks.
+
+    Raises:
+        Refused: with the key and the value.
+    """
+    if not isinstance(raw, Mapping):
+        raise Refused(
+            lazy_gettext(
+                "The options must be an object with the keys %(keys)s, got %(value)s.",
+                keys=_keys(),
+                value=_show(raw),
+            )
+        )
+    known = {key: raw[key] for key in Choice.model_fields if raw.get(key) not in (None, "")}
+    unknown = [key for key in raw if key not in Choice.model_fields]
+    if unknown and not others_allowed:
+        key = unknown[0]
+        raise Refused(
+            lazy_gettext(
+                "%(key)s is not an option here (its value was %(value)s). "
+                "The options are %(keys)s.",
+                key=_show(key),
+                value=_show(raw[key]),
+                keys=_keys(),
+            )
+        )
+    try:
+        return Choice(**known)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        what, value = _EXPECTED[key], _show(known[key])
+        raise Refused(
+            lazy_gettext(
+                "%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value
+            )
+        ) from None
+
+
+def image_key(choice: Choice, limits: Limits) -> str:
+    """Return the catalogue key that a choice means.
+
+    Raises:
+        Refused: there is no such version.
+    """
+    if choice.image is None:
+        if not limits.default_image:
+            raise Refused(
+                lazy_gettext("There is no image version that you may pick on this hub."), 403
+            )
+        return limits.default_image
+    if limits.any_image:
+        return choice.image
+    if not limits.image_can_be_chosen:
+        raise Refused(
+            lazy_gettext(
+                "image can't be chosen on this hub, got %(value)s: leave it out.",
+                value=_show(choice.image),
+            )
+        )
+    if choice.image not in limits.versions:
+        raise Refused(
+            lazy_gettext(
+                "image must be one of %(keys)s, got %(value)s.",
+                keys=", ".join(limits.versions),
+                value=_show(choice.image),
+            )
+        )
+    if choice.image in limits.absent:
+        raise Refused(
+            lazy_gettext(
+                "image %(image)s isn't on this machine yet. An administrator can put it there.",
+                image=choice.image,
+            ),
+            503,
+        )
+    return choice.image
+
+
+def gpu_count(choice: Choice, limits: Limits) -> int:
+    """Return how many GPUs a choice means before the host is looked at.
+
+    Raises:
+        Refused: it is over a limit.
+    """
+    if choice.gpus is None:
+        most = limits.most_gpus()
+        return limits.default_gpus if most is None else min(limits.default_gpus, most)
+    for rule in limits.rules():
+        if choice.gpus > rule.most:
+            raise Refused(
+                lazy_gettext(
+                    "gpus is %(value)s, and %(whose)s is %(most)s.",
+                    value=_show(choice.gpus),
+                    whose=rule.whose,
+                    most=rule.most,
+                ),
+                403,
+            )
+    return choice.gpus
+
+
+def seconds(choice: Choice, limits: Limits) -> float | None:
+    """Return for how long a choice means to keep its GPUs; None: without an end.
+
+    Raises:
+        Refused: it is over the limit.
+    """
+    if choice.hours is None:
+        known = [each for each in (limits.default_hours, limits.hours) if each is not None]
+        return min(known) * 3600 if known else None
+    if limits.hours is not None and choice.hours > limits.hours:
+        raise Refused(
+            lazy_gettext(
+                "hours is %(value)s, and your limit is %(most)s.",
+                value=f"{choice.hours:g}",
+                most=f"{limits.hours:g}",
+            ),
+            403,
+        )
+    return choice.hours * 3600
+
+
+def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | None) -> Request:
+    """Turn a choice into a request that this host could meet once enough GPUs are free.
+
+    Args:
+        choice: what `parse` returned.
+        limits: what applies to this user.
+        gpus: the host's GPUs, taken ones too; empty for a choice of 0 GPUs.
+        driver: the host's driver version; None where there is none.
+
+    Raises:
+        Refused: unknown version or model, over a limit, more than the host has, or nothing that
+            the image runs on.
+    """
+    key = image_key(choice, limits)
+    count = gpu_count(choice, limits)
+    # A GPU that is kept out isn't waited for.
+    gpus = [gpu for gpu in gpus if gpu.state not in ("excluded", "mig")]
+    models = list(model_counts(gpus))
+    named = choice.model if count > 0 else None
+    if named is not None:
+        _check_model(named, models, limits)
+    usable = [gpu for gpu in gpus if limits.models is None or gpu.model in limits.models]
+    fits = fit(limits.versions.get(key), driver, usable)
+    if count > 0 and usable and fits.reason:
+        raise Refused(
+            lazy_gettext(
+                "image %(image)s %(reason)s. With 0 GPUs it can be used.",
+                image=key,
+                reason=fits.reason,
+            )
+        )
+    if named is not None and not fits.takes(named):
+        raise Refused(
+            lazy_gettext(
+                "model is %(value)s, and image %(image)s isn't built for it: "
+                "it runs on %(models)s.",
+                value=_show(named),
+                image=key,
+                models=", ".join(filter(fits.takes, models)),
+            )
+        )
+    allowed = both(fits.models, limits.models)
+    total = sum(map(Request(key, count, named, allowed).takes, gpus))
+    if choice.gpus is None:
+        # Nobody asked for GPUs, so a host without them is no reason to refuse.
+        count = min(count, total)
+    elif count > total:
+        raise Refused(_too_many(count, total, key, named, limits, total < len(gpus)))
+    if count == 0:
+        return Request(key, 0)
+    return Request(key, count, named, allowed, seconds(choice, limits))
+
+
+def _check_model(named: str, models: list[str], limits: Limits) -> None:
+    """Raise `Refused` where a user may not have a model, or no GPU of this machine is one."""
+    if limits.models is not None and named not in limits.models:
+        may = listed(sorted(limits.models & set(models))) or lazy_gettext("none of this machine's")
+        raise Refused(
+            lazy_gettext(
+                "model is %(value)s, and the models you may have are: %(models)s.",
+                value=_show(named),
+                models=may,
+            ),
+            403,
+        )
+    if models and named not in models:
+        raise Refused(
+            lazy_gettext(
+                "model is %(value)s, and this machine has no such GPU: it has %(models)s.",
+                value=_show(named),
+                models=listed(models),
+            )
+        )
+    if not models:
+        raise Refused(
+            lazy_gettext(
+                "model is %(value)s, and this machine has no such GPU: it has no GPU.",
+                value=_show(named),
+            )
+        )
+
+
+def _too_many(
+    count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
+) -> str:
+    """Say that a machine doesn't have so many GPUs, and which are counted."""
+    values = {"value": _show(count), "total": total}
+    if named is not None:
+        return lazy_gettext(
+            "gpus is %(value)s, and this machine has %(total)s of %(model)s.", **values, model=named
+        )
+    if limits.models is not None:
+        return lazy_gettext(
+            "gpus is %(value)s, and this machine has %(total)s that you may have.", **values
+        )
+    if not_all:
+        return lazy_gettext(
+            "gpus is %(value)s, and this machine has %(total)s that image %(image)s runs on.",
+            **values,
+            image=key,
+        )
+    return lazy_gettext("gpus is %(value)s, and this machine has %(total)s.", **values)
+
+
+def both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    """Return what is in both; None stands for everything."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def remembered(raw: Any) -> Choice:
+    """Return a saved choice for the form, and an empty one where it no longer makes sense."""
+    kept = raw if isinstance(raw, Mapping) else {}
+    for keys in (Choice.model_fields, ("image",), ("gpus",)):
+        try:
+            return parse({key: kept[key] for key in keys if key in kept})
+        except Refused:
+            continue
+    return Choice()
+
+
+def _keys() -> str:
+    return ", ".join(Choice.model_fields)
+
+
+def _show(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, ValueError, TypeError):
+        return "something that can't be shown"
+    # A lone surrogate is valid JSON and no valid page.
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"

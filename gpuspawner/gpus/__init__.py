@@ -1,0 +1,1 @@
+"""What GPUs there are, and which of them to hand out."""

@@ -1,0 +1,124 @@
+"""The host as people and policies see it: what NVML says, put into the words of `allocation`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..i18n.lazy_text import lazy_gettext
+from . import nvml
+from .model import GPU, State
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A host's driver (None: there is none), CUDA version and GPUs, nobody's yet."""
+
+    driver: str | None
+    cuda: str | None
+    gpus: tuple[GPU, ...]
+
+
+def survey(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Survey:
+    """Read NVML. Blocking: callers on an event loop use `Reader`.
+
+    Args:
+        excluded: UUIDs that are never handed out.
+        memory_threshold_mib: from how much used memory on a GPU counts as in use; None: the default
+            of `inventory.read`.
+
+    Raises:
+        inventory.InventoryError: NVML can't be read.
+    """
+    found = nvml.read(memory_threshold_mib, excluded=frozenset(excluded))
+    return Survey(found.driver, found.cuda, tuple(map(_gpu, found.gpus)))
+
+
+def _gpu(seen: nvml.GPU) -> GPU:
+    state: State = "free"
+    reason = seen.reason
+    if seen.state != "ok":
+        state = seen.state
+    elif seen.uuid is None:
+        state, reason = "unknown", reason or lazy_gettext("it doesn't tell its UUID")
+    elif seen.in_use:
+        state, reason = "foreign", reason or lazy_gettext("in use by a program outside the hub")
+    return GPU(
+        uuid=seen.uuid,
+        index=seen.index,
+        model=seen.name,
+        memory_total_mib=seen.memory_total_mib,
+        memory_used_mib=seen.memory_used_mib,
+        utilization_percent=seen.utilization_percent,
+        state=state,
+        reason=reason,
+        compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
+    )
+
+
+class Reader:
+    """Read NVML off the event loop, and give up on it where it hangs.
+
+    NVML blocks for ever on some broken GPUs. The thread it hangs in is left behind, one at most,
+    and doesn't keep the process from ending.
+    """
+
+    def __init__(self, timeout: float, **settings: Any) -> None:
+        """Take the seconds to wait, and the arguments of `survey`."""
+        self._timeout = timeout
+        self._read = partial(survey, **settings)
+        self._hanging: threading.Thread | None = None
+
+    async def __call__(self) -> Survey:
+        """Return a fresh survey.
+
+        Raises:
+            inventory.InventoryError: NVML can't be read, or doesn't answer.
+        """
+        if self._hanging is not None and self._hanging.is_alive():
+            raise nvml.InventoryError(
+                lazy_gettext(
+                    "NVML has not answered for more than %(seconds)s seconds. "
+                    "A GPU may hang: see `nvidia-smi` and the kernel's log on the GPU machine.",
+                    seconds=f"{self._timeout:g}",
+                )
+            )
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Survey] = loop.create_future()
+        thread = threading.Thread(
+            target=_run, args=(self._read, loop, answer), name="nvml", daemon=True
+        )
+        thread.start()
+        try:
+            return await asyncio.wait_for(answer, self._timeout)
+        except asyncio.TimeoutError:
+            self._hanging = thread
+            raise nvml.InventoryError(
+                lazy_gettext(
+                    "NVML didn't answer within %(seconds)s seconds.",
+                    seconds=f"{self._timeout:g}",
+                )
+            ) from None
+
+
+def _run(read: Callable[[], Survey], loop: asyncio.AbstractEventLoop, answer: Any) -> None:
+    def tell(value: Survey | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(value)
+
+    value, error = None, None
+    try:
+        value = read()
+    except Exception as problem:
+        error = problem
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(tell, value, error)

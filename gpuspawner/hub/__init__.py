@@ -1,0 +1,1 @@
+"""What the hub's process shares and shows."""

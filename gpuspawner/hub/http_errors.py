@@ -1,0 +1,90 @@
+"""What ends a spawn, as the exceptions that JupyterHub shows its users.
+
+Apart from `failures`, so that the command line needn't load JupyterHub for its words.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from tornado import web
+
+from ..i18n.lazy_text import lazy_gettext, together
+from . import metrics
+
+try:
+    from jupyterhub.spawner import SpawnException
+except ImportError:  # JupyterHub 5
+
+    class SpawnException(web.HTTPError):  # type: ignore[no-redef]
+        """What JupyterHub 6 raises where a rule, not a fault, prevents a spawn."""
+
+        def __init__(self, message: str, *, reason: str, status_code: int = 400) -> None:
+            super().__init__(status_code, message)
+            self.message = message
+
+
+def refusal(sentence: str, reason: str, status: int, shown: str = "") -> web.HTTPError:
+    """Return the exception that shows a user a sentence where a rule says no.
+
+    Args:
+        sentence: what the user reads, on the page and over REST.
+        reason: one word for the hub's metrics.
+        status: HTTP status: 400 malformed, 403 over a limit, 503 not now.
+        shown: the sentence in the user's language, if that is known; the log has the other.
+    """
+    metrics.REFUSALS.labels(reason).inc()
+    error = SpawnException(sentence, reason=reason, status_code=status)
+    return _shown(error, shown or sentence)
+
+
+def failure(sentence: str, status: int = 500) -> web.HTTPError:
+    """Return the exception that shows a user a sentence where something broke."""
+    return _shown(web.HTTPError(status, "%s", sentence), sentence)
+
+
+class StartTimeout(TimeoutError):
+    """A start that took longer than `start_timeout`, with the words that the user reads."""
+
+    def __init__(self, seconds: float, last_lines: list[str]) -> None:
+        sentence = lazy_gettext(
+            "The server did not start within %(seconds)s seconds.", seconds=f"{seconds:g}"
+        )
+        super().__init__(sentence)
+        _show_with_lines(self, sentence, last_lines)
+
+
+def died(code: int | None, last_lines: list[str]) -> web.HTTPError:
+    """Return the exception for a container that ended before its server answered.
+
+    Args:
+        code: its exit status; None where it isn't known.
+        last_lines: the end of its output.
+    """
+    if code is None:
+        sentence = lazy_gettext("The server stopped while starting.")
+    elif code == 137:
+        sentence = lazy_gettext("The server stopped while starting (exit 137, out of memory?).")
+    else:
+        sentence = lazy_gettext("The server stopped while starting (exit %(code)s).", code=code)
+    return _show_with_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)
+
+
+def _show_with_lines(error: Any, sentence: str, lines: list[str]) -> Any:
+    if not lines:
+        return _shown(error, sentence)
+    sentence = together(sentence, lazy_gettext("Its last words:"))
+    error.jupyterhub_message = "\n".join([sentence, *lines])
+    # The pages show a message in one paragraph, which would run the lines together.
+    words = html.escape("\n".join(lines))
+    error.jupyterhub_html_message = f"<p>{html.escape(sentence)}</p><pre>{words}</pre>"
+    # For our own page, which says it in its reader's language.
+    error.sentence, error.last_lines = sentence, lines
+    return error
+
+
+def _shown(error: Any, sentence: str) -> Any:
+    # ref: jupyterhub.utils.format_exception, which would show str(error) otherwise
+    error.jupyterhub_message = sentence
+    return error

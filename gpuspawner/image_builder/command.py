@@ -1,0 +1,301 @@
+"""The words of `gpuspawner image`, and what they set in motion."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+
+from . import base, bom, buildkit, checks, locks, reasons
+from .engine import engine, image, remove_unnamed
+from .recipe import (
+    BuildingError,
+    Recipe,
+    network_files,
+    proxy_arguments,
+    recipe,
+    recipes,
+)
+
+# On the image, so on every container of it too; the labels of a lease have other names.
+LABEL_VERSION = "gpuspawner.build.version"
+LABEL_INPUTS = "gpuspawner.build.inputs"
+LABEL_AS_OF = "gpuspawner.build.as-of"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `list`, `build`, `verify`, `sbom` and `lock`."""
+    parser.add_argument(
+        "--folder", type=Path, help="a folder of your own made like image/, with its catalogue"
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the image versions, and which are on the engine")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+
+    building = actions.add_parser("build", help="build image versions; quick where nothing changed")
+    building.add_argument("keys", nargs="+", metavar="KEY")
+    building.add_argument(
+        "--force",
+        action="store_true",
+        help="build every step anew on the newest base image, for the distribution's updates",
+    )
+    building.add_argument(
+        "--base", default="", metavar="IMAGE", help=f"build on this image instead of {base.PULLED}"
+    )
+    building.add_argument("--verbose", "-v", action="store_true", help="all that the steps write")
+
+    verifying = actions.add_parser("verify", help="start image versions and check what they are")
+    verifying.add_argument("keys", nargs="+", metavar="KEY")
+
+    billing = actions.add_parser(
+        "sbom", help="write down which packages are in built versions (CycloneDX)"
+    )
+    billing.add_argument("keys", nargs="+", metavar="KEY")
+    billing.add_argument(
+        "--print", action="store_true", help=f"instead of writing {bom.FILE} beside the lock"
+    )
+
+    locking = actions.add_parser("lock", help="write the locks anew (needs uv)")
+    locking.add_argument("keys", nargs="*", metavar="KEY", help="default: all")
+    locking.add_argument("--upgrade", action="store_true", help="take the newest versions")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say; return 0, or 1 after a sentence on stderr."""
+    actions = {
+        "list": _list,
+        "build": _build,
+        "verify": _verify,
+        "sbom": _write_bills,
+        "lock": _lock,
+    }
+    try:
+        return actions[arguments.action](arguments)
+    except BuildingError as error:
+        print(f"gpuspawner image: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # the engine stops the build when nobody listens any more
+        print("gpuspawner image: stopped", file=sys.stderr)
+        return 130
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    rows = [_row(each, _state(each)) for each in recipes(arguments.folder).values()]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(len(row["key"]) for row in rows)
+    for row in rows:
+        print(f"{row['key']:{width}}  {row['image']}  {row['state']}")
+        print(f"{'':{width}}  {row['title']}: {row['facts'] or row['description']}")
+        if row["deprecated"]:
+            print(f"{'':{width}}  deprecated: {row['deprecated']}")
+    return 0
+
+
+def _row(found: Recipe, state: tuple[str, int | None]) -> dict[str, Any]:
+    version = found.version
+    row: dict[str, Any] = {"key": found.key, **version.model_dump(), "facts": version.facts()}
+    row["state"], row["size_mb"] = state
+    # None: no engine says so.
+    row["present"] = None if state[0].startswith("unknown") else state[1] is not None
+    return row
+
+
+def _state(found: Recipe) -> tuple[str, int | None]:
+    """Return whether a version is on the engine, in words, and its size in MB."""
+    try:
+        with engine() as client:
+            built = image(client, found.version.image)
+    except BuildingError:
+        return "unknown: no engine can be reached", None
+    if built is None:
+        return "not built", None
+    inputs = built.labels.get(LABEL_INPUTS, "")
+    base_image = inputs.partition("@")[2]
+    state = "built" if inputs == _inputs(found, base_image) else "built from other files"
+    return state, built.attrs["Size"] // 1_000_000
+
+
+def _inputs(wanted: Recipe, base_image: str) -> str:
+    """Return the label's value: the fingerprint, and the base image where one was named."""
+    return f"{wanted.fingerprint()}@{base_image}"
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    wanted = [recipe(key, arguments.folder) for key in dict.fromkeys(arguments.keys)]
+    network = network_files()
+    with engine() as client:
+        bases: list[str] = []
+        as_of = _as_of(client, recipes(arguments.folder).values(), fresh=arguments.force)
+        for each in wanted:
+            inputs = _inputs(each, arguments.base)
+            built = image(client, each.version.image)
+            if built and built.labels.get(LABEL_INPUTS) == inputs and not arguments.force:
+                print(f"{each.key}: {each.version.image} is up to date", file=sys.stderr)
+                continue
+            if not bases:
+                fresh = arguments.force
+                bases = [base.ensure(client, _say, arguments.base, fresh=fresh)]
+            labels = {LABEL_VERSION: each.key, LABEL_INPUTS: inputs, LABEL_AS_OF: as_of}
+            given = {
+                "BASE": bases[0],
+                "VERSION": each.base_version,
+                "ADDITION": each.addition,
+                "AS_OF": as_of,
+                **proxy_arguments(),
+            }
+            _build_one(client, each, network, given, labels, verbose=arguments.verbose)
+    return 0
+
+
+def _as_of(client: docker.DockerClient, known: Iterable[Recipe], *, fresh: bool) -> str:
+    """Return when the distribution was asked, for the steps' cache: now, or when it last was.
+
+    Without the latter, an image built after an update, from the steps cached before it, would
+    bring the old packages back.
+    """
+    if fresh:
+        return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    built = [image(client, each.version.image) for each in known]
+    return max([each.labels.get(LABEL_AS_OF, "") for each in built if each], default="")
+
+
+def _build_one(
+    client: docker.DockerClient,
+    wanted: Recipe,
+    network: Mapping[str, bytes],
+    arguments: Mapping[str, str],
+    labels: Mapping[str, str],
+    *,
+    verbose: bool,
+) -> None:
+    """Build, check and only then tag one version; what it replaces is removed.
+
+    Raises:
+        BuildingError: it can't be built, or isn't what it should be.
+    """
+    began = time.monotonic()
+    print(f"{wanted.key}: building {wanted.version.image} on {arguments['BASE']}", file=sys.stderr)
+    report = _reporter(verbose=verbose)
+    try:
+        identity = buildkit.build(client, wanted.parcel(network), arguments, labels, report)
+    except buildkit.BuildFailed as failure:
+        raise BuildingError(f"{wanted.key} wasn't built: {reasons.sentence(failure)}") from None
+    _say(_what_is_checked(wanted))
+    try:
+        wrong = checks.problems(checks.describe(client, identity, wanted), wanted)
+        if wrong:
+            raise BuildingError(f"{wanted.key} isn't what it should be: {'; '.join(wrong)}")
+    except BaseException:  # Ctrl-C as well: nobody is left with gigabytes that have no name
+        client.images.remove(identity)
+        raise
+    _tag(client, identity, wanted.version.image)
+    size = client.images.get(identity).attrs["Size"] / 1_000_000
+    seconds = time.monotonic() - began
+    print(f"{wanted.key}: built in {seconds:.0f} s, {size:.0f} MB", file=sys.stderr)
+
+
+def _what_is_checked(wanted: Recipe) -> str:
+    said = "Starting the image to check it"
+    return f"{said}, and compiling a CUDA extension" if checks.has_nvcc(wanted) else said
+
+
+def _tag(client: docker.DockerClient, identity: str, reference: str) -> None:
+    before, built = image(client, reference), client.images.get(identity)
+    built.tag(reference)
+    if before and before.id != built.id and not remove_unnamed(client, str(before.id)):
+        _say("The image it replaces stays: a container or another tag still uses it")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    wanted = [recipe(key, arguments.folder) for key in dict.fromkeys(arguments.keys)]
+    failed = False
+    with engine() as client:
+        for each in wanted:
+            _must_be_built(client, each)
+            print(f"{each.key}: {each.version.image}", file=sys.stderr)
+            _say(_what_is_checked(each))
+            description = checks.describe(client, each.version.image, each)
+            wrong = checks.problems(description, each)
+            failed = failed or bool(wrong)
+            for sentence in wrong:
+                print(f"{each.key}: {sentence}", file=sys.stderr)
+            if not wrong:
+                print(f"{each.key}: {_summary(description)}")
+    return int(failed)
+
+
+def _must_be_built(client: docker.DockerClient, wanted: Recipe) -> None:
+    if image(client, wanted.version.image) is None:
+        raise BuildingError(f"{wanted.key} isn't built: run `gpuspawner image build {wanted.key}`")
+
+
+def _write_bills(arguments: argparse.Namespace) -> int:
+    wanted = [recipe(key, arguments.folder) for key in dict.fromkeys(arguments.keys)]
+    with engine() as client:
+        for each in wanted:
+            _must_be_built(client, each)
+            bill = bom.bill(checks.contents(client, each.version.image, each), each)
+            if arguments.print:
+                print(bill, end="")
+                continue
+            path = each.lock.with_name(bom.FILE)
+            try:
+                path.write_text(bill)
+            except OSError as error:
+                raise BuildingError(f"{path} can't be written: {error.strerror}") from None
+            print(f"wrote {path}")
+    return 0
+
+
+def _summary(description: dict[str, Any]) -> str:
+    packages = description["packages"]
+    torch = description["torch"]
+    facts = [
+        f"Python {description['python']}",
+        *(f"{name} {packages[name]}" for name in ("jupyterhub", "jupyterlab", "notebook")),
+        *(f"{name} {torch[name]}" for name in ("torch", "cuda", "cudnn", "nccl") if name in torch),
+        *(["two processes meet"] if "processes" in description else []),
+        *(["nvcc compiles an extension"] if "extension" in description else []),
+        f"runs as {description['user']}",
+        f"JupyterLab answered after {description['jupyter_seconds']} s",
+    ]
+    return ", ".join(facts)
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    known = recipes(arguments.folder)
+    unknown = [key for key in arguments.keys if key not in known]
+    if unknown:
+        raise BuildingError(
+            f"there is no image version {unknown[0]!r}; there are: {', '.join(known)}"
+        )
+    wanted = [known[key] for key in arguments.keys or known]
+    for path in locks.write(wanted, upgrade=arguments.upgrade):
+        print(f"wrote {path}")
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(f"  {sentence}", file=sys.stderr, flush=True)
+
+
+def _reporter(*, verbose: bool) -> Callable[[str], None]:
+    """Return what shows the steps' lines: all of them, or the steps and the larger downloads."""
+
+    def report(line: str) -> None:
+        if line.startswith("==> "):
+            _say(line.removeprefix("==> "))
+        elif verbose or line.strip().startswith("Downloading "):
+            _say(f"  {line.strip()}")
+
+    return report

@@ -1,0 +1,273 @@
+"""Who holds what, read back from the engine: the containers are the ledger.
+
+A lease is a set of labels on a container. Between choosing GPUs and the container existing there
+is a reservation in this process's memory, and nothing else is remembered: a restarted hub, a second
+hub on the same engine and the command line all read the same truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from ..gpus.allocation import apply_leases, choose, explain
+from ..gpus.model import GPU, Holder, Lease, Request
+from .labels import Container, lease_of, leases_of
+
+T = TypeVar("T")
+
+
+class NotEnough(Exception):
+    """Too few GPUs are free for a request. `str()` is a sentence for the user."""
+
+
+class Contested(Exception):
+    """Another hub's container has one of our GPUs, and ours is the one to give way."""
+
+
+class Unknown(Exception):
+    """The engine or NVML couldn't be read, and unknown is never free. `str()` is for the user."""
+
+
+@dataclass(eq=False)
+class Reservation:
+    """GPUs set aside in this process until their container can be seen.
+
+    `over_since` is None while only we know of it. Then it is the tick at which the container could
+    be seen, or was given up: a listing begun before that tick can't show which.
+    """
+
+    holder: Holder
+    gpus: tuple[GPU, ...]
+    until: float | None = None
+    groups: frozenset[str] = frozenset()
+    over_since: int | None = None
+
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The UUIDs of the GPUs set aside."""
+        return frozenset(gpu.uuid for gpu in self.gpus if gpu.uuid)
+
+
+@dataclass
+class View:
+    """What the host looked like at one moment: the driver, its GPUs with their holders, leases."""
+
+    driver: str | None
+    cuda: str | None
+    gpus: tuple[GPU, ...]
+    leases: tuple[Lease, ...] = ()
+
+
+@dataclass
+class Ledger:
+    """Hand out the GPUs of one engine's host.
+
+    Args:
+        list_containers: lists every container, stopped ones too, that has the label `LABEL_GPUS`.
+        read_inventory: what NVML sees: an object with `driver`, `cuda` and `gpus` (of `GPU`).
+        hub: this hub's address, as on the containers that are its own; "": there is no other.
+    The first two may raise: then nothing is handed out, and `Unknown` is raised with a sentence
+    that `explain_error` makes of it.
+    """
+
+    list_containers: Callable[[], Awaitable[Sequence[Container]]]
+    read_inventory: Callable[[], Awaitable[Any]]
+    explain_error: Callable[[Exception], str] = str
+    hub: str = ""
+    _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
+    _reservations: list[Reservation] = field(default_factory=list)
+    _looking: set[int] = field(default_factory=set)
+    # Container id -> when its time ends, where that was changed since it began.
+    ends: dict[str, float | None] = field(default_factory=dict)
+    # What the last look saw, and when by the monotonic clock.
+    seen: View | None = None
+    seen_at: float = 0.0
+    _inventory_seen: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._listing = SharedRead(self._list)
+        self._inventory = SharedRead(self.read_inventory)
+
+    async def look(self, except_for: Holder | None = None) -> View:
+        """Return the host's GPUs as they are now, with reservations counted as leases.
+
+        Args:
+            except_for: a holder whose own leases are shown as free, for a server about to be
+                replaced.
+
+        Raises:
+            Unknown: NVML or the engine couldn't be read.
+        """
+        began = self._tick()
+        self._looking.add(began)
+        try:
+            # NVML first: a container that starts in between is then in the listing.
+            inventory = await self._inventory()
+            listed_at, containers = await self._listing()
+        except Exception as error:
+            raise Unknown(self.explain_error(error)) from error
+        finally:
+            self._looking.discard(began)
+        there = {container.get("Id", "") for container in containers}
+        self.ends = {name: end for name, end in self.ends.items() if name in there}
+        leases = leases_of(containers, self.ends, self.hub) + self._reserved(listed_at)
+        self._forget()
+        self._inventory_seen = inventory
+        self.seen, self.seen_at = self._view(leases), time.monotonic()
+        return self._without(except_for)
+
+    async def recent(self, seconds: float, except_for: Holder | None = None) -> View:
+        """Return what a look saw that is no older than this, or look: for pages, which only show.
+
+        Raises:
+            Unknown: NVML or the engine couldn't be read.
+        """
+        if self.seen is None or time.monotonic() - self.seen_at > seconds:
+            return await self.look(except_for)
+        return self._without(except_for)
+
+    def _without(self, holder: Holder | None) -> View:
+        """Return what was seen last, as if a holder had nothing."""
+        assert self.seen is not None
+        others = [lease for lease in self.seen.leases if lease.holder != holder]
+        return self.seen if len(others) == len(self.seen.leases) else self._view(others)
+
+    def _view(self, leases: Sequence[Lease]) -> View:
+        found = self._inventory_seen
+        return View(found.driver, found.cuda, apply_leases(found.gpus, leases), tuple(leases))
+
+    async def reserve(self, holder: Holder, request: Request, policy: str = "pack") -> Reservation:
+        """Choose GPUs for a request and set them aside.
+
+        Raises:
+            NotEnough: too few are free now.
+            Unknown: NVML or the engine couldn't be read.
+        """
+        if request.gpus == 0:
+            return Reservation(holder, ())
+        view = await self.look()
+        # From here to the reservation nothing may await: another spawn would choose the same.
+        chosen = choose(request, view.gpus, policy)
+        if chosen is None:
+            raise NotEnough(explain(request, view.gpus))
+        return self.set_aside(Reservation(holder, chosen))
+
+    def set_aside(self, reservation: Reservation) -> Reservation:
+        """Reserve GPUs that a look has just shown to be free, with no `await` in between."""
+        self._reservations.append(reservation)
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """End a reservation: its container can be seen from now on, or it will never exist.
+
+        Harmless when called again.
+        """
+        if reservation.over_since is None:
+            reservation.over_since = self._tick()
+
+    async def claim(self, container_id: str, uuids: Collection[str], patience: float = 5.0) -> None:
+        """Make sure that no other container has these GPUs, just before ours is started.
+
+        Two hubs may have chosen the same GPU. Each writes first (its container exists) and reads
+        then, so at least one sees the other; whoever starts has seen nobody. The container created
+        later (then by id) gives way at once. The earlier one waits for that, and gives way as well
+        if the other has started meanwhile or doesn't move: its hub may be dead.
+
+        Args:
+            container_id: our container's full id; it exists and isn't started.
+            uuids: the GPUs it was given.
+            patience: how long to wait for the other to give way, in seconds.
+
+        Raises:
+            Contested: ours is to be removed, and other GPUs chosen.
+            Unknown: the engine couldn't be read.
+        """
+        deadline = time.monotonic() + patience
+        while rivals := await self._rivals(container_id, frozenset(uuids)):
+            if any(rivals) or time.monotonic() > deadline:
+                raise Contested("another hub was given one of these GPUs at the same moment")
+            await asyncio.sleep(0.02)
+
+    async def _rivals(self, container_id: str, uuids: frozenset[str]) -> list[bool]:
+        """Return one value per other container with one of the GPUs: does it go before ours?"""
+        if not uuids:
+            return []
+        try:
+            _, containers = await self._listing()
+        except Exception as error:
+            raise Unknown(self.explain_error(error)) from error
+        ours = next((c for c in containers if c["Id"] == container_id), None)
+        if ours is None:
+            raise Contested("the container was removed before it was started")
+        others = ((c, lease_of(c)) for c in containers if c["Id"] != container_id)
+        return [
+            other.get("State") != "created" or _age(other) < _age(ours)
+            for other, lease in others
+            if lease and lease.gpus & uuids
+        ]
+
+    def _reserved(self, listed_at: int) -> list[Lease]:
+        return [
+            Lease(reservation.holder, reservation.uuids, reservation.until, reservation.groups)
+            for reservation in self._reservations
+            if reservation.over_since is None or reservation.over_since > listed_at
+        ]
+
+    def _forget(self) -> None:
+        """Drop the reservations that no look under way can still need."""
+        oldest = min(self._looking, default=self._tick())
+        self._reservations = [
+            reservation
+            for reservation in self._reservations
+            if reservation.over_since is None or reservation.over_since >= oldest
+        ]
+
+    async def _list(self) -> tuple[int, Sequence[Container]]:
+        began = self._tick()
+        return began, await self.list_containers()
+
+    def _tick(self) -> int:
+        return next(self._ticks)  # type: ignore[call-overload]
+
+
+def _age(container: Container) -> tuple[float, str]:
+    """Sort key: who came first. One clock, the engine's, for both hubs."""
+    return (container.get("Created") or 0, container["Id"])
+
+
+class SharedRead(Generic[T]):
+    """A read of the outside world that many callers share.
+
+    At most one runs at a time. Whoever asks while one runs gets the next one, so that each caller's
+    answer began after it asked, and 60 callers cost two reads.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[T]]) -> None:
+        self._read = read
+        self._running: asyncio.Future[T] | None = None
+        self._next: asyncio.Future[T] | None = None
+
+    async def __call__(self) -> T:
+        """Return what a read begun after this call found; raises what it raised."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._after(self._running))
+            self._next.add_done_callback(_notice)
+        # Shielded: one caller's cancel must not end the read that others wait for.
+        return await asyncio.shield(self._next)
+
+    async def _after(self, running: asyncio.Future[T] | None) -> T:
+        if running is not None:
+            await asyncio.wait([running])
+        self._running, self._next = self._next, None
+        return await self._read()
+
+
+def _notice(read: asyncio.Future[Any]) -> None:
+    """Take notice of an error: where all who asked gave up, asyncio would log it as overlooked."""
+    if not read.cancelled():
+        read.exception()

@@ -1,0 +1,101 @@
+"""`gpuspawner gpus`: what is there, and who holds what."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import docker
+import docker.errors
+
+from .backends.docker.errors import explain
+from .gpus.allocation import apply_leases
+from .gpus.model import GPU
+from .gpus.nvml import InventoryError
+from .gpus.out_of_service import apply_marks, list_marks
+from .gpus.reader import Survey, survey
+from .leases.labels import LABEL_GPUS, leases_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare this subcommand's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the host's GPUs; 1 and a sentence on stderr where NVML or the engine can't be read."""
+    try:
+        found = survey()
+        gpus = _with_ledger(found.gpus) if found.gpus else ()
+    except InventoryError as error:
+        print(f"gpuspawner: {error}", file=sys.stderr)
+        return 1
+    except (docker.errors.DockerException, OSError) as error:
+        print(f"gpuspawner: {explain(error)}", file=sys.stderr)
+        return 1
+    print(json.dumps(as_json(found, gpus), indent=2) if arguments.json else as_text(found, gpus))
+    return 0
+
+
+def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
+    """Return the GPUs as the engine says: who holds them, and which are out of service."""
+    client = docker.from_env(timeout=20)
+    try:
+        marked = apply_marks(gpus, list_marks(client.api))
+        containers = client.api.containers(all=True, filters={"label": LABEL_GPUS})
+        return apply_leases(marked, leases_of(containers))
+    finally:
+        client.close()
+
+
+def as_json(found: Survey, gpus: Sequence[GPU]) -> dict[str, Any]:
+    """Return the documented JSON value."""
+    return {"driver": found.driver, "cuda": found.cuda, "gpus": [_entry(gpu) for gpu in gpus]}
+
+
+def _entry(gpu: GPU) -> dict[str, Any]:
+    holder = gpu.holder
+    return {
+        "uuid": gpu.uuid,
+        "index": gpu.index,
+        "name": gpu.model,
+        "memory_total_mib": gpu.memory_total_mib,
+        "memory_used_mib": gpu.memory_used_mib,
+        "utilization_percent": gpu.utilization_percent,
+        "compute_capability": gpu.compute_capability,
+        "state": gpu.state,
+        "holder": {"user": holder.user, "server": holder.server} if holder else None,
+        "reason": gpu.reason,
+    }
+
+
+def as_text(found: Survey, gpus: Sequence[GPU]) -> str:
+    """Return a table for a terminal."""
+    if found.driver is None:
+        return "No NVIDIA driver on this machine."
+    names = ("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")
+    rows: list[tuple[str, ...]] = [names]
+    for gpu in gpus:
+        memory = f"{_known(gpu.memory_used_mib)}/{_known(gpu.memory_total_mib)}"
+        use = "?" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
+        reason = "" if gpu.state in ("free", "leased") else gpu.reason
+        cells = (str(gpu.index), gpu.model, memory, use, gpu.state, str(gpu.holder or ""), reason)
+        rows.append(tuple(map(_printable, cells)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([f"Driver {found.driver}, CUDA {found.cuda or '?'}", *lines])
+
+
+def _printable(cell: str) -> str:
+    """Return text without what a terminal would obey: names may have anything in them."""
+    return "".join(letter if letter.isprintable() else "?" for letter in cell)
+
+
+def _known(value: int | None) -> str:
+    return "?" if value is None else str(value)
