@@ -19,8 +19,8 @@ from prometheus_client import REGISTRY
 from traitlets import TraitType
 
 import gpuspawner.dashboard
-from gpuspawner import metrics as hub_metrics
 from gpuspawner.__main__ import SUBCOMMANDS
+from gpuspawner.hub import metrics as hub_metrics
 from gpuspawner.spawner import GPUSpawner
 
 MARK = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
@@ -90,7 +90,12 @@ def metrics() -> str:
     rows = []
     for name, help_text, labels in hub_metrics.GAUGES:
         rows.append((f"`{name}`", "gauge", _labels(labels), f"{help_text}."))
-    for collector in (hub_metrics.WAITS, hub_metrics.STARTS, hub_metrics.REFUSALS, hub_metrics.ERRORS):
+    for collector in (
+        hub_metrics.WAITS,
+        hub_metrics.STARTS,
+        hub_metrics.REFUSALS,
+        hub_metrics.ERRORS,
+    ):
         (family,) = collector.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = collector._labelnames
@@ -128,7 +133,9 @@ def command_line() -> str:
     with patch.dict(os.environ, {"COLUMNS": COLUMNS, "NO_COLOR": "1"}):
         for parser in parsers():
             level = "##" if parser.prog.count(" ") == 1 else "###"
-            parts.append(f"{level} {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
+            parts.append(
+                f"{level} {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n"
+            )
     return "\n".join(parts)
 
 

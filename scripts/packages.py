@@ -59,9 +59,12 @@ def missing_for_browser() -> list[str]:
 def missing_for_chinese() -> list[str]:
     """A font with Chinese letters where the machine has none, for pictures of Chinese pages."""
     listed = shutil.which("fc-list")
-    found = listed and subprocess.run(
-        [listed, ":lang=zh-cn"], stdout=subprocess.PIPE, check=False
-    ).stdout.strip()
+    found = (
+        listed
+        and subprocess.run(
+            [listed, ":lang=zh-cn"], stdout=subprocess.PIPE, check=False
+        ).stdout.strip()
+    )
     return [] if found else ["fonts-wqy-microhei"]
 
 

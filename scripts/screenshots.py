@@ -13,15 +13,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import docker
 
 from gpuspawner.__main__ import main as gpuspawner
 from gpuspawner.simulation.host import SimulatedHost, SimulationError, cache_folder
 from gpuspawner.simulation.state import State, describe
 from tests.browsers import QUIET, log_in
+from tests.conftest import clear
 from tests.dashboards import Program, lines
 from tests.hubs import Hub, until, write_config
 
@@ -44,7 +47,7 @@ c.GPUSpawner.default_hours = 4
 
 
 def main() -> int:
-    """Take them all, into docs/pictures, on the engine of the tests, which has the image already."""
+    """Take them all, on the tests' own engine, which has the image already."""
     os.chdir(ROOT)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
@@ -67,6 +70,8 @@ def main() -> int:
 def _hub(host: SimulatedHost) -> Iterator[Hub]:
     """Run a hub with the repository's own configuration on the simulated host."""
     os.environ.update(host.additions)
+    with closing(docker.APIClient(base_url=host.docker_host, version="auto")) as engine:
+        clear(engine)  # what a run that was broken off has left: a GPU out of service, homes
     with step("Building the image minimal, if it isn't there"):
         if gpuspawner(["image", "build", "minimal"]):
             raise Stop("the image can't be built; the lines above say why")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,17 +15,24 @@ from pathlib import Path
 import pytest
 import requests
 
+from scripts.console import ROOT
+
 from .conftest import clear
 from .hubs import until
 
 pytestmark = pytest.mark.engine
 
-# As the README has it, for a hub without TLS.
-CONFIG = """
-Host lab
-    User jovyan
-    ProxyCommand websocat --binary -H="Authorization: token {token}" asyncstdio: {url}/user/ada/sshd
-
+# What users copy from the handbook, with their own in place of its words, for a hub without TLS.
+HANDBOOK = (ROOT / "docs" / "how-to" / "ssh.md").read_text()
+CONFIG = (
+    (
+        re.findall(r"```text\n(Host .*?)```", HANDBOOK, re.DOTALL)[0]
+        .replace("Host gpus", "Host lab")
+        .replace("TOKEN", "{token}")
+        .replace("wss://hub.example.org", "{url}")
+        .replace("NAME", "ada")
+    )
+    + """
 Host *
     BatchMode yes
     IdentityFile {folder}/key
@@ -32,6 +40,7 @@ Host *
     UserKnownHostsFile {folder}/known_hosts
     StrictHostKeyChecking accept-new
 """
+)
 GPUS = {"gpus": 2, "image": "minimal"}
 
 
