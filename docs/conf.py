@@ -31,6 +31,8 @@ exclude_patterns = ["_build", "pictures"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
+# Quotes are code here more often than not.
+smartquotes = False
 # The help of traits and docstrings writes code in single backticks.
 default_role = "literal"
 autodoc_member_order = "bysource"
