@@ -23,10 +23,10 @@ import docker
 from gpuspawner.__main__ import main as gpuspawner
 from gpuspawner.simulation.host import SimulatedHost, SimulationError, cache_folder
 from gpuspawner.simulation.state import State, describe
-from tests.browsers import QUIET, log_in
-from tests.conftest import clear
-from tests.dashboards import Program, lines
-from tests.hubs import Hub, until, write_config
+from tests.support.browsers import QUIET, log_in
+from tests.support.dashboards import Program, lines
+from tests.support.hubs import Hub, until, write_config
+from tests.support.looks import clear
 
 from .console import ROOT, Stop, finish, say, step
 

@@ -5,35 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 
-from . import dashboards
-from .browsers import browser, page, picture  # noqa: F401  # fixtures
-from .hubs import Hub, write_config
-
-REPOSITORY = Path(__file__).parent.parent
-IN_CI = bool(os.environ.get("CI"))
-
-
-def clear(engine: docker.APIClient) -> None:
-    """Remove every container and volume of the simulated host's engine."""
-    for container in engine.containers(all=True):
-        with suppress(docker.errors.NotFound):
-            engine.remove_container(container["Id"], force=True, v=True)
-    for volume in engine.volumes()["Volumes"] or []:
-        engine.remove_volume(volume["Name"])
-
-
-def cannot(reason: str) -> None:
-    """Skip a test whose surroundings are missing; in CI they must not be."""
-    if IN_CI:
-        pytest.fail(f"in CI nothing is skipped: {reason}")
-    pytest.skip(reason)
+from .support import dashboards
+from .support.hubs import Hub, write_config
+from .support.looks import clear
+from .support.requirements import cannot
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +34,7 @@ def binaries(tmp_path_factory) -> Any:
 @pytest.fixture(scope="module")
 def program(binaries, tmp_path_factory) -> Iterator[Any]:
     """A process that lives through all of a module's scenarios, as a hub does."""
-    from .nvml import Program
+    from .support.nvml import Program
 
     with Program(binaries.directory, tmp_path_factory.mktemp("program") / "state") as program:
         yield program
