@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -144,9 +145,8 @@ def command_line() -> str:
 
 def description() -> Mapping[str, Any]:
     """Return openapi.yaml as it is shipped."""
-    folder = os.path.dirname(gpuspawner.dashboard.__file__)  # noqa: PTH120
-    with open(os.path.join(folder, "openapi.yaml"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
-        found: Mapping[str, Any] = yaml.safe_load(file)
+    path = Path(gpuspawner.dashboard.__file__).parent / "openapi.yaml"
+    found: Mapping[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found
 
 
