@@ -45,6 +45,9 @@ nitpick_ignore_regex = [("py:.*", r"(traitlets|dockerspawner|jupyterhub|docker)\
 html_theme = "pydata_sphinx_theme"
 html_title = "gpuspawner"
 html_show_sourcelink = False
+html_copy_source = False
+# Pages without others below them.
+html_sidebars = {"index": [], "architecture": [], "contributing": []}
 html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],

@@ -174,7 +174,7 @@ def _call(path: str, method: str, call: Any, shared: Any, whole: Any) -> str:
         for each in parameters
     ]
     if rows:
-        parts.append(_table(("parameter", "in", "type", ""), rows))
+        parts.append(_table(("parameter", "in", "type", "what it is"), rows))
     body = call.get("requestBody")
     if body:
         (content,) = body["content"].values()
@@ -183,7 +183,7 @@ def _call(path: str, method: str, call: Any, shared: Any, whole: Any) -> str:
         (str(status).replace("default", "any other"), *_answer(_resolved(answer, whole)))
         for status, answer in call["responses"].items()
     ]
-    parts.append(_table(("status", "", "body"), answers))
+    parts.append(_table(("status", "what it says", "body"), answers))
     return "\n".join(parts)
 
 
@@ -196,7 +196,7 @@ def _properties(schema: Any, whole: Any) -> str:
     rows = [
         (f"`{name}`", _type(each), _sentence(each, whole)) for name, each in _flat(schema).items()
     ]
-    return _table(("key", "type", ""), rows)
+    return _table(("key", "type", "what it is"), rows)
 
 
 def _flat(schema: Any, before: str = "") -> dict[str, Any]:
