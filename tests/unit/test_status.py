@@ -1,4 +1,4 @@
-"""What `gpuspawner gpus` prints for people; what it prints for programs is the README's."""
+"""What `gpuspawner gpus` prints for people; what it prints for programs is in test_docs."""
 
 from __future__ import annotations
 
