@@ -11,6 +11,7 @@ import docker
 import pytest
 
 from .support import dashboards
+from .support.built_images import engines_cache, ensure_image
 from .support.hubs import Hub, write_config
 from .support.looks import clear
 from .support.requirements import cannot
@@ -43,15 +44,13 @@ def program(binaries, tmp_path_factory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def host():
     """A simulated host with four A100, its own engine, and nobody on it."""
-    from gpuspawner.simulation.host import SimulatedHost, SimulationError, cache_folder
+    from gpuspawner.simulation.host import SimulatedHost, SimulationError
     from gpuspawner.simulation.state import describe
 
     if os.geteuid() != 0 or not shutil.which("dockerd"):
         cannot("needs root and dockerd (make test installs it)")
     try:
-        # A cache of their own: the tests remove every volume they find.
-        cache = cache_folder() / "tests"
-        with SimulatedHost(describe([("A100-40GB", 4)]), cache=cache) as running:
+        with SimulatedHost(describe([("A100-40GB", 4)]), cache=engines_cache()) as running:
             before = dict(os.environ)
             # docker-py and our own code in this process talk to it as well.
             os.environ.update(running.additions)
@@ -73,9 +72,7 @@ def engine(host) -> Iterator[docker.APIClient]:
 @pytest.fixture(scope="session")
 def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
     """A client of the host's engine, and the `minimal` image's reference, built if need be."""
-    from gpuspawner.__main__ import main
-
-    assert main(["image", "build", "minimal"]) == 0
+    ensure_image(host, "minimal")
     client = docker.DockerClient(base_url=host.docker_host, version="auto")
     return client, "gpuspawner/minimal:py3.11"
 
@@ -83,9 +80,7 @@ def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
 @pytest.fixture(scope="session")
 def pytorch_image(engine, host) -> tuple[docker.DockerClient, str]:
     """The same of the form's default, which is large: only for tests that are about PyTorch."""
-    from gpuspawner.__main__ import main
-
-    assert main(["image", "build", "pytorch-2.7"]) == 0
+    ensure_image(host, "pytorch-2.7", shared=False)
     client = docker.DockerClient(base_url=host.docker_host, version="auto")
     return client, "gpuspawner/pytorch:2.7"
 
