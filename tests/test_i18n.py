@@ -5,14 +5,20 @@ from __future__ import annotations
 import ast
 import copy
 import gettext
+import io
 import json
+import os
 import pickle
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import polib
 import pytest
+from babel.messages.catalog import Message
 from bs4 import BeautifulSoup
 
 import gpuspawner
@@ -53,24 +59,99 @@ def test_every_language_has_a_catalogue_and_every_catalogue_is_a_language() -> N
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
 def test_no_sentence_is_missing_and_none_is_left_over(path: Path) -> None:
     """`make catalogues` says so too, and puts what is new where a translation belongs."""
-    found = polib.pofile(str(path), encoding="utf-8")
-    needed = {(message.one, message.many) for message in catalogue.messages()}
-    assert {(entry.msgid, entry.msgid_plural) for entry in found} == needed
-    assert [entry.msgid for entry in found if not entry.translated() or entry.fuzzy] == []
+    found = catalogue.read(path)
+    needed = {(sentence.one, sentence.many) for sentence in catalogue.sentences()}
+    assert {english_of(message) for message in found if message.id} == needed
+    assert catalogue.missing(found) == []
+
+
+def english_of(message: Message) -> tuple[str, str]:
+    return message.id if message.pluralizable else (message.id, "")
+
+
+def translations_of(message: Message) -> tuple[str, ...]:
+    return message.string if message.pluralizable else (message.string,)
 
 
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
 def test_a_translation_has_the_same_values_in_it(path: Path) -> None:
-    for entry in polib.pofile(str(path), encoding="utf-8"):
-        told = [entry.msgstr, *entry.msgstr_plural.values()]
-        for translation in filter(None, told):
-            english = entry.msgid_plural or entry.msgid
-            assert sorted(PLACE.findall(translation)) == sorted(PLACE.findall(english)), english
+    for message in catalogue.read(path):
+        one, many = english_of(message)
+        for translation in filter(None, translations_of(message)):
+            assert sorted(PLACE.findall(translation)) == sorted(PLACE.findall(many or one)), one
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
+def test_what_is_read_at_run_time_is_what_the_catalogue_says(path: Path) -> None:
+    """Where this fails, `make catalogues` compiles it anew; an installation does so as well."""
+    with path.with_suffix(".mo").open("rb") as file:
+        compiled = gettext.GNUTranslations(file)
+    for message in catalogue.read(path):
+        one, many = english_of(message)
+        if one:
+            said = compiled.ngettext(one, many, 2) if many else compiled.gettext(one)
+            assert said == translations_of(message)[-1], one
+
+
+def test_a_catalogue_that_wasn_t_compiled_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "gpuspawner", ignore=shutil.ignore_patterns("*.mo"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import gpuspawner.i18n.languages"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert "gpuspawner.mo is missing: in a checkout, `make catalogues`" in done.stderr
+
+
+def test_a_wheel_has_the_compiled_catalogues(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=catalogue.ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        names = [name for name in files.namelist() if "/locale/" in name]
+        (compiled,) = names
+        found = gettext.GNUTranslations(io.BytesIO(files.read(compiled)))
+    assert compiled == "gpuspawner/i18n/locale/zh_CN/LC_MESSAGES/gpuspawner.mo"
+    assert found.gettext("Nobody waits.") == "没有人在排队。"
+
+
+def test_renewing_a_catalogue_keeps_what_is_translated_and_takes_out_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gpuspawner.po"
+    path.write_text(
+        '# Ours.\nmsgid ""\nmsgstr ""\n"Language: zh_CN\\n"\n'
+        '"Plural-Forms: nplurals=1; plural=0;\\n"\n\n'
+        'msgid "kept"\nmsgstr "留"\n\n#, fuzzy\nmsgid "unsure"\nmsgstr "疑"\n\n'
+        'msgid "gone"\nmsgstr "去"\n\nmsgid "a GPU"\nmsgid_plural "GPUs"\nmsgstr[0] "GPU"\n'
+    )
+    needed = [("kept", ""), ("unsure", ""), ("new", ""), ("a GPU", "GPUs"), ("an end", "ends")]
+    monkeypatch.setattr(
+        catalogue, "sentences", lambda: [catalogue.Sentence(*each, "a.py") for each in needed]
+    )
+    renewed = catalogue.renew(path)
+    assert catalogue.missing(renewed) == ["unsure", "new", "an end"]
+    read = catalogue.read(path)
+    assert {message.id: message.string for message in read if message.id} == {
+        "kept": "留",
+        "unsure": "疑",
+        "new": "",
+        ("a GPU", "GPUs"): ("GPU",),
+        ("an end", "ends"): ("",),
+    }
+    before = path.read_text()
+    assert before.startswith('# Ours.\nmsgid ""\n')
+    catalogue.renew(path)
+    assert path.read_text() == before
 
 
 def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
     """What is put together elsewhere is in no catalogue."""
-    known = {message.one for message in catalogue.messages()}
+    known = {sentence.one for sentence in catalogue.sentences()}
     looked_at = 0
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -102,6 +183,11 @@ def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
         ("zh", "zh-CN"),
         ("zh-Hans-SG", "zh-CN"),
         ("zh-SG", "zh-CN"),
+        ("zh-MY", "zh-CN"),
+        ("zh-HK", "en"),
+        ("zh-MO;q=0.9,zh-Hans;q=0.1", "zh-CN"),
+        ("zh-Hant,zh;q=0", "en"),
+        ("en-AU,zh-CN;q=0.9", "en"),
         ("zh-TW,zh;q=0.9,en;q=0.8", "zh-CN"),  # whose browser says that any Chinese will do
         ("zh-TW,en;q=0.8", "en"),
         ("zh-Hant-HK,en;q=0.5", "en"),
@@ -113,6 +199,10 @@ def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
         ("de", "en"),
         ("*", "en"),
         (",;=,;q=,zh-CN", "zh-CN"),
+        ("zh-CN;q=nan,en;q=0.1", "en"),
+        ("../../zh-CN,zh_CN,\x00,zh--CN,zh-CN-,中文,-", "en"),
+        ("zh-CN;q=٠.9", "en"),
+        ("xx," * 30 + "zh-CN", "en"),
         ("x" * 100_000, "en"),
         ("zh-CN;q=0.5 , en ; q=0.4", "zh-CN"),
     ],
