@@ -22,10 +22,11 @@ from .gpus.model import Request
 from .hub import http_errors, metrics
 from .i18n.languages import translations
 from .i18n.lazy_text import lazy_gettext
-from .i18n.phrases import ordinal, turn_words
+from .i18n.phrases import ordinal
 from .leases.labels import RELEASED_STATES
 from .leases.ledger import Contested, NotEnough, Reservation, Unknown
 from .leasing import LeasingSpawner
+from .scheduling.phrases import turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import OverLimit
 

@@ -38,6 +38,7 @@ from gpuspawner.i18n.lazy_text import (
     together,
 )
 from gpuspawner.scheduling import queue
+from gpuspawner.scheduling.phrases import turn_words
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 from scripts import catalogue
 
@@ -237,8 +238,8 @@ def test_what_an_exception_says_is_still_one() -> None:
 
 def test_sentences_in_sentences_are_said_too() -> None:
     turn = Turn(QueuedRequest(Holder("ada"), Request("torch", 2), 0.0), 2, None)
-    assert phrases.turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
-    assert CHINESE.say(phrases.turn_words(turn)) == (
+    assert turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
+    assert CHINESE.say(turn_words(turn)) == (
         "您在等 2 个 GPU，排在第 2 位。不知道何时会空闲：占用它们的服务器没有时限。"
     )
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 
 from markupsafe import Markup
 
-from ..gpus.allocation import gpus_words
-from ..scheduling.plan import Turn
 from .lazy_text import lazy_gettext, lazy_ngettext, together
 
 
@@ -46,40 +43,3 @@ def ordinal(number: int) -> str:
     if last == 3:
         return lazy_gettext("%(number)srd", number=number)
     return lazy_gettext("%(number)sth", number=number)
-
-
-def turn_words(turn: Turn) -> str:
-    """Say where somebody stands in the queue, what they wait for, and until about when."""
-    wanted = gpus_words(turn.waiting.request.gpus, turn.waiting.request.model)
-    place = (
-        lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
-        if turn.place == 1
-        else lazy_gettext(
-            "You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted
-        )
-    )
-    limit = ""
-    if turn.because.startswith("group:"):
-        group = turn.because.removeprefix("group:")
-        limit = lazy_gettext(
-            "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
-        )
-    if turn.because == "never":
-        never = lazy_gettext("This machine has too few that may be handed out at the moment.")
-        return together(place, limit, never)
-    return together(place, limit, _expected(turn.start))
-
-
-def _expected(start: float | None) -> str:
-    if start is None:
-        return lazy_gettext(
-            "When they will be free isn't known: servers that have them have no end."
-        )
-    seconds = start - time.time()
-    if seconds < 60:
-        return lazy_gettext("Expected any moment.")
-    return lazy_gettext(
-        "Expected about %(time)s, in %(duration)s at the latest.",
-        time=clock_time(start),
-        duration=hours_words(seconds),
-    )
