@@ -19,7 +19,7 @@ from babel.core import get_global, parse_locale
 from jinja2 import pass_context
 from markupsafe import Markup
 
-from .lazy_text import Sentence
+from .lazy_text import LazyText
 
 DOMAIN = "gpuspawner"
 FOLDER = Path(__file__).parent / "locale"
@@ -45,7 +45,7 @@ class Language:
 
     def say(self, text: Any) -> Any:
         """Return a sentence in this language; anything else as it is."""
-        return text.said(self.catalogue) if isinstance(text, Sentence) else text
+        return text.said(self) if isinstance(text, LazyText) else text
 
     def gettext(self, sentence: str, /, **values: Any) -> Markup:
         """Return a sentence of ours for HTML; values are escaped unless they are Markup."""
@@ -73,7 +73,7 @@ class Language:
 @pass_context
 def finalize(context: Any, value: Any) -> Any:
     """Say what a template puts out in its reader's language; for `jinja2.Environment`."""
-    return context["say"](value) if isinstance(value, Sentence) else value
+    return context["say"](value) if isinstance(value, LazyText) else value
 
 
 def _load(tag: str) -> Language:
@@ -104,7 +104,7 @@ def languages() -> list[Language]:
 
 def translations(text: str) -> dict[str, str]:
     """Return a sentence in all languages but English, by their tags; {} for what isn't ours."""
-    if not isinstance(text, Sentence):
+    if not isinstance(text, LazyText):
         return {}
     return {language.tag: language.say(text) for language in TRANSLATED}
 
