@@ -47,7 +47,7 @@ html_title = "gpuspawner"
 html_show_sourcelink = False
 html_copy_source = False
 # Pages without others below them.
-html_sidebars = {"index": [], "architecture": [], "contributing": []}
+html_sidebars: dict[str, list[str]] = {"index": [], "architecture": [], "contributing": []}
 html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],

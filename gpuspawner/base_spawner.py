@@ -35,9 +35,10 @@ from .hub.progress import Steps
 from .hub.state import HubState, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import lazy_gettext, together
-from .i18n.phrases import ordinal, turn_words
+from .i18n.phrases import ordinal
 from .leases.ledger import Ledger, NotEnough, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
+from .scheduling.phrases import turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import OverLimit
 from .settings import GPUTraits

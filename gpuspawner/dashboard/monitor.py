@@ -47,7 +47,7 @@ class Picture:
         driver, cuda, gpus: the host, as it was at `at`; `driver` is None where there is none.
         ours: UUIDs of the GPUs that servers of this hub hold.
         marks: the GPUs out of service.
-        hub: what the hub says of its queue and its servers (`control.Control.status`).
+        hub: what the hub says of its queue and its servers (`control_socket.ControlSocket.status`).
         hub_trouble: why it doesn't.
         history: of every GPU.
     """

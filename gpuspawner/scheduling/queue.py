@@ -19,7 +19,8 @@ from tornado.log import app_log
 from ..errors import GPUSpawnerError, Unknown
 from ..gpus.allocation import apply_leases, explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
-from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, together
+from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, NotEnough, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
 
@@ -362,14 +363,9 @@ def _as_told(turn: Turn) -> tuple[Any, ...]:
 
 
 def _too_long(request: Request, seconds: float) -> str:
-    duration = (
-        lazy_ngettext("%(num)s minute", "%(num)s minutes", round(seconds / 60))
-        if seconds >= 120
-        else lazy_ngettext("%(num)s second", "%(num)s seconds", round(seconds))
-    )
     return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",
         gpus=gpus_words(request.gpus),
-        duration=duration,
+        duration=hours_words(seconds),
     )

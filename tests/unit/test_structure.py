@@ -17,6 +17,12 @@ def test_what_decides_and_its_words_load_only_the_standard_library(module: str) 
     assert ours(imports(module)) <= {"i18n.lazy_text", "gpus.model"}
 
 
+def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
+    rooms = [name for name in MODULES if name.startswith("i18n.")]
+    assert rooms
+    assert {name for room in rooms for name in ours(imports(room))} <= {*rooms, "i18n.__init__"}
+
+
 def test_only_the_inventory_imports_pynvml() -> None:
     assert [name for name in MODULES if "pynvml" in top(imports(name))] == ["gpus.nvml"]
 
