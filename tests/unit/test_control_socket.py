@@ -37,7 +37,7 @@ class Server:
         await asyncio.sleep(0)
         self.rules_known = True
 
-    def lease_facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         assert self.rules_known
         return {"user": self.holder.user, "server": self.holder.server}
 
@@ -203,7 +203,7 @@ async def test_what_is_too_large_isn_t_read(hub: Hub) -> None:
 async def test_an_error_of_ours_is_answered_and_logged(
     hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hub.ada.lease_facts = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    hub.ada.facts = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     answer = await hub.ask("status")
     assert answer == {"error": "Internal Server Error", "status": 500}
     assert [record for record in caplog.records if record.exc_info]

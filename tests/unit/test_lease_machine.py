@@ -554,11 +554,11 @@ class Leases(RuleBasedStateMachine):
             assert len(held) == len(set(held)), held
 
     def held_by(self, hub: Hub) -> Iterator[Reservation]:
-        """The reservations that are open, or whose containers the hub knows to hold GPUs."""
+        """The reservations that are open, or whose containers hold GPUs, or are being created."""
         for server in hub.servers:
             for reservation in server.reservations:
                 creating = server.creating.get(reservation)
-                if reservation.over_since is None:
+                if reservation.over_since is None or (creating and not creating.done()):
                     yield reservation
                 elif creating and creating.done() and not creating.exception():
                     container = self.machine.containers.get(creating.result()["Id"])
