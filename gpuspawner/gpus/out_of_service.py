@@ -19,8 +19,7 @@ from typing import Any
 import docker.errors
 
 from ..i18n.lazy_text import lazy_gettext
-from .model import GPU
-from .reader import Survey
+from .model import GPU, Node
 
 LABEL = "gpuspawner.out-of-service"
 LABEL_BY = "gpuspawner.out-of-service.by"
@@ -77,30 +76,30 @@ def _apply(gpu: GPU, mark: Mark | None) -> GPU:
 
 
 class InServiceReader:
-    """Read the host, with what is out of service kept out.
+    """Read the nodes, with what is out of service kept out.
 
     Args:
-        survey: reads NVML.
+        read_nodes: reads each node from its NVML.
         list_volumes: lists the engine's volumes that pass `FILTER`, as `GET /volumes` does.
     Where either fails, so does this: what may be out of service isn't handed out.
     """
 
     def __init__(
         self,
-        survey: Callable[[], Awaitable[Survey]],
+        read_nodes: Callable[[], Awaitable[Sequence[Node]]],
         list_volumes: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self._survey = survey
+        self._read_nodes = read_nodes
         self._list_volumes = list_volumes
         # What the last reading found.
         self.marks: dict[str, Mark] = {}
 
-    async def __call__(self) -> Survey:
-        """Return a fresh survey."""
-        found = await self._survey()
-        if found.gpus:
+    async def __call__(self) -> tuple[Node, ...]:
+        """Return the nodes as they are now; raises what either of the two raises."""
+        nodes = await self._read_nodes()
+        if any(node.gpus for node in nodes):
             self.marks = marks_of((await self._list_volumes())["Volumes"])
-        return replace(found, gpus=apply_marks(found.gpus, self.marks))
+        return tuple(replace(node, gpus=apply_marks(node.gpus, self.marks)) for node in nodes)
 
 
 def take_out(client: Any, uuid: str, by: str, why: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tornado.log import app_log
 
-from ..gpus.allocation import apply_leases, explain, gpus_words
+from ..gpus.allocation import explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, together
 from ..leases.ledger import Ledger, NotEnough, Reservation, Unknown, View
@@ -229,7 +229,7 @@ class Queue:
                 entry.answer.set_result(granted)
                 # Who is refused after this one reads what is free now.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
-                view = replace(view, gpus=apply_leases(view.gpus, [lease]))
+                view = view.with_lease(lease)
             elif entry.turn is None and (
                 refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
             ):
