@@ -11,6 +11,7 @@ from .choices import form, form_stream, options
 from .choices.forecast import Forecast
 from .choices.limits import Limits, without
 from .choices.open_forms import OpenForms
+from .gpus.allocation import largest
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.languages import Language, language_for
@@ -83,7 +84,7 @@ class ChoosingSpawner(TimedSpawner):
         trouble: str,
         **more: Any,
     ) -> str:
-        seen = view or View(None, None, ())
+        seen = view or View()
         return form.render(
             limits,
             choice,
@@ -135,7 +136,7 @@ class ChoosingSpawner(TimedSpawner):
         """Return what would come of a choice, checked as when it is sent."""
         count = choice.gpus or 0
         try:
-            request = options.request(choice, limits, view.gpus, view.driver)
+            request = options.request(choice, limits, view.nodes)
             self._check_other_servers(request, view)
         except options.Refused as error:
             return Forecast("no", count, refusal=str(error))
@@ -150,13 +151,15 @@ class ChoosingSpawner(TimedSpawner):
         if refusal := queue.refusal(request, terms, turn, view):
             return Forecast("no", count, refusal=refusal)
         fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
+        free = [gpu for gpu in fitting if gpu.state == "free"]
         return Forecast(
             "wait",
             count,
             turn,
-            free=sum(gpu.state == "free" for gpu in fitting),
+            free=len(free),
             taken=all(gpu.state == "leased" for gpu in fitting),
             model=request.model or "",
+            scattered=largest(free) < request.gpus <= len(free),
         )
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
@@ -188,10 +191,10 @@ class ChoosingSpawner(TimedSpawner):
             choice = options.parse(raw, others_allowed=self._has_own_options())
             limits = self.limits()
             key = options.image_key(choice, limits)
-            view = View(None, None, ())
+            view = View()
             if options.gpu_count(choice, limits) > 0:
                 view = await self.ledger.look(except_for=self.holder)
-            request = options.request(choice, limits, view.gpus, view.driver)
+            request = options.request(choice, limits, view.nodes)
             self._check_other_servers(request, view)
         except options.Refused as error:
             raise self._refusal(str(error), "choice", error.status) from None

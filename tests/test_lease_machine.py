@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuspawner.backends.docker import cleanup
-from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.gpus.nvml import InventoryError
 from gpuspawner.leases.labels import LABEL_GPUS, labels
 from gpuspawner.leases.ledger import Contested, Ledger, NotEnough, Reservation, Unknown
@@ -152,7 +151,7 @@ class Machine:
     # What the engine and NVML do
 
     def nvml(self) -> Any:
-        return SimpleNamespace(driver="570.133.20", cuda="12.8", gpus=GPUS)
+        return (Node("", "570.133.20", "12.8", GPUS),)
 
     def list_containers(self) -> list[dict[str, Any]]:
         return copy.deepcopy(list(self.containers.values()))

@@ -10,8 +10,7 @@ import pytest
 
 from gpuspawner.__main__ import SUBCOMMANDS
 from gpuspawner.choices.options import Choice
-from gpuspawner.gpus.model import GPU
-from gpuspawner.gpus.reader import Survey
+from gpuspawner.gpus.model import GPU, Node
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_IMAGE, LABEL_SERVER, LABEL_USER
 from gpuspawner.list_gpus import as_json
 from gpuspawner.settings import GPUSettings
@@ -62,7 +61,7 @@ def test_labels_subcommands_and_json_keys_are_named():
         assert f"`{word}`" in README
     for name in SUBCOMMANDS:
         assert re.search(rf"gpuspawner {name}\b", README), name
-    found = as_json(Survey(None, None, ()), [GPU("GPU-0", 0, "A100")])
+    found = as_json(Node(), [GPU("GPU-0", 0, "A100")])
     for key in [*found, *found["gpus"][0]]:
         assert f"`{key}`" in README or key == "gpus"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
-from ..i18n.lazy_text import N_, lazy_gettext, lazy_ngettext, listed
+from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from .model import GPU, Lease, Node, Request
 
 # Of a node's free GPUs, by index, and the indexes of those that work already: so many.
@@ -64,7 +64,8 @@ def choose_node(free: Mapping[str, Sequence[GPU]], count: int, policy: str = "pa
     least = 1 if policy == "pack" else -1
     fitting = sorted((least * len(gpus), name) for name, gpus in free.items() if len(gpus) >= count)
     names = [name for _, name in fitting]
-    return next((name for name in names if _has_pool(free[name], count)), *names[:1] or [None])
+    of_one_model = (name for name in names if _has_pool(free[name], count))
+    return next(of_one_model, names[0] if names else None)
 
 
 def _has_pool(gpus: Sequence[GPU], count: int) -> bool:
@@ -117,12 +118,15 @@ def explain(request: Request, gpus: Sequence[GPU]) -> str:
             "%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image
         )
     if most < request.gpus:
-        few = (
-            N_("You asked for %(gpus)s, and no machine here has more than %(total)s.")
-            if are_several(gpus)
-            else N_("You asked for %(gpus)s, and this machine has %(total)s.")
+        if are_several(gpus):
+            return lazy_gettext(
+                "You asked for %(gpus)s, and no machine here has more than %(total)s.",
+                gpus=wanted,
+                total=most,
+            )
+        return lazy_gettext(
+            "You asked for %(gpus)s, and this machine has %(total)s.", gpus=wanted, total=most
         )
-        return lazy_gettext(few, gpus=wanted, total=most)
     there = availability(fitting)
     return lazy_gettext("You asked for %(gpus)s, and %(there)s.", gpus=wanted, there=there)
 
@@ -248,6 +252,27 @@ def _by_gpu(leases: Iterable[Lease]) -> dict[str | None, Lease]:
 
 def _end(lease: Lease) -> float:
     return inf if lease.until is None else lease.until
+
+
+def offered(nodes: Sequence[Node], models: frozenset[str] | None = None) -> tuple[Node, ...]:
+    """Return the nodes with the GPUs that may be handed out whole, now or later.
+
+    Args:
+        nodes: with all their GPUs.
+        models: those that a user may have; None: all.
+    """
+    # A GPU that is kept out isn't waited for.
+    return tuple(
+        replace(
+            node,
+            gpus=tuple(
+                gpu
+                for gpu in node.gpus
+                if gpu.state not in ("excluded", "mig") and (models is None or gpu.model in models)
+            ),
+        )
+        for node in nodes
+    )
 
 
 def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:

@@ -40,7 +40,7 @@ class ControlSocket:
         queue: who waits.
         servers: lists the servers that hold GPUs, `TimedSpawner`s.
         log: a logger.
-        survey: how this hub reads the host, as the arguments of `survey.survey`.
+        survey: how this hub reads the host, as the arguments of `reader.read_node`.
     """
 
     def __init__(

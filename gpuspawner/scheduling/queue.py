@@ -1,6 +1,6 @@
-"""The queue of one host: who waits for GPUs is served in order, as soon as something changes.
+"""The queue: who waits for GPUs is served in order, as soon as something changes.
 
-`order.plan` decides; here is who waits, what wakes the queue, and who is told what.
+`plan` decides; here is who waits, what wakes the queue, and who is told what.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ class OverLimit(Exception):
 
 
 class Queue:
-    """Everybody of this hub who waits for GPUs of one host.
+    """Everybody of this hub who waits for GPUs.
 
     Args:
-        ledger: hands out the host's GPUs.
+        ledger: hands out the GPUs of all nodes.
         rules: what applies to everybody.
         endings: makes, from what to call when a container ended, something with `begin` and `end`
             that listens in between.
