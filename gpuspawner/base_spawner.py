@@ -294,7 +294,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         limits = without(applicant.limits, await self._absent_versions())
 
         def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
-            seen = view or View(None, None, ())
+            seen = view or View()
             return form.render(
                 limits,
                 choice,

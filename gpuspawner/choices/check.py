@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..gpus.allocation import largest
 from ..gpus.model import Holder, Request
 from ..leases.ledger import Ledger, View
 from ..scheduling.plan import QueuedRequest
@@ -14,7 +15,7 @@ from . import options
 from .forecast import Forecast
 from .limits import Limits
 
-NOTHING_SEEN = View(None, None, ())
+NOTHING_SEEN = View()
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,20 @@ def forecast_choice(
     if refusal := queue.refusal(request, applicant.request_limits, turn, view):
         return Forecast("no", count, refusal=refusal)
     fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
+    free = [gpu for gpu in fitting if gpu.state == "free"]
     return Forecast(
         "wait",
         count,
         turn,
-        free=sum(gpu.state == "free" for gpu in fitting),
+        free=len(free),
         taken=all(gpu.state == "leased" for gpu in fitting),
         model=request.model or "",
+        scattered=largest(free) < request.gpus <= len(free),
     )
 
 
 def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: View) -> Request:
-    request = options.request(choice, applicant.limits, view.gpus, view.driver)
+    request = options.request(choice, applicant.limits, view.nodes)
     limit = applicant.request_limits.user_limit
     if limit is not None and request.gpus:
         # What the queue would refuse, refused at once: too many GPUs with the user's other servers.

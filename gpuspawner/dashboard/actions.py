@@ -134,7 +134,12 @@ class Actions:
         picture = await self.monitor.picture()
         # One that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
-            raise Refusal(404, lazy_gettext("This machine has no such GPU."))
+            raise Refusal(
+                404,
+                lazy_gettext("No machine here has such a GPU.")
+                if len(picture.nodes) > 1
+                else lazy_gettext("This machine has no such GPU."),
+            )
 
         def run() -> None:
             client = docker.from_env(timeout=ENGINE_SECONDS, version="auto")

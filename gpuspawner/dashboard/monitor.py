@@ -1,4 +1,4 @@
-"""The host and the hub, read in the background once for all who look."""
+"""The nodes and the hub, read in the background once for all who look."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..backends.docker import errors as engine_errors
 from ..backends.docker.backend import record_of
 from ..backends.docker.marks import FILTER, marks_of
 from ..errors import Unknown
-from ..gpus.model import GPU
+from ..gpus.model import GPU, Node
 from ..gpus.out_of_service import InServiceReader, Mark
 from ..gpus.reader import Reader
 from ..hub import control_socket
@@ -41,10 +41,10 @@ class Picture:
     """What was read last.
 
     Args:
-        at: when the host was last read whole, in seconds since the epoch; None: never.
+        at: when the nodes were last read whole, in seconds since the epoch; None: never.
         tried_at: when that was last begun, by the monotonic clock: a wall's may be set back.
         trouble: why it couldn't be read then; "" where it could.
-        driver, cuda, gpus: the host, as it was at `at`; `driver` is None where there is none.
+        nodes: as they were at `at`.
         ours: UUIDs of the GPUs that servers of this hub hold.
         marks: the GPUs out of service.
         hub: what the hub says of its queue and its servers (`control_socket.ControlSocket.status`).
@@ -55,17 +55,20 @@ class Picture:
     at: float | None = None
     tried_at: float = -math.inf
     trouble: str = ""
-    driver: str | None = None
-    cuda: str | None = None
-    gpus: tuple[GPU, ...] = ()
+    nodes: tuple[Node, ...] = ()
     ours: frozenset[str] = frozenset()
     marks: Mapping[str, Mark] = field(default_factory=dict)
     hub: Mapping[str, Any] | None = None
     hub_trouble: str = ""
     history: History = field(default_factory=History)
 
+    @property
+    def gpus(self) -> tuple[GPU, ...]:
+        """The GPUs of all nodes."""
+        return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
     def is_known(self, now: float) -> bool:
-        """Return whether it says how the host is now."""
+        """Return whether it says how the nodes are now."""
         return not self.trouble and self.at is not None and abs(now - self.at) <= STALE_SECONDS
 
 
@@ -107,9 +110,7 @@ class Host:
             tried,
             at=time.time(),
             trouble="",
-            driver=view.driver,
-            cuda=view.cuda,
-            gpus=view.gpus,
+            nodes=view.nodes,
             ours=self._ours(),
             marks=self._survey.marks,
         )

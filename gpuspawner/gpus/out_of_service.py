@@ -5,12 +5,11 @@ Kept where the leases are, by the backend, so that all who look see the same.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..i18n.lazy_text import lazy_gettext
-from .model import GPU
-from .reader import Survey
+from .model import GPU, Node
 
 # In characters.
 LONGEST_WHY = 200
@@ -45,27 +44,27 @@ def _apply(gpu: GPU, mark: Mark | None) -> GPU:
 
 
 class InServiceReader:
-    """Read the host, with what is out of service kept out.
+    """Read the nodes, with what is out of service kept out.
 
     Args:
-        read: reads NVML.
+        read_nodes: reads each node from its NVML.
         list_marks: returns UUID -> mark of the GPUs that are out of service.
     Where either fails, so does this: what may be out of service isn't handed out.
     """
 
     def __init__(
         self,
-        read: Callable[[], Awaitable[Survey]],
+        read_nodes: Callable[[], Awaitable[Sequence[Node]]],
         list_marks: Callable[[], Awaitable[Mapping[str, Mark]]],
     ) -> None:
-        self._read = read
+        self._read_nodes = read_nodes
         self._list_marks = list_marks
         # What the last reading found.
         self.marks: Mapping[str, Mark] = {}
 
-    async def __call__(self) -> Survey:
-        """Return a fresh reading."""
-        found = await self._read()
-        if found.gpus:
+    async def __call__(self) -> tuple[Node, ...]:
+        """Return the nodes as they are now; raises what either of the two raises."""
+        nodes = await self._read_nodes()
+        if any(node.gpus for node in nodes):
             self.marks = await self._list_marks()
-        return replace(found, gpus=apply_marks(found.gpus, self.marks))
+        return tuple(replace(node, gpus=apply_marks(node.gpus, self.marks)) for node in nodes)

@@ -11,12 +11,13 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from ..errors import Contested, GPUSpawnerError, Unknown
-from ..gpus.allocation import apply_leases
-from ..gpus.model import GPU, Holder, Lease
+from ..gpus.allocation import with_leases
+from ..gpus.model import GPU, Holder, Lease, Node
 from .labels import ServerRecord, lease_of, leases_of
 
 T = TypeVar("T")
@@ -48,12 +49,19 @@ class Reservation:
 
 @dataclass
 class View:
-    """What the host looked like at one moment: the driver, its GPUs with their holders, leases."""
+    """What there was at one moment: the nodes, their GPUs with their holders, and the leases."""
 
-    driver: str | None
-    cuda: str | None
-    gpus: tuple[GPU, ...]
+    nodes: tuple[Node, ...] = ()
     leases: tuple[Lease, ...] = ()
+
+    @cached_property
+    def gpus(self) -> tuple[GPU, ...]:
+        """The GPUs of all nodes."""
+        return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
+    def with_lease(self, lease: Lease) -> View:
+        """Return what there is once one more lease has begun."""
+        return replace(self, nodes=with_leases(self.nodes, [lease]), leases=(*self.leases, lease))
 
 
 @dataclass
@@ -62,14 +70,14 @@ class Ledger:
 
     Args:
         list_servers: lists every server, ended ones too, that has the label `LABEL_GPUS`.
-        read_inventory: what NVML sees: an object with `driver`, `cuda` and `gpus` (of `GPU`).
+        read_inventory: what NVML sees: the nodes, with GPUs that are nobody's yet.
         hub: this hub's address, as on the servers that are its own; "": there is no other.
     The first two may raise: then nothing is handed out, and `Unknown` is raised with a sentence
     that `explain_error` makes of it.
     """
 
     list_servers: Callable[[], Awaitable[Sequence[ServerRecord]]]
-    read_inventory: Callable[[], Awaitable[Any]]
+    read_inventory: Callable[[], Awaitable[Sequence[Node]]]
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
@@ -80,7 +88,7 @@ class Ledger:
     # What the last look saw, and when by the monotonic clock.
     seen: View | None = None
     seen_at: float = 0.0
-    _inventory_seen: Any = field(default=None, repr=False)
+    _inventory_seen: Sequence[Node] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -131,8 +139,7 @@ class Ledger:
         return self.seen if len(others) == len(self.seen.leases) else self._view(others)
 
     def _view(self, leases: Sequence[Lease]) -> View:
-        found = self._inventory_seen
-        return View(found.driver, found.cuda, apply_leases(found.gpus, leases), tuple(leases))
+        return View(with_leases(self._inventory_seen, leases), tuple(leases))
 
     def reserve(self, reservation: Reservation) -> Reservation:
         """Reserve GPUs that a look has just shown to be free.

@@ -1,6 +1,6 @@
-"""The queue of one host: who waits for GPUs is served in order, as soon as something changes.
+"""The queue: who waits for GPUs is served in order, as soon as something changes.
 
-`order.plan` decides; here is who waits, what wakes the queue, and who is told what.
+`plan` decides; here is who waits, what wakes the queue, and who is told what.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from tornado.log import app_log
 
 from ..errors import GPUSpawnerError, Unknown
-from ..gpus.allocation import apply_leases, explain, gpus_words
+from ..gpus.allocation import explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import lazy_gettext, together
 from ..i18n.phrases import hours_words
@@ -86,10 +86,10 @@ class OverLimit(GPUSpawnerError):
 
 
 class Queue:
-    """Everybody of this hub who waits for GPUs of one host.
+    """Everybody of this hub who waits for GPUs.
 
     Args:
-        ledger: hands out the host's GPUs.
+        ledger: hands out the GPUs of all nodes.
         rules: what applies to everybody.
         watch: makes, from what to call when a server may have ended, something with `begin` and
             `end` that listens in between.
@@ -233,7 +233,7 @@ class Queue:
                 entry.answer.set_result(granted)
                 # Who is refused after this one reads what is free now.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
-                view = replace(view, gpus=apply_leases(view.gpus, [lease]))
+                view = view.with_lease(lease)
             elif entry.turn is None and (
                 refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
             ):

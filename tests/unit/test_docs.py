@@ -28,8 +28,7 @@ from gpuspawner.choices.options import Choice
 from gpuspawner.doctor.command import entry
 from gpuspawner.doctor.findings import Finding
 from gpuspawner.gpus import model
-from gpuspawner.gpus.model import GPU
-from gpuspawner.gpus.reader import Survey
+from gpuspawner.gpus.model import GPU, Node
 from gpuspawner.images.catalogue import ImageVersion
 from gpuspawner.leases import audit_log, labels
 from gpuspawner.list_gpus import as_json
@@ -344,7 +343,7 @@ def test_every_metric_of_this_process_is_in_the_reference() -> None:
 
 def test_the_commands_json_is_what_is_written() -> None:
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
-    found = as_json(Survey(None, None, ()), [GPU("GPU-0", 0, "A100")])
+    found = as_json(Node(), [GPU("GPU-0", 0, "A100")])
     for key in [*found, *found["gpus"][0]]:
         assert f"`{key}`" in page or key == "gpus"
     assert set(table("reference/command-line.md", "state")) == set(get_args(model.State))

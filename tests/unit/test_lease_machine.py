@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -32,7 +31,7 @@ from gpuspawner.backends.docker.backend import record_of, remove
 from gpuspawner.backends.launch import launch
 from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
 from gpuspawner.errors import StartAgain, Unknown
-from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.gpus.nvml import InventoryError
 from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
@@ -160,7 +159,7 @@ class Machine:
     # What the engine and NVML do
 
     def nvml(self) -> Any:
-        return SimpleNamespace(driver="570.133.20", cuda="12.8", gpus=GPUS)
+        return (Node("", "570.133.20", "12.8", GPUS),)
 
     def list_containers(self) -> list[dict[str, Any]]:
         return copy.deepcopy(list(self.containers.values()))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpuspawner.backends.docker.backend import record_of
 from gpuspawner.errors import Contested, Unknown
-from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.leases.labels import (
     LABEL_GPUS,
     LABEL_HUB,
@@ -109,13 +109,8 @@ def test_a_server_without_gpus_is_a_lease_of_none() -> None:
 # A host: its engine and its NVML
 
 
-@dataclass
-class Inventory:
-    """What NVML says."""
-
-    driver: str | None = "570.133.20"
-    cuda: str | None = "12.8"
-    gpus: tuple[GPU, ...] = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
+GPUS = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
+NODES = (Node("", "570.133.20", "12.8", GPUS),)
 
 
 @dataclass
@@ -125,7 +120,7 @@ class Host:
     A listing shows what there was when it began, however late it is answered.
     """
 
-    inventory: Inventory = field(default_factory=Inventory)
+    nodes: tuple[Node, ...] = NODES
     containers: list[dict[str, Any]] = field(default_factory=list)
     broken: dict[str, Exception] = field(default_factory=dict)
     held: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -135,8 +130,8 @@ class Host:
     async def listing(self) -> list[ServerRecord]:
         return [record_of(each) for each in await self._read("engine", self.containers)]
 
-    async def nvml(self) -> Inventory:
-        return await self._read("nvml", self.inventory)
+    async def nvml(self) -> tuple[Node, ...]:
+        return await self._read("nvml", self.nodes)
 
     async def _read(self, what: str, value: Any) -> Any:
         self.reads.append(what)
@@ -200,7 +195,7 @@ async def test_a_look_shows_the_host_with_its_holders(host: Host, ledger: Ledger
     host.create(BOB, ["GPU-2"], "created")
     host.create(BOB, ["GPU-1"], "exited")
     view = await ledger.look()
-    assert (view.driver, view.cuda) == ("570.133.20", "12.8")
+    assert [(node.driver, node.cuda) for node in view.nodes] == [("570.133.20", "12.8")]
     assert [gpu.state for gpu in view.gpus] == ["leased", "free", "leased"]
     assert [gpu.holder for gpu in view.gpus] == [ANN, None, BOB]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuspawner.errors import Unknown
-from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
@@ -41,7 +41,7 @@ class Engine:
         if self.broken:
             raise RuntimeError(self.broken)
         gpus = tuple(GPU(f"GPU-{n}", n, "A100", 40960, 0, 0) for n in range(GPUS))
-        return SimpleNamespace(driver="570.133.20", cuda="12.8", gpus=gpus)
+        return (Node("", "570.133.20", "12.8", gpus),)
 
     def start(self, ledger: Ledger, reservation: Reservation) -> str:
         """Make the container of a reservation, as a start does."""
