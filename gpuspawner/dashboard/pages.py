@@ -45,7 +45,8 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         time=_time_in(language),
         gigabytes=gigabytes,
         lines=lines,
-        indexes=servers.indexes,
+        gpus_of=servers.gpus,
+        several=len(facts.get("nodes", ())) > 1,
         width=WIDTH,
         height=HEIGHT,
     )
@@ -64,16 +65,17 @@ class _Servers:
     """Which server holds which GPU, where the reader may know it."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._indexes = {gpu["uuid"]: gpu["index"] for gpu in facts.get("gpus", ())}
+        self._gpus = {gpu["uuid"]: gpu for gpu in facts.get("gpus", ())}
         self._by_gpu = {uuid: each for each in facts.get("servers", ()) for uuid in each["gpus"]}
 
     def of(self, gpu: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a GPU's server; None where that isn't to be known."""
         return None if gpu["other_hub"] else self._by_gpu.get(gpu["uuid"])
 
-    def indexes(self, server: Mapping[str, Any]) -> list[int]:
-        """Return the indexes of a server's GPUs that are there."""
-        return sorted(self._indexes[uuid] for uuid in server["gpus"] if uuid in self._indexes)
+    def gpus(self, server: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return a server's GPUs that are there, by node and index."""
+        there = (self._gpus[uuid] for uuid in server["gpus"] if uuid in self._gpus)
+        return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
 
 
 def _time_in(language: Language) -> Callable[..., Markup]:

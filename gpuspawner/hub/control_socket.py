@@ -46,7 +46,7 @@ class ControlSocket:
     Args:
         path: where the socket is, relative to the hub's folder.
         queue: who waits.
-        servers: lists the servers that hold GPUs, `TimedSpawner`s.
+        servers: lists the servers that hold GPUs, `ServerLease`s.
         log: a logger.
         survey: how this hub reads the host, as the arguments of `gpus.reader.Reader`.
     """
@@ -120,7 +120,7 @@ class ControlSocket:
             "order": self._queue.rules.order,
             "survey": dict(self._survey),
             "queue": [_entry(entry) for entry in self._queue.waiting],
-            "leases": [server.lease_facts() for server in servers],
+            "leases": [server.facts() for server in servers],
         }
 
     async def find(self, holder: Holder) -> Any:

@@ -141,7 +141,7 @@ def lazy_ngettext(one: str, many: str, number: int, /, **values: Any) -> Sentenc
 
 
 def N_(sentence: str) -> str:
-    """Return a sentence for `lazy_gettext` whose values come later; catalogues have it too."""
+    """Return a text for `lazy_gettext` whose values aren't known yet; the catalogues have it."""
     return sentence
 
 

@@ -27,7 +27,11 @@ def turn_words(turn: Turn) -> str:
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
     if turn.because == "never":
-        never = lazy_gettext("This machine has too few that may be handed out at the moment.")
+        never = (
+            lazy_gettext("No machine here has as many that may be handed out at the moment.")
+            if turn.several
+            else lazy_gettext("This machine has too few that may be handed out at the moment.")
+        )
         return together(place, limit, never)
     return together(place, limit, _expected(turn.start))
 

@@ -1,0 +1,383 @@
+"""What users send: a request where it makes sense, else one sentence that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuspawner.choices.limits import Limits
+from gpuspawner.choices.options import (
+    MAX_KEY,
+    Choice,
+    Refused,
+    from_fields,
+    gpu_count,
+    image_key,
+    parse,
+    remembered,
+    request,
+)
+from gpuspawner.gpus.model import GPU, Node, Request
+from gpuspawner.images.catalogue import catalogue
+
+A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
+HOST = tuple(GPU(f"GPU-{n}", n, A100 if n < 3 else T4) for n in range(4))
+DRIVER = "570.133.20"
+VERSIONS = catalogue(
+    {
+        "torch": {"image": "lab/torch:2.7", "min_driver": "525.60.13", "default": True},
+        "next": {"image": "lab/torch:next", "min_driver": "600"},
+        "plain": "lab/plain:1",
+    }
+)
+LIMITS = Limits(VERSIONS, "torch", default_gpus=1, gpus=2)
+UNLIMITED = replace(LIMITS, gpus=None)
+
+KEYS = "image, gpus, model, hours"
+GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
+HOURS_EXPECTED = "hours must be a number of hours, more than 0 and at most 87600"
+
+
+def nodes(gpus: Any, driver: Any = DRIVER) -> tuple[Node, ...]:
+    return (Node("", driver, "12.8", tuple(gpus)),)
+
+
+def refusal_of(raw: Any, limits: Limits = LIMITS, gpus: Any = HOST, driver: Any = DRIVER) -> Any:
+    """How `raw` is refused on its whole way, as (sentence, status)."""
+    with pytest.raises(Refused) as refused:
+        request(parse(raw), limits, nodes(gpus, driver))
+    return str(refused.value), refused.value.status
+
+
+MALFORMED = [
+    ({"gpus": True}, f"{GPUS_EXPECTED}, got true."),
+    ({"gpus": 1.5}, f"{GPUS_EXPECTED}, got 1.5."),
+    ({"hours": 87_601}, f"{HOURS_EXPECTED}, got 87601."),
+    ({"hours": 1e308}, f"{HOURS_EXPECTED}, got 1e+308."),
+    ({"hours": 10**400}, f"{HOURS_EXPECTED}, got 1{'0' * 59}…."),
+    ({"hours": float("inf")}, f"{HOURS_EXPECTED}, got Infinity."),
+    ({"hours": float("nan")}, f"{HOURS_EXPECTED}, got NaN."),
+    ({"gpus": 1.0}, f"{GPUS_EXPECTED}, got 1.0."),
+    ({"gpus": "2"}, f'{GPUS_EXPECTED}, got "2".'),
+    ({"gpus": -1}, f"{GPUS_EXPECTED}, got -1."),
+    ({"gpus": float("nan")}, f"{GPUS_EXPECTED}, got NaN."),
+    ({"gpus": float("inf")}, f"{GPUS_EXPECTED}, got Infinity."),
+    ({"gpus": "all"}, f'{GPUS_EXPECTED}, got "all".'),
+    ({"gpus": []}, f"{GPUS_EXPECTED}, got []."),
+    ({"gpus": {"count": 1}}, f'{GPUS_EXPECTED}, got {{"count": 1}}.'),
+    ({"gpus": [1, 2]}, f"{GPUS_EXPECTED}, got [1, 2]."),
+    ({"image": 7}, "image must be the key of an image version, as text, got 7."),
+    ({"image": ["torch"]}, 'image must be the key of an image version, as text, got ["torch"].'),
+    ({"model": 0}, "model must be the name of a GPU model, as text, got 0."),
+    ({"model": False}, "model must be the name of a GPU model, as text, got false."),
+    (
+        {"gpu_ids": [0]},
+        f'"gpu_ids" is not an option here (its value was [0]). The options are {KEYS}.',
+    ),
+    (
+        {"gpus": 1, "environment": {"NVIDIA_VISIBLE_DEVICES": "all"}},
+        '"environment" is not an option here '
+        f'(its value was {{"NVIDIA_VISIBLE_DEVICES": "all"}}). The options are {KEYS}.',
+    ),
+    ({"": 1}, f'"" is not an option here (its value was 1). The options are {KEYS}.'),
+    ({"GPUS": 1}, f'"GPUS" is not an option here (its value was 1). The options are {KEYS}.'),
+    (None, f"The options must be an object with the keys {KEYS}, got null."),
+    ([], f"The options must be an object with the keys {KEYS}, got []."),
+    ("gpus=1", f'The options must be an object with the keys {KEYS}, got "gpus=1".'),
+    (1, f"The options must be an object with the keys {KEYS}, got 1."),
+]
+
+
+@pytest.mark.parametrize(("raw", "sentence"), MALFORMED, ids=lambda each: json.dumps(each)[:40])
+def test_a_malformed_choice_is_refused_with_its_key_its_value_and_what_is_expected(
+    raw: Any, sentence: str
+) -> None:
+    assert refusal_of(raw) == (sentence, 400)
+
+
+UNGRANTABLE = [
+    ({"gpus": 3}, "gpus is 3, and your limit is 2.", 403),
+    ({"gpus": 99}, "gpus is 99, and your limit is 2.", 403),
+    ({"image": "ubuntu"}, 'image must be one of torch, next, plain, got "ubuntu".', 400),
+    # A reference isn't a key: users pick what the administrator pinned.
+    (
+        {"image": "lab/torch:2.7"},
+        'image must be one of torch, next, plain, got "lab/torch:2.7".',
+        400,
+    ),
+    (
+        {"model": "H100"},
+        f'model is "H100", and this machine has no such GPU: it has {A100}, {T4}.',
+        400,
+    ),
+    ({"gpus": 2, "model": T4}, f"gpus is 2, and this machine has 1 of {T4}.", 400),
+    (
+        {"image": "next"},
+        "image next needs driver 600 or newer, this machine has 570.133.20. "
+        "With 0 GPUs it can be used.",
+        400,
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "sentence", "status"), UNGRANTABLE)
+def test_a_choice_that_cannot_be_granted_is_refused_with_the_limit(
+    raw: Any, sentence: str, status: int
+) -> None:
+    assert refusal_of(raw) == (sentence, status)
+
+
+def test_more_than_the_host_has_is_refused_where_there_is_no_other_limit() -> None:
+    assert refusal_of({"gpus": 5}, UNLIMITED) == ("gpus is 5, and this machine has 4.", 400)
+    assert refusal_of({"gpus": 1}, UNLIMITED, ()) == ("gpus is 1, and this machine has 0.", 400)
+
+
+def test_a_model_on_a_host_without_gpus_is_refused() -> None:
+    sentence = f'model is "{T4}", and this machine has no such GPU: it has no GPU.'
+    assert refusal_of({"gpus": 1, "model": T4}, UNLIMITED, ()) == (sentence, 400)
+
+
+def test_a_limit_of_none_at_all_is_one_that_can_be_read() -> None:
+    limits = replace(LIMITS, gpus=0)
+    assert refusal_of({"gpus": 1}, limits) == ("gpus is 1, and your limit is 0.", 403)
+
+
+GRANTED = [
+    ({}, Request("torch", 1)),
+    ({"image": None, "gpus": None, "model": None}, Request("torch", 1)),
+    ({"image": "", "gpus": "", "model": ""}, Request("torch", 1)),
+    ({"gpus": 0}, Request("torch", 0)),
+    ({"gpus": 2}, Request("torch", 2)),
+    ({"image": "plain"}, Request("plain", 1)),
+    ({"gpus": 1, "model": T4}, Request("torch", 1, T4)),
+    ({"model": T4}, Request("torch", 1, T4)),
+    # Without GPUs neither the driver nor a model matters.
+    ({"image": "next", "gpus": 0}, Request("next", 0)),
+    ({"gpus": 0, "model": T4}, Request("torch", 0)),
+    ({"gpus": 0, "model": "H100"}, Request("torch", 0)),
+]
+
+
+@pytest.mark.parametrize(("raw", "granted"), GRANTED)
+def test_a_choice_becomes_a_request(raw: Any, granted: Request) -> None:
+    assert request(parse(raw), LIMITS, nodes(HOST)) == granted
+
+
+@pytest.mark.parametrize(
+    ("default", "limit", "gpus", "count"),
+    [
+        (1, None, HOST, 1),
+        (3, 2, HOST, 2),
+        (3, 0, HOST, 0),
+        (9, None, HOST, 4),
+        (1, None, (), 0),
+        (0, None, HOST, 0),
+    ],
+)
+def test_who_asks_for_nothing_gets_the_default_within_limit_and_host(
+    default: int, limit: int | None, gpus: Any, count: int
+) -> None:
+    limits = replace(LIMITS, default_gpus=default, gpus=limit)
+    driver = DRIVER if gpus else None
+    assert request(Choice(), limits, nodes(gpus, driver)) == Request("torch", count)
+
+
+def test_who_asks_for_a_model_only_gets_no_more_than_there_are_of_it() -> None:
+    limits = replace(LIMITS, default_gpus=2)
+    assert request(Choice(model=T4), limits, nodes(HOST)) == Request("torch", 1, T4)
+
+
+def test_taken_and_sick_gpus_are_waited_for_and_those_kept_out_are_not() -> None:
+    states = ("leased", "foreign", "unhealthy", "unknown", "excluded", "mig")
+    gpus = [GPU(f"GPU-{n}", n, A100, state=state) for n, state in enumerate(states)]
+    assert request(Choice(gpus=4), UNLIMITED, nodes(gpus)).gpus == 4
+    assert request(Choice(gpus=4, model=A100), UNLIMITED, nodes(gpus)).gpus == 4
+    assert refusal_of({"gpus": 5}, UNLIMITED, gpus) == ("gpus is 5, and this machine has 4.", 400)
+    kept_out = [GPU("GPU-0", 0, A100, state="excluded"), GPU("GPU-1", 1, T4, state="mig")]
+    sentence, _ = refusal_of({"gpus": 1, "model": T4}, UNLIMITED, kept_out)
+    assert sentence.endswith("this machine has no such GPU: it has no GPU.")
+
+
+def test_where_an_administrator_allows_any_image_a_reference_is_taken_as_it_is() -> None:
+    limits = replace(LIMITS, any_image=True)
+    assert image_key(Choice(image="debian:12"), limits) == "debian:12"
+    assert image_key(Choice(), limits) == "torch"
+    # Of such an image no minimum driver is known.
+    assert request(Choice(image="debian:12"), limits, nodes(HOST)) == Request("debian:12", 1)
+
+
+def test_where_there_is_one_image_naming_any_is_refused() -> None:
+    limits = replace(LIMITS, image_can_be_chosen=False)
+    assert refusal_of({"image": "torch"}, limits) == (
+        'image can\'t be chosen on this hub, got "torch": leave it out.',
+        400,
+    )
+    assert image_key(Choice(), limits) == "torch"
+
+
+def test_the_count_is_known_before_the_host_is_looked_at() -> None:
+    assert gpu_count(Choice(), replace(LIMITS, default_gpus=5)) == 2
+    assert gpu_count(Choice(gpus=7), UNLIMITED) == 7
+    with pytest.raises(Refused, match="limit is 2"):
+        gpu_count(Choice(gpus=3), LIMITS)
+
+
+def test_an_unknown_key_is_left_to_the_administrators_own_hooks() -> None:
+    raw = {"gpus": 1, "course": "ml-101", "profile": {"any": ["thing"]}}
+    assert parse(raw, others_allowed=True) == Choice(gpus=1)
+    with pytest.raises(Refused, match="gpus must be"):
+        parse({**raw, "gpus": "1"}, others_allowed=True)
+
+
+@pytest.mark.parametrize("key", ["image", "model"])
+def test_a_text_longer_than_any_key_is_refused_and_not_read_back_whole(key: str) -> None:
+    assert parse({key: "x" * MAX_KEY}) == Choice(**{key: "x" * MAX_KEY})
+    sentence, status = refusal_of({key: "x" * 1_000_000})
+    assert status == 400
+    assert re.fullmatch(f'{key} must be .*, got "x{{59}}…\\.', sentence)
+
+
+def test_a_huge_number_is_refused_and_not_read_back_whole() -> None:
+    for limits in (LIMITS, UNLIMITED):
+        sentence, _ = refusal_of({"gpus": 10**4000}, limits)
+        assert sentence.startswith("gpus is 1000")
+        assert len(sentence) < 200
+
+
+def test_a_lone_surrogate_is_refused_with_a_sentence_that_fits_on_a_page() -> None:
+    """JSON can hold half a character, which no page and no label can."""
+    raw = json.loads('{"image": "\\ud800"}')
+    for limits in (LIMITS, replace(LIMITS, any_image=True)):
+        sentence, status = refusal_of(raw, limits)
+        assert (sentence.encode(), status) == (
+            b'image must be the key of an image version, as text, got "?".',
+            400,
+        )
+    sentence, _ = refusal_of({"\ud800": "\udfff"})
+    assert sentence.encode().startswith(b'"?" is not an option here (its value was "?")')
+
+
+def test_what_cannot_be_shown_is_refused_all_the_same() -> None:
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    sentence, status = refusal_of({"gpus": nested})
+    assert (sentence, status) == (f"{GPUS_EXPECTED}, got something that can't be shown.", 400)
+    while nested:  # freed from the outside in, since freeing recurses as well
+        nested = nested.pop()
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({}, {}),
+        ({"image": ["torch"], "gpus": ["2"], "model": [""]}, {"image": "torch", "gpus": 2}),
+        ({"gpus": ["0"]}, {"gpus": 0}),
+        ({"gpus": ["-1"]}, {"gpus": -1}),
+        ({"gpus": [""]}, {}),
+        ({"gpus": "2"}, {"gpus": 2}),
+        # What is wrong is left as it is, for parse to refuse.
+        ({"gpus": ["1.5"]}, {"gpus": "1.5"}),
+        ({"gpus": ["two"]}, {"gpus": "two"}),
+        ({"gpus": ["٢"]}, {"gpus": "٢"}),
+        ({"gpus": ["2\n"]}, {"gpus": "2\n"}),
+        ({"gpus": ["9" * 10]}, {"gpus": "9" * 10}),
+        ({"gpus": ["1", "2"]}, {"gpus": 1}),
+        ({"gpus": []}, {"gpus": []}),
+        ({"image": ["7"]}, {"image": "7"}),
+        # A key that isn't ours keeps even an empty value.
+        ({"course": [""]}, {"course": ""}),
+        ({"course": ["a", "b"]}, {"course": ["a", "b"]}),
+    ],
+)
+def test_fields_of_a_form_or_a_link_become_options(fields: Any, options: Any) -> None:
+    assert from_fields(fields) == options
+
+
+@pytest.mark.parametrize(
+    ("saved", "choice"),
+    [
+        ({"image": "torch", "gpus": 2}, Choice(image="torch", gpus=2)),
+        ({"image": "torch", "gpus": "2"}, Choice(image="torch")),
+        ({"image": 7, "gpus": 2}, Choice(gpus=2)),
+        ({"image": "torch", "gpus": 2, "model": 7}, Choice(image="torch")),
+        ({"image": 7, "gpus": -1}, Choice()),
+        ({"image": "torch", "removed_option": 1}, Choice(image="torch")),
+        ({}, Choice()),
+        (None, Choice()),
+        ([], Choice()),
+        ("torch", Choice()),
+    ],
+)
+def test_a_saved_choice_is_remembered_as_far_as_it_still_makes_sense(
+    saved: Any, choice: Choice
+) -> None:
+    assert remembered(saved) == choice
+
+
+# What holds whatever is sent.
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(), max_size=8)  # lone surrogates too
+    | st.sampled_from(["torch", "next", T4, "x" * 300]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(), max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+options_like = st.dictionaries(
+    st.sampled_from(["image", "gpus", "model", "gpu_ids", "__class__", "model_config"]),
+    json_values | st.integers(-2, 6),
+    max_size=4,
+)
+some_limits = st.builds(
+    Limits,
+    st.just(VERSIONS),
+    st.just("torch"),
+    image_can_be_chosen=st.booleans(),
+    any_image=st.booleans(),
+    default_gpus=st.integers(0, 9),
+    gpus=st.none() | st.integers(0, 9),
+)
+
+
+@given(json_values | options_like, some_limits, st.booleans(), st.sampled_from([HOST, ()]))
+def test_whatever_is_sent_is_granted_within_the_limits_or_refused_in_one_sentence(
+    raw: Any, limits: Limits, others_allowed: bool, gpus: Any
+) -> None:
+    refused = None
+    try:
+        choice = parse(raw, others_allowed)
+        granted = request(choice, limits, nodes(gpus, DRIVER if gpus else None))
+    except Refused as error:
+        refused = error
+    if refused is None:
+        assert 0 <= granted.gpus <= (len(gpus) if limits.gpus is None else limits.gpus)
+        assert granted.image in VERSIONS or limits.any_image
+    else:
+        assert str(refused).encode()
+        assert str(refused).endswith(".")
+        assert len(str(refused)) < 500
+        assert refused.status in (400, 403)
+
+
+@given(json_values | options_like)
+def test_whatever_was_saved_the_form_can_be_made(saved: Any) -> None:
+    choice = remembered(saved)
+    assert parse(choice.model_dump()) == choice
+
+
+@given(st.dictionaries(st.text(max_size=5), st.lists(st.text(max_size=5), max_size=3)))
+def test_whatever_fields_are_sent_keep_their_keys(fields: dict[str, list[str]]) -> None:
+    assert set(from_fields(fields)) <= set(fields)
