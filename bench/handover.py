@@ -21,7 +21,7 @@ from typing import Any
 
 import docker
 
-from tests.hubs import WAITING, Hub
+from tests.support.hubs import WAITING, Hub
 
 from .one_hub import one_hub
 

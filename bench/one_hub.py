@@ -11,7 +11,7 @@ from pathlib import Path
 from gpuspawner.__main__ import main as gpuspawner
 from gpuspawner.simulation.host import SimulatedHost, cache_folder
 from gpuspawner.simulation.state import describe
-from tests.hubs import Hub, write_config
+from tests.support.hubs import Hub, write_config
 
 
 @contextmanager

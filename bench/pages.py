@@ -29,8 +29,8 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
 from gpuspawner.choices.form_stream import HEADER
 from gpuspawner.simulation.host import SimulatedHost
-from tests import dashboards
-from tests.hubs import Hub
+from tests.support import dashboards
+from tests.support.hubs import Hub
 
 from .one_hub import one_hub
 

@@ -27,7 +27,7 @@ from gpuspawner.backends.docker.readiness import QUICK_START
 from gpuspawner.image_builder.recipe import recipes
 from gpuspawner.simulation.host import SimulatedHost, cache_folder
 from gpuspawner.simulation.state import describe
-from tests.hubs import Hub, write_config
+from tests.support.hubs import Hub, write_config
 
 from . import plain_image
 

@@ -17,7 +17,7 @@ SUBCOMMANDS = {
         "gpuspawner.doctor",
         "what keeps this machine from handing out GPUs, and what to do",
     ),
-    "gpus": ("gpuspawner.status", "what GPUs this host has and who holds them"),
+    "gpus": ("gpuspawner.list_gpus", "what GPUs this host has and who holds them"),
     "image": ("gpuspawner.image_builder", "list, build and check the image versions"),
     "simulate": ("gpuspawner.simulation.command", "run a command on a simulated GPU host"),
 }

@@ -12,10 +12,11 @@ import docker
 import docker.errors
 
 from .backends.docker.errors import explain
+from .backends.docker.marks import list_marks
 from .gpus.allocation import apply_leases
 from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
-from .gpus.out_of_service import apply_marks, list_marks
+from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
 from .leases.labels import LABEL_GPUS, leases_of
 

@@ -5,35 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 
-from . import dashboards
-from .browsers import browser, page, picture  # noqa: F401  # fixtures
-from .hubs import Hub, write_config
-
-REPOSITORY = Path(__file__).parent.parent
-IN_CI = bool(os.environ.get("CI"))
-
-
-def clear(engine: docker.APIClient) -> None:
-    """Remove every container and volume of the simulated host's engine."""
-    for container in engine.containers(all=True):
-        with suppress(docker.errors.NotFound):
-            engine.remove_container(container["Id"], force=True, v=True)
-    for volume in engine.volumes()["Volumes"] or []:
-        engine.remove_volume(volume["Name"])
-
-
-def cannot(reason: str) -> None:
-    """Skip a test whose surroundings are missing; in CI they must not be."""
-    if IN_CI:
-        pytest.fail(f"in CI nothing is skipped: {reason}")
-    pytest.skip(reason)
+from .support import dashboards
+from .support.built_images import engines_cache, ensure_image
+from .support.hubs import Hub, write_config
+from .support.looks import clear
+from .support.requirements import cannot
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +35,7 @@ def binaries(tmp_path_factory) -> Any:
 @pytest.fixture(scope="module")
 def program(binaries, tmp_path_factory) -> Iterator[Any]:
     """A process that lives through all of a module's scenarios, as a hub does."""
-    from .nvml import Program
+    from .support.nvml import Program
 
     with Program(binaries.directory, tmp_path_factory.mktemp("program") / "state") as program:
         yield program
@@ -63,15 +44,13 @@ def program(binaries, tmp_path_factory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def host():
     """A simulated host with four A100, its own engine, and nobody on it."""
-    from gpuspawner.simulation.host import SimulatedHost, SimulationError, cache_folder
+    from gpuspawner.simulation.host import SimulatedHost, SimulationError
     from gpuspawner.simulation.state import describe
 
     if os.geteuid() != 0 or not shutil.which("dockerd"):
         cannot("needs root and dockerd (make test installs it)")
     try:
-        # A cache of their own: the tests remove every volume they find.
-        cache = cache_folder() / "tests"
-        with SimulatedHost(describe([("A100-40GB", 4)]), cache=cache) as running:
+        with SimulatedHost(describe([("A100-40GB", 4)]), cache=engines_cache()) as running:
             before = dict(os.environ)
             # docker-py and our own code in this process talk to it as well.
             os.environ.update(running.additions)
@@ -93,9 +72,7 @@ def engine(host) -> Iterator[docker.APIClient]:
 @pytest.fixture(scope="session")
 def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
     """A client of the host's engine, and the `minimal` image's reference, built if need be."""
-    from gpuspawner.__main__ import main
-
-    assert main(["image", "build", "minimal"]) == 0
+    ensure_image(host, "minimal")
     client = docker.DockerClient(base_url=host.docker_host, version="auto")
     return client, "gpuspawner/minimal:py3.11"
 
@@ -103,9 +80,7 @@ def minimal_image(engine, host) -> tuple[docker.DockerClient, str]:
 @pytest.fixture(scope="session")
 def pytorch_image(engine, host) -> tuple[docker.DockerClient, str]:
     """The same of the form's default, which is large: only for tests that are about PyTorch."""
-    from gpuspawner.__main__ import main
-
-    assert main(["image", "build", "pytorch-2.7"]) == 0
+    ensure_image(host, "pytorch-2.7", shared=False)
     client = docker.DockerClient(base_url=host.docker_host, version="auto")
     return client, "gpuspawner/pytorch:2.7"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -132,7 +133,7 @@ def render(
         period=PERIOD_SECONDS,
         style="" if picked else _static("form.css"),
         script="" if picked else _static("form.js"),
-        moment=moment,
+        moment=partial(moment, language=language),
         ordinal=ordinal,
         **language.context(),
     )

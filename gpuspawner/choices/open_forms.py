@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ..errors import Unknown
 from ..gpus.model import GPU, Holder
-from ..leases.ledger import Ledger, Unknown, View
+from ..leases.ledger import Ledger, View
 from ..scheduling.queue import Queue
 
 # How old what a page shows may be when it is told.

@@ -13,12 +13,15 @@ from typing import Any
 import docker
 
 from ..backends.docker import errors as engine_errors
+from ..backends.docker.backend import record_of
+from ..backends.docker.marks import FILTER, marks_of
+from ..errors import Unknown
 from ..gpus.model import GPU, Node
-from ..gpus.out_of_service import FILTER, InServiceReader, Mark
+from ..gpus.out_of_service import InServiceReader, Mark
 from ..gpus.reader import Reader
 from ..hub import control_socket
-from ..leases.labels import LABEL_GPUS, LABEL_HUB, RELEASED_STATES, lease_of
-from ..leases.ledger import Ledger, Unknown
+from ..leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, lease_of
+from ..leases.ledger import Ledger
 from .history import History
 
 PERIOD_SECONDS = 2.0
@@ -44,7 +47,7 @@ class Picture:
         nodes: as they were at `at`.
         ours: UUIDs of the GPUs that servers of this hub hold.
         marks: the GPUs out of service.
-        hub: what the hub says of its queue and its servers (`control.Control.status`).
+        hub: what the hub says of its queue and its servers (`control_socket.ControlSocket.status`).
         hub_trouble: why it doesn't.
         history: of every GPU.
     """
@@ -81,15 +84,15 @@ class Host:
         self._socket = socket
         self._hub = hub
         self._client: docker.APIClient | None = None
-        self._containers: Sequence[Mapping[str, Any]] = ()
+        self._servers: Sequence[ServerRecord] = ()
         self._settings: Mapping[str, Any] = {}
         self._read_as({})
 
     def _read_as(self, settings: Mapping[str, Any]) -> None:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
-        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_volumes)
-        self._ledger = Ledger(self._list_containers, self._survey, engine_errors.explain_unread)
+        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
+        self._ledger = Ledger(self._list_servers, self._survey, engine_errors.explain_unread)
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
@@ -121,14 +124,17 @@ class Host:
             return None, str(answer.get("error", "no answer"))
         return answer, ""
 
-    async def _list_containers(self) -> Sequence[Mapping[str, Any]]:
-        self._containers = await self._call(
+    async def _list_servers(self) -> Sequence[ServerRecord]:
+        found = await self._call(
             lambda client: client.containers(all=True, filters={"label": LABEL_GPUS})
         )
-        return self._containers
+        self._servers = [record_of(entry) for entry in found]
+        return self._servers
 
-    async def _list_volumes(self) -> Mapping[str, Any]:
-        return await self._call(lambda client: client.volumes(filters=FILTER))
+    async def _list_marks(self) -> Mapping[str, Mark]:
+        return marks_of(
+            (await self._call(lambda client: client.volumes(filters=FILTER)))["Volumes"]
+        )
 
     async def _call(self, call: Callable[[docker.APIClient], Any]) -> Any:
         def run() -> Any:
@@ -140,10 +146,7 @@ class Host:
 
     def _ours(self) -> frozenset[str]:
         leases = [
-            lease_of(each)
-            for each in self._containers
-            if (each.get("Labels") or {}).get(LABEL_HUB) == self._hub
-            and each.get("State") not in RELEASED_STATES
+            lease_of(each) for each in self._servers if each.labels.get(LABEL_HUB) == self._hub
         ]
         return frozenset(uuid for lease in leases if lease for uuid in lease.gpus)
 

@@ -16,8 +16,9 @@ from typing import Any
 from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
+from ..errors import Unknown
 from ..gpus.nvml import InventoryError
-from ..leases.ledger import Ledger, Unknown
+from ..leases.ledger import Ledger
 from ..scheduling.queue import Queue
 
 # From a look away to the longest wait that anybody puts up with.

@@ -16,10 +16,12 @@ from typing import Any
 
 from tornado.log import app_log
 
+from ..errors import GPUSpawnerError, Unknown
 from ..gpus.allocation import explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
-from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, together
-from ..leases.ledger import Ledger, NotEnough, Reservation, Unknown, View
+from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.phrases import hours_words
+from ..leases.ledger import Ledger, NotEnough, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
 
 # While somebody waits the host is looked at this often, also where no event of the engine came.
@@ -79,7 +81,7 @@ class QueueEntry:
         return self.waiting.holder
 
 
-class OverLimit(Exception):
+class OverLimit(GPUSpawnerError):
     """A request over what its user may hold. `str()` is a sentence for the user."""
 
 
@@ -89,14 +91,16 @@ class Queue:
     Args:
         ledger: hands out the GPUs of all nodes.
         rules: what applies to everybody.
-        endings: makes, from what to call when a container ended, something with `begin` and `end`
-            that listens in between.
+        watch: makes, from what to call when a server may have ended, something with `begin` and
+            `end` that listens in between.
     """
 
-    def __init__(self, ledger: Ledger, rules: QueueSettings, endings: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, ledger: Ledger, rules: QueueSettings, watch: Callable[[Callable[[], None]], Any]
+    ) -> None:
         self._ledger = ledger
         self._rules = rules
-        self._endings = endings
+        self._watch = watch
         self._entries: list[QueueEntry] = []
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -191,7 +195,7 @@ class Queue:
         return QueueSnapshot(queue, view.gpus, view.leases, time.time(), limits)
 
     async def _serve(self) -> None:
-        endings = self._endings(self.wake)
+        watcher = self._watch(self.wake)
         listening = False
         try:
             while self._entries:
@@ -210,13 +214,13 @@ class Queue:
                     )
                 if not listening and self._open():
                     # Most never wait. What happened since the look is looked at once it listens.
-                    endings.begin()
+                    watcher.begin()
                     listening = True
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), PERIOD_SECONDS)
         finally:
             if listening:
-                endings.end()
+                watcher.end()
 
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)
@@ -225,7 +229,7 @@ class Queue:
         for turn in self._plan(queue, view).values():
             entry = entries[turn.waiting.holder]
             if turn.gpus:
-                granted = self._set_aside(turn)
+                granted = self._reserve(turn)
                 entry.answer.set_result(granted)
                 # Who is refused after this one reads what is free now.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
@@ -259,11 +263,11 @@ class Queue:
             for turn in turns
         }
 
-    def _set_aside(self, turn: Turn) -> Reservation:
+    def _reserve(self, turn: Turn) -> Reservation:
         waiting = turn.waiting
         seconds = waiting.request.seconds
         until = None if seconds is None else time.time() + seconds
-        return self._ledger.set_aside(
+        return self._ledger.reserve(
             Reservation(waiting.holder, turn.gpus, until=until, groups=waiting.groups)
         )
 
@@ -359,14 +363,9 @@ def _as_told(turn: Turn) -> tuple[Any, ...]:
 
 
 def _too_long(request: Request, seconds: float) -> str:
-    duration = (
-        lazy_ngettext("%(num)s minute", "%(num)s minutes", round(seconds / 60))
-        if seconds >= 120
-        else lazy_ngettext("%(num)s second", "%(num)s seconds", round(seconds))
-    )
     return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",
         gpus=gpus_words(request.gpus),
-        duration=duration,
+        duration=hours_words(seconds),
     )

@@ -14,8 +14,8 @@ import pytest
 
 from gpuspawner.simulation.host import SimulatedHost
 
-from ..conftest import cannot
-from .labs import PROBE, STATE, Lab, Session
+from ..support.labs import PROBE, STATE, Lab, Session
+from ..support.requirements import cannot
 
 
 @pytest.fixture(scope="session")

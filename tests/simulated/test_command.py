@@ -13,7 +13,7 @@ import pytest
 from gpuspawner.simulation import changes, command
 from gpuspawner.simulation.state import describe
 
-from .labs import STATE, UUIDS, ended, left_by, simulate, until
+from ..support.labs import STATE, UUIDS, ended, left_by, simulate, until
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.machine import HIDDEN_FOLDERS
 
-from .labs import REPOSITORY, STATE, UUIDS, Lab, belongings, ended, left_by, until
+from ..support.labs import STATE, UUIDS, Lab, belongings, ended, left_by, until
+from ..support.paths import ROOT
 
 pytestmark = pytest.mark.engine
 
@@ -56,7 +57,7 @@ def test_a_start_that_fails_or_is_ended_halfway_leaves_nothing(engine_cache, tmp
     (programs / "dockerd").chmod(0o755)
     starting = subprocess.Popen(
         [sys.executable, "-m", "gpuspawner", "simulate", "--", "true"],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         env={
             **os.environ,
             "PATH": f"{programs}:{os.environ['PATH']}",
@@ -91,7 +92,7 @@ DOOMED = textwrap.dedent(
     """
     import sys, time
     from gpuspawner.simulation.host import SimulatedHost
-    from tests.simulated.labs import STATE, Lab
+    from tests.support.labs import STATE, Lab
     with SimulatedHost(STATE, sys.argv[1]) as host:
         lab = Lab(host)
         lab.load({"probe": open(sys.argv[2], "rb").read()})
@@ -105,7 +106,7 @@ DOOMED = textwrap.dedent(
 
 def test_what_was_killed_as_a_whole_is_swept_up_by_the_next(engine_cache, image_files):
     words = [sys.executable, "-c", DOOMED, str(engine_cache), str(engine_cache / "probe")]
-    doomed = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    doomed = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         said = doomed.stdout.readline()
         directory, keeper, inside = (
@@ -171,7 +172,7 @@ ELSEWHERE = textwrap.dedent(
 
 def test_the_machine_is_put_back_as_it_was(engine_cache, lab):
     words = ["unshare", "--net", sys.executable, "-c", ELSEWHERE, str(engine_cache)]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["after"] == seen["before"]
@@ -192,7 +193,7 @@ OUTSIDE = textwrap.dedent(
     import subprocess, sys
     from pathlib import Path
     from gpuspawner.simulation.host import SimulatedHost
-    from tests.simulated.labs import *
+    from tests.support.labs import *
 
     SERVER = '''
     import socket, sys
@@ -243,9 +244,7 @@ OUTSIDE = textwrap.dedent(
 
 def test_containers_reach_the_world_and_the_hub_through_a_firewall(engine_cache, image_files):
     words = [sys.executable, "-c", OUTSIDE, str(engine_cache), str(engine_cache / "probe")]
-    done = subprocess.run(
-        ["unshare", "--net", *words], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    done = subprocess.run(["unshare", "--net", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "198.51.100.1\n"
 
@@ -257,7 +256,7 @@ BESIDE = textwrap.dedent(
     import json, os, subprocess, sys, time
     from pathlib import Path
     from gpuspawner.simulation.host import SimulatedHost
-    from tests.simulated.labs import *
+    from tests.support.labs import *
 
     def call(*words):
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -317,7 +316,7 @@ def test_the_machines_own_engine_goes_on_beside_it(engine_cache, lab, tmp_path):
     words = [code, str(engine_cache), str(engine_cache / "probe"), str(tmp_path)]
     done = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", script, *words],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
@@ -333,7 +332,7 @@ RESOLVER = textwrap.dedent(
     import socket, subprocess, sys, threading
     from gpuspawner.simulation.host import SimulatedHost
     from gpuspawner.simulation.state import describe
-    from tests.simulated.labs import Lab
+    from tests.support.labs import Lab
 
     subprocess.run(["mount", "--bind", sys.argv[2], "/etc/resolv.conf"], check=True)
     resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -364,7 +363,7 @@ def test_containers_resolve_names_where_the_hosts_resolver_is_on_its_loopback(
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.99\nsearch lab.example\n")
     files = [str(tmp_path / "resolv.conf"), str(engine_cache / "probe")]
     words = ["unshare", "--mount", sys.executable, "-c", RESOLVER, str(engine_cache), *files]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, directory = done.stdout.splitlines()
     assert said == "answer to a question"

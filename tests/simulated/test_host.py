@@ -14,7 +14,7 @@ from gpuspawner.simulation import changes, slots
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.state import describe
 
-from .labs import UUIDS, Lab, answers, left_by, until
+from ..support.labs import UUIDS, Lab, answers, left_by, until
 
 pytestmark = pytest.mark.engine
 

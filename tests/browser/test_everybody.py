@@ -1,0 +1,268 @@
+"""Each page in its states for everybody: both languages, light and dark, a phone, a screen reader.
+
+axe-core looks for what WCAG 2.2 AA forbids and a program can see; the screenshots are for people.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gpuspawner.simulation.state import State, describe
+
+from ..support import dashboards
+from ..support.browsers import assert_accessible, log_in
+from ..support.dashboards import ADMIN_PASSWORD, Visitor
+from ..support.hubs import PASSWORD, Hub, until
+
+pytestmark = [pytest.mark.engine, pytest.mark.browser]
+
+MINIMAL = "gpuspawner/minimal:py3.11"
+IMAGES = {
+    "minimal": {"image": MINIMAL, "title": "Plain", "python": "3.11", "size": "1 GB"},
+    "NEXT": {"image": MINIMAL, "title": "Next", "cuda": "13.2", "min_driver": "999"},
+    "old": {"image": MINIMAL, "title": "Old", "cuda": "12.6", "deprecated": "2027"},
+    "gone": {"image": "gpuspawner/gone:1", "title": "Gone"},
+    "broken": {"image": "gpuspawner/broken:1", "title": "Broken"},
+}
+LANGUAGES = {"en": "en-GB", "zh-CN": "zh-CN"}
+# Names that are the same in every language, those of this file's among them, and NVML's own words.
+NAMES = r"GPUs?|CUDA|Python|NVIDIA|NVML|UUID|MIG|MiB|GB|JupyterHub|JupyterLab|Docker|Engine"
+NAMES += r"|A100-SXM4-40GB|Tesla"
+NAMES += r"|Plain|Next|NEXT|Old|Gone|Broken|UTC|ada|ben|boss|eve|fan|nvidia-smi|Unknown Error"
+
+
+@pytest.fixture(scope="module")
+def _hub(hubs_of_run, minimal_image) -> Iterator[Hub]:
+    client, _ = minimal_image
+    words = 'CMD ["bash", "-c", "sleep 3; echo \'last words\'; exit 3"]'
+    client.images.build(fileobj=_dockerfile(words), tag="gpuspawner/broken:1", rm=True)
+    hub = hubs_of_run(
+        dashboards.lines(),
+        f"c.GPUSpawner.images = {IMAGES!r}",
+        "c.GPUSpawner.pull_policy = 'never'",
+        "c.GPUSpawner.user_gpu_limit = 3",
+        "from gpuspawner.pages import TEMPLATES",
+        "c.JupyterHub.template_paths = [TEMPLATES]",
+    )
+    yield hub
+    hub.stop()
+
+
+def _dockerfile(last: str) -> Any:
+    import io
+
+    return io.BytesIO(f"FROM {MINIMAL}\n{last}\n".encode())
+
+
+@pytest.fixture
+def hub(idle_host, _hub) -> Iterator[Hub]:
+    yield _hub
+    _hub.stop_all_servers()
+
+
+@pytest.fixture
+def readers(browser, hub) -> Iterator[Any]:
+    """Return tag -> a tab of somebody's whose browser has that language."""
+    contexts = []
+
+    def log_in_as(user: str) -> dict[str, Any]:
+        tabs = {}
+        for tag, locale in LANGUAGES.items():
+            # axe is a script of the test's, which the pages' own policy would refuse.
+            context = browser.new_context(locale=locale, bypass_csp=True)
+            context.set_default_timeout(60_000)
+            contexts.append(context)
+            tabs[tag] = context.new_page()
+            log_in(tabs[tag], hub, user, ADMIN_PASSWORD if user == "boss" else PASSWORD)
+            tabs[tag].wait_for_load_state("load")
+        return tabs
+
+    yield log_in_as
+    for context in contexts:
+        context.close()
+
+
+@contextmanager
+def looked_at(tabs: dict[str, Any], picture: Any, name: str, root: str) -> Iterator[None]:
+    """Look at a page in both languages, as it is after the block."""
+    yield
+    for tag, tab in tabs.items():
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            tab.locator(f"html[data-bs-theme={scheme}]").wait_for()
+            tab.set_viewport_size({"width": 1100, "height": 700})
+            assert_accessible(tab)
+            picture(tab, f"{name}-{tag}-{scheme}")
+        tab.set_viewport_size({"width": 375, "height": 700})
+        picture(tab, f"{name}-{tag}-phone")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 375
+        tab.set_viewport_size({"width": 1100, "height": 700})
+        tab.emulate_media(color_scheme="light")
+    text = tabs["zh-CN"].locator(root).first.inner_text()
+    assert re.search("[\u4e00-\u9fff]", text)
+    assert re.findall(r"[A-Za-z]{2,}", re.sub(rf"\b({NAMES})\b", "", text)) == []
+    assert not re.search("[\u4e00-\u9fff]", tabs["en"].locator(root).first.inner_text())
+
+
+def form(hub: Hub, tabs: dict[str, Any]) -> None:
+    for tab in tabs.values():
+        tab.goto(f"{hub.url}/hub/spawn/ada")
+        tab.locator("#gpuspawner-fresh time[datetime]").wait_for()
+
+
+def board(hub: Hub, tabs: dict[str, Any]) -> None:
+    for tab in tabs.values():
+        tab.goto(f"{hub.url}/services/gpus/")
+        tab.locator("#queue").wait_for()
+
+
+def test_the_form(hub, idle_host, readers, picture):
+    tabs = readers("ada")
+    with looked_at(tabs, picture, "form-free", ".container:has(#gpuspawner)"):
+        form(hub, tabs)
+    with looked_at(tabs, picture, "form-taken", ".container:has(#gpuspawner)"):
+        hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
+        hub.start_server("eve", {"gpus": 1, "hours": 2, "image": "minimal"})
+        form(hub, tabs)
+    hub.stop_all_servers()
+    before = idle_host.read()
+    sick = tuple(
+        replace(gpu, fault="lost") if number == 0 else gpu for number, gpu in enumerate(before.gpus)
+    )
+    idle_host.change(lambda state: replace(state, gpus=sick))
+    with looked_at(tabs, picture, "form-sick", ".container:has(#gpuspawner)"):
+        form(hub, tabs)
+        tabs["zh-CN"].get_by_text("它已从总线上掉线").wait_for()
+    idle_host.write(replace(before, fault="unknown"))
+    with looked_at(tabs, picture, "form-no-nvml", ".container:has(#gpuspawner)"):
+        form(hub, tabs)
+        tabs["zh-CN"].get_by_text("可以启动不带 GPU 的服务器。").wait_for()
+    idle_host.write(describe([]))
+    with looked_at(tabs, picture, "form-empty", ".container:has(#gpuspawner)"):
+        form(hub, tabs)
+    idle_host.write(replace(describe([("T4", 2), ("A100-40GB", 6)]), loads=before.loads + 1))
+    with looked_at(tabs, picture, "form-models", ".container:has(#gpuspawner)"):
+        form(hub, tabs)
+        tabs["zh-CN"].get_by_text("GPU 型号").wait_for()
+
+
+def test_the_form_again_where_a_choice_was_refused(hub, readers, picture):
+    tabs = readers("ada")
+    with looked_at(tabs, picture, "form-refused", ".container:has(#gpuspawner)"):
+        form(hub, tabs)
+        for tab in tabs.values():
+            tab.locator("input[value=NEXT]").check()
+            tab.locator("input[name=gpus][value='1']").check()
+            tab.locator("button[type=submit]").click()
+            tab.locator(".spawn-error-msg").wait_for()
+
+
+def test_the_page_of_a_start(hub, readers, picture):
+    tabs = readers("ada")
+    hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
+    hub.start_server("eve", {"gpus": 1, "hours": 2, "image": "minimal"})
+    with looked_at(tabs, picture, "waiting", "#gpuspawner-starting"):
+        assert hub.spawn("ada", {"gpus": 2, "image": "minimal"}).status_code == 202
+        for tab in tabs.values():
+            tab.goto(f"{hub.url}/hub/spawn-pending/ada")
+            tab.locator("#gpuspawner-line:not(:empty)").wait_for()
+    hub.stop_all_servers()
+    assert hub.spawn("ada", {"gpus": 2, "image": "broken"}).status_code == 202
+    for tab in tabs.values():
+        tab.goto(f"{hub.url}/hub/spawn-pending/ada")
+    with looked_at(tabs, picture, "failed", "#gpuspawner-failed p >> nth=0"):
+        tabs["en"].get_by_text("The server stopped while starting (exit 3). Its last").wait_for()
+        tabs["zh-CN"].get_by_text("服务器在启动时停止（退出码 3）。它最后的输出：").wait_for()
+    with looked_at(tabs, picture, "failed-again", "h1"):
+        for tab in tabs.values():
+            tab.reload()
+        tabs["zh-CN"].get_by_text("返回选择页面").wait_for()
+    with looked_at(tabs, picture, "not-running", "h1"):
+        hub.start_server("ada", {"gpus": 0, "image": "minimal"})
+        hub.stop_server("ada")
+        for tab in tabs.values():
+            tab.goto(f"{hub.url}/hub/user/ada/")
+            tab.locator("#start").wait_for()
+
+
+def test_the_dashboard(hub, idle_host, readers, picture):
+    ada, boss = readers("ada"), readers("boss")
+    with looked_at(ada, picture, "dashboard-free", "body"):
+        board(hub, ada)
+    hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
+    hub.start_server("ben", {"gpus": 2, "hours": 2, "image": "minimal"})
+    assert hub.spawn("eve", {"gpus": 2, "image": "minimal"}).status_code == 202
+    visitor = Visitor(hub, "boss")
+    free = [gpu["uuid"] for gpu in visitor.status()["gpus"] if gpu["state"] == "free"]
+    visitor.press(do="out-of-service", gpu=free[0], why="fan")
+    with looked_at(ada, picture, "dashboard-user", "body"):
+        board(hub, ada)
+    with looked_at(boss, picture, "dashboard-administrator", "body"):
+        board(hub, boss)
+        for tab in boss.values():
+            tab.locator("summary").first.click()
+    hub.stop_all_servers()
+    before = idle_host.read()
+    idle_host.write(replace(before, fault="unknown"))
+    with looked_at(ada, picture, "dashboard-no-nvml", "body"):
+        board(hub, ada)
+        tabs = [tab.locator("#trouble .alert") for tab in ada.values()]
+        for alert in tabs:
+            alert.wait_for()
+    visitor.press(do="in-service", gpu=free[0])
+    idle_host.write(State())
+    with looked_at(ada, picture, "dashboard-no-gpu", "body"):
+        board(hub, ada)
+        until(lambda: _without_gpus(ada), "it shows none")
+
+
+def _without_gpus(tabs: dict[str, Any]) -> bool:
+    for tab in tabs.values():
+        tab.reload()
+    return all(tab.locator(".gs-gpu").count() == 0 for tab in tabs.values())
+
+
+def test_the_form_by_keyboard_alone(hub, readers):
+    tab = readers("ada")["en"]
+    tab.goto(f"{hub.url}/hub/spawn/ada")
+    tab.locator("#gpuspawner-fresh time[datetime]").wait_for()
+    reached = []
+    tab.locator("#gpuspawner input:checked").first.focus()
+    for _ in range(12):
+        reached.append(tab.evaluate("document.activeElement.name || document.activeElement.type"))
+        if reached[-1] == "gpus":
+            tab.keyboard.press("ArrowRight")
+            tab.get_by_role("status").filter(has_text="Starts now, with 2 GPUs.").wait_for()
+        if reached[-1] == "submit":
+            break
+        tab.keyboard.press("Tab")
+    assert [*dict.fromkeys(reached)] == ["image", "gpus", "hours", "submit"]
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/user/ada/**")
+
+
+def test_the_dashboard_by_keyboard_alone(hub, readers):
+    hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
+    tab = readers("ada")["en"]
+    board(hub, {"en": tab})
+    tab.get_by_role("button", name="Extend").wait_for()
+    tab.locator("body").press("Tab")
+    for _ in range(30):
+        if tab.evaluate("document.activeElement.textContent.trim()") == "Stop…":
+            break
+        tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="Stop the server").wait_for()
+    tab.keyboard.press("Escape")
+    tab.get_by_role("button", name="Stop the server").wait_for(state="hidden")
+    assert tab.evaluate("document.activeElement.textContent.trim()") == "Stop…"
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("The server is stopped.").wait_for()

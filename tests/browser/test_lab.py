@@ -1,0 +1,211 @@
+"""A server's GPUs and time in JupyterLab itself, in a real browser on a hub with the dashboard."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+
+from ..support.browsers import assert_accessible
+from ..support.dashboards import lines
+from ..support.hubs import PASSWORD
+from ..support.paths import ROOT
+
+pytestmark = [pytest.mark.engine, pytest.mark.browser]
+
+# What a page in JupyterLab may do, as the shipped configuration has it; and GPUs that idle soon.
+MORE = f"""
+here = PyFileConfigLoader("jupyterhub_config.py", path={str(ROOT)!r}).load_config().GPUSpawner
+c.GPUSpawner.oauth_client_allowed_scopes = here.oauth_client_allowed_scopes
+c.GPUSpawner.idle_minutes = 0.1
+c.GPUSpawner.idle_warning_minutes = 30
+"""
+# Long enough for a browser to come before the warning, which is given after half of it.
+SHORT_HOURS = 100 / 3600
+
+
+@pytest.fixture(scope="module")
+def _hub(hubs_of_run, minimal_image):
+    running = hubs_of_run(lines(), MORE)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def hub(idle_host, _hub):
+    """A hub with the dashboard, without servers."""
+    yield _hub
+    _hub.stop_all_servers()
+
+
+def use(host, percent, *, mib=0):
+    """Let all GPUs do something."""
+    host.change(
+        lambda state: replace(
+            state,
+            gpus=tuple(
+                replace(gpu, utilization_percent=percent, memory_used_mib=mib) for gpu in state.gpus
+            ),
+        )
+    )
+
+
+def open_lab(page, hub, user, path="lab"):
+    """Log in and open JupyterLab, or another page of the server's."""
+    page.goto(f"{hub.url}/hub/login?next=/hub/user/{user}/{path}")
+    page.get_by_label("Username").fill(user)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name=re.compile("sign in", re.I)).click()
+    page.locator("#jp-top-panel, #top-panel").first.wait_for()
+
+
+def item(page):
+    """What the status bar says."""
+    return page.get_by_role("button", name="GPUs of this server")
+
+
+def panel(page):
+    """What a press on it opens."""
+    return page.get_by_role("dialog", name="GPUs of this server")
+
+
+def notice(page, text):
+    """A notification."""
+    return page.locator(".Toastify__toast").filter(has_text=text)
+
+
+def lease(hub, user):
+    """What the hub says of a server, and `left`, the seconds until its end."""
+    session = hub.log_in(user)
+    session.get(f"{hub.url}/services/gpus/")
+    status = session.get(f"{hub.url}/services/gpus/api/status").json()
+    server = status["servers"][0]
+    now, end = (datetime.fromisoformat(each) for each in (status["now"], server["until"]))
+    return {**server, "left": (end - now).total_seconds()}
+
+
+@contextmanager
+def another(browser, **how):
+    """Another browser's tab."""
+    context = browser.new_context(viewport={"width": 1100, "height": 660}, **how)
+    context.set_default_timeout(60_000)
+    yield context.new_page()
+    context.close()
+
+
+def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
+    hub, host, page, picture
+):
+    hub.start_server("ada", {"gpus": 2, "hours": 3.2})
+    use(host, 87, mib=33 * 1024)
+    open_lab(page, hub, "ada")
+    item(page).get_by_text(re.compile(r"^2 \u00d7 A100 · 3 h (1\d|[1-9]) min left$")).wait_for()
+    # By the keyboard alone, once JupyterLab has put the focus where it begins.
+    page.wait_for_function("document.activeElement.matches('.jp-Launcher')")
+    item(page).focus()
+    page.keyboard.press("Enter")
+    panel(page).get_by_text("87 %").first.wait_for()
+    picture(page, "lab-panel")
+    assert_accessible(page, ".gpuspawner-item", "#gpuspawner-panel")
+    shown = panel(page).inner_text()
+    assert shown.count("NVIDIA A100-SXM4-40GB") == shown.count("33 of 40 GB") == 2
+    assert re.search(r"Your time ends at \d+:\d\d", shown)
+    assert item(page).get_attribute("aria-expanded") == "true"
+    use(host, 12)
+    panel(page).get_by_text("12 %").first.wait_for()
+    page.keyboard.press("Escape")
+    panel(page).wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.className") == "gpuspawner-button"
+
+
+def test_the_warning_says_why_not_and_extends_once_nobody_waits(hub, host, page, picture):
+    use(host, 50)
+    hub.start_server("ada", {"gpus": 4, "hours": SHORT_HOURS})
+    waits = hub.spawn("ben", {"gpus": 1})
+    assert waits.status_code == 202, waits.text
+    open_lab(page, hub, "ada")
+    item(page).click()  # who looks at it is told at once
+    warning = notice(page, "when its time ends. Save your work")
+    warning.get_by_text("It can't be extended while others wait for GPUs (1).").wait_for()
+    picture(page, "lab-refused")
+    assert warning.get_by_role("button", name="Extend").count() == 0
+    panel(page).get_by_role("button", name="Extend").click()
+    panel(page).get_by_text("Nobody can extend while 1 other waits for GPUs.").wait_for()
+    hub.stop_server("ben")
+    warning.get_by_role("button", name="Extend").click()
+    notice(page, re.compile(r"This server now ends at \d+:\d\d")).wait_for()
+    assert lease(hub, "ada")["left"] > SHORT_HOURS * 3600
+    warning.wait_for(state="hidden")
+
+
+def test_the_warning_of_idle_gpus_is_answered_with_i_m_still_here(hub, page, picture):
+    hub.start_server("ada", {"gpus": 1})
+    open_lab(page, hub, "ada")
+    item(page).click()
+    warning = notice(page, "The GPUs of this server have done nothing since")
+    warning.wait_for()
+    picture(page, "lab-idle")
+    before = lease(hub, "ada")["idle_since"]
+    warning.get_by_role("button", name="I'm still here").click()
+    notice(page, "The GPUs stay yours.").wait_for()
+    assert lease(hub, "ada")["idle_since"] != before
+
+
+def test_a_server_without_gpus_has_nothing_in_the_status_bar_and_asks_nobody(hub, page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    hub.start_server("ada", {"gpus": 0})
+    open_lab(page, hub, "ada")
+    page.locator(".jp-LauncherCard").first.wait_for()
+    assert page.locator(".gpuspawner-button").count() == 0
+    assert any("labextensions/gpuspawner" in url or "extensions/gpuspawner" in url for url in asked)
+    assert not [url for url in asked if "/services/" in url]
+
+
+def test_chinese_is_for_those_whose_browser_speaks_it(hub, host, browser):
+    use(host, 50)
+    hub.start_server("ada", {"gpus": 1, "hours": 2.5})
+    with another(browser, locale="zh-CN") as page:
+        open_lab(page, hub, "ada")
+        page.get_by_role("button", name=re.compile(r"此服务器的 GPU.*剩余 2 小时 \d+ 分钟")).click()
+        page.get_by_role("dialog", name="此服务器的 GPU").get_by_text("利用率").wait_for()
+
+
+def test_notebook_has_it_in_its_header(hub, host, page, picture):
+    use(host, 50)
+    hub.start_server("ada", {"gpus": 2, "hours": 2.5})
+    open_lab(page, hub, "ada", "tree")
+    item(page).get_by_text("2 \u00d7 A100 · 2 h").click()
+    panel(page).get_by_text("50 %").first.wait_for()
+    picture(page, "notebook-panel")
+
+
+def test_a_dashboard_that_goes_away_leaves_what_was_known(hub, host, page):
+    use(host, 50)
+    hub.start_server("ada", {"gpus": 2, "hours": 2.5})
+    open_lab(page, hub, "ada")
+    item(page).get_by_text("2 \u00d7 A100").wait_for()
+    page.route("**/services/gpus/**", lambda route: route.abort())
+    item(page).click()
+    panel(page).get_by_text("JupyterHub doesn't answer. What is shown is from").wait_for()
+    assert not panel(page).get_by_role("button", name="Extend").is_visible()
+    assert re.match(r"2 \u00d7 A100 · 2 h \d+ min left", item(page).inner_text())
+
+
+def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make_hub, page):
+    hub = make_hub("c.GPUSpawner.poll_interval = 1")
+    hub.start_server("ada", {"gpus": 2, "hours": 2.5})
+    said = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    open_lab(page, hub, "ada")
+    item(page).get_by_text(re.compile(r"^2 GPUs · 2 h \d+ min left$")).wait_for()
+    item(page).click()
+    panel(page).get_by_text("What the GPUs do can't be shown here.").wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".jp-LauncherCard").first.click()
+    page.get_by_text("| Idle").first.wait_for()
+    assert said == []
+    assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0

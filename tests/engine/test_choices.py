@@ -1,0 +1,195 @@
+"""A choice is checked on every spawn, the same for REST, link and form; a bad one costs nobody."""
+
+from __future__ import annotations
+
+import pytest
+from bs4 import BeautifulSoup
+
+from ..support.forms import submit
+from ..support.hubs import until
+from ..support.looks import containers, free_gpus, inside, labelled
+
+pytestmark = pytest.mark.engine
+
+BAD = [
+    ({"gpus": True}, "gpus", "true"),
+    ({"gpus": 1.5}, "gpus", "1.5"),
+    ({"gpus": "2"}, "gpus", '"2"'),
+    ({"gpus": -1}, "gpus", "-1"),
+    ({"gpus": 99}, "gpus", "99"),
+    ({"gpus": [2]}, "gpus", "[2]"),
+    ({"gpu_ids": [0]}, "gpu_ids", "[0]"),
+    ({"image": "ubuntu"}, "image", "ubuntu"),
+    ({"image": {"$ne": ""}}, "image", "$ne"),
+    ({"model": "H100"}, "model", "H100"),
+    ({"environment": {"NVIDIA_VISIBLE_DEVICES": "all"}}, "environment", "all"),
+    ({"gpus": {"a": [{"b": [None, {"c": []}]}] * 30}}, "gpus", "a"),
+    ({"gpus": 1, "volumes": {"/": "/host"}}, "volumes", "/host"),
+    ({"image": "x" * 5000}, "image", "xxx"),
+    ({"\u0000\ud800": 1}, "not an option", "1"),
+]
+
+
+@pytest.mark.parametrize(("options", "key", "value"), BAD, ids=range(len(BAD)))
+def test_a_bad_choice_is_refused_with_key_and_value(hub, engine, options, key, value):
+    refused = hub.spawn("ada", options)
+    assert 400 <= refused.status_code < 500, refused.text
+    message = refused.json()["message"]
+    assert key in message
+    assert value in message
+    assert len(message) < 500
+    assert containers(engine) == []
+    assert len(free_gpus()) == 4
+
+
+def test_over_the_user_s_limit_is_refused_with_the_limit(make_hub, engine):
+    hub = make_hub(
+        "c.GPUSpawner.gpu_limit = 2",
+        "c.JupyterHub.load_groups = {'lab': {'users': ['ada']}}",
+        "c.Spawner.group_overrides = {'lab': {'groups': ['lab'],"
+        " 'spawner_override': {'gpu_limit': 3}}}",
+    )
+    refused = hub.spawn("ben", {"gpus": 3})
+    assert refused.status_code == 403
+    assert refused.json()["message"] == "gpus is 3, and your limit is 2."
+    hub.start_server("ada", {"gpus": 3})
+    assert len(labelled(engine)["ada"]) == 3
+    hub.stop_server("ada")
+    # Who left the group has lost its rights at the next spawn.
+    hub.api("DELETE", "/groups/lab/users", {"users": ["ada"]})
+    assert hub.spawn("ada", {"gpus": 3}).status_code == 403
+
+
+def test_a_saved_choice_that_is_no_longer_allowed_is_refused(hub, make_hub, engine):
+    """The hub replays the last choice where none is sent."""
+    own = make_hub('c.GPUSpawner.images = {"new": "gpuspawner/minimal:py3.11"}')
+    own.start_server("ada", {"image": "new", "gpus": 1})
+    own.stop_server("ada")
+    config = own.folder / "jupyterhub_config.py"
+    config.write_text(config.read_text().replace('{"new":', '{"newer":'))
+    own.stop()
+    own.start()
+    refused = own.spawn("ada")
+    assert refused.status_code == 400
+    assert refused.json()["message"] == 'image must be one of newer, got "new".'
+    assert containers(engine) == []
+    own.start_server("ada", {"image": "newer", "gpus": 0})
+
+
+def test_an_empty_choice_is_the_administrator_s(hub, engine):
+    hub.start_server("newcomer", {})
+    assert len(labelled(engine)["newcomer"]) == 1
+    container = engine.inspect_container("jupyter-newcomer")
+    assert container["Config"]["Labels"]["gpuspawner.image"] == "minimal"
+
+
+def test_a_refused_choice_is_not_the_one_remembered(hub, engine):
+    hub.start_server("ben", {"gpus": 2})
+    hub.stop_server("ben")
+    assert hub.spawn("ben", {"gpus": "many"}).status_code == 400
+    hub.start_server("ben", {})
+    assert len(labelled(engine)["ben"]) == 2
+
+
+def test_a_link_with_a_choice_starts_it(hub, engine):
+    session = hub.log_in("ada")
+    session.get(f"{hub.url}/hub/spawn?opt-gpus=2&opt-image=minimal")
+    until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
+    assert len(labelled(engine)["ada"]) == 2
+
+
+def test_a_link_with_a_bad_choice_shows_the_form_with_the_reason(hub, engine):
+    session = hub.log_in("ada")
+    page = session.get(f"{hub.url}/hub/spawn?opt-gpus=many")
+    assert page.status_code == 400
+    error = BeautifulSoup(page.content, "html.parser").select_one(".spawn-error-msg")
+    assert 'gpus must be a whole number, 0 or more, got "many".' in error.text
+    assert containers(engine) == []
+
+
+def test_the_form_starts_what_was_picked_and_remembers_it(hub, engine):
+    session = hub.log_in("ada")
+    submit(hub, session, gpus="2")
+    until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
+    assert len(inside(engine, "ada", "nvidia-smi -L").splitlines()) == 2
+    hub.stop_server("ada")
+    page = BeautifulSoup(session.get(f"{hub.url}/hub/spawn").content, "html.parser")
+    assert page.select_one("input[name=gpus][checked]")["value"] == "2"
+
+
+def test_a_form_that_somebody_bent_is_refused_on_the_page(hub, engine):
+    session = hub.log_in("ada")
+    page = submit(hub, session, gpus="<script>", device="all")
+    assert page.status_code == 400
+    assert "<script>" not in page.text.split('id="spawn_form"')[0].split("spawn-error-msg")[1]
+    assert "not an option here" in page.text
+    assert containers(engine) == []
+
+
+def test_a_user_whose_failed_spawn_had_gpus_gets_none_in_the_next(hub, engine):
+    hub.start_server("ben", {"gpus": 3})
+    assert hub.spawn("ada", {"gpus": 2}).status_code == 503
+    hub.start_server("ada", {"gpus": 0})
+    assert labelled(engine)["ada"] == []
+    assert inside(engine, "ada", "ls /dev | grep -c nvidia") == "0"
+
+
+AWKWARD = [
+    "a.b",
+    "a-b",
+    "a--b",
+    "{0}",
+    "{username}",
+    "%s",
+    "münchen",
+    "学生",
+    "x y",
+    "a'b",
+    "ada:x",
+]
+
+
+def test_awkward_names_stay_apart_and_inside_their_labels_and_volumes(make_hub, engine):
+    hub = make_hub(
+        "from jupyterhub.authenticators.shared import SharedPasswordAuthenticator",
+        "class Any(SharedPasswordAuthenticator):",
+        "    def normalize_username(self, name): return name",
+        "    def validate_username(self, name): return True",
+        "c.JupyterHub.authenticator_class = Any",
+        'c.GPUSpawner.home_volume = "home-{username}"',
+        'c.GPUSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]',
+    )
+    names = [*AWKWARD, "../x", "A", "a"]
+    for name in names:
+        hub.start_server(name, {"gpus": 0})
+    found = {c["Labels"]["gpuspawner.user"]: c for c in containers(engine)}
+    assert sorted(found) == sorted(names)
+    volumes = [m["Name"] for c in found.values() for m in c["Mounts"] if m["Type"] == "volume"]
+    assert len(set(volumes)) == len(names)
+    assert all(set(volume) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for volume in volumes)
+    for name in names:
+        hub.stop_server(name)
+
+
+def test_an_engine_whose_listing_fails_hands_nothing_out(make_hub, idle_host, engine, tmp_path):
+    from ..support.flaky import flaky_engine
+
+    with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
+        hub = make_hub(environment={**idle_host.environment, "DOCKER_HOST": flaky.url})
+        flaky.refuse("/containers/json")
+        refused = hub.spawn("ada", {"gpus": 1})
+        assert refused.status_code == 503
+        assert "What can't be read isn't handed out" in refused.json()["message"]
+        assert containers(engine) == []
+        flaky.refuse(None)
+        hub.start_server("ada", {"gpus": 1})
+
+
+def test_a_refusal_is_in_the_language_of_who_asks_and_english_in_the_log(hub):
+    hub.add_user("ada")
+    where = f"{hub.url}/hub/api/users/ada/server"
+    asking = {"Accept-Language": "zh-CN,zh;q=0.9"}
+    answer = hub._admin.post(where, json={"gpus": 99}, headers=asking)
+    assert answer.json()["message"] == "gpus 为 99，而本机只有 4 个。"
+    assert "gpus is 99, and this machine has 4." in hub.log()
+    assert hub.spawn("ada", {"gpus": 99}).json()["message"].startswith("gpus is 99")

@@ -1,0 +1,115 @@
+"""The repository's own configuration: what it promises about servers, volumes and the network."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..support.looks import containers, inside, labelled
+
+pytestmark = pytest.mark.engine
+
+COURSE = "/home/jovyan/work/course"
+
+
+@pytest.fixture(scope="module")
+def _hub(hubs_of_run, minimal_image):
+    return hubs_of_run(
+        "c.JupyterHub.load_groups = {'instructors': {'users': ['admin', 'teacher']}}", shipped=True
+    )
+
+
+@pytest.fixture
+def shipped(idle_host, _hub):
+    yield _hub
+    _hub.stop_all_servers()
+
+
+def test_a_server_has_no_rights_that_it_does_not_need(shipped, engine):
+    shipped.start_server("ada", {"gpus": 1, "image": "minimal"})
+    container = engine.inspect_container("jupyter-ada")
+    host = container["HostConfig"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["PidsLimit"] == 4096
+    assert host["Memory"] == 16 * 1024**3
+    assert not host["Privileged"]
+    assert not host["PortBindings"]
+    assert not any(container["NetworkSettings"]["Ports"].values())
+    assert inside(engine, "ada", "id -u") == "1000"
+    assert inside(engine, "ada", "grep -E 'CapEff|CapPrm' /proc/1/status | cut -f2").split() == [
+        "0" * 16,
+        "0" * 16,
+    ]
+    assert inside(engine, "ada", "cat /proc/1/comm") == "tini"
+    assert inside(engine, "ada", "touch /etc/mine 2>&1").endswith("Permission denied")
+
+
+def test_dataloaders_find_room_to_share_memory(shipped, engine):
+    shipped.start_server("ada", {"gpus": 1, "image": "minimal"})
+    code = (
+        "from multiprocessing.shared_memory import SharedMemory as M;"
+        "m = M(create=True, size=300 << 20); m.buf[-1] = 7; print(m.buf[-1]); m.close(); m.unlink()"
+    )
+    # Docker's own 64 MB would end this with a bus error.
+    assert inside(engine, "ada", f'python -c "{code}"') == "7"
+
+
+def test_servers_reach_the_hub_and_not_each_other(shipped, engine):
+    shipped.start_server("ada", {"gpus": 0, "image": "minimal"})
+    shipped.start_server("ben", {"gpus": 0, "image": "minimal"})
+    networks = engine.inspect_container("jupyter-ben")["NetworkSettings"]["Networks"]
+    (network,) = networks.values()
+    hub = inside(engine, "ada", "echo $JUPYTERHUB_API_URL")
+    fetch = "curl -s -o /dev/null -m 3 -w %{http_code} "
+    assert inside(engine, "ada", fetch + hub) == "200"
+    assert inside(engine, "ben", fetch + f"http://{network['IPAddress']}:8888/") != "000"
+    assert inside(engine, "ada", fetch + f"http://{network['IPAddress']}:8888/") == "000"
+
+
+def test_users_have_volumes_of_their_own_that_stay(shipped, engine):
+    for user in ("ada", "ben"):
+        shipped.start_server(user, {"gpus": 0, "image": "minimal"})
+        assert inside(engine, user, "stat -c '%U %a' ~/work").split()[0] == "jovyan"
+        assert inside(engine, user, f"echo {user} > ~/work/mine; cat ~/work/mine") == user
+    shipped.stop_server("ada")
+    assert [c["Names"] for c in containers(engine)] == [["/jupyter-ben"]]
+    shipped.start_server("ada", {"gpus": 1, "image": "minimal"})
+    assert inside(engine, "ada", "cat ~/work/mine") == "ada"
+    # JupyterLab opens where things stay.
+    assert inside(engine, "ada", "echo $JUPYTERHUB_ROOT_DIR") == "/home/jovyan/work"
+
+
+def test_everybody_reads_the_course_and_instructors_write_it(shipped, engine):
+    shipped.start_server("ada", {"gpus": 0, "image": "minimal"})  # before any instructor came
+    assert "Read-only" in inside(engine, "ada", f"touch {COURSE}/mine 2>&1")
+    shipped.start_server("teacher", {"gpus": 0, "image": "minimal"})
+    written = inside(engine, "teacher", f"echo lesson > {COURSE}/1.txt && stat -c %U {COURSE}")
+    assert written == "jovyan"
+    assert inside(engine, "ada", f"cat {COURSE}/1.txt") == "lesson"
+    assert "Read-only" in inside(engine, "ada", f"rm -f {COURSE}/1.txt 2>&1")
+
+
+def test_two_gpus_are_the_limit_and_one_the_default(shipped, engine):
+    assert shipped.spawn("ada", {"gpus": 3, "image": "minimal"}).status_code == 403
+    shipped.start_server("ada", {"image": "minimal"})
+    assert len(labelled(engine)["ada"]) == 1
+
+
+def test_a_version_that_was_not_built_is_told_and_not_looked_for_elsewhere(shipped, engine):
+    refused = shipped.spawn("ada", {"gpus": 0, "image": "pytorch-2.15"})
+    assert refused.status_code == 500
+    assert "gpuspawner/pytorch:2.15 isn't on the GPU machine" in refused.json()["message"]
+    assert containers(engine) == []
+
+
+def test_secrets_are_made_once_and_readable_by_the_hub_alone(shipped):
+    for name in ("user-password", "admin-password"):
+        file = shipped.folder / name
+        assert file.stat().st_mode & 0o077 == 0
+        assert len(file.read_text()) >= 12
+
+
+def test_a_mistake_in_the_configuration_is_named_in_the_log(make_hub):
+    hub = make_hub('c.GPUSpawner.home_volume = "{raw_username}"')
+    assert hub.spawn("ada", {"gpus": 0}).status_code == 500
+    assert "c.GPUSpawner.home_volume = '{raw_username}': {raw_username} isn't" in hub.log()

@@ -1,0 +1,327 @@
+"""The dashboard on a real hub, as a person with a browser, and as a program with a token."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+
+import pytest
+
+from gpuspawner.simulation.state import describe
+
+from ..support.dashboards import Program, Visitor, check, lines, server, states
+from ..support.hubs import until
+from ..support.looks import containers, free_gpus, gpus, inside, labelled
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def hub(dashboard_hub):
+    """In these tests the hub is the one with the dashboard."""
+    return dashboard_hub
+
+
+def test_the_hub_s_log_in_leads_to_it_and_nobody_else_gets_in(hub):
+    ada = Visitor(hub, "ada")
+    until(lambda: "4 free" in ada.page(), "all are free", log=hub.log)
+    assert '"/services/gpus/"' in ada.session.get(f"{hub.url}/hub/home").text
+    ada.session.cookies.clear()
+    assert ada.session.get(ada.url).url.startswith(f"{hub.url}/hub/login")
+    assert ada.session.get(f"{ada.url}live").status_code == 403
+    nobody = ada.session.get(f"{ada.url}api/status")
+    assert nobody.status_code == 403
+    check("Refusal", nobody.json())
+
+
+def test_the_service_itself_may_do_nothing_on_the_hub(hub):
+    database = sqlite3.connect(hub.folder / "jupyterhub.sqlite")
+    found = "SELECT count(*) FROM services s {} WHERE s.name = 'gpus'"
+    assert database.execute(found.format("")).fetchone() == (1,)
+    roles = found.format("JOIN service_role_map m ON m.service_id = s.id")
+    assert database.execute(roles).fetchone() == (0,)
+
+
+def test_what_is_mine_is_mine_and_who_has_the_rest_is_for_administrators(hub):
+    hub.start_server("ada", {"gpus": 2, "hours": 1})
+    hub.start_server("ben", {"gpus": 1}, "secret-plan")
+    ada, boss = Visitor(hub, "ada"), Visitor(hub, "boss")
+    until(lambda: states(boss.status()).count("leased") == 3, "both are seen", log=hub.log)
+    mine = ada.status()
+    assert [gpu["yours"] for gpu in mine["gpus"]].count(True) == 2
+    assert states(mine).count("leased") == 3
+    assert [each["server"] for each in mine["servers"]] == [""]
+    for text in (json.dumps(mine), ada.page(), ada.session.get(f"{ada.url}live").text):
+        assert "ben" not in text
+        assert "secret-plan" not in text
+    assert "yours until" in ada.page()
+    assert "in use until about" in ada.page()
+    everybody = boss.status()
+    assert everybody["you"]["administrator"]
+    holders = [gpu["holder"] for gpu in everybody["gpus"] if gpu["holder"]]
+    assert {"user": "ben", "server": "secret-plan"} in holders
+    assert "ben/secret-plan" in boss.page()
+
+
+def test_a_user_stops_their_own_servers_and_not_others(hub, engine):
+    hub.start_server("ada", {"gpus": 1})
+    hub.start_server("ada", {"gpus": 1}, "two")
+    hub.start_server("ben", {"gpus": 1})
+    ada = Visitor(hub, "ada")
+    said = ada.said(do="stop", user="ben", server="")
+    assert said == "There is no such server that runs or waits, or it isn't yours."
+    assert Program(hub, "ada").ask("DELETE", "/users/ben/server").status_code == 404
+    assert hub.ready("ben")
+    assert ada.said(do="stop", user="ada", server="two") == "The server is stopped."
+    assert Program(hub, "ada").ask("DELETE", "/users/ada/server").status_code == 204
+    until(lambda: list(labelled(engine)) == ["ben"], "ada's servers are gone", log=hub.log)
+    assert Visitor(hub, "boss").said(do="stop", user="ben", server="") == "The server is stopped."
+    until(lambda: not containers(engine), "ben's server is gone", log=hub.log)
+    gone = Program(hub, "ada").ask("DELETE", "/users/ada/servers/never-was")
+    assert gone.status_code == 404
+
+
+def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
+    hub.start_server("ada", {"gpus": 4, "hours": 1})
+    ada, program = Visitor(hub, "ada"), Program(hub, "ada")
+    before = server(program)["until"]
+    assert ada.said(do="extend", user="ada", server="") == "The server has more time."
+    after = server(program)["until"]
+    assert after > before
+    answer = program.ask("POST", "/users/ada/server/extend", {"hours": 2})
+    assert check("Extended", answer.json())["until"] > after
+    at_limit = program.ask("POST", "/users/ada/server/extend", {"hours": 100})
+    assert at_limit.status_code == 200
+    over = program.ask("POST", "/users/ada/server/extend", {"hours": 100})
+    assert over.status_code in (200, 403)
+    assert program.ask("POST", "/users/ada/server/extend", {"hours": "x"}).status_code == 400
+    assert Program(hub, "ben").ask("POST", "/users/ada/server/extend").status_code == 403
+    assert program.ask("POST", "/users/ada/servers/none/extend").status_code == 404
+    hub.spawn("ben", {"gpus": 2})
+    until(lambda: program.status()["queue"]["waiting"], "ben waits", log=hub.log)
+    said = ada.said(do="extend", user="ada", server="")
+    assert said.startswith("Nobody can extend while 1 other waits for GPUs.")
+    refused = program.ask("POST", "/users/ada/server/extend")
+    assert (refused.status_code, refused.json()["message"]) == (409, said)
+    entry = program.status()["queue"]["waiting"][0]
+    assert (entry["place"], entry["gpus"], entry["yours"], entry["holder"]) == (1, 2, False, None)
+    assert "somebody" in ada.page()
+    ben = Visitor(hub, "ben")
+    assert "<strong>you</strong>" in ben.page()
+    assert ben.said(do="leave", user="ben", server="") == "You have left the queue."
+    until(lambda: not program.status()["queue"]["waiting"], "nobody waits", log=hub.log)
+    # A page may be older than the turn: what has started by then isn't stopped.
+    late = "It doesn't wait any more: it has got its GPUs, or was given up."
+    assert ada.said(do="leave", user="ada", server="") == late
+    assert hub.ready("ada")
+    assert ben.said(do="leave", user="ada", server="") == "This is somebody else's server."
+    hub.spawn("ben", {"gpus": 2})
+    until(lambda: program.status()["queue"]["waiting"], "ben waits again", log=hub.log)
+    boss = Visitor(hub, "boss")
+    assert boss.said(do="leave", user="ben", server="") == "ben doesn't wait any more."
+
+
+def test_a_post_without_the_page_s_secret_is_refused(hub):
+    hub.start_server("ada", {"gpus": 1})
+    ada = Visitor(hub, "ada")
+    ada.page()
+    form = {"do": "stop", "user": "ada", "server": ""}
+    assert ada.session.post(ada.url, data=form).status_code == 403
+    assert ada.session.post(ada.url, data={**form, "_xsrf": "guessed"}).status_code == 403
+    assert ada.session.delete(f"{ada.url}api/users/ada/server").status_code == 403
+    assert hub.ready("ada")
+
+
+def test_pages_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(hub):
+    answer = (ada := Visitor(hub, "ada")).session.get(ada.url)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert " style=" not in answer.text
+    assert "onclick" not in answer.text
+
+
+def test_a_gpu_out_of_service_is_handed_out_by_nobody_until_it_is_back(hub, make_hub, engine):
+    boss, ada = Program(hub, "boss"), Program(hub, "ada")
+    uuid = free_gpus()[0]
+    path = f"/gpus/{uuid}/out-of-service"
+    assert ada.ask("PUT", path, {"why": "mine"}).status_code == 403
+    assert boss.ask("PUT", "/gpus/GPU-none/out-of-service", {}).status_code == 404
+    assert boss.ask("PUT", path, {"why": "its fan\nis <b>loud</b>"}).status_code == 204
+    assert uuid not in free_gpus()
+    said = gpus()[0]
+    assert (said["state"], said["reason"]) == (
+        "excluded",
+        "It is out of service: its fan is <b>loud</b>",
+    )
+    seen = ada.status()["gpus"][0]
+    assert seen["out_of_service"]["by"] is None
+    assert boss.status()["gpus"][0]["out_of_service"]["by"] == "boss"
+    page = Visitor(hub, "ada").page()
+    assert "its fan is &lt;b&gt;loud&lt;/b&gt;" in page
+    assert "boss" not in page
+    # This hub, another one on the engine, and the queue keep off it.
+    other = make_hub("c.DockerSpawner.prefix = 'other'")
+    other.start_server("eve", {"gpus": 1})
+    hub.start_server("ada", {"gpus": 2})
+    hub.spawn("ben", {"gpus": 1})
+    until(lambda: ada.status()["queue"]["waiting"], "ben waits", log=hub.log)
+    assert not any(uuid in held for held in labelled(engine).values())
+    assert boss.ask("DELETE", path).status_code == 204
+    until(lambda: hub.ready("ben"), "ben's server", log=hub.log)
+    assert labelled(engine)["ben"] == [uuid]
+    # What runs goes on; the GPU is still nobody else's.
+    assert boss.ask("PUT", path, {}).status_code == 204
+    assert hub.ready("ben")
+    held = boss.status()["gpus"][0]
+    assert (held["state"], held["in_use"], held["holder"]["user"]) == ("excluded", True, "ben")
+    other.stop_all_servers()
+
+
+def test_out_of_service_outlives_the_hub_and_pages_press_for_it(make_hub):
+    hub = make_hub(lines())
+    uuid = free_gpus()[3]
+    boss = Visitor(hub, "boss")
+    said = boss.said(do="out-of-service", gpu=uuid, why="new paste")
+    assert said == "The GPU is out of service. Nothing new is placed on it."
+    hub.end()
+    hub.start()
+    refused = hub.spawn("ada", {"gpus": 4})
+    assert refused.status_code in (202, 400, 403, 503)
+    assert not hub.ready("ada")
+    boss = Visitor(hub, "boss")
+    assert "new paste" in boss.page()
+    assert boss.said(do="in-service", gpu=uuid) == "The GPU is in service again."
+    assert uuid in free_gpus()
+
+
+def test_a_program_in_a_server_reads_and_extends_and_is_no_administrator(hub, engine):
+    hub.start_server("boss", {"gpus": 1})
+    hub.start_server("ada", {"gpus": 1})
+    call = (
+        "import os, sys, urllib.request as u;"
+        "r = u.Request(os.environ['GPUSPAWNER_API_URL'] + sys.argv[2], method=sys.argv[1],"
+        " headers={'Authorization': 'token ' + os.environ['JUPYTERHUB_API_TOKEN']});"
+        "print(u.urlopen(r).read().decode())"
+    )
+
+    def ask(method: str, path: str) -> str:
+        # Under `docker exec` the variables are the server's.
+        return inside(engine, "boss", f'python -c "{call}" {method} {path} 2>&1 | tail -1')
+
+    until(lambda: json.loads(ask("GET", "/status"))["servers"], "it is seen", log=hub.log)
+    seen = check("Status", json.loads(ask("GET", "/status")))
+    assert seen["you"] == {"user": "boss", "administrator": False, "sees_names": False}
+    assert "ada" not in json.dumps(seen)
+    more = json.loads(ask("POST", "/users/boss/server/extend"))
+    assert check("Extended", more)["until"] > seen["servers"][0]["until"]
+    assert "403" in ask("POST", "/users/ada/server/extend")
+    assert "404" in ask("DELETE", "/users/ada/server")
+    assert "403" in ask("PUT", f"/gpus/{seen['gpus'][0]['uuid']}/out-of-service")
+    assert hub.ready("ada")
+
+
+def test_idle_gpus_are_warned_of_and_their_user_says_that_they_are_there(make_hub):
+    hub = make_hub(
+        lines(), "c.GPUSpawner.idle_minutes = 0.02", "c.GPUSpawner.idle_warning_minutes = 30"
+    )
+    hub.start_server("ada", {"gpus": 1})
+    ada, program = Visitor(hub, "ada"), Program(hub, "ada")
+
+    def warned() -> str | None:
+        return server(program)["idle_until"]
+
+    until(warned, "the idle server is warned", log=hub.log)
+    page = ada.page()
+    assert "I&#39;m still here" in page or "I'm still here" in page
+    first = warned()
+    assert ada.said(do="here", user="ada", server="") == "The server's GPUs stay yours."
+    until(lambda: warned() not in (None, first), "it is warned anew", log=hub.log)
+    assert program.ask("POST", "/users/ada/server/here").status_code == 204
+
+
+def test_where_nvml_fails_no_gpu_is_shown_as_free_and_it_comes_back(hub, idle_host):
+    ada = Visitor(hub, "ada")
+    until(lambda: states(ada.status()) == ["free"] * 4, "all are free", log=hub.log)
+    well = idle_host.read()
+    idle_host.write(replace(well, fault="driver_not_loaded"))
+    until(lambda: not ada.status()["known"], "the dashboard notices", log=hub.log)
+    seen = ada.status()
+    assert states(seen) == ["unknown"] * 4
+    assert seen["trouble"].startswith("NVIDIA's library is installed and its driver isn't loaded.")
+    page = ada.page()
+    assert "The GPUs&#39; state isn&#39;t known now." in page or "state isn't known now" in page
+    assert " free<" not in page
+    idle_host.write(well)
+    until(lambda: states(ada.status()) == ["free"] * 4, "they are back", log=hub.log)
+
+
+def test_sick_gpus_are_out_of_order_with_the_reason(hub, idle_host):
+    well = idle_host.read()
+    lost, *others = well.gpus
+    idle_host.write(replace(well, gpus=(replace(lost, fault="lost"), *others)))
+    ada = Visitor(hub, "ada")
+    until(lambda: states(ada.status())[0] == "unhealthy", "it is seen", log=hub.log)
+    page = ada.page()
+    assert "out of order" in page
+    assert "It has fallen off the bus" in page
+
+
+def test_a_machine_with_64_gpus(hub, idle_host):
+    boss = Visitor(hub, "boss")
+    idle_host.write(describe([("T4", 64)]))
+    until(lambda: len(boss.status()["gpus"]) == 64, "64 GPUs are seen", log=hub.log)
+    assert boss.page().count('class="gs-gpu ') == 64
+    assert "64 free" in boss.page()
+    hub.start_server("ada", {"gpus": 1})
+    until(lambda: states(boss.status()).count("leased") == 1, "one is taken", log=hub.log)
+
+
+def test_without_the_hub_s_socket_it_says_that_the_queue_isn_t_known(hub):
+    hub.start_server("ada", {"gpus": 1})
+    ada, program = Visitor(hub, "ada"), Program(hub, "ada")
+    socket = hub.folder / "gpuspawner.sock"
+    hidden = hub.folder / "hidden.sock"
+    assert program.status()["queue"]["known"]
+    socket.rename(hidden)
+    try:
+        until(lambda: not program.status()["queue"]["known"], "it notices", log=hub.log)
+        assert "Who waits isn" in ada.page()
+        assert server(program)["user"] == "ada"
+        refused = program.ask("POST", "/users/ada/server/extend")
+        assert refused.status_code == 503
+        assert states(program.status()).count("leased") == 1
+    finally:
+        hidden.rename(socket)
+    until(lambda: program.status()["queue"]["known"], "it is back", log=hub.log)
+
+
+def test_it_is_there_again_after_the_hub_was_killed(make_hub):
+    hub = make_hub(lines())
+    hub.start_server("ada", {"gpus": 1})
+    ada = Visitor(hub, "ada")
+    assert ada.status()["queue"]["known"]
+    hub.kill()
+    hub.start()
+
+    def back() -> bool:
+        answer = ada.session.get(ada.url)
+        return answer.status_code == 200 and "yours until" in answer.text
+
+    # The log-in is the hub's, which kept it: nobody is asked again.
+    until(back, "the same browser sees the page again", seconds=120, log=hub.log)
+    assert ada.status()["queue"]["known"]
+
+
+def test_before_anybody_asked_for_a_server_the_queue_is_known_and_names_can_be_shown(make_hub):
+    hub = make_hub(lines(), "c.JupyterHub.services[0]['command'] += ['--names', 'everybody']")
+    ada = Visitor(hub, "ada")
+    assert "Nobody waits." in ada.page()
+    hub.start_server("ben", {"gpus": 1})
+    until(lambda: "<p>ben</p>" in ada.page(), "whose it is can be read", log=hub.log)
+    you = ada.status()["you"]
+    assert (you["administrator"], you["sees_names"]) == (False, True)
+    assert "Take out of service" not in ada.page()

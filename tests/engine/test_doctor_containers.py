@@ -1,0 +1,587 @@
+"""`gpuspawner doctor` on a simulated GPU host: its engine, networks, images, and what it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import pytest
+
+from gpuspawner.backends.docker.network import ensure_network
+from gpuspawner.doctor import containers, images, networks, trial
+from gpuspawner.doctor import engine as engines
+from gpuspawner.doctor.findings import Configuration, Context, Finding
+from gpuspawner.gpus.model import GPU, Holder
+from gpuspawner.gpus.nvml import Inventory
+from gpuspawner.images.catalogue import ImageVersion
+from gpuspawner.leases.labels import LABEL_HUB, labels
+from gpuspawner.simulation.changes import parse
+
+from ..support.hubs import free_port, until
+from ..support.paths import ROOT
+
+pytestmark = pytest.mark.engine
+
+MINIMAL = ImageVersion(image="gpuspawner/minimal:py3.11", title="minimal")
+CONFIG = """
+from gpuspawner.network import ensure_network
+c.JupyterHub.hub_ip = ensure_network("gpuspawner")
+c.JupyterHub.hub_port = {port}
+c.JupyterHub.spawner_class = "gpu"
+c.GPUSpawner.network_name = "gpuspawner"
+c.GPUSpawner.images = {{"minimal": "gpuspawner/minimal:py3.11"}}
+c.GPUSpawner.pull_policy = "never"
+c.GPUSpawner.mem_limit = "8G"
+c.GPUSpawner.shm_size = "1G"
+c.GPUSpawner.extra_host_config = {{
+    "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 512
+}}
+"""
+
+
+def doctor_words(*words: str) -> list[str]:
+    return [sys.executable, "-m", "gpuspawner", "doctor", *words]
+
+
+@pytest.fixture
+def environment(idle_host) -> dict[str, str]:
+    """What a hub's administrator on the simulated host has: the proxy on PATH too."""
+    path = f"{ROOT / 'node_modules' / '.bin'}{os.pathsep}{idle_host.environment['PATH']}"
+    return {**idle_host.environment, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o755)
+    (tmp_path / "jupyterhub_config.py").write_text(CONFIG.format(port=free_port()))
+    return tmp_path
+
+
+def run(folder: Path, environment: dict[str, str]) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """Run the whole of it; return exit status and, by check, what was found."""
+    done = subprocess.run(
+        doctor_words("--json"),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    by_check: dict[str, list[dict[str, str]]] = {}
+    for each in json.loads(done.stdout):
+        by_check.setdefault(each["check"], []).append(each)
+    return done.returncode, by_check
+
+
+# ---- All of it -----------------------------------------------------------------------------------
+
+
+def test_a_machine_that_is_well_passes_every_check(folder, environment, engine) -> None:
+    status, found = run(folder, environment)
+    bad = [e for each in found.values() for e in each if e["state"] in ("failure", "skipped")]
+    assert bad == []
+    assert status == 0
+    assert "4 of 4" in found["GPUs"][0]["found"]
+    assert "sees exactly that" in found["Container with a GPU"][0]["found"]
+    assert "is reached from the network gpuspawner" in found["Hub's address"][0]["found"]
+    assert engine.containers(all=True) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["jupyterhub_config.py"]
+
+
+def test_a_machine_without_gpus_is_told_so_and_passes(folder, environment, tmp_path) -> None:
+    nothing = {**environment, "LD_LIBRARY_PATH": ""}
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has a driver of its own")
+    status, found = run(folder, nothing)
+    assert status == 0
+    assert found["NVIDIA driver"][0]["state"] == "note"
+    assert found["Container with a GPU"][0]["state"] == "note"
+    assert found["Container without"][0]["state"] == "ok"
+
+
+def test_a_driver_that_is_gone_is_told_once(folder, environment, idle_host) -> None:
+    idle_host.change(parse("driver gone"))
+    status, found = run(folder, environment)
+    assert status == 1
+    failures = [e["check"] for each in found.values() for e in each if e["state"] == "failure"]
+    assert failures == ["NVIDIA driver"]
+    assert found["Container with a GPU"][0]["found"] == "see NVIDIA driver"
+    assert found["Container without"][0]["state"] == "ok"
+
+
+def test_an_engine_that_is_away_is_told_once(folder, environment) -> None:
+    away = {**environment, "DOCKER_HOST": f"unix://{folder}/away.sock"}
+    status, found = run(folder, away)
+    assert status == 1
+    failures = [e["check"] for each in found.values() for e in each if e["state"] == "failure"]
+    assert failures == ["Docker Engine"]
+    # What needs no engine is looked at, though the configuration asks for a network.
+    assert found["Configuration"][0]["state"] == "ok"
+    assert found["Settings"][0] == {
+        "check": "Settings",
+        "state": "ok",
+        "found": "nothing to change",
+        "advice": "",
+    }
+
+
+def test_beside_a_hub_that_runs_it_passes_and_the_hub_counts_its_gpu(
+    hub, environment, idle_host, engine
+) -> None:
+    hub.start_server("ada", {"gpus": 1})
+    _, found = run(hub.folder, environment)
+    assert "a hub runs there" in found["Hub's address"][0]["found"]
+    assert found["Container with a GPU"][0]["state"] == "ok"
+    assert [c["Names"] for c in engine.containers(all=True)] == [["/jupyter-ada"]]
+    assert hub.ready("ada")
+
+
+# ---- Containers are removed, however it ends -----------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_was_started_is_gone_when_it_is_interrupted(
+    folder, environment, engine, number
+) -> None:
+    process = subprocess.Popen(
+        doctor_words("--json"),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Who runs the tests in the background has some of them ignored.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    with process:
+        until(lambda: ours(engine) or process.poll() is not None, "it starts a container")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "gpuspawner doctor: stopped\n"
+    assert ours(engine) == []
+
+
+def test_a_container_that_nobody_removes_ends_and_goes_by_itself(
+    folder, environment, engine
+) -> None:
+    process = subprocess.Popen(
+        doctor_words("--json"), cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    )
+    with process:
+        until(lambda: running(engine) or process.poll() is not None, "it starts a container")
+        process.kill()
+    (left,) = ours(engine)
+    about = engine.inspect_container(left["Id"])
+    assert about["HostConfig"]["AutoRemove"]
+    assert about["Config"]["Entrypoint"] == ["sleep"]
+    assert 0 < int(about["Config"]["Cmd"][0]) <= 300
+    engine.kill(left["Id"])
+    until(lambda: not ours(engine), "the engine removes it")
+
+
+def test_what_a_killed_one_never_started_is_removed_by_the_next(seen, engine, monkeypatch) -> None:
+    lease = {**labels(trial.HOLDER, "minimal", ["GPU-1"]), LABEL_HUB: trial.HUB}
+    others = {**lease, LABEL_HUB: "http://10.0.0.1:8081/hub/api"}
+    for label in (lease, others):
+        seen.engine.containers.create(MINIMAL.image, ["sleep", "60"], labels=label)
+    assert [each.state for each in containers.without_gpu(seen)] == ["ok"]
+    assert len(engine.containers(all=True)) == 2  # somebody may be about to start them
+    monkeypatch.setattr(trial, "STALE_SECONDS", -10)
+    assert [each.state for each in containers.without_gpu(seen)] == ["ok"]
+    (left,) = engine.containers(all=True)
+    assert left["Labels"][LABEL_HUB] == others[LABEL_HUB]
+
+
+def running(engine: Any) -> list[dict[str, Any]]:
+    return [container for container in ours(engine) if container["State"] == "running"]
+
+
+def ours(engine: Any) -> list[dict[str, Any]]:
+    return [c for c in engine.containers(all=True) if "doctor" in c["Names"][0]]
+
+
+# ---- A container with a GPU ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(idle_host, folder: Path) -> Iterator[Context]:
+    """What earlier checks of a machine that is well have found out."""
+    found = Context(folder / "jupyterhub_config.py", folder)
+    assert [each.state for each in engines.engine(found)] == ["ok"]
+    found.inventory = Inventory("570.133.20", "12.8", ())
+    found.configuration = given(folder)
+    found.trial_image = ("minimal", MINIMAL.image)
+    ensure_network("gpuspawner")
+    yield found
+    found.engine.close()
+
+
+def given(folder: Path, versions: Any = None, **spawner: Any) -> Configuration:
+    values = {"network_name": "gpuspawner", "pull_policy": "never", "gpu_policy": "pack"}
+    return Configuration(
+        folder / "jupyterhub_config.py",
+        "gpuspawner.spawner.GPUSpawner",
+        True,
+        {**values, **spawner},
+        {},
+        versions or {"minimal": MINIMAL},
+    )
+
+
+# The library of this process is chosen before the simulated host is there.
+WITH_GPU = """
+import json, sys
+from pathlib import Path
+from gpuspawner.doctor import containers, engine
+from gpuspawner.doctor.findings import Configuration, Context
+context = Context(None, Path())
+list(engine.engine(context))
+context.inventory = object()
+context.trial_image = ("minimal", "gpuspawner/minimal:py3.11")
+context.variable_accepted = {accepted}
+context.configuration = Configuration(Path(), "", True, {spawner!r}, {{}}, {{}})
+CHANGES
+print(json.dumps([[f.state, f.found, f.advice] for f in containers.with_gpu(context)]))
+"""
+
+
+def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any) -> Finding:
+    code = WITH_GPU.format(spawner=spawner, accepted=accepted).replace("CHANGES", changes)
+    environment = {**host.environment, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ((state, found, advice),) = json.loads(done.stdout)
+    return Finding(state, found, advice)
+
+
+def test_the_gpu_of_the_lease_is_the_one_that_is_seen(idle_host, engine) -> None:
+    first = idle_host.read().gpus
+    idle_host.change(parse("gpu 0 process 4242 2000"))
+    found = with_gpu(idle_host)
+    assert found.state == "ok"
+    assert first[1].uuid in found.found
+    excluded = with_gpu(idle_host, excluded_gpus=[first[1].uuid])
+    assert first[2].uuid in excluded.found
+    assert engine.containers(all=True) == []
+
+
+def test_where_no_gpu_is_free_that_is_no_failure(idle_host, engine, minimal_image) -> None:
+    uuids = [gpu.uuid for gpu in idle_host.read().gpus]
+    client, image = minimal_image
+    client.containers.run(
+        image, ["sleep", "60"], detach=True, labels=labels(Holder("ada"), "minimal", uuids)
+    )
+    found = with_gpu(idle_host)
+    assert found.state == "note"
+    assert "none is free" in found.found
+    assert "0 of 4 are free" in found.found
+    assert len(engine.containers(all=True)) == 1
+
+
+def test_without_nvml_nothing_is_started(idle_host, engine) -> None:
+    idle_host.change(parse("driver gone"))
+    found = with_gpu(idle_host)
+    assert found.state == "failure"
+    assert "isn't loaded" in found.found
+
+
+def test_a_gpu_that_the_container_does_not_get_is_told(idle_host, engine) -> None:
+    """As with a runtime that passes over the request: here the container gets none."""
+    change = (
+        "from gpuspawner.doctor import trial\n"
+        "trial.with_lease = lambda c, labels, **_: {**c, 'labels': labels}"
+    )
+    found = with_gpu(idle_host, change)
+    assert found.state == "failure"
+    assert "sees none" in found.found
+    assert "nvidia-ctk runtime configure" in found.advice
+    found = with_gpu(idle_host, change, accepted=False)
+    assert found.state == "failure"
+    assert "=true --in-place" in found.advice
+    assert engine.containers(all=True) == []
+
+
+def test_more_gpus_than_were_granted_are_told(idle_host, engine) -> None:
+    change = """
+from gpuspawner.doctor import trial
+lease = trial.with_lease
+def more(create, uuids, **words):
+    return lease(create, uuids=[*uuids, *(u for u in UUIDS if u not in uuids)], **words)
+trial.with_lease = more
+""".replace("UUIDS", repr([gpu.uuid for gpu in idle_host.read().gpus]))
+    found = with_gpu(idle_host, change)
+    assert found.state == "failure"
+    assert found.found.count("GPU-") == 5
+    assert "extra_host_config" in found.advice
+    assert engine.containers(all=True) == []
+
+
+def test_a_host_config_that_the_engine_or_docker_py_refuses_is_told(idle_host, engine) -> None:
+    for extra, word in (
+        ({"no_such_thing": 1}, "no_such_thing"),
+        ({"device_requests": [{"Driver": "nvidia", "DeviceIDs": ["0"]}]}, "device_requests"),
+        ({"runtime": "nowhere"}, "nowhere"),
+    ):
+        found = with_gpu(idle_host, extra_host_config=extra)
+        assert found.state == "failure"
+        assert word in found.found
+        assert found.advice
+    assert engine.containers(all=True) == []
+
+
+def test_a_gpu_that_is_lost_on_the_way_is_told_in_the_engine_s_words(idle_host, engine) -> None:
+    """The engine's hook refuses it at start."""
+    change = """
+from gpuspawner.doctor import trial
+lease = trial.with_lease
+trial.with_lease = lambda c, uuids, **words: lease(c, uuids=["GPU-nope"], **words)
+"""
+    found = with_gpu(idle_host, change)
+    assert found.state == "failure"
+    assert "unknown device" in found.found
+    assert engine.containers(all=True) == []
+
+
+def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> None:
+    """Docker's own words, since the simulated engine has it."""
+    error = docker.errors.APIError(
+        "500", explanation='could not select device driver "nvidia" with capabilities: [[gpu]]'
+    )
+    from gpuspawner.backends.docker.errors import explain
+
+    told = containers._not_started(seen, explain(error))
+    assert told.state == "failure"
+    assert "install-guide" in told.advice
+
+
+def test_without_an_image_it_is_skipped(seen) -> None:
+    seen.trial_image = None
+    for check in (containers.with_gpu, containers.without_gpu):
+        assert [each.state for each in check(seen)] == ["skipped"]
+
+
+# ---- A container without -------------------------------------------------------------------------
+
+
+def test_a_container_without_gpus_sees_none(seen, engine) -> None:
+    (found,) = containers.without_gpu(seen)
+    assert found.state == "ok"
+    assert engine.containers(all=True) == []
+
+
+def test_gpus_that_were_not_granted_are_told(seen, engine) -> None:
+    """A device request past the ledger can't be made, and a device file can."""
+    seen.configuration = given(
+        seen.folder, extra_host_config={"devices": ["/dev/null:/dev/nvidia0:rwm"]}
+    )
+    (found,) = containers.without_gpu(seen)
+    assert found.state == "failure"
+    assert "/dev/nvidia0" in found.found
+    assert engine.containers(all=True) == []
+
+
+def test_limits_that_the_engine_may_not_set_are_left_out(seen, engine) -> None:
+    seen.configuration = given(seen.folder, ulimits={"nofile": 2**40})
+    (found,) = containers.without_gpu(seen)
+    assert found.state == "ok"
+    assert "may not set its limits nofile" in found.found
+    assert engine.containers(all=True) == []
+
+
+# ---- The network and the hub's address -----------------------------------------------------------
+
+
+@pytest.fixture
+def made(seen) -> Iterator[Any]:
+    """Make networks that are gone afterwards."""
+    names = []
+
+    def make(name: str, **how: Any) -> str:
+        seen.engine.networks.create(name, **how)
+        names.append(name)
+        return name
+
+    yield make
+    for name in names:
+        seen.engine.networks.get(name).remove()
+
+
+def look(seen: Context, name: str) -> Finding:
+    seen.configuration = given(seen.folder, network_name=name)
+    (found,) = networks.network(seen)
+    return found
+
+
+def test_networks_are_judged_by_whether_they_keep_servers_apart(seen, made) -> None:
+    apart = {networks.BETWEEN_CONTAINERS: "false"}
+    assert look(seen, "gpuspawner").state == "ok"
+    default = look(seen, "bridge")
+    assert default.state == "warning"
+    assert 'ensure_network("gpuspawner")' in default.advice
+    together = look(seen, made("together"))
+    assert together.state == "warning"
+    assert "docker network create -o com.docker.network.bridge.enable_icc=false" in together.advice
+    inside = look(seen, made("inside", options=apart, internal=True))
+    assert (inside.state, "packages" in inside.found) == ("note", True)
+    missing = look(seen, "missing")
+    assert missing.state == "failure"
+    assert "docker network create" in missing.advice
+    for name in ("host", "none"):
+        assert look(seen, name).state == "failure"
+
+
+def test_a_network_that_the_configuration_could_not_have_is_told(seen) -> None:
+    error = "network 'x': it has no gateway"
+    seen.configuration = Configuration(seen.folder, "", True, {}, {}, {}, network_error=error)
+    (found,) = networks.network(seen)
+    assert (found.state, found.found) == ("failure", "it has no gateway")
+
+
+def hub_at(seen: Context, listens: Any, connects: Any = None, **spawner: Any) -> Finding:
+    base = given(seen.folder, **spawner)
+    hub = {"listens": listens, "connects": connects or listens}
+    seen.configuration = Configuration(base.file, "", True, base.spawner, hub, base.versions)
+    (found,) = containers.hub_address(seen)
+    return found
+
+
+def test_the_hub_s_address_is_tried_from_a_container(seen, idle_host, engine) -> None:
+    place = [idle_host.hub_ip, free_port()]
+    tried = hub_at(seen, place)
+    assert tried.state == "ok"
+    assert "tried without a hub" in tried.found
+    with closing(socket.create_server((idle_host.hub_ip, place[1]))):
+        assert "a hub runs there" in hub_at(seen, place).found
+    assert engine.containers(all=True) == []
+
+
+def test_a_hub_that_containers_cannot_reach_is_told(seen, made, idle_host, engine) -> None:
+    port = free_port()
+    alone = made("alone", internal=True)
+    found = hub_at(seen, [idle_host.hub_ip, port], network_name=alone)
+    assert found.state == "failure"
+    assert f"{idle_host.hub_ip}:{port} isn't reached from the network alone" in found.found
+    bridge = "br-" + seen.engine.networks.get(alone).id[:12]
+    assert f"ufw allow in on {bridge} to any port {port}" in found.advice
+    assert engine.containers(all=True) == []
+
+
+@pytest.mark.parametrize("place", [["127.0.0.1", 8081], ["localhost", 8081]])
+def test_a_hub_that_listens_to_itself_only_is_told(seen, place) -> None:
+    found = hub_at(seen, place)
+    assert found.state == "failure"
+    assert "hub_ip" in found.advice
+
+
+def test_an_address_that_this_machine_has_not_is_told(seen) -> None:
+    found = hub_at(seen, ["192.0.2.1", 8081])
+    assert found.state == "failure"
+    assert "can't listen at 192.0.2.1:8081" in found.found
+
+
+def test_a_url_of_the_configuration_s_own_is_not_tried(seen) -> None:
+    found = hub_at(seen, ["127.0.0.1", 1], hub_connect_url="http://hub.example.org")
+    assert found.state == "note"
+
+
+# ---- Images --------------------------------------------------------------------------------------
+
+
+def judged(seen: Context, versions: dict[str, ImageVersion], **spawner: Any) -> list[Finding]:
+    seen.trial_image = None
+    seen.configuration = given(seen.folder, versions, **spawner)
+    return list(images.images(seen))
+
+
+def test_an_image_that_is_there_is_named_and_tried_with(seen) -> None:
+    assert judged(seen, {"m": MINIMAL}) == [Finding("ok", f"m: {MINIMAL.image}")]
+    assert seen.trial_image == ("m", MINIMAL.image)
+
+
+def test_a_missing_image_is_a_failure_where_it_is_the_default(seen) -> None:
+    torch = ImageVersion(image="gpuspawner/pytorch:none", size="7.1 GB")
+    (found, _) = judged(seen, {"torch": torch, "m": MINIMAL})
+    assert found.state == "failure"
+    assert "docker pull gpuspawner/pytorch:none" in found.advice
+    assert not found.is_in_the_way
+    assert seen.missing_bytes == 7_100_000_000
+    (_, found) = judged(seen, {"m": MINIMAL, "torch": torch})
+    assert found.state == "warning"
+    (found,) = judged(seen, {"torch": torch}, pull_policy="ifnotpresent")
+    assert found.state == "note"
+    assert "the first start fetches it" in found.found
+
+
+def test_one_of_ours_that_is_missing_is_to_be_built(seen) -> None:
+    # No test builds this one.
+    ours = ImageVersion(image="gpuspawner/pytorch:2.15")
+    (found,) = judged(seen, {"mine": ours}, pull_policy="ifnotpresent")
+    assert found.state == "failure"
+    assert found.advice == "gpuspawner image build pytorch-2.15"
+
+
+def test_a_reference_that_the_engine_refuses_is_told_and_the_others_are_looked_at(seen) -> None:
+    refused, found = judged(seen, {"odd": ImageVersion(image="Team/torch:1"), "m": MINIMAL})
+    assert (refused.state, "odd: the engine doesn't take 'Team/torch:1'" in refused.found) == (
+        "failure",
+        True,
+    )
+    assert found == Finding("ok", f"m: {MINIMAL.image}")
+    assert seen.trial_image == ("m", MINIMAL.image)
+
+
+@pytest.mark.parametrize(
+    ("fields", "driver", "gpu", "state", "word"),
+    [
+        ({"min_driver": "999.1"}, "570.133.20", "8.0", "warning", "needs driver 999.1"),
+        ({"cuda": "12.6"}, "470.1", "8.0", "warning", "needs driver 525.60.13"),
+        ({"cuda": "12.6"}, "535.1", "8.0", "note", "new CUDA features are missing"),
+        ({"cuda": "12.6"}, "570.1", "8.0", "ok", "minimal"),
+        ({"compute_capabilities": ("9.0",)}, "570.1", "8.0", "warning", "isn't built for"),
+        ({"deprecated": "too old"}, "570.1", "8.0", "note", "too old"),
+        ({"cuda": "12.6"}, None, "8.0", "ok", "minimal"),
+    ],
+)
+def test_an_image_is_judged_by_this_machine_s_driver_and_gpus(
+    seen, fields, driver, gpu, state, word
+) -> None:
+    seen.inventory = Inventory(driver, None, ())
+    seen.gpus = (GPU("GPU-1", 0, "Tesla", compute_capability=gpu),)
+    (found,) = judged(seen, {"m": ImageVersion(image=MINIMAL.image, **fields)})
+    assert found.state == state
+    assert word in found.found
+
+
+def test_an_image_for_another_machine_is_told(seen) -> None:
+    seen.engine_info = {**seen.engine_info, "Architecture": "aarch64"}
+    (found,) = judged(seen, {"m": MINIMAL})
+    assert found.state == "failure"
+    assert "for amd64, and this machine is arm64" in found.found
+    assert "--platform linux/arm64" in found.advice
+
+
+def test_without_a_configuration_the_shipped_versions_are_looked_at(seen) -> None:
+    seen.configuration = seen.trial_image = None
+    found = list(images.images(seen))
+    assert any(each.found.startswith("minimal: ") and each.state == "ok" for each in found)
+    assert seen.trial_image == ("minimal", MINIMAL.image) or seen.trial_image[0] != "minimal"

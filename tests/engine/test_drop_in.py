@@ -1,0 +1,166 @@
+"""A configuration written for DockerSpawner works unchanged."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..support.hubs import until
+from ..support.looks import containers, inside, labelled
+
+pytestmark = pytest.mark.engine
+
+REFERENCE = "gpuspawner/minimal:py3.11"
+QUICK = 'c.DockerSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]'
+# The usual configuration names images by our trait; DockerSpawner's have only its own.
+NO_IMAGES = "c.GPUSpawner.images = {}"
+
+
+@pytest.fixture
+def no_driver(idle_host):
+    """The simulated host's engine, and no NVML: a machine without an NVIDIA driver."""
+    without = {"LD_LIBRARY_PATH", "GPUSPAWNER_SIMULATED_STATE"}
+    return {k: v for k, v in idle_host.environment.items() if k not in without}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "key"),
+    [
+        (f'["{REFERENCE}"]', REFERENCE),
+        (f'{{"Our image": "{REFERENCE}", "other": "no/such:image"}}', "Our image"),
+        (f'lambda spawner: {{"for " + spawner.user.name: "{REFERENCE}"}}', "for ada"),
+    ],
+)
+def test_allowed_images_are_the_catalogue(make_hub, no_driver, engine, allowed, key):
+    hub = make_hub(
+        NO_IMAGES,
+        QUICK,
+        f'c.DockerSpawner.image = "{REFERENCE}"',
+        f"c.DockerSpawner.allowed_images = {allowed}",
+        environment=no_driver,
+    )
+    hub.start_server("ada", {"image": key})
+    assert engine.inspect_container("jupyter-ada")["Config"]["Image"] == REFERENCE
+    assert labelled(engine) == {"ada": []}
+    refused = hub.spawn("ben", {"image": "ubuntu"})
+    assert refused.status_code == 400
+    assert "ubuntu" in refused.json()["message"]
+
+
+def test_image_alone_starts_at_once_without_a_form(make_hub, no_driver, engine):
+    hub = make_hub(
+        NO_IMAGES, QUICK, f'c.DockerSpawner.image = "{REFERENCE}"', environment=no_driver
+    )
+    session = hub.log_in("ada")
+    page = session.get(f"{hub.url}/hub/spawn", allow_redirects=False)
+    assert page.status_code == 302, page.text
+    until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
+    refused = hub.spawn("ben", {"image": REFERENCE})
+    assert refused.status_code == 400
+    assert "can't be chosen" in refused.json()["message"]
+
+
+def test_the_administrator_s_extras_are_joined_and_not_lost(make_hub, engine):
+    hub = make_hub(
+        QUICK,
+        "import docker",
+        "async def extra(spawner):",
+        "    files = docker.types.Ulimit(name='nofile', soft=2048, hard=4096)",
+        "    every = docker.types.DeviceRequest(count=-1, capabilities=[['gpu', 'utility']])",
+        "    return {'device_requests': [every], 'cap_drop': ['ALL'], 'ulimits': [files],",
+        "            'extra_hosts': {'files': '10.1.2.3'}}",
+        "c.DockerSpawner.extra_host_config = extra",
+        "c.DockerSpawner.extra_create_kwargs = {'labels': {'team': 'lab {username}',",
+        "    'gpuspawner.gpus': 'all'}, 'hostname': 'lab'}",
+        "c.DockerSpawner.environment = {'NVIDIA_VISIBLE_DEVICES': 'all', 'COURSE': 'ml'}",
+        "c.DockerSpawner.mem_limit = lambda spawner: '1G'",
+        "c.DockerSpawner.cpu_limit = 1.5",
+    )
+    hub.start_server("ada", {"gpus": 1})
+    container = engine.inspect_container("jupyter-ada")
+    host, config = container["HostConfig"], container["Config"]
+    (request,) = host["DeviceRequests"]
+    granted = labelled(engine)["ada"]
+    assert len(granted) == 1
+    assert request["DeviceIDs"] == granted
+    assert request["Count"] == 0
+    assert set(request["Capabilities"][0]) == {"gpu", "utility"}
+    assert host["CapDrop"] == ["ALL"]
+    assert host["ExtraHosts"] == ["files:10.1.2.3"]
+    assert {"Name": "nofile", "Soft": 2048, "Hard": 4096} in host["Ulimits"]
+    assert "stack" in {limit["Name"] for limit in host["Ulimits"]}
+    assert host["ShmSize"] == 8 * 1024**3
+    assert host["Memory"] == 1024**3
+    assert host["CpuQuota"] == 150_000
+    assert config["Labels"]["team"] == "lab ada"
+    assert config["Labels"]["gpuspawner.gpus"] == granted[0]
+    assert f"NVIDIA_VISIBLE_DEVICES={granted[0]}" in config["Env"]
+    assert "COURSE=ml" in config["Env"]
+
+
+def test_own_options_of_the_administrator_reach_their_hook(make_hub, engine):
+    hub = make_hub(
+        QUICK,
+        "def apply(spawner, options):",
+        "    spawner.environment = {'COURSE': str(options.get('course'))}",
+        "c.DockerSpawner.apply_user_options = apply",
+    )
+    hub.start_server("ada", {"course": "ml", "gpus": 0})
+    assert "COURSE=ml" in inside(engine, "ada", "env").splitlines()
+    # Their keys are theirs; ours stay checked.
+    assert hub.spawn("ben", {"course": "ml", "gpus": "all"}).status_code == 400
+
+
+def test_a_kept_container_without_gpus_is_started_again(make_hub, engine):
+    hub = make_hub(QUICK, "c.DockerSpawner.remove = False")
+    hub.start_server("ada", {"gpus": 0})
+    first = engine.inspect_container("jupyter-ada")["Id"]
+    inside(engine, "ada", "touch ~/kept")
+    hub.stop_server("ada")
+    assert [c["State"] for c in containers(engine)] == ["exited"]
+    hub.start_server("ada", {"gpus": 0})
+    assert engine.inspect_container("jupyter-ada")["Id"] == first
+    assert inside(engine, "ada", "ls ~/kept").endswith("kept")
+
+
+def test_a_kept_container_is_replaced_where_gpus_were_or_are_granted(make_hub, engine):
+    hub = make_hub(QUICK, "c.DockerSpawner.remove = False")
+    hub.start_server("ada", {"gpus": 2})
+    first = engine.inspect_container("jupyter-ada")["Id"]
+    hub.stop_server("ada")
+    # A stopped container holds nothing.
+    hub.start_server("ben", {"gpus": 4})
+    hub.stop_server("ben")
+    for count in (2, 0):
+        hub.start_server("ada", {"gpus": count})
+        second = engine.inspect_container("jupyter-ada")["Id"]
+        assert second != first
+        assert len(labelled(engine)["ada"]) == count
+        assert "left by an earlier server" in hub.log()
+        hub.stop_server("ada")
+        first = second
+
+
+def test_post_start_command_runs(make_hub, engine):
+    hub = make_hub(QUICK, 'c.DockerSpawner.post_start_cmd = "touch /tmp/started"')
+    hub.start_server("ada", {"gpus": 1})
+    assert inside(engine, "ada", "ls /tmp/started") == "/tmp/started"
+
+
+def test_a_kept_container_is_replaced_where_anything_else_has_changed(make_hub, engine):
+    """Somebody who no longer is an instructor must not write the course from the old container."""
+    hub = make_hub(
+        QUICK,
+        "c.DockerSpawner.remove = False",
+        "c.JupyterHub.load_groups = {'instructors': {'users': ['ada']}}",
+        'c.GPUSpawner.course_volumes = {"course": {"path": "/home/jovyan/course",'
+        ' "instructors": "instructors"}}',
+    )
+    hub.start_server("ada", {"gpus": 0})
+    first = engine.inspect_container("jupyter-ada")
+    assert [mount["RW"] for mount in first["Mounts"]] == [True]
+    hub.stop_server("ada")
+    hub.api("DELETE", "/groups/instructors/users", {"users": ["ada"]})
+    hub.start_server("ada", {"gpus": 0})
+    second = engine.inspect_container("jupyter-ada")
+    assert second["Id"] != first["Id"]
+    assert [mount["RW"] for mount in second["Mounts"]] == [False]

@@ -1,0 +1,292 @@
+"""A GPU comes back once, by every path, and the user reads what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from ..support.flaky import flaky_engine
+from ..support.hubs import until
+from ..support.looks import containers, free_gpus, gpus, labelled
+
+pytestmark = pytest.mark.engine
+
+# A server that is up in a moment, for tests that aren't about JupyterLab.
+QUICK = 'c.GPUSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]'
+NEVER_ANSWERS = 'c.GPUSpawner.cmd = ["sleep", "1000"]'
+
+
+def all_free() -> bool:
+    return len(free_gpus()) == 4
+
+
+def test_a_container_that_dies_by_itself_gives_its_gpus_back(hub, engine):
+    hub.start_server("ada", {"gpus": 4})
+    engine.kill("jupyter-ada")
+    until(all_free, "the GPUs are free")
+    assert containers(engine) == []
+    until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
+    hub.start_server("ben", {"gpus": 4})
+
+
+def test_a_container_that_is_removed_by_force_gives_its_gpus_back(hub, engine):
+    hub.start_server("ada", {"gpus": 4})
+    engine.remove_container("jupyter-ada", force=True)
+    assert all_free()
+    until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
+    hub.start_server("ada", {"gpus": 4})
+
+
+def test_early_death_is_told_with_the_last_words(make_hub, engine):
+    hub = make_hub(
+        'c.GPUSpawner.cmd = ["bash", "-c", "echo \\"no <module> named torch\\"; exit 3"]',
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    )
+    assert hub.spawn("ada", {"gpus": 2}).status_code == 202
+    failed = hub.progress("ada")[-1]
+    assert failed["failed"]
+    assert "stopped while starting (exit 3)" in failed["message"]
+    assert "no <module> named torch" in failed["message"]
+    assert "no &lt;module&gt; named torch" in failed["html_message"]
+    assert all_free()
+    assert containers(engine) == []
+
+
+def test_a_start_that_the_engine_refuses_leaves_nothing(make_hub, engine):
+    hub = make_hub(
+        'c.GPUSpawner.cmd = ["/no/such/program"]',
+        "c.GPUSpawner.extra_create_kwargs = {'entrypoint': []}",
+    )
+    refused = hub.spawn("ada", {"gpus": 2})
+    assert refused.status_code == 500
+    assert "The Docker Engine refused" in refused.json()["message"]
+    assert "/no/such/program" in refused.json()["message"]
+    assert all_free()
+    assert containers(engine) == []
+
+
+def test_a_missing_image_is_told_and_leaves_nothing(make_hub, engine):
+    hub = make_hub('c.GPUSpawner.images = {"gone": "gpuspawner/no-such:image"}')
+    refused = hub.spawn("ada", {"gpus": 1})
+    assert refused.status_code == 500
+    assert "isn't on the GPU machine, and pull_policy is" in refused.json()["message"]
+    assert all_free()
+    assert containers(engine) == []
+
+
+def test_a_start_that_takes_too_long_is_told_and_leaves_nothing(make_hub, engine):
+    hub = make_hub(NEVER_ANSWERS, "c.GPUSpawner.start_timeout = 3")
+    assert hub.spawn("ada", {"gpus": 2}).status_code in (202, 500)
+    until(lambda: not hub.server("ada").get("pending"), "the spawn has ended", log=hub.log)
+    assert "did not start within 3 seconds" in hub.log()
+    until(all_free, "the GPUs are free")
+    assert containers(engine) == []
+
+
+def test_a_timeout_s_sentence_reaches_the_user(make_hub):
+    hub = make_hub(
+        NEVER_ANSWERS,
+        "c.GPUSpawner.start_timeout = 3",
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    )
+    hub.spawn("ada", {"gpus": 2})
+    assert "The server did not start within 3 seconds" in hub.progress("ada")[-1]["message"]
+
+
+def test_cancelling_at_any_moment_gives_the_gpus_back(make_hub, host, engine):
+    """The engine is halted at some moment of a start, the user gives up, the engine goes on."""
+    hub = make_hub(QUICK, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+    hub.add_user("ada")
+    engine_pid = int((host.directory / "docker.pid").read_text())
+    for milliseconds in (0, 30, 60, 120, 300):
+        hub.spawn("ada", {"gpus": 4})
+        time.sleep(milliseconds / 1000)
+        os.kill(engine_pid, signal.SIGSTOP)
+        try:
+            with ThreadPoolExecutor(1) as other:
+                cancel = other.submit(hub.api, "DELETE", "/users/ada/server")
+                time.sleep(1.5)  # the hub gives a cancelled start one second
+                os.kill(engine_pid, signal.SIGCONT)
+                assert cancel.result().status_code in (202, 204), cancel.result().text
+        finally:
+            os.kill(engine_pid, signal.SIGCONT)
+        until(lambda: not hub.server("ada"), "the hub has no server", log=hub.log)
+        until(lambda: containers(engine) == [], "no container is left", log=hub.log)
+        assert all_free(), f"after a cancel at {milliseconds} ms"
+    hub.start_server("ada", {"gpus": 4})
+
+
+def test_a_killed_hub_finds_its_servers_again(make_hub, engine):
+    hub = make_hub("c.GPUSpawner.poll_interval = 1")
+    hub.start_server("ada", {"gpus": 2})
+    hub.start_server("ben", {"gpus": 1})
+    before = labelled(engine)
+    hub.kill()
+    hub.start()
+    until(lambda: hub.ready("ada") and hub.ready("ben"), "both are adopted", log=hub.log)
+    assert labelled(engine) == before
+    answer = hub.api("GET", "/users/ada")
+    assert answer.json()["servers"][""]["ready"]
+    # What is theirs stays theirs, and what was free is free.
+    assert hub.spawn("eve", {"gpus": 2}).status_code == 503
+    hub.start_server("eve", {"gpus": 1})
+    assert not set(labelled(engine)["eve"]) & {u for uuids in before.values() for u in uuids}
+    hub.stop_server("ada")
+    assert len(free_gpus()) == 2
+
+
+def test_a_hub_killed_between_create_and_commit_loses_no_gpu(make_hub, engine):
+    """Killed as soon as the container can be seen: created, or already running."""
+    hub = make_hub(QUICK)
+    for user in ("ada", "ben", "eve"):
+        hub.add_user(user)
+        with ThreadPoolExecutor(1) as other:
+            asked = other.submit(_ignore_errors, hub.spawn, user, {"gpus": 4})
+            until(lambda: containers(engine), "the container is there", log=hub.log)
+            hub.kill()
+            asked.result()
+        hub.start()
+        until(lambda user=user: not hub.server(user).get("pending"), "it is settled", log=hub.log)
+        if hub.ready(user):  # it came up all the same, and was adopted
+            assert len(labelled(engine)[user]) == 4
+            hub.stop_server(user)
+        until(all_free, "the GPUs are free", log=hub.log)
+        until(lambda: containers(engine) == [], "no container is left", log=hub.log)
+
+
+def _ignore_errors(function, *arguments):
+    with suppress(Exception):
+        function(*arguments)
+
+
+def test_a_hub_killed_while_a_server_starts_adopts_it(make_hub, engine):
+    """The container runs and the hub's database knows no address of it yet."""
+    hub = make_hub(
+        "c.GPUSpawner.cmd = ['bash', '-c', 'sleep 4; exec python -S -m http.server 8888']",
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    )
+    hub.spawn("ada", {"gpus": 2})
+    until(lambda: labelled(engine), "the container runs", log=hub.log)
+    hub.kill()
+    hub.start()
+    until(lambda: hub.ready("ada"), "it is adopted", log=hub.log)
+    assert len(labelled(engine)["ada"]) == 2
+    hub.stop_server("ada")
+    assert all_free()
+
+
+def test_an_engine_that_is_restarted_gives_all_gpus_back_once(make_hub, host, engine):
+    hub = make_hub(QUICK, "c.GPUSpawner.poll_interval = 1")
+    hub.start_server("ada", {"gpus": 3})
+    host.stop_engine()
+    try:
+        refused = hub.spawn("ben", {"gpus": 1})
+        assert refused.status_code == 503
+        assert "Docker Engine of the GPU machine can't be reached" in refused.json()["message"]
+    finally:
+        host.start_engine()
+    until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
+    until(lambda: containers(engine) == [], "no container is left", log=hub.log)
+    assert [gpu["state"] for gpu in gpus()] == ["free"] * 4
+    hub.start_server("ben", {"gpus": 4})
+
+
+def test_a_spawn_during_which_the_engine_is_killed_is_told(make_hub, host, engine):
+    hub = make_hub(NEVER_ANSWERS, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+    hub.spawn("ada", {"gpus": 2})
+    until(lambda: labelled(engine), "the container runs", log=hub.log)
+    with ThreadPoolExecutor(1) as other:
+        events = other.submit(hub.progress, "ada")
+        host.stop_engine()
+        try:
+            last = events.result()[-1]
+        finally:
+            host.start_engine()
+    assert last["failed"]
+    assert "Engine" in last["message"] or "stopped while starting" in last["message"]
+    until(all_free, "the GPUs are free")
+    until(lambda: containers(engine) == [], "no container is left", log=hub.log)
+
+
+def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_hub, engine):
+    """Some engines may not set `ulimits`, which the first starts find out, all in one moment."""
+    hub = make_hub(QUICK)
+    users = [f"student{number}" for number in range(4)]
+    for user in users:
+        hub.add_user(user)
+    with ThreadPoolExecutor(len(users)) as together:
+        answers = list(together.map(lambda user: hub.spawn(user, {"gpus": 1}), users))
+    assert [answer.status_code for answer in answers] == [201] * 4, [a.text for a in answers]
+    assert len({uuid for uuids in labelled(engine).values() for uuid in uuids}) == 4
+
+
+def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):
+    """The hub forgets a server whose stop raised, and asks nobody again."""
+    hub = make_hub(
+        QUICK,
+        "import requests",
+        "from gpuspawner.spawner import GPUSpawner",
+        "class Failing(GPUSpawner):",
+        "    async def stop_object(self): raise requests.exceptions.ReadTimeout('too slow')",
+        "c.JupyterHub.spawner_class = Failing",
+    )
+    hub.start_server("ada", {"gpus": 4})
+    hub.stop_server("ada")
+    until(all_free, "the GPUs are free", log=hub.log)
+    assert containers(engine) == []
+
+
+def test_a_hub_that_cannot_ask_the_engine_at_its_start_forgets_no_server(
+    make_hub, idle_host, engine, tmp_path
+):
+    with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
+        environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
+        hub = make_hub(QUICK, "c.GPUSpawner.poll_interval = 1", environment=environment)
+        hub.start_server("ada", {"gpus": 3})
+        hub.kill()
+        flaky.refuse("/containers/")
+        hub.start()
+        until(lambda: hub.ready("ada"), "it is adopted", log=hub.log)
+        flaky.refuse(None)
+        assert len(labelled(engine)["ada"]) == 3
+        hub.stop_server("ada")
+        until(all_free, "the GPUs are free", log=hub.log)
+
+
+def test_a_killed_hub_s_container_is_found_whatever_its_name(make_hub, engine):
+    """A name with the image in it can't be made again from the configuration alone."""
+    hub = make_hub(
+        'c.GPUSpawner.images = {"minimal": "gpuspawner/minimal:py3.11",'
+        ' "other": "gpuspawner/other:1"}',
+        'c.GPUSpawner.name_template = "{prefix}-{username}-{imagename}"',
+        NEVER_ANSWERS,
+        "c.GPUSpawner.http_timeout = 2",
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    )
+    engine.tag("gpuspawner/minimal:py3.11", "gpuspawner/other", "1")
+    try:
+        hub.spawn("ada", {"gpus": 4, "image": "other"})
+        until(lambda: labelled(engine), "the container runs", log=hub.log)
+        hub.kill()
+        hub.start()
+        until(all_free, "the GPUs are free", log=hub.log)
+        assert containers(engine) == []
+    finally:
+        engine.remove_image("gpuspawner/other:1", force=True)
+
+
+def test_a_container_that_ends_before_its_command_ran_is_told_as_ended(make_hub, engine):
+    hub = make_hub(
+        'c.GPUSpawner.cmd = ["bash", "-c", "echo no licence; exit 4"]',
+        'c.GPUSpawner.post_start_cmd = "sleep 1"',
+    )
+    refused = hub.spawn("ada", {"gpus": 1})
+    assert refused.status_code == 500
+    assert "stopped while starting" in refused.json()["message"]
+    assert "no licence" in refused.json()["message"]
+    assert containers(engine) == []

@@ -1,0 +1,240 @@
+"""The parts of a simulated host that need no engine: hook, networks, names, configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from gpuspawner.simulation import changes, engine, hook, network, resolver, slots
+from gpuspawner.simulation.host import SimulatedHost, cache_folder
+from gpuspawner.simulation.programs import SimulationError, require
+
+from ..support.labs import STATE, UUIDS
+
+
+@pytest.mark.parametrize(
+    ("value", "indices"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ("0", [0]),
+        ("3,1", [3, 1]),
+        (UUIDS[2], [2]),
+        (f"{UUIDS[1]},{UUIDS[1]},1", [1]),
+    ],
+)
+def test_the_hook_takes_all_or_indices_or_uuids(tmp_path, value, indices):
+    STATE.write(tmp_path / "state")
+    text = (tmp_path / "state").read_text()
+    assert hook.chosen(value, text) == [UUIDS[index] for index in indices]
+
+
+@pytest.mark.parametrize(
+    ("value", "state", "words"),
+    [
+        ("4", STATE, "4: unknown device"),
+        ("GPU-nope", STATE, "GPU-nope: unknown device"),
+        (f"{UUIDS[0]},", STATE, "unknown device"),
+        ("0,1", STATE.with_gpu(1, fault="lost"), "gpu is lost"),
+        ("0", changes.parse("driver gone")(STATE), "driver not loaded"),
+    ],
+)
+def test_the_hook_refuses_what_it_cannot_give(tmp_path, value, state, words):
+    state.write(tmp_path / "state")
+    with pytest.raises(hook.Refusal, match=words):
+        hook.chosen(value, (tmp_path / "state").read_text())
+
+
+def test_a_lost_gpu_does_not_keep_the_others_from_being_given(tmp_path):
+    STATE.with_gpu(1, fault="lost").write(tmp_path / "state")
+    assert hook.chosen("0", (tmp_path / "state").read_text()) == [UUIDS[0]]
+
+
+def test_a_containers_state_is_the_hosts_with_its_gpus_only(tmp_path):
+    busy = STATE.with_gpu(2, processes=((42, 100),))
+    busy.write(tmp_path / "state")
+    (tmp_path / "views").mkdir()
+    hook.show(tmp_path, "c1", [UUIDS[2], UUIDS[0]])
+    assert type(STATE).read(tmp_path / "views/c1/state") == busy.only([UUIDS[0], UUIDS[2]])
+
+
+@pytest.mark.parametrize("path", [None, "", "/", "//", ".", "../../../../../../.."])
+def test_the_hook_refuses_to_work_on_the_hosts_own_root(tmp_path, path):
+    config = {} if path is None else {"root": {"path": path}}
+    with pytest.raises(hook.Refusal, match="root"):
+        hook.root_of(config, str(tmp_path))
+
+
+def test_the_hook_finds_a_root_beside_its_configuration(tmp_path):
+    assert hook.root_of({"root": {"path": "rootfs"}}, str(tmp_path)) == tmp_path / "rootfs"
+
+
+@pytest.mark.parametrize("value", ["", "none", "void"])
+def test_the_hook_does_nothing_for_a_container_that_shall_see_no_gpu(tmp_path, value, monkeypatch):
+    config = {"process": {"env": ["NVIDIA_VISIBLE_DEVICES=all", f"NVIDIA_VISIBLE_DEVICES={value}"]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"bundle": str(tmp_path)})))
+    before = sorted(tmp_path.rglob("*"))
+    assert hook.main(tmp_path, "prestart") == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_networks_of_all_slots_are_apart_and_their_link_is_outside_of_the_containers():
+    chosen = [network.choose_addresses(slot, []) for slot in range(slots.SLOTS)]
+    every = [part for each in chosen for part in (each.link, each.containers)]
+    assert not [(a, b) for a in every for b in every if a is not b and a.overlaps(b)]
+    assert len(set(every)) == 2 * slots.SLOTS
+    for each in chosen:
+        bridge = IPv4Network(each.bridge, strict=False)
+        assert bridge.subnet_of(each.containers)
+        assert bridge != each.containers
+
+
+@pytest.mark.parametrize(
+    ("taken", "first"),
+    [
+        ([], "10.231.0.0/30"),
+        (["0.0.0.0/0"], "10.231.0.0/30"),
+        (["0.0.0.0/1", "128.0.0.0/1"], "10.231.0.0/30"),
+        (["10.232.7.0/24"], "172.29.254.0/30"),
+        (["10.231.0.2/32"], "172.29.254.0/30"),
+        (["10.0.0.0/8"], "172.29.254.0/30"),
+        (["10.0.0.0/8", "172.16.0.0/12"], "192.168.231.0/30"),
+        (["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], "10.231.0.0/30"),
+        (["10.231.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], "172.29.254.0/30"),
+    ],
+)
+def test_networks_avoid_what_the_machine_uses_and_wide_routes_if_they_can(taken, first):
+    chosen = network.choose_addresses(0, map(IPv4Network, taken))
+    assert str(chosen.link) == first
+
+
+def test_no_network_is_chosen_when_all_are_in_use():
+    taken = [part for pair in network.PLACES for places in pair for part in places.subnets(1)]
+    with pytest.raises(SimulationError, match="routes for all of"):
+        network.choose_addresses(0, taken)
+
+
+@pytest.mark.parametrize(
+    ("servers", "usable"),
+    [
+        (["10.0.0.53"], ["10.0.0.53"]),
+        (["10.0.0.53", "9.9.9.9"], ["10.0.0.53", "9.9.9.9"]),
+        (["10.0.0.53", "127.0.0.1", "fe80::1%eth0"], ["10.0.0.53"]),
+        (["127.0.0.53"], []),
+        (["127.0.0.1", "9.9.9.9"], []),
+        (["fe80::1%eth0"], []),
+        ([], []),
+    ],
+)
+def test_only_name_servers_that_containers_reach_are_used(servers, usable):
+    assert network.reachable_name_servers(servers) == usable
+
+
+def test_resolv_conf_is_read_with_its_comments_and_quirks(tmp_path):
+    file = tmp_path / "resolv.conf"
+    file.write_text(
+        "# nameserver 1.1.1.1\nsearch old\nnameserver 10.0.0.1 # one\nnameserver\n"
+        "options edns0\nsearch a.example b.example .\n;nameserver 2.2.2.2\n"
+    )
+    assert network.name_servers(file) == ["10.0.0.1"]
+    assert network.search_domains(file) == ["a.example", "b.example"]
+    assert network.name_servers(tmp_path / "missing") == []
+
+
+def test_every_firewall_rule_is_tagged_with_its_slot():
+    for rule in network.rules("gpuspawner-3", network.choose_addresses(3, [])):
+        assert rule[rule.index("--comment") :][:2] == ["--comment", "gpuspawner-3"]
+
+
+@pytest.mark.parametrize(
+    ("version", "cdi", "direct"),
+    [
+        ((20, 10), False, False),
+        ((25, 0), True, False),
+        ((28, 1), True, False),
+        ((29, 0), True, True),
+    ],
+)
+def test_an_engine_is_told_only_what_its_version_knows(version, cdi, direct):
+    addresses = network.choose_addresses(0, [])
+    got = engine.configuration(Path("/r"), Path("/d"), "gpuspawner-0", addresses, {}, version)
+    assert ("cdi-spec-dirs" in got, "allow-direct-routing" in got) == (cdi, direct)
+    assert got["data-root"] == "/d"
+    assert got["hosts"] == ["unix:///r/docker.sock"]
+    assert got["cgroup-parent"] == "/gpuspawner-0"
+
+
+def test_cdi_names_each_gpu_by_uuid_and_index_and_all_of_them(tmp_path):
+    devices = engine.cdi_specification(tmp_path, UUIDS[:2])["devices"]
+    called = {
+        device["name"]: [hook["args"][1:] for hook in device["containerEdits"]["hooks"]]
+        for device in devices
+    }
+    first, second = ([["cdi", uuid]] for uuid in UUIDS[:2])
+    expected = {UUIDS[0]: first, UUIDS[1]: second, "0": first, "1": second, "all": first + second}
+    assert called == expected
+    assert engine.cdi_specification(tmp_path, [])["devices"] == []
+
+
+def test_names_are_relayed_over_udp_and_tcp():
+    async def both() -> tuple[bytes, bytes]:
+        async def answer(reader, writer):
+            writer.write(b"tcp:" + await reader.readexactly(8))
+            await writer.drain()
+            writer.close()
+
+        class Upper(asyncio.DatagramProtocol):
+            def connection_made(self, transport):
+                self.transport = transport
+
+            def datagram_received(self, data, addr):
+                self.transport.sendto(b"udp:" + data, addr)
+
+        upstream = await asyncio.start_server(answer, "127.0.0.1", 0)
+        there = upstream.sockets[0].getsockname()
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(Upper, local_addr=there)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            here = free.getsockname()
+        await resolver.relay(here, there)
+        reader, writer = await asyncio.open_connection(*here)
+        writer.write(b"question")
+        over_tcp = await reader.read()
+        writer.close()
+        return await resolver._ask(b"question", here), over_tcp
+
+    assert asyncio.run(both()) == (b"udp:question", b"tcp:question")
+
+
+def test_a_missing_program_is_answered_with_its_package(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name, path: None if name == "dockerd" else name)
+    with pytest.raises(
+        SimulationError, match=r"dockerd can't be found.*`apt-get install docker\.io`"
+    ):
+        require(["ip", "dockerd"])
+
+
+def test_who_is_not_root_reads_what_to_do(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(SimulationError, match="run it with sudo"):
+        SimulatedHost(STATE).start()
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "gpuspawner"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home/.cache/gpuspawner"
+
+
+def test_a_host_that_does_not_run_says_so():
+    with pytest.raises(SimulationError, match="isn't running"):
+        SimulatedHost(STATE).read()

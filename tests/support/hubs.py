@@ -1,0 +1,233 @@
+"""A real JupyterHub with its real proxy, in processes of their own, and people who use it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from .paths import ROOT
+
+PASSWORD = "a password for tests"
+TOKEN = "a-token-of-an-administrator-for-tests"
+
+USUAL = """
+from gpuspawner.network import ensure_network
+
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = {password!r}
+c.Authenticator.allow_all = True
+c.Authenticator.username_map = {{}}
+c.JupyterHub.hub_ip = ensure_network("gpuspawner")
+c.JupyterHub.spawner_class = "gpu"
+c.JupyterHub.allow_named_servers = True
+c.GPUSpawner.network_name = "gpuspawner"
+c.GPUSpawner.images = {{"minimal": "gpuspawner/minimal:py3.11"}}
+c.GPUSpawner.pull_policy = "never"
+# What can't be had is refused at once, but in the tests of the queue.
+c.GPUSpawner.longest_wait_minutes = 0
+"""
+WAITING = "c.GPUSpawner.longest_wait_minutes = 60"
+
+ALWAYS = """
+c.JupyterHub.bind_url = "http://127.0.0.1:{public}"
+c.JupyterHub.hub_port = {hub}
+c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api}"
+c.ConfigurableHTTPProxy.should_start = True
+c.JupyterHub.cleanup_servers = False
+c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
+c.JupyterHub.load_roles = [
+    {{"name": "tests", "services": ["tests"],
+      "scopes": ["admin:users", "admin:servers", "admin:groups", "access:servers"]}}
+]
+"""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(folder: Path, lines: Iterable[str], shipped: bool = False) -> None:
+    """Write a hub's configuration: the usual one or the repository's own, then `lines`."""
+    ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
+    first = (
+        f"load_subconfig({str(ROOT / 'jupyterhub_config.py')!r})\n"
+        if shipped
+        else USUAL.format(password=PASSWORD)
+    )
+    text = "\n".join(["c = get_config()", first, ALWAYS.format(token=TOKEN, **ports), *lines, ""])
+    (folder / "jupyterhub_config.py").write_text(text)
+    (folder / "ports").write_text("\n".join(map(str, ports.values())))
+
+
+class Hub:
+    """A hub's processes; `url` is what a browser opens."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.port, self.hub_port, self.api_port = map(int, (folder / "ports").read_text().split())
+        self.url = f"http://127.0.0.1:{self.port}"
+        bins = [str(ROOT / "node_modules" / ".bin"), str(Path(sys.executable).parent)]
+        path = os.pathsep.join([*bins, environment.get("PATH", "")])
+        self.environment = {**environment, "PATH": path, "CONFIGPROXY_AUTH_TOKEN": "for-tests"}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._admin = requests.Session()
+        self._admin.trust_env = False
+        self._admin.headers["Authorization"] = f"token {TOKEN}"
+
+    # -- its process ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        with (self.folder / "hub.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(self._answers, "the hub answers", log=self.log)
+
+    def kill(self) -> None:
+        """SIGKILL the hub, not its proxy: what a crash leaves."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def end(self, seconds: float = 60) -> None:
+        """Ask the hub to end, which it must do by itself."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(seconds)
+
+    def stop(self) -> None:
+        """End the hub and its proxy."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        # A killed hub leaves its proxy in the session that we made for both.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        code = self._process.poll()
+        assert code is None, f"the hub ended ({code}): {self.log()[-3000:]}"
+        with suppress(requests.ConnectionError):
+            return self._admin.get(f"{self.url}/hub/health", timeout=5).ok
+        return False
+
+    def log(self) -> str:
+        """Return what it logged so far."""
+        return (self.folder / "hub.log").read_text(errors="replace")
+
+    # -- its REST API, as an administrator -----------------------------------------------------
+
+    def api(self, method: str, path: str, json: Any = None, timeout: float = 120) -> Any:
+        """Call the REST API as a service that may do everything."""
+        return self._admin.request(method, f"{self.url}/hub/api{path}", json=json, timeout=timeout)
+
+    def add_user(self, name: str) -> str:
+        """Make a user, and return the name as it stands in a URL."""
+        response = self.api("POST", "/users", {"usernames": [name]})
+        assert response.status_code in (201, 409), response.text
+        return requests.utils.quote(name, safe="")
+
+    def spawn(self, user: str, options: Any = None, server: str = "") -> Any:
+        """Ask for a server over REST, and return the answer."""
+        quoted = self.add_user(user)
+        where = f"servers/{server}" if server else "server"
+        return self.api("POST", f"/users/{quoted}/{where}", options)
+
+    def start_server(self, user: str, options: Any = None, server: str = "") -> None:
+        """Start a server that must start."""
+        response = self.spawn(user, options, server)
+        assert response.status_code in (201, 202), response.text
+        until(lambda: self.ready(user, server), f"{user}'s server is ready", log=self.log)
+
+    def server(self, user: str, server: str = "") -> dict[str, Any]:
+        """Return what the hub says of a server; {} where it has none."""
+        quoted = requests.utils.quote(user, safe="")
+        return self.api("GET", f"/users/{quoted}").json().get("servers", {}).get(server, {})
+
+    def ready(self, user: str, server: str = "") -> bool:
+        """Return whether a server can be used now."""
+        return bool(self.server(user, server).get("ready"))
+
+    def stop_server(self, user: str, server: str = "") -> None:
+        """Stop a server, and return when it is gone."""
+        quoted = requests.utils.quote(user, safe="")
+        where = f"servers/{server}" if server else "server"
+        response = self.api("DELETE", f"/users/{quoted}/{where}")
+        assert response.status_code in (202, 204), response.text
+        until(lambda: not self._has(user, server), f"{user}'s server is gone", log=self.log)
+
+    def stop_all_servers(self) -> None:
+        """Stop every server, and return when the hub has none."""
+        for user in self.api("GET", "/users?state=active").json():
+            for name in user.get("servers", {}):
+                self.stop_server(user["name"], name)
+
+    def _has(self, user: str, server: str) -> bool:
+        state = self.server(user, server)
+        return bool(state and (state.get("ready") or state.get("pending")))
+
+    def progress(self, user: str, server: str = "") -> list[dict[str, Any]]:
+        """Return the events of a spawn's progress page, until it ends."""
+        return list(self.follow(user, server))
+
+    def follow(self, user: str, server: str = "") -> Iterator[dict[str, Any]]:
+        """Yield the events of a spawn's progress page as they come."""
+        import json
+
+        quoted = requests.utils.quote(user, safe="")
+        where = f"servers/{server}" if server else "server"
+        answer = self._admin.get(
+            f"{self.url}/hub/api/users/{quoted}/{where}/progress", stream=True, timeout=120
+        )
+        for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+            if line.startswith("data: "):
+                yield json.loads(line[6:])
+
+    # -- a person ------------------------------------------------------------------------------
+
+    def log_in(self, user: str, password: str = PASSWORD) -> requests.Session:
+        """Return a session in which a user is logged in, as a browser's would be."""
+        session = requests.Session()
+        session.trust_env = False
+        session.get(f"{self.url}/hub/login")
+        xsrf = session.cookies.get("_xsrf", path="/hub/")
+        form = {"username": user, "password": password, "_xsrf": xsrf}
+        # Not followed: it may lead to a server that starts, or to one that is no JupyterLab.
+        response = session.post(f"{self.url}/hub/login", data=form, allow_redirects=False)
+        assert response.status_code == 302, response.text
+        return session
+
+
+def until(true: Any, what: str, seconds: float = 60, log: Any = None) -> None:
+    """Wait until a condition holds; fail with what was waited for. No bound that tests speed."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            tail = f"\n{log()[-4000:]}" if log else ""
+            raise AssertionError(f"waited {seconds:.0f} s for: {what}{tail}")
+        time.sleep(0.05)

@@ -1,0 +1,39 @@
+"""People who wait for GPUs, and what they are told."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+
+def journal(hub: Any) -> list[dict[str, Any]]:
+    """Return the hub's lines about GPUs."""
+    return [json.loads(line) for line in re.findall(r"gpuspawner (\{.*\})$", hub.log(), re.M)]
+
+
+def ask(hub: Any, user: str, options: dict[str, Any], server: str = "") -> Any:
+    """Ask for a server that may have to wait; the answer to that."""
+    answer = hub.spawn(user, options, server)
+    assert answer.status_code in (201, 202), answer.text
+    return answer
+
+
+def message(hub: Any, user: str, server: str = "") -> str:
+    """Return what the progress page of a waiting server says now."""
+    import requests
+
+    where = f"servers/{server}" if server else "server"
+    stream = hub._admin.get(f"{hub.url}/hub/api/users/{user}/{where}/progress", stream=True)
+    last = ""
+    try:
+        for line in stream.iter_lines(decode_unicode=True):
+            if line.startswith("data: "):
+                last = json.loads(line[6:]).get("message", "")
+                if "in line" in last:
+                    return last
+    except requests.exceptions.RequestException:
+        pass
+    finally:
+        stream.close()
+    return last

@@ -1,0 +1,324 @@
+"""What is read, what one person may know of it, and how it is drawn: values, and no hub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, marks_of
+from gpuspawner.dashboard import monitor, pages
+from gpuspawner.dashboard.facts import Person, status
+from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
+from gpuspawner.dashboard.monitor import Monitor, Picture
+from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.gpus.out_of_service import apply_marks
+from gpuspawner.i18n.languages import ENGLISH, Language
+
+from ..support.dashboards import OPENAPI, check
+
+HOSTILE = "<script>alert('x')</script>\"&{{ 7*7 }}%s %(num)s"
+UNTIL = 4_000_000_000.0
+ADA, BOSS = Person("ada"), Person("boss", administrator=True, sees_names=True)
+
+
+def gpu(index: int, holder: Holder | None = None, **values: Any) -> GPU:
+    state = {"state": "leased", "holder": holder, "reason": "taken"} if holder else {}
+    return GPU(**{"uuid": f"GPU-{index}", "index": index, "model": "A100", **state, **values})
+
+
+def lease(holder: Holder, *uuids: str, **values: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(("hours", "hour_limit", "idle_since", "idle_until"))
+    named = {"user": holder.user, "server": holder.server, "gpus": list(uuids), "until": UNTIL}
+    return {**nothing, **named, "warned": False, **values}
+
+
+def waits(holder: Holder, **values: Any) -> dict[str, Any]:
+    entry = {"user": holder.user, "server": holder.server, "gpus": 1, "model": None, "since": 1.0}
+    return {**entry, "place": 1, "start": None, "because": f"group:{holder.user}", **values}
+
+
+def picture(*gpus: GPU, queue: Any = (), leases: Any = (), **values: Any) -> Picture:
+    hub = {"queue": list(queue), "leases": list(leases), "order": "fifo"}
+    driver, cuda = values.pop("driver", "570.1"), values.pop("cuda", "12.8")
+    known = {"at": time.time(), "nodes": (Node("", driver, cuda, gpus),), "hub": hub}
+    ours = frozenset(each.uuid for each in gpus if each.holder and each.uuid)
+    return Picture(**{**known, "ours": ours, **values})
+
+
+def render(seen: dict[str, Any], language: Language = ENGLISH) -> str:
+    return pages.render(
+        "live.html", language, seen, hub="/hub/", base="/services/gpus/", xsrf="secret"
+    )
+
+
+@pytest.mark.parametrize("server", ["", HOSTILE])
+def test_nobody_but_an_administrator_reads_a_name_anywhere(server):
+    ben = Holder("zacharias", server)
+    seen = picture(
+        gpu(0, ben),
+        gpu(1, ben, state="excluded"),
+        queue=[waits(ben)],
+        leases=[lease(ben, "GPU-0")],
+        marks=marks_of([{"Labels": {LABEL: "GPU-1", LABEL_BY: "zacharias"}}]),
+    )
+    mine = check("Status", status(seen, ADA))
+    assert "zacharias" not in json.dumps(mine) + render(mine)
+    assert mine["servers"] == []
+    everybody = check("Status", status(seen, BOSS))
+    assert everybody["gpus"][0]["holder"] == {"user": "zacharias", "server": server}
+    assert "zacharias" in render(everybody)
+
+
+def test_hostile_names_are_text_on_the_page():
+    holder = Holder(HOSTILE, HOSTILE)
+    mark = marks_of([{"Labels": {LABEL: "GPU-1", LABEL_WHY: HOSTILE, LABEL_BY: HOSTILE}}])
+    seen = picture(
+        gpu(0, holder, model=HOSTILE),
+        gpu(1, state="excluded", reason=HOSTILE),
+        gpu(2, state="unhealthy", reason=HOSTILE),
+        queue=[waits(holder, model=HOSTILE)],
+        leases=[lease(holder, "GPU-0")],
+        marks=mark,
+        driver=HOSTILE,
+    )
+    for person in (ADA, BOSS, Person(HOSTILE)):
+        html = render(check("Status", status(seen, person)))
+        assert "<script" not in html
+        assert "{{" in html
+        assert "&lt;script&gt;alert(" in html
+
+
+def test_a_service_called_as_a_user_is_not_that_user():
+    seen = picture(gpu(0, Holder("ada")), leases=[lease(Holder("ada"), "GPU-0")])
+    assert status(seen, ADA)["gpus"][0]["yours"]
+    assert not status(seen, Person(""))["gpus"][0]["yours"]
+    assert status(seen, Person(""))["servers"] == []
+
+
+def test_another_hub_s_user_of_my_name_is_somebody_else():
+    seen = picture(gpu(0, Holder("ada")), ours=frozenset())
+    mine = status(seen, ADA)["gpus"][0]
+    assert (mine["yours"], mine["holder"], mine["other_hub"]) == (False, None, True)
+    assert status(seen, BOSS)["gpus"][0]["holder"] == {"user": "ada", "server": ""}
+
+
+@pytest.mark.parametrize("values", [{"trouble": "NVML fails."}, {"at": 1.0}, {"at": None}])
+def test_what_is_not_known_now_is_never_free(values):
+    seen = check("Status", status(picture(gpu(0), gpu(1, state="mig"), **values), BOSS))
+    assert not seen["known"]
+    assert {each["state"] for each in seen["gpus"]} == {"unknown"}
+    assert ">free<" not in render(seen)
+
+
+def test_while_the_hub_says_nothing_the_engine_tells_whose_servers_there_are():
+    holder = Holder("ada", "two")
+    seen = picture(gpu(0, holder, until=UNTIL), gpu(1, holder, until=UNTIL), gpu(2), hub=None)
+    mine = check("Status", status(seen, ADA))
+    assert [(each["server"], each["gpus"]) for each in mine["servers"]] == [
+        ("two", ["GPU-0", "GPU-1"])
+    ]
+    assert mine["queue"] == {"known": False, "order": None, "waiting": []}
+    html = render(mine)
+    assert "Who waits isn&#39;t known" in html or "Who waits isn't known" in html
+
+
+def test_the_hub_s_end_goes_before_that_of_the_label():
+    seen = picture(gpu(0, Holder("ben"), until=1.0), leases=[lease(Holder("ben"), "GPU-0")])
+    assert status(seen, ADA)["gpus"][0]["until"] == "2096-10-02T07:06:40+00:00"
+
+
+@pytest.mark.parametrize(
+    ("card", "word", "shape"),
+    [
+        (gpu(0), "free", "gs-free"),
+        (gpu(0, Holder("ada"), until=UNTIL), "yours until", "gs-yours"),
+        (gpu(0, Holder("ben"), until=UNTIL), "in use until about", "gs-in-use"),
+        (gpu(0, Holder("ben")), "in use", "gs-in-use"),
+        (gpu(0, state="foreign"), "in use outside the hub", "gs-foreign"),
+        (gpu(0, state="unhealthy"), "out of order", "gs-unhealthy"),
+        (gpu(0, state="excluded"), "kept out", "gs-excluded"),
+        (gpu(0, state="mig"), "in MIG mode", "gs-mig"),
+        (gpu(0, state="unknown", uuid=None), "state unknown", "gs-unknown"),
+    ],
+)
+def test_every_state_has_a_word_and_a_shape(card, word, shape):
+    html = render(status(picture(card), ADA))
+    assert f"<span>{word}" in html
+    assert f'class="gs-shape {shape}"' in html
+
+
+@pytest.mark.parametrize("values", [{"state": "excluded"}, {"state": "unhealthy"}])
+def test_what_is_mine_stays_mine_whatever_its_state(values):
+    seen = picture(gpu(0, Holder("ada"), **values), gpu(1, Holder("ben"), **values))
+    for known in (seen, replace(seen, trouble="NVML fails.")):
+        assert render(status(known, ADA)).count("gs-yours") == 1
+
+
+def test_a_machine_without_a_driver_is_no_trouble():
+    html = render(check("Status", status(picture(driver=None, cuda=None), ADA)))
+    assert "no NVIDIA driver" in html
+    assert "alert-warning" not in html
+
+
+# Out of service -----------------------------------------------------------------------------------
+
+
+def test_marks_are_read_from_labels_and_rubbish_is_none():
+    volumes = [
+        {"Labels": {LABEL: "GPU-0", LABEL_WHY: "fan", LABEL_BY: "boss", LABEL_SINCE: "100"}},
+        {"Labels": {LABEL: "GPU-1", LABEL_SINCE: "soon"}},
+        {"Labels": None},
+        {"Labels": {LABEL: ""}},
+        {},
+    ]
+    marks = marks_of(volumes)
+    assert list(marks) == ["GPU-0", "GPU-1"]
+    assert (marks["GPU-0"].since, marks["GPU-1"].since) == (100.0, None)
+    assert marks_of(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("free", "excluded"),
+        ("foreign", "excluded"),
+        ("unhealthy", "unhealthy"),
+        ("mig", "mig"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_a_mark_keeps_a_gpu_out_and_hides_no_sickness(before, after):
+    marks = marks_of([{"Labels": {LABEL: "GPU-0", LABEL_WHY: "fan", LABEL_BY: "boss"}}])
+    marked = apply_marks([gpu(0, state=before), gpu(1)], marks)
+    assert [each.state for each in marked] == [after, "free"]
+    assert "boss" not in marked[0].reason
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+async def test_many_pages_cost_one_reading(monkeypatch):
+    readings = 0
+
+    async def look(last: Picture) -> Picture:
+        nonlocal readings
+        readings += 1
+        await asyncio.sleep(0)
+        return replace(last, at=time.time(), tried_at=time.monotonic())
+
+    watched = Monitor(look)
+    pictures = await asyncio.gather(*(watched.picture() for _ in range(60)))
+    assert readings == 1
+    assert len({id(each) for each in pictures}) == 1
+
+
+async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(monkeypatch):
+    monkeypatch.setattr(monitor, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(monitor, "REST_SECONDS", 0.05)
+    readings = 0
+
+    async def look(last: Picture) -> Picture:
+        nonlocal readings
+        readings += 1
+        return replace(
+            last, at=time.time(), tried_at=time.monotonic(), nodes=(Node(str(readings)),)
+        )
+
+    watched = Monitor(look)
+    await watched.picture()
+    assert watched._task is not None
+    await watched._task  # it ends by itself
+    rested = readings
+    await asyncio.sleep(0.1)
+    assert readings == rested
+    assert (await watched.picture()).nodes == (Node(str(rested + 1)),)
+
+
+async def test_a_reading_that_fails_is_trouble_on_the_page_and_not_its_end(monkeypatch):
+    monkeypatch.setattr(monitor, "PERIOD_SECONDS", 0.01)
+    answers = iter([RuntimeError("odd"), None])
+
+    async def look(last: Picture) -> Picture:
+        if error := next(answers, None):
+            raise error
+        return replace(last, at=time.time(), tried_at=time.monotonic(), trouble="")
+
+    watched = Monitor(look)
+    assert (await watched.picture()).trouble == "RuntimeError: odd"
+    while (await watched.picture()).trouble:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_wall_clock_that_is_set_back_keeps_no_reading_from_the_page(monkeypatch):
+    now = [2_000_000.0]
+    monkeypatch.setattr(monitor.time, "time", lambda: now[0])
+
+    async def look(last: Picture) -> Picture:
+        return replace(last, at=now[0], tried_at=time.monotonic(), nodes=(Node(str(now[0])),))
+
+    watched = Monitor(look)
+    assert (await watched.refresh()).nodes == (Node("2000000.0"),)
+    now[0] -= 3600
+    assert not watched._picture.is_known(now[0])
+    assert (await watched.refresh()).nodes == (Node("1996400.0"),)
+    assert watched._picture.is_known(now[0])
+
+
+# History ------------------------------------------------------------------------------------------
+
+
+def test_history_has_means_of_spans_and_gaps_where_nobody_looked():
+    history = History()
+    begin = 1000 * SECONDS_PER_POINT
+    for seconds, percent in ((0, 10), (1, 20), (5 * SECONDS_PER_POINT, 90)):
+        history.add(begin + seconds, [gpu(0, utilization_percent=percent, memory_used_mib=100)])
+    use, memory = history.points(gpu(0), begin + 5 * SECONDS_PER_POINT)
+    assert len(use) == POINTS
+    assert use[-6:] == [15, None, None, None, None, 90]
+    assert set(use[:-6]) == {None}
+    assert memory[-1] == 100
+    assert history.points(gpu(7), begin)[0] == [None] * POINTS
+
+
+def test_history_of_a_gpu_that_is_gone_is_forgotten():
+    history = History()
+    history.add(0, [gpu(0), gpu(1)])
+    history.add(1, [gpu(1)])
+    assert list(history._spans) == ["GPU-1"]
+
+
+@pytest.mark.parametrize(
+    ("values", "top", "drawn"),
+    [
+        ([None, None], 100, []),
+        ([0, 100], 100, ["0,23.0 120,1.0"]),
+        ([None, 200], 100, ["120,1.0 120,1.0"]),
+        ([0, None, 0], 100, ["0,23.0 0,23.0", "120,23.0 120,23.0"]),
+        ([5, 5], 0, ["0,23.0 120,23.0"]),
+    ],
+)
+def test_a_line_ends_where_nothing_is_known(values, top, drawn):
+    assert pages.lines(values, top) == drawn
+
+
+# Its description ----------------------------------------------------------------------------------
+
+
+def test_each_path_of_the_api_is_described_and_the_other_way_round():
+    from gpuspawner.dashboard.handlers import routes
+
+    patterns = [route[0] for route in routes("/p/", {}) if "/api/" in route[0]]
+    paths = [path.replace("{", "").replace("}", "") for path in OPENAPI["paths"]]
+    import re
+
+    for pattern in patterns:
+        assert any(re.fullmatch(pattern, f"/p{path}") for path in paths) or "openapi" in pattern
+    for path in paths:
+        assert any(re.fullmatch(pattern, f"/p{path}") for pattern in patterns), path
+    assert yaml.safe_dump(OPENAPI)

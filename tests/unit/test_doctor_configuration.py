@@ -1,0 +1,505 @@
+"""What `gpuspawner doctor` says of configurations: mistakes, dangers, those that don't load."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuspawner.doctor import configuration
+from gpuspawner.doctor.findings import Configuration, Context, Finding
+from gpuspawner.doctor.loading import load
+from gpuspawner.doctor.traits import SPAWNER_VALUES, plain
+from gpuspawner.gpus.model import GPU
+from gpuspawner.gpus.nvml import Inventory
+from gpuspawner.spawner import GPUSpawner
+
+from ..support.paths import ROOT
+
+UUID = "GPU-00000000-0000-4000-8000-000000000001"
+GPUS = (GPU(UUID, 0, "Tesla T4"), GPU(UUID[:-1] + "2", 1, "Tesla T4"))
+# What has nothing to be said against.
+GOOD = """
+c.JupyterHub.spawner_class = "gpu"
+c.JupyterHub.hub_ip = "10.0.0.1"
+c.GPUSpawner.network_name = "gpuspawner"
+c.GPUSpawner.images = {"torch": "torch:2.7", "plain": "plain:1"}
+c.GPUSpawner.mem_limit = "16G"
+c.GPUSpawner.extra_host_config = {
+    "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 4096
+}
+"""
+HOST_CONFIG = "c.GPUSpawner.extra_host_config.update({})\n"
+
+
+def written(folder: Path, *lines: str, first: str = GOOD) -> Path:
+    file = folder / "jupyterhub_config.py"
+    file.write_text(first + "\n".join(lines) + "\n")
+    return file
+
+
+def read(folder: Path, *lines: str, first: str = GOOD) -> Configuration:
+    file = written(folder, *lines, first=first)
+    loaded = load(file)
+    assert "error" not in loaded, loaded
+    return configuration.from_loaded(file, loaded)
+
+
+def settings(
+    folder: Path, *lines: str, first: str = GOOD, gpus: Any = GPUS, driver: str | None = "570.1"
+) -> list[Finding]:
+    context = Context(None, folder, inventory=Inventory(driver, None, ()), gpus=gpus)
+    context.configuration = read(folder, *lines, first=first)
+    return list(configuration.settings(context))
+
+
+def extra(value: str) -> str:
+    return f"c.GPUSpawner.extra_host_config = dict(c.GPUSpawner.extra_host_config, **{value})"
+
+
+def test_a_good_configuration_has_nothing_to_change(tmp_path: Path) -> None:
+    assert settings(tmp_path) == [Finding("ok", "nothing to change")]
+
+
+def test_the_shipped_configuration_has_nothing_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    shipped = ROOT / "jupyterhub_config.py"
+    loaded = configuration.load(shipped, tmp_path)
+    given = configuration.from_loaded(shipped, loaded)
+    context = Context(shipped, tmp_path, configuration=given)
+    assert list(configuration.settings(context)) == [Finding("ok", "nothing to change")]
+    # It makes its secrets where it is loaded: neither in the hub's folder nor in ours.
+    assert list(tmp_path.iterdir()) == []
+    assert "network 'gpuspawner': The Docker Engine" in given.network_error
+
+
+# ---- Mistakes and dangers ------------------------------------------------------------------------
+
+# Line -> state, a part of what is found, a part of the advice.
+SAID = [
+    # Names and values.
+    (
+        "c.GPUSpawner.gpu_limt = 2",
+        "failure",
+        "c.GPUSpawner.gpu_limt (line 10)",
+        "c.GPUSpawner.gpu_limit?",
+    ),
+    ("c.GPUSpawner.zzz = 2", "failure", "no such setting", "remove it"),
+    (
+        "c.GPUSpawner.gpu_limit = 'two'",
+        "failure",
+        "it must be an int, not the str 'two'",
+        "line 10",
+    ),
+    ("c.DockerSpawner.gpu_limit = -1", "failure", "c.DockerSpawner.gpu_limit (line 10)", "line 10"),
+    ("c.Spawner.mem_guarantee = '1X'", "failure", "c.Spawner.mem_guarantee (line 10)", "suffix"),
+    ("c.GPUSpawner.ulimits = {'nofile': 'many'}", "failure", "ulimits['nofile']", "line 10"),
+    ("c.GPUSpawner.images = {'a': 7}", "failure", "images['a']", ""),
+    ("c.JupyterHub.hub_prt = 8081", "failure", "c.JupyterHub.hub_prt", "c.JupyterHub.hub_port?"),
+    ("c.JupyterHub.hub_port = 'x'", "failure", "c.JupyterHub.hub_port", "line 10"),
+    ("c.GpuSpawner.gpu_limit = 1", "failure", "c.GpuSpawner is nobody's", "write c.GPUSpawner"),
+    ("c.DokcerSpawner.remove = True", "failure", "c.DokcerSpawner", "write c.DockerSpawner"),
+    ("c.Juypterhub.port = 1", "failure", "c.Juypterhub", "write c.JupyterHub"),
+    (
+        "c.SystemUserSpawner.image = 'x'",
+        "note",
+        "c.SystemUserSpawner has no effect",
+        "c.GPUSpawner",
+    ),
+    (
+        "c.DockerSpawner.mem_limit = '1G'",
+        "note",
+        "c.DockerSpawner.mem_limit has no effect",
+        "remove",
+    ),
+    ("c.JupyterHub.spawner_class = 'gpuu'", "failure", "no spawner 'gpuu'", '"gpu"'),
+    # Groups.
+    (
+        "c.Spawner.group_overrides = {'a': {'groups': ['x'], 'spawner_override': {'gpulimit': 4}}}",
+        "failure",
+        "group_overrides['a'] (line 10): gpulimit",
+        "'gpu_limit'",
+    ),
+    (
+        "c.Spawner.group_overrides = {'a': {'groups': [], 'spawner_override': {'gpu_limit': ''}}}",
+        "failure",
+        "group_overrides['a'] (line 10): gpu_limit: it must be an int",
+        "",
+    ),
+    (
+        "c.Spawner.group_overrides = {'a': {'groups': 'x', 'spawner_override': {}}}",
+        "failure",
+        "groups must be a list",
+        "['x']",
+    ),
+    (
+        "c.Spawner.group_overrides = {'a': {'spawner_override': {'gpu_limit': 4}}}",
+        "failure",
+        "lacks groups",
+        '"groups": ["lab"]',
+    ),
+    # Out of one's own folder.
+    ("c.GPUSpawner.home_volume = '{raw_username}'", "failure", "isn't escaped", "{username}"),
+    (
+        "c.GPUSpawner.volumes = {'h-{raw_username}': '/h'}",
+        "failure",
+        "volumes (line 10)",
+        "{username}",
+    ),
+    (
+        "c.GPUSpawner.volumes = {'/srv/{username}': '/h/{raw_username}'}",
+        "failure",
+        "isn't escaped",
+        "",
+    ),
+    ("c.GPUSpawner.read_only_volumes = {'{raw_username}': '/h'}", "failure", "isn't escaped", ""),
+    (
+        "c.GPUSpawner.mounts = [{'source': '{raw_servername}', 'target': '/h'}]",
+        "failure",
+        "{raw_servername}",
+        "{servername}",
+    ),
+    (extra("{'binds': ['/srv/{raw_username}:/h']}"), "failure", "isn't escaped", "{username}"),
+    # Out of the container.
+    (extra("{'privileged': True}"), "failure", "see every GPU", 'remove "privileged"'),
+    ("c.GPUSpawner.extra_create_kwargs = {'privileged': True}", "failure", "see every GPU", ""),
+    (extra("{'cap_add': ['SYS_ADMIN']}"), "failure", "SYS_ADMIN", "remove"),
+    (extra("{'cap_add': ['CAP_SYS_PTRACE']}"), "failure", "SYS_PTRACE", "remove"),
+    (
+        extra("{'security_opt': ['no-new-privileges', 'seccomp=unconfined']}"),
+        "warning",
+        "seccomp=unconfined",
+        "remove",
+    ),
+    (extra("{'pid_mode': 'host'}"), "failure", "pid_mode", "remove"),
+    (extra("{'ipc_mode': 'host'}"), "warning", "ipc_mode", "remove"),
+    ("c.GPUSpawner.volumes = {'/var/run/docker.sock': '/d'}", "failure", "docker.sock", "remove"),
+    (extra("{'binds': ['/run/docker.sock:/d']}"), "failure", "docker.sock", "remove"),
+    ("c.GPUSpawner.read_only_volumes = {'/run/docker.sock': '/d'}", "failure", "docker.sock", ""),
+    (
+        "c.GPUSpawner.mounts = [{'source': '/var/run/docker.sock', 'target': '/d'}]",
+        "failure",
+        "docker.sock",
+        "remove",
+    ),
+    ("c.GPUSpawner.volumes = {'/': '/host'}", "failure", "/ of the host", "remove /"),
+    ("c.GPUSpawner.volumes = {'/etc/': '/host'}", "failure", "/etc/ of the host", "remove"),
+    ("c.GPUSpawner.read_only_volumes = {'/etc': '/e'}", "warning", "/etc of the host", "remove"),
+    (extra("{'cap_drop': []}"), "warning", "without cap_drop ALL", '"cap_drop": ["ALL"]'),
+    (extra("{'security_opt': []}"), "warning", "without no-new-privileges", "no-new-privileges"),
+    (extra("{'pids_limit': None}"), "note", "fork bomb", '"pids_limit": 4096'),
+    # Ports.
+    (extra("{'port_bindings': {8888: 8888}}"), "warning", "publishes ports", "port_bindings"),
+    (extra("{'publish_all_ports': True}"), "warning", "publish_all_ports", "remove"),
+    (extra("{'network_mode': 'host'}"), "failure", "extra_host_config", "network_name"),
+    ("c.GPUSpawner.network_name = 'host'", "failure", "the host's network", "network_name"),
+    ("c.GPUSpawner.use_internal_ip = False", "note", "published on 127.0.0.1", "use_internal_ip"),
+    # GPUs past the ledger.
+    (
+        extra("{'device_requests': [{'Driver': 'nvidia', 'DeviceIDs': ['0']}]}"),
+        "failure",
+        "names GPUs",
+        "remove device_requests",
+    ),
+    (
+        extra("{'device_requests': [{'Count': -1, 'Capabilities': [['gpu']]}]}"),
+        "note",
+        "the count in device_requests",
+        "default_gpus",
+    ),
+    (
+        extra("{'devices': ['/dev/nvidia0:/dev/nvidia0']}"),
+        "failure",
+        "devices gives GPUs",
+        "remove",
+    ),
+    (
+        "c.Spawner.environment = {'NVIDIA_VISIBLE_DEVICES': 'all'}",
+        "note",
+        "has no effect",
+        "remove",
+    ),
+    ("c.Spawner.environment = {'CUDA_VISIBLE_DEVICES': '0'}", "warning", "hides GPUs", "remove"),
+    # Limits.
+    (
+        "c.GPUSpawner.gpu_limit = 3",
+        "warning",
+        "gpu_limit (line 10) is 3, and this machine has 2",
+        "= 2",
+    ),
+    ("c.GPUSpawner.excluded_gpus = ['GPU-nope']", "warning", "no GPU GPU-nope", "nvidia-smi -L"),
+    ("c.GPUSpawner.allowed_models = ['A100']", "warning", "no A100", "Tesla T4"),
+    ("c.GPUSpawner.allowed_versions = ['torhc']", "warning", "'torhc'", "torch, plain"),
+    ("c.GPUSpawner.mem_limit = None", "warning", "no mem_limit", '"16G"'),
+    ("c.GPUSpawner.mem_limit = '4G'", "warning", "who fills /dev/shm is killed", "shm_size"),
+    ("c.JupyterHub.concurrent_spawn_limit = 2", "note", "turned away", "queue_length"),
+    ("c.JupyterHub.concurrent_spawn_limit = 50", "note", "turned away", "queue_length"),
+    ("c.GPUSpawner.remove = False", "note", "stopped containers stay", "docker ps --all"),
+    # Who may log in.
+    ("c.JupyterHub.authenticator_class = 'dummy'", "warning", "without any password", "pam"),
+    # What can't be known.
+    ("c.GPUSpawner.extra_host_config = lambda spawner: {}", "note", "is a function", ""),
+    ("c.Spawner.group_overrides = lambda spawner: {}", "note", "is a function", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "state", "found", "advice"), SAID)
+def test_a_line_that_is_a_mistake_or_a_danger_is_told(
+    tmp_path: Path, line: str, state: str, found: str, advice: str
+) -> None:
+    told = settings(tmp_path, line)
+    fitting = [each for each in told if found in each.found and each.state == state]
+    assert fitting, told
+    assert advice in fitting[0].advice
+    assert not fitting[0].is_in_the_way
+    # Nothing else is said of that one line.
+    assert len(told) == 1, told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "c.GPUSpawner.volumes = {'home-{username}': '/home/jovyan'}",
+        "c.GPUSpawner.volumes = {'/srv/homes/{username}': '/home/jovyan'}",
+        "c.GPUSpawner.mem_limit = lambda spawner: '32G'",
+        "c.GPUSpawner.gpu_limit = 2",
+        f"c.GPUSpawner.excluded_gpus = ['{UUID.upper()}']",
+        "c.Spawner.environment = {'EDITOR': 'vim'}",
+        "c.DockerSpawner.prefix = 'lab'",
+        "c.Spawner.group_overrides = {'a': {'groups': [], 'spawner_override': {'remove': True}}}",
+        "c.Spawner.group_overrides = {'a': {'groups': ['x'], "
+        "'spawner_override': {'mem_limit': lambda spawner: '1G'}}}",
+        "c.GPUSpawner.volumes.update({'course': '/course'})",
+        "c.GPUSpawner.args.append('--debug')",
+        "c.JupyterHub.concurrent_spawn_limit = 0",
+        "c.GPUSpawner.longest_wait_minutes = 0; c.JupyterHub.concurrent_spawn_limit = 50",
+        "c.Authenticator.allow_all = True",
+        "c.DummyAuthenticator.password = 'x'",
+        "c.JupyterHub.load_groups = {'lab': {'users': []}}",
+        extra("{'cap_add': ['NET_BIND_SERVICE']}"),
+        extra("{'device_requests': [{'Driver': 'other', 'DeviceIDs': ['x']}]}"),
+        extra("{'devices': ['/dev/snd']}"),
+    ],
+)
+def test_a_line_that_is_well_is_not_spoken_of(tmp_path: Path, line: str) -> None:
+    assert settings(tmp_path, line) == [Finding("ok", "nothing to change")]
+
+
+def test_without_a_driver_nothing_is_said_of_the_number_of_gpus(tmp_path: Path) -> None:
+    told = settings(tmp_path, "c.GPUSpawner.gpu_limit = 9", gpus=(), driver=None)
+    assert told == [Finding("ok", "nothing to change")]
+
+
+def test_another_spawner_is_told_and_its_settings_are_not_judged_by_our_rules(
+    tmp_path: Path,
+) -> None:
+    told = settings(
+        tmp_path, first="c.JupyterHub.spawner_class = 'docker'\nc.GPUSpawner.gpu_limit = 1"
+    )
+    assert [each.state for each in told] == ["note", "failure"]
+    assert "hands out no GPUs" in told[1].found
+    assert '"gpu"' in told[1].advice
+
+
+def test_a_spawner_of_the_configuration_s_own_is_judged_as_ours(tmp_path: Path) -> None:
+    lines = """
+from gpuspawner.spawner import GPUSpawner
+class LabSpawner(GPUSpawner):
+    pass
+c.JupyterHub.spawner_class = LabSpawner
+c.LabSpawner.gpu_limt = 3
+c.LabSpawner.remove = False
+"""
+    told = settings(tmp_path, lines)
+    assert sorted(each.state for each in told) == ["failure", "note"]
+    assert any("c.LabSpawner.remove (line 16)" in each.found for each in told)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    lines = [
+        "c.GPUSpawner.gpu_limt = 2",
+        "c.GPUSpawner.home_volume = '{raw_username}'",
+        "c.GPUSpawner.shm_size = 'x'",
+    ]
+    told = settings(tmp_path, *lines)
+    assert [each.found.partition(" ")[0] for each in told] == [
+        "c.GPUSpawner.gpu_limt",
+        "c.GPUSpawner.home_volume",
+        "c.GPUSpawner.shm_size",
+    ]
+
+
+def test_no_password_is_repeated(tmp_path: Path) -> None:
+    told = settings(tmp_path, "c.JupyterHub.cookie_secret = 'hush-hush'")
+    assert "cookie_secret" in told[0].found
+    assert "hush" not in told[0].found + told[0].advice
+    secret = "c.SharedPasswordAuthenticator.user_password = 'hush-hush'"
+    assert "hush" not in str(load(written(tmp_path, secret)))
+
+
+def test_every_value_that_a_rule_reads_is_a_trait() -> None:
+    for name in SPAWNER_VALUES:
+        assert GPUSpawner().has_trait(name), name
+
+
+def test_what_json_has_not_is_told_by_its_kind() -> None:
+    value = {1: {"a", "b"}, "f": print, "o": Path("x"), "n": [None, True, 1.5]}
+    shown = plain(value)
+    assert sorted(shown["1"]) == ["a", "b"]
+    assert shown["f"] == {"function": "builtin_function_or_method"}
+    assert "other" in shown["o"]
+    assert shown["n"] == [None, True, 1.5]
+
+
+# ---- Where the hub is ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "listens", "connects"),
+    [
+        ("", ["127.0.0.1", 8081], ["127.0.0.1", 8081]),
+        ("c.JupyterHub.hub_ip = '10.1.2.3'", ["10.1.2.3", 8081], ["10.1.2.3", 8081]),
+        (
+            "c.JupyterHub.hub_ip = '10.1.2.3'; c.JupyterHub.hub_port = 9",
+            ["10.1.2.3", 9],
+            ["10.1.2.3", 9],
+        ),
+        (
+            "c.JupyterHub.hub_ip = '0.0.0.0'; c.JupyterHub.hub_connect_ip = '10.1.2.3'",
+            ["0.0.0.0", 8081],
+            ["10.1.2.3", 8081],
+        ),
+        ("c.JupyterHub.hub_bind_url = 'http://10.1.2.3:99'", ["10.1.2.3", 99], ["10.1.2.3", 99]),
+        (
+            "c.JupyterHub.hub_bind_url = 'http://:99'; "
+            "c.JupyterHub.hub_connect_url = 'http://hub.example.org'",
+            ["", 99],
+            ["hub.example.org", 80],
+        ),
+    ],
+)
+def test_where_the_hub_listens_and_where_servers_look_for_it(
+    tmp_path: Path, lines: str, listens: list, connects: list
+) -> None:
+    given = read(tmp_path, lines, first="c.JupyterHub.spawner_class = 'gpu'\n")
+    assert given.hub["listens"] == listens
+    assert given.hub["connects"] == connects
+
+
+# ---- Configurations that can't be loaded ---------------------------------------------------------
+
+
+def loaded(folder: Path, *lines: str, first: str = "") -> tuple[list[Finding], Context]:
+    """Load as `doctor` does: in a process of its own."""
+    hub = folder / "hub"
+    hub.mkdir(exist_ok=True)
+    context = Context(written(folder, *lines, first=first), hub)
+    return list(configuration.configuration(context)), context
+
+
+@pytest.mark.parametrize(
+    ("lines", "found", "advice"),
+    [
+        ("\nc.GPUSpawner.gpu_limit = = 2", "line 2: SyntaxError", "mend that line"),
+        ("\n\nc.x = 1 / 0", "line 3: ZeroDivisionError: division by zero", "mend that line"),
+        ("import nowhere_to_be_found", "ModuleNotFoundError", "pip install nowhere_to_be_found"),
+        ("import sys\nsys.exit('no licence')", "line 2: SystemExit: no licence", "mend"),
+        ("open('/nowhere/secret')", "line 1: FileNotFoundError", "mend"),
+        ("def f():\n    return unknown\nf()", "line 2: NameError", "mend"),
+        (
+            "from gpuspawner.images import load_catalogue\nload_catalogue('/no')",
+            "line 2: ValueError",
+            "",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_with_its_line(
+    tmp_path: Path, lines: str, found: str, advice: str
+) -> None:
+    file = written(tmp_path, lines, first="")
+    told = configuration.not_loaded(Context(file, tmp_path), load(file)["error"])
+    assert told.state == "failure"
+    assert found in told.found
+    assert str(tmp_path) in told.found
+    assert advice in told.advice
+    assert "Traceback" not in told.found
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ("import os\nos._exit(7)", "exit status 7"),
+        (
+            "import sys\nprint('no licence', file=sys.stderr)\nos = 1\nimport os; os.abort()",
+            "licence",
+        ),
+        ("\nraise RuntimeError('no')", "line 2: RuntimeError: no"),
+    ],
+)
+def test_a_configuration_that_ends_its_process_ends_no_doctor(
+    tmp_path: Path, lines: str, found: str
+) -> None:
+    (told,), context = loaded(tmp_path, lines)
+    assert told.state == "failure"
+    assert found in told.found
+    assert context.configuration is None
+
+
+def test_a_configuration_that_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configuration, "LOADING_SECONDS", 0.5)
+    (told,), _ = loaded(tmp_path, "import time; time.sleep(100)")
+    assert told.state == "failure"
+    assert "isn't through" in told.found
+
+
+def test_no_configuration_is_a_note_and_what_needs_one_is_skipped(tmp_path: Path) -> None:
+    (told,) = configuration.configuration(Context(None, tmp_path))
+    assert (told.state, told.is_in_the_way) == ("note", True)
+    assert "-f" in told.advice
+
+
+def test_a_configuration_that_asks_a_missing_engine_is_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    (told,), _ = loaded(tmp_path, "import docker; docker.from_env()")
+    assert told.state == "skipped"
+    assert "Docker Engine" in told.found
+
+
+def test_a_configuration_finds_its_files_and_leaves_none(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "kept").write_text("64G")
+    (tmp_path / "beside.py").write_text("c.GPUSpawner.gpu_limit = 7")
+    lines = [
+        "from pathlib import Path",
+        "c.GPUSpawner.mem_limit = Path('kept').read_text()",
+        "Path('made').write_text('secret')",
+        "print('noise')",
+        "load_subconfig(str(Path(__file__).parent / 'beside.py'))",
+        "import sys; assert '' not in sys.path",
+        "c.JupyterHub.spawner_class = 'gpu'",
+    ]
+    (told,), context = loaded(tmp_path, *lines)
+    assert told.state == "ok", told
+    assert context.configuration is not None
+    assert context.configuration.spawner["mem_limit"] == 64 * 1024**3
+    assert context.configuration.spawner["gpu_limit"] == 7
+    assert [entry.name for entry in hub.iterdir()] == ["kept"]
+    assert sorted(e.name for e in tmp_path.iterdir()) == [
+        "beside.py",
+        "hub",
+        "jupyterhub_config.py",
+    ]
+
+
+def test_the_interpreter_is_the_hub_s(tmp_path: Path) -> None:
+    (told,), _ = loaded(tmp_path, "import sys; raise ValueError(sys.executable)")
+    assert sys.executable in told.found

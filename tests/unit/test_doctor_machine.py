@@ -1,0 +1,767 @@
+"""`gpuspawner doctor` on machines that lack something: driver, engine, toolkit, proxy, room.
+
+Each failure that it knows is made once. Engines that can't be had here are stood in for at their
+socket, programs that aren't ours by scripts that say what the real ones say.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import socket
+import socketserver
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuspawner.doctor import engine as engines
+from gpuspawner.doctor import gpus, surroundings, toolkit
+from gpuspawner.doctor.findings import Configuration, Context, Finding
+from gpuspawner.gpus.nvml import Inventory
+from gpuspawner.simulation import changes
+from gpuspawner.simulation.library import Binaries
+from gpuspawner.simulation.state import State, describe
+
+from ..support.nvml import Program, compile_variant
+
+HOST = describe([("A100-40GB", 2)])
+
+
+def states(found: list[Finding]) -> list[str]:
+    return [finding.state for finding in found]
+
+
+def text(found: list[Finding]) -> str:
+    return "\n".join(f"{each.found} > {each.advice}" for each in found)
+
+
+def context(folder: Path, **more: Any) -> Context:
+    return Context(None, folder, **more)
+
+
+# ---- Driver and GPUs -----------------------------------------------------------------------------
+
+
+LOOK = """
+from pathlib import Path
+from gpuspawner.doctor import gpus
+from gpuspawner.doctor.findings import Context
+context = Context(None, Path())
+result = list(gpus.driver(context)), list(gpus.gpus(context))
+"""
+
+
+def look(program: Program, *words: str, state: State = HOST) -> tuple[list, list]:
+    for each in words:
+        state = changes.parse(each)(state)
+    return program.run(LOOK, state)
+
+
+def test_a_driver_and_its_gpus_are_named(program: Program) -> None:
+    (driver,), (all_of_them,) = look(program)
+    assert driver == Finding("ok", "version 570.133.20, CUDA 12.8")
+    assert all_of_them == Finding("ok", "2 of 2 can be handed out (NVIDIA A100-SXM4-40GB)")
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "advice"),
+    [
+        ("driver gone", "library is installed and its driver isn't loaded", "modprobe nvidia"),
+        ("driver mismatch", "driver and its library are of different versions", "Reboot the host"),
+        ("driver forbidden", "may not use the NVIDIA driver", "permissions of /dev/nvidia"),
+        ("driver failing", "NVML fails", "nvidia-smi"),
+    ],
+)
+def test_a_driver_that_does_not_answer_has_failed(
+    program: Program, change: str, found: str, advice: str
+) -> None:
+    (driver,), others = look(program, change)
+    assert driver.state == "failure"
+    assert found in driver.found
+    assert advice in driver.advice
+    assert others == []
+
+
+def test_a_driver_that_hangs_is_given_up(binaries: Binaries, tmp_path: Path) -> None:
+    with Program(binaries.directory, tmp_path / "state") as slow:
+        slow.run("from gpuspawner.doctor import gpus; gpus.NVML_SECONDS = 0.2")
+        (driver,), _ = look(slow, "slow 500")
+    assert driver.state == "failure"
+    assert "didn't answer within 0.2 seconds" in driver.found
+    assert "nvidia-smi" in driver.advice
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "found", "advice"),
+    [
+        ("gpu 1 lost", "warning", "fallen off the bus", "reboot"),
+        ("gpu 1 sick", "warning", "needs a reset", "nvidia-smi --gpu-reset -i 1"),
+        ("gpu 1 mig on", "note", "MIG mode", "nvidia-smi -i 1 -mig 0"),
+        ("gpu 1 mode prohibited", "note", "prohibited", "nvidia-smi -i 1 -c DEFAULT"),
+        ("gpu 1 process 4242 2000", "note", "a process computes on it", "gpuspawner gpus"),
+        ("gpu 1 function nvmlDeviceGetRemappedRows 999", "warning", "health can't be", "-q -i 1"),
+    ],
+)
+def test_a_gpu_that_is_not_handed_out_is_told_and_the_others_are(
+    program: Program, change: str, state: str, found: str, advice: str
+) -> None:
+    _, (all_of_them, one) = look(program, change)
+    assert all_of_them.state == "ok"
+    assert one.state == state
+    assert one.found.startswith("GPU 1")
+    assert found in one.found
+    assert advice in one.advice
+
+
+def test_where_no_gpu_can_be_handed_out_it_says_so(program: Program) -> None:
+    _, found = look(program, "gpu 0 lost", "gpu 1 sick")
+    assert states(found) == ["warning"] * 3
+    assert found[0].found.startswith("0 of 2 can be handed out")
+
+
+def test_a_driver_without_any_gpu_has_failed(program: Program) -> None:
+    _, (found,) = look(program, state=describe([("T4", 0)]))
+    assert found.state == "failure"
+    assert "no GPU" in found.found
+    assert "lspci" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "boards"),
+    [
+        ("0x10de", "0x030200", 1),
+        ("0x10de", "0x030000", 1),
+        ("0x10de", "0x040300", 0),  # its sound
+        ("0x8086", "0x030000", 0),
+    ],
+)
+def test_boards_are_found_without_a_driver(
+    tmp_path: Path, vendor: str, kind: str, boards: int
+) -> None:
+    device = tmp_path / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text(vendor + "\n")
+    assert gpus.nvidia_boards(tmp_path) == 0  # half a device
+    (device / "class").write_text(kind + "\n")
+    assert gpus.nvidia_boards(tmp_path) == boards
+    assert gpus.nvidia_boards(tmp_path / "none") == 0
+
+
+def test_gpus_without_a_driver_are_a_failure_and_no_gpus_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has a driver")
+    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
+    (none,) = gpus.driver(context(tmp_path))
+    assert (none.state, none.is_in_the_way) == ("note", False)
+    device = tmp_path / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text("0x10de")
+    (device / "class").write_text("0x030000")
+    (board,) = gpus.driver(context(tmp_path))
+    assert board.state == "failure"
+    assert "nvidia-driver" in board.advice
+
+
+def test_a_driver_s_library_that_does_not_load_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_text("no library")
+    with Program(tmp_path, tmp_path / "state") as broken:
+        (driver,), _ = look(broken)
+    assert driver.state == "failure"
+    assert "Reinstall" in driver.advice
+
+
+def test_a_driver_that_says_nonsense_has_failed(tmp_path: Path) -> None:
+    definition = (
+        "int nvmlSystemGetDriverVersion(char *text, unsigned length)"
+        "{ text[0] = '?'; text[1] = 0; (void)length; return 0; }"
+    )
+    compile_variant(tmp_path, "nvmlSystemGetDriverVersion", definition)
+    with Program(tmp_path, tmp_path / "state") as odd:
+        (driver,), _ = look(odd)
+    assert driver.state == "failure"
+
+
+# ---- Docker Engine -------------------------------------------------------------------------------
+
+DOCKER = {"Version": "24.0.7", "ApiVersion": "1.43", "Components": [{"Name": "Engine"}]}
+# As Podman 4.9 answers.
+PODMAN = {
+    "Version": "4.9.3",
+    "ApiVersion": "1.41",
+    "MinAPIVersion": "1.24",
+    "Components": [
+        {"Name": "Podman Engine", "Version": "4.9.3", "Details": {"APIVersion": "4.9.3"}},
+        {"Name": "Conmon", "Version": "conmon version 2.1.10"},
+    ],
+}
+
+
+@contextmanager
+def answering(path: Path, answers: Mapping[str, Any]) -> Iterator[None]:
+    """Answer GET requests on a Unix socket: path without the API's version -> JSON, or a status."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(re.sub(r"^/v[\d.]+", "", self.path), 404)
+            status, value = (answer, {}) if isinstance(answer, int) else (200, answer)
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def address_string(self) -> str:
+            return "test"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+        daemon_threads = True
+
+    with Server(str(path), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Look at an engine that answers so; returns what was found and the context."""
+
+    def see(about: Any, info: Any = None) -> tuple[list[Finding], Context]:
+        path = tmp_path / "docker.sock"
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+        seen = context(tmp_path)
+        with answering(path, {"/version": about, "/info": info or {}}):
+            found = list(engines.engine(seen))
+            if seen.engine:
+                seen.engine.close()
+        path.unlink()
+        return found, seen
+
+    return see
+
+
+def test_an_engine_is_named_with_its_version_and_place(at) -> None:
+    found, seen = at(DOCKER, {"DockerRootDir": "/nowhere"})
+    assert states(found) == ["ok"]
+    assert "24.0.7 at unix://" in found[0].found
+    assert seen.engine is not None
+    assert not seen.engine_is_here
+
+
+def test_an_engine_whose_folder_is_there_is_on_this_machine(at, tmp_path: Path) -> None:
+    _, seen = at(DOCKER, {"DockerRootDir": str(tmp_path)})
+    assert seen.engine_is_here
+
+
+def test_podman_is_refused(at) -> None:
+    (found,), _ = at(PODMAN)
+    assert found.state == "failure"
+    assert "Podman 4.9.3" in found.found
+    assert "apt-get install docker.io" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [
+        ("19.03.15", "failure"),
+        ("18.09.1", "failure"),
+        ("20.10.0", "ok"),
+        ("20.10.24+dfsg1", "ok"),
+        ("28.5.1", "ok"),
+        ("29.0.0-rc.1", "ok"),
+        ("dev", "warning"),
+        ("", "warning"),
+    ],
+)
+def test_an_engine_s_version_is_judged(version: str, state: str) -> None:
+    assert engines.judge({**DOCKER, "Version": version}).state == state
+
+
+def test_an_old_engine_is_told_to_be_updated(at) -> None:
+    (found,), _ = at({**DOCKER, "Version": "19.03.15", "ApiVersion": "1.40"})
+    assert found.state == "failure"
+    assert "20.10" in found.found
+    assert "update" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("info", "state", "word"),
+    [
+        ({"MemoryLimit": False}, "warning", "mem_limit has no effect"),
+        ({"Driver": "vfs"}, "note", "vfs"),
+        ({"SecurityOptions": ["name=seccomp", "name=rootless"]}, "note", "without root"),
+    ],
+)
+def test_what_servers_will_feel_of_an_engine(at, info: dict, state: str, word: str) -> None:
+    found, _ = at(DOCKER, info)
+    assert states(found) == ["ok", state]
+    assert word in found[1].found
+    assert found[1].advice
+
+
+def test_an_engine_on_another_machine_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.7:2375")
+    monkeypatch.delenv("DOCKER_TLS_VERIFY", raising=False)
+    found = list(engines._oddities({"Name": "elsewhere"}))
+    assert states(found) == ["warning", "warning"]
+    assert "root" in found[0].found
+    assert "another machine (elsewhere)" in found[1].found
+    same = list(engines._oddities({"Name": socket.gethostname()}))
+    assert len(same) == 1
+
+
+def test_an_engine_s_error_is_a_failure(at) -> None:
+    (found,), seen = at(500)
+    assert found.state == "failure"
+    assert seen.engine is None
+
+
+def test_an_engine_that_is_not_there_is_started_or_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    monkeypatch.setattr(engines, "SEARCH_PATH", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (missing,) = engines.engine(context(tmp_path))
+    assert missing.state == "failure"
+    assert "there is no socket" in missing.found
+    assert "apt-get install docker.io" in missing.advice
+    script(tmp_path, "dockerd", "")
+    (stopped,) = engines.engine(context(tmp_path))
+    assert "systemctl start docker" in stopped.advice
+
+
+def test_a_socket_that_nobody_listens_on_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    (found,) = engines.engine(context(tmp_path))
+    assert found.state == "failure"
+    assert "nobody answers" in found.found
+    assert "systemctl restart docker" in found.advice
+
+
+def test_who_may_not_speak_with_the_engine_is_told_the_group(tmp_path: Path) -> None:
+    """As another user: root may speak with everything."""
+    if os.geteuid() != 0:
+        pytest.skip("takes root, to be somebody else")
+    code = """
+import os, sys
+from pathlib import Path
+from gpuspawner.doctor import engine
+from gpuspawner.doctor.findings import Context
+os.setgid(65534); os.setuid(65534)
+(found,) = engine.engine(Context(None, Path("/")))
+print(found.state, found.found, found.advice)
+"""
+    path = tmp_path / "docker.sock"
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.stat().st_uid == os.getuid() and str(folder).startswith("/tmp/"):
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+    with answering(path, {"/version": DOCKER}):
+        path.chmod(0o660)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "DOCKER_HOST": f"unix://{path}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if "Permission denied" in done.stderr:
+        pytest.skip("nobody else may read this Python")
+    assert "failure you (nobody) may not speak with it" in done.stdout, done.stderr
+    assert "usermod -aG docker nobody" in done.stdout
+
+
+def test_an_engine_that_does_not_answer_in_time_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    monkeypatch.setattr(engines, "ANSWER_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        (found,) = engines.engine(context(tmp_path))
+    assert found.state == "failure"
+    assert "doesn't answer" in found.found
+
+
+# ---- NVIDIA Container Toolkit --------------------------------------------------------------------
+
+
+def script(folder: Path, name: str, says: str, status: int = 0) -> Path:
+    file = folder / name
+    file.write_text(f"#!/bin/sh\ncat <<'END'\n{says}\nEND\nexit {status}\n")
+    file.chmod(0o755)
+    return file
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A GPU machine with an engine, and none of the toolkit's programs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for tool in ("cat", "sh"):
+        (programs / tool).symlink_to(f"/bin/{tool}")
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(engines, "SEARCH_PATH", "")
+    monkeypatch.setattr(toolkit, "CONFIG_FILE", tmp_path / "config.toml")
+    monkeypatch.delenv(toolkit.SIMULATION_VARIABLE, raising=False)
+    inventory = Inventory("570.133.20", "12.8", ())
+    return context(tmp_path, inventory=inventory, engine_is_here=True)
+
+
+def has(machine: Context, program: str, says: str = "") -> None:
+    script(machine.folder / "bin", program, says)
+
+
+# As the programs say it.
+CTK = "NVIDIA Container Toolkit CLI version {}\ncommit: 0123abcd"
+CLI = "cli-version: {0}\nlib-version: {0}\nbuild date: 2025-07-15T00:00+00:00"
+RUNTIME = {"Runtimes": {"runc": {}, "nvidia": {}}}
+
+
+@pytest.mark.parametrize(
+    ("program", "says", "version", "state"),
+    [
+        ("nvidia-ctk", CTK, "1.17.8", "ok"),
+        ("nvidia-ctk", CTK, "1.18.0", "ok"),
+        ("nvidia-ctk", CTK, "1.17.7", "failure"),
+        ("nvidia-ctk", CTK, "1.9.0", "failure"),
+        ("nvidia-container-cli", CLI, "1.17.8", "ok"),
+        ("nvidia-container-cli", CLI, "1.16.2", "failure"),
+        ("nvidia-ctk", CTK, "1.17.8-rc.2", "ok"),
+    ],
+)
+def test_a_toolkit_with_known_ways_out_is_refused(
+    machine: Context, program: str, says: str, version: str, state: str
+) -> None:
+    machine.engine_info = RUNTIME
+    has(machine, program, says.format(version))
+    (found,) = toolkit.toolkit(machine)
+    assert found.state == state
+    assert version.partition("-")[0] in found.found
+    assert not found.is_in_the_way
+    assert bool(found.advice) is (state == "failure")
+
+
+def test_a_missing_toolkit_is_to_be_installed(machine: Context) -> None:
+    (found,) = toolkit.toolkit(machine)
+    assert found.state == "failure"
+    assert "isn't installed" in found.found
+    assert "nvidia-ctk runtime configure" in found.advice
+
+
+def test_a_toolkit_that_docker_does_not_know_is_to_be_made_known(machine: Context) -> None:
+    has(machine, "nvidia-ctk", CTK.format("1.17.8"))
+    known, found = toolkit.toolkit(machine)
+    assert (known.state, found.state) == ("ok", "failure")
+    assert "systemctl restart docker" in found.advice
+    has(machine, "nvidia-container-runtime-hook")
+    assert states(list(toolkit.toolkit(machine))) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "info", [RUNTIME, {"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}]
+)
+def test_a_toolkit_that_only_docker_shows_is_a_note(machine: Context, info: dict) -> None:
+    machine.engine_info = info
+    (found,) = toolkit.toolkit(machine)
+    assert found.state == "note"
+    assert "nvidia-ctk --version" in found.advice
+
+
+def test_where_the_engine_s_machine_cannot_be_seen_nothing_is_said_against_it(
+    machine: Context,
+) -> None:
+    machine.engine_is_here = False
+    (found,) = toolkit.toolkit(machine)
+    assert found.state == "note"
+
+
+def test_a_program_that_says_no_version_is_passed_over(machine: Context) -> None:
+    has(machine, "nvidia-ctk", "what?")
+    assert toolkit.installed_version() is None
+    has(machine, "nvidia-container-cli", CLI.format("1.17.8"))
+    assert toolkit.installed_version() == (1, 17, 8)
+
+
+def test_without_a_driver_there_is_nothing_to_say_of_the_toolkit(machine: Context) -> None:
+    machine.inventory = Inventory(None, None, ())
+    assert [*toolkit.toolkit(machine), *toolkit.setting(machine)] == []
+
+
+def test_systemd_s_control_groups_take_gpus_away(machine: Context) -> None:
+    machine.engine_info = {**RUNTIME, "CgroupDriver": "systemd"}
+    has(machine, "nvidia-ctk", CTK.format("1.17.8"))
+    has(machine, "nvidia-container-runtime-hook")
+    _, found = toolkit.toolkit(machine)
+    assert found.state == "note"
+    assert "native.cgroupdriver=cgroupfs" in found.advice
+
+
+FALSE = f"{toolkit.SETTING} = false\n"
+
+
+@pytest.mark.parametrize(
+    ("toml", "accepts"),
+    [
+        ("", True),
+        (FALSE, False),
+        (f"  {FALSE}", False),
+        (f"#{FALSE}", True),
+        (f"{toolkit.SETTING}=true", True),
+        (f"disable-require = false\n{FALSE}\n[nvidia-container-cli]\n", False),
+        (f"[nvidia-container-cli]\n{FALSE}", True),
+    ],
+)
+def test_the_setting_is_read_as_toml_has_it(toml: str, accepts: bool) -> None:
+    assert toolkit.accepts_variable(toml) is accepts
+
+
+CDI = {"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}]}
+
+
+@pytest.mark.parametrize(
+    ("toml", "by_hook", "info", "state", "advice"),
+    [
+        ("", True, {}, "ok", ""),
+        (FALSE, True, {}, "warning", "=true --in-place"),
+        (FALSE, False, {}, "ok", ""),
+        (FALSE, True, CDI, "note", "only if that one gets no GPU"),
+        ("", True, {"DefaultRuntime": "nvidia"}, "warning", "default-runtime"),
+    ],
+)
+def test_the_setting_is_what_the_engine_needs(
+    machine: Context, toml: str, by_hook: bool, info: dict, state: str, advice: str
+) -> None:
+    toolkit.CONFIG_FILE.write_text(toml)
+    machine.engine_info = info
+    has(machine, "nvidia-ctk", CTK.format("1.17.8"))
+    if by_hook:
+        has(machine, "nvidia-container-runtime-hook")
+    (found,) = toolkit.setting(machine)
+    assert found.state == state
+    assert advice in found.advice
+    assert machine.variable_accepted is (toml != FALSE)
+
+
+def test_the_disk_that_is_looked_at_is_the_one_with_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surroundings, "CONTAINERD", tmp_path / "containerd")
+    (tmp_path / "containerd").mkdir()
+    own = {"DockerRootDir": str(tmp_path), "DriverStatus": [["Backing Filesystem", "extfs"]]}
+    assert surroundings.engine_folders(own) == [tmp_path]
+    store = ["driver-type", "io.containerd.snapshotter.v1"]
+    shared = {"DockerRootDir": str(tmp_path), "DriverStatus": [store]}
+    assert surroundings.engine_folders(shared) == [tmp_path / "containerd", tmp_path]
+    assert surroundings.engine_folders({}) == []
+
+
+# ---- The proxy -----------------------------------------------------------------------------------
+
+
+def with_hub(folder: Path, **hub: Any) -> Context:
+    given = Configuration(folder / "config.py", "", True, {}, hub, {})
+    return context(folder, configuration=given)
+
+
+def test_a_missing_proxy_is_to_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = surroundings.proxy(context(tmp_path))
+    assert found.state == "failure"
+    assert "npm install -g configurable-http-proxy" in found.advice
+
+
+def test_a_proxy_beside_the_hub_is_to_be_put_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("PATH", "/bin")
+    folder = tmp_path / "node_modules" / ".bin"
+    folder.mkdir(parents=True)
+    script(folder, "configurable-http-proxy", "5.3.0")
+    (found,) = surroundings.proxy(context(tmp_path))
+    assert found.state == "warning"
+    assert f"export PATH={folder}:$PATH" in found.advice
+    monkeypatch.setenv("PATH", f"{folder}:/bin")
+    (found,) = surroundings.proxy(context(tmp_path))
+    assert found == Finding("ok", f"{folder}/configurable-http-proxy, version 5.3.0")
+
+
+def test_a_proxy_that_does_not_run_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    script(tmp_path, "configurable-http-proxy", "node: not found", status=127)
+    (found,) = surroundings.proxy(context(tmp_path))
+    assert found.state == "failure"
+    assert "node: not found" in found.found
+    (tmp_path / "configurable-http-proxy").write_text("#!/nowhere/node\n")
+    (found,) = surroundings.proxy(context(tmp_path))
+    assert found.state == "failure"
+
+
+@pytest.mark.parametrize(
+    ("hub", "state"),
+    [
+        ({"proxy": "traefik_file"}, "ok"),
+        ({"proxy_is_started": False}, "ok"),
+        ({"proxy_command": ["/nowhere/chp", "--x"]}, "failure"),
+        ({"proxy": "jupyterhub.proxy.ConfigurableHTTPProxy", "proxy_command": ["nope"]}, "failure"),
+    ],
+)
+def test_a_configuration_s_own_proxy_counts(tmp_path: Path, hub: dict, state: str) -> None:
+    (found,) = surroundings.proxy(with_hub(tmp_path, **hub))
+    assert found.state == state
+
+
+# ---- Room ----------------------------------------------------------------------------------------
+
+ROOM = """
+import json
+from pathlib import Path
+from gpuspawner.doctor import surroundings
+from gpuspawner.doctor.findings import Context
+info = {"DockerRootDir": "FOLDER"}
+context = Context(None, Path("FOLDER"), engine_info=info, engine_is_here=True)
+context.missing_bytes = MISSING
+print(json.dumps([(f.state, f.found, f.advice) for f in surroundings.disk(context)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "expected"),
+    [
+        ("size=64m", 0, ["failure", "failure"]),
+        ("size=512m", 0, ["failure", "warning"]),
+        ("size=5g", 0, ["warning", "ok"]),
+        ("size=14g", 0, ["ok", "ok"]),
+        ("size=14g", 20 * 1000**3, ["warning", "ok"]),
+        ("size=14g,nr_inodes=2", 0, ["warning", "warning"]),
+    ],
+)
+def test_a_full_disk_is_told(
+    tmp_path: Path, options: str, missing: int, expected: list[str]
+) -> None:
+    """On a disk in memory, mounted in a namespace of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("takes root, to mount a disk")
+    code = ROOM.replace("FOLDER", str(tmp_path)).replace("MISSING", str(missing))
+    mount = f'mount -t tmpfs -o {options} doctor {tmp_path} && touch {tmp_path}/a; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "--", "sh", "-c", mount, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout or done.stderr)
+    assert [state for state, _, _ in found] == expected
+    assert all(advice for state, _, advice in found if state != "ok")
+
+
+def test_a_folder_that_is_gone_is_a_note(tmp_path: Path) -> None:
+    assert states(list(surroundings.disk(context(tmp_path / "gone")))) == ["note"]
+
+
+# ---- Who may read and write what -----------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A hub's folder as it should be, and an engine's socket."""
+    tmp_path.chmod(0o755)
+    for name in ("docker.sock", "jupyterhub_cookie_secret", "jupyterhub.sqlite", "config.py"):
+        (tmp_path / name).touch(0o600)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    return Context(tmp_path / "config.py", tmp_path)
+
+
+def trouble(seen: Context) -> list[Finding]:
+    found = list(surroundings.permissions(seen))
+    return [each for each in found if each.state in ("warning", "failure")]
+
+
+def test_a_machine_whose_files_are_guarded_is_well(guarded: Context) -> None:
+    assert trouble(guarded) == []
+    assert list(surroundings.permissions(guarded))[-1].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "state", "advice"),
+    [
+        ("docker.sock", 0o666, "failure", "chmod o-rwx"),
+        ("jupyterhub_cookie_secret", 0o604, "failure", "rm "),
+        ("jupyterhub.sqlite", 0o644, "warning", "chmod 600"),
+        ("jupyterhub.sqlite", 0o646, "failure", "chmod 600"),
+        ("config.py", 0o646, "failure", "chmod o-w"),
+        (".", 0o777, "failure", "chmod o-w"),
+    ],
+)
+def test_a_file_that_others_may_have_is_told(
+    guarded: Context, name: str, mode: int, state: str, advice: str
+) -> None:
+    (guarded.folder / name).chmod(mode)
+    (found,) = trouble(guarded)
+    assert found.state == state
+    assert advice in found.advice
+    assert str(guarded.folder / name) in found.found
+    # Nobody is told that all is well beside it.
+    assert "ok" not in states(list(surroundings.permissions(guarded)))
+
+
+def test_secrets_are_looked_for_where_the_configuration_puts_them(
+    guarded: Context, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("secret", "hub.sqlite"):
+        (other / name).touch()
+        (other / name).chmod(0o644)
+    hub = {"cookie_secret_file": str(other / "secret"), "db_url": f"sqlite:///{other}/hub.sqlite"}
+    guarded.configuration = with_hub(tmp_path, **hub).configuration
+    assert sorted(states(trouble(guarded))) == ["failure", "warning"]
+    hub = {"cookie_secret_file": "other/secret", "db_url": "postgresql://db/hub"}
+    guarded.configuration = with_hub(tmp_path, **hub).configuration
+    assert states(trouble(guarded)) == ["failure"]
+
+
+def test_members_of_the_socket_s_group_are_named(guarded: Context) -> None:
+    import grp
+
+    if os.geteuid() != 0:
+        pytest.skip("takes root, to give a file away")
+    group = next((each for each in grp.getgrall() if each.gr_mem and each.gr_gid), None)
+    if group is None:
+        pytest.skip("this machine has no group with members")
+    path = guarded.folder / "docker.sock"
+    os.chown(path, 0, group.gr_gid)
+    path.chmod(0o660)
+    assert f": {', '.join(sorted(group.gr_mem))}" in text(list(surroundings.permissions(guarded)))

@@ -1,0 +1,768 @@
+"""One GPU has one holder and none is lost, whatever happens in whatever order.
+
+Two hubs share one engine. Hypothesis decides who starts, gives up, dies and restarts, and for every
+call to the engine and to NVML when it takes effect, when it is answered, and whether with an error.
+`launch`, the queue, the ledger and what removes leftovers are the real ones, as a hub has them; the
+engine keeps containers and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis
+import pytest
+import requests
+from docker.errors import APIError, NotFound
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gpuspawner.backends import leftovers as leftovers_module
+from gpuspawner.backends.docker.backend import record_of, remove
+from gpuspawner.backends.launch import launch
+from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
+from gpuspawner.errors import StartAgain, Unknown
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
+from gpuspawner.gpus.nvml import InventoryError
+from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels
+from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
+from gpuspawner.scheduling.plan import QueuedRequest
+from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
+
+from ..support.ledgers import NoWatcher, reserve
+
+GPUS = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
+USERS = ("ann", "bob", "eve")
+# How long those wait who may, in seconds.
+LONGEST_WAIT = 20
+# Longer than any wait of the code under test, but the one until a container is stale.
+A_WHILE = 70
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.busy = False
+        super().__init__()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
+        self.busy = True
+        return super().call_soon(*args, **kwargs)
+
+    def settle(self) -> None:
+        """Run until everything waits: for the engine, for NVML or for the clock."""
+        self.busy = True
+        while self.busy:
+            self.busy = False
+            super().call_soon(self.stop)
+            self.run_forever()
+
+
+@dataclass(eq=False)
+class Call:
+    """A call on its way: it takes effect at one moment and is answered at a later one."""
+
+    number: int
+    hub: Hub
+    method: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    answer: asyncio.Future[Any]
+    outcome: Any = None  # an exception is one, too
+    took_effect: bool = False
+
+
+class Machine:
+    """The GPU machine: its engine's containers, its NVML, and the calls under way to both."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.containers: dict[str, dict[str, Any]] = {}
+        self.calls: list[Call] = []
+        self.numbers = itertools.count(1)
+        self.troubles: list[Any] = []
+        # Whether there may be a container that its hub doesn't know of.
+        self.unclean = False
+        self.now = time.time() - 10
+
+    def call(self, hub: Hub, method: str, *arguments: Any, **options: Any) -> asyncio.Future[Any]:
+        answer = self.loop.create_future()
+        if hub.alive:  # else nothing that it does reaches anybody
+            number = next(self.numbers)
+            if method == "remove_container":
+                self.notice_removal(hub, *arguments, **options)
+            self.calls.append(Call(number, hub, method, arguments, options, answer))
+        return answer
+
+    def act(self, call: Call) -> None:
+        """Let a call take effect."""
+        call.took_effect = True
+        try:
+            call.outcome = getattr(self, call.method)(*call.arguments, **call.options)
+        except Exception as error:
+            call.outcome = error
+
+    def reply(self, call: Call, error: Exception | None = None) -> None:
+        """Answer a call with its outcome, or with the error that came instead."""
+        self.calls.remove(call)
+        if call.method == "remove_container" and isinstance(call.outcome, str):
+            self.containers.pop(call.outcome, None)  # answered only when it is gone
+        outcome = error or call.outcome
+        if not call.hub.alive or call.answer.done():
+            return
+        if isinstance(outcome, Exception):
+            call.answer.set_exception(outcome)
+        else:
+            if call.method in call.hub.newest:
+                call.hub.newest[call.method] = call.number
+            call.answer.set_result(outcome)
+
+    def catch_up(
+        self, rounds: int, only: Hub | None = None, last_first: tuple[bool, bool] = (False, False)
+    ) -> None:
+        """Answer what is asked, by one hub or by all, and what is asked then, and so on.
+
+        Args:
+            last_first: whether the last call takes effect first, and whether it is answered first.
+        """
+        for _ in range(rounds):
+            calls = [call for call in self.calls if only in (None, call.hub)]
+            for call in calls[::-1] if last_first[0] else calls:
+                if not call.took_effect:
+                    self.act(call)
+            for call in calls[::-1] if last_first[1] else calls:
+                self.reply(call)
+                self.loop.settle()
+
+    def notice_removal(self, hub: Hub, id: str, force: bool = False, **_: Any) -> None:
+        """Another hub's container may only be removed if it never ran, as far as can be known."""
+        container = self.containers.get(id)
+        if container and not container["Name"].startswith(hub.name):
+            ran = container.get("Started", 0)
+            if force or 0 < ran < hub.newest["list_containers"]:
+                self.troubles.append(f"hub {hub.name} removes {container}")
+
+    # What the engine and NVML do
+
+    def nvml(self) -> Any:
+        return (Node("", "570.133.20", "12.8", GPUS),)
+
+    def list_containers(self) -> list[dict[str, Any]]:
+        return copy.deepcopy(list(self.containers.values()))
+
+    def create_container(self, name: str, labels: dict[str, str], age: int) -> dict[str, str]:
+        if any(container["Name"] == name for container in self.containers.values()):
+            raise _api_error(409, "the name is in use")
+        # Ids in no order, and a clock of whole seconds: neither tells who came first.
+        id = hashlib.sha256(str(next(self.numbers)).encode()).hexdigest()
+        self.containers[id] = {
+            "Id": id,
+            "Name": name,
+            "State": "created",
+            "Created": int(self.now) - age,
+            "Labels": labels,
+        }
+        return {"Id": id}
+
+    def inspect_container(self, name: str) -> dict[str, Any]:
+        for container in self.containers.values():
+            if container["Name"] == name:
+                return {"Id": container["Id"]}
+        raise _api_error(404, "no such container")
+
+    def uuids_of(self, id: str) -> list[str]:
+        if id not in self.containers:
+            raise _api_error(404, "no such container")
+        return uuids_of(self.containers[id])
+
+    def answers(self, id: str) -> None:
+        if self.containers.get(id, {}).get("State") != "running":
+            raise _api_error(500, "it has ended")
+
+    def start(self, id: str) -> None:
+        if self.containers.get(id, {}).get("State") != "created":
+            raise _api_error(404, "no such container")
+        self.containers[id] |= {"State": "running", "Started": next(self.numbers)}
+
+    def remove_container(self, id: str, force: bool = False, v: bool = False) -> str:
+        if id not in self.containers:
+            raise _api_error(404, "no such container")
+        if self.containers[id]["State"] == "removing":
+            raise _api_error(409, "its removal is in progress")
+        if self.containers[id]["State"] == "running" and not force:
+            raise _api_error(409, "it is running")
+        self.containers[id]["State"] = "removing"
+        return id
+
+
+def _api_error(status: int, explanation: str) -> APIError:
+    response = requests.Response()
+    response.status_code = status
+    error = NotFound if status == 404 else APIError
+    return error(explanation, response, explanation)
+
+
+@dataclass(eq=False)
+class Server:
+    """One try to start a server, as `launch` takes it, and what became of it."""
+
+    hub: Hub
+    holder: Holder
+    age: int
+    request: Request
+    longest: float = 0
+    reservations: list[Reservation] = field(default_factory=list)
+    creating: dict[Reservation, asyncio.Future[Any]] = field(default_factory=dict)
+    task: asyncio.Task[str] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.hub.name}-{self.holder}"
+
+    @property
+    def server_key(self) -> str:
+        return self.name
+
+    def created(self) -> set[str]:
+        """The ids of the containers that this process was told of."""
+        told = [each for each in self.creating.values() if each.done() and not each.exception()]
+        return {each.result()["Id"] for each in told}
+
+    async def reserve_gpus(self) -> Reservation:
+        try:
+            existing = await self.hub.docker("inspect_container", self.name)
+        except NotFound:
+            pass
+        else:
+            await self.hub.backend.remove(existing["Id"])
+        if self.request.gpus == 0:
+            reservation = Reservation(self.holder, ())
+        else:
+            queue = self.hub.queue
+            joining = QueuedRequest(self.holder, self.request, queue.since())
+            limits = RequestLimits(longest=self.longest)
+            reservation = await queue.wait(joining, limits, lambda turn: None)
+            assert min(self.hub.newest.values()) > 0  # unknown is never free
+        assert len(reservation.uuids) == self.request.gpus
+        self.reservations.append(reservation)
+        return reservation
+
+    async def create_server(self, reservation: Reservation) -> str:
+        lease = labels(self.holder, self.request.image, sorted(reservation.uuids))
+        creating = self.hub.docker("create_container", self.name, lease, self.age)
+        self.creating[reservation] = creating
+        return str((await creating)["Id"])
+
+    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
+        assert set(await self.hub.docker("uuids_of", server_id)) == reservation.uuids
+
+    async def start_server(self, server_id: str) -> None:
+        await self.hub.backend.start(server_id)
+
+    async def await_server(self, server_id: str) -> str:
+        await self.hub.docker("answers", server_id)
+        return server_id
+
+    async def discard_server(self, server_id: str) -> None:
+        await self.hub.backend.remove(server_id)
+
+    def will_start_again(self, reason: StartAgain) -> None:
+        """Each try is as good as the last."""
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+class ListBackend:
+    """A backend whose servers are the machine's list of containers."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._call = hub.docker
+        log = logging.getLogger("lease-machine")
+        self._reaper = StaleServerReaper(self.remove_unstarted, log)
+
+    async def list(self) -> list[ServerRecord]:
+        found = [record_of(each) for each in await self._call("list_containers")]
+        self._reaper.reap(found)
+        return found
+
+    async def start(self, server_id: str) -> None:
+        await self._call("start", server_id)
+
+    async def remove(self, server_id: str) -> None:
+        await remove(self._call, server_id)
+
+    async def remove_unstarted(self, server_id: str) -> None:
+        await self._call("remove_container", server_id, v=True)
+
+
+class Hub:
+    """One hub's process, and all that it remembers."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine, self.name = machine, name
+        self.alive = True
+        self.servers: list[Server] = []
+        self.stopped: set[str] = set()
+        self.newest = {"nvml": 0, "list_containers": 0}
+        self.backend = ListBackend(self)
+        self.ledger = Ledger(self.backend.list, self.nvml)
+        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
+        self.leftovers = Leftovers()
+
+    def docker(self, method: str, *arguments: Any, **options: Any) -> asyncio.Future[Any]:
+        return self.machine.call(self, method, *arguments, **options)
+
+    async def nvml(self) -> Any:
+        return await self.docker("nvml")
+
+    def launch(self, server: Server) -> Any:
+        self.servers.append(server)
+        return launch(server, self.ledger, self.leftovers)
+
+    async def stop(self, container: dict[str, Any]) -> None:
+        self.stopped.add(container["Id"])
+        self.leftovers.remove_later(container["Name"], self.backend.remove, container["Id"])
+        await self.leftovers.cleared(container["Name"])
+
+    def starting(self) -> list[Server]:
+        return [server for server in self.servers if server.task and not server.task.done()]
+
+
+def end(loop: Loop) -> None:
+    while pending := asyncio.all_tasks(loop):
+        for task in pending:
+            task.cancel()
+        loop.settle()
+    loop.close()
+
+
+def picked(which: int, among: list[Any]) -> Any:
+    return among[which % len(among)]
+
+
+def uuids_of(container: dict[str, Any]) -> list[str]:
+    return list(filter(None, container["Labels"][LABEL_GPUS].split(",")))
+
+
+WHICH = st.integers(0, 11)
+
+
+class Leases(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Loop()
+        self.machine = Machine(self.loop)
+        self.loop.set_exception_handler(lambda _, context: self.machine.troubles.append(context))
+        self.past: list[Hub] = []
+        self.hubs = [self.boot("a"), self.boot("b")]
+        self.tasks: list[tuple[Hub, asyncio.Task[Any]]] = []
+        self.ended: dict[Reservation, int] = {}
+
+    def boot(self, name: str) -> Hub:
+        return Hub(self.machine, name)
+
+    def run(self, hub: Hub, coroutine: Any) -> asyncio.Task[Any]:
+        task = self.loop.create_task(coroutine)
+        self.tasks.append((hub, task))
+        return task
+
+    def idle(self) -> list[tuple[Hub, Holder]]:
+        return [
+            (hub, Holder(user))
+            for hub in self.hubs
+            for user in USERS
+            if user not in {server.holder.user for server in hub.starting()}
+        ]
+
+    def starting(self) -> list[Server]:
+        return [server for hub in self.hubs for server in hub.starting()]
+
+    def containers(self, *states: str) -> list[dict[str, Any]]:
+        found = self.machine.containers.values()
+        return [container for container in found if container["State"] in states]
+
+    def waiting(self) -> list[Call]:
+        return [call for call in self.machine.calls if not call.took_effect]
+
+    def acted(self) -> list[Call]:
+        return [call for call in self.machine.calls if call.took_effect]
+
+    # What users do
+
+    @precondition(lambda self: self.idle())
+    @rule(
+        which=WHICH,
+        several=st.integers(1, 3),
+        gpus=st.sampled_from([1, 1, 1, 2, 3, 0]),
+        longest=st.sampled_from([0, 0, LONGEST_WAIT]),
+        age=st.integers(0, 1),
+    )
+    def start(self, which: int, several: int, gpus: int, longest: float, age: int) -> None:
+        for number in range(several):
+            if idle := self.idle():
+                hub, holder = picked(which + 3 * number, idle)  # by turns on both hubs
+                request = Request("torch", gpus)
+                server = Server(hub, holder, (age + number) % 2, request, longest)
+                server.task = self.run(hub, hub.launch(server))
+        self.loop.settle()
+
+    @precondition(lambda self: self.starting())
+    @rule(which=WHICH)
+    def give_up(self, which: int) -> None:
+        task = picked(which, self.starting()).task
+        task.cancel()
+        self.loop.settle()
+
+    @precondition(lambda self: self.containers("running", "exited"))
+    @rule(which=WHICH)
+    def stop(self, which: int) -> None:
+        container = picked(which, self.containers("running", "exited"))
+        hub = next(hub for hub in self.hubs if container["Name"].startswith(hub.name))
+        self.run(hub, hub.stop(container))
+        self.loop.settle()
+
+    @rule(which=WHICH)
+    def look(self, which: int) -> None:
+        hub = picked(which, self.hubs)
+        self.run(hub, hub.ledger.look())
+        self.loop.settle()
+
+    # What the engine, NVML and the clock do
+
+    @precondition(lambda self: self.waiting())
+    @rule(which=WHICH)
+    def a_call_takes_effect(self, which: int) -> None:
+        self.machine.act(picked(which, self.waiting()))
+
+    @precondition(lambda self: self.acted())
+    @rule(which=WHICH)
+    def a_call_is_answered(self, which: int) -> None:
+        self.machine.reply(picked(which, self.acted()))
+        self.loop.settle()
+
+    @precondition(lambda self: self.machine.calls)
+    @rule(rounds=st.integers(1, 4), last_first=st.tuples(st.booleans(), st.booleans()))
+    def all_calls_are_answered(self, rounds: int, last_first: tuple[bool, bool]) -> None:
+        self.machine.catch_up(rounds, last_first=last_first)
+
+    @precondition(lambda self: self.machine.calls)
+    @rule(
+        which=WHICH,
+        rounds=st.integers(1, 4),
+        last_first=st.tuples(st.booleans(), st.booleans()),
+    )
+    def one_hubs_calls_are_answered(
+        self, which: int, rounds: int, last_first: tuple[bool, bool]
+    ) -> None:
+        self.machine.catch_up(rounds, picked(which, self.hubs), last_first)
+
+    @rule(seconds=st.sampled_from([0.05, 1, A_WHILE]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.now += seconds
+        self.loop.settle()
+
+    # What goes wrong: one rule, so that all the others together are more frequent
+
+    @rule(
+        which=WHICH,
+        what=st.sampled_from(
+            [
+                "die",
+                "die_and_be_removed",
+                "be_removed_by_force",
+                "refuse_a_call",
+                "lose_an_answer",
+                "kill_and_restart_a_hub",
+                "let_much_time_pass",
+            ]
+        ),
+    )
+    def something_goes_wrong(self, which: int, what: str) -> None:
+        getattr(self, what)(which)
+        self.loop.settle()
+
+    def die(self, which: int) -> None:
+        if running := self.containers("running"):
+            picked(which, running)["State"] = "exited"
+
+    def die_and_be_removed(self, which: int) -> None:
+        if running := self.containers("running"):
+            del self.machine.containers[picked(which, running)["Id"]]
+
+    def be_removed_by_force(self, which: int) -> None:
+        if self.machine.containers:
+            del self.machine.containers[picked(which, list(self.machine.containers))]
+
+    def refuse_a_call(self, which: int) -> None:
+        if waiting := self.waiting():
+            call = picked(which, waiting)
+            nvml = call.method == "nvml"
+            self.machine.reply(call, InventoryError("away") if nvml else _api_error(500, "full"))
+
+    def lose_an_answer(self, which: int) -> None:
+        """Whether or not the call took effect; one that changes something may do so later."""
+        if self.machine.calls:
+            self.machine.unclean = True
+            call = picked(which, self.machine.calls)
+            error = requests.exceptions.ReadTimeout("no answer")
+            if call.took_effect or call.method in call.hub.newest:
+                self.machine.reply(call, error)
+            elif not call.answer.done():
+                call.answer.set_exception(error)
+
+    def kill_and_restart_a_hub(self, which: int) -> None:
+        hub = picked(which, self.hubs)
+        hub.alive = False
+        self.machine.unclean = True
+        self.past.append(hub)
+        self.hubs[self.hubs.index(hub)] = self.boot(hub.name)
+
+    def let_much_time_pass(self, which: int = 0) -> None:
+        """So much that a container which never started belongs to a hub that died."""
+        self.loop.now += leftovers_module.STALE_SECONDS + 100
+
+    # What always holds
+
+    @invariant()
+    def no_gpu_has_two_running_holders(self) -> None:
+        running = [uuids_of(container) for container in self.containers("running")]
+        uuids = [uuid for each in running for uuid in each]
+        assert len(uuids) == len(set(uuids)), running
+
+    @invariant()
+    def one_hub_never_sets_one_gpu_aside_twice(self) -> None:
+        """Not even where the claim before the start would notice."""
+        for hub in self.hubs:
+            held = [uuid for each in self.held_by(hub) for uuid in each.uuids]
+            assert len(held) == len(set(held)), held
+
+    def held_by(self, hub: Hub) -> Iterator[Reservation]:
+        """The reservations that are open, or whose containers hold GPUs, or are being created."""
+        for server in hub.servers:
+            for reservation in server.reservations:
+                creating = server.creating.get(reservation)
+                if reservation.over_since is None or (creating and not creating.done()):
+                    yield reservation
+                elif creating and creating.done() and not creating.exception():
+                    container = self.machine.containers.get(creating.result()["Id"])
+                    if container and container["State"] in ("created", "running"):
+                        yield reservation
+
+    @invariant()
+    def a_reservation_ends_once(self) -> None:
+        for hub in [*self.hubs, *self.past]:
+            for server in hub.servers:
+                for reservation in server.reservations:
+                    if reservation.over_since is not None:
+                        first = self.ended.setdefault(reservation, reservation.over_since)
+                        assert first == reservation.over_since
+
+    @invariant()
+    def nothing_goes_wrong_behind_the_scenes(self) -> None:
+        assert self.machine.troubles == []
+
+    # What holds in the end
+
+    def teardown(self) -> None:
+        try:
+            self.settle_everything()
+            self.nothing_is_lost()
+        finally:
+            end(self.loop)
+
+    def settle_everything(self) -> None:
+        """Let every call be answered and every wait end, until nothing is under way."""
+        for seconds, rounds in ((3, 30), (A_WHILE, 12)):
+            for _ in range(rounds):
+                self.machine.catch_up(8)
+                self.time_passes(seconds)
+                self.no_gpu_has_two_running_holders()
+            self.nobody_waits_for_nothing()
+        assert self.starting() == []
+        servers = [server for hub in self.hubs for server in hub.servers]
+        reservations = [each for server in servers for each in server.reservations]
+        assert [each for each in reservations if each.over_since is None] == []
+
+    def nobody_waits_for_nothing(self) -> None:
+        """Who still starts waits for a container that a dead hub has left, or a lost answer."""
+        servers = [server for hub in self.hubs for server in hub.servers]
+        known = {id: server for server in servers for id in server.created()}
+        created = {container["Id"] for container in self.containers("created")}
+        assert created - set(known) or not self.starting()
+        # What a hub knows of and doesn't start, it removes.
+        left = [known[id] for id in created & set(known)]
+        assert [server for server in left if server not in self.starting()] == []
+        assert [id for hub in self.hubs for id in hub.stopped & set(self.machine.containers)] == []
+
+    def nothing_is_lost(self) -> None:
+        # A look finds what hubs that died have left, and removes it.
+        for hub in self.hubs * 2:
+            self.finished(hub.ledger.look)
+            self.let_much_time_pass()
+        self.finished(self.hubs[0].ledger.look)
+        assert self.containers("created", "removing") == []
+        self.machine.containers.clear()
+        for hub in self.hubs:
+            view = self.finished(hub.ledger.look)
+            assert [gpu.state for gpu in view.gpus] == ["free"] * len(GPUS)
+            self.finished(lambda hub=hub: reserve(hub.ledger, Holder("all"), Request("torch", 3)))
+        self.nobody_fails_without_a_reason()
+
+    def nobody_fails_without_a_reason(self) -> None:
+        # The clock moves faster than removals here, so that one may take too long.
+        reasons = {"full", "no such container", "its removal is in progress", "it has ended"}
+        if self.machine.unclean:
+            reasons.add("the name is in use")
+        for hub, task in self.tasks:
+            assert task.done() or not hub.alive
+            if task.done() and not task.cancelled() and (error := task.exception()):
+                if isinstance(error, APIError):
+                    assert error.explanation in reasons
+                else:
+                    assert isinstance(error, NotEnough | Unknown | requests.exceptions.ReadTimeout)
+
+    def finished(self, act: Callable[[], Any]) -> Any:
+        task = self.loop.create_task(_awaited(act()))
+        for _ in range(20):
+            self.loop.settle()
+            self.machine.catch_up(8)
+        return task.result()
+
+
+# Finding the shortest way to a failure takes minutes.
+TestLeases = pytest.mark.timeout(900)(Leases.TestCase)
+# Old releases of hypothesis take a hundred times as long to choose a step.
+EXAMPLES = 400 if hypothesis.__version_info__ >= (6, 150) else 15
+TestLeases.settings = settings(max_examples=EXAMPLES, stateful_step_count=60, deadline=None)
+
+
+# What happens too rarely by chance
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    loop = Loop()
+    yield Machine(loop)
+    end(loop)
+
+
+def start(hub: Hub, user: str = "ann") -> Server:
+    server = Server(hub, Holder(user), 0, Request("torch", 1))
+    server.task = hub.machine.loop.create_task(hub.launch(server))
+    hub.machine.loop.settle()
+    return server
+
+
+def advance(machine: Machine, until: str) -> Call:
+    """Answer all calls before the first one of a method, and return that one."""
+    for _ in range(20):
+        for call in machine.calls:
+            if call.method == until:
+                return call
+        machine.catch_up(1)
+    raise AssertionError(f"{until} isn't called")
+
+
+def test_who_starts_again_waits_until_the_last_try_is_tidied_up(machine: Machine) -> None:
+    """Else the container that is still being created takes the name."""
+    hub = Hub(machine, "a")
+    first = start(hub)
+    creating = advance(machine, "create_container")
+    first.task.cancel()
+    second = start(hub)
+    assert machine.calls == [creating]
+    machine.catch_up(20)
+    assert first.task.cancelled()
+    assert list(machine.containers) == [second.task.result()]
+
+
+def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    first = start(hub)
+    creating = advance(machine, "create_container")
+    first.task.cancel()
+    second = start(hub)
+    machine.loop.now += leftovers_module.PATIENCE_SECONDS + 1
+    machine.loop.settle()
+    assert machine.calls == [creating]
+    with pytest.raises(NotEnough, match="isn't tidied up yet"):
+        second.task.result()
+
+
+def test_a_removal_that_is_under_way_already_is_waited_for(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    machine.create_container("a-ann", labels(Holder("ann"), "torch", []), 0)
+    (id,) = machine.containers
+    removals = [machine.loop.create_task(remove(hub.docker, id)) for _ in range(2)]
+    machine.loop.settle()
+    first, second = machine.calls
+    machine.act(first)
+    machine.act(second)
+    machine.reply(second)  # "removal is in progress"
+    machine.loop.settle()
+    assert not any(removal.done() for removal in removals)
+    machine.reply(first)
+    machine.loop.now += 1
+    machine.loop.settle()
+    machine.catch_up(5)
+    assert [removal.result() for removal in removals] == [None, None]
+
+
+def test_a_container_is_removed_as_soon_as_the_engine_is_back(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    first = start(hub)
+    machine.act(advance(machine, "create_container"))
+    first.task.cancel()
+    machine.loop.settle()
+    machine.catch_up(1)
+    for _ in range(3):
+        machine.reply(advance(machine, "remove_container"), _api_error(500, "full"))
+        machine.loop.settle()
+        machine.loop.now += A_WHILE
+        machine.loop.settle()
+    machine.catch_up(20)
+    assert machine.containers == {}
+
+
+def test_a_container_that_was_started_after_all_is_left_alone(machine: Machine) -> None:
+    """Its hub was only slow."""
+    slow, other = Hub(machine, "a"), Hub(machine, "b")
+    server = start(slow)
+    starting = advance(machine, "start")
+    (container,) = machine.containers.values()
+    for look in (1, 2):  # the first sees it, and the second that it is still there
+        machine.loop.create_task(_awaited(other.ledger.look()))
+        machine.loop.settle()
+        if look == 1:
+            machine.catch_up(5, other)
+            machine.loop.now += leftovers_module.STALE_SECONDS + 100
+    sweeping = None
+    while sweeping is None:
+        for call in [call for call in machine.calls if call.hub is other]:
+            if call.method == "remove_container":
+                sweeping = call
+            else:
+                machine.act(call)
+                machine.reply(call)
+        machine.loop.settle()
+    machine.act(starting)
+    machine.act(sweeping)
+    machine.catch_up(5)
+    assert container["State"] == "running"
+    assert server.task.result() == container["Id"]

@@ -1,0 +1,57 @@
+"""Which images are on a machine, as its engine says."""
+
+from __future__ import annotations
+
+import logging
+
+import docker.errors
+import pytest
+
+from gpuspawner.backends.docker.backend import DockerBackend
+from gpuspawner.images import local_images
+from gpuspawner.images.local_images import LocalImages
+
+
+class Engine:
+    """Answers as an engine does, of images that a test names."""
+
+    def __init__(self, *there: str) -> None:
+        self.there = set(there)
+        self.away = False
+        self.asked: list[str] = []
+
+    def inspect_image(self, reference: str) -> dict[str, str]:
+        self.asked.append(reference)
+        if self.away:
+            raise docker.errors.APIError("on strike")
+        if reference not in self.there:
+            raise docker.errors.ImageNotFound("no such image")
+        return {}
+
+
+def local(engine: Engine) -> LocalImages:
+    """The local images of an engine, by way of the backend that asks it."""
+    return LocalImages(DockerBackend(lambda: engine, logging.getLogger("test")).has_image)
+
+
+async def test_what_the_engine_does_not_know_is_missing_and_is_asked_for_once() -> None:
+    engine = Engine("a")
+    images = local(engine)
+    assert await images.missing({"a", "b"}) == {"b"}
+    assert await images.missing({"a", "b"}) == {"b"}
+    assert sorted(engine.asked) == ["a", "b"]
+
+
+async def test_after_a_while_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    images = local(engine)
+    assert await images.missing({"a"}) == {"a"}
+    engine.there.add("a")
+    monkeypatch.setattr(local_images, "KNOWN_SECONDS", -1.0)
+    assert await images.missing({"a"}) == frozenset()
+
+
+async def test_where_the_engine_cannot_be_asked_nothing_is_called_missing() -> None:
+    engine = Engine()
+    engine.away = True
+    assert await local(engine).missing({"a"}) == frozenset()

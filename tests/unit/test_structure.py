@@ -1,0 +1,105 @@
+"""The shape of the code: what may import what."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from ..support.imports import MODULES, all_that_loads, imports, imports_of, ours, top
+from ..support.paths import ROOT
+
+
+@pytest.mark.parametrize("module", ["gpus.allocation", "gpus.model", "i18n.lazy_text"])
+def test_what_decides_and_its_words_load_only_the_standard_library(module: str) -> None:
+    assert top(all_that_loads(module)) - {"gpuspawner", ""} <= sys.stdlib_module_names
+    assert ours(imports(module)) <= {"i18n.lazy_text", "gpus.model"}
+
+
+def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
+    rooms = [name for name in MODULES if name.startswith("i18n.")]
+    assert rooms
+    assert {name for room in rooms for name in ours(imports(room))} <= {*rooms, "i18n.__init__"}
+
+
+def test_only_the_inventory_imports_pynvml() -> None:
+    assert [name for name in MODULES if "pynvml" in top(imports(name))] == ["gpus.nvml"]
+
+
+ROOMS = {"gpus", "images", "leases", "scheduling", "choices", "i18n"}
+NEUTRAL = [name for name in MODULES if name.partition(".")[0] in ROOMS]
+NEUTRAL += ["settings", "errors", "group_overrides", "base_spawner", "hub.state", "hub.compat"]
+NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers"]
+
+
+@pytest.mark.parametrize("module", NEUTRAL)
+def test_what_serves_every_backend_loads_no_docker(module: str) -> None:
+    assert not top(all_that_loads(module)) & {"docker", "dockerspawner"}
+
+
+def test_what_decides_loads_no_hub() -> None:
+    deciding = [name for name in NEUTRAL if name.startswith(("gpus.", "scheduling.", "images."))]
+    assert [name for name in deciding if "jupyterhub" in top(all_that_loads(name))] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "gpus.nvml",
+        "images.catalogue",
+        "backends.docker.container_config",
+        "backends.docker.readiness",
+        "backends.docker.volumes",
+    ],
+)
+def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> None:
+    assert ours(all_that_loads(module)) <= {
+        "i18n.lazy_text",
+        "gpus.state",
+        "gpus.model",
+        "leases.labels",
+    }
+
+
+def test_the_simulation_imports_nothing_of_ours() -> None:
+    simulation = [name for name in MODULES if name.startswith("simulation.")]
+    assert simulation
+    used = {other for name in simulation for other in ours(imports(name))}
+    assert {name for name in used if not name.startswith("simulation.")} == set()
+
+
+def test_nothing_imports_the_spawner() -> None:
+    assert [name for name in MODULES if "spawner" in ours(imports(name))] == []
+
+
+def test_an_exception_from_a_check_names_the_check() -> None:
+    bare = re.compile(r"#\s*(noqa(?!:)|type:\s*ignore(?!\[))")
+    found = [
+        f"{name}:{number}"
+        for name, path in MODULES.items()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if bare.search(line)
+    ]
+    assert found == []
+
+
+# What these share is still to move to tests/support.
+STILL_IMPORT = {
+    "tests/unit/test_i18n.py": {"tests.unit.test_dashboard_facts", "tests.unit.test_form"},
+    "tests/unit/test_queue_order.py": {"tests.unit.test_allocation"},
+}
+
+
+def test_no_test_module_imports_another() -> None:
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
+    closed = {name for name in modules if re.search(r"\.(test_\w+|conftest)$", name)}
+    assert len(closed) > 50
+    found = {str(path.relative_to(ROOT)): imports_of(path, ROOT) & closed for path in paths}
+    assert {path: names for path, names in found.items() if names} == STILL_IMPORT
+
+
+def test_the_folders_of_the_tests() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*")}
+    assert {str(each) for each in folders} == {"unit", "engine", "browser", "simulated"}

@@ -1,0 +1,272 @@
+"""The queue over a ledger whose engine is a list: thousands of joins, cancels and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuspawner.errors import Unknown
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
+from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
+from gpuspawner.scheduling.plan import QueuedRequest, Turn
+from gpuspawner.scheduling.queue import OverLimit, Queue, QueueSettings, RequestLimits
+
+GPUS = 4
+
+
+@dataclass
+class Engine:
+    """An engine's containers as the ledger lists them, and an inventory that may fail."""
+
+    containers: dict[str, ServerRecord] = field(default_factory=dict)
+    broken: str = ""
+    looks: int = 0
+
+    async def list(self) -> list[ServerRecord]:
+        await asyncio.sleep(0)
+        return list(self.containers.values())
+
+    async def read(self) -> Any:
+        self.looks += 1
+        await asyncio.sleep(0)
+        if self.broken:
+            raise RuntimeError(self.broken)
+        gpus = tuple(GPU(f"GPU-{n}", n, "A100", 40960, 0, 0) for n in range(GPUS))
+        return (Node("", "570.133.20", "12.8", gpus),)
+
+    def start(self, ledger: Ledger, reservation: Reservation) -> str:
+        """Make the container of a reservation, as a start does."""
+        holder = reservation.holder
+        name = f"{holder}-{time.monotonic_ns()}"
+        found = labels(holder, "image", sorted(reservation.uuids), reservation.until)
+        self.containers[name] = ServerRecord(name, found, created=1)
+        ledger.release(reservation)
+        return name
+
+
+class Endings:
+    """The engine's events: who listens now."""
+
+    listening: list[Callable[[], None]]
+
+    def __init__(self) -> None:
+        self.listening = []
+
+    def __call__(self, notice: Callable[[], None]) -> Any:
+        return SimpleNamespace(
+            begin=lambda: self.listening.append(notice),
+            end=lambda: self.listening.remove(notice),
+        )
+
+    def happen(self) -> None:
+        for notice in self.listening:
+            notice()
+
+
+def make(rules: QueueSettings | None = None) -> tuple[Engine, Ledger, Queue, Endings]:
+    engine, endings = Engine(), Endings()
+    ledger = Ledger(engine.list, engine.read)
+    return engine, ledger, Queue(ledger, rules or QueueSettings(), endings), endings
+
+
+def joins(
+    queue: Queue,
+    user: str,
+    gpus: int,
+    terms: RequestLimits | None = None,
+    told: list[Any] | None = None,
+) -> asyncio.Task[Reservation]:
+    waiting = QueuedRequest(Holder(user), Request("image", gpus, seconds=3600), queue.since())
+    told = [] if told is None else told
+    return asyncio.ensure_future(queue.wait(waiting, terms or RequestLimits(), told.append))
+
+
+async def settle() -> None:
+    for _ in range(40):
+        await asyncio.sleep(0)
+
+
+async def test_a_wait_that_ends_in_the_same_moment_as_its_turn_gives_the_gpus_back():
+    """The cancel comes after the reservation and before the waiter runs."""
+    _, ledger, queue, _ = make()
+    task = joins(queue, "ada", 4)
+    while not ledger._reservations:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await joins(queue, "ben", 4)).uuids == {f"GPU-{n}" for n in range(GPUS)}
+
+
+async def test_trouble_is_told_to_those_who_wait_and_refuses_those_who_come():
+    engine, ledger, queue, endings = make()
+    engine.start(ledger, await joins(queue, "ada", 4))
+    told: list[Any] = []
+    waiting = joins(queue, "ben", 1, told=told)
+    await settle()
+    assert isinstance(told[0], Turn)
+    engine.broken = "NVML has gone."
+    with pytest.raises(Unknown, match="NVML has gone"):
+        await joins(queue, "cyd", 1)
+    assert told[-1] == "You keep your place. NVML has gone."
+    engine.broken = ""
+    engine.containers.clear()
+    endings.happen()
+    assert (await waiting).gpus
+
+
+async def test_the_engine_is_listened_to_and_looked_at_only_while_somebody_waits():
+    engine, ledger, queue, endings = make()
+    name = engine.start(ledger, await joins(queue, "ada", 4))
+    await settle()
+    assert endings.listening == []
+    waiting = joins(queue, "ben", 1)
+    await settle()
+    looks = engine.looks
+    del engine.containers[name]
+    await settle()
+    assert engine.looks == looks  # nothing is looked at between events, within the period
+    endings.happen()
+    await waiting
+    await settle()
+    assert endings.listening == []
+
+
+async def test_a_queue_of_its_length_is_full_and_no_wait_is_no_wait():
+    engine, ledger, queue, _ = make(QueueSettings(length=2))
+    engine.start(ledger, await joins(queue, "ada", 4))
+    waiting = [joins(queue, "ben", 1), joins(queue, "cyd", 1)]
+    await settle()
+    with pytest.raises(NotEnough, match="The queue is full: 2 wait already"):
+        await joins(queue, "dan", 1)
+    with pytest.raises(NotEnough, match=r"0 of 4 are free now \(4 in use\)"):
+        await joins(queue, "eve", 1, RequestLimits(longest=0))
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    with pytest.raises(NotEnough, match="which is the longest wait here"):
+        await joins(queue, "fay", 1, RequestLimits(longest=0.01))
+    waiting[1].cancel()
+
+
+async def test_a_user_over_the_limit_is_refused_whatever_comes_first():
+    """Two servers of one user ask in the same moment; each alone would be within the limit."""
+    _, _, queue, _ = make()
+    terms = RequestLimits(user_limit=3)
+    asks = [
+        asyncio.ensure_future(
+            queue.wait(
+                QueuedRequest(Holder("ada", name), Request("image", 2), queue.since()), terms, print
+            )
+        )
+        for name in ("one", "two")
+    ]
+    results = await asyncio.gather(*asks, return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["OverLimit", "Reservation"]
+    assert issubclass(OverLimit, Exception)
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("join"), st.integers(1, GPUS)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+        st.tuples(st.just("end"), st.integers(0, 30)),
+        st.tuples(st.just("break"), st.integers(0, 1)),
+        st.tuples(st.just("pass"), st.integers(0, 12)),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(ACTIONS, st.sampled_from(["fifo", "fair"]))
+def test_no_gpu_is_held_twice_and_in_the_end_all_who_stayed_were_served(
+    actions: list[tuple[str, int]], order: str
+) -> None:
+    asyncio.run(_run(actions, order))
+
+
+async def _run(actions: list[tuple[str, int]], order: str) -> None:
+    engine, ledger, queue, endings = make(QueueSettings(order=order))
+    tasks: list[asyncio.Task[Reservation]] = []
+    served: dict[asyncio.Task[Reservation], str] = {}
+
+    def take() -> None:
+        """Start what was granted, and look that nothing is held twice."""
+        for task in tasks:
+            if task.done() and not task.cancelled() and not task.exception() and task not in served:
+                served[task] = engine.start(ledger, task.result())
+        held = [
+            uuid
+            for container in engine.containers.values()
+            for uuid in container.labels["gpuspawner.gpus"].split(",")
+        ]
+        held += [
+            uuid for each in ledger._reservations if each.over_since is None for uuid in each.uuids
+        ]
+        assert len(held) == len(set(held))
+
+    for action, number in actions:
+        if action == "join":
+            tasks.append(joins(queue, f"user-{len(tasks)}", number))
+        elif action == "cancel" and tasks:
+            tasks[number % len(tasks)].cancel()
+        elif action == "end" and engine.containers:
+            del engine.containers[sorted(engine.containers)[number % len(engine.containers)]]
+            endings.happen()
+        elif action == "break":
+            engine.broken = "away" * number
+        for _ in range(number if action == "pass" else 1):
+            await asyncio.sleep(0)
+            take()
+    engine.broken = ""
+    for _ in range(200):
+        if all(task.done() for task in tasks):
+            break
+        engine.containers.clear()
+        endings.happen()
+        queue.wake()
+        await settle()
+        take()
+    stayed = [task for task in tasks if not task.cancelled()]
+    assert all(task.done() for task in stayed)
+    assert all(not task.exception() or isinstance(task.exception(), Unknown) for task in stayed)
+    assert [each for each in ledger._reservations if each.over_since is None] == []
+
+
+async def test_who_came_first_is_first_also_after_the_clock_was_set_back(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    _, _, queue, _ = make()
+    first = queue.since()
+    now[0] = 10.0
+    joined = [first, queue.since(), queue.since()]
+    assert joined == sorted(set(joined))
+
+
+async def test_who_cannot_be_told_fails_alone():
+    engine, ledger, queue, endings = make()
+    engine.start(ledger, await joins(queue, "ada", 4))
+    told: list[Any] = []
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("ben's own secret")
+
+    wanted = QueuedRequest(Holder("ben"), Request("image", 1, seconds=3600), queue.since())
+    ben = asyncio.ensure_future(queue.wait(wanted, RequestLimits(), broken))
+    cyd = joins(queue, "cyd", 1, told=told)
+    with pytest.raises(RuntimeError, match="secret"):
+        await ben
+    await settle()
+    assert isinstance(told[0], Turn)
+    engine.containers.clear()
+    endings.happen()
+    assert (await cyd).gpus
