@@ -27,7 +27,7 @@ from .choices.check import (
     held_by_person,
 )
 from .choices.limits import without
-from .errors import StartAgain, Unknown
+from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
 from .group_overrides import GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
@@ -36,11 +36,10 @@ from .hub.state import HubState, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import lazy_gettext, together
 from .i18n.phrases import ordinal
-from .leases.ledger import Ledger, NotEnough, Reservation, View
+from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import turn_words
 from .scheduling.plan import QueuedRequest, Turn
-from .scheduling.queue import OverLimit
 from .settings import GPUTraits
 
 # Under which our part of a server's state is kept.
@@ -234,11 +233,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.attempt.since = self.hub_state.queue.since()
         try:
             checked = await self._check(user_options)
-        except web.HTTPError as error:
-            if error.status_code in (400, 403):
+        except (Refused, Unknown) as error:
+            if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             self._refused_choice = user_options
-            raise
+            raise self.refusal(error) from None
         self.attempt.request = checked.request
         if checked.image is not None:
             self._choose_image(checked.image)
@@ -258,15 +257,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def _check(self, raw: Any) -> CheckedChoice:
         try:
             return await check_choice(raw, self.applicant(), self.ledger, self.hub_state.queue)
-        except options.Refused as error:
-            raise self.refusal(str(error), "choice", error.status) from None
         except Unknown as error:
             hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
-            raise self.refusal(together(str(error), hint), "unknown", 503) from None
+            raise Unknown(together(str(error), hint)) from error
 
-    def refusal(self, sentence: str, reason: str, status: int) -> web.HTTPError:
+    def refusal(self, error: Refused | Unknown) -> web.HTTPError:
         """Return what refuses a choice, in the language of who made it: it is answered at once."""
-        return http_errors.refusal(sentence, reason, status, self.language().say(sentence))
+        return http_errors.refused(error, self.language())
 
     def _choose_image(self, image: str) -> None:
         """Use an image for this spawn; its end puts the administrator's own back."""
@@ -409,7 +406,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         except asyncio.CancelledError:
             self.lease.note("leave", gpus=request.gpus, waited=_waited(since))
             raise
-        except (NotEnough, OverLimit, Unknown) as error:
+        except (Refused, Unknown) as error:
             self.lease.note("refuse", gpus=request.gpus, waited=_waited(since), rule=str(error))
             raise
         self.lease.begin_term(request.seconds)
@@ -440,10 +437,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             for trait, value in hooked.items():
                 setattr(self, trait, value)
             return (await self._check(self.user_options)).request
-        except web.HTTPError as error:
-            # That the host can't be read just now is no reason to lose one's turn.
-            if error.status_code != 503:
-                raise
+        except Unknown:  # no reason to lose one's turn
             return request
 
     def _tell_turn(self, turn: Turn | str) -> None:
@@ -505,11 +499,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the exception that the user reads in place of this one."""
         if isinstance(error, web.HTTPError):
             return error
-        if isinstance(error, OverLimit):
-            return http_errors.refusal(str(error), "limit", 403)
-        if isinstance(error, NotEnough | Unknown):
-            reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
-            return http_errors.refusal(str(error), reason, 503)
+        if isinstance(error, Refused | Unknown):
+            return http_errors.refused(error)
+        if isinstance(error, GPUSpawnerError):
+            said = getattr(error, "said", "")  # the engine's own words
+            self.log.error("Starting %s failed: %s %s", self._log_name, error, said)
+            return http_errors.failure(str(error))
         self.log.error("Starting %s failed", self._log_name, exc_info=error)
         return http_errors.failure(self.explain(error))
 

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from .errors import GPUSpawnerError
+
 
 def _lower(one: float | None, other: float | None) -> float | None:
     return min((each for each in (one, other) if each is not None), default=None)
@@ -117,5 +119,5 @@ class GroupOverrides:
         return ""
 
 
-class OverrideError(Exception):
+class OverrideError(GPUSpawnerError):
     """A group override can't be applied. `str()` names it, and the trait."""

@@ -25,6 +25,7 @@ from .backends.docker.readiness import QUICK_START, Output, answers, exit_code
 from .backends.docker.settings import DockerTraits
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
+from .errors import Refused
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
@@ -124,8 +125,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         limits = self.limits()
         try:
             key = options.image_key(options.parse({"image": image}), limits)
-        except options.Refused as error:
-            raise self.refusal(str(error), "choice", error.status) from None
+        except Refused as error:
+            raise self.refusal(error) from None
         return limits.versions[key].image if key in limits.versions else key
 
     # -- The container ---------------------------------------------------------------------------

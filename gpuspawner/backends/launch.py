@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, TypeVar
 
-from ..errors import StartAgain
+from ..errors import Refused, StartAgain
 from ..i18n.lazy_text import lazy_gettext
-from ..leases.ledger import Ledger, NotEnough, Reservation
+from ..leases.ledger import Ledger, Reservation
 from .leftovers import Leftovers
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
@@ -37,7 +37,7 @@ class Launchable(Protocol[T_co]):
         What is left of an earlier server of this name is gone before.
 
         Raises:
-            NotEnough: there is none for it.
+            Refused: there is none for it.
             Unknown: the host couldn't be read.
         """
 
@@ -68,7 +68,7 @@ async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) ->
     """Start a server with the GPUs that it reserves, and return what `await_server` does.
 
     Raises:
-        NotEnough: there are no GPUs for it, or an earlier start isn't undone yet.
+        Refused: there are no GPUs for it, or an earlier start isn't undone yet.
         Unknown: the host couldn't be read.
         Exception: what a step raised; then all is undone, or will be.
     """
@@ -79,17 +79,18 @@ async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) ->
             return await _start(server, reservation, ledger, leftovers)
         except StartAgain as reason:
             server.will_start_again(reason)
-    raise NotEnough(lazy_gettext("Others were quicker each time. Please try again."))
+    sentence = lazy_gettext("Others were quicker each time. Please try again.")
+    raise Refused(sentence, "no_gpu", 503)
 
 
 async def ensure_cleared(server_key: str, leftovers: Leftovers) -> None:
     """Wait until nothing is left of a server's earlier starts.
 
     Raises:
-        NotEnough: something still is.
+        Refused: something still is.
     """
     if not await leftovers.cleared(server_key):
-        raise NotEnough(
+        raise Refused(
             lazy_gettext(
                 "An earlier start of this server isn't tidied up yet. Please try again in a minute."
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import Refused
 from ..gpus.allocation import largest
 from ..gpus.model import Holder, Request
 from ..leases.ledger import Ledger, View
@@ -62,7 +63,7 @@ async def check_choice(
         queue: who waits.
 
     Raises:
-        options.Refused: it can't be granted.
+        Refused: it can't be granted.
         Unknown: the host couldn't be read, and the choice asks for GPUs.
     """
     limits = applicant.limits
@@ -85,7 +86,7 @@ def forecast_choice(
     count = choice.gpus or 0
     try:
         request = _request(choice, applicant, queue, view)
-    except options.Refused as error:
+    except Refused as error:
         return Forecast("no", count, refusal=str(error))
     if request.gpus == 0:
         return Forecast("now")
@@ -115,7 +116,7 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
         # What the queue would refuse, refused at once: too many GPUs with the user's other servers.
         held = held_by(applicant.holder, queue.claims(view.leases))
         if held + request.gpus > limit:
-            raise options.Refused(over_user_limit(request.gpus, held, limit), 403)
+            raise Refused(over_user_limit(request.gpus, held, limit), status=403)
     return request
 
 

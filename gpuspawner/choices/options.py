@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..errors import Refused
 from ..gpus.allocation import largest, model_counts, offered
 from ..gpus.model import Node, Request
 from ..i18n.lazy_text import lazy_gettext, listed
@@ -22,18 +23,6 @@ from .limits import MAX_HOURS, Limits
 # A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
 MAX_KEY = 200
 MAX_SHOWN = 60
-
-
-class Refused(Exception):
-    """A choice that can't be granted. `str()` names the key, the value and the limit.
-
-    `status` is the HTTP status that says whose mistake it is: 400 a malformed choice, 403 one over
-    a limit.
-    """
-
-    def __init__(self, sentence: str, status: int = 400) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Choice(BaseModel):
@@ -131,7 +120,7 @@ def image_key(choice: Choice, limits: Limits) -> str:
     if choice.image is None:
         if not limits.default_image:
             raise Refused(
-                lazy_gettext("There is no image version that you may pick on this hub."), 403
+                lazy_gettext("There is no image version that you may pick on this hub."), status=403
             )
         return limits.default_image
     if limits.any_image:
@@ -157,7 +146,7 @@ def image_key(choice: Choice, limits: Limits) -> str:
                 "image %(image)s isn't on this machine yet. An administrator can put it there.",
                 image=choice.image,
             ),
-            503,
+            status=503,
         )
     return choice.image
 
@@ -180,7 +169,7 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
                     whose=rule.whose,
                     most=rule.most,
                 ),
-                403,
+                status=403,
             )
     return choice.gpus
 
@@ -201,7 +190,7 @@ def seconds(choice: Choice, limits: Limits) -> float | None:
                 value=f"{choice.hours:g}",
                 most=f"{limits.hours:g}",
             ),
-            403,
+            status=403,
         )
     return choice.hours * 3600
 
@@ -274,7 +263,7 @@ def _check_model(named: str, models: list[str], limits: Limits, several: bool) -
                 value=_show(named),
                 models=may,
             ),
-            403,
+            status=403,
         )
     if models and named not in models:
         known = {"value": _show(named), "models": listed(models)}

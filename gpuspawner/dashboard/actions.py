@@ -16,21 +16,15 @@ from tornado.httputil import url_concat
 
 from ..backends.docker import errors as engine_errors
 from ..backends.docker import marks
+from ..errors import Refused
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
+NO_ANSWER = lazy_gettext("JupyterHub doesn't answer. Please try again.")
 # A stop is answered once the server is gone, or by the hub's own 10 seconds.
 STOP_SECONDS = 60
-
-
-class Refusal(Exception):
-    """It wasn't done. `str()` is a sentence for the person; `status` is HTTP's."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -66,17 +60,18 @@ class Actions:
         self, person: Person, what: str, user: str, server: str, **more: Any
     ) -> dict[str, Any]:
         if not (person.administrator or person.is_user(user)):
-            raise Refusal(403, lazy_gettext("This is somebody else's server."))
+            raise Refused(lazy_gettext("This is somebody else's server."), status=403)
         question = {"do": what, "user": user, "server": server, **more}
         try:
             answer = await control_socket.ask(self.socket, question)
         except (OSError, ValueError, asyncio.TimeoutError):
-            raise Refusal(
-                503, lazy_gettext("JupyterHub doesn't answer. Please try again.")
+            raise Refused(
+                lazy_gettext("JupyterHub doesn't answer. Please try again."), status=503
             ) from None
         if "error" in answer:
-            raise Refusal(
-                int(answer.get("status", 500)), restored(answer.get("sentence")) or answer["error"]
+            raise Refused(
+                restored(answer.get("sentence")) or answer["error"],
+                status=int(answer.get("status", 500)),
             )
         await self.monitor.refresh()
         return answer
@@ -101,8 +96,8 @@ class Actions:
         except HTTPClientError as error:
             raise _hub_refusal(error) from None
         except OSError:
-            raise Refusal(
-                503, lazy_gettext("JupyterHub doesn't answer. Please try again.")
+            raise Refused(
+                lazy_gettext("JupyterHub doesn't answer. Please try again."), status=503
             ) from None
         await self.monitor.refresh()
 
@@ -115,7 +110,7 @@ class Actions:
         answer = await self._ask(person, "status", user, server)
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
             words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
-            raise Refusal(409, words)
+            raise Refused(words, status=409)
         await self.stop(token, user, server)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
@@ -130,15 +125,15 @@ class Actions:
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
-            raise Refusal(403, lazy_gettext("Only an administrator can do that."))
+            raise Refused(lazy_gettext("Only an administrator can do that."), status=403)
         picture = await self.monitor.picture()
         # One that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
-            raise Refusal(
-                404,
+            raise Refused(
                 lazy_gettext("No machine here has such a GPU.")
                 if len(picture.nodes) > 1
                 else lazy_gettext("This machine has no such GPU."),
+                status=404,
             )
 
         def run() -> None:
@@ -151,20 +146,20 @@ class Actions:
         try:
             await asyncio.get_running_loop().run_in_executor(None, run)
         except engine_errors.UNREACHABLE as error:
-            raise Refusal(503, engine_errors.explain(error)) from None
+            raise Refused(engine_errors.explain(error), status=503) from None
         await self.monitor.refresh()
 
 
-def _hub_refusal(error: HTTPClientError) -> Refusal:
+def _hub_refusal(error: HTTPClientError) -> Refused:
     """Return what the hub says of a request that it refused."""
     if error.code in (403, 404):
         # The hub doesn't tell either which servers others have.
         mine = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
-        return Refusal(404, mine)
+        return Refused(mine, status=404)
     try:
         words = str(json.loads(error.response.body)["message"]) if error.response else ""
     except (ValueError, KeyError, TypeError):
         words = ""
     if error.code == 599 or not words:
-        return Refusal(503, lazy_gettext("JupyterHub doesn't answer. Please try again."))
-    return Refusal(error.code, words)
+        return Refused(NO_ANSWER, status=503)
+    return Refused(words, status=error.code)

@@ -11,10 +11,11 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
+from ..errors import Refused
 from ..i18n.languages import Language, language_for
 from ..i18n.lazy_text import lazy_gettext
 from . import pages
-from .actions import Actions, Refusal
+from .actions import Actions
 from .facts import Person, moment, status
 from .monitor import PERIOD_SECONDS, Monitor
 
@@ -130,7 +131,7 @@ class Page(Handler):
         try:
             done = await self._do(self.get_body_argument("do", ""))
             self._say("done", self.language.say(done))
-        except Refusal as refusal:
+        except Refused as refusal:
             self._say("refused", self.language.say(str(refusal)))
         self.redirect(self.hub_auth.base_url, status=303)
 
@@ -164,7 +165,7 @@ class Page(Handler):
         if what == "in-service":
             await self.actions.put_back(self.person, gpu)
             return lazy_gettext("The GPU is in service again.")
-        raise Refusal(400, lazy_gettext("That can't be done here."))
+        raise Refused(lazy_gettext("That can't be done here."))
 
 
 class Live(Handler):
@@ -196,7 +197,7 @@ class API(Handler):
         """Return what some work returns, its refusal as an answer."""
         try:
             return await work
-        except Refusal as refusal:
+        except Refused as refusal:
             raise web.HTTPError(refusal.status, self.language.say(str(refusal))) from None
 
     def body(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ..leases.ledger import NotEnough, Unknown
+from ..errors import Refused, Unknown
 from . import toolkit
 from .engine import is_rootless
 from .findings import Context, Finding
@@ -55,7 +55,7 @@ def with_gpu(context: Context) -> Iterator[Finding]:
         return
     try:
         yield inside(context, 1, lambda here: _compared(context, here))
-    except NotEnough as error:
+    except Refused as error:
         yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
     except (Unknown, TrialError) as error:
         yield _not_started(context, str(error))

@@ -24,7 +24,7 @@ from ..backends.docker.container_config import refused_limit, with_lease
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch
 from ..backends.leftovers import Leftovers
-from ..errors import StartAgain
+from ..errors import GPUSpawnerError, StartAgain
 from ..gpus.model import GPU, Holder, Request
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
@@ -59,7 +59,7 @@ LEFT_OUT |= {"links", "volumes_from"}
 T = TypeVar("T")
 
 
-class TrialError(Exception):
+class TrialError(GPUSpawnerError):
     """A container couldn't be created, started or looked into. `str()` says why."""
 
 
@@ -92,8 +92,8 @@ def inside(
         network: the engine's network to put it in; "": none.
 
     Raises:
-        leases.NotEnough: too few GPUs are free.
-        leases.Unknown: NVML or the engine can't be read.
+        errors.Refused: too few GPUs are free.
+        errors.Unknown: NVML or the engine can't be read.
         TrialError: the rest.
     """
     try:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pynvml
 
+from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
 from .state import GPU, State, judge, without_twins
 
@@ -34,7 +35,7 @@ _ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
 _COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exclusive_process"}
 
 
-class InventoryError(Exception):
+class InventoryError(GPUSpawnerError):
     """NVML can't be asked, so nothing is known of the GPUs. The text is a sentence for people."""
 
 

@@ -29,7 +29,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import Resolver, bind_unix_socket
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
-from ..choices.options import Refused
+from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
 from ..scheduling.queue import Queue, QueueEntry
@@ -135,7 +135,7 @@ class ControlSocket:
                 return server
         raise Refused(
             lazy_gettext("%(holder)s has no server with GPUs that runs now.", holder=str(holder)),
-            404,
+            status=404,
         )
 
 

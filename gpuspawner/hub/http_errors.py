@@ -1,6 +1,6 @@
-"""What ends a spawn, as the exceptions that JupyterHub shows its users.
+"""What ends a spawn, as the exceptions that JupyterHub shows its users, each counted once.
 
-Apart from `failures`, so that the command line needn't load JupyterHub for its words.
+Apart from `errors`, so that the command line needn't load JupyterHub for its words.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 from tornado import web
 
+from ..errors import Refused, Unknown
+from ..i18n.languages import ENGLISH, Language
 from ..i18n.lazy_text import lazy_gettext, together
 from . import metrics
 
@@ -25,18 +27,20 @@ except ImportError:  # JupyterHub 5
             self.message = message
 
 
-def refusal(sentence: str, reason: str, status: int, shown: str = "") -> web.HTTPError:
-    """Return the exception that shows a user a sentence where a rule says no.
+def refused(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPError:
+    """Return the exception that shows a user why their request isn't granted, and count it.
 
     Args:
-        sentence: what the user reads, on the page and over REST.
-        reason: one word for the hub's metrics.
-        status: HTTP status: 400 malformed, 403 over a limit, 503 not now.
-        shown: the sentence in the user's language, if that is known; the log has the other.
+        error: that.
+        language: the user's, if it is known; the log has English.
     """
+    reason, status = "unknown", 503
+    if isinstance(error, Refused):
+        reason, status = error.reason, error.status
     metrics.REFUSALS.labels(reason).inc()
-    error = SpawnException(sentence, reason=reason, status_code=status)
-    return _shown(error, shown or sentence)
+    sentence = str(error)
+    answer = SpawnException(sentence, reason=reason, status_code=status)
+    return _shown(answer, language.say(sentence))
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:

@@ -15,16 +15,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from ..errors import Contested, GPUSpawnerError, Unknown
+from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
 from ..gpus.model import GPU, Holder, Lease, Node
 from .labels import ServerRecord, lease_of, leases_of
 
 T = TypeVar("T")
-
-
-class NotEnough(GPUSpawnerError):
-    """Too few GPUs are free for a request. `str()` is a sentence for the user."""
 
 
 @dataclass(eq=False)

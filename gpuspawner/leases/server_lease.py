@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from ..choices.limits import MAX_HOURS
-from ..choices.options import MAX_SHOWN, Refused
+from ..choices.options import MAX_SHOWN
+from ..errors import Refused
 from ..gpus.model import GPU, Holder, Lease
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
 from ..i18n.phrases import clock_time, hours_words
@@ -215,7 +216,7 @@ class ServerLease:
                     waiting,
                     time=clock_time(self._term.until),
                 ),
-                409,
+                status=409,
             )
         if hours is not None and not 0 < hours <= MAX_HOURS:
             raise Refused(
@@ -235,7 +236,7 @@ class ServerLease:
                     left=hours_words(self._term.deadline.remaining),
                     most=hours_words(most),
                 ),
-                403,
+                status=403,
             )
         self._server.save_state()
         self.note("extend", until=round(self._term.until))
@@ -252,7 +253,7 @@ class ServerLease:
 
     def _refuse_if_ending(self) -> None:
         if self._ending:
-            raise Refused(lazy_gettext("It is too late: this server is being stopped."), 409)
+            raise Refused(lazy_gettext("It is too late: this server is being stopped."), status=409)
 
     # -- Warnings and ends -----------------------------------------------------------------------
 

@@ -15,12 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import GPUSpawnerError, Unknown
+from ..errors import Refused, Unknown
 from ..gpus.allocation import explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import lazy_gettext, together
 from ..i18n.phrases import hours_words
-from ..leases.ledger import Ledger, NotEnough, Reservation, View
+from ..leases.ledger import Ledger, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
 
 # Where the hub's own handlers write what goes wrong.
@@ -83,10 +83,6 @@ class QueueEntry:
         return self.waiting.holder
 
 
-class OverLimit(GPUSpawnerError):
-    """A request over what its user may hold. `str()` is a sentence for the user."""
-
-
 class Queue:
     """Everybody of this hub who waits for GPUs.
 
@@ -141,8 +137,7 @@ class Queue:
         """Return GPUs, reserved, when it is this one's turn. A cancel leaves the queue.
 
         Raises:
-            NotEnough: it may not wait, or waited long enough.
-            OverLimit: its user holds too many already.
+            Refused: it may not wait, or waited long enough, or its user holds too many already.
             Unknown: NVML or the engine couldn't be read when it joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
@@ -155,7 +150,7 @@ class Queue:
             # Of those who may not wait, the first look decides.
             await asyncio.wait([answer], timeout=terms.longest or None)
             if not answer.done():
-                raise NotEnough(_too_long(waiting.request, terms.longest or 0))
+                raise Refused(_too_long(waiting.request, terms.longest or 0), "no_gpu", 503)
             return answer.result()
         except BaseException:
             if answer.done() and not answer.exception():
@@ -239,7 +234,7 @@ class Queue:
             elif entry.turn is None and (
                 refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
             ):
-                entry.answer.set_exception(NotEnough(refused))
+                entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
                 news = entry.turn is None or _as_told(turn) != _as_told(entry.turn)
                 entry.turn = turn
@@ -296,7 +291,7 @@ class Queue:
                 held = held_by(entry.holder, claims)
                 if held + request.gpus > limit:
                     sentence = over_user_limit(request.gpus, held, limit)
-                    entry.answer.set_exception(OverLimit(sentence))
+                    entry.answer.set_exception(Refused(sentence, "limit", 403))
                     continue
             claims.append((entry.holder, request.gpus))
 

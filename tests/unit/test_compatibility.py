@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.choices.limits import Limits
-from gpuspawner.choices.options import Choice, Refused, request
+from gpuspawner.choices.options import Choice, request
+from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.images.catalogue import ImageVersion, catalogue, load_catalogue
 from gpuspawner.images.compatibility import (

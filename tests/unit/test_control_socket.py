@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.choices.options import Refused
+from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder, Request
 from gpuspawner.hub.control_socket import LARGEST_REQUEST_BYTES, ControlSocket, ask
 from gpuspawner.i18n.languages import language_for
@@ -44,7 +44,7 @@ class Server:
     def extend(self, hours: float | None) -> float:
         assert self.rules_known
         if hours is not None and not 0 < hours < 10:
-            raise Refused(lazy_gettext("hours: at most %(most)s.", most=10), 403)
+            raise Refused(lazy_gettext("hours: at most %(most)s.", most=10), status=403)
         return 1000.0 + 3600 * (hours or 1)
 
     def still_here(self) -> None:

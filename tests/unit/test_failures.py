@@ -14,7 +14,8 @@ from jupyterhub.utils import AnyTimeoutError, format_exception
 from tornado import web
 
 from gpuspawner.backends.docker.errors import explain
-from gpuspawner.hub.http_errors import StartTimeout, died, failure, refusal
+from gpuspawner.errors import Refused
+from gpuspawner.hub.http_errors import StartTimeout, died, failure, refused
 
 # A sentence may hold what a user sent: signs of formatting and of HTML in it mean nothing.
 SENTENCE = 'image must be one of torch, got "100%s<b>{0}".'
@@ -119,7 +120,7 @@ def logged(error: Any) -> str:
 
 
 def test_a_refusal_is_read_by_the_user_as_it_was_written() -> None:
-    error = refusal(SENTENCE, "choice", 403)
+    error = refused(Refused(SENTENCE, status=403))
     assert isinstance(error, web.HTTPError)
     assert error.status_code == 403
     assert format_exception(error, only_jupyterhub=True) == (SENTENCE, None)
@@ -128,7 +129,7 @@ def test_a_refusal_is_read_by_the_user_as_it_was_written() -> None:
 
 @pytest.mark.skipif(jupyterhub.version_info < (6,), reason="JupyterHub 5 has no such exception")
 def test_a_refusal_is_counted_by_its_reason_and_logged_without_a_traceback() -> None:
-    error = refusal(SENTENCE, "no_gpu", 503)
+    error = refused(Refused(SENTENCE, "no_gpu", 503))
     assert isinstance(error, jupyterhub.spawner.SpawnException)
     assert error.reason == "no_gpu"
 

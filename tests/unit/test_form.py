@@ -18,7 +18,8 @@ import gpuspawner
 from gpuspawner.choices.forecast import Forecast
 from gpuspawner.choices.form import granted, render
 from gpuspawner.choices.limits import Limits, without
-from gpuspawner.choices.options import Choice, Refused, from_fields, parse, request
+from gpuspawner.choices.options import Choice, from_fields, parse, request
+from gpuspawner.errors import Refused
 from gpuspawner.gpus.allocation import explain
 from gpuspawner.gpus.model import GPU, Holder, Node, Request, State
 from gpuspawner.i18n.languages import ENGLISH, Language

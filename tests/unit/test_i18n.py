@@ -27,7 +27,8 @@ from bs4 import BeautifulSoup
 
 import gpuspawner
 from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, marks_of
-from gpuspawner.choices.options import Choice, Refused
+from gpuspawner.choices.options import Choice
+from gpuspawner.errors import Refused
 from gpuspawner.gpus import nvml
 from gpuspawner.gpus.model import Holder, Request
 from gpuspawner.i18n import lazy_text, phrases

@@ -30,11 +30,11 @@ from gpuspawner.backends import leftovers as leftovers_module
 from gpuspawner.backends.docker.backend import record_of, remove
 from gpuspawner.backends.launch import launch
 from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
-from gpuspawner.errors import StartAgain, Unknown
+from gpuspawner.errors import Refused, StartAgain, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.gpus.nvml import InventoryError
 from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels
-from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
+from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest
 from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
 
@@ -635,7 +635,7 @@ class Leases(RuleBasedStateMachine):
                 if isinstance(error, APIError):
                     assert error.explanation in reasons
                 else:
-                    assert isinstance(error, NotEnough | Unknown | requests.exceptions.ReadTimeout)
+                    assert isinstance(error, Refused | Unknown | requests.exceptions.ReadTimeout)
 
     def finished(self, act: Callable[[], Any]) -> Any:
         task = self.loop.create_task(_awaited(act()))
@@ -701,7 +701,7 @@ def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: M
     machine.loop.now += leftovers_module.PATIENCE_SECONDS + 1
     machine.loop.settle()
     assert machine.calls == [creating]
-    with pytest.raises(NotEnough, match="isn't tidied up yet"):
+    with pytest.raises(Refused, match="isn't tidied up yet"):
         second.task.result()
 
 

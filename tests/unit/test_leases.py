@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.backends.docker.backend import record_of
-from gpuspawner.errors import Contested, Unknown
+from gpuspawner.errors import Contested, Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.leases.labels import (
     LABEL_GPUS,
@@ -27,7 +27,7 @@ from gpuspawner.leases.labels import (
     leases_of,
 )
 from gpuspawner.leases.labels import labels as labels_of
-from gpuspawner.leases.ledger import Ledger, NotEnough, SharedRead
+from gpuspawner.leases.ledger import Ledger, SharedRead
 
 from ..support.ledgers import reserve
 
@@ -268,13 +268,13 @@ async def test_many_at_the_same_moment_get_different_gpus(host: Host, ledger: Le
     given = [result.uuids for result in results if not isinstance(result, BaseException)]
     assert sorted(map(sorted, given)) == [["GPU-0"], ["GPU-1"], ["GPU-2"]]
     (refused,) = [result for result in results if isinstance(result, BaseException)]
-    assert isinstance(refused, NotEnough)
+    assert isinstance(refused, Refused)
     assert str(refused) == "You asked for 1 GPU, and 0 of 3 are free now (3 in use)."
 
 
 async def test_who_is_refused_holds_nothing(host: Host, ledger: Ledger) -> None:
     host.create(BOB, ["GPU-0", "GPU-1"], "running")
-    with pytest.raises(NotEnough):
+    with pytest.raises(Refused):
         await reserve(ledger, ANN, TWO)
     assert await holders(ledger, except_for=BOB) == {}
 

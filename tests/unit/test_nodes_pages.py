@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from gpuspawner.choices.forecast import UNKNOWN, Forecast
 from gpuspawner.choices.form import render
 from gpuspawner.choices.limits import Limits
-from gpuspawner.choices.options import Choice, Refused, request
+from gpuspawner.choices.options import Choice, request
 from gpuspawner.dashboard import pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import History
 from gpuspawner.dashboard.monitor import Picture
+from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.hub.metrics import HostMetrics
 from gpuspawner.i18n.languages import ENGLISH

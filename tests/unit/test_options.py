@@ -15,7 +15,6 @@ from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import (
     MAX_KEY,
     Choice,
-    Refused,
     from_fields,
     gpu_count,
     image_key,
@@ -23,6 +22,7 @@ from gpuspawner.choices.options import (
     remembered,
     request,
 )
+from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.images.catalogue import catalogue
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuspawner.errors import Unknown
+from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.leases.labels import ServerRecord, labels
-from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
+from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
-from gpuspawner.scheduling.queue import OverLimit, Queue, QueueSettings, RequestLimits
+from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
 
 GPUS = 4
 
@@ -146,13 +146,13 @@ async def test_a_queue_of_its_length_is_full_and_no_wait_is_no_wait():
     engine.start(ledger, await joins(queue, "ada", 4))
     waiting = [joins(queue, "ben", 1), joins(queue, "cyd", 1)]
     await settle()
-    with pytest.raises(NotEnough, match="The queue is full: 2 wait already"):
+    with pytest.raises(Refused, match="The queue is full: 2 wait already"):
         await joins(queue, "dan", 1)
-    with pytest.raises(NotEnough, match=r"0 of 4 are free now \(4 in use\)"):
+    with pytest.raises(Refused, match=r"0 of 4 are free now \(4 in use\)"):
         await joins(queue, "eve", 1, RequestLimits(longest=0))
     waiting[0].cancel()
     await asyncio.wait(waiting[:1])
-    with pytest.raises(NotEnough, match="which is the longest wait here"):
+    with pytest.raises(Refused, match="which is the longest wait here"):
         await joins(queue, "fay", 1, RequestLimits(longest=0.01))
     waiting[1].cancel()
 
@@ -170,8 +170,8 @@ async def test_a_user_over_the_limit_is_refused_whatever_comes_first():
         for name in ("one", "two")
     ]
     results = await asyncio.gather(*asks, return_exceptions=True)
-    assert sorted(type(result).__name__ for result in results) == ["OverLimit", "Reservation"]
-    assert issubclass(OverLimit, Exception)
+    assert sorted(type(result).__name__ for result in results) == ["Refused", "Reservation"]
+    assert issubclass(Refused, Exception)
 
 
 ACTIONS = st.lists(

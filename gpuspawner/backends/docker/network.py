@@ -9,13 +9,14 @@ import docker
 import docker.errors
 from docker.models.networks import Network
 
+from ...errors import GPUSpawnerError
 from .errors import explain
 
 # Set by `gpuspawner simulate`, whose engine's networks have their gateways in another namespace.
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
 
 
-class NetworkError(Exception):
+class NetworkError(GPUSpawnerError):
     """The network can't be had. `str()` says what to do."""
 
 

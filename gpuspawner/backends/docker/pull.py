@@ -15,7 +15,9 @@ import docker.errors
 import docker.utils
 import urllib3.exceptions
 
+from ...errors import GPUSpawnerError
 from ...i18n.lazy_text import N_, lazy_gettext
+from ..base import Report
 from . import errors as engine_errors
 
 # Between two looks at a pull: what the engine says several times a second changes nothing for eyes.
@@ -23,13 +25,11 @@ LOOK_SECONDS = 0.3
 # What has moved by less than a percent is told again after this time.
 TELL_SECONDS = 10
 
-# Called with the fraction that is done, from 0 to 1, and the words for it; by the event loop.
-Report = Callable[[float, str], None]
 # Called with repository and tag, in a thread; yields what the engine says while it pulls.
 Stream = Callable[[str, str], Iterable[Mapping[str, Any]]]
 
 
-class PullFailed(Exception):
+class PullFailed(GPUSpawnerError):
     """The image can't be had. `str()` is a sentence for the user; `said` is the engine's word."""
 
     def __init__(self, sentence: str, said: str = "") -> None:
