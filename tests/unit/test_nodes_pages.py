@@ -25,13 +25,13 @@ from gpuspawner.dashboard.monitor import Picture
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.hub.metrics import HostMetrics
 from gpuspawner.i18n.languages import ENGLISH
-from gpuspawner.i18n.phrases import turn_words
 from gpuspawner.images.catalogue import ImageVersion, catalogue
 from gpuspawner.images.compatibility import Fit, fit, fit_nodes
 from gpuspawner.leases.ledger import View
+from gpuspawner.scheduling.phrases import turn_words
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 
-from .dashboards import check
+from ..support.dashboards import check
 
 A100, T4, H100 = "NVIDIA A100", "Tesla T4", "NVIDIA H100"
 CAPABILITIES = {A100: "8.0", T4: "7.5", H100: "9.0"}
