@@ -231,7 +231,7 @@ class _Here(_Server):
 
 def _first(error: ValidationError) -> str:
     """Return what is wrong with a request, without what it was."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    details = error.errors()[0]
     where = ".".join(map(str, details["loc"]))[:LONGEST_NAME]
     return f"{where}: {details['msg']}" if where else details["msg"]
 

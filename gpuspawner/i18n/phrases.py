@@ -62,7 +62,7 @@ _ORDINALS = {
 
 
 def _format_time(seconds: float, locale: Any, clock: str = _CLOCK) -> str:
-    then, now = datetime.fromtimestamp(seconds).astimezone(), datetime.now().astimezone()
+    then, now = datetime.fromtimestamp(seconds), datetime.now()
     text = format_skeleton(clock, then, locale=locale)
     if then.date() == now.date():
         return text

@@ -304,10 +304,10 @@ class ServerLease:
         self._stop(
             "idle GPUs",
             lazy_gettext(
-                "Your server was stopped at %(time)s: its GPUs did nothing for %(minutes)s "
-                "minutes, and others need them. Your files are kept.",
+                "Your server was stopped at %(time)s: its GPUs did nothing for %(duration)s, "
+                "and others need them. Your files are kept.",
                 time=clock_time(self._clock.wall()),
-                minutes=f"{minutes:g}",
+                duration=hours_words(60 * minutes),
             ),
         )
 

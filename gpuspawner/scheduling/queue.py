@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-from tornado.log import app_log
 
 from ..errors import GPUSpawnerError, Unknown
 from ..gpus.allocation import explain, gpus_words
@@ -23,6 +22,9 @@ from ..i18n.lazy_text import lazy_gettext, together
 from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, NotEnough, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
+
+# Where the hub's own handlers write what goes wrong.
+log = logging.getLogger("tornado.application")
 
 # While somebody waits the host is looked at this often, also where no event of the engine came.
 PERIOD_SECONDS = 5.0
@@ -207,7 +209,7 @@ class Queue:
                 except Unknown as error:
                     self._say_trouble(error)
                 except Exception:  # no queue may stop for one that can't be decided on
-                    app_log.exception("The queue can't be decided on")
+                    log.exception("The queue can't be decided on")
                     # Whose fault it is isn't known, and its words may be about somebody else.
                     self._fail_newcomers(
                         Unknown(lazy_gettext("An administrator finds the reason in the hub's log."))

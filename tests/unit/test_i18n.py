@@ -113,9 +113,14 @@ def test_a_catalogue_that_wasn_t_compiled_is_an_error_that_says_what_to_do(tmp_p
 
 
 def test_a_wheel_has_the_compiled_catalogues(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=catalogue.ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    for name in ("gpuspawner", "image"):
+        new = shutil.ignore_patterns("*.mo", "__pycache__")
+        shutil.copytree(catalogue.ROOT / name, tmp_path / name, ignore=new)
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(catalogue.ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as files:
         names = [name for name in files.namelist() if "/locale/" in name]
         (compiled,) = names
