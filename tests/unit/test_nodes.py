@@ -763,6 +763,20 @@ def test_who_waits_for_its_group_starts_then_on_whatever_node_is_free() -> None:
     assert told(turns) == ["a in 1 h: group:g"]
 
 
+def test_what_the_policy_would_rather_give_is_given_only_where_nobody_before_has_it() -> None:
+    """Spreading would give d what b has once that gives way to c: nothing may be had twice."""
+    queue = [
+        waits("a", 1, 7),
+        waits("b", 2, 3, model=A100),
+        waits("c", 2, 4, model=A100),
+        waits("d", 1, 3),
+    ]
+    turns = plan(queue, cluster("ttaa"), [], NOW, policy="spread")
+    given_out = [gpu.uuid for turn in turns for gpu in turn.gpus]
+    assert len(set(given_out)) == len(given_out)
+    assert told(turns) == ["a now p 0", "b now p 2 3", "c in 3 h: gpus", "d now p 1"]
+
+
 @pytest.mark.parametrize(("policy", "first", "second"), [("pack", "q", "q"), ("spread", "p", "p")])
 def test_the_policy_decides_between_nodes_also_after_what_is_handed_out_just_now(
     policy: str, first: str, second: str
