@@ -3,12 +3,14 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test lint bench catalogues lock
+.PHONY: help run test lint docs screenshots bench catalogues lock
 
 help:
 	@echo 'make run     install what is missing, and start JupyterHub on http://127.0.0.1:8000'
 	@echo 'make test    install what is missing, lint, and run every test (ARGS="-k form" picks some)'
 	@echo 'make lint    check the style and types'
+	@echo 'make docs    build the handbook into docs/_build/html'
+	@echo 'make screenshots  take the pictures of the handbook anew'
 	@echo 'make bench   measure'
 	@echo 'make catalogues  bring the translations up to date with the sentences in the code'
 	@echo 'make lock    renew the locks in requirements/ and package-lock.json'
@@ -27,6 +29,14 @@ lint: .setup-lint
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+# Without a network, and a warning is an error.
+docs: .setup-docs
+	.venv/bin/python -m sphinx -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
+screenshots: .setup-screenshots
+	@$(PYTHON) -m scripts.root .venv/bin/python -m scripts.screenshots
+
 bench: .setup-test
 	@$(PYTHON) -m scripts.root .venv/bin/python -m bench $(ARGS)
 
@@ -36,6 +46,6 @@ catalogues: .setup-test
 lock:
 	@$(PYTHON) -m scripts.lock
 
-.PHONY: .setup-test .setup-lint
-.setup-test .setup-lint: .setup-%:
+.PHONY: .setup-test .setup-lint .setup-docs .setup-screenshots
+.setup-test .setup-lint .setup-docs .setup-screenshots: .setup-%:
 	@$(PYTHON) -m scripts.setup $*

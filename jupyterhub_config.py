@@ -16,8 +16,8 @@ c = get_config()  # noqa: F821
 
 # ---- Who may log in ------------------------------------------------------------------------------
 # For a demonstration: everybody with the password, under any name. Before real people come, replace
-# these lines by your own log-in; README.md has the lines for PAM, accounts of the hub's own, OAuth
-# and LTI.
+# these lines by your own log-in; docs/how-to/log-in.md has the lines for PAM, accounts of the hub's
+# own, OAuth and LTI.
 
 
 def kept_secret(name: str, length: int) -> str:

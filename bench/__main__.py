@@ -1,13 +1,14 @@
 """`python -m bench`: how long starts take, what open pages cost, how long a queue's people wait.
 
-`python -m bench starts`, `handover`, `pages` and `queue` are one of them, with options (`--help`).
+`python -m bench starts`, `handover`, `pages`, `queue` and `planner` are one of them, with options
+(`--help`).
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import handover, pages, queue, starts
+from . import handover, pages, planner, queue, starts
 
 
 def main() -> int:
@@ -18,10 +19,12 @@ def main() -> int:
         "handover": handover.main,
         "pages": pages.main,
         "queue": queue.main,
+        "planner": planner.main,
     }
     if name in parts:
         return parts[name](options)
-    return starts.main(sys.argv[1:]) or handover.main([]) or pages.main([]) or queue.main([])
+    others = (handover.main, pages.main, queue.main, planner.main)
+    return starts.main(sys.argv[1:]) or next(filter(None, (main([]) for main in others)), 0)
 
 
 if __name__ == "__main__":

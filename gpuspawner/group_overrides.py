@@ -1,17 +1,14 @@
-"""What one spawn may change of a spawner's traits, and how it is put back.
+"""Group overrides: what of a spawner's traits they set for a spawn, and how it is put back.
 
 A spawner object is used again for the next spawn, by whoever has which rights then.
+ref: https://jupyterhub.readthedocs.io/en/stable/reference/spawners.html
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-
-from dockerspawner import DockerSpawner
-
-from .hub import http_errors
 
 
 def _lower(one: float | None, other: float | None) -> float | None:
@@ -27,7 +24,7 @@ def _shared(one: Sequence[str], other: Sequence[str]) -> list[str]:
 
 # In a list of what may be had, that nothing may.
 NOTHING = "(nothing)"
-# Limit -> what of two groups' values holds for who is in both.
+# Trait -> which of two groups' values holds for a user who is in both.
 STRICTER: dict[str, Callable[[Any, Any], Any]] = {
     "gpu_limit": _lower,
     "user_gpu_limit": _lower,
@@ -38,80 +35,87 @@ STRICTER: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-class OverridableSpawner(DockerSpawner):
-    """A spawner whose traits a spawn may set for its own time, and a group override for a user's.
+class GroupOverrides:
+    """The group overrides of one spawner.
 
-    ref: https://jupyterhub.readthedocs.io/en/stable/reference/spawners.html
+    Args:
+        spawner: a spawner of a class of `UnofficialHooks`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Trait -> the administrator's value.
-        self._replaced: dict[str, Any] = {}
-        self._overridden: dict[str, Any] = {}
+    def __init__(self, spawner: Any) -> None:
+        self._spawner = spawner
+        # Trait -> the administrator's value, and what an override has made of it.
+        self._configured: dict[str, Any] = {}
+        self._set: dict[str, Any] = {}
         self._applying: Any = None
 
-    def set_for_now(self, trait: str, value: Any) -> None:
-        """Set a trait until `put_back`."""
-        self._replaced.setdefault(trait, getattr(self, trait))
-        setattr(self, trait, value)
+    async def apply(self, apply: Callable[[], Awaitable[None]]) -> None:
+        """Apply all that the user's groups have, to the configured values.
 
-    def put_back(self) -> None:
-        """Undo each `set_for_now`."""
-        for trait, value in self._replaced.items():
-            setattr(self, trait, value)
-        self._replaced = {}
+        Rights end with the membership.
 
-    async def apply_group_overrides(self) -> None:
-        """Apply group overrides to the configured values: rights end with the membership.
-
-        For the form too, which is made before a spawn applies them.
+        Args:
+            apply: JupyterHub's own `apply_group_overrides`, which calls `apply_one`.
 
         Raises:
-            web.HTTPError: one can't be applied; its sentence names group override and trait.
+            OverrideError: one can't be applied. Then none is.
         """
-        self.put_back_overrides()
+        self.put_back()
         try:
-            await super().apply_group_overrides()
+            await apply()
         except Exception as error:
-            self.put_back_overrides()
-            sentence = (
-                f"c.Spawner.group_overrides{self._which_override()} can't be applied: {error}."
-            )
-            self.log.exception("%s", sentence)
-            raise http_errors.failure(f"{sentence} Please tell an administrator.") from error
+            self.put_back()
+            raise OverrideError(
+                f"c.Spawner.group_overrides{self._which()} can't be applied: {error}."
+            ) from error
 
-    def put_back_overrides(self) -> None:
-        """Undo the last spawn's group overrides."""
-        for trait, value in self._overridden.items():
-            setattr(self, trait, value)
-        self._overridden = {}
+    def apply_one(self, override: dict[str, Any]) -> None:
+        """Apply what one override sets, trait by trait.
 
-    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
-        self._applying = spawner_override
-        for trait, value in spawner_override.items():
+        Raises:
+            ValueError: a trait can't be set so. The sentence names it.
+        """
+        self._applying = override
+        for trait, value in override.items():
             try:
-                self._override(trait, value(self) if callable(value) else value)
+                self._apply_trait(trait, value(self._spawner) if callable(value) else value)
             except Exception as error:
                 words = str(error).rstrip(".")
                 raise ValueError(words if trait in words else f"{trait}: {words}") from error
 
-    def _override(self, trait: str, value: Any) -> None:
-        known = self.has_trait(trait)
+    def put_back(self) -> None:
+        """Put back what the administrator configured."""
+        for trait, value in self._configured.items():
+            setattr(self._spawner, trait, value)
+        self._configured, self._set = {}, {}
+
+    def changed_since(self) -> dict[str, Any]:
+        """Return what an administrator's hook has set overridden traits to since."""
+        found = {trait: getattr(self._spawner, trait) for trait in self._set}
+        return {trait: value for trait, value in found.items() if value != self._set[trait]}
+
+    def _apply_trait(self, trait: str, value: Any) -> None:
+        spawner = self._spawner
+        known = spawner.has_trait(trait)
         if known:
-            if trait in self._overridden and trait in STRICTER:
+            if trait in self._configured and trait in STRICTER:
                 # Who is in several groups is under the rules of each.
-                value = STRICTER[trait](getattr(self, trait), value)
-            self._overridden.setdefault(trait, copy.deepcopy(getattr(self, trait)))
-        super()._apply_overrides({trait: value})
+                value = STRICTER[trait](getattr(spawner, trait), value)
+            self._configured.setdefault(trait, copy.deepcopy(getattr(spawner, trait)))
+        spawner.apply_override_as_is({trait: value})
         if known:
             # A mapping was merged into the trait's own, past every check.
-            setattr(self, trait, getattr(self, trait))
+            setattr(spawner, trait, getattr(spawner, trait))
+            self._set[trait] = copy.deepcopy(getattr(spawner, trait))
 
-    def _which_override(self) -> str:
+    def _which(self) -> str:
         """Return the key of the override that is being applied, as "['lab']"; "" if unknown."""
-        known = {} if callable(self.group_overrides) else self.group_overrides
-        for key, override in known.items():
+        overrides = self._spawner.group_overrides
+        for key, override in ({} if callable(overrides) else overrides).items():
             if override.get("spawner_override") is self._applying:
                 return f"[{key!r}]"
         return ""
+
+
+class OverrideError(Exception):
+    """A group override can't be applied. `str()` names it, and the trait."""

@@ -12,11 +12,12 @@ import docker
 import docker.errors
 
 from .backends.docker.errors import explain
+from .backends.docker.marks import list_marks
 from .gpus.allocation import apply_leases
-from .gpus.model import GPU
+from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
-from .gpus.out_of_service import apply_marks, list_marks
-from .gpus.reader import Survey, survey
+from .gpus.out_of_service import apply_marks
+from .gpus.reader import read_node
 from .leases.labels import LABEL_GPUS, leases_of
 
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the host's GPUs; 1 and a sentence on stderr where NVML or the engine can't be read."""
     try:
-        found = survey()
+        found = read_node()
         gpus = _with_ledger(found.gpus) if found.gpus else ()
     except InventoryError as error:
         print(f"gpuspawner: {error}", file=sys.stderr)
@@ -51,7 +52,7 @@ def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
         client.close()
 
 
-def as_json(found: Survey, gpus: Sequence[GPU]) -> dict[str, Any]:
+def as_json(found: Node, gpus: Sequence[GPU]) -> dict[str, Any]:
     """Return the documented JSON value."""
     return {"driver": found.driver, "cuda": found.cuda, "gpus": [_entry(gpu) for gpu in gpus]}
 
@@ -59,6 +60,7 @@ def as_json(found: Survey, gpus: Sequence[GPU]) -> dict[str, Any]:
 def _entry(gpu: GPU) -> dict[str, Any]:
     holder = gpu.holder
     return {
+        "node": gpu.node,
         "uuid": gpu.uuid,
         "index": gpu.index,
         "name": gpu.model,
@@ -72,7 +74,7 @@ def _entry(gpu: GPU) -> dict[str, Any]:
     }
 
 
-def as_text(found: Survey, gpus: Sequence[GPU]) -> str:
+def as_text(found: Node, gpus: Sequence[GPU]) -> str:
     """Return a table for a terminal."""
     if found.driver is None:
         return "No NVIDIA driver on this machine."

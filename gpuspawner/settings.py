@@ -1,27 +1,28 @@
-"""What an administrator sets: the traits of GPUSpawner."""
+"""What an administrator sets, whatever starts the servers: traits, their defaults and checks."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
-from .backends.docker import volumes
 from .choices import options
 from .choices.limits import MAX_HOURS, Limits
 from .gpus.allocation import POLICIES
-from .group_overrides import OverridableSpawner
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
 from .scheduling.plan import ORDERS
+from .scheduling.queue import RequestLimits
 
-# DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
-DOCKER_THREADS = 48
+if TYPE_CHECKING:
+    from jupyterhub.spawner import Spawner as SpawnerMixin
+else:
+    # JupyterHub lets no class be a `Spawner` that doesn't say itself how it starts and stops.
+    from traitlets import HasTraits as SpawnerMixin
 
 
-class GPUSettings(OverridableSpawner):
-    """The traits of `GPUSpawner`: their defaults and their checks."""
+class GPUTraits(SpawnerMixin):
+    """The traits that every GPU spawner has."""
 
     images = Dict(
         help="""The image versions that users choose from: key -> image reference, or key -> a
@@ -175,60 +176,10 @@ class GPUSettings(OverridableSpawner):
         handed out until it answers.""",
     ).tag(config=True)
 
-    shm_size = ByteSpecification(
-        "8G",
-        help="""Size of /dev/shm, where PyTorch's DataLoader and NCCL exchange data. Docker's 64 MB
-        is too little for both. It counts toward `mem_limit`. 0: the engine's default.""",
-    ).tag(config=True)
-
-    ulimits = Dict(
-        {"memlock": -1, "stack": 64 * 1024**2},
-        help="""Limits of a server's processes, -1 for none: NCCL pins memory, and some frameworks
-        need a larger stack. Limits named in `extra_host_config` go before.""",
-    ).tag(config=True)
-
-    log_driver = Unicode(
-        help="""The engine's log driver that a server's output goes to, as "local", "journald" or
-        "fluentd". Empty: the engine's own default. What `extra_host_config` says goes before.""",
-    ).tag(config=True)
-
-    log_options = Dict(
-        key_trait=Unicode(),
-        value_trait=Unicode(),
-        help="""Options of the log driver, as {"tag": "{{.Name}}"}. The driver json-file, which an
-        unconfigured engine uses and which never ends by itself, has `max-size` 10m and `max-file` 3
-        unless they are here.""",
-    ).tag(config=True)
-
-    home_volume = Unicode(
-        help="""Name of each user's own volume, kept across servers and image versions, as
-        "home-{username}". Empty: none.""",
-    ).tag(config=True)
-
-    home_path = Unicode(
-        "/home/jovyan/work", help="Where the user's own volume is mounted in the container."
-    ).tag(config=True)
-
-    course_volumes = Dict(
-        help="""Volumes that everybody may read: name -> {"path": "/home/jovyan/course",
-        "instructors": ["group", …]}. Members of those groups may write.""",
-    ).tag(config=True)
-
-    # What DockerSpawner leaves off suits servers whose GPUs change from start to start.
-    remove = Bool(
-        True,
-        help="""Remove a server's container when it stops. Where this is False, a stopped container
-        holds no GPUs; one that had none is started again, and one that had some is replaced.""",
-    ).tag(config=True)
-
     @default("start_timeout")
     def _start_timeout_default(self) -> int:
         # The wait for the server's first answer is part of start() here.
         return 120
-
-    @default("client_kwargs")
-    def _client_kwargs_default(self) -> dict[str, Any]:
-        return {"max_pool_size": DOCKER_THREADS}
 
     @default("options_from_form")
     def _options_from_form_default(self) -> Any:
@@ -236,17 +187,9 @@ class GPUSettings(OverridableSpawner):
 
     @validate("images")
     def _check_images(self, proposal: Any) -> Any:
-        _checked(catalogue, proposal.value)
+        checked(catalogue, proposal.value)
         # As mappings, which a group override can be merged into.
         return {key: as_fields(entry) for key, entry in proposal.value.items()}
-
-    @validate("home_volume")
-    def _check_home_volume(self, proposal: Any) -> Any:
-        return _checked(volumes.check_home, proposal.value)
-
-    @validate("course_volumes")
-    def _check_course_volumes(self, proposal: Any) -> Any:
-        return _checked(volumes.check_courses, proposal.value)
 
     @validate("hour_limit", "default_hours")
     def _check_hours(self, proposal: Any) -> Any:
@@ -257,30 +200,23 @@ class GPUSettings(OverridableSpawner):
             )
         return proposal.value
 
-    @validate("ulimits")
-    def _check_ulimits(self, proposal: Any) -> Any:
-        for name, value in proposal.value.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < -1:
-                raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
-        return proposal.value
-
     def limits(self) -> Limits:
         """Return what applies to a choice of this server's user."""
-        allowed = self._get_allowed_images() or {}
+        allowed, image = self.allowed_image_names(), self.default_image()
         versions = catalogue(self.images)
         if self.allowed_versions:
             versions = {key: v for key, v in versions.items() if key in self.allowed_versions}
         if isinstance(allowed, dict):
             versions |= {key: v for key, v in catalogue(allowed).items() if key not in versions}
         can_choose = bool(versions) or allowed == "*"
-        if not self.images and self.image not in {v.image for v in versions.values()}:
-            # DockerSpawner starts `image` for an empty choice, whether or not it can be chosen.
-            default_image, known = self.image, ImageVersion(image=self.image, title=self.image)
+        if image and not self.images and image not in {v.image for v in versions.values()}:
+            # That one starts for an empty choice, whether or not it can be chosen.
+            default_image, known = image, ImageVersion(image=image, title=image)
             extra = {} if can_choose else {default_image: known}
         else:
             # Without a version there is none to mean.
-            default_image, extra = default_key(versions, self.image) if versions else "", {}
-        groups = self._groups()
+            default_image, extra = default_key(versions, image) if versions else "", {}
+        groups = self.groups
         return Limits(
             versions=versions | extra,
             default_image=default_image,
@@ -294,39 +230,33 @@ class GPUSettings(OverridableSpawner):
             hours=self.hour_limit,
             default_hours=self.default_hours,
             waits=self.longest_wait_minutes != 0,
+            has_catalogue=bool(self.images),
         )
 
-    def _groups(self) -> frozenset[str]:
+    def allowed_image_names(self) -> Any:
+        """Return image references that may be picked beside `images`: name -> image; "*": any."""
+        return {}
+
+    def default_image(self) -> str:
+        """Return the image of who picks none where there is no catalogue; "": there is none."""
+        return ""
+
+    def request_limits(self) -> RequestLimits:
+        """Return what applies to this server in the queue."""
+        minutes = self.longest_wait_minutes
+        return RequestLimits(
+            self.user_gpu_limit,
+            self.limits().group_gpus,
+            None if minutes is None else minutes * 60,
+        )
+
+    @property
+    def groups(self) -> frozenset[str]:
         """Return the names of the user's groups."""
         return frozenset(group.name for group in self.user.groups) if self.user else frozenset()
 
-    # Volumes.
 
-    def mounted_volumes(self) -> list[volumes.Volume]:
-        """Return the user's own volume and their courses', by the names they have in the engine."""
-        templates = volumes.mounted(
-            self.home_volume, self.home_path, self.course_volumes, sorted(self._groups())
-        )
-        return [
-            replace(
-                volume,
-                name=self.format_volume_name(volume.name, self),
-                path=self.format_volume_name(volume.path, self),
-            )
-            for volume in templates
-        ]
-
-    @property
-    def volume_binds(self) -> dict[str, dict[str, Any]]:
-        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
-        ours = {
-            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
-            for volume in self.mounted_volumes()
-        }
-        return super().volume_binds | ours
-
-
-def _checked(check: Any, value: Any) -> Any:
+def checked(check: Any, value: Any) -> Any:
     """Return what `check` makes of a value, its sentence as the error that traitlets shows."""
     try:
         return check(value)

@@ -3,333 +3,372 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import docker.errors
-from jupyterhub.utils import maybe_future, url_path_join
-from tornado import web
+from dockerspawner import DockerSpawner
+from jupyterhub.utils import url_path_join
 
-from .backends.docker import cleanup, volumes
 from .backends.docker import errors as engine_errors
-from .backends.docker.container_config import LimitRefused, granted_uuids, refused_limit
+from .backends.docker.backend import ENDED_STATES, DockerBackend, LimitRefused, connect
+from .backends.docker.container_config import (
+    can_resume,
+    fingerprint,
+    granted_uuids,
+    refused_limit,
+    with_lease,
+    with_log,
+)
 from .backends.docker.readiness import QUICK_START, Output, answers, exit_code
-from .choices import form
-from .choosing import ChoosingSpawner
+from .backends.docker.settings import DockerTraits
+from .base_spawner import BaseGPUSpawner, SpawnAttempt
+from .choices import options
 from .gpus.model import Request
-from .hub import http_errors, metrics
-from .i18n.languages import translations
+from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
-from .i18n.phrases import ordinal, turn_words
-from .leases.labels import RELEASED_STATES
-from .leases.ledger import Contested, NotEnough, Reservation, Unknown
-from .leasing import LeasingSpawner
-from .scheduling.plan import QueuedRequest, Turn
-from .scheduling.queue import OverLimit
+from .leases.labels import (
+    LABEL_HUB,
+    LABEL_SERVER,
+    LABEL_SETTINGS,
+    LABEL_USER,
+    ServerRecord,
+    belongs_to,
+    labels,
+    lease_of,
+)
+from .leases.ledger import Reservation
 
-# Two hubs that keep choosing the same GPUs give up after this many tries.
-CLAIM_ROUNDS = 10
-# How long a failed start is tidied up after before the user is told.
-TIDYING_SECONDS = 5
+
+@dataclass(eq=False)
+class ContainerAttempt(SpawnAttempt):
+    """What belongs to one spawn of a container.
+
+    Args:
+        resumed: an inspection of the stopped container that is started again; None: a new one is.
+        new_volumes: the names of the volumes that the container's creation made.
+        inspected: an inspection of the container, between its creation and its start.
+        output: what it writes until it is ready.
+    """
+
+    resumed: Any = None
+    new_volumes: frozenset[str] = frozenset()
+    inspected: Any = None
+    output: Output | None = None
 
 
-class GPUSpawner(ChoosingSpawner):
+class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     """Start single-user servers in containers, each with the GPUs it asked for and no others."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # What belongs to one spawn. None of it may outlive the next clear_state().
-        self._creating: asyncio.Future[Any] | None = None
-        self._output: Output | None = None
-        self._pulled: str | None = None
+    attempt: ContainerAttempt
 
-    def clear_state(self) -> None:
-        """Forget the last spawn; called before every start and after every stop."""
-        super().clear_state()
-        self.put_back()
-        if self._reservation and self._creating is None:
-            self.ledger.release(self._reservation)  # given up between its turn and its start
-        self._request = self._reservation = self._creating = self._output = self._pulled = None
-        self._since = None
+    def new_attempt(self) -> ContainerAttempt:
+        """Return what belongs to a spawn that begins."""
+        return ContainerAttempt()
 
-    # -- Before start_timeout's clock starts -----------------------------------------------------
+    # -- DockerSpawner's engine, shared by all servers of a hub ----------------------------------
 
-    async def run_pre_spawn_hook(self) -> None:
-        """Run the administrator's hook, get the image, and wait for GPUs."""
-        await maybe_future(super().run_pre_spawn_hook())
+    def make_backend(self) -> DockerBackend:
+        """Return the engine that the configuration names."""
+        tls, more = dict(self.tls_config), dict(self.client_kwargs)
+        return DockerBackend(lambda: connect(tls, more), self.log)
+
+    @property
+    def backend(self) -> DockerBackend:
+        """The engine."""
+        backend = self.hub_state.backend
+        assert isinstance(backend, DockerBackend)
+        return backend
+
+    @property
+    def client(self) -> Any:
+        """The client of the engine."""
+        return self.backend.client
+
+    @property
+    def executor(self) -> Any:
+        """The threads for the engine's calls."""
+        return self.backend.executor
+
+    def explain(self, error: BaseException) -> str:
+        """Say what an error of the engine means."""
+        return engine_errors.explain(error)
+
+    def explain_unknown(self, error: BaseException) -> str:
+        """Say why the machine's state isn't known."""
+        return engine_errors.explain_unknown(error)
+
+    @property
+    def server_key(self) -> str:
+        """The container's name."""
+        return self.object_name
+
+    @property
+    def server_id(self) -> str:
+        """The container's id."""
+        return self.object_id
+
+    # -- What may be picked ----------------------------------------------------------------------
+
+    def allowed_image_names(self) -> Any:
+        """Return DockerSpawner's `allowed_images`."""
+        return self._get_allowed_images() or {}
+
+    def default_image(self) -> str:
+        """Return DockerSpawner's `image`."""
+        return self.image
+
+    async def check_allowed(self, image: str) -> str:
+        """Return the image reference that a catalogue key stands for."""
+        limits = self.limits()
         try:
-            await self.pull_image(self.image)
-            self._pulled = self.image
-            await self._take_turn()
-        except Exception as error:
-            raise self._translated(error) from error
+            key = options.image_key(options.parse({"image": image}), limits)
+        except options.Refused as error:
+            raise self.refusal(str(error), "choice", error.status) from None
+        return limits.versions[key].image if key in limits.versions else key
 
-    async def _take_turn(self) -> None:
-        """Return when GPUs are reserved for this server."""
-        if self._request is None:
-            self._request = await self._check(self.user_options)
-        request = self._request
-        if not await cleanup.finish(self.object_name):
-            raise NotEnough(
-                lazy_gettext(
-                    "An earlier start of this server isn't tidied up yet. "
-                    "Please try again in a minute."
-                )
-            )
-        await self._remove_leftovers(request)
-        if request.gpus == 0:
-            self._reservation = Reservation(self.holder, ())
-            return
-        self._since = self._since or self.shared.queue.since()
-        waiting = QueuedRequest(self.holder, request, self._since, self._groups())
-        try:
-            self._reservation = await self.shared.queue.wait(waiting, self.terms(), self._tell_turn)
-        except asyncio.CancelledError:
-            self.note("leave", gpus=request.gpus, waited=_waited(waiting))
-            raise
-        except (NotEnough, OverLimit, Unknown) as error:
-            self.note("refuse", gpus=request.gpus, waited=_waited(waiting), rule=str(error))
-            raise
-        self.begin_term(request.seconds)
-        metrics.WAITS.observe(_waited(waiting))
-        self.note(
-            "grant",
-            gpus=self._reservation.uuids,
-            waited=_waited(waiting),
-            rule=self.shared.queue.rules.order,
-            until=self.until and round(self.until),
-        )
-        try:
-            if self._waiting_since is not None:
-                self._waiting_since = None
-                self.keep_state()
-                await self._check_again()
-        except BaseException:
-            # Given up, or refused by a rule that came meanwhile: nobody else would let go of them.
-            self.ledger.release(self._reservation)
-            self.note("release", gpus=self._reservation.uuids, rule="given up before the start")
-            self._reservation = None
-            raise
+    # -- The container ---------------------------------------------------------------------------
 
-    async def _check_again(self) -> None:
-        """Hold the rules that apply now against a choice that has waited."""
-        image = self.image
-        try:
-            await self.apply_group_overrides()
-            await self._check(self.user_options)
-        except web.HTTPError as error:
-            # That the host can't be read just now is no reason to lose one's turn.
-            if error.status_code != 503:
-                raise
-            self.set_for_now("image", image)
-
-    def _tell_turn(self, turn: Turn | str) -> None:
-        """Say on the progress page where this server stands in the queue."""
-        facts: dict[str, Any] = {}
-        if not isinstance(turn, str):
-            if self._waiting_since is None:
-                self._waiting_since = self._since
-                self.keep_state()
-                self.note("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
-            nth = ordinal(turn.place)
-            facts = {"place": turn.place, "nth": nth, "start": turn.start}
-            facts["nth_said"] = translations(nth)
-            facts["because"] = turn.because
-            turn = turn_words(turn)
-        self._steps.say(15, turn, about="queue", **facts)
-
-    # -- Start ---------------------------------------------------------------------------------
-
-    async def pull_image(self, image: str) -> None:
-        """Get the image if needed, once per spawn, with its progress on the page."""
-        if self._pulled != image:
-            await self._get_image(image)
+    @property
+    def volume_binds(self) -> dict[str, dict[str, Any]]:
+        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
+        ours = {
+            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
+            for volume in self.mounted_volumes()
+        }
+        return super().volume_binds | ours
 
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; what the administrator sets goes before ours."""
         return {**QUICK_START, **super().get_env()}
 
-    async def start(self) -> tuple[str, int]:
-        """Start a server with the GPUs of its request; return (ip, port) once it answers."""
-        began = time.monotonic()
-        try:
-            for _ in range(CLAIM_ROUNDS):
-                if self._reservation is None:
-                    await self._take_turn()
-                try:
-                    return await self._start_once()
-                except (Contested, LimitRefused) as reason:
-                    self.log.warning("Starting %s once more: %s", self._log_name, reason)
-            raise NotEnough(lazy_gettext("Others were quicker each time. Please try again."))
-        except asyncio.CancelledError:
-            if time.monotonic() - began < self.start_timeout * 0.98:
-                raise  # the user gave up, not the clock
-            raise http_errors.StartTimeout(self.start_timeout, self._last_lines()) from None
-        except Exception as error:
-            raise self._translated(error) from error
+    def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the engine in a thread. What would create our container is returned instead.
 
-    async def _start_once(self) -> tuple[str, int]:
-        began = time.monotonic()
-        self._creating = self._output = None
-        assert self._reservation is not None
-        try:
-            self._steps.say(20, form.granted(self._reservation.gpus))
-            ip, port = await self._start_container()
-            self._steps.say(70, lazy_gettext("Container started, waiting for JupyterLab"))
-            await self._until_ready(ip, port)
-        except BaseException as error:
-            reservation, self._reservation = self._reservation, None
-            tidied = cleanup.begin(
-                self.object_name, self.docker, self.ledger, reservation, self._creating
-            )
-            if reservation.gpus:
-                self.note("release", gpus=reservation.uuids, rule="the start failed")
-            if isinstance(error, Exception):
-                # The user needn't wait for an engine that is away; the task goes on by itself.
-                await asyncio.wait([tidied], timeout=TIDYING_SECONDS)
-            raise
-        finally:
-            if self._output:
-                self._output.detach()
-        self.hold(self._reservation.uuids)
-        metrics.start_took(time.monotonic() - began, len(self._reservation.gpus))
-        return ip, port
+        So DockerSpawner says what it would create, and `create_object` adds the lease to it, last:
+        anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
+        user's name.
+        """
+        if method == "create_container" and kwargs.get("name") == self.object_name:
+            planned = asyncio.get_running_loop().create_future()
+            planned.set_result(kwargs)
+            return planned
+        return super().docker(method, *args, **kwargs)
 
-    async def _start_container(self) -> tuple[str, int]:
-        try:
-            return await super().start()
-        except engine_errors.UNREACHABLE as error:
-            # What an engine says of a container that ended isn't what its user wants to read.
-            if self._output and await self._output.has_ended():
-                raise await self._death() from error
-            raise
+    async def _planned_container(self) -> dict[str, Any]:
+        """Return what the container is created with: DockerSpawner's, with the lease in it."""
+        planned = self._with_lease(await super().create_object())
+        driver = self.log_driver or await self.backend.default_log_driver()
+        planned = with_log(planned, driver, self.log_options)
+        planned["labels"][LABEL_SETTINGS] = fingerprint(planned)
+        return planned
 
-    async def _death(self) -> Exception:
-        code = await self._in_thread(exit_code, self.client, self.container_id)
-        return http_errors.died(code, self._last_lines())
+    async def create_object(self) -> Any:
+        """Create the container; from then on its labels hold the GPUs."""
+        return await self.backend.call("create_container", **await self._planned_container())
 
-    async def _remove_leftovers(self, request: Request) -> None:
-        """Remove what is left of an earlier server, before its GPUs are counted as taken."""
+    def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
+        held, request = self.attempt.granted, self.attempt.request
+        uuids = [gpu.uuid for gpu in held.gpus if gpu.uuid] if held else []
+        key = request.image if request else self.image
+        until = held.until if held else None
+        refused = self.backend.refused_limits
+        return with_lease(
+            create_kwargs,
+            labels={
+                **labels(self.holder, key, uuids, until, self.groups),
+                LABEL_HUB: self.hub_address,
+            },
+            uuids=uuids,
+            shm_size=self.shm_size,
+            ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
+        )
+
+    # -- The steps of a start, in their order ----------------------------------------------------
+
+    async def remove_leftovers(self, request: Request) -> None:
+        """Remove what is left of an earlier server, but for a container that can start again."""
         existing = await self.get_object()
         resumed = existing and not self.remove and request.gpus == 0 and await self._same(existing)
+        self.attempt.resumed = existing if resumed else None
         left = {container["Id"] for container in await self._own_containers()}
         left |= {existing["Id"]} if existing else set()
         for container_id in left - ({existing["Id"]} if resumed else set()):
             self.log.warning("Removing container %s, left by an earlier server", container_id[:12])
-            await cleanup.remove(self.docker, container_id)
+            await self.backend.remove(container_id)
         if not resumed:
             self.object_id = ""
 
     async def _same(self, existing: Any) -> bool:
         """Return whether a container is what would be created now."""
-        self._planning = True
-        try:
-            plan = await super().create_object()
-        finally:
-            self._planning = False
+        plan = await self._planned_container()
         image = await self.docker("inspect_image", plan["image"])
-        return cleanup.can_resume(existing, plan, image["Id"])
+        return can_resume(existing, plan, image["Id"])
 
-    async def create_object(self) -> Any:
-        """Create the container; from then on its labels hold the GPUs."""
-        self._steps.say(40, lazy_gettext("Creating the container"))
-        self._creating = asyncio.ensure_future(super().create_object())
-        # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
-        created = await asyncio.shield(self._creating)
-        if self._reservation:
-            self.ledger.release(self._reservation)
-        return created
+    async def create_server(self, reservation: Reservation) -> str:
+        """Create the container, or take the one that is there."""
+        if existing := self.attempt.resumed:
+            # ref: DockerSpawner.start: the container goes on with the token that it has.
+            for line in existing["Config"]["Env"]:
+                if line.startswith(("JPY_API_TOKEN=", "JUPYTERHUB_API_TOKEN=")):
+                    self.api_token = line.split("=", 1)[1]
+                    break
+            return str(existing["Id"])
+        self.progress_steps.say(40, lazy_gettext("Creating the container"))
+        writable = [volume for volume in self.mounted_volumes() if volume.writable]
+        owners = self.backend.volume_owners
+        self.attempt.new_volumes = await self.backend.in_thread(owners.new_ones, writable)
+        created = await self.create_object()
+        self.object_id = created["Id"]
+        return self.object_id
 
-    async def start_object(self) -> None:
-        """Start the container if it has what was granted, and nobody else was given that."""
-        container = await self.docker("inspect_container", self.container_id)
-        uuids = self._reservation.uuids if self._reservation else frozenset()
-        if set(granted_uuids(container)) != uuids:
+    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
+        """Raise where the container was created with other GPUs than are reserved."""
+        container = await self.docker("inspect_container", server_id)
+        if set(granted_uuids(container)) != reservation.uuids:
             raise http_errors.failure(
                 lazy_gettext("The container was created with other GPUs than were granted.")
             )
-        user = container["Config"].get("User") or ""
-        await self._in_thread(
-            volumes.give_to_user, self.client, self.container_id, user, self.mounted_volumes()
+        self.attempt.inspected = container
+
+    async def start_server(self, server_id: str) -> None:
+        """Give the volumes to the container's user, and start it."""
+        backend, output = self.backend, Output()
+        await backend.in_thread(
+            backend.volume_owners.give_to_user,
+            self.attempt.inspected,
+            self.mounted_volumes(),
+            self.attempt.new_volumes,
         )
-        self._output = Output()
+        self.attempt.output = output
         with suppress(docker.errors.APIError):  # its last words would be nice to have, no more
-            await self._in_thread(self._output.attach, self.client, self.container_id)
-        await self.ledger.claim(self.container_id, uuids)
+            await backend.in_thread(output.attach, self.client, server_id)
         try:
-            await super().start_object()
-            self._output.started = True
+            await self.start_object()
+            output.started = True
         except docker.errors.APIError as error:
             name = refused_limit(error, self.ulimits)
             if name is None:
                 raise
-            LeasingSpawner._refused_limits.add(name)
+            backend.refused_limits.add(name)
             raise LimitRefused(
                 f"this engine may not set c.GPUSpawner.ulimits[{name!r}] = {self.ulimits[name]}, "
                 f"so servers go without it from now on ({engine_errors.explain(error)})"
             ) from error
+        finally:
+            if not output.started:
+                output.detach()
 
-    async def _until_ready(self, ip: str, port: int) -> None:
-        """Wait for the server's first answer; the hub waits on where it doesn't come in time."""
-        output = self._output or Output()
-        path = url_path_join(self.server.base_url if self.server else "/", "api")
-        url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-        if await answers(url, ip, port, output.ended, self.http_timeout):
-            return
-        if output.ended.is_set() and await super().poll() is not None:
-            raise await self._death()
+    async def await_server(self, server_id: str) -> tuple[str, int]:
+        """Return the container's address at the first answer of the server in it.
 
-    def _last_lines(self) -> list[str]:
-        return self._output.last_lines() if self._output else []
+        Where that doesn't come in time, the hub waits on.
+        """
+        output = self.attempt.output
+        assert output is not None
+        try:
+            ip, port = await self._address(server_id, output)
+            self.progress_steps.say(70, lazy_gettext("Container started, waiting for JupyterLab"))
+            path = url_path_join(self.server.base_url if self.server else "/", "api")
+            url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
+            ready = await answers(url, ip, port, output.ended, self.http_timeout)
+            if not ready and output.ended.is_set() and await super().poll() is not None:
+                raise await self._death(server_id, output)
+            return ip, port
+        finally:
+            output.detach()
 
-    def _translated(self, error: Exception) -> Exception:
-        """Return the exception that the user reads in place of this one."""
-        if isinstance(error, web.HTTPError):
-            return error
-        if isinstance(error, OverLimit):
-            return http_errors.refusal(str(error), "limit", 403)
-        if isinstance(error, NotEnough | Unknown):
-            reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
-            return http_errors.refusal(str(error), reason, 503)
-        self.log.error("Starting %s failed", self._log_name, exc_info=error)
-        return http_errors.failure(engine_errors.explain(error))
+    async def _address(self, server_id: str, output: Output) -> tuple[str, int]:
+        try:
+            if self.post_start_cmd:
+                await self.post_start_exec()
+            ip, port = await self.get_ip_and_port()
+        except engine_errors.UNREACHABLE as error:
+            # What an engine says of a container that ended isn't what its user wants to read.
+            if await output.has_ended():
+                raise await self._death(server_id, output) from error
+            raise
+        return ip, port
+
+    async def _death(self, server_id: str, output: Output) -> Exception:
+        code = await self.backend.in_thread(exit_code, self.client, server_id)
+        return http_errors.died(code, output.last_lines())
+
+    def last_lines(self) -> list[str]:
+        """Return the last lines of the container's output."""
+        return self.attempt.output.last_lines() if self.attempt.output else []
+
+    async def discard_server(self, server_id: str) -> None:
+        """Remove the container of a start that failed; one that was there before only stops."""
+        if self.attempt.resumed and self.attempt.resumed["Id"] == server_id:
+            await self.backend.call("stop", server_id)
+        else:
+            await self.backend.remove(server_id)
+
+    # -- While it runs, and its end --------------------------------------------------------------
+
+    async def get_object(self) -> Any:
+        """Inspect this server's container; None where there is none, or its name is another's.
+
+        Two hubs on one engine may both have a user of this name, and JupyterHub 5 servers "A" and
+        "a". What isn't ours must neither be taken for this server nor stopped with it. A lease that
+        a crash has made us forget is taken up.
+        """
+        try:
+            found = await self.docker("inspect_container", self.object_name)
+        except docker.errors.NotFound:
+            self.object_id = ""
+            return None
+        found_labels = found["Config"]["Labels"] or {}
+        if found["Id"] != self.container_id and not belongs_to(
+            found_labels, self.holder, self.hub_address
+        ):
+            self.log.warning("Container %s is another hub's or server's", self.object_name)
+            self.object_id = ""
+            return None
+        self.object_id = found["Id"]
+        if found["State"]["Running"] and not self.lease.uuids and not self.pending:
+            lease = lease_of(ServerRecord(found["Id"], found_labels))
+            if lease and lease.gpus:
+                self.lease.take_up(lease)
+        return found
+
+    async def poll(self) -> Any:
+        """Return None while the server runs, and while nobody can tell: unknown isn't stopped."""
+        try:
+            return await super().poll()
+        except engine_errors.UNREACHABLE as error:
+            self.log.warning("Whether %s runs isn't known: %s", self._log_name, error)
+            return None
 
     async def get_url(self) -> str:
         """Return where a running server is; asked by a hub that was killed while it started."""
         try:
             ip, port = await self.get_ip_and_port()
         except Exception:  # the engine is away: what the database has is the best there is
-            return self.server.url
+            return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
 
-    async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what happens, in words; the key `gpuspawner` has what our own page shows of it."""
-        async for event in self._steps.follow():
-            yield event
+    async def _own_containers(self) -> list[Any]:
+        """List this server's containers by their labels, whatever their names."""
+        whose = {**labels(self.holder, "", ()), LABEL_HUB: self.hub_address}
+        wanted = [f"{label}={whose[label]}" for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)]
+        found: list[Any] = await self.docker("containers", all=True, filters={"label": wanted})
+        return found
 
-    # -- Stop ----------------------------------------------------------------------------------
-
-    async def run_post_stop_hook(self) -> None:
-        """Leave nothing behind, however the server ended; then the administrator's hook.
-
-        JupyterHub forgets a server whose stop failed. Its container would run on with its GPUs.
-        """
+    async def leave_nothing(self) -> None:
+        """Remove or stop what a server that has ended left, however it ended."""
+        leftovers, remove = self.hub_state.leftovers, self.backend.remove
         try:
             for container in await self._own_containers():
                 if self.remove or container["State"] == "created":
-                    cleanup.remove_later(self.object_name, self.docker, container["Id"])
+                    leftovers.remove_later(self.server_key, remove, container["Id"])
                     self.object_id = ""
-                elif container["State"] not in RELEASED_STATES:
+                elif container["State"] not in ENDED_STATES:
                     await self.docker("stop", container["Id"])
-            await cleanup.finish(self.object_name)
+            await leftovers.cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Container %s may remain: %s", self.object_name, error)
             if self.container_id and self.remove:
-                cleanup.remove_later(self.object_name, self.docker, self.container_id)
-        await maybe_future(super().run_post_stop_hook())
-
-
-def _waited(waiting: QueuedRequest) -> float:
-    return round(max(0.0, time.time() - waiting.since), 1)
+                leftovers.remove_later(self.server_key, remove, self.container_id)

@@ -1,18 +1,24 @@
-"""`make catalogues`: bring the translations up to date with the sentences in the code.
+"""`make catalogues`: bring the translations up to date with the sentences in the code, and compile.
 
 What is new comes without a translation, for a person to write; a test says which are missing.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import polib
+from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po, write_po
 
-PACKAGE = Path(__file__).parent.parent / "gpuspawner"
+from hatch_build import CATALOGUES, compile_catalogues
+
+from .console import ROOT
+
+PACKAGE = ROOT / "gpuspawner"
 METHODS = [("**.py", "python"), ("**/templates/**.html", "jinja2")]
 OPTIONS = {"**/templates/**.html": {"trimmed": "true", "silent": "false"}}
 KEYWORDS = {"lazy_gettext": None, "lazy_ngettext": (1, 2), "N_": None, "_": None, "gettext": None}
@@ -22,7 +28,7 @@ WIDTH = 100
 
 
 @dataclass(frozen=True)
-class Message:
+class Sentence:
     """A sentence in the code; `many` is "" where it is the same for every number."""
 
     one: str
@@ -30,11 +36,11 @@ class Message:
     where: str
 
 
-def messages() -> list[Message]:
+def sentences() -> list[Sentence]:
     """Return every sentence in the code, each once."""
-    found: dict[tuple[str, str], Message] = {}
+    found: dict[tuple[str, str], Sentence] = {}
     for one, many, where in _extracted():
-        found.setdefault((one, many), Message(one, many, where))
+        found.setdefault((one, many), Sentence(one, many, where))
     return sorted(found.values(), key=lambda each: (each.where, each.one))
 
 
@@ -45,31 +51,56 @@ def _extracted() -> Iterator[tuple[str, str, str]]:
         yield one, many, name
 
 
-def renew(path: Path) -> polib.POFile:
-    """Add what a catalogue hasn't, and take out what the code hasn't any more."""
-    found = polib.pofile(str(path), wrapwidth=WIDTH, encoding="utf-8")
-    known = {(entry.msgid, entry.msgid_plural): entry for entry in found}
-    entries = []
-    for message in messages():
-        entry = known.get((message.one, message.many)) or polib.POEntry(
-            msgid=message.one,
-            msgid_plural=message.many,
-            msgstr_plural={0: ""} if message.many else {},
+def read(path: Path) -> Catalog:
+    """Return a catalogue."""
+    with path.open("rb") as file:
+        return read_po(file, abort_invalid=True)
+
+
+def renew(path: Path) -> Catalog:
+    """Write a catalogue with what the code has now, and without what it hasn't any more."""
+    old = read(path)
+    new = Catalog(old.locale)
+    for sentence in sentences():
+        key = (sentence.one, sentence.many) if sentence.many else sentence.one
+        known = old.get(sentence.one)
+        kept = known if known and known.id == key else None
+        new.add(
+            key,
+            kept.string if kept else None,
+            locations=[(sentence.where, 0)],
+            flags={"fuzzy"} & kept.flags if kept else (),
         )
-        entry.occurrences = [(message.where, "")]
-        entries.append(entry)
-    found[:] = entries
-    return found
+    # Its header is the translators'; Babel's own would differ at every run.
+    header, _, _ = path.read_text(encoding="utf-8").partition("\n\n")
+    body = io.BytesIO()
+    write_po(body, new, WIDTH, omit_header=True)
+    path.write_text(f"{header}\n\n{body.getvalue().decode().strip()}\n", encoding="utf-8")
+    return new
 
 
 def main() -> int:
-    """Write them anew."""
-    for path in sorted(PACKAGE.glob("i18n/locale/*/LC_MESSAGES/*.po")):
+    """Write and compile them anew."""
+    for path in sorted(ROOT.glob(CATALOGUES)):
         found = renew(path)
-        found.save(str(path))
-        missing = len([entry for entry in found if not entry.translated()])
-        print(f"{path.relative_to(PACKAGE.parent)}: {len(found)} sentences, {missing} to translate")
+        left = len(missing(found))
+        print(f"{path.relative_to(ROOT)}: {len(found)} sentences, {left} to translate")
+    compile_catalogues(ROOT)
     return 0
+
+
+def missing(catalogue: Catalog) -> list[str]:
+    """Return the sentences that have no translation, or one that somebody must look at."""
+    return [
+        message.id if isinstance(message.id, str) else message.id[0]
+        for message in catalogue
+        if message.id and (message.fuzzy or not _is_translated(message))
+    ]
+
+
+def _is_translated(message: Message) -> bool:
+    strings = [message.string] if isinstance(message.string, str) else message.string or [""]
+    return all(strings)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ STAMP = "gpuspawner-stamp.json"
 BUILD = "build.txt"
 # This lock's packages are all in that one's, in the same versions.
 CONTAINED = {"run.txt": "test.txt"}
+# What an installation in place is made from; the rest is read where it stands.
+PACKAGE = ("pyproject.toml", "hatch_build.py", "gpuspawner/__init__.py")
+CATALOGUES = "gpuspawner/i18n/locale/*/LC_MESSAGES/*.po"
 
 
 def ensure_environment(folder: Path, lock: str) -> None:
@@ -34,7 +37,7 @@ def ensure_environment(folder: Path, lock: str) -> None:
     if lock not in locks and CONTAINED.get(lock) not in locks:
         _install(folder, lock, anew=not locks)
         locks = {**locks, lock: _hash(LOCKS / lock), BUILD: _hash(LOCKS / BUILD)}
-    package = _hash(ROOT / "pyproject.toml", ROOT / "gpuspawner" / "__init__.py")
+    package = _hash(*(ROOT / name for name in PACKAGE), *sorted(ROOT.glob(CATALOGUES)))
     if stamp.get("package") != package or locks != stamp.get("locks"):
         _install_package(folder)
         _link_node(folder)

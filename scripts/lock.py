@@ -38,6 +38,9 @@ def locks() -> dict[str, list[str]]:
         "requirements/test.txt": [
             *(PROJECT, *TEST, "requirements/run.in", "-c", "requirements/run.txt"),
         ],
+        "requirements/docs.txt": [
+            *(PROJECT, "requirements/docs.in", "-c", "requirements/test.txt"),
+        ],
         LOWEST: [PROJECT, "requirements/oldest.in", "--resolution", "lowest-direct"],
         "requirements/oldest.txt": [PROJECT, *TEST, "-c", LOWEST, "--no-annotate"],
     }

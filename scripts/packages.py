@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def missing_for_browser() -> list[str]:
         say("  tests in a browser are skipped")
         return []
     return names
+
+
+def missing_for_chinese() -> list[str]:
+    """A font with Chinese letters where the machine has none, for pictures of Chinese pages."""
+    listed = shutil.which("fc-list")
+    found = (
+        listed
+        and subprocess.run(
+            [listed, ":lang=zh-cn"], stdout=subprocess.PIPE, check=False
+        ).stdout.strip()
+    )
+    return [] if found else ["fonts-wqy-microhei"]
 
 
 def _is_ubuntu() -> bool:

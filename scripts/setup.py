@@ -1,4 +1,4 @@
-"""Install what a command needs and isn't there: `python3 -m scripts.setup test|lint`."""
+"""Install what a command needs and isn't there: `python3 -m scripts.setup test|lint|docs|…`."""
 
 from __future__ import annotations
 
@@ -45,9 +45,32 @@ def for_testing() -> None:
     ensure_environment(OLDEST, "oldest.txt")
 
 
+def for_documenting() -> None:
+    """What the handbook is built with."""
+    packages.install(packages.missing_for_environment())
+    ensure_environment(ENVIRONMENT, "docs.txt")
+
+
+def for_screenshots() -> None:
+    """A simulated host, a browser, and letters for Chinese pages."""
+    packages.install(
+        packages.missing_for_environment()
+        + packages.missing(packages.SIMULATION)
+        + packages.missing_for_browser()
+        + packages.missing_for_chinese()
+    )
+    ensure_environment(ENVIRONMENT, "test.txt")
+    ensure_node_modules(ENVIRONMENT)
+
+
 def main() -> int:
     """Install what the command line names."""
-    wanted = {"test": for_testing, "lint": for_linting}
+    wanted = {
+        "test": for_testing,
+        "lint": for_linting,
+        "docs": for_documenting,
+        "screenshots": for_screenshots,
+    }
     if len(sys.argv) != 2 or sys.argv[1] not in wanted:
         raise Stop(f"say what for: {' or '.join(wanted)}")
     begin()

@@ -23,6 +23,7 @@ class Forecast:
         taken: whether servers have all of those, and nothing else keeps them.
         model: the GPU model it names; "" for any.
         refusal: the sentence with which it would be refused.
+        scattered: whether enough GPUs are free, but on no one of several nodes.
     """
 
     kind: Literal["now", "wait", "no", "unknown"]
@@ -32,6 +33,7 @@ class Forecast:
     taken: bool = False
     model: str = ""
     refusal: str = ""
+    scattered: bool = False
 
     @property
     def group(self) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from ..gpus.allocation import availability, model_counts
+from ..gpus.allocation import are_several, availability, largest, model_counts, offered
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, finalize
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import hours_words, moment, ordinal
-from ..images.compatibility import Fit, fit
+from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
 from .limits import Limits
@@ -97,10 +97,10 @@ def render(
     Args:
         limits: what applies to the user.
         last: what they chose last.
-        view: the host; None where it couldn't be read.
+        view: the nodes; None where they couldn't be read.
         foresee: tells what would come of a choice.
         language: the reader's.
-        trouble: why the host couldn't be read.
+        trouble: why they couldn't be read.
         notice: why the user's last server was stopped.
         keep: show `last` as it is, also where it would be refused: to be mended.
         picked: `last` is what stands on a page now, which asks what has changed.
@@ -124,6 +124,7 @@ def render(
         forecast=forecast,
         waits=limits.waits,
         gpus=view.gpus if view else (),
+        several=are_several(view.gpus) if view else False,
         offered=_offered(view),
         limits=limits.rules(),
         trouble=trouble,
@@ -132,14 +133,14 @@ def render(
         period=PERIOD_SECONDS,
         style="" if picked else _static("form.css"),
         script="" if picked else _static("form.js"),
-        moment=moment,
+        moment=partial(moment, language=language),
         ordinal=ordinal,
         **language.context(),
     )
 
 
 def version_items(limits: Limits, last: Choice, view: View | None) -> list[Version]:
-    """Return the image versions. One that can't use this host's GPUs still runs without."""
+    """Return the image versions. One that can use no GPU here still runs without."""
     if not limits.image_can_be_chosen or limits.any_image:
         return []
     chosen = _preselected(limits, last)
@@ -165,10 +166,10 @@ def version_items(limits: Limits, last: Choice, view: View | None) -> list[Versi
 def count_items(
     limits: Limits, last: Choice, view: View | None, forecast_of: ForecastOf, keep: bool = False
 ) -> list[Count]:
-    """Return the GPU counts from none to the most that this user could ever have here."""
+    """Return the GPU counts from none to the most that this user could ever have on one node."""
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
-    usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
-    most = min([len(usable), *(rule.most for rule in limits.rules())])
+    usable = _offered(view, limits.models)
+    most = min([largest(usable), *(rule.most for rule in limits.rules())])
     hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
     model = last.model if keep else _chosen_model(limits, last, view)
     forecasts = [
@@ -177,7 +178,7 @@ def count_items(
         )
         for count in range(most + 1)
     ]
-    free = sum(gpu.state == "free" for gpu in usable)
+    free = largest(gpu for gpu in usable if gpu.state == "free")
     # What was saved may be any number.
     wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
     while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits, last):
@@ -205,7 +206,7 @@ def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits, last:
 
 
 def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
-    """Return the host's GPU models with what is free of each, and when more will be."""
+    """Return the GPU models of all nodes with what is free of each, and when more will be."""
     # A sick GPU may not even tell what it is.
     named = [gpu for gpu in _offered(view) if gpu.uuid]
     counts = model_counts(named)
@@ -297,12 +298,12 @@ def _preselected(limits: Limits, last: Choice) -> str:
 
 
 def _fit(limits: Limits, key: str, view: View | None) -> Fit:
-    usable = [gpu for gpu in _offered(view) if limits.models is None or gpu.model in limits.models]
-    return fit(limits.versions.get(key), view.driver if view else None, usable)
+    nodes = offered(view.nodes, limits.models) if view else ()
+    return fit_nodes(limits.versions.get(key), nodes)
 
 
-def _offered(view: View | None) -> list[Any]:
-    return [gpu for gpu in view.gpus if gpu.state not in ("excluded", "mig")] if view else []
+def _offered(view: View | None, models: frozenset[str] | None = None) -> list[GPU]:
+    return [gpu for node in offered(view.nodes, models) for gpu in node.gpus] if view else []
 
 
 def _static(name: str) -> Markup:

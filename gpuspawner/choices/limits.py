@@ -35,7 +35,8 @@ class Limits:
     `group_gpus` each of their groups that has a limit; None leaves it to the host. `models` are the
     GPU models they may have, None: all. `hours` is the longest a server keeps its GPUs, None: it
     has no end. Where `waits` is False, what can't be had now is refused. `absent` are the versions
-    whose image isn't on the machine and won't be fetched, where somebody has looked.
+    whose image isn't on the machine and won't be fetched, where somebody has looked. Where
+    `has_catalogue` is False, who picks no version starts whatever image the administrator has set.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -51,6 +52,7 @@ class Limits:
     default_hours: float | None = None
     waits: bool = True
     absent: frozenset[str] = frozenset()
+    has_catalogue: bool = True
 
     def rules(self) -> list[Rule]:
         """Return the limits of a server's number of GPUs, in the order they are looked at.

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ..errors import Unknown
 from ..gpus.model import GPU, Holder
-from ..leases.ledger import Ledger, Unknown, View
+from ..leases.ledger import Ledger, View
 from ..scheduling.queue import Queue
 
 # How old what a page shows may be when it is told.
@@ -117,11 +118,12 @@ class OpenForms:
 
     def state(self, view: View | None, trouble: str) -> Any:
         """Return what pages depend on, as a value that can be compared: to the minute."""
-        found = view or View(None, None, ())
+        found = view or View()
+        drivers = [(node.name, node.driver) for node in found.nodes]
         gpus = [_shown(gpu) for gpu in found.gpus]
         leases = {(each.gpus, each.groups, _minute(each.until)) for each in found.leases}
         turns = [(entry.waiting, entry.turn) for entry in self._queue.waiting]
-        return trouble, found.driver, gpus, leases, turns, _minute(time.time())
+        return trouble, drivers, gpus, leases, turns, _minute(time.time())
 
     async def _look(self) -> Any:
         return self.state(*await self.recent())
@@ -129,7 +131,7 @@ class OpenForms:
 
 def _shown(gpu: GPU) -> tuple[Any, ...]:
     """Return what of a GPU is on a page; how much it does isn't."""
-    return gpu.uuid, gpu.index, gpu.model, gpu.state, gpu.reason, _minute(gpu.until)
+    return gpu.node, gpu.uuid, gpu.index, gpu.model, gpu.state, gpu.reason, _minute(gpu.until)
 
 
 def _minute(seconds: float | None) -> int | None:

@@ -1,7 +1,7 @@
 """What users send: an untrusted choice becomes a request, or a refusal they can understand.
 
-Form, link and REST meet here. Nothing in this module knows of a host's engine, so that it serves a
-spawner for many hosts as well.
+Form, link and REST meet here. Nothing in this module knows of an engine, so that it serves a
+spawner for many nodes as well.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..gpus.allocation import model_counts
-from ..gpus.model import GPU, Request
+from ..gpus.allocation import largest, model_counts, offered
+from ..gpus.model import Node, Request
 from ..i18n.lazy_text import lazy_gettext, listed
-from ..images.compatibility import fit
+from ..images.compatibility import fit_nodes
 from .limits import MAX_HOURS, Limits
 
 # A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
@@ -163,7 +163,7 @@ def image_key(choice: Choice, limits: Limits) -> str:
 
 
 def gpu_count(choice: Choice, limits: Limits) -> int:
-    """Return how many GPUs a choice means before the host is looked at.
+    """Return how many GPUs a choice means before the nodes are looked at.
 
     Raises:
         Refused: it is over a limit.
@@ -206,30 +206,29 @@ def seconds(choice: Choice, limits: Limits) -> float | None:
     return choice.hours * 3600
 
 
-def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | None) -> Request:
-    """Turn a choice into a request that this host could meet once enough GPUs are free.
+def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
+    """Turn a choice into a request that one of the nodes could meet once enough GPUs are free.
 
     Args:
         choice: what `parse` returned.
         limits: what applies to this user.
-        gpus: the host's GPUs, taken ones too; empty for a choice of 0 GPUs.
-        driver: the host's driver version; None where there is none.
+        nodes: with all their GPUs, taken ones too; none for a choice of 0 GPUs.
 
     Raises:
-        Refused: unknown version or model, over a limit, more than the host has, or nothing that
+        Refused: unknown version or model, over a limit, more than any node has, or nothing that
             the image runs on.
     """
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
-    # A GPU that is kept out isn't waited for.
-    gpus = [gpu for gpu in gpus if gpu.state not in ("excluded", "mig")]
+    several = len(nodes) > 1
+    gpus = [gpu for node in offered(nodes) for gpu in node.gpus]
     models = list(model_counts(gpus))
     named = choice.model if count > 0 else None
     if named is not None:
-        _check_model(named, models, limits)
-    usable = [gpu for gpu in gpus if limits.models is None or gpu.model in limits.models]
-    fits = fit(limits.versions.get(key), driver, usable)
-    if count > 0 and usable and fits.reason:
+        _check_model(named, models, limits, several)
+    usable = offered(nodes, limits.models)
+    fits = fit_nodes(limits.versions.get(key), usable)
+    if count > 0 and fits.reason and any(node.gpus for node in usable):
         raise Refused(
             lazy_gettext(
                 "image %(image)s %(reason)s. With 0 GPUs it can be used.",
@@ -248,21 +247,27 @@ def request(choice: Choice, limits: Limits, gpus: Sequence[GPU], driver: str | N
             )
         )
     allowed = both(fits.models, limits.models)
-    total = sum(map(Request(key, count, named, allowed).takes, gpus))
+    total = largest(filter(Request(key, count, named, allowed, places=fits.places).takes, gpus))
     if choice.gpus is None:
         # Nobody asked for GPUs, so a host without them is no reason to refuse.
         count = min(count, total)
     elif count > total:
-        raise Refused(_too_many(count, total, key, named, limits, total < len(gpus)))
+        few = _too_few_anywhere if several else _too_few
+        raise Refused(few(count, total, key, named, limits, total < largest(gpus)))
     if count == 0:
         return Request(key, 0)
-    return Request(key, count, named, allowed, seconds(choice, limits))
+    return Request(key, count, named, allowed, seconds(choice, limits), fits.places)
 
 
-def _check_model(named: str, models: list[str], limits: Limits) -> None:
-    """Raise `Refused` where a user may not have a model, or no GPU of this machine is one."""
+def _check_model(named: str, models: list[str], limits: Limits, several: bool) -> None:
+    """Raise `Refused` where a user may not have a model, or no GPU here is one."""
     if limits.models is not None and named not in limits.models:
-        may = listed(sorted(limits.models & set(models))) or lazy_gettext("none of this machine's")
+        none = (
+            lazy_gettext("none of those here")
+            if several
+            else lazy_gettext("none of this machine's")
+        )
+        may = listed(sorted(limits.models & set(models))) or none
         raise Refused(
             lazy_gettext(
                 "model is %(value)s, and the models you may have are: %(models)s.",
@@ -272,26 +277,32 @@ def _check_model(named: str, models: list[str], limits: Limits) -> None:
             403,
         )
     if models and named not in models:
+        known = {"value": _show(named), "models": listed(models)}
         raise Refused(
             lazy_gettext(
-                "model is %(value)s, and this machine has no such GPU: it has %(models)s.",
-                value=_show(named),
-                models=listed(models),
+                "model is %(value)s, and no machine here has such a GPU: there are %(models)s.",
+                **known,
+            )
+            if several
+            else lazy_gettext(
+                "model is %(value)s, and this machine has no such GPU: it has %(models)s.", **known
             )
         )
     if not models:
+        value = _show(named)
         raise Refused(
-            lazy_gettext(
-                "model is %(value)s, and this machine has no such GPU: it has no GPU.",
-                value=_show(named),
+            lazy_gettext("model is %(value)s, and no machine here has a GPU.", value=value)
+            if several
+            else lazy_gettext(
+                "model is %(value)s, and this machine has no such GPU: it has no GPU.", value=value
             )
         )
 
 
-def _too_many(
+def _too_few(
     count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
 ) -> str:
-    """Say that a machine doesn't have so many GPUs, and which are counted."""
+    """Say that the only machine doesn't have so many GPUs, and which are counted."""
     values = {"value": _show(count), "total": total}
     if named is not None:
         return lazy_gettext(
@@ -308,6 +319,32 @@ def _too_many(
             image=key,
         )
     return lazy_gettext("gpus is %(value)s, and this machine has %(total)s.", **values)
+
+
+def _too_few_anywhere(
+    count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
+) -> str:
+    """Say that none of several machines has so many GPUs, and which are counted."""
+    values = {"value": _show(count), "total": total}
+    if named is not None:
+        return lazy_gettext(
+            "gpus is %(value)s, and no machine here has more than %(total)s of %(model)s.",
+            **values,
+            model=named,
+        )
+    if limits.models is not None:
+        return lazy_gettext(
+            "gpus is %(value)s, and no machine here has more than %(total)s that you may have.",
+            **values,
+        )
+    if not_all:
+        return lazy_gettext(
+            "gpus is %(value)s, and no machine here has more than %(total)s that image %(image)s "
+            "runs on.",
+            **values,
+            image=key,
+        )
+    return lazy_gettext("gpus is %(value)s, and no machine here has more than %(total)s.", **values)
 
 
 def both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

@@ -15,7 +15,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httputil import url_concat
 
 from ..backends.docker import errors as engine_errors
-from ..gpus import out_of_service
+from ..backends.docker import marks
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from .facts import Person
@@ -121,12 +121,12 @@ class Actions:
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service."""
         await self._mark(
-            person, uuid, lambda client: out_of_service.take_out(client, uuid, person.name, why)
+            person, uuid, lambda client: marks.take_out(client, uuid, person.name, why)
         )
 
     async def put_back(self, person: Person, uuid: str) -> None:
         """Put a GPU into service again."""
-        await self._mark(person, uuid, lambda client: out_of_service.put_back(client, uuid))
+        await self._mark(person, uuid, lambda client: marks.put_back(client, uuid))
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
@@ -134,7 +134,12 @@ class Actions:
         picture = await self.monitor.picture()
         # One that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
-            raise Refusal(404, lazy_gettext("This machine has no such GPU."))
+            raise Refusal(
+                404,
+                lazy_gettext("No machine here has such a GPU.")
+                if len(picture.nodes) > 1
+                else lazy_gettext("This machine has no such GPU."),
+            )
 
         def run() -> None:
             client = docker.from_env(timeout=ENGINE_SECONDS, version="auto")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from ..gpus.model import GPU, Holder
+from ..gpus.model import GPU, Holder, Node
 from ..gpus.out_of_service import Mark
 from .history import SECONDS_PER_POINT
 from .monitor import Picture
@@ -46,13 +46,18 @@ def status(picture: Picture, person: Person, *, history: bool = True) -> dict[st
     now = time.time()
     leases = list(picture.hub["leases"]) if picture.hub else _leases_by_label(picture)
     ends = {uuid: each["until"] for each in leases for uuid in each["gpus"]}
+    # With one node this is all that there is to say of it.
+    first = next((node for node in picture.nodes if node.driver), Node())
     return {
         "now": moment(now),
         "read_at": moment(picture.at),
         "known": picture.is_known(now),
         "trouble": picture.trouble,
-        "driver": picture.driver,
-        "cuda": picture.cuda,
+        "driver": first.driver,
+        "cuda": first.cuda,
+        "nodes": [
+            {"name": node.name, "driver": node.driver, "cuda": node.cuda} for node in picture.nodes
+        ],
         "you": {
             "user": person.name,
             "administrator": person.administrator,
@@ -84,6 +89,7 @@ def _gpu(
     until = ends.get(gpu.uuid or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
     facts = {
+        "node": gpu.node,
         "uuid": gpu.uuid,
         "index": gpu.index,
         "model": gpu.model,

@@ -203,7 +203,7 @@ class API(Handler):
         """Return the request's JSON; {} where there is none."""
         try:
             found = json.loads(self.request.body or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise web.HTTPError(400, "The request isn't JSON.") from None
         if not isinstance(found, dict):
             raise web.HTTPError(400, "The request isn't a JSON object.")

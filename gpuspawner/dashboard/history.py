@@ -27,7 +27,7 @@ class History:
 
         Args:
             at: when it was, in seconds since the epoch.
-            gpus: every GPU of the host; those that are gone are forgotten.
+            gpus: every GPU of every node; those that are gone are forgotten.
         """
         number = int(at // SECONDS_PER_POINT)
         kept = {}
@@ -51,7 +51,7 @@ class History:
 
 def key(gpu: GPU) -> str:
     """Return what one GPU is known by from reading to reading."""
-    return gpu.uuid or f"index {gpu.index}"
+    return gpu.uuid or f"{gpu.node} index {gpu.index}"
 
 
 def _mean(values: Iterable[int | None]) -> int | None:

@@ -1,4 +1,4 @@
-"""The host and the hub, read in the background once for all who look."""
+"""The nodes and the hub, read in the background once for all who look."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import Any
 import docker
 
 from ..backends.docker import errors as engine_errors
-from ..gpus.model import GPU
-from ..gpus.out_of_service import FILTER, InServiceReader, Mark
+from ..backends.docker.backend import record_of
+from ..backends.docker.marks import FILTER, marks_of
+from ..errors import Unknown
+from ..gpus.model import GPU, Node
+from ..gpus.out_of_service import InServiceReader, Mark
 from ..gpus.reader import Reader
 from ..hub import control_socket
-from ..leases.labels import LABEL_GPUS, LABEL_HUB, RELEASED_STATES, lease_of
-from ..leases.ledger import Ledger, Unknown
+from ..leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, lease_of
+from ..leases.ledger import Ledger
 from .history import History
 
 PERIOD_SECONDS = 2.0
@@ -38,13 +41,13 @@ class Picture:
     """What was read last.
 
     Args:
-        at: when the host was last read whole, in seconds since the epoch; None: never.
+        at: when the nodes were last read whole, in seconds since the epoch; None: never.
         tried_at: when that was last begun, by the monotonic clock: a wall's may be set back.
         trouble: why it couldn't be read then; "" where it could.
-        driver, cuda, gpus: the host, as it was at `at`; `driver` is None where there is none.
+        nodes: as they were at `at`.
         ours: UUIDs of the GPUs that servers of this hub hold.
         marks: the GPUs out of service.
-        hub: what the hub says of its queue and its servers (`control.Control.status`).
+        hub: what the hub says of its queue and its servers (`control_socket.ControlSocket.status`).
         hub_trouble: why it doesn't.
         history: of every GPU.
     """
@@ -52,17 +55,20 @@ class Picture:
     at: float | None = None
     tried_at: float = -math.inf
     trouble: str = ""
-    driver: str | None = None
-    cuda: str | None = None
-    gpus: tuple[GPU, ...] = ()
+    nodes: tuple[Node, ...] = ()
     ours: frozenset[str] = frozenset()
     marks: Mapping[str, Mark] = field(default_factory=dict)
     hub: Mapping[str, Any] | None = None
     hub_trouble: str = ""
     history: History = field(default_factory=History)
 
+    @property
+    def gpus(self) -> tuple[GPU, ...]:
+        """The GPUs of all nodes."""
+        return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
     def is_known(self, now: float) -> bool:
-        """Return whether it says how the host is now."""
+        """Return whether it says how the nodes are now."""
         return not self.trouble and self.at is not None and abs(now - self.at) <= STALE_SECONDS
 
 
@@ -78,15 +84,15 @@ class Host:
         self._socket = socket
         self._hub = hub
         self._client: docker.APIClient | None = None
-        self._containers: Sequence[Mapping[str, Any]] = ()
+        self._servers: Sequence[ServerRecord] = ()
         self._settings: Mapping[str, Any] = {}
         self._read_as({})
 
     def _read_as(self, settings: Mapping[str, Any]) -> None:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
-        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_volumes)
-        self._ledger = Ledger(self._list_containers, self._survey, engine_errors.explain_unread)
+        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
+        self._ledger = Ledger(self._list_servers, self._survey, engine_errors.explain_unread)
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
@@ -104,9 +110,7 @@ class Host:
             tried,
             at=time.time(),
             trouble="",
-            driver=view.driver,
-            cuda=view.cuda,
-            gpus=view.gpus,
+            nodes=view.nodes,
             ours=self._ours(),
             marks=self._survey.marks,
         )
@@ -120,14 +124,17 @@ class Host:
             return None, str(answer.get("error", "no answer"))
         return answer, ""
 
-    async def _list_containers(self) -> Sequence[Mapping[str, Any]]:
-        self._containers = await self._call(
+    async def _list_servers(self) -> Sequence[ServerRecord]:
+        found = await self._call(
             lambda client: client.containers(all=True, filters={"label": LABEL_GPUS})
         )
-        return self._containers
+        self._servers = [record_of(entry) for entry in found]
+        return self._servers
 
-    async def _list_volumes(self) -> Mapping[str, Any]:
-        return await self._call(lambda client: client.volumes(filters=FILTER))
+    async def _list_marks(self) -> Mapping[str, Mark]:
+        return marks_of(
+            (await self._call(lambda client: client.volumes(filters=FILTER)))["Volumes"]
+        )
 
     async def _call(self, call: Callable[[docker.APIClient], Any]) -> Any:
         def run() -> Any:
@@ -139,10 +146,7 @@ class Host:
 
     def _ours(self) -> frozenset[str]:
         leases = [
-            lease_of(each)
-            for each in self._containers
-            if (each.get("Labels") or {}).get(LABEL_HUB) == self._hub
-            and each.get("State") not in RELEASED_STATES
+            lease_of(each) for each in self._servers if each.labels.get(LABEL_HUB) == self._hub
         ]
         return frozenset(uuid for lease in leases if lease for uuid in lease.gpus)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ..i18n.languages import Language, finalize
+from ..i18n.phrases import moment
 
 # Of a GPU's little picture.
 WIDTH, HEIGHT = 120, 24
@@ -41,10 +42,11 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         kind_of=kind,
         kinds=Counter(map(kind, own["gpus"])),
         server_of=servers.of,
-        time=time_element,
+        time=_time_in(language),
         gigabytes=gigabytes,
         lines=lines,
-        indexes=servers.indexes,
+        gpus_of=servers.gpus,
+        several=len(facts.get("nodes", ())) > 1,
         width=WIDTH,
         height=HEIGHT,
     )
@@ -63,30 +65,26 @@ class _Servers:
     """Which server holds which GPU, where the reader may know it."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._indexes = {gpu["uuid"]: gpu["index"] for gpu in facts.get("gpus", ())}
+        self._gpus = {gpu["uuid"]: gpu for gpu in facts.get("gpus", ())}
         self._by_gpu = {uuid: each for each in facts.get("servers", ()) for uuid in each["gpus"]}
 
     def of(self, gpu: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a GPU's server; None where that isn't to be known."""
         return None if gpu["other_hub"] else self._by_gpu.get(gpu["uuid"])
 
-    def indexes(self, server: Mapping[str, Any]) -> list[int]:
-        """Return the indexes of a server's GPUs that are there."""
-        return sorted(self._indexes[uuid] for uuid in server["gpus"] if uuid in self._indexes)
+    def gpus(self, server: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return a server's GPUs that are there, by node and index."""
+        there = (self._gpus[uuid] for uuid in server["gpus"] if uuid in self._gpus)
+        return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
 
 
-def time_element(moment: str, form: str = "time") -> Markup:
-    """Return a moment as HTML, by the machine's clock; the script makes it the reader's.
+def _time_in(language: Language) -> Callable[..., Markup]:
+    """Return what makes HTML of a time as `facts` have it, ISO 8601."""
 
-    Args:
-        moment: ISO 8601.
-        form: "time", or "second" for one that changes all the time.
-    """
-    then = datetime.fromisoformat(moment).astimezone()
-    now = datetime.now().astimezone()
-    pattern = "%H:%M:%S %Z" if form == "second" else "%H:%M %Z"
-    text = then.strftime(pattern if then.date() == now.date() else f"%Y-%m-%d {pattern}")
-    return Markup('<time datetime="{}" data-form="{}">{}</time>').format(moment, form, text)
+    def element(text: str, *, precise: bool = False) -> Markup:
+        return moment(datetime.fromisoformat(text).timestamp(), language, precise=precise)
+
+    return element
 
 
 def gigabytes(mib: int | None) -> str:

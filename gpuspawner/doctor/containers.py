@@ -69,7 +69,7 @@ def _compared(context: Context, here: TrialContainer) -> Finding:
         return Finding("ok", f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees exactly that")
     if said == "no-program":
         what = "the image has neither nvidia-smi nor Python to look with"
-        return Finding("note", what, "look yourself: see README.md, On real GPUs")
+        return Finding("note", what, "look yourself: see docs/tutorials/gpu-machine.md")
     if len(seen) > len(wanted):
         what = f"one that was granted {wanted[0]} sees {', '.join(seen)}"
         return Finding(

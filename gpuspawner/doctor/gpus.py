@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..gpus import nvml
 from ..gpus.model import GPU
-from ..gpus.reader import survey
+from ..gpus.reader import read_node
 from .findings import Context, Finding
 
 NVML_SECONDS = 15.0
@@ -59,7 +59,7 @@ def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
 
     def ask() -> None:
         try:
-            answer.put((nvml.read(), survey().gpus))
+            answer.put((nvml.read(), read_node().gpus))
         except Exception as error:
             answer.put(error)
 

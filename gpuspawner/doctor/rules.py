@@ -290,7 +290,7 @@ def log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding
         has_password = given.hub.get("dummy_password")
         how = "with one password" if has_password else "without any password"
         what = f"c.JupyterHub.authenticator_class = {name!r} lets everybody in, {how}"
-        advice = 'c.JupyterHub.authenticator_class = "pam"    (others: README.md, "Logging in")'
+        advice = 'c.JupyterHub.authenticator_class = "pam"    (others: docs/how-to/log-in.md)'
         yield Finding("note" if has_password else "warning", what, advice)
 
 

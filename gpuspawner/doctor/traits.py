@@ -20,8 +20,8 @@ from jupyterhub.objects import Hub
 from traitlets import TraitError
 from traitlets.config import Config
 
+from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
-from ..leasing import LeasingSpawner
 
 SPAWNER_VALUES = (
     "allowed_images",
@@ -75,7 +75,7 @@ def describe(config: Config) -> dict[str, Any]:
     spawner = _made(cls, config, problems)
     problems += _unknown_sections(config, cls)
     problems += _overrides(cls, spawner.group_overrides)
-    is_ours = issubclass(cls, LeasingSpawner)
+    is_ours = issubclass(cls, BaseGPUSpawner)
     return {
         "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
         "is_ours": is_ours,
@@ -183,7 +183,7 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
         elif section.endswith("Spawner"):
             what = f"c.{section} has no effect: servers are made by {cls.__name__}"
             yield _problem("note", what, f"write c.{cls.__name__}, or remove its lines")
-    if not issubclass(cls, LeasingSpawner) and "GPUSpawner" in config:
+    if not issubclass(cls, BaseGPUSpawner) and "GPUSpawner" in config:
         what = f"c.GPUSpawner has no effect: servers are made by {cls.__name__}"
         yield _problem("note", what, 'c.JupyterHub.spawner_class = "gpu"')
 

@@ -8,9 +8,10 @@ holder as `doctor`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,14 +19,23 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 
+from ..backends.docker.backend import DockerBackend, LimitRefused
 from ..backends.docker.container_config import refused_limit, with_lease
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
+from ..backends.launch import launch
+from ..backends.leftovers import Leftovers
+from ..errors import StartAgain
 from ..gpus.model import GPU, Holder, Request
+from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
-from ..leases.labels import LABEL_GPUS, LABEL_HUB, labels
-from ..leases.ledger import Contested, Ledger
+from ..leases.labels import LABEL_HUB, labels
+from ..leases.ledger import Ledger, Reservation
+from ..scheduling.plan import QueuedRequest
+from ..scheduling.queue import Queue, QueueSettings, RequestLimits
 from .findings import Configuration, Context
 from .rules import host_config, texts
+
+log = logging.getLogger(__name__)
 
 HOLDER = Holder("doctor")
 # No hub's address, so that no hub takes the container for one of its servers'.
@@ -33,10 +43,8 @@ HUB = "gpuspawner doctor"
 NVML_SECONDS = 15.0
 # Should we be killed, it ends by itself, and its GPUs are free again.
 LIFETIME_SECONDS = 180
-REMOVAL_SECONDS = 30
 # From when on a container that was never started is one of a doctor that was killed before.
 STALE_SECONDS = 120
-CLAIM_ROUNDS = 5
 # What isn't taken over from the configuration: what would leave something behind.
 LEFT_OUT = {
     "auto_remove",
@@ -99,53 +107,89 @@ def inside(
 async def _inside(
     context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str
 ) -> T:
-    client = context.engine
+    client, given = context.engine, context.configuration
     assert client is not None
-    assert context.trial_image is not None
-    ledger = _ledger(client, context.configuration)
-    request = Request(context.trial_image[0], gpus)
-    policy = _value(context.configuration, "gpu_policy") or "pack"
-    refused: tuple[str, ...] = ()
-    await asyncio.to_thread(_sweep, client)
-    for _ in range(CLAIM_ROUNDS):
-        reservation = await ledger.reserve(HOLDER, request, policy)
-        wanted = _wanted(context, reservation.uuids, network, refused)
-        # No task: what ends the loop cancels those, and what is being made would stay.
-        loop = asyncio.get_running_loop()
-        creating = loop.run_in_executor(None, _create, client, wanted)
-        try:
-            # Shielded: a cancelled call would go on in its thread, and what it made would stay.
-            container_id = await asyncio.shield(creating)
-            ledger.release(reservation)
-            await ledger.claim(container_id, reservation.uuids)
-            await asyncio.to_thread(client.api.start, container_id)
-            here = TrialContainer(client, container_id, reservation.gpus, refused)
-            return await asyncio.to_thread(look, here)
-        except Contested:
-            continue
-        except docker.errors.APIError as error:
-            limit = refused_limit(error, set(_ulimits(context.configuration)) - set(refused))
-            if limit is None:
-                raise
-            refused = (*refused, limit)
-        finally:
-            await _gone(client, creating)
-    raise TrialError("others were quicker each time: run this again")
-
-
-def _ledger(client: docker.DockerClient, given: Configuration | None) -> Ledger:
-    async def listed() -> Sequence[Mapping[str, Any]]:
-        found: Sequence[Mapping[str, Any]] = await asyncio.to_thread(
-            client.api.containers, all=True, filters={"label": LABEL_GPUS}
-        )
-        return found
-
-    surveyor = Reader(
+    backend = DockerBackend(lambda: client.api, log)
+    reader = Reader(
         NVML_SECONDS,
         excluded=_value(given, "excluded_gpus") or (),
         memory_threshold_mib=(_value(given, "foreign_memory") or 0) >> 20 or None,
     )
-    return Ledger(listed, surveyor, explain_unknown)
+    read = InServiceReader(reader, backend.out_of_service)
+    ledger, leftovers = Ledger(backend.list, read, explain_unknown), Leftovers()
+    settings = QueueSettings(policy=_value(given, "gpu_policy") or "pack")
+    queue = Queue(ledger, settings, backend.watch)
+    trial = _Trial(context, gpus, network, queue, backend)
+    await asyncio.to_thread(_sweep, client)
+    try:
+        here = await launch(trial, ledger, leftovers)
+        try:
+            return await asyncio.to_thread(look, here)
+        finally:
+            leftovers.remove_later(trial.server_key, backend.remove, here.container_id)
+    finally:
+        # No task may outlive this: what ends the loop cancels it, and the container would stay.
+        await asyncio.shield(asyncio.ensure_future(leftovers.cleared(trial.server_key)))
+        backend.executor.shutdown(wait=False)
+
+
+class _Trial:
+    """A container that takes the way of a server, as `backends.launch.Launchable`."""
+
+    def __init__(
+        self, context: Context, gpus: int, network: str, queue: Queue, backend: DockerBackend
+    ) -> None:
+        self._context = context
+        self._network = network
+        self._queue = queue
+        self._backend = backend
+        assert context.trial_image is not None
+        self._request = Request(context.trial_image[0], gpus)
+        self._granted: Reservation | None = None
+
+    @property
+    def server_key(self) -> str:
+        return HOLDER.user
+
+    async def reserve_gpus(self) -> Reservation:
+        if self._request.gpus == 0:
+            self._granted = Reservation(HOLDER, ())
+            return self._granted
+        joining = QueuedRequest(HOLDER, self._request, self._queue.since())
+        self._granted = await self._queue.wait(joining, RequestLimits(longest=0), lambda turn: None)
+        return self._granted
+
+    async def create_server(self, reservation: Reservation) -> str:
+        wanted = _wanted(
+            self._context, reservation.uuids, self._network, self._backend.refused_limits
+        )
+        return str((await self._backend.call("create_container", **wanted))["Id"])
+
+    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
+        """Whether it has what was granted is what the doctor looks at from inside."""
+
+    async def start_server(self, server_id: str) -> None:
+        try:
+            await self._backend.start(server_id)
+        except docker.errors.APIError as error:
+            refused = self._backend.refused_limits
+            limit = refused_limit(error, set(_ulimits(self._context.configuration)) - refused)
+            if limit is None:
+                raise
+            refused.add(limit)
+            raise LimitRefused(f"the engine may not set the limit {limit}") from error
+
+    async def await_server(self, server_id: str) -> TrialContainer:
+        assert self._context.engine is not None
+        assert self._granted is not None
+        refused = tuple(sorted(self._backend.refused_limits))
+        return TrialContainer(self._context.engine, server_id, self._granted.gpus, refused)
+
+    async def discard_server(self, server_id: str) -> None:
+        await self._backend.remove(server_id)
+
+    def will_start_again(self, reason: StartAgain) -> None:
+        log.debug("Starting it once more: %s", reason)
 
 
 def _value(given: Configuration | None, name: str) -> Any:
@@ -157,7 +201,7 @@ def _ulimits(given: Configuration | None) -> Mapping[str, int]:
 
 
 def _wanted(
-    context: Context, uuids: Sequence[str] | frozenset[str], network: str, refused: Sequence[str]
+    context: Context, uuids: Sequence[str] | frozenset[str], network: str, refused: Collection[str]
 ) -> dict[str, Any]:
     """Return what the container is created with: as a server is, but for what it leaves behind."""
     client, given, image = context.engine, context.configuration, context.trial_image
@@ -194,21 +238,6 @@ def _wanted(
     )
 
 
-def _create(client: docker.DockerClient, wanted: Mapping[str, Any]) -> str:
-    return str(client.api.create_container(**wanted)["Id"])
-
-
-async def _gone(client: docker.DockerClient, creating: asyncio.Future[str]) -> None:
-    """Remove the container, also one that is still being created."""
-    await asyncio.wait([creating])
-    if creating.cancelled() or creating.exception():
-        return
-
-    await asyncio.shield(
-        asyncio.ensure_future(asyncio.to_thread(_remove, client, creating.result()))
-    )
-
-
 def _sweep(client: docker.DockerClient) -> None:
     """Remove what was created and never started: it would keep its GPUs for ever."""
     for left in client.api.containers(all=True, filters={"label": f"{LABEL_HUB}={HUB}"}):
@@ -216,14 +245,3 @@ def _sweep(client: docker.DockerClient) -> None:
             # Not by force: what was started after all stays.
             with suppress(docker.errors.APIError):
                 client.api.remove_container(left["Id"], v=True)
-
-
-def _remove(client: docker.DockerClient, container_id: str) -> None:
-    # Once it is stopped the engine removes it by itself as well: who comes second is told 409.
-    with suppress(docker.errors.APIError):
-        client.api.remove_container(container_id, force=True, v=True)
-    deadline = time.monotonic() + REMOVAL_SECONDS
-    with suppress(docker.errors.NotFound):
-        while time.monotonic() < deadline:
-            client.api.inspect_container(container_id)
-            time.sleep(0.02)

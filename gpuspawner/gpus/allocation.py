@@ -1,31 +1,35 @@
 """Who gets which GPU: values and pure functions, nothing read and nothing written.
 
-Everything here works on what `inventory` and `leases` have read. It imports only the standard
+Everything here works on what readers and the ledger have read. It imports only the standard
 library and our words, so that each rule can be tested as a table of values.
+
+GPUs are of any number of nodes, told apart by `GPU.node`. What one request gets is on one of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from .model import GPU, Lease, Request
+from .model import GPU, Lease, Node, Request
 
-Policy = Callable[[Sequence[GPU], Sequence[GPU], int], Sequence[GPU]]
+# Of a node's free GPUs, by index, and the indexes of those that work already: so many.
+Policy = Callable[[Sequence[GPU], Sequence[int], int], Sequence[GPU]]
 
 
 def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple[GPU, ...] | None:
     """Return the GPUs to hand out for a request, or None where too few are free.
 
-    Only GPUs in state "free" that can name their UUID are handed out. GPUs of one model are
-    preferred, since a training step takes as long as its slowest GPU; models are mixed only where
-    nothing else would do and the request named none.
+    They are all on one node. Only GPUs in state "free" that can name their UUID are handed out.
+    GPUs of one model are preferred, since a training step takes as long as its slowest GPU; models
+    are mixed only where nothing else would do and the request named none.
 
     Args:
-        request: how many GPUs, and of which model.
-        gpus: every GPU of the host, in any order.
+        request: how many GPUs, of which model and on which nodes.
+        gpus: every GPU of every node, in any order.
         policy: a key of `POLICIES`.
 
     Raises:
@@ -34,17 +38,60 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     check("policy", policy, POLICIES, gpus)
     if request.gpus <= 0:
         return ()
-    host = sorted(gpus, key=lambda gpu: gpu.index)
-    fitting = [gpu for gpu in host if _is_free(gpu) and request.takes(gpu)]
-    if len(fitting) < request.gpus:
-        return None
-    pick = POLICIES[policy]
-    pools = [pool for pool in by_model(fitting) if len(pool) >= request.gpus]
-    if not pools:
-        return tuple(pick(fitting, host, request.gpus))
+    nodes = by_node(gpus)
+    free = {
+        name: [gpu for gpu in node if _is_free(gpu) and request.takes(gpu)]
+        for name, node in nodes.items()
+    }
+    name = choose_node(free, request.gpus, policy)
+    return (
+        None if name is None else pick(free[name], busy_indexes(nodes[name]), request.gpus, policy)
+    )
+
+
+def choose_node(free: Mapping[str, Sequence[GPU]], count: int, policy: str = "pack") -> str | None:
+    """Return the node on which a request should run, or None where none has enough free GPUs.
+
+    A node that has enough of one model comes before those that would have to mix them. Of these,
+    packing takes the one with least left, so that whole nodes stay free, spreading the one with
+    most; then the first by name.
+
+    Args:
+        free: the free GPUs that the request could have, by the name of their node.
+        count: how many it asks for, 1 at least.
+        policy: a key of `POLICIES`.
+    """
+    least = 1 if policy == "pack" else -1
+    fitting = sorted((least * len(gpus), name) for name, gpus in free.items() if len(gpus) >= count)
+    names = [name for _, name in fitting]
+    of_one_model = (name for name in names if _has_pool(free[name], count))
+    return next(of_one_model, names[0] if names else None)
+
+
+def _has_pool(gpus: Sequence[GPU], count: int) -> bool:
+    return max(Counter(gpu.model for gpu in gpus).values()) >= count
+
+
+def pick(
+    free: Sequence[GPU], busy: Sequence[int], count: int, policy: str = "pack"
+) -> tuple[GPU, ...]:
+    """Return the GPUs to hand out on one node, of one model where that suffices.
+
+    Args:
+        free: its free GPUs that the request could have, by index; at least `count`.
+        busy: the indexes of those of its GPUs that work already.
+        count: how many to return.
+        policy: a key of `POLICIES`.
+    """
+    pools = [pool for pool in by_model(free) if len(pool) >= count]
     # Packing takes from the model with least left, spreading from the one with most.
-    pool = (min if policy == "pack" else max)(pools, key=len)
-    return tuple(pick(pool, host, request.gpus))
+    pool = (min if policy == "pack" else max)(pools, key=len) if pools else free
+    return tuple(POLICIES[policy](pool, busy, count))
+
+
+def busy_indexes(gpus: Iterable[GPU]) -> list[int]:
+    """Return the indexes of the GPUs that work already."""
+    return [gpu.index for gpu in gpus if gpu.state in ("leased", "foreign")]
 
 
 def check(option: str, value: str, known: Mapping[str, object], gpus: Sequence[GPU]) -> None:
@@ -57,26 +104,46 @@ def check(option: str, value: str, known: Mapping[str, object], gpus: Sequence[G
 
 
 def explain(request: Request, gpus: Sequence[GPU]) -> str:
-    """Say in one sentence why `choose` finds nothing for the request now."""
+    """Say in one sentence why `choose` finds nothing for the request now.
+
+    Args:
+        request: what can't be had.
+        gpus: every GPU of every node.
+    """
     fitting = [gpu for gpu in gpus if request.takes(gpu)]
+    most = largest(fitting)
     wanted = gpus_words(request.gpus, request.model)
     if len(fitting) < len(gpus) and request.model is None:
         wanted = lazy_gettext(
             "%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image
         )
-    if len(fitting) < request.gpus:
+    if most < request.gpus:
+        if are_several(gpus):
+            return lazy_gettext(
+                "You asked for %(gpus)s, and no machine here has more than %(total)s.",
+                gpus=wanted,
+                total=most,
+            )
         return lazy_gettext(
-            "You asked for %(gpus)s, and this machine has %(total)s.",
-            gpus=wanted,
-            total=len(fitting),
+            "You asked for %(gpus)s, and this machine has %(total)s.", gpus=wanted, total=most
         )
     there = availability(fitting)
     return lazy_gettext("You asked for %(gpus)s, and %(there)s.", gpus=wanted, there=there)
 
 
 def availability(gpus: Sequence[GPU]) -> str:
-    """Say how many of some GPUs are free, and what keeps the others: "1 of 4 is free now (…)"."""
+    """Say how many of some GPUs are free, and what keeps the others: "1 of 4 is free now (…)".
+
+    Of several nodes it says how many are free on one: "at most 3 are free on one machine now".
+    """
     free = sum(map(_is_free, gpus))
+    if free and are_several(gpus):
+        most = largest(filter(_is_free, gpus))
+        return lazy_ngettext(
+            "at most %(num)s is free on one machine now",
+            "at most %(num)s are free on one machine now",
+            most,
+        )
     counts = Counter(gpu.state for gpu in gpus if not _is_free(gpu))
     others = listed([_counted(state, number) for state, number in sorted(counts.items())])
     now = lazy_ngettext(
@@ -103,7 +170,7 @@ _WORDS: dict[str, str] = {
 }
 
 
-def pack(pool: Sequence[GPU], host: Sequence[GPU], count: int) -> Sequence[GPU]:
+def pack(pool: Sequence[GPU], busy: Sequence[int], count: int) -> Sequence[GPU]:
     """Fill the gaps: the tightest run of neighbours that fits, so that long runs stay whole.
 
     Neighbours by index share a PCIe switch or a bridge on most boards.
@@ -115,22 +182,22 @@ def pack(pool: Sequence[GPU], host: Sequence[GPU], count: int) -> Sequence[GPU]:
     return sorted((gpu for run in largest_first for gpu in run), key=_rank(largest_first))[:count]
 
 
-def spread(pool: Sequence[GPU], host: Sequence[GPU], count: int) -> Sequence[GPU]:
+def spread(pool: Sequence[GPU], busy: Sequence[int], count: int) -> Sequence[GPU]:
     """Keep distance: each next GPU as far as can be from those that work already.
 
     Neighbours share heat and bandwidth, which matters for many small servers.
     """
     chosen: list[GPU] = []
-    busy = [gpu.index for gpu in host if gpu.state in ("leased", "foreign")]
+    taken = list(busy)
     left = list(pool)
     while len(chosen) < count:
         farthest = max(
             left,
-            key=lambda gpu: (min((abs(gpu.index - b) for b in busy), default=0), -gpu.index),
+            key=lambda gpu: (min((abs(gpu.index - b) for b in taken), default=0), -gpu.index),
         )
         left.remove(farthest)
         chosen.append(farthest)
-        busy.append(farthest.index)
+        taken.append(farthest.index)
     return sorted(chosen, key=lambda gpu: gpu.index)
 
 
@@ -143,11 +210,68 @@ def apply_leases(gpus: Iterable[GPU], leases: Iterable[Lease]) -> tuple[GPU, ...
     A lease decides over what NVML sees: a leased GPU is "leased" also while a program computes on
     it. A GPU that is sick keeps that state, since its holder must read why it doesn't answer.
     """
-    # Where two leases name one GPU, it is busy until the later end.
-    by_end = sorted(leases, key=lambda lease: inf if lease.until is None else lease.until)
-    found = {uuid: lease for lease in by_end for uuid in lease.gpus}
+    return _apply(gpus, _by_gpu(leases))
+
+
+def with_leases(nodes: Sequence[Node], leases: Iterable[Lease]) -> tuple[Node, ...]:
+    """Return the nodes with each GPU's holder filled in, as `apply_leases` does.
+
+    What two nodes both call theirs can't be told apart: neither keeps the UUID.
+    """
+    found = _by_gpu(leases)
+    times = Counter(gpu.uuid for node in nodes for gpu in node.gpus if gpu.uuid)
+    twins = {uuid for uuid, number in times.items() if number > 1}
+    return tuple(replace(node, gpus=_apply(_told_apart(node.gpus, twins), found)) for node in nodes)
+
+
+def _told_apart(gpus: Sequence[GPU], twins: Collection[str]) -> Sequence[GPU]:
+    if not twins:
+        return gpus
+    why = lazy_gettext("Another GPU has the same UUID.")
+    return [
+        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in twins else gpu
+        for gpu in gpus
+    ]
+
+
+def _apply(gpus: Iterable[GPU], leases: Mapping[str | None, Lease]) -> tuple[GPU, ...]:
     return tuple(
-        _lease(gpu, found[gpu.uuid]) if gpu.uuid and gpu.uuid in found else gpu for gpu in gpus
+        gpu if (lease := leases.get(gpu.uuid)) is None else _lease(gpu, lease) for gpu in gpus
+    )
+
+
+def _by_gpu(leases: Iterable[Lease]) -> dict[str | None, Lease]:
+    """Return UUID -> lease. Where two leases name one GPU, it is busy until the later end."""
+    found: dict[str | None, Lease] = {}
+    for lease in leases:
+        for uuid in lease.gpus:
+            if uuid not in found or _end(lease) >= _end(found[uuid]):
+                found[uuid] = lease
+    return found
+
+
+def _end(lease: Lease) -> float:
+    return inf if lease.until is None else lease.until
+
+
+def offered(nodes: Sequence[Node], models: frozenset[str] | None = None) -> tuple[Node, ...]:
+    """Return the nodes with the GPUs that may be handed out whole, now or later.
+
+    Args:
+        nodes: with all their GPUs.
+        models: those that a user may have; None: all.
+    """
+    # A GPU that is kept out isn't waited for.
+    return tuple(
+        replace(
+            node,
+            gpus=tuple(
+                gpu
+                for gpu in node.gpus
+                if gpu.state not in ("excluded", "mig") and (models is None or gpu.model in models)
+            ),
+        )
+        for node in nodes
     )
 
 
@@ -160,23 +284,49 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
     return counts
 
 
+TAKEN = lazy_gettext("taken")
+
+
 def _lease(gpu: GPU, lease: Lease) -> GPU:
-    values = {**gpu.__dict__, "holder": lease.holder, "until": lease.until}
+    # As `dataclasses.replace`, and several times as quick: this is done to every leased GPU each
+    # time that somebody looks.
+    leased = object.__new__(GPU)
+    values = leased.__dict__
+    values |= gpu.__dict__
+    values["holder"], values["until"] = lease.holder, lease.until
     if gpu.state in ("free", "foreign"):
-        values |= {"state": "leased", "reason": lazy_gettext("taken")}
-    return GPU(**values)
+        values["state"], values["reason"] = "leased", TAKEN
+    return leased
 
 
 def _is_free(gpu: GPU) -> bool:
     return gpu.state == "free" and bool(gpu.uuid)
 
 
-def by_model(gpus: Sequence[GPU]) -> list[list[GPU]]:
+def by_model(gpus: Iterable[GPU]) -> list[list[GPU]]:
     """Return the GPUs of each model, in the order in which the models come first."""
-    return [
-        [gpu for gpu in gpus if gpu.model == model]
-        for model in dict.fromkeys(g.model for g in gpus)
-    ]
+    pools: dict[str, list[GPU]] = {}
+    for gpu in gpus:
+        pools.setdefault(gpu.model, []).append(gpu)
+    return list(pools.values())
+
+
+def by_node(gpus: Iterable[GPU]) -> dict[str, list[GPU]]:
+    """Return each node's name and GPUs, both in order."""
+    nodes: dict[str, list[GPU]] = {}
+    for gpu in sorted(gpus, key=lambda gpu: (gpu.node, gpu.index)):
+        nodes.setdefault(gpu.node, []).append(gpu)
+    return nodes
+
+
+def are_several(gpus: Iterable[GPU]) -> bool:
+    """Return whether GPUs are of more than one node, so that people need to hear of nodes."""
+    return len({gpu.node for gpu in gpus}) > 1
+
+
+def largest(gpus: Iterable[GPU]) -> int:
+    """Return how many of some GPUs are on the node that has most of them."""
+    return max(Counter(gpu.node for gpu in gpus).values(), default=0)
 
 
 def _runs(gpus: Sequence[GPU]) -> list[list[GPU]]:

@@ -1,4 +1,4 @@
-"""The host as people and policies see it: what NVML says, put into the words of `allocation`."""
+"""This machine as people and policies see it: what NVML says, put into the words of `model`."""
 
 from __future__ import annotations
 
@@ -6,37 +6,27 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ..i18n.lazy_text import lazy_gettext
 from . import nvml
-from .model import GPU, State
+from .model import GPU, Node, State
 
 
-@dataclass(frozen=True)
-class Survey:
-    """A host's driver (None: there is none), CUDA version and GPUs, nobody's yet."""
-
-    driver: str | None
-    cuda: str | None
-    gpus: tuple[GPU, ...]
-
-
-def survey(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Survey:
-    """Read NVML. Blocking: callers on an event loop use `Reader`.
+def read_node(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Node:
+    """Read this machine from NVML; its GPUs are nobody's yet. Blocks: an event loop uses `Reader`.
 
     Args:
         excluded: UUIDs that are never handed out.
         memory_threshold_mib: from how much used memory on a GPU counts as in use; None: the default
-            of `inventory.read`.
+            of `nvml.read`.
 
     Raises:
-        inventory.InventoryError: NVML can't be read.
+        nvml.InventoryError: NVML can't be read.
     """
     found = nvml.read(memory_threshold_mib, excluded=frozenset(excluded))
-    return Survey(found.driver, found.cuda, tuple(map(_gpu, found.gpus)))
+    return Node("", found.driver, found.cuda, tuple(map(_gpu, found.gpus)))
 
 
 def _gpu(seen: nvml.GPU) -> GPU:
@@ -62,23 +52,23 @@ def _gpu(seen: nvml.GPU) -> GPU:
 
 
 class Reader:
-    """Read NVML off the event loop, and give up on it where it hangs.
+    """Read this machine off the event loop, and give up on NVML where it hangs.
 
     NVML blocks for ever on some broken GPUs. The thread it hangs in is left behind, one at most,
     and doesn't keep the process from ending.
     """
 
     def __init__(self, timeout: float, **settings: Any) -> None:
-        """Take the seconds to wait, and the arguments of `survey`."""
+        """Take the seconds to wait, and the arguments of `read_node`."""
         self._timeout = timeout
-        self._read = partial(survey, **settings)
+        self._read = partial(read_node, **settings)
         self._hanging: threading.Thread | None = None
 
-    async def __call__(self) -> Survey:
-        """Return a fresh survey.
+    async def __call__(self) -> tuple[Node, ...]:
+        """Return this machine as it is now: the only node that there is.
 
         Raises:
-            inventory.InventoryError: NVML can't be read, or doesn't answer.
+            nvml.InventoryError: NVML can't be read, or doesn't answer.
         """
         if self._hanging is not None and self._hanging.is_alive():
             raise nvml.InventoryError(
@@ -89,13 +79,13 @@ class Reader:
                 )
             )
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Survey] = loop.create_future()
+        answer: asyncio.Future[Node] = loop.create_future()
         thread = threading.Thread(
             target=_run, args=(self._read, loop, answer), name="nvml", daemon=True
         )
         thread.start()
         try:
-            return await asyncio.wait_for(answer, self._timeout)
+            return (await asyncio.wait_for(answer, self._timeout),)
         except asyncio.TimeoutError:
             self._hanging = thread
             raise nvml.InventoryError(
@@ -106,8 +96,8 @@ class Reader:
             ) from None
 
 
-def _run(read: Callable[[], Survey], loop: asyncio.AbstractEventLoop, answer: Any) -> None:
-    def tell(value: Survey | None, error: Exception | None) -> None:
+def _run(read: Callable[[], Node], loop: asyncio.AbstractEventLoop, answer: Any) -> None:
+    def tell(value: Node | None, error: Exception | None) -> None:
         if answer.done():
             return
         if error is not None:

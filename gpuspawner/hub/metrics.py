@@ -16,8 +16,9 @@ from typing import Any
 from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
+from ..errors import Unknown
 from ..gpus.nvml import InventoryError
-from ..leases.ledger import Ledger, Unknown
+from ..leases.ledger import Ledger
 from ..scheduling.queue import Queue
 
 # From a look away to the longest wait that anybody puts up with.
@@ -52,7 +53,7 @@ def could_not_read(error: BaseException) -> None:
 
 
 class HostMetrics:
-    """The state of one host, as gauges."""
+    """The state of the nodes and the queue, as gauges."""
 
     def __init__(self, ledger: Ledger, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
         self._ledger = ledger
@@ -78,9 +79,15 @@ class HostMetrics:
         gpus, leases, queue, age = self.describe()
         seen = self._ledger.seen
         if seen:
-            counts = Count((gpu.state, gpu.model) for gpu in seen.gpus)
-            for (state, model), number in sorted(counts.items()):
-                gpus.add_metric([state, model], number)
+            several = len(seen.nodes) > 1
+            if several:
+                # With one node the series stay what they were before there could be more.
+                gpus = GaugeMetricFamily(gpus.name, gpus.documentation, labels=NODE_LABELS)
+            counts: Count[tuple[str, ...]] = Count(
+                (gpu.state, gpu.model, *([gpu.node] if several else [])) for gpu in seen.gpus
+            )
+            for values, number in sorted(counts.items()):
+                gpus.add_metric(values, number)
             leases.add_metric([], sum(1 for lease in seen.leases if lease.gpus))
             age.add_metric([], time.monotonic() - self._ledger.seen_at)
         queue.add_metric([], len(self._queue.waiting))
@@ -97,8 +104,10 @@ class HostMetrics:
             await self._ledger.look()
 
 
+# Of `gpuspawner_gpus`, where there are several nodes.
+NODE_LABELS = ["state", "model", "node"]
 GAUGES: list[tuple[str, str, list[str]]] = [
-    ("gpuspawner_gpus", "GPUs of the host", ["state", "model"]),
+    ("gpuspawner_gpus", "GPUs", ["state", "model"]),
     ("gpuspawner_leases", "Servers that hold GPUs", []),
     ("gpuspawner_queue_length", "Servers that wait for GPUs", []),
     ("gpuspawner_seen_age_seconds", "How long ago the host was last seen", []),

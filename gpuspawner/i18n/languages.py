@@ -1,27 +1,32 @@
-"""The language of a page: the one place that knows which there are.
+"""The languages of the pages: which there are, and which one a reader is given.
 
-The catalogues are `locale/*/LC_MESSAGES/gpuspawner.po`, in gettext's form, and read as they are.
-What isn't ours to say (an engine's words, an administrator's) comes as it is.
+The catalogues are gettext's, `locale/*/LC_MESSAGES/gpuspawner.po`; a build compiles each into the
+`.mo` file that is read here. Text that isn't ours (an engine's, an administrator's) stays as it is.
 """
 
 from __future__ import annotations
 
 import gettext
-import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import polib
+from babel import Locale, UnknownLocaleError
+from babel.core import get_global, parse_locale
 from jinja2 import pass_context
 from markupsafe import Markup
 
-from .lazy_text import Sentence
+from .lazy_text import LazyText
 
+DOMAIN = "gpuspawner"
 FOLDER = Path(__file__).parent / "locale"
+# Of an Accept-Language header no more is read: browsers send far less.
+LONGEST_HEADER = 1000
+MOST_TAGS = 20
+_TAG = re.compile(r"\s*([A-Za-z0-9-]+)\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*)?")
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,16 @@ class Language:
     Args:
         tag: as HTML's `lang` wants it.
         catalogue: the sentences, by the English ones.
+        locale: how it is written, and what Babel knows of its times, numbers and plurals.
     """
 
     tag: str
     catalogue: gettext.NullTranslations
+    locale: Locale = field(default_factory=lambda: Locale("en"))
 
     def say(self, text: Any) -> Any:
         """Return a sentence in this language; anything else as it is."""
-        return text.said(self.catalogue) if isinstance(text, Sentence) else text
+        return text.said(self) if isinstance(text, LazyText) else text
 
     def gettext(self, sentence: str, /, **values: Any) -> Markup:
         """Return a sentence of ours for HTML; values are escaped unless they are Markup."""
@@ -66,63 +73,71 @@ class Language:
 @pass_context
 def finalize(context: Any, value: Any) -> Any:
     """Say what a template puts out in its reader's language; for `jinja2.Environment`."""
-    return context["say"](value) if isinstance(value, Sentence) else value
+    return context["say"](value) if isinstance(value, LazyText) else value
+
+
+def _load(tag: str) -> Language:
+    """Return a language with its compiled catalogue.
+
+    Raises:
+        RuntimeError: it isn't compiled. A hub in English instead would be a surprise.
+    """
+    name = tag.replace("-", "_")
+    try:
+        catalogue = gettext.translation(DOMAIN, FOLDER, languages=[name])
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"{FOLDER / name / 'LC_MESSAGES' / DOMAIN}.mo is missing: in a checkout, "
+            "`make catalogues` compiles it; elsewhere, install gpuspawner again"
+        ) from None
+    return Language(tag, catalogue, Locale.parse(tag, sep="-"))
 
 
 ENGLISH = Language("en", gettext.NullTranslations())
-
-
-# Tag -> folder of its catalogue.
-CATALOGUES = {"zh-CN": "zh_CN"}
-# What browsers ask for, in small letters and with more after it. Who reads the traditional
-# characters isn't given the simplified ones, unless their browser asks for any Chinese next.
-_ASKED = {
-    "en": "en",
-    "zh": "zh-CN",
-    "zh-cn": "zh-CN",
-    "zh-sg": "zh-CN",
-    "zh-my": "zh-CN",
-    "zh-hans": "zh-CN",
-}
+TRANSLATED = (_load("zh-CN"),)
 
 
 def languages() -> list[Language]:
     """Return all there are, English first."""
-    return [ENGLISH, *map(_read, CATALOGUES)]
-
-
-@cache
-def _read(tag: str) -> Language:
-    path = FOLDER / CATALOGUES[tag] / "LC_MESSAGES" / "gpuspawner.po"
-    found = polib.pofile(str(path), encoding="utf-8")
-    return Language(tag, gettext.GNUTranslations(io.BytesIO(found.to_binary())))
+    return [ENGLISH, *TRANSLATED]
 
 
 def translations(text: str) -> dict[str, str]:
     """Return a sentence in all languages but English, by their tags; {} for what isn't ours."""
-    if not isinstance(text, Sentence):
+    if not isinstance(text, LazyText):
         return {}
-    return {tag: _read(tag).say(text) for tag in CATALOGUES}
+    return {language.tag: language.say(text) for language in TRANSLATED}
 
 
+@lru_cache(maxsize=64)
 def language_for(accept_language: str = "") -> Language:
-    """Return the language that a browser's Accept-Language header likes best; else English."""
-    wanted = []
-    for entry in accept_language[:1000].split(","):
-        tag, _, parameter = entry.strip().lower().partition(";")
-        weight = re.fullmatch(r"\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*", parameter or "q=1")
-        tag = _known(tag.strip())
-        if tag and weight and float(weight.group(1)) > 0:
-            wanted.append((float(weight.group(1)), tag))
-    # Of two that are liked as much, the first.
-    best = max(wanted, key=lambda each: each[0])[1] if wanted else ENGLISH.tag
-    return _read(best) if best in CATALOGUES else ENGLISH
+    """Return the language that a browser's Accept-Language header likes best; else English.
+
+    Who reads the traditional characters isn't given the simplified ones, unless their browser asks
+    for any Chinese next. (`tornado.locale` can't tell the two apart: it knows languages and
+    countries, and no scripts.)
+    """
+    for tag in _by_weight(accept_language):
+        try:
+            wanted = _written(Locale.parse(tag, sep="-"))
+        except (ValueError, UnknownLocaleError):
+            continue
+        for language in languages():
+            if _written(language.locale) == wanted:
+                return language
+    return ENGLISH
 
 
-def _known(tag: str) -> str:
-    """Return our tag for one that was asked for: "en" for "en-gb"; "" where there is none."""
-    for asked, ours in _ASKED.items():
-        # "zh-tw" isn't "zh".
-        if tag == asked or (asked != "zh" and tag.startswith(f"{asked}-")):
-            return ours
-    return ""
+def _by_weight(accept_language: str) -> list[str]:
+    """Return the tags of a header, the best liked first; of two liked as much, the first."""
+    entries = accept_language[:LONGEST_HEADER].split(",")[:MOST_TAGS]
+    found = [match for match in map(_TAG.fullmatch, entries) if match]
+    weights = [(float(match[2] or 1), match[1]) for match in found]
+    weights.sort(key=lambda each: each[0], reverse=True)
+    return [tag for weight, tag in weights if weight > 0]
+
+
+def _written(locale: Locale) -> tuple[str, str | None]:
+    """Return a language and its script; where none is named, the one of most who write it."""
+    likely = get_global("likely_subtags").get(locale.language)
+    return locale.language, locale.script or (parse_locale(likely)[2] if likely else None)

@@ -1,22 +1,53 @@
-"""Sentences that know how they are made, so that a page can say them in its reader's language.
+"""Text that knows how it is made, so that a page can show it in its reader's language.
 
-A `Sentence` is a `str`, in English: logs, exceptions and JSON have it as it is, and what is made of
-it by any means but those below is English text and no more. `i18n` says it in another language.
+A `LazyText` is a `str`, in English: logs, exceptions and JSON have it as it is, and what is made of
+it by any means but those below is English text and no more. (Babel's `LazyProxy` and speaklater's
+lazy strings are no `str`, and forget their values when they are pickled or put into JSON.)
 """
 
 from __future__ import annotations
 
 import gettext
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 
-class Sentence(str):
+class Translator(Protocol):
+    """What text is shown by: `languages.Language`."""
+
+    @property
+    def catalogue(self) -> gettext.NullTranslations:
+        """The sentences, by the English ones."""
+
+    @property
+    def locale(self) -> Any:
+        """A `babel.Locale`."""
+
+
+class LazyText(str):
+    """Text that is made anew for each reader."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Return it as it is: `str()` of an exception is then what it was made of."""
+        return self
+
+    def said(self, language: Translator) -> str:
+        """Return it in a language."""
+        raise NotImplementedError
+
+    def kept(self) -> dict[str, Any]:
+        """Return it as a value for JSON, for `restored`."""
+        raise NotImplementedError
+
+
+class Sentence(LazyText):
     """A sentence, or a part of one, with the numbers and names in it.
 
     Args:
         one: in English, with `%(name)s` for each value: what the catalogues know it by.
-        values: text, numbers, and sentences.
+        values: text, numbers, and lazy text.
         many: the same for any number but 1.
         number: how many; `%(num)s` in the text.
     """
@@ -37,16 +68,13 @@ class Sentence(str):
         self.one, self.many, self.number, self.values = one, many, number, known
         return self
 
-    def __str__(self) -> str:
-        """Return it as it is: `str()` of an exception is then what it was made of."""
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle as what it was made of."""
         return Sentence, (self.one, self.values, self.many, self.number)
 
-    def said(self, catalogue: gettext.NullTranslations) -> str:
-        """Return it in the language of a catalogue; in English where that can't say it."""
+    def said(self, language: Translator) -> str:
+        """Return it in a language; in English where its catalogue can't say it."""
+        catalogue = language.catalogue
         pattern = (
             catalogue.ngettext(self.one, self.many, self.number)
             if self.many
@@ -54,11 +82,52 @@ class Sentence(str):
         )
         try:
             return pattern % {
-                name: value.said(catalogue) if isinstance(value, Sentence) else value
+                name: value.said(language) if isinstance(value, LazyText) else value
                 for name, value in self.values.items()
             }
         except (KeyError, TypeError, ValueError):  # a catalogue that names other values
             return str.__str__(self)
+
+    def kept(self) -> dict[str, Any]:
+        """Return it as a value for JSON, its values too."""
+        values = {name: kept(value) for name, value in self.values.items() if name != "num"}
+        return {"one": self.one, "many": self.many, "number": self.number, "values": values}
+
+
+# How numbers are written: name -> what makes text of a number and of a `babel.Locale` or its name.
+FORMATS: dict[str, Callable[[float, Any], str]] = {}
+
+
+class Quantity(LazyText):
+    """A number as people write it: a time, a duration.
+
+    Args:
+        form: one of `FORMATS`.
+        number: what is written.
+    """
+
+    __slots__ = ("form", "number")
+
+    form: str
+    number: float
+
+    def __new__(cls, form: str, number: float) -> Quantity:
+        """Make it."""
+        self = super().__new__(cls, FORMATS[form](number, "en"))
+        self.form, self.number = form, number
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as what it was made of."""
+        return Quantity, (self.form, self.number)
+
+    def said(self, language: Translator) -> str:
+        """Return it as a language writes it."""
+        return FORMATS[self.form](self.number, language.locale)
+
+    def kept(self) -> dict[str, Any]:
+        """Return it as a value for JSON."""
+        return {"form": self.form, "number": self.number}
 
 
 def lazy_gettext(sentence: str, /, **values: Any) -> Sentence:
@@ -72,7 +141,7 @@ def lazy_ngettext(one: str, many: str, number: int, /, **values: Any) -> Sentenc
 
 
 def N_(sentence: str) -> str:
-    """Return a sentence for `lazy_gettext` whose values aren't known yet; the catalogues have it too."""
+    """Return a text for `lazy_gettext` whose values aren't known yet; the catalogues have it."""
     return sentence
 
 
@@ -101,11 +170,8 @@ def listed(parts: Sequence[str], last: str = "") -> str:
 
 
 def kept(text: str) -> Any:
-    """Return a sentence as a value for JSON, for `restored`; other text as it is."""
-    if not isinstance(text, Sentence):
-        return text
-    values = {name: kept(value) for name, value in text.values.items() if name != "num"}
-    return {"one": text.one, "many": text.many, "number": text.number, "values": values}
+    """Return lazy text as a value for JSON, for `restored`; other text as it is."""
+    return text.kept() if isinstance(text, LazyText) else text
 
 
 def restored(value: Any) -> Any:
@@ -113,7 +179,9 @@ def restored(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     try:
+        if "form" in value:
+            return Quantity(value["form"], float(value["number"]))
         values = {name: restored(each) for name, each in value["values"].items()}
         return Sentence(value["one"], values, value["many"], value["number"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OSError, OverflowError, TypeError, ValueError):
         return ""

@@ -1,85 +1,91 @@
-"""Numbers and times as people say them."""
+"""Numbers, times and durations as people write them, each in one way everywhere."""
 
 from __future__ import annotations
 
-import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from math import inf
+from typing import Any, Literal
 
+from babel import Locale
+from babel.dates import format_skeleton, format_timedelta
+from babel.lists import format_list
 from markupsafe import Markup
 
-from ..gpus.allocation import gpus_words
-from ..scheduling.plan import Turn
-from .lazy_text import lazy_gettext, lazy_ngettext, together
+from .languages import Language
+from .lazy_text import FORMATS, N_, Quantity, lazy_gettext
+
+# Unicode's names of what a time shows; the scripts of the pages ask browsers for the same.
+_CLOCK, _PRECISE_CLOCK, _DAY, _DAY_OF_ANOTHER_YEAR = "Hm", "Hms", "MMMEd", "yMMMEd"
 
 
 def clock_time(seconds: float) -> str:
-    """Return seconds since the epoch as the hub's clock on the wall shows them: "15:40"."""
-    then = datetime.fromtimestamp(seconds).astimezone()
-    now = datetime.now().astimezone()
-    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%Y-%m-%d %H:%M}"
+    """Return a time by the hub's clock: "15:40", or "Sun, Nov 29, 15:40" on another day than today.
 
-
-def moment(seconds: float) -> Markup:
-    """Return a time, to the minute, as HTML by the hub's clock; scripts make it the reader's."""
-    whole = datetime.fromtimestamp(seconds // 60 * 60, timezone.utc)
-    return Markup('<time datetime="{}">{}</time>').format(whole.isoformat(), clock_time(seconds))
+    Args:
+        seconds: since the epoch.
+    """
+    return Quantity("time", seconds)
 
 
 def hours_words(seconds: float) -> str:
-    """Return a duration: "4 hours", "1 hour 30 minutes", "20 minutes", "30 seconds"."""
-    if seconds < 60:
-        return lazy_ngettext("%(num)s second", "%(num)s seconds", max(0, round(seconds)))
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return together(
-        lazy_ngettext("%(num)s hour", "%(num)s hours", hours) if hours else "",
-        lazy_ngettext("%(num)s minute", "%(num)s minutes", minutes) if minutes else "",
+    """Return a duration: "4 hours", "1 hour, 30 minutes", "20 minutes", "30 seconds"."""
+    return Quantity("duration", seconds)
+
+
+def moment(seconds: float, language: Language, *, precise: bool = False) -> Markup:
+    """Return a time as HTML by the hub's clock; the scripts make it the reader's.
+
+    Args:
+        seconds: since the epoch.
+        language: the reader's.
+        precise: to the second, for what changes all the time.
+    """
+    whole = seconds // 1 if precise else seconds // 60 * 60
+    return Markup('<time datetime="{}"{}>{}</time>').format(
+        datetime.fromtimestamp(whole, timezone.utc).isoformat(),
+        Markup(' data-form="second"') if precise else "",
+        _format_time(seconds, language.locale, _PRECISE_CLOCK if precise else _CLOCK),
     )
 
 
 def ordinal(number: int) -> str:
     """Return a place: "1st", "2nd", "11th"."""
-    last = 0 if number % 100 in (11, 12, 13) else number % 10
-    if last == 1:
-        return lazy_gettext("%(number)sst", number=number)
-    if last == 2:
-        return lazy_gettext("%(number)snd", number=number)
-    if last == 3:
-        return lazy_gettext("%(number)srd", number=number)
-    return lazy_gettext("%(number)sth", number=number)
+    return lazy_gettext(_ORDINALS[Locale("en").ordinal_form(number)], number=number)
 
 
-def turn_words(turn: Turn) -> str:
-    """Say where somebody stands in the queue, what they wait for, and until about when."""
-    wanted = gpus_words(turn.waiting.request.gpus, turn.waiting.request.model)
-    place = (
-        lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
-        if turn.place == 1
-        else lazy_gettext(
-            "You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted
-        )
-    )
-    limit = ""
-    if turn.because.startswith("group:"):
-        group = turn.because.removeprefix("group:")
-        limit = lazy_gettext(
-            "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
-        )
-    if turn.because == "never":
-        never = lazy_gettext("This machine has too few that may be handed out at the moment.")
-        return together(place, limit, never)
-    return together(place, limit, _expected(turn.start))
+_ORDINALS = {
+    "one": N_("%(number)sst"),
+    "two": N_("%(number)snd"),
+    "few": N_("%(number)srd"),
+    "other": N_("%(number)sth"),
+}
 
 
-def _expected(start: float | None) -> str:
-    if start is None:
-        return lazy_gettext(
-            "When they will be free isn't known: servers that have them have no end."
-        )
-    seconds = start - time.time()
-    if seconds < 60:
-        return lazy_gettext("Expected any moment.")
-    return lazy_gettext(
-        "Expected about %(time)s, in %(duration)s at the latest.",
-        time=clock_time(start),
-        duration=hours_words(seconds),
-    )
+def _format_time(seconds: float, locale: Any, clock: str = _CLOCK) -> str:
+    then, now = datetime.fromtimestamp(seconds), datetime.now()
+    text = format_skeleton(clock, then, locale=locale)
+    if then.date() == now.date():
+        return text
+    skeleton = _DAY if then.year == now.year else _DAY_OF_ANOTHER_YEAR
+    day = format_skeleton(skeleton, then, locale=locale)
+    # Where a pattern has letters of its own, they are in quotes.
+    together: str = Locale.parse(locale).datetime_formats["medium"]
+    return together.replace("'", "").format(text, day)
+
+
+def _format_duration(seconds: float, locale: Any) -> str:
+    if round(seconds) < 60:
+        return _format_one(max(0, round(seconds)), "second", locale)
+    hours, minutes = divmod(round(seconds / 60), 60)
+    parts = [_format_one(hours, "hour", locale)] if hours else []
+    parts += [_format_one(minutes, "minute", locale)] if minutes else []
+    return format_list(parts, style="unit", locale=locale)
+
+
+def _format_one(number: int, unit: Literal["hour", "minute", "second"], locale: Any) -> str:
+    # Without a threshold a long one would become days or weeks, rounded.
+    delta = timedelta(**{f"{unit}s": number})
+    return format_timedelta(delta, granularity=unit, threshold=inf, locale=locale)
+
+
+FORMATS.update(time=_format_time, duration=_format_duration)

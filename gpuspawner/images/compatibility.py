@@ -1,4 +1,4 @@
-"""Whether an image version can use a host's GPUs: its CUDA's driver, its framework's architectures.
+"""Whether an image version can use GPUs: its CUDA's driver, its framework's architectures.
 
 Two levels, as NVIDIA publishes them. Any CUDA of one major version runs on the drivers from that
 major's floor on. With one older than the driver that the CUDA release came with, what is new in
@@ -10,11 +10,11 @@ ref: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibili
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..gpus.model import GPU
+from ..gpus.model import GPU, Node
 from ..i18n.lazy_text import lazy_gettext, listed
 from .catalogue import ImageVersion
 
@@ -45,27 +45,30 @@ TOOLKIT_DRIVER: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Fit:
-    """What a version can do with a host's GPUs.
+    """What a version can do with the GPUs of one node or several.
 
-    `models` are the GPU models it runs on, None where that isn't restricted. `reason` says why it
-    can use no GPU at all, and `note` what is missing where it can; both go on from its name.
+    `models` are the GPU models it runs on, None where that isn't restricted. Where it depends on
+    the node, `places` are the pairs of a node's name and a model that it runs on there; None where
+    it doesn't. `reason` says why it can use no GPU at all, and `note` what is missing where it can;
+    both go on from its name.
     """
 
     models: frozenset[str] | None = None
     reason: str = ""
     note: str = ""
+    places: frozenset[tuple[str, str]] | None = None
 
     def takes(self, model: str) -> bool:
-        """Return whether the version runs on GPUs of a model."""
+        """Return whether the version runs on GPUs of a model, on one node at least."""
         return not self.reason and (self.models is None or model in self.models)
 
 
 def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -> Fit:
-    """Return what a version can do with these GPUs.
+    """Return what a version can do with these GPUs of one node.
 
     Args:
         version: None for an image of which nothing is known.
-        driver: the host's driver version, "570.133.20"; None on a host without one.
+        driver: the node's driver version, "570.133.20"; None on a node without one.
         gpus: those that may be handed out, now or later.
     """
     if version is None or driver is None:
@@ -80,10 +83,9 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
         return Fit(frozenset(), reason)
     if not version.compute_capabilities:
         return Fit(note=_missing_features(version, driver))
-    host = list(gpus)
-    # Of one model, one GPU that the version isn't built for is enough to leave the model out.
-    others = {g.model: g.compute_capability for g in host if not _runs_on(version, driver, g)}
-    models = frozenset(gpu.model for gpu in host) - set(others)
+    node = list(gpus)
+    others = _not_built_for(version, driver, node)
+    models = frozenset(gpu.model for gpu in node) - set(others)
     if others and not models:
         reason = lazy_gettext("isn't built for this machine's %(models)s", models=_named(others))
         return Fit(models, reason)
@@ -91,8 +93,101 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
     if not others:
         return Fit(models, note=missing)
     not_on = lazy_gettext("doesn't run on this machine's %(models)s", models=_named(others))
-    both = lazy_gettext("%(first)s; %(second)s", first=not_on, second=missing)
-    return Fit(models, note=both if missing else not_on)
+    return Fit(models, note=_joined(not_on, missing))
+
+
+def fit_nodes(version: ImageVersion | None, nodes: Sequence[Node]) -> Fit:
+    """Return what a version can do with the GPUs of these nodes, each with a driver of its own.
+
+    Args:
+        version: None for an image of which nothing is known.
+        nodes: with those of their GPUs that may be handed out, now or later.
+    """
+    if len(nodes) <= 1:
+        node = nodes[0] if nodes else Node()
+        return fit(version, node.driver, node.gpus)
+    nodes = [node for node in nodes if node.gpus]
+    there = {(node.name, gpu.model) for node in nodes for gpu in node.gpus}
+    fits = {node.name: fit(version, node.driver, node.gpus) for node in nodes}
+    places = frozenset((name, model) for name, model in there if fits[name].takes(model))
+    if version is None or (places == there and not any(each.note for each in fits.values())):
+        return Fit()
+    if not places:
+        return Fit(frozenset(), _nowhere(version, nodes))
+    models = frozenset(model for _, model in places)
+    note = _joined(
+        _not_everywhere(version, nodes, models, places == there), _missing_somewhere(version, nodes)
+    )
+    if places == there:
+        return Fit(note=note)
+    by_model = {(name, model) for name, model in there if model in models}
+    return Fit(models, note=note, places=None if places == by_model else places)
+
+
+def _nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
+    """Say why a version runs on none of several nodes."""
+    needed = lowest_driver(version)
+    new_enough = [node for node in nodes if not _older(node.driver, needed)]
+    if not new_enough:
+        return lazy_gettext(
+            "needs driver %(needed)s or newer, and the newest here is %(driver)s",
+            needed=needed,
+            driver=max((node.driver or "" for node in nodes), key=_numbers),
+        )
+    models = _named(_not_built_for_any(version, new_enough))
+    if len(new_enough) == len(nodes):
+        return lazy_gettext("isn't built for the %(models)s here", models=models)
+    return lazy_gettext(
+        "needs driver %(needed)s or newer, and where there is one it isn't built for %(models)s",
+        needed=needed,
+        models=models,
+    )
+
+
+def _not_everywhere(
+    version: ImageVersion, nodes: Sequence[Node], models: Collection[str], is_everywhere: bool
+) -> str:
+    """Say on which GPUs a version that runs on these models doesn't run; "" where on all."""
+    if is_everywhere:
+        return ""
+    others = _not_built_for_any(version, nodes)
+    nowhere = {model: has for model, has in others.items() if model not in models}
+    if nowhere:
+        return lazy_gettext("doesn't run on the %(models)s here", models=_named(nowhere))
+    return lazy_gettext("doesn't run on every machine here")
+
+
+def _missing_somewhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
+    own, needed = own_driver(version), lowest_driver(version)
+    drivers = [node.driver for node in nodes if not _older(node.driver, needed)]
+    if not any(_older(driver, own) for driver in drivers):
+        return ""
+    return lazy_gettext(
+        "made for driver %(own)s, and where it is older new CUDA features are missing", own=own
+    )
+
+
+def _not_built_for_any(version: ImageVersion, nodes: Iterable[Node]) -> dict[str, str | None]:
+    others: dict[str, str | None] = {}
+    for node in nodes:
+        others |= _not_built_for(version, node.driver, node.gpus)
+    return others
+
+
+def _not_built_for(
+    version: ImageVersion, driver: str | None, gpus: Iterable[GPU]
+) -> dict[str, str | None]:
+    """Return the models that a version isn't built for, with their compute capability."""
+    if driver is None:
+        return {}
+    # Of one model, one GPU that the version isn't built for is enough to leave the model out.
+    return {g.model: g.compute_capability for g in gpus if not _runs_on(version, driver, g)}
+
+
+def _joined(first: str, second: str) -> str:
+    if first and second:
+        return lazy_gettext("%(first)s; %(second)s", first=first, second=second)
+    return first or second
 
 
 def lowest_driver(version: ImageVersion) -> str:
@@ -136,8 +231,8 @@ def _runs_on(version: ImageVersion, driver: str, gpu: GPU) -> bool:
     return False
 
 
-def _older(driver: str, than: str) -> bool:
-    return bool(than) and _numbers(driver) < _numbers(than)
+def _older(driver: str | None, than: str) -> bool:
+    return driver is not None and bool(than) and _numbers(driver) < _numbers(than)
 
 
 def _release(cuda: str) -> str:

@@ -6,11 +6,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any
-
-import docker.errors
-
-from ..backends.docker import errors as engine_errors
 
 # How long what was seen is taken for true. A start looks for itself.
 KNOWN_SECONDS = 10.0
@@ -20,11 +15,11 @@ class LocalImages:
     """The images of one engine, looked for once for all who ask.
 
     Args:
-        inspect: returns the engine's image of a reference; raises `docker.errors.NotFound`.
+        has_image: returns whether an image is there; True where that can't be told.
     """
 
-    def __init__(self, inspect: Callable[[str], Awaitable[Any]]) -> None:
-        self._inspect = inspect
+    def __init__(self, has_image: Callable[[str], Awaitable[bool]]) -> None:
+        self._has_image = has_image
         # Reference -> when it was looked for, and whether it is there.
         self._known: dict[str, tuple[float, bool]] = {}
 
@@ -40,11 +35,4 @@ class LocalImages:
         return frozenset(each for each in references if not self._known[each][1])
 
     async def _look(self, reference: str) -> None:
-        there = True
-        try:
-            await self._inspect(reference)
-        except docker.errors.NotFound:
-            there = False
-        except engine_errors.UNREACHABLE:
-            pass
-        self._known[reference] = (time.monotonic(), there)
+        self._known[reference] = (time.monotonic(), await self._has_image(reference))

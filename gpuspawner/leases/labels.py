@@ -1,4 +1,4 @@
-"""A lease as labels on a container: written when it is created, read back from the engine."""
+"""A lease as labels on a server: written when it is created, read back from its backend."""
 
 from __future__ import annotations
 
@@ -6,45 +6,43 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..gpus.model import Holder, Lease
 
 LABEL_GPUS = "gpuspawner.gpus"
-
-
 LABEL_USER = "gpuspawner.user"
-
-
 LABEL_SERVER = "gpuspawner.server"
-
-
 LABEL_IMAGE = "gpuspawner.image"
-
-
-# Not part of a lease: it keeps hubs that share an engine from taking each other's containers for
+# Not part of a lease: it keeps hubs that share an engine from taking each other's servers for
 # their own, where both have a user of one name.
 LABEL_HUB = "gpuspawner.hub"
-
-
-# What a stopped container was created with, so that it is started again only if nothing changed.
+# What a stopped server was created with, so that it is started again only if nothing changed.
 LABEL_SETTINGS = "gpuspawner.settings"
-
-
 # When its time was to end when it began, in seconds since the epoch; and its user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
-
-
 LABEL_GROUPS = "gpuspawner.groups"
 
-
-# A container in any other state may run, now or in a moment, and so holds its GPUs.
-# ref: StateString in moby's container/state.go
-RELEASED_STATES = frozenset({"exited", "dead", "removing"})
+# One that is neither created nor ended may run, now or in a moment, and so holds its GPUs.
+ServerState = Literal["created", "running", "ended"]
 
 
-Container = Mapping[str, Any]
+@dataclass(frozen=True)
+class ServerRecord:
+    """One server as its backend tells of it.
+
+    Args:
+        id: the backend's own name for it.
+        labels: those it was created with.
+        state: "created" until it is started, "ended" when it holds nothing any more.
+        created: when, in seconds since the epoch by the backend's clock, which may be coarse.
+    """
+
+    id: str
+    labels: Mapping[str, str]
+    state: ServerState = "running"
+    created: float = 0.0
 
 
 def labels(
@@ -54,7 +52,7 @@ def labels(
     until: float | None = None,
     groups: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Return the labels that make a container a lease; no GPUs is an empty label, not none."""
+    """Return the labels that make a server a lease; no GPUs is an empty label, not none."""
     return {
         LABEL_GPUS: ",".join(gpus),
         LABEL_USER: holder.user,
@@ -66,27 +64,26 @@ def labels(
 
 
 def belongs_to(found: Mapping[str, str] | None, holder: Holder, hub: str) -> bool:
-    """Return whether a container with these labels is this holder's on this hub, or may be.
+    """Return whether a server with these labels is this holder's on this hub, or may be.
 
     One without our labels may be: DockerSpawner made it.
 
     Args:
-        found: the container's labels.
+        found: the server's labels.
         hub: the hub's address, as in the label.
     """
     ours = {LABEL_USER: holder.user, LABEL_SERVER: holder.server, LABEL_HUB: hub}
     return all((found or {}).get(label, value) == value for label, value in ours.items())
 
 
-def lease_of(container: Container, hub: str = "") -> Lease | None:
-    """Read one entry of the engine's list of containers; None where it holds nothing.
+def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
+    """Read a server's lease; None where it holds nothing.
 
     Args:
-        container: an entry of `GET /containers/json`, with "Labels" and "State".
         hub: the address of the hub whose users are meant by their names; "": all hubs'.
     """
-    found = container.get("Labels") or {}
-    if LABEL_GPUS not in found or container.get("State") in RELEASED_STATES:
+    found = server.labels
+    if LABEL_GPUS not in found or server.state == "ended":
         return None
     gpus = frozenset(filter(None, (part.strip() for part in found[LABEL_GPUS].split(","))))
     of_hub = found.get(LABEL_HUB, hub)
@@ -103,18 +100,17 @@ def lease_of(container: Container, hub: str = "") -> Lease | None:
 
 
 def leases_of(
-    containers: Iterable[Container],
+    servers: Iterable[ServerRecord],
     ends: Mapping[str, float | None] | None = None,
     hub: str = "",
 ) -> list[Lease]:
-    """Read the leases out of the engine's list of containers.
+    """Read the leases of servers.
 
     Args:
-        containers: entries of `GET /containers/json`.
-        ends: container id -> when its time ends now, where that isn't what its label says.
+        ends: server id -> when its time ends now, where that isn't what its label says.
         hub: as for `lease_of`.
     """
-    found = ((lease_of(container, hub), container.get("Id", "")) for container in containers)
+    found = ((lease_of(server, hub), server.id) for server in servers)
     return [
         replace(lease, until=ends[name]) if ends and name in ends else lease
         for lease, name in found
@@ -128,7 +124,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _names(text: str) -> frozenset[str]:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         found = json.loads(text)
         if isinstance(found, list):
             return frozenset(name for name in found if isinstance(name, str))

@@ -1,8 +1,8 @@
 """Who holds what, read back from the engine: the containers are the ledger.
 
-A lease is a set of labels on a container. Between choosing GPUs and the container existing there
-is a reservation in this process's memory, and nothing else is remembered: a restarted hub, a second
-hub on the same engine and the command line all read the same truth.
+A lease is a set of labels on a server's container. Between choosing GPUs and the container existing
+there is a reservation in this process's memory, and nothing else is remembered: a restarted hub, a
+second hub on the same engine and the command line all read the same truth.
 """
 
 from __future__ import annotations
@@ -11,34 +11,28 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from ..gpus.allocation import apply_leases, choose, explain
-from ..gpus.model import GPU, Holder, Lease, Request
-from .labels import Container, lease_of, leases_of
+from ..errors import Contested, GPUSpawnerError, Unknown
+from ..gpus.allocation import with_leases
+from ..gpus.model import GPU, Holder, Lease, Node
+from .labels import ServerRecord, lease_of, leases_of
 
 T = TypeVar("T")
 
 
-class NotEnough(Exception):
+class NotEnough(GPUSpawnerError):
     """Too few GPUs are free for a request. `str()` is a sentence for the user."""
-
-
-class Contested(Exception):
-    """Another hub's container has one of our GPUs, and ours is the one to give way."""
-
-
-class Unknown(Exception):
-    """The engine or NVML couldn't be read, and unknown is never free. `str()` is for the user."""
 
 
 @dataclass(eq=False)
 class Reservation:
-    """GPUs set aside in this process until their container can be seen.
+    """GPUs that are kept for a server in this process until the server itself can be seen.
 
-    `over_since` is None while only we know of it. Then it is the tick at which the container could
-    be seen, or was given up: a listing begun before that tick can't show which.
+    `over_since` is None while only we know of it. Then it is the tick at which the server could be
+    seen, or was given up: a listing begun before that tick can't show which.
     """
 
     holder: Holder
@@ -49,18 +43,25 @@ class Reservation:
 
     @property
     def uuids(self) -> frozenset[str]:
-        """The UUIDs of the GPUs set aside."""
+        """The UUIDs of the reserved GPUs."""
         return frozenset(gpu.uuid for gpu in self.gpus if gpu.uuid)
 
 
 @dataclass
 class View:
-    """What the host looked like at one moment: the driver, its GPUs with their holders, leases."""
+    """What there was at one moment: the nodes, their GPUs with their holders, and the leases."""
 
-    driver: str | None
-    cuda: str | None
-    gpus: tuple[GPU, ...]
+    nodes: tuple[Node, ...] = ()
     leases: tuple[Lease, ...] = ()
+
+    @cached_property
+    def gpus(self) -> tuple[GPU, ...]:
+        """The GPUs of all nodes."""
+        return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
+    def with_lease(self, lease: Lease) -> View:
+        """Return what there is once one more lease has begun."""
+        return replace(self, nodes=with_leases(self.nodes, [lease]), leases=(*self.leases, lease))
 
 
 @dataclass
@@ -68,26 +69,26 @@ class Ledger:
     """Hand out the GPUs of one engine's host.
 
     Args:
-        list_containers: lists every container, stopped ones too, that has the label `LABEL_GPUS`.
-        read_inventory: what NVML sees: an object with `driver`, `cuda` and `gpus` (of `GPU`).
-        hub: this hub's address, as on the containers that are its own; "": there is no other.
+        list_servers: lists every server, ended ones too, that has the label `LABEL_GPUS`.
+        read_inventory: what NVML sees: the nodes, with GPUs that are nobody's yet.
+        hub: this hub's address, as on the servers that are its own; "": there is no other.
     The first two may raise: then nothing is handed out, and `Unknown` is raised with a sentence
     that `explain_error` makes of it.
     """
 
-    list_containers: Callable[[], Awaitable[Sequence[Container]]]
-    read_inventory: Callable[[], Awaitable[Any]]
+    list_servers: Callable[[], Awaitable[Sequence[ServerRecord]]]
+    read_inventory: Callable[[], Awaitable[Sequence[Node]]]
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _looking: set[int] = field(default_factory=set)
-    # Container id -> when its time ends, where that was changed since it began.
+    # Server id -> when its time ends, where that was changed since it began.
     ends: dict[str, float | None] = field(default_factory=dict)
     # What the last look saw, and when by the monotonic clock.
     seen: View | None = None
     seen_at: float = 0.0
-    _inventory_seen: Any = field(default=None, repr=False)
+    _inventory_seen: Sequence[Node] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -106,16 +107,16 @@ class Ledger:
         began = self._tick()
         self._looking.add(began)
         try:
-            # NVML first: a container that starts in between is then in the listing.
+            # NVML first: a server that starts in between is then in the listing.
             inventory = await self._inventory()
-            listed_at, containers = await self._listing()
+            listed_at, servers = await self._listing()
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
         finally:
             self._looking.discard(began)
-        there = {container.get("Id", "") for container in containers}
+        there = {server.id for server in servers}
         self.ends = {name: end for name, end in self.ends.items() if name in there}
-        leases = leases_of(containers, self.ends, self.hub) + self._reserved(listed_at)
+        leases = leases_of(servers, self.ends, self.hub) + self._reserved(listed_at)
         self._forget()
         self._inventory_seen = inventory
         self.seen, self.seen_at = self._view(leases), time.monotonic()
@@ -138,48 +139,34 @@ class Ledger:
         return self.seen if len(others) == len(self.seen.leases) else self._view(others)
 
     def _view(self, leases: Sequence[Lease]) -> View:
-        found = self._inventory_seen
-        return View(found.driver, found.cuda, apply_leases(found.gpus, leases), tuple(leases))
+        return View(with_leases(self._inventory_seen, leases), tuple(leases))
 
-    async def reserve(self, holder: Holder, request: Request, policy: str = "pack") -> Reservation:
-        """Choose GPUs for a request and set them aside.
+    def reserve(self, reservation: Reservation) -> Reservation:
+        """Reserve GPUs that a look has just shown to be free.
 
-        Raises:
-            NotEnough: too few are free now.
-            Unknown: NVML or the engine couldn't be read.
+        Between that look and this nothing may await: another spawn would choose the same.
         """
-        if request.gpus == 0:
-            return Reservation(holder, ())
-        view = await self.look()
-        # From here to the reservation nothing may await: another spawn would choose the same.
-        chosen = choose(request, view.gpus, policy)
-        if chosen is None:
-            raise NotEnough(explain(request, view.gpus))
-        return self.set_aside(Reservation(holder, chosen))
-
-    def set_aside(self, reservation: Reservation) -> Reservation:
-        """Reserve GPUs that a look has just shown to be free, with no `await` in between."""
         self._reservations.append(reservation)
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """End a reservation: its container can be seen from now on, or it will never exist.
+        """End a reservation: its server can be seen from now on, or it will never exist.
 
         Harmless when called again.
         """
         if reservation.over_since is None:
             reservation.over_since = self._tick()
 
-    async def claim(self, container_id: str, uuids: Collection[str], patience: float = 5.0) -> None:
-        """Make sure that no other container has these GPUs, just before ours is started.
+    async def claim(self, server_id: str, uuids: Collection[str], patience: float = 5.0) -> None:
+        """Make sure that no other server has these GPUs, before ours is started.
 
-        Two hubs may have chosen the same GPU. Each writes first (its container exists) and reads
-        then, so at least one sees the other; whoever starts has seen nobody. The container created
-        later (then by id) gives way at once. The earlier one waits for that, and gives way as well
-        if the other has started meanwhile or doesn't move: its hub may be dead.
+        Two hubs may have chosen the same GPU. Each writes first (its server exists) and reads then,
+        so at least one sees the other; whoever starts has seen nobody. The server created later
+        (then by id) gives way at once. The earlier one waits for that, and gives way as well if the
+        other has started meanwhile or doesn't move: its hub may be dead.
 
         Args:
-            container_id: our container's full id; it exists and isn't started.
+            server_id: ours; it exists and isn't started.
             uuids: the GPUs it was given.
             patience: how long to wait for the other to give way, in seconds.
 
@@ -187,26 +174,27 @@ class Ledger:
             Contested: ours is to be removed, and other GPUs chosen.
             Unknown: the engine couldn't be read.
         """
-        deadline = time.monotonic() + patience
-        while rivals := await self._rivals(container_id, frozenset(uuids)):
-            if any(rivals) or time.monotonic() > deadline:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while rivals := await self._rivals(server_id, frozenset(uuids)):
+            if any(rivals) or loop.time() > deadline:
                 raise Contested("another hub was given one of these GPUs at the same moment")
             await asyncio.sleep(0.02)
 
-    async def _rivals(self, container_id: str, uuids: frozenset[str]) -> list[bool]:
-        """Return one value per other container with one of the GPUs: does it go before ours?"""
+    async def _rivals(self, server_id: str, uuids: frozenset[str]) -> list[bool]:
+        """Return one value per other server with one of the GPUs: does it go before ours?"""
         if not uuids:
             return []
         try:
-            _, containers = await self._listing()
+            _, servers = await self._listing()
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
-        ours = next((c for c in containers if c["Id"] == container_id), None)
+        ours = next((each for each in servers if each.id == server_id), None)
         if ours is None:
-            raise Contested("the container was removed before it was started")
-        others = ((c, lease_of(c)) for c in containers if c["Id"] != container_id)
+            raise Contested("the server was removed before it was started")
+        others = ((each, lease_of(each)) for each in servers if each.id != server_id)
         return [
-            other.get("State") != "created" or _age(other) < _age(ours)
+            other.state != "created" or _age(other) < _age(ours)
             for other, lease in others
             if lease and lease.gpus & uuids
         ]
@@ -227,17 +215,17 @@ class Ledger:
             if reservation.over_since is None or reservation.over_since >= oldest
         ]
 
-    async def _list(self) -> tuple[int, Sequence[Container]]:
+    async def _list(self) -> tuple[int, Sequence[ServerRecord]]:
         began = self._tick()
-        return began, await self.list_containers()
+        return began, await self.list_servers()
 
     def _tick(self) -> int:
         return next(self._ticks)  # type: ignore[call-overload]
 
 
-def _age(container: Container) -> tuple[float, str]:
+def _age(server: ServerRecord) -> tuple[float, str]:
     """Sort key: who came first. One clock, the engine's, for both hubs."""
-    return (container.get("Created") or 0, container["Id"])
+    return server.created, server.id
 
 
 class SharedRead(Generic[T]):

@@ -1,12 +1,13 @@
-"""The queue of one host: who waits for GPUs is served in order, as soon as something changes.
+"""The queue: who waits for GPUs is served in order, as soon as something changes.
 
-`order.plan` decides; here is who waits, what wakes the queue, and who is told what.
+`plan` decides; here is who waits, what wakes the queue, and who is told what.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,13 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tornado.log import app_log
-
-from ..gpus.allocation import apply_leases, explain, gpus_words
+from ..errors import GPUSpawnerError, Unknown
+from ..gpus.allocation import explain, gpus_words
 from ..gpus.model import Holder, Lease, Request
-from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, together
-from ..leases.ledger import Ledger, NotEnough, Reservation, Unknown, View
+from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.phrases import hours_words
+from ..leases.ledger import Ledger, NotEnough, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
+
+# Where the hub's own handlers write what goes wrong.
+log = logging.getLogger("tornado.application")
 
 # While somebody waits the host is looked at this often, also where no event of the engine came.
 PERIOD_SECONDS = 5.0
@@ -79,24 +83,26 @@ class QueueEntry:
         return self.waiting.holder
 
 
-class OverLimit(Exception):
+class OverLimit(GPUSpawnerError):
     """A request over what its user may hold. `str()` is a sentence for the user."""
 
 
 class Queue:
-    """Everybody of this hub who waits for GPUs of one host.
+    """Everybody of this hub who waits for GPUs.
 
     Args:
-        ledger: hands out the host's GPUs.
+        ledger: hands out the GPUs of all nodes.
         rules: what applies to everybody.
-        endings: makes, from what to call when a container ended, something with `begin` and `end`
-            that listens in between.
+        watch: makes, from what to call when a server may have ended, something with `begin` and
+            `end` that listens in between.
     """
 
-    def __init__(self, ledger: Ledger, rules: QueueSettings, endings: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, ledger: Ledger, rules: QueueSettings, watch: Callable[[Callable[[], None]], Any]
+    ) -> None:
         self._ledger = ledger
         self._rules = rules
-        self._endings = endings
+        self._watch = watch
         self._entries: list[QueueEntry] = []
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -191,7 +197,7 @@ class Queue:
         return QueueSnapshot(queue, view.gpus, view.leases, time.time(), limits)
 
     async def _serve(self) -> None:
-        endings = self._endings(self.wake)
+        watcher = self._watch(self.wake)
         listening = False
         try:
             while self._entries:
@@ -203,20 +209,20 @@ class Queue:
                 except Unknown as error:
                     self._say_trouble(error)
                 except Exception:  # no queue may stop for one that can't be decided on
-                    app_log.exception("The queue can't be decided on")
+                    log.exception("The queue can't be decided on")
                     # Whose fault it is isn't known, and its words may be about somebody else.
                     self._fail_newcomers(
                         Unknown(lazy_gettext("An administrator finds the reason in the hub's log."))
                     )
                 if not listening and self._open():
                     # Most never wait. What happened since the look is looked at once it listens.
-                    endings.begin()
+                    watcher.begin()
                     listening = True
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), PERIOD_SECONDS)
         finally:
             if listening:
-                endings.end()
+                watcher.end()
 
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)
@@ -225,11 +231,11 @@ class Queue:
         for turn in self._plan(queue, view).values():
             entry = entries[turn.waiting.holder]
             if turn.gpus:
-                granted = self._set_aside(turn)
+                granted = self._reserve(turn)
                 entry.answer.set_result(granted)
                 # Who is refused after this one reads what is free now.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
-                view = replace(view, gpus=apply_leases(view.gpus, [lease]))
+                view = view.with_lease(lease)
             elif entry.turn is None and (
                 refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
             ):
@@ -259,11 +265,11 @@ class Queue:
             for turn in turns
         }
 
-    def _set_aside(self, turn: Turn) -> Reservation:
+    def _reserve(self, turn: Turn) -> Reservation:
         waiting = turn.waiting
         seconds = waiting.request.seconds
         until = None if seconds is None else time.time() + seconds
-        return self._ledger.set_aside(
+        return self._ledger.reserve(
             Reservation(waiting.holder, turn.gpus, until=until, groups=waiting.groups)
         )
 
@@ -359,14 +365,9 @@ def _as_told(turn: Turn) -> tuple[Any, ...]:
 
 
 def _too_long(request: Request, seconds: float) -> str:
-    duration = (
-        lazy_ngettext("%(num)s minute", "%(num)s minutes", round(seconds / 60))
-        if seconds >= 120
-        else lazy_ngettext("%(num)s second", "%(num)s seconds", round(seconds))
-    )
     return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",
         gpus=gpus_words(request.gpus),
-        duration=duration,
+        duration=hours_words(seconds),
     )

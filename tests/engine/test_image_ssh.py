@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,20 +17,23 @@ import requests
 
 from ..support.hubs import until
 from ..support.looks import clear
+from ..support.paths import ROOT
 
 pytestmark = pytest.mark.engine
 
-# As the README has it, for a hub without TLS.
-CONFIG = """
-Host lab
-    User jovyan
-    ProxyCommand websocat --binary -H="Authorization: token {token}" asyncstdio: {url}/user/ada/sshd
-
+# What users copy from the handbook, with their own in place of its words, for a hub without TLS.
+HANDBOOK = (ROOT / "docs" / "how-to" / "ssh.md").read_text()
+LINES = re.findall(r"```text\n(Host .*?)```", HANDBOOK, re.DOTALL)[0]
+OWN = {"Host gpus": "Host lab", "TOKEN": "{token}", "wss://hub.example.org": "{url}", "NAME": "ada"}
+for theirs, own in OWN.items():
+    assert theirs in LINES
+    LINES = LINES.replace(theirs, own)
+CONFIG = f"""{LINES}
 Host *
     BatchMode yes
-    IdentityFile {folder}/key
+    IdentityFile {{folder}}/key
     IdentitiesOnly yes
-    UserKnownHostsFile {folder}/known_hosts
+    UserKnownHostsFile {{folder}}/known_hosts
     StrictHostKeyChecking accept-new
 """
 GPUS = {"gpus": 2, "image": "minimal"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socketserver
 from collections.abc import Callable
 
@@ -21,13 +22,11 @@ pytestmark = pytest.mark.engine
 THIRTY_MB = {"max-size": "10m", "max-file": "3"}
 
 
-def readme_examples() -> list[Config]:
-    """Return the configurations in README's section on logs."""
-    readme = (ROOT / "README.md").read_text()
-    section = readme.partition("\n## Logs\n")[2].partition("\n## ")[0]
-    block = section.partition("```python\n")[2].partition("```")[0]
+def handbook_examples() -> list[Config]:
+    """Return the configurations in the handbook's page on logs."""
+    page = (ROOT / "docs" / "how-to" / "logs.md").read_text()
     examples = []
-    for text in block.split("\n\n"):
+    for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         examples.append(Config())
         exec(text, {"c": examples[-1]})
     return examples
@@ -66,9 +65,9 @@ def test_another_driver_with_its_options(start, engine):
 
 
 @pytest.mark.parametrize("kind", ["journald", "fluentd"])
-def test_an_engine_takes_what_the_readme_shows(engine, minimal_image, kind):
+def test_an_engine_takes_what_the_handbook_shows(engine, minimal_image, kind):
     """Created only: whether the machine has a journal or a fluentd is another matter."""
-    found = [each for each in readme_examples() if each.GPUSpawner.log_driver == kind]
+    found = [each for each in handbook_examples() if each.GPUSpawner.log_driver == kind]
     spawner = GPUSpawner(config=found[0])
     made = with_log(
         {"image": minimal_image[1], "command": ["true"]}, spawner.log_driver, spawner.log_options

@@ -100,7 +100,7 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     assert refused["status"] == 409
     assert refused["error"].startswith("Nobody can extend while 1 other waits for GPUs.")
     assert control(hub, do="extend", user="ben", server="")["status"] == 404
-    assert control(hub, do="nonsense", user="ada", server="")["status"] == 400
+    assert control(hub, do="nonsense", user="ada", server="")["status"] == 404
 
 
 def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(make_hub):

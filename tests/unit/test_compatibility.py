@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, Refused, request
-from gpuspawner.gpus.model import GPU, Request
+from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.images.catalogue import ImageVersion, catalogue, load_catalogue
 from gpuspawner.images.compatibility import (
     FLOOR,
@@ -54,6 +54,10 @@ LEVELS = {
     "13.1": "-----~+",
     "13.2": "-----~~",
 }
+
+
+def nodes(gpus: list[GPU], driver: str | None = "570.133.20") -> tuple[Node, ...]:
+    return (Node("", driver, "12.8", tuple(gpus)),)
 
 
 def gpus(*models: str) -> list[GPU]:
@@ -228,7 +232,7 @@ LIMITS = Limits(
     ],
 )
 def test_a_request_is_for_gpus_that_the_image_runs_on(choice: Choice, granted: Request) -> None:
-    assert request(choice, LIMITS, MIXED, "570.133.20") == granted
+    assert request(choice, LIMITS, nodes(MIXED)) == granted
 
 
 @pytest.mark.parametrize(
@@ -254,7 +258,7 @@ def test_a_request_is_for_gpus_that_the_image_runs_on(choice: Choice, granted: R
 )
 def test_gpus_that_the_image_cannot_use_are_refused(choice: Choice, sentence: str) -> None:
     with pytest.raises(Refused, match=re.escape(sentence)) as refused:
-        request(choice, LIMITS, MIXED, "570.133.20")
+        request(choice, LIMITS, nodes(MIXED))
     assert refused.value.status == 400
 
 
@@ -263,9 +267,9 @@ def test_what_a_user_may_have_and_the_image_cannot_use_is_refused_and_not_left_o
     limits = replace(LIMITS, models=frozenset({T4}))
     sentence = "image torch isn't built for this machine's Tesla T4 (compute capability 7.5)"
     with pytest.raises(Refused, match=re.escape(sentence)):
-        request(Choice(), limits, MIXED, "570.133.20")
-    assert request(Choice(image="plain"), limits, MIXED, "570.133.20").gpus == 1
-    assert request(Choice(gpus=0), limits, MIXED, "570.133.20").gpus == 0
+        request(Choice(), limits, nodes(MIXED))
+    assert request(Choice(image="plain"), limits, nodes(MIXED)).gpus == 1
+    assert request(Choice(gpus=0), limits, nodes(MIXED)).gpus == 0
 
 
 versions = st.builds(
@@ -287,7 +291,7 @@ def test_without_gpus_every_version_may_be_picked_on_every_host(
     any_version: ImageVersion, host: list[GPU], driver: str | None
 ) -> None:
     limits = Limits({"any": any_version}, "any")
-    assert request(Choice(gpus=0), limits, host, driver) == Request("any", 0)
+    assert request(Choice(gpus=0), limits, nodes(host, driver)) == Request("any", 0)
 
 
 @given(versions, hosts, drivers, st.none() | st.integers(0, 4))
@@ -297,7 +301,9 @@ def test_what_is_granted_runs(
     if driver is None:
         host = []
     try:
-        granted = request(Choice(gpus=count), Limits({"any": any_version}, "any"), host, driver)
+        granted = request(
+            Choice(gpus=count), Limits({"any": any_version}, "any"), nodes(host, driver)
+        )
     except Refused:
         return
     assert sum(map(granted.takes, host)) >= granted.gpus

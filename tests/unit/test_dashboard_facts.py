@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, marks_of
 from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
 from gpuspawner.dashboard.monitor import Monitor, Picture
-from gpuspawner.gpus.model import GPU, Holder
-from gpuspawner.gpus.out_of_service import (
-    LABEL,
-    LABEL_BY,
-    LABEL_SINCE,
-    LABEL_WHY,
-    apply_marks,
-    marks_of,
-)
+from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.gpus.out_of_service import apply_marks
 from gpuspawner.i18n.languages import ENGLISH, Language
 
 from ..support.dashboards import OPENAPI, check
@@ -51,9 +45,10 @@ def waits(holder: Holder, **values: Any) -> dict[str, Any]:
 
 def picture(*gpus: GPU, queue: Any = (), leases: Any = (), **values: Any) -> Picture:
     hub = {"queue": list(queue), "leases": list(leases), "order": "fifo"}
-    known = {"at": time.time(), "driver": "570.1", "cuda": "12.8", "hub": hub}
+    driver, cuda = values.pop("driver", "570.1"), values.pop("cuda", "12.8")
+    known = {"at": time.time(), "nodes": (Node("", driver, cuda, gpus),), "hub": hub}
     ours = frozenset(each.uuid for each in gpus if each.holder and each.uuid)
-    return Picture(**{**known, "gpus": gpus, "ours": ours, **values})
+    return Picture(**{**known, "ours": ours, **values})
 
 
 def render(seen: dict[str, Any], language: Language = ENGLISH) -> str:
@@ -231,7 +226,9 @@ async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(mon
     async def look(last: Picture) -> Picture:
         nonlocal readings
         readings += 1
-        return replace(last, at=time.time(), tried_at=time.monotonic(), driver=str(readings))
+        return replace(
+            last, at=time.time(), tried_at=time.monotonic(), nodes=(Node(str(readings)),)
+        )
 
     watched = Monitor(look)
     await watched.picture()
@@ -240,7 +237,7 @@ async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(mon
     rested = readings
     await asyncio.sleep(0.1)
     assert readings == rested
-    assert (await watched.picture()).driver == str(rested + 1)
+    assert (await watched.picture()).nodes == (Node(str(rested + 1)),)
 
 
 async def test_a_reading_that_fails_is_trouble_on_the_page_and_not_its_end(monkeypatch):
@@ -263,13 +260,13 @@ async def test_a_wall_clock_that_is_set_back_keeps_no_reading_from_the_page(monk
     monkeypatch.setattr(monitor.time, "time", lambda: now[0])
 
     async def look(last: Picture) -> Picture:
-        return replace(last, at=now[0], tried_at=time.monotonic(), driver=str(now[0]))
+        return replace(last, at=now[0], tried_at=time.monotonic(), nodes=(Node(str(now[0])),))
 
     watched = Monitor(look)
-    assert (await watched.refresh()).driver == "2000000.0"
+    assert (await watched.refresh()).nodes == (Node("2000000.0"),)
     now[0] -= 3600
     assert not watched._picture.is_known(now[0])
-    assert (await watched.refresh()).driver == "1996400.0"
+    assert (await watched.refresh()).nodes == (Node("1996400.0"),)
     assert watched._picture.is_known(now[0])
 
 

@@ -14,7 +14,7 @@ from gpuspawner.doctor.loading import load
 from gpuspawner.doctor.traits import SPAWNER_VALUES, plain
 from gpuspawner.gpus.model import GPU
 from gpuspawner.gpus.nvml import Inventory
-from gpuspawner.settings import GPUSettings
+from gpuspawner.spawner import GPUSpawner
 
 from ..support.paths import ROOT
 
@@ -343,7 +343,7 @@ def test_no_password_is_repeated(tmp_path: Path) -> None:
 
 def test_every_value_that_a_rule_reads_is_a_trait() -> None:
     for name in SPAWNER_VALUES:
-        assert GPUSettings().has_trait(name), name
+        assert GPUSpawner().has_trait(name), name
 
 
 def test_what_json_has_not_is_told_by_its_kind() -> None:

@@ -20,7 +20,7 @@ from gpuspawner.choices.form import granted, render
 from gpuspawner.choices.limits import Limits, without
 from gpuspawner.choices.options import Choice, Refused, from_fields, parse, request
 from gpuspawner.gpus.allocation import explain
-from gpuspawner.gpus.model import GPU, Holder, Request, State
+from gpuspawner.gpus.model import GPU, Holder, Node, Request, State
 from gpuspawner.i18n.languages import ENGLISH, Language
 from gpuspawner.i18n.lazy_text import lazy_gettext
 from gpuspawner.i18n.phrases import clock_time
@@ -45,7 +45,7 @@ def gpu(index: int, model: str = A100, state: State = "free", **more: Any) -> GP
 
 
 def host(*gpus: GPU, driver: str | None = DRIVER) -> View:
-    return View(driver, "12.8", gpus)
+    return View((Node("", driver, "12.8", gpus),))
 
 
 FREE = host(gpu(0), gpu(1), gpu(2))
@@ -66,9 +66,9 @@ def shown(
     """Return the form, with an empty queue before it."""
 
     def forecast(choice: Choice) -> Forecast:
-        seen = view or View(None, None, ())
+        seen = view or View()
         try:
-            wanted = request(choice, limits, seen.gpus, seen.driver)
+            wanted = request(choice, limits, seen.nodes)
         except Refused as error:
             return Forecast("no", choice.gpus or 0, refusal=str(error))
         if not wanted.gpus:
@@ -565,9 +565,10 @@ def test_a_form_that_is_sent_as_it_is_is_granted(
         for n, (capability, state) in enumerate(found)
     ]
     limits = Limits(BUILT, first, default_gpus=default)
-    soup = page(limits, host(*gpus, driver=driver), image=image, gpus=count)
+    view = host(*gpus, driver=driver)
+    soup = page(limits, view, image=image, gpus=count)
     choice = parse(from_fields(sent(soup)))
-    assert request(choice, limits, gpus, driver).gpus == choice.gpus
+    assert request(choice, limits, view.nodes).gpus == choice.gpus
 
 
 @pytest.mark.parametrize(

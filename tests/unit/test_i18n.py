@@ -5,21 +5,31 @@ from __future__ import annotations
 import ast
 import copy
 import gettext
+import io
 import json
+import os
 import pickle
 import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import polib
 import pytest
+from babel import Locale
+from babel.messages.catalog import Message
 from bs4 import BeautifulSoup
 
 import gpuspawner
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, marks_of
 from gpuspawner.choices.options import Choice, Refused
 from gpuspawner.gpus import nvml
 from gpuspawner.gpus.model import Holder, Request
-from gpuspawner.gpus.out_of_service import LABEL, LABEL_BY, LABEL_WHY, marks_of
 from gpuspawner.i18n import lazy_text, phrases
 from gpuspawner.i18n.languages import ENGLISH, Language, language_for, languages
 from gpuspawner.i18n.lazy_text import (
@@ -32,6 +42,7 @@ from gpuspawner.i18n.lazy_text import (
     together,
 )
 from gpuspawner.scheduling import queue
+from gpuspawner.scheduling.phrases import turn_words
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 from scripts import catalogue
 
@@ -53,24 +64,104 @@ def test_every_language_has_a_catalogue_and_every_catalogue_is_a_language() -> N
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
 def test_no_sentence_is_missing_and_none_is_left_over(path: Path) -> None:
     """`make catalogues` says so too, and puts what is new where a translation belongs."""
-    found = polib.pofile(str(path), encoding="utf-8")
-    needed = {(message.one, message.many) for message in catalogue.messages()}
-    assert {(entry.msgid, entry.msgid_plural) for entry in found} == needed
-    assert [entry.msgid for entry in found if not entry.translated() or entry.fuzzy] == []
+    found = catalogue.read(path)
+    needed = {(sentence.one, sentence.many) for sentence in catalogue.sentences()}
+    assert {english_of(message) for message in found if message.id} == needed
+    assert catalogue.missing(found) == []
+
+
+def english_of(message: Message) -> tuple[str, str]:
+    return message.id if message.pluralizable else (message.id, "")
+
+
+def translations_of(message: Message) -> tuple[str, ...]:
+    return message.string if message.pluralizable else (message.string,)
 
 
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
 def test_a_translation_has_the_same_values_in_it(path: Path) -> None:
-    for entry in polib.pofile(str(path), encoding="utf-8"):
-        told = [entry.msgstr, *entry.msgstr_plural.values()]
-        for translation in filter(None, told):
-            english = entry.msgid_plural or entry.msgid
-            assert sorted(PLACE.findall(translation)) == sorted(PLACE.findall(english)), english
+    for message in catalogue.read(path):
+        one, many = english_of(message)
+        for translation in filter(None, translations_of(message)):
+            assert sorted(PLACE.findall(translation)) == sorted(PLACE.findall(many or one)), one
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.parts[-3])
+def test_what_is_read_at_run_time_is_what_the_catalogue_says(path: Path) -> None:
+    """Where this fails, `make catalogues` compiles it anew; an installation does so as well."""
+    with path.with_suffix(".mo").open("rb") as file:
+        compiled = gettext.GNUTranslations(file)
+    for message in catalogue.read(path):
+        one, many = english_of(message)
+        if one:
+            said = compiled.ngettext(one, many, 2) if many else compiled.gettext(one)
+            assert said == translations_of(message)[-1], one
+
+
+def test_a_catalogue_that_wasn_t_compiled_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "gpuspawner", ignore=shutil.ignore_patterns("*.mo"))
+    done = subprocess.run(
+        [sys.executable, "-c", "import gpuspawner.i18n.languages"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert "gpuspawner.mo is missing: in a checkout, `make catalogues`" in done.stderr
+
+
+def test_a_wheel_has_the_compiled_catalogues(tmp_path: Path) -> None:
+    for name in ("gpuspawner", "image"):
+        new = shutil.ignore_patterns("*.mo", "__pycache__")
+        shutil.copytree(catalogue.ROOT / name, tmp_path / name, ignore=new)
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(catalogue.ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        names = [name for name in files.namelist() if "/locale/" in name]
+        (compiled,) = names
+        found = gettext.GNUTranslations(io.BytesIO(files.read(compiled)))
+    assert compiled == "gpuspawner/i18n/locale/zh_CN/LC_MESSAGES/gpuspawner.mo"
+    assert found.gettext("Nobody waits.") == "没有人在排队。"
+
+
+def test_renewing_a_catalogue_keeps_what_is_translated_and_takes_out_what_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gpuspawner.po"
+    path.write_text(
+        '# Ours.\nmsgid ""\nmsgstr ""\n"Language: zh_CN\\n"\n'
+        '"Plural-Forms: nplurals=1; plural=0;\\n"\n\n'
+        'msgid "kept"\nmsgstr "留"\n\n#, fuzzy\nmsgid "unsure"\nmsgstr "疑"\n\n'
+        'msgid "gone"\nmsgstr "去"\n\nmsgid "a GPU"\nmsgid_plural "GPUs"\nmsgstr[0] "GPU"\n'
+    )
+    needed = [("kept", ""), ("unsure", ""), ("new", ""), ("a GPU", "GPUs"), ("an end", "ends")]
+    monkeypatch.setattr(
+        catalogue, "sentences", lambda: [catalogue.Sentence(*each, "a.py") for each in needed]
+    )
+    renewed = catalogue.renew(path)
+    assert catalogue.missing(renewed) == ["unsure", "new", "an end"]
+    read = catalogue.read(path)
+    assert {message.id: message.string for message in read if message.id} == {
+        "kept": "留",
+        "unsure": "疑",
+        "new": "",
+        ("a GPU", "GPUs"): ("GPU",),
+        ("an end", "ends"): ("",),
+    }
+    before = path.read_text()
+    assert before.startswith('# Ours.\nmsgid ""\n')
+    catalogue.renew(path)
+    assert path.read_text() == before
 
 
 def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
     """What is put together elsewhere is in no catalogue."""
-    known = {message.one for message in catalogue.messages()}
+    known = {sentence.one for sentence in catalogue.sentences()}
     looked_at = 0
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -79,10 +170,8 @@ def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
             if node.func.id not in ("lazy_gettext", "lazy_ngettext", "N_"):
                 continue
             first = node.args[0]
-            if (path.name, node.func.id) == ("pull.py", "lazy_gettext") and isinstance(
-                first, ast.Name
-            ):
-                continue  # one of REASONS, each of which is marked
+            if (path.name, type(first)) in (("pull.py", ast.Name), ("phrases.py", ast.Subscript)):
+                continue  # one of REASONS, of _ORDINALS: each of those is marked
             assert isinstance(first, ast.Constant), f"{path}:{node.lineno}"
             assert first.value in known, f"{path}:{node.lineno}"
             looked_at += 1
@@ -102,6 +191,11 @@ def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
         ("zh", "zh-CN"),
         ("zh-Hans-SG", "zh-CN"),
         ("zh-SG", "zh-CN"),
+        ("zh-MY", "zh-CN"),
+        ("zh-HK", "en"),
+        ("zh-MO;q=0.9,zh-Hans;q=0.1", "zh-CN"),
+        ("zh-Hant,zh;q=0", "en"),
+        ("en-AU,zh-CN;q=0.9", "en"),
         ("zh-TW,zh;q=0.9,en;q=0.8", "zh-CN"),  # whose browser says that any Chinese will do
         ("zh-TW,en;q=0.8", "en"),
         ("zh-Hant-HK,en;q=0.5", "en"),
@@ -113,6 +207,10 @@ def test_what_is_made_into_a_sentence_is_in_the_code_as_text() -> None:
         ("de", "en"),
         ("*", "en"),
         (",;=,;q=,zh-CN", "zh-CN"),
+        ("zh-CN;q=nan,en;q=0.1", "en"),
+        ("../../zh-CN,zh_CN,\x00,zh--CN,zh-CN-,中文,-", "en"),
+        ("zh-CN;q=٠.9", "en"),
+        ("xx," * 30 + "zh-CN", "en"),
         ("x" * 100_000, "en"),
         ("zh-CN;q=0.5 , en ; q=0.4", "zh-CN"),
     ],
@@ -137,7 +235,7 @@ def test_a_sentence_is_english_text_everywhere_but_on_a_page() -> None:
 )
 def test_a_copy_is_one_too(copied: Any) -> None:
     sentence = phrases.hours_words(5400)
-    assert CHINESE.say(copied(sentence)) == CHINESE.say(sentence) == "1 小时30 分钟"
+    assert CHINESE.say(copied(sentence)) == CHINESE.say(sentence) == "1小时30分钟"
 
 
 def test_what_an_exception_says_is_still_one() -> None:
@@ -147,8 +245,8 @@ def test_what_an_exception_says_is_still_one() -> None:
 
 def test_sentences_in_sentences_are_said_too() -> None:
     turn = Turn(QueuedRequest(Holder("ada"), Request("torch", 2), 0.0), 2, None)
-    assert phrases.turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
-    assert CHINESE.say(phrases.turn_words(turn)) == (
+    assert turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
+    assert CHINESE.say(turn_words(turn)) == (
         "您在等 2 个 GPU，排在第 2 位。不知道何时会空闲：占用它们的服务器没有时限。"
     )
 
@@ -174,8 +272,36 @@ def test_a_sentence_survives_the_hub_s_database() -> None:
     assert restored(kept("plain")) == "plain"
 
 
+def test_times_and_durations_survive_the_hub_s_database_too() -> None:
+    then = time.time() + 3 * 86400
+    sentence = lazy_gettext(
+        "Expected about %(time)s, in %(duration)s at the latest.",
+        time=phrases.clock_time(then),
+        duration=phrases.hours_words(5400),
+    )
+    for again in (
+        restored(json.loads(json.dumps(kept(sentence)))),
+        pickle.loads(pickle.dumps(sentence)),
+    ):
+        assert again == sentence
+        time_said = CHINESE.say(phrases.clock_time(then))
+        assert CHINESE.say(again) == f"预计大约 {time_said}，最迟在1小时30分钟后。"
+
+
 @pytest.mark.parametrize(
-    "broken", [{}, {"one": "%(x)s", "values": {}, "many": "", "number": 1}, {"one": 3}, None, ["a"]]
+    "broken",
+    [
+        {},
+        {"one": "%(x)s", "values": {}, "many": "", "number": 1},
+        {"one": 3},
+        {"form": "colour", "number": 3},
+        {"form": "time"},
+        {"form": "time", "number": "soon"},
+        {"form": "time", "number": 1e30},
+        {"form": ["time"], "number": 1},
+        None,
+        ["a"],
+    ],
 )
 def test_what_was_kept_and_can_t_be_read_is_no_sentence(broken: Any) -> None:
     assert not isinstance(restored(broken), Sentence)
@@ -191,6 +317,137 @@ def test_a_catalogue_that_is_wrong_is_english(translation: str) -> None:
     assert Language("xx", Wrong()).say(sentence) == "many GB"
 
 
+# ---- Times and durations -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_nepal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub whose clock is 5 hours and 45 minutes ahead of UTC."""
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def at(*date: int) -> float:
+    """Return a moment by the hub's clock, in seconds since the epoch."""
+    return datetime(*date).timestamp()
+
+
+TODAY = (2026, 11, 28)
+
+
+@pytest.fixture
+def today(in_nepal: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(*TODAY, 23, 30)
+
+    monkeypatch.setattr(phrases, "datetime", Clock)
+
+
+@pytest.mark.parametrize(
+    ("date", "english", "chinese"),
+    [
+        ((*TODAY, 22, 50), "22:50", "22:50"),
+        ((*TODAY, 0, 5), "00:05", "00:05"),
+        ((2026, 11, 29, 2, 50), "Sun, Nov 29, 02:50", "11月29日周日 02:50"),
+        ((2026, 11, 27, 23, 59), "Fri, Nov 27, 23:59", "11月27日周五 23:59"),
+        ((2027, 1, 2, 12, 0), "Sat, Jan 2, 2027, 12:00", "2027年1月2日周六 12:00"),
+    ],
+)
+def test_a_time_is_by_the_hub_s_clock_with_its_day_unless_that_is_today(
+    date: tuple[int, ...], english: str, chinese: str, today: None
+) -> None:
+    found = phrases.clock_time(at(*date))
+    assert found == ENGLISH.say(found) == english
+    assert CHINESE.say(found) == chinese
+    element = BeautifulSoup(phrases.moment(at(*date), CHINESE), "html.parser").time
+    assert element
+    assert element.text == chinese
+    assert datetime.fromisoformat(element["datetime"]).timestamp() == at(*date)
+
+
+def test_a_time_to_the_second(today: None) -> None:
+    element = phrases.moment(at(*TODAY, 22, 50, 7), ENGLISH, precise=True)
+    assert element.endswith(' data-form="second">22:50:07</time>')
+
+
+@pytest.mark.parametrize(
+    ("seconds", "english", "chinese"),
+    [
+        (-3, "0 seconds", "0秒钟"),
+        (1, "1 second", "1秒钟"),
+        (30, "30 seconds", "30秒钟"),
+        (59.7, "1 minute", "1分钟"),
+        (20 * 60, "20 minutes", "20分钟"),
+        (3600, "1 hour", "1小时"),
+        (5400, "1 hour, 30 minutes", "1小时30分钟"),
+        (30 * 3600 + 10, "30 hours", "30小时"),
+    ],
+)
+def test_a_duration(seconds: float, english: str, chinese: str) -> None:
+    found = phrases.hours_words(seconds)
+    assert found == english
+    assert CHINESE.say(found) == chinese
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (13, "13th"),
+     (21, "21st"), (102, "102nd"), (111, "111th")],
+)  # fmt: skip
+def test_a_place(number: int, words: str) -> None:
+    assert phrases.ordinal(number) == words
+    assert CHINESE.say(phrases.ordinal(number)) == f"第 {number} "
+
+
+SHAPES = {
+    # Script -> what of it is called, with `at` in milliseconds and the page's `lang`.
+    "choices/static/form.js": (
+        r"^function localise.*?^}$",
+        "const root = {lang}; const e = {dateTime: at, dataset: {}};"
+        "localise({querySelectorAll: () => [e]}); e.textContent",
+    ),
+    "dashboard/static/dashboard.js": (
+        r"^function localise.*?^}$",
+        "const document = {documentElement: {lang}}; const e = {dateTime: at, dataset: {}};"
+        "localise({querySelectorAll: () => [e]}); e.textContent",
+    ),
+    "hub/templates/gpuspawner/starting.js": (
+        r"^function clock.*?^}$",
+        "const language = lang; clock(at / 1000)",
+    ),
+    "../image/rootfs/opt/jupyter/share/jupyter/labextensions/gpuspawner/static/words.js": (
+        r"^  moment\(.*?^  }$",
+        "const words = {_locale: lang, moment}; words.moment(at)",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", SHAPES, ids=lambda path: Path(path).name)
+def test_browsers_are_asked_for_times_in_the_same_shape(script: str) -> None:
+    if not (node := shutil.which("node", path=Path(sys.executable).parent)):
+        pytest.skip("no Node.js in this environment")
+    pattern, call = SHAPES[script]
+    found = re.search(pattern, (PACKAGE / script).read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    function = found[0] if found[0].startswith("function") else f"function {found[0].lstrip()}"
+    for days in (0, 1, 400):
+        then = time.time() // 60 * 60 + days * 86400
+        for language in languages():
+            values = f"const at = {then * 1000:.0f}, lang = {language.tag!r};"
+            done = subprocess.run(
+                [node, "-p", f"{values} {function} {call}"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stdout.strip() == language.say(phrases.clock_time(then))
+
+
 # ---- Pages ---------------------------------------------------------------------------------------
 
 
@@ -204,7 +461,8 @@ class Brackets(gettext.NullTranslations):
         return f"⟦{one if number == 1 else many}⟧"
 
 
-BRACKETS = Language("xx", Brackets())
+# Its times and durations are in letters that no English word has.
+BRACKETS = Language("xx", Brackets(), Locale("zh"))
 
 
 def forgotten(html: str, *names: str) -> list[str]:

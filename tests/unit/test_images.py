@@ -293,9 +293,9 @@ def test_a_change_that_cannot_be_made_is_named(file: Path, changes: Any, sentenc
         load_catalogue(file, **changes)
 
 
-def test_the_readme_s_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (SHIPPED.parent.parent / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(from gpuspawner.images .*?)```", readme, re.DOTALL)
+def test_the_handbook_s_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (SHIPPED.parent.parent / "docs" / "how-to" / "image-versions.md").read_text()
+    (example,) = re.findall(r"```python\n(from gpuspawner .*?)```", page, re.DOTALL)
     monkeypatch.chdir(SHIPPED.parent.parent)
     c = Config()
     exec(example.replace("sha256:…", DIGEST), {"c": c})

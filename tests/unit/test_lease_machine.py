@@ -2,7 +2,8 @@
 
 Two hubs share one engine. Hypothesis decides who starts, gives up, dies and restarts, and for every
 call to the engine and to NVML when it takes effect, when it is answered, and whether with an error.
-The ledger and what tidies up are the real ones; the engine keeps containers and nothing else.
+`launch`, the queue, the ledger and what removes leftovers are the real ones, as a hub has them; the
+engine keeps containers and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -26,17 +26,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpuspawner.backends.docker import cleanup
-from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.backends import leftovers as leftovers_module
+from gpuspawner.backends.docker.backend import record_of, remove
+from gpuspawner.backends.launch import launch
+from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
+from gpuspawner.errors import StartAgain, Unknown
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.gpus.nvml import InventoryError
-from gpuspawner.leases.labels import LABEL_GPUS, labels
-from gpuspawner.leases.ledger import Contested, Ledger, NotEnough, Reservation, Unknown
+from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels
+from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
+from gpuspawner.scheduling.plan import QueuedRequest
+from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
+
+from ..support.ledgers import NoWatcher, reserve
 
 GPUS = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
 USERS = ("ann", "bob", "eve")
-# As GPUSpawner has it, only fewer: each is as good as the next.
-CLAIM_ROUNDS = 3
-TIDYING_SECONDS = 5
+# How long those wait who may, in seconds.
+LONGEST_WAIT = 20
 # Longer than any wait of the code under test, but the one until a container is stale.
 A_WHILE = 70
 
@@ -152,7 +159,7 @@ class Machine:
     # What the engine and NVML do
 
     def nvml(self) -> Any:
-        return SimpleNamespace(driver="570.133.20", cuda="12.8", gpus=GPUS)
+        return (Node("", "570.133.20", "12.8", GPUS),)
 
     def list_containers(self) -> list[dict[str, Any]]:
         return copy.deepcopy(list(self.containers.values()))
@@ -176,6 +183,15 @@ class Machine:
             if container["Name"] == name:
                 return {"Id": container["Id"]}
         raise _api_error(404, "no such container")
+
+    def uuids_of(self, id: str) -> list[str]:
+        if id not in self.containers:
+            raise _api_error(404, "no such container")
+        return uuids_of(self.containers[id])
+
+    def answers(self, id: str) -> None:
+        if self.containers.get(id, {}).get("State") != "running":
+            raise _api_error(500, "it has ended")
 
     def start(self, id: str) -> None:
         if self.containers.get(id, {}).get("State") != "created":
@@ -202,11 +218,13 @@ def _api_error(status: int, explanation: str) -> APIError:
 
 @dataclass(eq=False)
 class Server:
-    """One try to start a server: what was reserved for it in turn, and what became of it."""
+    """One try to start a server, as `launch` takes it, and what became of it."""
 
     hub: Hub
     holder: Holder
     age: int
+    request: Request
+    longest: float = 0
     reservations: list[Reservation] = field(default_factory=list)
     creating: dict[Reservation, asyncio.Future[Any]] = field(default_factory=dict)
     task: asyncio.Task[str] | None = None
@@ -215,98 +233,112 @@ class Server:
     def name(self) -> str:
         return f"{self.hub.name}-{self.holder}"
 
+    @property
+    def server_key(self) -> str:
+        return self.name
+
     def created(self) -> set[str]:
         """The ids of the containers that this process was told of."""
         told = [each for each in self.creating.values() if each.done() and not each.exception()]
         return {each.result()["Id"] for each in told}
 
-    async def start(self, request: Request, patience: float) -> str:
-        """What GPUSpawner.start does, in its order, without what isn't about GPUs."""
-        for _ in range(CLAIM_ROUNDS):
-            if not await cleanup.finish(self.hub.task_name(self.name)):
-                raise NotEnough("An earlier start of this server isn't tidied up yet.")
-            await self.remove_leftovers()
-            try:
-                return await self.start_once(request, patience)
-            except Contested:
-                continue
-        raise NotEnough("Others were quicker each time.")
-
-    async def remove_leftovers(self) -> None:
+    async def reserve_gpus(self) -> Reservation:
         try:
             existing = await self.hub.docker("inspect_container", self.name)
         except NotFound:
-            return
-        await cleanup.remove(self.hub.docker, existing["Id"])
+            pass
+        else:
+            await self.hub.backend.remove(existing["Id"])
+        if self.request.gpus == 0:
+            reservation = Reservation(self.holder, ())
+        else:
+            queue = self.hub.queue
+            joining = QueuedRequest(self.holder, self.request, queue.since())
+            limits = RequestLimits(longest=self.longest)
+            reservation = await queue.wait(joining, limits, lambda turn: None)
+            assert min(self.hub.newest.values()) > 0  # unknown is never free
+        assert len(reservation.uuids) == self.request.gpus
+        self.reservations.append(reservation)
+        return reservation
 
-    async def start_once(self, request: Request, patience: float) -> str:
-        hub, reservation, creating = self.hub, None, None
-        try:
-            reservation = await hub.reserve(self.holder, request)
-            self.reservations.append(reservation)
-            lease = labels(self.holder, request.image, sorted(reservation.uuids))
-            creating = asyncio.ensure_future(
-                _awaited(hub.docker("create_container", self.name, lease, self.age))
-            )
-            self.creating[reservation] = creating
-            created = await asyncio.shield(creating)
-            hub.ledger.release(reservation)
-            await hub.ledger.claim(created["Id"], reservation.uuids, patience)
-            await hub.docker("start", created["Id"])
-        except BaseException as error:
-            tidied = cleanup.begin(
-                hub.task_name(self.name), hub.docker, hub.ledger, reservation, creating
-            )
-            if isinstance(error, Exception):
-                await asyncio.wait([tidied], timeout=TIDYING_SECONDS)
-            raise
-        return str(created["Id"])
+    async def create_server(self, reservation: Reservation) -> str:
+        lease = labels(self.holder, self.request.image, sorted(reservation.uuids))
+        creating = self.hub.docker("create_container", self.name, lease, self.age)
+        self.creating[reservation] = creating
+        return str((await creating)["Id"])
+
+    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
+        assert set(await self.hub.docker("uuids_of", server_id)) == reservation.uuids
+
+    async def start_server(self, server_id: str) -> None:
+        await self.hub.backend.start(server_id)
+
+    async def await_server(self, server_id: str) -> str:
+        await self.hub.docker("answers", server_id)
+        return server_id
+
+    async def discard_server(self, server_id: str) -> None:
+        await self.hub.backend.remove(server_id)
+
+    def will_start_again(self, reason: StartAgain) -> None:
+        """Each try is as good as the last."""
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:
     return await answer
 
 
+class ListBackend:
+    """A backend whose servers are the machine's list of containers."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._call = hub.docker
+        log = logging.getLogger("lease-machine")
+        self._reaper = StaleServerReaper(self.remove_unstarted, log)
+
+    async def list(self) -> list[ServerRecord]:
+        found = [record_of(each) for each in await self._call("list_containers")]
+        self._reaper.reap(found)
+        return found
+
+    async def start(self, server_id: str) -> None:
+        await self._call("start", server_id)
+
+    async def remove(self, server_id: str) -> None:
+        await remove(self._call, server_id)
+
+    async def remove_unstarted(self, server_id: str) -> None:
+        await self._call("remove_container", server_id, v=True)
+
+
 class Hub:
     """One hub's process, and all that it remembers."""
 
-    def __init__(self, machine: Machine, name: str, process: int) -> None:
-        self.machine, self.name, self.process = machine, name, process
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine, self.name = machine, name
         self.alive = True
         self.servers: list[Server] = []
         self.stopped: set[str] = set()
         self.newest = {"nvml": 0, "list_containers": 0}
-        self.ledger = Ledger(self.list_containers, self.nvml)
-        self.reaper = cleanup.StaleContainerReaper()
+        self.backend = ListBackend(self)
+        self.ledger = Ledger(self.backend.list, self.nvml)
+        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
+        self.leftovers = Leftovers()
 
     def docker(self, method: str, *arguments: Any, **options: Any) -> asyncio.Future[Any]:
         return self.machine.call(self, method, *arguments, **options)
 
-    async def list_containers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = await self.docker("list_containers")
-        self.reaper.reap(self.docker, found, logging.getLogger("lease-machine"))
-        return found
-
     async def nvml(self) -> Any:
         return await self.docker("nvml")
 
-    async def reserve(self, holder: Holder, request: Request) -> Reservation:
-        asked = next(self.machine.numbers)
-        reservation = await self.ledger.reserve(holder, request)
-        assert len(reservation.uuids) == request.gpus
-        if request.gpus:  # unknown is never free: both were read, and after they were asked for
-            assert min(self.newest.values()) > asked
-        return reservation
+    def launch(self, server: Server) -> Any:
+        self.servers.append(server)
+        return launch(server, self.ledger, self.leftovers)
 
     async def stop(self, container: dict[str, Any]) -> None:
         self.stopped.add(container["Id"])
-        name = self.task_name(container["Name"])
-        cleanup.remove_later(name, self.docker, container["Id"])
-        await cleanup.finish(name)
-
-    def task_name(self, name: str) -> str:
-        """A name among this process's tasks, which don't outlive it."""
-        return f"{name} of process {self.process}"
+        self.leftovers.remove_later(container["Name"], self.backend.remove, container["Id"])
+        await self.leftovers.cleared(container["Name"])
 
     def starting(self) -> list[Server]:
         return [server for server in self.servers if server.task and not server.task.done()]
@@ -337,14 +369,13 @@ class Leases(RuleBasedStateMachine):
         self.loop = Loop()
         self.machine = Machine(self.loop)
         self.loop.set_exception_handler(lambda _, context: self.machine.troubles.append(context))
-        self.processes = itertools.count()
         self.past: list[Hub] = []
         self.hubs = [self.boot("a"), self.boot("b")]
         self.tasks: list[tuple[Hub, asyncio.Task[Any]]] = []
         self.ended: dict[Reservation, int] = {}
 
     def boot(self, name: str) -> Hub:
-        return Hub(self.machine, name, next(self.processes))
+        return Hub(self.machine, name)
 
     def run(self, hub: Hub, coroutine: Any) -> asyncio.Task[Any]:
         task = self.loop.create_task(coroutine)
@@ -379,18 +410,16 @@ class Leases(RuleBasedStateMachine):
         which=WHICH,
         several=st.integers(1, 3),
         gpus=st.sampled_from([1, 1, 1, 2, 3, 0]),
-        patient=st.booleans(),
+        longest=st.sampled_from([0, 0, LONGEST_WAIT]),
         age=st.integers(0, 1),
     )
-    def start(self, which: int, several: int, gpus: int, patient: bool, age: int) -> None:
-        # How long the first of two waits for the other; the clock that it reads isn't the loop's.
-        patience = 3600 if patient else -1
+    def start(self, which: int, several: int, gpus: int, longest: float, age: int) -> None:
         for number in range(several):
             if idle := self.idle():
                 hub, holder = picked(which + 3 * number, idle)  # by turns on both hubs
-                server = Server(hub, holder, (age + number) % 2)
-                hub.servers.append(server)
-                server.task = self.run(hub, server.start(Request("torch", gpus), patience))
+                request = Request("torch", gpus)
+                server = Server(hub, holder, (age + number) % 2, request, longest)
+                server.task = self.run(hub, hub.launch(server))
         self.loop.settle()
 
     @precondition(lambda self: self.starting())
@@ -506,7 +535,7 @@ class Leases(RuleBasedStateMachine):
 
     def let_much_time_pass(self, which: int = 0) -> None:
         """So much that a container which never started belongs to a hub that died."""
-        self.loop.now += cleanup.STALE_SECONDS + 100
+        self.loop.now += leftovers_module.STALE_SECONDS + 100
 
     # What always holds
 
@@ -524,11 +553,11 @@ class Leases(RuleBasedStateMachine):
             assert len(held) == len(set(held)), held
 
     def held_by(self, hub: Hub) -> Iterator[Reservation]:
-        """The reservations that are open, or whose containers the hub knows to hold GPUs."""
+        """The reservations that are open, or whose containers hold GPUs, or are being created."""
         for server in hub.servers:
             for reservation in server.reservations:
                 creating = server.creating.get(reservation)
-                if reservation.over_since is None:
+                if reservation.over_since is None or (creating and not creating.done()):
                     yield reservation
                 elif creating and creating.done() and not creating.exception():
                     container = self.machine.containers.get(creating.result()["Id"])
@@ -592,12 +621,12 @@ class Leases(RuleBasedStateMachine):
         for hub in self.hubs:
             view = self.finished(hub.ledger.look)
             assert [gpu.state for gpu in view.gpus] == ["free"] * len(GPUS)
-            self.finished(lambda hub=hub: hub.ledger.reserve(Holder("all"), Request("torch", 3)))
+            self.finished(lambda hub=hub: reserve(hub.ledger, Holder("all"), Request("torch", 3)))
         self.nobody_fails_without_a_reason()
 
     def nobody_fails_without_a_reason(self) -> None:
         # The clock moves faster than removals here, so that one may take too long.
-        reasons = {"full", "no such container", "its removal is in progress"}
+        reasons = {"full", "no such container", "its removal is in progress", "it has ended"}
         if self.machine.unclean:
             reasons.add("the name is in use")
         for hub, task in self.tasks:
@@ -634,8 +663,8 @@ def machine() -> Iterator[Machine]:
 
 
 def start(hub: Hub, user: str = "ann") -> Server:
-    server = Server(hub, Holder(user), age=0)
-    server.task = hub.machine.loop.create_task(server.start(Request("torch", 1), patience=3600))
+    server = Server(hub, Holder(user), 0, Request("torch", 1))
+    server.task = hub.machine.loop.create_task(hub.launch(server))
     hub.machine.loop.settle()
     return server
 
@@ -652,7 +681,7 @@ def advance(machine: Machine, until: str) -> Call:
 
 def test_who_starts_again_waits_until_the_last_try_is_tidied_up(machine: Machine) -> None:
     """Else the container that is still being created takes the name."""
-    hub = Hub(machine, "a", 1)
+    hub = Hub(machine, "a")
     first = start(hub)
     creating = advance(machine, "create_container")
     first.task.cancel()
@@ -664,12 +693,12 @@ def test_who_starts_again_waits_until_the_last_try_is_tidied_up(machine: Machine
 
 
 def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: Machine) -> None:
-    hub = Hub(machine, "a", 1)
+    hub = Hub(machine, "a")
     first = start(hub)
     creating = advance(machine, "create_container")
     first.task.cancel()
     second = start(hub)
-    machine.loop.now += cleanup.PATIENCE_SECONDS + 1
+    machine.loop.now += leftovers_module.PATIENCE_SECONDS + 1
     machine.loop.settle()
     assert machine.calls == [creating]
     with pytest.raises(NotEnough, match="isn't tidied up yet"):
@@ -677,10 +706,10 @@ def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: M
 
 
 def test_a_removal_that_is_under_way_already_is_waited_for(machine: Machine) -> None:
-    hub = Hub(machine, "a", 1)
+    hub = Hub(machine, "a")
     machine.create_container("a-ann", labels(Holder("ann"), "torch", []), 0)
     (id,) = machine.containers
-    removals = [machine.loop.create_task(cleanup.remove(hub.docker, id)) for _ in range(2)]
+    removals = [machine.loop.create_task(remove(hub.docker, id)) for _ in range(2)]
     machine.loop.settle()
     first, second = machine.calls
     machine.act(first)
@@ -696,7 +725,7 @@ def test_a_removal_that_is_under_way_already_is_waited_for(machine: Machine) -> 
 
 
 def test_a_container_is_removed_as_soon_as_the_engine_is_back(machine: Machine) -> None:
-    hub = Hub(machine, "a", 1)
+    hub = Hub(machine, "a")
     first = start(hub)
     machine.act(advance(machine, "create_container"))
     first.task.cancel()
@@ -713,7 +742,7 @@ def test_a_container_is_removed_as_soon_as_the_engine_is_back(machine: Machine) 
 
 def test_a_container_that_was_started_after_all_is_left_alone(machine: Machine) -> None:
     """Its hub was only slow."""
-    slow, other = Hub(machine, "a", 1), Hub(machine, "b", 2)
+    slow, other = Hub(machine, "a"), Hub(machine, "b")
     server = start(slow)
     starting = advance(machine, "start")
     (container,) = machine.containers.values()
@@ -722,7 +751,7 @@ def test_a_container_that_was_started_after_all_is_left_alone(machine: Machine) 
         machine.loop.settle()
         if look == 1:
             machine.catch_up(5, other)
-            machine.loop.now += cleanup.STALE_SECONDS + 100
+            machine.loop.now += leftovers_module.STALE_SECONDS + 100
     sweeping = None
     while sweeping is None:
         for call in [call for call in machine.calls if call.hub is other]:

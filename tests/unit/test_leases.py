@@ -15,10 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.gpus.model import GPU, Holder, Lease, Request
-from gpuspawner.leases.labels import LABEL_GPUS, LABEL_HUB, LABEL_USER, lease_of, leases_of
+from gpuspawner.backends.docker.backend import record_of
+from gpuspawner.errors import Contested, Unknown
+from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
+from gpuspawner.leases.labels import (
+    LABEL_GPUS,
+    LABEL_HUB,
+    LABEL_USER,
+    ServerRecord,
+    lease_of,
+    leases_of,
+)
 from gpuspawner.leases.labels import labels as labels_of
-from gpuspawner.leases.ledger import Contested, Ledger, NotEnough, SharedRead, Unknown
+from gpuspawner.leases.ledger import Ledger, NotEnough, SharedRead
+
+from ..support.ledgers import reserve
 
 ANN, BOB = Holder("ann"), Holder("bob", "second")
 ONE, TWO = Request("torch", 1), Request("torch", 2)
@@ -34,7 +45,7 @@ HOSTILE = ["../x", "{0}", "{username}", "A", "a", "名前", "a,b", " a ", "a\nb"
 @pytest.mark.parametrize("server", ["", "second", "../y"])
 def test_a_holder_is_read_back_as_it_was_written(user: str, server: str) -> None:
     written = labels_of(Holder(user, server), "torch", ["GPU-1", "GPU-2"])
-    read = lease_of({"Labels": written, "State": "running"})
+    read = lease_of(record_of({"Labels": written, "State": "running"}))
     assert read == Lease(Holder(user, server), frozenset({"GPU-1", "GPU-2"}))
 
 
@@ -42,7 +53,9 @@ def test_a_holder_is_read_back_as_it_was_written(user: str, server: str) -> None
 def test_every_lease_is_read_back_as_it_was_written(user: str, server: str, gpus: Any) -> None:
     written = labels_of(Holder(user, server), "torch", sorted(gpus))
     assert all(isinstance(text, str) for text in written.values())
-    assert lease_of({"Labels": written, "State": "created"}) == Lease(Holder(user, server), gpus)
+    assert lease_of(record_of({"Labels": written, "State": "created"})) == Lease(
+        Holder(user, server), gpus
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,11 +78,11 @@ def test_a_container_holds_its_gpus_in_every_state_in_which_it_may_run(
     state: Any, holds: bool
 ) -> None:
     container = {"Labels": labels_of(ANN, "torch", ["GPU-1"]), "State": state}
-    assert lease_of(container) == (Lease(ANN, frozenset({"GPU-1"})) if holds else None)
+    assert lease_of(record_of(container)) == (Lease(ANN, frozenset({"GPU-1"})) if holds else None)
 
 
 def test_a_container_that_says_no_state_holds_its_gpus() -> None:
-    assert lease_of({"Labels": labels_of(ANN, "torch", ["GPU-1"])}) is not None
+    assert lease_of(record_of({"Labels": labels_of(ANN, "torch", ["GPU-1"])})) is not None
 
 
 def test_containers_of_others_hold_nothing() -> None:
@@ -79,30 +92,25 @@ def test_containers_of_others_hold_nothing() -> None:
         {"Labels": {"com.docker.compose.project": "x"}, "State": "running"},
         {"Labels": {LABEL_USER: "ann"}, "State": "running"},
     ]
-    assert leases_of(others) == []
+    assert leases_of(map(record_of, others)) == []
 
 
 def test_a_label_written_by_hand_is_understood() -> None:
     container = {"Labels": {LABEL_GPUS: " GPU-1, GPU-2,,"}, "State": "running"}
-    assert lease_of(container) == Lease(Holder("?"), frozenset({"GPU-1", "GPU-2"}))
+    assert lease_of(record_of(container)) == Lease(Holder("?"), frozenset({"GPU-1", "GPU-2"}))
 
 
 def test_a_server_without_gpus_is_a_lease_of_none() -> None:
     written = labels_of(ANN, "torch", [])
     assert written[LABEL_GPUS] == ""
-    assert lease_of({"Labels": written, "State": "running"}) == Lease(ANN, frozenset())
+    assert lease_of(record_of({"Labels": written, "State": "running"})) == Lease(ANN, frozenset())
 
 
 # A host: its engine and its NVML
 
 
-@dataclass
-class Inventory:
-    """What NVML says."""
-
-    driver: str | None = "570.133.20"
-    cuda: str | None = "12.8"
-    gpus: tuple[GPU, ...] = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
+GPUS = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
+NODES = (Node("", "570.133.20", "12.8", GPUS),)
 
 
 @dataclass
@@ -112,18 +120,18 @@ class Host:
     A listing shows what there was when it began, however late it is answered.
     """
 
-    inventory: Inventory = field(default_factory=Inventory)
+    nodes: tuple[Node, ...] = NODES
     containers: list[dict[str, Any]] = field(default_factory=list)
     broken: dict[str, Exception] = field(default_factory=dict)
     held: dict[str, asyncio.Event] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
     ids: Any = field(default_factory=itertools.count)
 
-    async def listing(self) -> list[dict[str, Any]]:
-        return await self._read("engine", self.containers)
+    async def listing(self) -> list[ServerRecord]:
+        return [record_of(each) for each in await self._read("engine", self.containers)]
 
-    async def nvml(self) -> Inventory:
-        return await self._read("nvml", self.inventory)
+    async def nvml(self) -> tuple[Node, ...]:
+        return await self._read("nvml", self.nodes)
 
     async def _read(self, what: str, value: Any) -> Any:
         self.reads.append(what)
@@ -187,7 +195,7 @@ async def test_a_look_shows_the_host_with_its_holders(host: Host, ledger: Ledger
     host.create(BOB, ["GPU-2"], "created")
     host.create(BOB, ["GPU-1"], "exited")
     view = await ledger.look()
-    assert (view.driver, view.cuda) == ("570.133.20", "12.8")
+    assert [(node.driver, node.cuda) for node in view.nodes] == [("570.133.20", "12.8")]
     assert [gpu.state for gpu in view.gpus] == ["leased", "free", "leased"]
     assert [gpu.holder for gpu in view.gpus] == [ANN, None, BOB]
 
@@ -203,7 +211,7 @@ async def test_a_server_about_to_be_replaced_is_shown_its_own_gpus_as_free(
 ) -> None:
     host.create(ANN, ["GPU-0"], "running")
     host.create(Holder("ann", "second"), ["GPU-1"], "running")
-    await ledger.reserve(ANN, ONE)
+    await reserve(ledger, ANN, ONE)
     assert await holders(ledger, except_for=ANN) == {"GPU-1": "ann/second"}
 
 
@@ -227,7 +235,7 @@ async def test_nothing_is_handed_out_while_either_cannot_be_read(host: Host, wha
     with pytest.raises(Unknown, match=f"{what} is away: gone"):
         await ledger.look()
     with pytest.raises(Unknown, match=f"{what} is away: gone"):
-        await ledger.reserve(ANN, ONE)
+        await reserve(ledger, ANN, ONE)
     host.broken.clear()
     assert await holders(ledger) == {}
 
@@ -244,18 +252,18 @@ async def test_an_error_is_told_as_it_is_where_nobody_explains_it(
 
 
 async def test_a_reservation_holds_its_gpus_before_any_container_does(ledger: Ledger) -> None:
-    reservation = await ledger.reserve(ANN, TWO)
+    reservation = await reserve(ledger, ANN, TWO)
     assert (reservation.holder, reservation.uuids) == (ANN, {"GPU-0", "GPU-1"})
     assert await holders(ledger) == {"GPU-0": "ann", "GPU-1": "ann"}
 
 
 async def test_a_reservation_follows_the_policy(ledger: Ledger) -> None:
-    assert (await ledger.reserve(ANN, TWO, "spread")).uuids == {"GPU-0", "GPU-2"}
+    assert (await reserve(ledger, ANN, TWO, "spread")).uuids == {"GPU-0", "GPU-2"}
 
 
 async def test_many_at_the_same_moment_get_different_gpus(host: Host, ledger: Ledger) -> None:
     """And one of four finds none left, since there are three."""
-    tries = [ledger.reserve(Holder(f"user-{n}"), ONE) for n in range(4)]
+    tries = [reserve(ledger, Holder(f"user-{n}"), ONE) for n in range(4)]
     results = await asyncio.gather(*tries, return_exceptions=True)
     given = [result.uuids for result in results if not isinstance(result, BaseException)]
     assert sorted(map(sorted, given)) == [["GPU-0"], ["GPU-1"], ["GPU-2"]]
@@ -267,7 +275,7 @@ async def test_many_at_the_same_moment_get_different_gpus(host: Host, ledger: Le
 async def test_who_is_refused_holds_nothing(host: Host, ledger: Ledger) -> None:
     host.create(BOB, ["GPU-0", "GPU-1"], "running")
     with pytest.raises(NotEnough):
-        await ledger.reserve(ANN, TWO)
+        await reserve(ledger, ANN, TWO)
     assert await holders(ledger, except_for=BOB) == {}
 
 
@@ -275,7 +283,7 @@ async def test_who_gives_up_while_the_host_is_read_holds_nothing(
     host: Host, ledger: Ledger
 ) -> None:
     answer = host.hold("engine")
-    waiting = asyncio.ensure_future(ledger.reserve(ANN, TWO))
+    waiting = asyncio.ensure_future(reserve(ledger, ANN, TWO))
     await until(lambda: "engine" in host.reads)
     waiting.cancel()
     answer.set()
@@ -288,12 +296,12 @@ async def test_a_server_without_gpus_needs_neither_nvml_nor_engine(
     host: Host, ledger: Ledger
 ) -> None:
     host.broken = {"nvml": OSError(), "engine": OSError()}
-    reservation = await ledger.reserve(ANN, Request("torch", 0))
+    reservation = await reserve(ledger, ANN, Request("torch", 0))
     assert (reservation.gpus, host.reads) == ((), [])
 
 
 async def test_gpus_are_free_again_when_their_container_will_never_exist(ledger: Ledger) -> None:
-    reservation = await ledger.reserve(ANN, TWO)
+    reservation = await reserve(ledger, ANN, TWO)
     ledger.release(reservation)
     assert await holders(ledger) == {}
     ledger.release(reservation)
@@ -303,7 +311,7 @@ async def test_gpus_are_free_again_when_their_container_will_never_exist(ledger:
 async def test_a_listing_begun_before_the_container_existed_does_not_free_its_gpus(
     host: Host, ledger: Ledger
 ) -> None:
-    reservation = await ledger.reserve(ANN, TWO)
+    reservation = await reserve(ledger, ANN, TWO)
     answer = host.hold("engine")
     early = [asyncio.ensure_future(holders(ledger)) for _ in range(3)]
     await until(lambda: host.reads.count("engine") == 2)
@@ -316,7 +324,7 @@ async def test_a_listing_begun_before_the_container_existed_does_not_free_its_gp
 
 
 async def test_a_second_release_does_not_prolong_a_reservation(host: Host, ledger: Ledger) -> None:
-    reservation = await ledger.reserve(ANN, TWO)
+    reservation = await reserve(ledger, ANN, TWO)
     ledger.release(reservation)
     answer = host.hold("engine")
     later = asyncio.ensure_future(holders(ledger))
@@ -329,7 +337,7 @@ async def test_a_second_release_does_not_prolong_a_reservation(host: Host, ledge
 async def test_from_its_creation_on_the_container_alone_holds_the_gpus(
     host: Host, ledger: Ledger
 ) -> None:
-    reservation = await ledger.reserve(ANN, TWO)
+    reservation = await reserve(ledger, ANN, TWO)
     container = host.create(ANN, sorted(reservation.uuids))
     ledger.release(reservation)
     for state in ("created", "running"):
@@ -341,18 +349,18 @@ async def test_from_its_creation_on_the_container_alone_holds_the_gpus(
 
 async def test_a_hub_that_was_restarted_knows_all_that_the_containers_say(host: Host) -> None:
     first = host.ledger()
-    reservation = await first.reserve(ANN, TWO)
+    reservation = await reserve(first, ANN, TWO)
     host.create(ANN, sorted(reservation.uuids))
     second = host.ledger()
     assert await holders(second) == {"GPU-0": "ann", "GPU-1": "ann"}
-    assert (await second.reserve(BOB, ONE)).uuids == {"GPU-2"}
+    assert (await reserve(second, BOB, ONE)).uuids == {"GPU-2"}
 
 
 async def test_nothing_is_kept_of_a_reservation_that_nobody_can_need_any_more(
     host: Host, ledger: Ledger
 ) -> None:
     """A hub runs for months. Looks that failed or were given up need nothing either."""
-    reservation = weakref.ref(await ledger.reserve(ANN, TWO))
+    reservation = weakref.ref(await reserve(ledger, ANN, TWO))
     host.broken["engine"] = OSError("gone")
     with pytest.raises(Unknown):
         await ledger.look()
@@ -474,7 +482,7 @@ async def test_of_two_hubs_that_chose_the_same_gpu_one_starts(
 
     async def start(holder: Holder, second: int) -> None:
         ledger = host.ledger()
-        reservation = await ledger.reserve(holder, ONE)
+        reservation = await reserve(ledger, holder, ONE)
         assert reservation.uuids == {"GPU-0"}
         container = host.create(holder, ["GPU-0"], created=second)
         ledger.release(reservation)
@@ -642,10 +650,10 @@ def test_another_hub_s_user_of_the_same_name_is_somebody_else() -> None:
         (None, Holder("ada")),
         ("http://there", Holder("ada", "", "http://there")),
     ):
-        lease = lease_of(container(hub), "http://here")
+        lease = lease_of(record_of(container(hub)), "http://here")
         assert lease is not None
         assert lease.holder == whose
         assert str(lease.holder) == "ada"
-    lease = lease_of(container("http://there"))
+    lease = lease_of(record_of(container("http://there")))
     assert lease is not None
     assert lease.holder == Holder("ada")

@@ -23,7 +23,7 @@ from gpuspawner.choices.options import (
     remembered,
     request,
 )
-from gpuspawner.gpus.model import GPU, Request
+from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.images.catalogue import catalogue
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
@@ -44,10 +44,14 @@ GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
 HOURS_EXPECTED = "hours must be a number of hours, more than 0 and at most 87600"
 
 
+def nodes(gpus: Any, driver: Any = DRIVER) -> tuple[Node, ...]:
+    return (Node("", driver, "12.8", tuple(gpus)),)
+
+
 def refusal_of(raw: Any, limits: Limits = LIMITS, gpus: Any = HOST, driver: Any = DRIVER) -> Any:
     """How `raw` is refused on its whole way, as (sentence, status)."""
     with pytest.raises(Refused) as refused:
-        request(parse(raw), limits, gpus, driver)
+        request(parse(raw), limits, nodes(gpus, driver))
     return str(refused.value), refused.value.status
 
 
@@ -162,7 +166,7 @@ GRANTED = [
 
 @pytest.mark.parametrize(("raw", "granted"), GRANTED)
 def test_a_choice_becomes_a_request(raw: Any, granted: Request) -> None:
-    assert request(parse(raw), LIMITS, HOST, DRIVER) == granted
+    assert request(parse(raw), LIMITS, nodes(HOST)) == granted
 
 
 @pytest.mark.parametrize(
@@ -181,19 +185,19 @@ def test_who_asks_for_nothing_gets_the_default_within_limit_and_host(
 ) -> None:
     limits = replace(LIMITS, default_gpus=default, gpus=limit)
     driver = DRIVER if gpus else None
-    assert request(Choice(), limits, gpus, driver) == Request("torch", count)
+    assert request(Choice(), limits, nodes(gpus, driver)) == Request("torch", count)
 
 
 def test_who_asks_for_a_model_only_gets_no_more_than_there_are_of_it() -> None:
     limits = replace(LIMITS, default_gpus=2)
-    assert request(Choice(model=T4), limits, HOST, DRIVER) == Request("torch", 1, T4)
+    assert request(Choice(model=T4), limits, nodes(HOST)) == Request("torch", 1, T4)
 
 
 def test_taken_and_sick_gpus_are_waited_for_and_those_kept_out_are_not() -> None:
     states = ("leased", "foreign", "unhealthy", "unknown", "excluded", "mig")
     gpus = [GPU(f"GPU-{n}", n, A100, state=state) for n, state in enumerate(states)]
-    assert request(Choice(gpus=4), UNLIMITED, gpus, DRIVER).gpus == 4
-    assert request(Choice(gpus=4, model=A100), UNLIMITED, gpus, DRIVER).gpus == 4
+    assert request(Choice(gpus=4), UNLIMITED, nodes(gpus)).gpus == 4
+    assert request(Choice(gpus=4, model=A100), UNLIMITED, nodes(gpus)).gpus == 4
     assert refusal_of({"gpus": 5}, UNLIMITED, gpus) == ("gpus is 5, and this machine has 4.", 400)
     kept_out = [GPU("GPU-0", 0, A100, state="excluded"), GPU("GPU-1", 1, T4, state="mig")]
     sentence, _ = refusal_of({"gpus": 1, "model": T4}, UNLIMITED, kept_out)
@@ -205,7 +209,7 @@ def test_where_an_administrator_allows_any_image_a_reference_is_taken_as_it_is()
     assert image_key(Choice(image="debian:12"), limits) == "debian:12"
     assert image_key(Choice(), limits) == "torch"
     # Of such an image no minimum driver is known.
-    assert request(Choice(image="debian:12"), limits, HOST, DRIVER) == Request("debian:12", 1)
+    assert request(Choice(image="debian:12"), limits, nodes(HOST)) == Request("debian:12", 1)
 
 
 def test_where_there_is_one_image_naming_any_is_refused() -> None:
@@ -355,7 +359,7 @@ def test_whatever_is_sent_is_granted_within_the_limits_or_refused_in_one_sentenc
     refused = None
     try:
         choice = parse(raw, others_allowed)
-        granted = request(choice, limits, gpus, DRIVER if gpus else None)
+        granted = request(choice, limits, nodes(gpus, DRIVER if gpus else None))
     except Refused as error:
         refused = error
     if refused is None:

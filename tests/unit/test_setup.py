@@ -58,6 +58,16 @@ def test_what_runs_is_what_is_tested() -> None:
     assert running <= testing
 
 
+def test_the_handbook_is_built_beside_what_is_tested() -> None:
+    documenting, testing = (
+        dict(pin[:2] for pin in pins(name)) for name in ("docs.txt", "test.txt")
+    )
+    # `make docs` installs into the tests' environment, and must not take another version there.
+    both = set(documenting) & set(testing)
+    assert {"jupyterhub", "traitlets"} <= both
+    assert {name: documenting[name] for name in both} == {name: testing[name] for name in both}
+
+
 def test_every_dependency_is_locked() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     found = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
@@ -160,6 +170,19 @@ def test_an_interrupted_installation_is_done_again(
 def test_only_what_is_missing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find", lambda program: None if program == "cc" else "/bin/it")
     assert packages.missing(packages.SIMULATION) == ["gcc", "libc6-dev"]
+
+
+@pytest.mark.parametrize(("listed", "wanted"), [("", ["fonts-wqy-microhei"]), ("a font", [])])
+def test_chinese_pages_are_shown_in_a_font_that_has_their_letters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: str, wanted: list[str]
+) -> None:
+    program = tmp_path / "fc-list"
+    program.write_text(f"#!/bin/sh\nprintf '{listed}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert packages.missing_for_chinese() == wanted
+    program.unlink()
+    assert packages.missing_for_chinese() == ["fonts-wqy-microhei"]
 
 
 def test_without_apt_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import docker.errors
 import pytest
 
+from gpuspawner.backends.docker.backend import DockerBackend
 from gpuspawner.images import local_images
 from gpuspawner.images.local_images import LocalImages
 
@@ -17,7 +20,7 @@ class Engine:
         self.away = False
         self.asked: list[str] = []
 
-    async def inspect(self, reference: str) -> dict[str, str]:
+    def inspect_image(self, reference: str) -> dict[str, str]:
         self.asked.append(reference)
         if self.away:
             raise docker.errors.APIError("on strike")
@@ -26,9 +29,14 @@ class Engine:
         return {}
 
 
+def local(engine: Engine) -> LocalImages:
+    """The local images of an engine, by way of the backend that asks it."""
+    return LocalImages(DockerBackend(lambda: engine, logging.getLogger("test")).has_image)
+
+
 async def test_what_the_engine_does_not_know_is_missing_and_is_asked_for_once() -> None:
     engine = Engine("a")
-    images = LocalImages(engine.inspect)
+    images = local(engine)
     assert await images.missing({"a", "b"}) == {"b"}
     assert await images.missing({"a", "b"}) == {"b"}
     assert sorted(engine.asked) == ["a", "b"]
@@ -36,7 +44,7 @@ async def test_what_the_engine_does_not_know_is_missing_and_is_asked_for_once() 
 
 async def test_after_a_while_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
-    images = LocalImages(engine.inspect)
+    images = local(engine)
     assert await images.missing({"a"}) == {"a"}
     engine.there.add("a")
     monkeypatch.setattr(local_images, "KNOWN_SECONDS", -1.0)
@@ -46,4 +54,4 @@ async def test_after_a_while_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
 async def test_where_the_engine_cannot_be_asked_nothing_is_called_missing() -> None:
     engine = Engine()
     engine.away = True
-    assert await LocalImages(engine.inspect).missing({"a"}) == frozenset()
+    assert await local(engine).missing({"a"}) == frozenset()

@@ -11,7 +11,7 @@ from gpuspawner.simulation.state import State, describe
 from ..support.nvml import Program
 
 HOST = describe([("T4", 1), ("A100-40GB", 1)])
-SURVEY = "from gpuspawner.gpus.reader import survey; result = survey()"
+SURVEY = "from gpuspawner.gpus.reader import read_node; result = read_node()"
 FUNCTION = "nvmlDeviceGetCudaComputeCapability"
 
 

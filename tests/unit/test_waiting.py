@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuspawner.gpus.model import GPU, Holder, Request
-from gpuspawner.leases.labels import labels
-from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation, Unknown
+from gpuspawner.errors import Unknown
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
+from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.leases.ledger import Ledger, NotEnough, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 from gpuspawner.scheduling.queue import OverLimit, Queue, QueueSettings, RequestLimits
 
@@ -26,11 +27,11 @@ GPUS = 4
 class Engine:
     """An engine's containers as the ledger lists them, and an inventory that may fail."""
 
-    containers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    containers: dict[str, ServerRecord] = field(default_factory=dict)
     broken: str = ""
     looks: int = 0
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def list(self) -> list[ServerRecord]:
         await asyncio.sleep(0)
         return list(self.containers.values())
 
@@ -40,14 +41,14 @@ class Engine:
         if self.broken:
             raise RuntimeError(self.broken)
         gpus = tuple(GPU(f"GPU-{n}", n, "A100", 40960, 0, 0) for n in range(GPUS))
-        return SimpleNamespace(driver="570.133.20", cuda="12.8", gpus=gpus)
+        return (Node("", "570.133.20", "12.8", gpus),)
 
     def start(self, ledger: Ledger, reservation: Reservation) -> str:
         """Make the container of a reservation, as a start does."""
         holder = reservation.holder
         name = f"{holder}-{time.monotonic_ns()}"
         found = labels(holder, "image", sorted(reservation.uuids), reservation.until)
-        self.containers[name] = {"Id": name, "State": "running", "Labels": found, "Created": 1}
+        self.containers[name] = ServerRecord(name, found, created=1)
         ledger.release(reservation)
         return name
 
@@ -206,7 +207,7 @@ async def _run(actions: list[tuple[str, int]], order: str) -> None:
         held = [
             uuid
             for container in engine.containers.values()
-            for uuid in container["Labels"]["gpuspawner.gpus"].split(",")
+            for uuid in container.labels["gpuspawner.gpus"].split(",")
         ]
         held += [
             uuid for each in ledger._reservations if each.over_since is None for uuid in each.uuids

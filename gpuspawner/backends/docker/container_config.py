@@ -5,10 +5,14 @@ Pure functions over the arguments of docker-py's `create_container`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from ...leases.labels import LABEL_GPUS, LABEL_SETTINGS
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
@@ -20,10 +24,6 @@ GPU_CAPABILITIES = frozenset(
 
 # json-file never ends by itself, and is what an engine uses that nobody has configured.
 ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
-
-
-class LimitRefused(Exception):
-    """The engine may not set a limit so high. `str()` is for the administrator."""
 
 
 def refused_limit(error: Exception, ulimits: Iterable[str]) -> str | None:
@@ -179,3 +179,35 @@ def _join_ulimits(
         if name not in named
     ]
     return [*map(dict, configured), *added]
+
+
+def fingerprint(create_kwargs: Mapping[str, Any]) -> str:
+    """Return a hash of what a container is created with, but for what each start makes anew."""
+    fresh = {"JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN"}
+    environment = create_kwargs.get("environment") or {}
+    settings = {
+        **create_kwargs,
+        "environment": {name: text for name, text in environment.items() if name not in fresh},
+    }
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def can_resume(container: Mapping[str, Any], plan: Mapping[str, Any], image_id: str) -> bool:
+    """Return whether a stopped container is just what would be created now.
+
+    Only one without GPUs is: who stopped gave them back, and others may have them.
+
+    Args:
+        container: an inspection of it.
+        plan: what `create_container` would be called with now.
+        image_id: the id of the image that it would have.
+    """
+    found, wanted = container["Config"].get("Labels") or {}, plan["labels"]
+    return (
+        not container["State"]["Running"]
+        and not granted_uuids(container)
+        and found.get(LABEL_GPUS) == wanted[LABEL_GPUS] == ""
+        and found.get(LABEL_SETTINGS) == wanted[LABEL_SETTINGS]
+        and container.get("Image") == image_id
+    )

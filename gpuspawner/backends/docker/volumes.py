@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -106,33 +106,90 @@ def mounted(
     ]
 
 
-def give_to_user(client: Any, container_id: str, user: str, volumes: Collection[Volume]) -> None:
-    """Make the container's user the owner of the writable volumes that still belong to root.
+class VolumeOwners:
+    """Who the writable volumes of one engine belong to, looked at no more often than needed.
 
-    A new volume takes its owner from the image's folder, and is root's where the image has none.
-    Done between create and start, through the engine, so that no process runs as root for it.
-    Blocking: call it in a thread.
+    To look into a container costs the engine as much as to start one, so what was found out is kept
+    for as long as this process lives: an image's users, whether its folders give a new volume the
+    right owner, and which volumes have it.
+
+    Each method blocks: call it in a thread.
 
     Args:
-        client: a `docker.APIClient`.
-        user: the container's `Config.User`: "", a name or "1000:100".
-
-    Raises:
-        docker.errors.APIError: the engine refused.
+        client: returns a `docker.APIClient`.
     """
-    wanted = [volume for volume in volumes if volume.writable]
-    if not wanted:
-        return
-    ids = _ids(client, container_id, user)
-    if ids is None or ids[0] == 0:
-        return
-    for volume in wanted:
-        entry = _first_entry(client, container_id, volume.path)
+
+    def __init__(self, client: Callable[[], Any]) -> None:
+        self._client = client
+        # (image id, user) -> (uid, gid) of a container of both; None where it can't be told.
+        self._ids: dict[tuple[str, str], tuple[int, int] | None] = {}
+        # (image id, folder, uid) where a new volume gets the right owner from the image's folder.
+        self._right_from_start: set[tuple[str, str, int]] = set()
+        # Volume -> when it was created, by the engine's words, and the uid that it belongs to.
+        self._owned: dict[str, tuple[str, int]] = {}
+
+    def new_ones(self, volumes: Collection[Volume]) -> frozenset[str]:
+        """Return the names of the volumes that the engine doesn't have yet."""
+        return frozenset(each.name for each in volumes if not self._created(each.name))
+
+    def give_to_user(
+        self,
+        container: Mapping[str, Any],
+        volumes: Collection[Volume],
+        new: Collection[str] = (),
+    ) -> None:
+        """Make the container's user the owner of the writable volumes that still belong to root.
+
+        A new volume takes its owner from the image's folder, and is root's where the image has
+        none. Done between create and start, through the engine, so that no process runs as root
+        for it.
+
+        Args:
+            container: an inspection of it.
+            volumes: what is mounted in it.
+            new: the names of the volumes that were created with it.
+
+        Raises:
+            docker.errors.APIError: the engine refused.
+        """
+        wanted = [volume for volume in volumes if volume.writable]
+        if not wanted:
+            return
+        image, user = container["Image"], container["Config"].get("User") or ""
+        if (image, user) not in self._ids:
+            self._ids[image, user] = _ids(self._client(), container["Id"], user)
+        ids = self._ids[image, user]
+        if ids is None or ids[0] == 0:
+            return
+        for volume in wanted:
+            created = self._created(volume.name)
+            right = (image, volume.path, ids[0])
+            if volume.name in new:
+                if right not in self._right_from_start and self._give(container, volume, ids):
+                    self._right_from_start.add(right)
+            elif self._owned.get(volume.name) != (created, ids[0]):
+                self._give(container, volume, ids)
+            self._owned[volume.name] = (created, ids[0])
+
+    def _give(self, container: Mapping[str, Any], volume: Volume, ids: tuple[int, int]) -> bool:
+        """Give one volume to a user if it is root's; return whether it was the user's already."""
+        client = self._client()
+        entry = _first_entry(client, container["Id"], volume.path)
         if entry is not None and entry.uid == 0:
             # By way of the folder above it, since the engine passes over an archive's own ".".
             # ref: Unpack in moby's pkg/archive
             above, _, name = volume.path.rstrip("/").rpartition("/")
-            client.put_archive(container_id, above or "/", _owned_folder(name, *ids))
+            client.put_archive(container["Id"], above or "/", _owned_folder(name, *ids))
+        return entry is not None and entry.uid == ids[0]
+
+    def _created(self, name: str) -> str:
+        """Return when a volume was created, in the engine's words; "" where there is none."""
+        try:
+            found = self._client().inspect_volume(name)
+        except NotFound:
+            return ""
+        # Not every driver tells.
+        return str(found.get("CreatedAt") or "unknown")
 
 
 def _ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:

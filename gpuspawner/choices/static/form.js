@@ -29,14 +29,15 @@ function remember(node) {
   for (const part of parts(node)) seen.set(part.id, part.outerHTML);
 }
 
-// Times as this browser's owner has them.
+// Times as this browser's owner has them, in the shape that the server gives them.
 function localise(node) {
-  const today = new Date().toDateString();
+  const now = new Date();
   for (const element of node.querySelectorAll("time[datetime]")) {
     const then = new Date(element.dateTime);
     const shape = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
     if (element.dataset.form === "second") shape.second = "2-digit";
-    if (then.toDateString() !== today) Object.assign(shape, { month: "short", day: "numeric" });
+    if (then.toDateString() !== now.toDateString()) Object.assign(shape, { weekday: "short", month: "short", day: "numeric" });
+    if (then.getFullYear() !== now.getFullYear()) shape.year = "numeric";
     element.textContent = then.toLocaleString(root.lang, shape);
   }
 }

@@ -12,16 +12,17 @@ function pieces(root) {
   return new Map([...root.querySelectorAll("[data-part]")].map((part) => [part.id, part.outerHTML]));
 }
 
-// Times as this browser's owner has them.
-function localise(root) {
-  const today = new Date().toDateString();
-  for (const element of root.querySelectorAll("time[datetime]")) {
+// Times as this browser's owner has them, in the shape that the server gives them.
+function localise(node) {
+  const now = new Date();
+  for (const element of node.querySelectorAll("time[datetime]")) {
     const then = new Date(element.dateTime);
-    const form = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
-    if (element.dataset.form === "second") form.second = "2-digit";
-    if (then.toDateString() !== today) Object.assign(form, { month: "short", day: "numeric" });
-    element.textContent = then.toLocaleString([], form);
-    element.title = then.toLocaleString();
+    const shape = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    if (element.dataset.form === "second") shape.second = "2-digit";
+    if (then.toDateString() !== now.toDateString()) Object.assign(shape, { weekday: "short", month: "short", day: "numeric" });
+    if (then.getFullYear() !== now.getFullYear()) shape.year = "numeric";
+    element.textContent = then.toLocaleString(document.documentElement.lang, shape);
+    element.title = then.toLocaleString(document.documentElement.lang, { dateStyle: "full", timeStyle: "long", hourCycle: "h23" });
   }
 }
 

@@ -15,7 +15,9 @@ function clock(seconds, precise) {
   const then = new Date(seconds * 1000);
   const shape = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
   if (precise) shape.second = "2-digit";
-  if (then.toDateString() !== new Date().toDateString()) Object.assign(shape, { month: "short", day: "numeric" });
+  const now = new Date();
+  if (then.toDateString() !== now.toDateString()) Object.assign(shape, { weekday: "short", month: "short", day: "numeric" });
+  if (then.getFullYear() !== now.getFullYear()) shape.year = "numeric";
   return then.toLocaleString(language, shape);
 }
 

@@ -61,10 +61,13 @@ export class Words {
 
   /** Return a moment as a clock shows it, with its day where that isn't today. */
   moment(at) {
-    const then = new Date(at);
-    const today = then.toDateString() === new Date().toDateString();
-    const day = today ? {} : { weekday: "short", month: "short", day: "numeric" };
-    return then.toLocaleString(this._locale, { hour: "numeric", minute: "2-digit", ...day });
+    const [then, now] = [new Date(at), new Date()];
+    const shape = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    if (then.toDateString() !== now.toDateString()) {
+      Object.assign(shape, { weekday: "short", month: "short", day: "numeric" });
+    }
+    if (then.getFullYear() !== now.getFullYear()) shape.year = "numeric";
+    return then.toLocaleString(this._locale, shape);
   }
 
   /** Return how long it is until then. */

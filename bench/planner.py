@@ -1,0 +1,105 @@
+"""How long the queue's plan takes on many nodes: what a hub does each time that something changes.
+
+Nothing is started and no clock runs. The figures are of the processor's time, the best of several
+rounds, and stand beside their goals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from gpuspawner.gpus.allocation import apply_leases
+from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot, plan
+
+HOUR = 3600.0
+NOW = 1_800_000_000.0
+# Milliseconds at most.
+PLAN_GOAL, LEASES_GOAL, FORECAST_GOAL = 150.0, 1.0, 1.0
+COUNTS, WEIGHTS = (1, 2, 4, 8), (60, 20, 12, 8)
+HOURS = (1, 2, 4, 8, 24)
+
+
+def nodes_of(number: int, size: int) -> list[GPU]:
+    """Return the GPUs of so many nodes, of one model."""
+    return [
+        GPU(f"GPU-{node}-{index}", index, "NVIDIA A100-SXM4-40GB", 40960, 0, 0, node=f"{node:03}")
+        for node in range(number)
+        for index in range(size)
+    ]
+
+
+def leases_on(gpus: Sequence[GPU], number: int, seed: int) -> list[Lease]:
+    """Return leases of one GPU each that end some time in the next day."""
+    chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
+    return [
+        Lease(Holder(f"holder-{n}"), frozenset([str(gpu.uuid)]), NOW + chance.uniform(0, 24) * HOUR)
+        for n, gpu in enumerate(gpus[:number])
+    ]
+
+
+def queue_of(number: int, seed: int) -> list[QueuedRequest]:
+    """Return who waits: most for one GPU, some for a whole node, for as long as the form offers."""
+    chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
+    return [
+        QueuedRequest(
+            Holder(f"waits-{n}"),
+            Request("any", chance.choices(COUNTS, WEIGHTS)[0], seconds=chance.choice(HOURS) * HOUR),
+            NOW - number + n,
+        )
+        for n in range(number)
+    ]
+
+
+def best(call: Callable[[], object], rounds: int) -> float:
+    """Return the fewest milliseconds of the processor's that a call took."""
+    taken = []
+    for _ in range(rounds):
+        began = time.process_time()
+        call()
+        taken.append(time.process_time() - began)
+    return min(taken) * 1000
+
+
+def measure(nodes: int, waiting: int, rounds: int, seed: int = 1) -> dict[str, tuple[float, float]]:
+    """Return what was measured -> milliseconds, and the goal."""
+    gpus = nodes_of(nodes, 8)
+    leases = leases_on(gpus, min(1000, len(gpus)), seed)
+    queue = queue_of(waiting, seed)
+    # Nobody of the queue starts now, so that it is settled.
+    standing = QueueSnapshot(queue, gpus, leases_on(gpus, len(gpus), seed), NOW, {})
+    one_more = [
+        QueuedRequest(Holder("you"), Request("any", count, seconds=HOUR), NOW + 1)
+        for count in range(1, 9)
+    ]
+
+    def forecasts() -> None:
+        for each in one_more:
+            assert standing.turn_of(each, {}) is not None
+
+    planned = f"plan for {len(gpus)} GPUs on {nodes} nodes, {waiting} waiting"
+    return {
+        planned: (best(lambda: plan(queue, gpus, leases, NOW), rounds), PLAN_GOAL),
+        f"applying {len(leases)} leases": (
+            best(lambda: apply_leases(gpus, leases), 10 * rounds),
+            LEASES_GOAL,
+        ),
+        "forecasts for one more, 1 to 8 GPUs": (best(forecasts, rounds), FORECAST_GOAL),
+    }
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m bench planner", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=128)
+    parser.add_argument("--waiting", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    print("\nThe queue's plan, in milliseconds of the processor's time")
+    print(f"{'':50} {'best':>8} {'goal':>8}")
+    for name, (found, goal) in measure(options.nodes, options.waiting, options.rounds).items():
+        print(f"{name:50} {found:8.2f} {goal:8.0f} {'met' if found <= goal else 'missed'}")
+    return 0

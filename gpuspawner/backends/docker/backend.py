@@ -1,0 +1,191 @@
+"""Docker as a backend: servers are containers of one engine, leases are their labels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import docker
+import docker.errors
+from docker.utils import kwargs_from_env
+
+from ...errors import StartAgain
+from ...gpus.out_of_service import Mark
+from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
+from ..base import Report
+from ..leftovers import StaleServerReaper
+from . import errors as engine_errors
+from . import marks, pull
+from .events import Endings
+from .volumes import VolumeOwners
+
+# DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
+THREADS = 48
+# How long a removal that the engine says is under way may take.
+REMOVAL_SECONDS = 30
+# Whoever is in another state may run, now or in a moment.
+# ref: StateString in moby's container/state.go
+ENDED_STATES = frozenset({"exited", "dead", "removing"})
+
+
+class LimitRefused(StartAgain):
+    """The engine may not set a limit so high, and the next try goes without it."""
+
+
+def connect(tls_config: Mapping[str, Any], more: Mapping[str, Any]) -> docker.APIClient:
+    """Return a client of the engine that the environment names, as DockerSpawner makes it.
+
+    Args:
+        tls_config: arguments of `docker.tls.TLSConfig`; empty: as the environment says.
+        more: arguments of `docker.APIClient`, which go before.
+    """
+    tls = {"tls": docker.tls.TLSConfig(**tls_config)} if tls_config else {}
+    return docker.APIClient(**{"version": "auto", **tls, **kwargs_from_env(), **more})
+
+
+class DockerBackend:
+    """One Docker Engine.
+
+    Args:
+        make_client: returns a `docker.APIClient`; called when the engine is first needed.
+        log: a logger.
+    """
+
+    def __init__(self, make_client: Callable[[], Any], log: Any) -> None:
+        self._make_client = make_client
+        self._log = log
+        self._client: Any = None
+        self._pulls = pull.Pulls()
+        self._reaper = StaleServerReaper(self.remove_unstarted, log)
+        self._default_log_driver = ""
+        self.volume_owners = VolumeOwners(lambda: self.client)
+        # A slow stop or pull holds up nobody.
+        self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        # Names of the limits that this engine may not set.
+        self.refused_limits: set[str] = set()
+
+    @property
+    def client(self) -> Any:
+        """The client of the engine, connected when it is first asked for."""
+        if self._client is None:
+            self._client = self._make_client()
+        return self._client
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the client in a thread."""
+        return await self.in_thread(lambda: getattr(self.client, method)(*args, **kwargs))
+
+    async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what blocks in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
+
+    # What every backend does
+
+    async def list(self) -> Sequence[ServerRecord]:
+        """Return every container with a lease's labels, of all hubs, ended ones too."""
+        found = await self.call("containers", all=True, filters={"label": LABEL_GPUS})
+        servers = [record_of(entry) for entry in found]
+        self._reaper.reap(servers)
+        return servers
+
+    async def start(self, server_id: str) -> None:
+        """Start a container."""
+        await self.call("start", server_id)
+
+    async def remove(self, server_id: str) -> None:
+        """Remove a container, running or not, and return when it is gone."""
+        await remove(self.call, server_id)
+
+    async def remove_unstarted(self, server_id: str) -> None:
+        """Remove a container that doesn't run. Not by force: what was started after all stays."""
+        await self.call("remove_container", server_id, v=True)
+
+    def watch(self, notice: Callable[[], None]) -> Endings:
+        """Return what calls `notice` whenever a container may have ended."""
+        return Endings(self.client, notice)
+
+    async def out_of_service(self) -> Mapping[str, Mark]:
+        """Return UUID -> mark of the GPUs that are out of service."""
+        return marks.marks_of((await self.call("volumes", filters=marks.FILTER))["Volumes"])
+
+    async def has_image(self, image: str) -> bool:
+        """Return whether the engine has an image; True where that can't be told."""
+        try:
+            await self.call("inspect_image", image)
+        except docker.errors.NotFound:
+            return False
+        except engine_errors.UNREACHABLE:
+            pass
+        return True
+
+    async def pull(self, image: str, policy: str, report: Report) -> None:
+        """Have an image.
+
+        Args:
+            policy: DockerSpawner's `pull_policy`.
+
+        Raises:
+            pull.PullFailed: it can't be had.
+        """
+
+        async def inspect(reference: str) -> Any:
+            return await self.call("inspect_image", reference)
+
+        def stream(repository: str, tag: str) -> Any:
+            self.client.reload_config()  # somebody may have logged in meanwhile
+            return self.client.pull(repository, tag=tag, stream=True, decode=True)
+
+        await self._pulls.ensure(image, policy, inspect, stream, report)
+
+    # What only Docker has
+
+    async def default_log_driver(self) -> str:
+        """Return the log driver of containers that name none; "" where that isn't known."""
+        if not self._default_log_driver:
+            with suppress(*engine_errors.UNREACHABLE):  # creating will fail as well, and say why
+                about = await self.call("info")
+                self._default_log_driver = about.get("LoggingDriver") or ""
+        return self._default_log_driver
+
+
+def record_of(entry: Mapping[str, Any]) -> ServerRecord:
+    """Return an entry of the engine's list of containers as a record."""
+    state: ServerState = "running"
+    if entry.get("State") == "created":
+        state = "created"
+    elif entry.get("State") in ENDED_STATES:
+        state = "ended"
+    return ServerRecord(
+        entry.get("Id", ""), entry.get("Labels") or {}, state, entry.get("Created") or 0.0
+    )
+
+
+async def remove(call: Callable[..., Any], container_id: str) -> None:
+    """Remove a container, running or not, and return when it is gone.
+
+    Args:
+        call: calls the engine: `await call(method, *args)`.
+
+    Raises:
+        docker.errors.APIError: the engine refuses, or its own removal of it doesn't end.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + REMOVAL_SECONDS
+    while True:
+        try:
+            await call("remove_container", container_id, force=True, v=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as error:
+            if error.status_code != 409 or loop.time() > deadline:  # 409: it is being removed
+                raise
+            await asyncio.sleep(0.05)

@@ -1,0 +1,105 @@
+"""What an administrator sets of servers that are containers: traits, defaults and checks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from jupyterhub.traitlets import ByteSpecification
+from traitlets import Bool, Dict, TraitError, Unicode, default, validate
+
+from ...settings import GPUTraits, checked
+from . import volumes
+from .backend import THREADS
+
+
+class DockerTraits(GPUTraits):
+    """The traits of servers that are containers."""
+
+    shm_size = ByteSpecification(
+        "8G",
+        help="""Size of /dev/shm, where PyTorch's DataLoader and NCCL exchange data. Docker's 64 MB
+        is too little for both. It counts toward `mem_limit`. 0: the engine's default.""",
+    ).tag(config=True)
+
+    ulimits = Dict(
+        {"memlock": -1, "stack": 64 * 1024**2},
+        help="""Limits of a server's processes, -1 for none: NCCL pins memory, and some frameworks
+        need a larger stack. Limits named in `extra_host_config` go before.""",
+    ).tag(config=True)
+
+    log_driver = Unicode(
+        help="""The engine's log driver that a server's output goes to, as "local", "journald" or
+        "fluentd". Empty: the engine's own default. What `extra_host_config` says goes before.""",
+    ).tag(config=True)
+
+    log_options = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="""Options of the log driver, as {"tag": "{{.Name}}"}. The driver json-file, which an
+        unconfigured engine uses and which never ends by itself, has `max-size` 10m and `max-file` 3
+        unless they are here.""",
+    ).tag(config=True)
+
+    home_volume = Unicode(
+        help="""Name of each user's own volume, kept across servers and image versions, as
+        "home-{username}". Empty: none.""",
+    ).tag(config=True)
+
+    home_path = Unicode(
+        "/home/jovyan/work", help="Where the user's own volume is mounted in the container."
+    ).tag(config=True)
+
+    course_volumes = Dict(
+        help="""Volumes that everybody may read: name -> {"path": "/home/jovyan/course",
+        "instructors": ["group", …]}. Members of those groups may write.""",
+    ).tag(config=True)
+
+    # What DockerSpawner leaves off suits servers whose GPUs change from start to start.
+    remove = Bool(
+        True,
+        help="""Remove a server's container when it stops. Where this is False, a stopped container
+        holds no GPUs; one that had none is started again, and one that had some is replaced.""",
+    ).tag(config=True)
+
+    @default("client_kwargs")
+    def _client_kwargs_default(self) -> dict[str, Any]:
+        return {"max_pool_size": THREADS}
+
+    @validate("home_volume")
+    def _check_home_volume(self, proposal: Any) -> Any:
+        return checked(volumes.check_home, proposal.value)
+
+    @validate("course_volumes")
+    def _check_course_volumes(self, proposal: Any) -> Any:
+        return checked(volumes.check_courses, proposal.value)
+
+    @validate("ulimits")
+    def _check_ulimits(self, proposal: Any) -> Any:
+        for name, value in proposal.value.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+                raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
+        return proposal.value
+
+    def mounted_volumes(self) -> list[volumes.Volume]:
+        """Return the user's own volume and their courses', by the names they have in the engine."""
+        templates = volumes.mounted(
+            self.home_volume, self.home_path, self.course_volumes, sorted(self.groups)
+        )
+        return [
+            replace(
+                volume,
+                name=self.format_volume_name(volume.name, self),
+                path=self.format_volume_name(volume.path, self),
+            )
+            for volume in templates
+        ]
+
+    @property
+    def volume_binds(self) -> dict[str, dict[str, Any]]:
+        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
+        ours = {
+            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
+            for volume in self.mounted_volumes()
+        }
+        return super().volume_binds | ours

@@ -1,0 +1,597 @@
+"""What every GPU spawner does, whatever starts its servers: form, check, queue, start, end.
+
+A spawner class for a backend adds how a server is created, started and removed there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jupyterhub.utils import maybe_future
+from tornado import web
+from traitlets import default
+
+from .backends.base import Backend
+from .backends.launch import ensure_cleared, launch
+from .choices import form, form_stream, options
+from .choices.check import (
+    Applicant,
+    CheckedChoice,
+    check_choice,
+    forecast_choice,
+    held_by_person,
+)
+from .choices.limits import without
+from .errors import StartAgain, Unknown
+from .gpus.model import Holder, Request
+from .group_overrides import GroupOverrides, OverrideError
+from .hub import compat, http_errors, metrics
+from .hub.progress import Steps
+from .hub.state import HubState, build_early, hub_state_of
+from .i18n.languages import Language, language_for, translations
+from .i18n.lazy_text import lazy_gettext, together
+from .i18n.phrases import ordinal
+from .leases.ledger import Ledger, NotEnough, Reservation, View
+from .leases.server_lease import ServerLease, iso_time
+from .scheduling.phrases import turn_words
+from .scheduling.plan import QueuedRequest, Turn
+from .scheduling.queue import OverLimit
+from .settings import GPUTraits
+
+# Under which our part of a server's state is kept.
+STATE = "gpuspawner"
+
+
+@dataclass(eq=False)
+class SpawnAttempt:
+    """What belongs to one spawn; the next one has another.
+
+    Args:
+        since: when the choice was made, in seconds since the epoch: a place in the queue counts
+            from then.
+        request: what the choice asks for.
+        waiting_since: `since`, once its user has been told to wait.
+        reservation: what was granted, until `launch` takes it over.
+        granted: the same, for as long as there is a spawn.
+        image: the administrator's own, which the choice has replaced; None: it hasn't.
+        pulled: the image that is known to be there.
+    """
+
+    since: float | None = None
+    request: Request | None = None
+    waiting_since: float | None = None
+    reservation: Reservation | None = None
+    granted: Reservation | None = None
+    image: str | None = None
+    pulled: str | None = None
+
+
+class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
+    """Start single-user servers each with the GPUs it asked for and no others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attempt = self.new_attempt()
+        self.lease = ServerLease(self)
+        self.progress_steps = Steps(translations)
+        self.overrides = GroupOverrides(self)
+        self._hub_state: HubState | None = None
+        self._last_choice = compat.saved_options(self)
+        # What was picked last, where that was refused: the form has it still, to be mended.
+        self._refused_choice: Any = None
+        build_early(self)
+
+    # -- Who and where ---------------------------------------------------------------------------
+
+    @property
+    def holder(self) -> Holder:
+        """This server, as the holder of its GPUs."""
+        return Holder(self.user.name, self.name) if self.user else Holder("")
+
+    @property
+    def hub_address(self) -> str:
+        """Where the hub is: it keeps hubs that share a backend apart."""
+        return self.hub.api_url if self.hub else ""
+
+    @property
+    def hub_state(self) -> HubState:
+        """What all spawners of this hub share."""
+        if self._hub_state is None:
+            self._hub_state = hub_state_of(self)
+        return self._hub_state
+
+    @property
+    def backend(self) -> Backend:
+        """What starts servers."""
+        return self.hub_state.backend
+
+    @property
+    def ledger(self) -> Ledger:
+        """Who holds what."""
+        return self.hub_state.ledger
+
+    # -- What a spawner for a backend adds -------------------------------------------------------
+
+    def new_attempt(self) -> SpawnAttempt:
+        """Return what belongs to a spawn that begins."""
+        return SpawnAttempt()
+
+    def make_backend(self) -> Backend:
+        """Return the backend, for all spawners of this hub."""
+        raise NotImplementedError
+
+    def explain(self, error: BaseException) -> str:
+        """Say what an error of the backend means, in a sentence for users."""
+        raise NotImplementedError
+
+    def explain_unknown(self, error: BaseException) -> str:
+        """Say why the machines' state isn't known, in a sentence for users."""
+        raise NotImplementedError
+
+    @property
+    def server_key(self) -> str:
+        """The name of this server among those that this hub starts."""
+        raise NotImplementedError
+
+    @property
+    def server_id(self) -> str:
+        """The backend's name for the server; "" where there is none."""
+        raise NotImplementedError
+
+    async def remove_leftovers(self, request: Request) -> None:
+        """Remove what is left of an earlier server, before its GPUs are counted as taken."""
+        raise NotImplementedError
+
+    async def create_server(self, reservation: Reservation) -> str:
+        """Create the server, and return its id: a step of `launch`, as are those that follow."""
+        raise NotImplementedError
+
+    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
+        """Raise where the server was created with other GPUs than are reserved."""
+        raise NotImplementedError
+
+    async def start_server(self, server_id: str) -> None:
+        """Start the server."""
+        raise NotImplementedError
+
+    async def await_server(self, server_id: str) -> tuple[str, int]:
+        """Return the server's address once it answers."""
+        raise NotImplementedError
+
+    async def discard_server(self, server_id: str) -> None:
+        """Undo `create_server`."""
+        await self.backend.remove(server_id)
+
+    async def leave_nothing(self) -> None:
+        """Remove what a server that has ended left, however it ended."""
+
+    def last_lines(self) -> list[str]:
+        """Return the last lines of the server's output."""
+        return []
+
+    # -- The choice ------------------------------------------------------------------------------
+
+    @default("options_form")
+    def _options_form_default(self) -> Any:
+        return BaseGPUSpawner.render_form
+
+    @default("options_from_form")
+    def _options_from_form_default(self) -> Any:
+        return options.from_fields
+
+    def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
+        """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
+        return self.run_options_from_form(
+            {key.removeprefix("opt-"): value for key, value in query_data.items()}
+        )
+
+    def request_began(self, handler: Any) -> None:
+        """Remember which request is being answered."""
+        form_stream.begin(handler)
+        if handler is not None:
+            self._language_asked = form_stream.language_asked()
+
+    # The image of the next server, where the spawner class has such a trait.
+    image: Any
+    # The Accept-Language of the last request that JupyterHub told of: of some it doesn't.
+    _language_asked = ""
+
+    def language(self, static_url: Any = None) -> Language:
+        """Return the reader's language.
+
+        Args:
+            static_url: the template's own, where a page is made of which the spawner isn't told.
+        """
+        handler = compat.handler_of_page(static_url)
+        return language_for(form_stream.language_asked(handler) or self._language_asked)
+
+    async def apply_group_overrides(self) -> None:
+        """Apply group overrides to the configured values: rights end with the membership.
+
+        For the form too, which is made before a spawn applies them.
+
+        Raises:
+            web.HTTPError: one can't be applied; its sentence names group override and trait.
+        """
+        try:
+            await self.overrides.apply(super().apply_group_overrides)
+        except OverrideError as error:
+            self.log.exception("%s", error)
+            raise http_errors.failure(f"{error} Please tell an administrator.") from error
+
+    def apply_override(self, override: dict[str, Any]) -> None:
+        """Apply what one group override sets."""
+        self.overrides.apply_one(override)
+
+    async def check_options(self, user_options: Any) -> None:
+        """Check the choice; the one place that form, link and REST share."""
+        self.progress_steps.begin()
+        self.attempt.since = self.hub_state.queue.since()
+        try:
+            checked = await self._check(user_options)
+        except web.HTTPError as error:
+            if error.status_code in (400, 403):
+                compat.save_options(self, self._last_choice)
+            self._refused_choice = user_options
+            raise
+        self.attempt.request = checked.request
+        if checked.image is not None:
+            self._choose_image(checked.image)
+        self._last_choice, self._refused_choice = user_options, None
+        self.lease.notice = ""
+
+    def applicant(self) -> Applicant:
+        """Return this server's user, with the rules that apply now."""
+        return Applicant(
+            self.holder,
+            self.groups,
+            self.limits(),
+            self.request_limits(),
+            self._has_own_options(),
+        )
+
+    async def _check(self, raw: Any) -> CheckedChoice:
+        try:
+            return await check_choice(raw, self.applicant(), self.ledger, self.hub_state.queue)
+        except options.Refused as error:
+            raise self.refusal(str(error), "choice", error.status) from None
+        except Unknown as error:
+            hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
+            raise self.refusal(together(str(error), hint), "unknown", 503) from None
+
+    def refusal(self, sentence: str, reason: str, status: int) -> web.HTTPError:
+        """Return what refuses a choice, in the language of who made it: it is answered at once."""
+        return http_errors.refusal(sentence, reason, status, self.language().say(sentence))
+
+    def _choose_image(self, image: str) -> None:
+        """Use an image for this spawn; its end puts the administrator's own back."""
+        if self.attempt.image is None:
+            self.attempt.image = self.image
+        self.image = image
+
+    def _has_own_options(self) -> bool:
+        """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
+        return bool(
+            self.apply_user_options
+            or self.options_form != BaseGPUSpawner.render_form
+            or self.options_from_form is not options.from_fields
+        )
+
+    async def render_form(self) -> str:
+        """Return the form in which users choose, as HTML; "" where there is nothing to choose.
+
+        Raises:
+            web.Finish: it was asked for by the form's own script, which has its answer.
+        """
+        await self.apply_group_overrides()
+        asked = form_stream.choice_asked()
+        applicant, open_forms = self.applicant(), self.hub_state.open_forms
+        limits = without(applicant.limits, await self._absent_versions())
+
+        def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
+            seen = view or View()
+            return form.render(
+                limits,
+                choice,
+                view,
+                lambda each: forecast_choice(each, applicant, self.hub_state.queue, seen),
+                language=self.language(),
+                trouble=trouble,
+                **more,
+            )
+
+        if asked is None:
+            refused = self._refused_choice
+            choice = options.remembered(refused or compat.saved_options(self))
+            seen = await open_forms.recent(self.holder)
+            return rendered(choice, *seen, notice=self.notice, keep=bool(refused))
+        picked, rules = options.remembered(asked), str(limits)
+
+        async def again(seconds: float) -> str:
+            view, trouble = await open_forms.recent(self.holder, seconds)
+            claims = self.hub_state.queue.claims(view.leases if view else ())
+            return open_forms.same.get(
+                open_forms.state(view, trouble),
+                (picked, rules, held_by_person(self.holder, claims), self.language().tag),
+                lambda: rendered(picked, view, trouble, picked=True),
+            )
+
+        await form_stream.answer(again, open_forms.watch, lambda: self.active)
+        raise compat.answer_instead_of_page()
+
+    async def _absent_versions(self) -> frozenset[str]:
+        """Return the keys of the versions whose image isn't here and won't be fetched."""
+        if self.pull_policy != "never":
+            return frozenset()
+        versions = self.limits().versions
+        images = {each.image for each in versions.values()}
+        missing = await self.hub_state.local_images.missing(images)
+        return frozenset(key for key, each in versions.items() if each.image in missing)
+
+    # -- What the hub's own pages ask, in hub/templates -------------------------------------------
+
+    def steps_so_far(self) -> list[dict[str, Any]]:
+        """Return what has happened in this start."""
+        return self.progress_steps.so_far()
+
+    @property
+    def notice(self) -> str:
+        """Why the user's last server was stopped; "" where they did that."""
+        return self.lease.notice
+
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield what happens, in words; the key `gpuspawner` has what our own page shows of it."""
+        async for event in self.progress_steps.follow():
+            yield event
+
+    # -- Before start_timeout's clock starts -----------------------------------------------------
+
+    async def run_pre_spawn_hook(self) -> None:
+        """Run the administrator's hook, get the image, and wait for GPUs."""
+        await maybe_future(super().run_pre_spawn_hook())
+        try:
+            await self.pull_image(self.image)
+            self.attempt.pulled = self.image
+            await ensure_cleared(self.server_key, self.hub_state.leftovers)
+            self.attempt.reservation = await self._take_turn()
+        except Exception as error:
+            raise self.translated(error) from error
+
+    async def pull_image(self, image: str) -> None:
+        """Get the image if needed, once per spawn, with its progress on the page."""
+        if self.attempt.pulled == image:
+            return
+
+        def report(fraction: float, words: str) -> None:
+            self.progress_steps.say(5 + int(55 * fraction), words, about="image")
+
+        await self.backend.pull(image, self.pull_policy, report)
+
+    async def _take_turn(self) -> Reservation:
+        """Return when GPUs are reserved for this server, by the rules of then."""
+        attempt = self.attempt
+        if attempt.request is None:
+            attempt.request = (await self._check(self.user_options)).request
+        await self.remove_leftovers(attempt.request)
+        attempt.since = attempt.since or self.hub_state.queue.since()
+        while True:
+            request = attempt.request
+            reservation = await self._wait(request)
+            if attempt.waiting_since is not None:
+                try:
+                    attempt.request = await self._check_again(request)
+                except BaseException:
+                    # Refused by a rule that came meanwhile, or given up.
+                    self._give_back(reservation)
+                    raise
+                if attempt.request != request:
+                    # Another number of GPUs, or another model, by the rules of now.
+                    self._give_back(reservation)
+                    continue
+                attempt.waiting_since = None
+                compat.save_state(self)
+            attempt.granted = reservation
+            return reservation
+
+    async def _wait(self, request: Request) -> Reservation:
+        """Wait in the queue for what is asked for."""
+        if request.gpus == 0:
+            return Reservation(self.holder, ())
+        queue, since = self.hub_state.queue, self.attempt.since or time.time()
+        waiting = QueuedRequest(self.holder, request, since, self.groups)
+        try:
+            reservation = await queue.wait(waiting, self.request_limits(), self._tell_turn)
+        except asyncio.CancelledError:
+            self.lease.note("leave", gpus=request.gpus, waited=_waited(since))
+            raise
+        except (NotEnough, OverLimit, Unknown) as error:
+            self.lease.note("refuse", gpus=request.gpus, waited=_waited(since), rule=str(error))
+            raise
+        self.lease.begin_term(request.seconds)
+        metrics.WAITS.observe(_waited(since))
+        self.lease.note(
+            "grant",
+            gpus=reservation.uuids,
+            waited=_waited(since),
+            rule=queue.rules.order,
+            until=self.lease.until and round(self.lease.until),
+        )
+        return reservation
+
+    def _give_back(self, reservation: Reservation) -> None:
+        self.ledger.release(reservation)
+        if reservation.gpus:
+            self.lease.note("release", gpus=reservation.uuids, rule="given up before the start")
+
+    async def _check_again(self, request: Request) -> Request:
+        """Hold the rules that apply now against a choice that has waited; return its request now.
+
+        What the administrator's hooks have set since stays as it is: rules are looked at, and no
+        trait is written that isn't an override's.
+        """
+        hooked = self.overrides.changed_since()
+        try:
+            await self.apply_group_overrides()
+            for trait, value in hooked.items():
+                setattr(self, trait, value)
+            return (await self._check(self.user_options)).request
+        except web.HTTPError as error:
+            # That the host can't be read just now is no reason to lose one's turn.
+            if error.status_code != 503:
+                raise
+            return request
+
+    def _tell_turn(self, turn: Turn | str) -> None:
+        """Say on the progress page where this server stands in the queue."""
+        facts: dict[str, Any] = {}
+        if not isinstance(turn, str):
+            if self.attempt.waiting_since is None:
+                self.attempt.waiting_since = self.attempt.since
+                compat.save_state(self)
+                self.lease.note("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
+            nth = ordinal(turn.place)
+            facts = {"place": turn.place, "nth": nth, "start": turn.start}
+            facts["nth_said"] = translations(nth)
+            facts["because"] = turn.because
+            turn = turn_words(turn)
+        self.progress_steps.say(15, turn, about="queue", **facts)
+
+    # -- Start -----------------------------------------------------------------------------------
+
+    async def start(self) -> tuple[str, int]:
+        """Start a server with the GPUs of its request; return (ip, port) once it answers."""
+        began = time.monotonic()
+        try:
+            address = await launch(self, self.ledger, self.hub_state.leftovers)
+        except asyncio.CancelledError:
+            self._note_failed_start()
+            if time.monotonic() - began < self.start_timeout * 0.98:
+                raise  # the user gave up, not the clock
+            raise http_errors.StartTimeout(self.start_timeout, self.last_lines()) from None
+        except Exception as error:
+            self._note_failed_start()
+            raise self.translated(error) from error
+        granted = self.attempt.granted
+        assert granted is not None
+        self.lease.hold(granted.uuids)
+        metrics.start_took(time.monotonic() - began, len(granted.gpus))
+        return address
+
+    async def reserve_gpus(self) -> Reservation:
+        """Return the reservation from before the start; for another try, wait for another."""
+        reservation, self.attempt.reservation = self.attempt.reservation, None
+        if reservation is None:
+            reservation = await self._take_turn()
+        self.progress_steps.say(20, form.granted(reservation.gpus))
+        return reservation
+
+    def will_start_again(self, reason: StartAgain) -> None:
+        """Write why there is another try."""
+        self._note_failed_start()
+        self.log.warning("Starting %s once more: %s", self._log_name, reason)
+
+    def _note_failed_start(self) -> None:
+        granted = self.attempt.granted
+        if granted and granted.gpus:
+            self.lease.note("release", gpus=granted.uuids, rule="the start failed")
+        self.attempt.granted = None
+
+    def translated(self, error: Exception) -> Exception:
+        """Return the exception that the user reads in place of this one."""
+        if isinstance(error, web.HTTPError):
+            return error
+        if isinstance(error, OverLimit):
+            return http_errors.refusal(str(error), "limit", 403)
+        if isinstance(error, NotEnough | Unknown):
+            reason = "no_gpu" if isinstance(error, NotEnough) else "unknown"
+            return http_errors.refusal(str(error), reason, 503)
+        self.log.error("Starting %s failed", self._log_name, exc_info=error)
+        return http_errors.failure(self.explain(error))
+
+    def get_env(self) -> dict[str, str]:
+        """Return the server's environment; `GPUSPAWNER_UNTIL` is when its time was to end."""
+        until = {"GPUSPAWNER_UNTIL": iso_time(self.lease.until)} if self.lease.until else {}
+        return {**super().get_env(), **until}
+
+    # -- What survives a restart of the hub ------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what the hub keeps for `load_state`: the lease, or since when the server waits."""
+        ours = {**self.lease.saved(), "waiting_since": self.attempt.waiting_since}
+        return {**super().get_state(), **({STATE: ours} if any(ours.values()) else {})}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what an earlier hub kept."""
+        super().load_state(state)
+        ours = state.get(STATE) or {}
+        self.lease.restore(ours)
+        if ours.get("waiting_since"):
+            self.lease.notice = lazy_gettext(
+                "JupyterHub was restarted while you waited for GPUs, so that you have lost your "
+                "place. Please start your server again."
+            )
+
+    def clear_state(self) -> None:
+        """Forget the last spawn; called before every start and after every stop."""
+        super().clear_state()
+        attempt, self.attempt = self.attempt, self.new_attempt()
+        if attempt.image is not None:
+            self.image = attempt.image
+        if attempt.reservation:
+            self.ledger.release(attempt.reservation)  # given up between its turn and its start
+        self.lease.end()
+
+    # -- What the lease asks of its server -------------------------------------------------------
+
+    @property
+    def is_waited_for(self) -> int:
+        """How many wait for GPUs."""
+        return len(self.hub_state.queue.waiting)
+
+    async def apply_rules(self) -> None:
+        """Apply the group overrides, where no spawn has."""
+        with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
+            await self.apply_group_overrides()
+
+    def lease_begins(self) -> None:
+        """Have the lease looked after."""
+        with suppress(RuntimeError):  # no event loop: the hub's own command line
+            asyncio.get_running_loop()
+            self.hub_state.leases.add(self.lease)
+            self.hub_state.reclaimer.begin()
+
+    def lease_ends(self) -> None:
+        """Have the lease looked after no more."""
+        if self._hub_state:
+            self._hub_state.leases.discard(self.lease)
+
+    def tell_end(self, until: float) -> None:
+        """Have everybody's plans count on when the lease ends now."""
+        if self.server_id:
+            self.ledger.ends[self.server_id] = until
+
+    def save_state(self) -> None:
+        """Keep the lease in the hub's database."""
+        compat.save_state(self)
+
+    async def stop_and_notice(self) -> None:
+        """Stop the server as its user would, and have the hub notice: route, database, hooks."""
+        await self.stop()
+        await self.poll_and_notify()
+
+    async def run_post_stop_hook(self) -> None:
+        """Leave nothing behind, however the server ended; then the administrator's hook.
+
+        JupyterHub forgets a server whose stop failed. It would run on with its GPUs.
+        """
+        await self.leave_nothing()
+        await maybe_future(super().run_post_stop_hook())
+
+
+def _waited(since: float) -> float:
+    return round(max(0.0, time.time() - since), 1)

@@ -1,0 +1,110 @@
+"""Every way into JupyterHub and DockerSpawner that isn't in their documentation, and why.
+
+What they offer officially is used instead wherever it does; each of these was looked at in
+JupyterHub 5.5.0 and 6.1.1, and has a test that fails when JupyterHub changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+from traitlets import observe
+
+from ..settings import SpawnerMixin
+
+
+class UnofficialHooks(SpawnerMixin):
+    """Methods of `Spawner` that JupyterHub calls and doesn't document, by names of our own."""
+
+    async def check_options(self, user_options: Any) -> None:
+        """Check a choice, before the administrator's own `apply_user_options`."""
+
+    async def _run_apply_user_options(self, user_options: Any) -> None:
+        # The trait `apply_user_options` is the official hook, and the administrator's to set: a
+        # check in its default would go with it. It runs after group overrides and before the
+        # pre-spawn hook, for form, link and REST alike, which nothing else does.
+        # ref: User.spawn in jupyterhub/user.py
+        await self.check_options(user_options)
+        if self.apply_user_options:
+            await super()._run_apply_user_options(user_options)
+
+    def apply_override(self, override: dict[str, Any]) -> None:
+        """Apply what one group override sets."""
+        self.apply_override_as_is(override)
+
+    def apply_override_as_is(self, override: dict[str, Any]) -> None:
+        """Apply what a group override sets, as JupyterHub does."""
+        super()._apply_overrides(override)
+
+    def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
+        # `apply_group_overrides` is official; what it calls for each override isn't. Without this
+        # nobody could say which override is wrong, undo one when its group is left, or let the
+        # stricter of two hold.
+        # ref: Spawner.apply_group_overrides in jupyterhub/spawner.py
+        self.apply_override(spawner_override)
+
+    def request_began(self, handler: Any) -> None:
+        """Take note of the request that is being answered, as a tornado handler; None: none is."""
+
+    @observe("handler")
+    def _handler_changed(self, change: Any) -> None:
+        # `handler` is documented, for `options_form` and `start`. That it is set before the form is
+        # made, for each request anew, is not.
+        # ref: SpawnHandler in jupyterhub/handlers/pages.py
+        self.request_began(change.new)
+
+
+def saved_options(spawner: Any) -> Any:
+    """Return the options that the hub has saved for a server's next start; None: there are none.
+
+    `Spawner.user_options` is official, and empty until the first start after the hub's.
+    """
+    return spawner.orm_spawner.user_options if spawner.orm_spawner else None
+
+
+def save_options(spawner: Any, user_options: Any) -> None:
+    """Put back the options of before, where the hub has saved refused ones.
+
+    It saves a choice before anybody can check it, and would replay it at every start.
+    """
+    if spawner.orm_spawner:
+        spawner.orm_spawner.user_options = user_options
+
+
+def save_state(spawner: Any) -> None:
+    """Write a server's state to the hub's database now: what isn't there, a crash forgets.
+
+    The hub itself does so when a start or a stop ends, and at no other time.
+    """
+    if spawner.orm_spawner and spawner.user:
+        spawner.orm_spawner.state = spawner.get_state()
+        # Not `spawner.db`, which JupyterHub means to take from spawners.
+        spawner.user.db.commit()
+
+
+def answer_instead_of_page() -> web.Finish:
+    """Return what to raise in `options_form` for the request to be answered by what was written.
+
+    A hub has no address of a spawner's own for the form's script to ask: `extra_handlers` is
+    deprecated, and a service knows nothing of the queue.
+    """
+    return web.Finish()
+
+
+def handler_of_page(static_url: Any) -> Any:
+    """Return the handler that makes a page, from a function that every template has; None: unknown.
+
+    The pages of `template_paths` are told of the spawner, and not of the request: its language is
+    in the handler only, whose method `static_url` is.
+    """
+    return getattr(static_url, "__self__", None)
+
+
+def process_wide(spawner: Any) -> dict[str, Any]:
+    """Return the settings of the hub's web application, where what one process shares can be kept.
+
+    JupyterHub has no place for what a spawner class needs once per hub. ref: User.settings.
+    """
+    settings = getattr(spawner.user, "settings", None)
+    return {} if settings is None else settings

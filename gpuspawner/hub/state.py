@@ -1,0 +1,126 @@
+"""What the spawners of one hub share: built once, here, and closed in tests by `HubState.close`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+from ..backends.base import Backend
+from ..backends.leftovers import Leftovers
+from ..choices.open_forms import OpenForms
+from ..gpus.out_of_service import InServiceReader
+from ..gpus.reader import Reader
+from ..images.local_images import LocalImages
+from ..leases.ledger import Ledger
+from ..leases.reclaimer import Reclaimer
+from ..leases.server_lease import ServerLease
+from ..scheduling.queue import Queue, QueueSettings
+from . import compat, metrics
+from .control_socket import ControlSocket
+
+# Under which it is kept in the settings of the hub's web application.
+KEY = "gpuspawner"
+
+
+@dataclass
+class HubState:
+    """Who holds what, who waits, and what looks after it, for all servers of a hub.
+
+    Args:
+        backend: starts the servers.
+        ledger: who holds what on its machines.
+        queue: who waits.
+        leftovers: what failed starts left.
+        leases: of the servers that hold GPUs now.
+        reclaimer: looks after these.
+        open_forms: what all open forms share.
+        local_images: which images are there.
+        host_metrics: the state of the machines, for the hub's metrics.
+        tasks: held here, since the event loop itself holds tasks only weakly.
+    """
+
+    backend: Backend
+    ledger: Ledger
+    queue: Queue
+    leftovers: Leftovers
+    leases: WeakSet[ServerLease]
+    reclaimer: Reclaimer
+    open_forms: OpenForms
+    local_images: LocalImages
+    host_metrics: metrics.HostMetrics
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, spawner: Any) -> HubState:
+        """Build it from a spawner's traits, which are the configuration's until a spawn has begun.
+
+        Needs a running event loop.
+        """
+        loop = asyncio.get_running_loop()
+        log = spawner.log
+        backend: Backend = spawner.make_backend()
+        reading: Mapping[str, Any] = {
+            "excluded": spawner.excluded_gpus,
+            "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
+        }
+        read = InServiceReader(Reader(spawner.nvml_timeout, **reading), backend.out_of_service)
+        ledger = Ledger(
+            backend.list,
+            read,
+            lambda error: _explain_unknown(spawner.explain_unknown, error),
+            spawner.hub_address,
+        )
+        settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
+        queue = Queue(ledger, settings, backend.watch)
+        leases: WeakSet[ServerLease] = WeakSet()
+        state = cls(
+            backend,
+            ledger,
+            queue,
+            Leftovers(),
+            leases,
+            Reclaimer(ledger, lambda: list(leases), log),
+            OpenForms(ledger, queue),
+            LocalImages(backend.has_image),
+            metrics.HostMetrics(ledger, queue, loop),
+        )
+        state.host_metrics.register()
+        if spawner.control_socket:
+            control = ControlSocket(
+                spawner.control_socket, queue, lambda: list(leases), log, reading
+            )
+            state.tasks.append(loop.create_task(control.begin()))
+        return state
+
+    def close(self) -> None:
+        """Let go of all that outlives a test: metrics and tasks."""
+        self.host_metrics.unregister()
+        for task in self.tasks:
+            task.cancel()
+
+
+def hub_state_of(spawner: Any) -> HubState:
+    """Return the state of a spawner's hub, built for its first spawner."""
+    settings = compat.process_wide(spawner)
+    if KEY not in settings:
+        settings[KEY] = HubState.build(spawner)
+    state: HubState = settings[KEY]
+    return state
+
+
+def build_early(spawner: Any) -> None:
+    """Build the state with a hub's first spawner: pages ask who waits before anybody starts."""
+    if spawner.user and spawner.hub:
+        with suppress(RuntimeError):  # no event loop: the hub's own command line
+            asyncio.get_running_loop()
+            hub_state_of(spawner)
+
+
+def _explain_unknown(explain: Any, error: Exception) -> str:
+    metrics.could_not_read(error)
+    sentence: str = explain(error)
+    return sentence

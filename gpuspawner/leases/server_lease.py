@@ -1,0 +1,330 @@
+"""One server's GPUs: until when it keeps them, and whether it uses them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from ..choices.limits import MAX_HOURS
+from ..choices.options import MAX_SHOWN, Refused
+from ..gpus.model import GPU, Holder, Lease
+from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
+from ..i18n.phrases import clock_time, hours_words
+from . import audit_log
+from .clock import Clock, Deadline
+from .idleness import Idleness
+from .term import LATE_WARNING_SECONDS, Step, Term
+
+
+class LeasedServer(Protocol):
+    """The server of a lease, as its spawner tells of it. The rules are those of its user now."""
+
+    log: Any
+    hour_limit: float | None
+    warning_minutes: float
+    idle_minutes: float
+    idle_warning_minutes: float
+    idle_utilization: float
+    idle_exempt_groups: Collection[str]
+    idle_only_while_waiting: bool
+
+    @property
+    def holder(self) -> Holder:
+        """Whose server it is."""
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups of its user."""
+
+    @property
+    def pending(self) -> Any:
+        """Whether it starts or stops now."""
+
+    @property
+    def is_waited_for(self) -> int:
+        """How many wait for GPUs."""
+
+    async def apply_rules(self) -> None:
+        """Apply the group overrides."""
+
+    def lease_begins(self) -> None:
+        """Have the lease looked after."""
+
+    def lease_ends(self) -> None:
+        """Have the lease looked after no more."""
+
+    def tell_end(self, until: float) -> None:
+        """Take note of when the lease ends now, in seconds since the epoch."""
+
+    def save_state(self) -> None:
+        """Keep what a crash of the hub must not forget."""
+
+    async def stop_and_notice(self) -> None:
+        """Stop it as its user would, and have the hub notice."""
+
+
+class ServerLease:
+    """The GPUs of one server, with their end, and with how long they have done nothing.
+
+    What is kept for a restart of the hub is `saved()`: `gpus` (UUIDs) and `term` while the server
+    runs, and `notice` afterwards, the sentence that tells why it was stopped.
+    """
+
+    def __init__(self, server: LeasedServer, clock: Clock | None = None) -> None:
+        self._server = server
+        self._clock = clock or Clock()
+        self._term: Term | None = None
+        self._uuids: frozenset[str] = frozenset()
+        self._idleness = Idleness(self._clock)
+        self._ending: asyncio.Task[None] | None = None
+        # Whether an earlier hub started it: then nobody has applied the group overrides here.
+        self._rules_unknown = False
+        # Why the last server was stopped, for its user; outlives `end`.
+        self.notice = ""
+
+    # -- Its beginning and its end ---------------------------------------------------------------
+
+    def begin_term(self, seconds: float | None) -> None:
+        """Begin to count a server's time; it hasn't started yet.
+
+        Args:
+            seconds: how much it has; None: no end.
+        """
+        after = None if seconds is None else Deadline.after(seconds, self._clock)
+        self._term = Term(after, seconds) if after and seconds else None
+
+    def hold(self, uuids: Collection[str]) -> None:
+        """Look after these GPUs from now on."""
+        self._uuids = frozenset(uuids)
+        if self._uuids:
+            self._server.lease_begins()
+
+    def take_up(self, lease: Lease) -> None:
+        """Look after the lease of a running server that a crash made this hub forget."""
+        if lease.until:
+            left = lease.until - self._clock.wall()
+            # How long it was isn't known: long enough for a warning at its end.
+            length = max(left, 2 * LATE_WARNING_SECONDS)
+            self._term = Term(Deadline.after(left, self._clock), length)
+        self._rules_unknown = True
+        self.hold(lease.gpus)
+
+    def end(self) -> None:
+        """Forget the GPUs; the notice stays until the next start."""
+        if self._uuids:
+            self.note("release", gpus=self._uuids)
+        self._term = None
+        self._rules_unknown = False
+        self._uuids = frozenset()
+        self._idleness = Idleness(self._clock)
+        self._server.lease_ends()
+
+    def saved(self) -> dict[str, Any]:
+        """Return what the hub keeps for `restore`."""
+        return {
+            "gpus": sorted(self._uuids),
+            "term": self._term.saved() if self._term else None,
+            "notice": kept(self.notice),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take up what an earlier hub kept."""
+        self.notice = restored(saved.get("notice")) or ""
+        if saved.get("gpus"):
+            term = saved.get("term")
+            self._term = Term.restored(term, self._clock) if term else None
+            self._rules_unknown = True
+            self.hold(saved["gpus"])
+
+    async def know_rules(self) -> None:
+        """Apply the group overrides to a server that an earlier hub started.
+
+        JupyterHub does that at a spawn only; time and idleness are counted long afterwards.
+        """
+        if self._rules_unknown:
+            self._rules_unknown = False
+            await self._server.apply_rules()
+
+    def note(self, event: audit_log.Event, **facts: Any) -> None:
+        """Write a line for the administrator about this server's GPUs."""
+        audit_log.record(self._server.log, event, self._server.holder, **facts)
+
+    # -- What there is to know of it -------------------------------------------------------------
+
+    @property
+    def holder(self) -> Holder:
+        """Whose GPUs they are."""
+        return self._server.holder
+
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The GPUs of the server that runs; empty while none does."""
+        return self._uuids
+
+    @property
+    def until(self) -> float | None:
+        """When the server's time ends, in seconds since the epoch; None: never."""
+        return self._term.until if self._term else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the server can be stopped for idle GPUs."""
+        server = self._server
+        return server.idle_minutes > 0 and not server.groups & set(server.idle_exempt_groups)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what pages show of it, as a value for JSON."""
+        idle, since = self._idleness.warned, self._idleness.since
+        return {
+            "user": self.holder.user,
+            "server": self.holder.server,
+            "gpus": sorted(self._uuids),
+            "until": self.until,
+            "hours": self._term.seconds / 3600 if self._term else None,
+            "hour_limit": self._server.hour_limit,
+            "warned": bool(self._term and self._term.warned),
+            "idle_since": None if since is None else Deadline(since, self._clock).until,
+            "idle_until": idle.until if idle else None,
+        }
+
+    # -- What its user can do --------------------------------------------------------------------
+
+    def extend(self, hours: float | None = None) -> float:
+        """Give the server more time; return its new end, in seconds since the epoch.
+
+        Args:
+            hours: how much more; None: as much as it began with. At most `hour_limit` is left then.
+
+        Raises:
+            Refused: there is no end, somebody waits, or no time can be added.
+        """
+        self._refuse_if_ending()
+        if self._term is None:
+            raise Refused(
+                lazy_gettext("This server's time doesn't end, so there is nothing to extend.")
+            )
+        if waiting := self._server.is_waited_for:
+            raise Refused(
+                lazy_ngettext(
+                    "Nobody can extend while 1 other waits for GPUs. Your server's time ends at "
+                    "%(time)s; save your work before.",
+                    "Nobody can extend while %(num)s others wait for GPUs. Your server's time "
+                    "ends at %(time)s; save your work before.",
+                    waiting,
+                    time=clock_time(self._term.until),
+                ),
+                409,
+            )
+        if hours is not None and not 0 < hours <= MAX_HOURS:
+            raise Refused(
+                lazy_gettext(
+                    "hours must be more than 0 and at most %(most)s, got %(value)s.",
+                    most=f"{MAX_HOURS:g}",
+                    value=str(hours)[:MAX_SHOWN],
+                )
+            )
+        seconds = self._term.seconds if hours is None else hours * 3600.0
+        limit = self._server.hour_limit
+        most = 3600 * (MAX_HOURS if limit is None else limit)
+        if self._term.extend(seconds, most) < 1:
+            raise Refused(
+                lazy_gettext(
+                    "hours: your server has %(left)s left, and the limit is %(most)s.",
+                    left=hours_words(self._term.deadline.remaining),
+                    most=hours_words(most),
+                ),
+                403,
+            )
+        self._server.save_state()
+        self.note("extend", until=round(self._term.until))
+        return self._term.until
+
+    def still_here(self) -> None:
+        """Take the user's word that the GPUs aren't forgotten: idle time begins anew.
+
+        Raises:
+            Refused: it is too late.
+        """
+        self._refuse_if_ending()
+        self._idleness.reset()
+
+    def _refuse_if_ending(self) -> None:
+        if self._ending:
+            raise Refused(lazy_gettext("It is too late: this server is being stopped."), 409)
+
+    # -- Warnings and ends -----------------------------------------------------------------------
+
+    def measure(self, gpus: Collection[GPU]) -> None:
+        """Take in what NVML says of its GPUs."""
+        self._idleness.see(gpus, self._server.idle_utilization)
+
+    async def look_after(self) -> None:
+        """Warn or stop the server where that is due."""
+        await self.know_rules()
+        if self._term:
+            self._server.tell_end(self._term.until)
+        if self._server.pending or self._ending or not self._uuids:
+            return
+        if self._term and (step := self._term.step(self._server.warning_minutes * 60)):
+            self._term_is(step, self._term)
+        elif self.measured and (step := self._idle_step()):
+            self._idle_is(step)
+
+    def _term_is(self, step: Step, term: Term) -> None:
+        if step == "warn":
+            term.warn(self._server.warning_minutes * 60)
+            self._server.save_state()
+            self.note("warn", rule="time limit", until=round(term.until))
+            return
+        self._stop(
+            "time limit",
+            lazy_gettext(
+                "Your server was stopped at %(time)s: its %(duration)s of GPU time were over. "
+                "Your files are kept.",
+                time=clock_time(self._clock.wall()),
+                duration=hours_words(term.seconds),
+            ),
+        )
+
+    def _idle_step(self) -> Step:
+        server = self._server
+        matters = not server.idle_only_while_waiting or bool(server.is_waited_for)
+        return self._idleness.step(server.idle_minutes * 60, matters)
+
+    def _idle_is(self, step: Step) -> None:
+        server = self._server
+        if step == "warn":
+            self._idleness.warn(server.idle_warning_minutes * 60)
+            stop = self._clock.wall() + server.idle_warning_minutes * 60
+            self.note("warn", rule="idle GPUs", until=round(stop))
+            return
+        minutes = server.idle_minutes + server.idle_warning_minutes
+        self._stop(
+            "idle GPUs",
+            lazy_gettext(
+                "Your server was stopped at %(time)s: its GPUs did nothing for %(duration)s, "
+                "and others need them. Your files are kept.",
+                time=clock_time(self._clock.wall()),
+                duration=hours_words(60 * minutes),
+            ),
+        )
+
+    def _stop(self, rule: str, sentence: str) -> None:
+        self.notice = sentence
+        self.note("stop", gpus=self._uuids, rule=rule)
+        self._ending = asyncio.ensure_future(self._server.stop_and_notice())
+        self._ending.add_done_callback(self._stopped)
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        self._ending = None
+        if not task.cancelled() and (error := task.exception()):
+            self._server.log.error(
+                "Stopping %s failed; it is tried again", self.holder, exc_info=error
+            )
+
+
+def iso_time(seconds: float) -> str:
+    """Return seconds since the epoch as ISO 8601 in UTC, as the variable in a server has it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")

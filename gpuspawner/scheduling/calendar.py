@@ -1,0 +1,296 @@
+"""What is held and booked from now on, and where one more could start.
+
+A request is placed on one node, so each node has a calendar of its own, and GPUs of two are never
+added up. Bookings only ever take, so that of a kind of request a node's earliest start never comes
+nearer: what was found out for it once is a lower bound from then on. The nodes lie in a heap by
+these bounds, and only those at its top are looked at again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right, insort
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from ..gpus.allocation import busy_indexes, choose_node, pick
+from ..gpus.model import GPU, Lease, Request
+from .node_calendar import NodeCalendar, Part, Share, not_before
+
+
+@dataclass(frozen=True)
+class Booking:
+    """When one starts, in seconds (infinite: unknown), and on which GPUs, all of one node."""
+
+    start: float
+    gpus: tuple[GPU, ...] = ()
+
+
+def seconds_of(request: Request) -> float:
+    """Return for how long a request is booked, in seconds; infinite where it names no end."""
+    # At least a second, so that rounding never makes a booking empty.
+    return inf if request.seconds is None else max(request.seconds, 1.0)
+
+
+# (a lower bound of the start, whether models would be mixed), the rank, the node's changes when
+# that was found out, and of which GPUs it is. Where these are all that there ever were it is right.
+Bound = tuple[float, bool, int, int, Part]
+UNSEEN = -1
+
+
+class Search:
+    """Where requests for one number of GPUs of one kind can start.
+
+    Args:
+        parts: of every node that has enough, by rank.
+        count: how many GPUs.
+        now: in seconds.
+    """
+
+    def __init__(self, parts: Sequence[Part], count: int, now: float) -> None:
+        self._parts = parts
+        self._count = count
+        self._now = now
+        # For how long -> a heap.
+        self._heaps: dict[float, list[Bound]] = {}
+        self._lengths: list[float] = []
+        self._kept = [(-len(part.gpus), part.rank, UNSEEN, part) for part in parts]
+        heapq.heapify(self._kept)
+
+    def earliest(self, seconds: float) -> tuple[float, Part | None]:
+        """Return the earliest start for so long, and where; infinite where none is known."""
+        heap = self._heap(seconds)
+        while heap:
+            start, _, rank, changes, part = heap[0]
+            if start == inf:
+                break
+            if changes == part.node.changes:
+                return start, part
+            heapq.heapreplace(heap, self._bound(part, rank, seconds, start))
+        return inf, None
+
+    def _bound(self, part: Part, rank: int, seconds: float, after: float) -> Bound:
+        start = part.earliest(self._count, seconds, after)
+        mixes = start < inf and part.mixes(self._count, start, seconds)
+        return start, mixes, rank, part.node.changes, part
+
+    def _heap(self, seconds: float) -> list[Bound]:
+        if seconds not in self._heaps:
+            # Who wants them for longer can't start earlier than who wants them for less.
+            number = bisect_right(self._lengths, seconds) - 1
+            heap = (
+                [
+                    (start, mixes, rank, UNSEEN, part)
+                    for start, mixes, rank, _, part in self._heaps[self._lengths[number]]
+                ]
+                if number >= 0
+                else [(self._now, False, part.rank, UNSEEN, part) for part in self._parts]
+            )
+            self._heaps[seconds] = heap
+            insort(self._lengths, seconds)
+        return self._heaps[seconds]
+
+    def earliest_after(self, seconds: float, after: float) -> tuple[float, Part | None]:
+        """Return the earliest start from `after` on, and where; infinite where none is known."""
+        best: tuple[float, bool, int] = (inf, False, 0)
+        found = None
+        for part in self._parts:
+            start, mixes, rank, _, _ = self._bound(part, part.rank, seconds, after)
+            if (start, mixes, rank) < best:
+                best, found = (start, mixes, rank), part
+            if start == after and not mixes:
+                break
+        return best[0], found
+
+    def fullest(self) -> Part | None:
+        """Return where most GPUs are free for ever from some time on; None where none is."""
+        heap = self._kept
+        while heap:
+            less, rank, changes, part = heap[0]
+            if changes == part.node.changes:
+                return part if less else None
+            heapq.heapreplace(heap, (-part.settled(), rank, part.node.changes, part))
+        return None
+
+
+class Calendar:
+    """What is held and booked from now on: node by node, and of each limited group's share.
+
+    Args:
+        gpus: every GPU of every node, with the leases on them.
+        leases: what is held.
+        now: on the clock of `Lease.until`, in seconds.
+        limits: group -> the most GPUs that its members may hold at a time.
+    """
+
+    def __init__(
+        self, gpus: Sequence[GPU], leases: Sequence[Lease], now: float, limits: Mapping[str, int]
+    ) -> None:
+        self._now = now
+        self._limits = limits
+        totals = Counter(gpu.model for gpu in gpus)
+        # Rarer models first, and always in one order: so who is booked ahead gets the same GPUs
+        # when the time has come, and what was booked around them can stay.
+        self._gpus = sorted(
+            gpus, key=lambda gpu: (totals[gpu.model], gpu.model, gpu.node, gpu.index)
+        )
+        self._nodes: dict[str, NodeCalendar] = {}
+        for gpu in self._gpus:
+            if gpu.node not in self._nodes:
+                self._nodes[gpu.node] = NodeCalendar(gpu.node, now)
+            self._nodes[gpu.node].add(gpu)
+        self._shares = {name: Share(now, limit) for name, limit in limits.items()}
+        for lease in leases:
+            for name in lease.groups & limits.keys():
+                self._shares[name].take(now, not_before(lease.until, now), len(lease.gpus))
+        # What requests say of GPUs -> those of each node; and with a number of GPUs.
+        self._kinds: dict[Hashable, list[Part]] = {}
+        self._searches: dict[Hashable, Search] = {}
+
+    def is_possible(self, request: Request, groups: Collection[str]) -> bool:
+        """Return whether a request could be served, were all others gone.
+
+        What is sick or used by others than us comes back by itself or never: nothing is kept for
+        it.
+        """
+        allowed = all(request.gpus <= self._limits[name] for name in self._limited(groups))
+        return allowed and any(part.usable >= request.gpus for part in self._parts(request))
+
+    def find(self, request: Request, groups: Collection[str]) -> Booking:
+        """Return the earliest time for a request, and GPUs for it; books nothing.
+
+        Args:
+            request: for how many GPUs, of which kind, for how long.
+            groups: of which groups its user is.
+        """
+        if request.gpus <= 0:
+            return Booking(self._now)
+        if not self.is_possible(request, groups):
+            return Booking(inf)
+        start, part = self._earliest(
+            request, [self._shares[name] for name in self._limited(groups)]
+        )
+        if part is None:
+            return Booking(inf)
+        return Booking(start, part.choice(request.gpus, start, seconds_of(request)))
+
+    def _earliest(self, request: Request, shares: Sequence[Share]) -> tuple[float, Part | None]:
+        search, seconds = self._search(request), seconds_of(request)
+        start, part = search.earliest(seconds)
+        while start < inf:
+            allowed = _first(shares, request.gpus, seconds, start)
+            if allowed == start:
+                return start, part
+            if allowed == inf:
+                break
+            start, part = search.earliest_after(seconds, allowed)
+        return inf, None
+
+    def book(
+        self, request: Request, groups: Collection[str], rather: Sequence[GPU] = ()
+    ) -> Booking:
+        """Book the earliest time for a request.
+
+        Where no start is known, its GPUs gather: what it could use on the node that has most of it
+        is kept for it, from when it is free. Where its group is why, that is what the group may
+        still hold, and no GPU.
+
+        Args:
+            request, groups: as for `find`.
+            rather: the GPUs to take where the start is now, if they can be had.
+        """
+        found = self.find(request, groups)
+        shares = [self._shares[name] for name in self._limited(groups)]
+        if found.start == inf:
+            if self.is_possible(request, groups):
+                self._gather(request, shares)
+            return found
+        if rather and found.start == self._now and self._are_free(rather, seconds_of(request)):
+            found = Booking(found.start, tuple(rather))
+        if found.gpus:
+            end = found.start + seconds_of(request)
+            self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
+            for share in shares:
+                share.take(found.start, end, request.gpus)
+        return found
+
+    def _are_free(self, gpus: Sequence[GPU], seconds: float) -> bool:
+        node = self._nodes[gpus[0].node]
+        return all(node.is_free(gpu, self._now, seconds) for gpu in gpus)
+
+    def _gather(self, request: Request, shares: Sequence[Share]) -> None:
+        allowed = [share.settled(request.gpus) for share in shares]
+        for share, begin in zip(shares, allowed, strict=True):
+            share.take(begin if begin < inf else self._now, inf, request.gpus)
+        part = self._search(request).fullest()
+        if part is not None and max(allowed, default=self._now) < inf:
+            part.keep(max(allowed, default=self._now))
+
+    def choose_now(
+        self, requests: Sequence[Request], bookings: Sequence[Booking], policy: str
+    ) -> dict[int, tuple[GPU, ...]]:
+        """Return which GPUs the policy hands out now, touching no other booking: number -> GPUs.
+
+        Nothing can be booked afterwards.
+        """
+        chosen: dict[int, tuple[GPU, ...]] = {}
+        given: set[str | None] = set()
+        for number, (request, booking) in enumerate(zip(requests, bookings, strict=True)):
+            if not booking.gpus or booking.start > self._now:
+                continue
+            end = self._now + seconds_of(request)
+            self._nodes[booking.gpus[0].node].give_back(booking.gpus, end)
+            free = {
+                part.node.name: [
+                    gpu
+                    for gpu, gaps in zip(part.gpus, part.gaps, strict=True)
+                    # What is booked for later isn't free for long enough.
+                    if gaps and gaps[0][0] == self._now and end <= gaps[0][1]
+                    if gpu.uuid not in given
+                ]
+                for part in self._parts(request)
+            }
+            name = choose_node(free, request.gpus, policy)
+            assert name is not None, "its own booking would do"
+            node = self._nodes[name].gpus
+            busy = busy_indexes(node) + [gpu.index for gpu in node if gpu.uuid in given]
+            by_index = sorted(free[name], key=lambda gpu: gpu.index)
+            picked = {gpu.uuid for gpu in pick(by_index, busy, request.gpus, policy)}
+            chosen[number] = tuple(gpu for gpu in node if gpu.uuid in picked)
+            given |= picked
+        return chosen
+
+    def _limited(self, groups: Collection[str]) -> list[str]:
+        return [name for name in self._limits if name in groups]
+
+    def _parts(self, request: Request) -> list[Part]:
+        """Return the GPUs of each node that a request can have, by rank."""
+        kind = request.kind
+        if kind not in self._kinds:
+            parts: dict[str, Part] = {}
+            for gpu in self._gpus:
+                if request.takes(gpu):
+                    if gpu.node not in parts:
+                        parts[gpu.node] = Part(self._nodes[gpu.node], len(parts))
+                    parts[gpu.node].add(gpu)
+            self._kinds[kind] = list(parts.values())
+        return self._kinds[kind]
+
+    def _search(self, request: Request) -> Search:
+        kind = request.kind, request.gpus
+        if kind not in self._searches:
+            parts = [part for part in self._parts(request) if part.usable >= request.gpus]
+            self._searches[kind] = Search(parts, request.gpus, self._now)
+        return self._searches[kind]
+
+
+def _first(shares: Sequence[Share], count: int, seconds: float, after: float) -> float:
+    """Return the first time from `after` on at which all of some shares allow a booking."""
+    start = after
+    while True:
+        later = max((share.first(count, seconds, start) for share in shares), default=start)
+        if later == start:
+            return start
+        start = later

@@ -1,0 +1,51 @@
+"""A place in the queue, in words."""
+
+from __future__ import annotations
+
+import time
+
+from ..gpus.allocation import gpus_words
+from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.phrases import clock_time, hours_words, ordinal
+from .plan import Turn
+
+
+def turn_words(turn: Turn) -> str:
+    """Return where a request stands in the queue, what it waits for, and until about when."""
+    wanted = gpus_words(turn.waiting.request.gpus, turn.waiting.request.model)
+    place = (
+        lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
+        if turn.place == 1
+        else lazy_gettext(
+            "You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted
+        )
+    )
+    limit = ""
+    if turn.because.startswith("group:"):
+        group = turn.because.removeprefix("group:")
+        limit = lazy_gettext(
+            "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
+        )
+    if turn.because == "never":
+        never = (
+            lazy_gettext("No machine here has as many that may be handed out at the moment.")
+            if turn.several
+            else lazy_gettext("This machine has too few that may be handed out at the moment.")
+        )
+        return together(place, limit, never)
+    return together(place, limit, _expected(turn.start))
+
+
+def _expected(start: float | None) -> str:
+    if start is None:
+        return lazy_gettext(
+            "When they will be free isn't known: servers that have them have no end."
+        )
+    seconds = start - time.time()
+    if seconds < 60:
+        return lazy_gettext("Expected any moment.")
+    return lazy_gettext(
+        "Expected about %(time)s, in %(duration)s at the latest.",
+        time=clock_time(start),
+        duration=hours_words(seconds),
+    )
