@@ -12,6 +12,7 @@ import pytest
 
 from .support import dashboards
 from .support.built_images import engines_cache, ensure_image
+from .support.hub_nursery import HubNursery
 from .support.hubs import Hub, write_config
 from .support.looks import clear
 from .support.requirements import cannot
@@ -96,14 +97,22 @@ def idle_host(host, engine, minimal_image):
 
 
 @pytest.fixture(scope="session")
-def hubs_of_run(host, tmp_path_factory):
+def nursery(host, tmp_path_factory) -> Iterator[HubNursery]:
+    """What hubs are forked from."""
+    made = HubNursery(tmp_path_factory.mktemp("nursery"), host.environment)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def hubs_of_run(host, nursery, tmp_path_factory):
     """Start hubs that are ended with the run at the latest."""
     started: list[Hub] = []
 
     def make(*lines: str, shipped: bool = False, environment: Mapping[str, str] | None = None):
         folder = tmp_path_factory.mktemp("hub")
         write_config(folder, lines, shipped=shipped)
-        hub = Hub(folder, host.environment if environment is None else environment)
+        hub = Hub(folder, host.environment if environment is None else environment, nursery)
         started.append(hub)
         hub.start()
         return hub

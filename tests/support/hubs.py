@@ -15,6 +15,7 @@ from typing import Any
 
 import requests
 
+from .hub_nursery import HubNursery, HubProcess
 from .paths import ROOT
 
 PASSWORD = "a password for tests"
@@ -75,14 +76,17 @@ def write_config(folder: Path, lines: Iterable[str], shipped: bool = False) -> N
 class Hub:
     """A hub's processes; `url` is what a browser opens."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], nursery: HubNursery | None = None
+    ) -> None:
         self.folder = folder
+        self._nursery = nursery
         self.port, self.hub_port, self.api_port = map(int, (folder / "ports").read_text().split())
         self.url = f"http://127.0.0.1:{self.port}"
         bins = [str(ROOT / "node_modules" / ".bin"), str(Path(sys.executable).parent)]
         path = os.pathsep.join([*bins, environment.get("PATH", "")])
         self.environment = {**environment, "PATH": path, "CONFIGPROXY_AUTH_TOKEN": "for-tests"}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | HubProcess | None = None
         self._admin = requests.Session()
         self._admin.trust_env = False
         self._admin.headers["Authorization"] = f"token {TOKEN}"
@@ -91,15 +95,19 @@ class Hub:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        with (self.folder / "hub.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        path = self.folder / "hub.log"
+        if self._nursery is not None and self._nursery.can_start(self.environment):
+            self._process = self._nursery.start(self.folder, self.environment, path)
+        else:
+            with path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
+                    cwd=self.folder,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
         until(self._answers, "the hub answers", log=self.log)
 
     def kill(self) -> None:
