@@ -1,0 +1,146 @@
+"""What we use of JupyterHub that isn't documented is still there, and does what we take it for."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jupyterhub.handlers import pages
+from jupyterhub.handlers.base import BaseHandler
+from jupyterhub.spawner import Spawner
+from jupyterhub.user import User
+from traitlets.config import Config
+
+from gpuspawner.hub import compat
+from gpuspawner.spawner import GPUSpawner
+
+from ..support.paths import ROOT
+
+
+def calls(function: Any) -> list[str]:
+    """Return the names of the methods that a function's source calls, in its order."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    found = [
+        (node.lineno, node.col_offset, node.func.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    return [name for _, _, name in sorted(found)]
+
+
+def spawner(**traits: Any) -> GPUSpawner:
+    user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name="lab")])
+    return GPUSpawner(user=user, config=Config({"GPUSpawner": traits}))
+
+
+def test_a_choice_is_checked_after_the_overrides_and_before_the_administrator_s_hooks() -> None:
+    order = calls(User.spawn)
+    wanted = ["apply_group_overrides", "_run_apply_user_options", "run_pre_spawn_hook", "start"]
+    assert [name for name in order if name in wanted] == wanted
+    # A choice is saved before, and state is cleared before anything of this spawn is set.
+    assert order.index("clear_state") < order.index("apply_group_overrides")
+
+
+async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is() -> None:
+    seen: list[Any] = []
+    one = spawner(apply_user_options=lambda spawner, choice: seen.append(("theirs", choice)))
+
+    async def check(choice: Any) -> None:
+        seen.append(("ours", choice))
+
+    one.check_options = check
+    await one._run_apply_user_options({"gpus": 1})
+    assert seen == [("ours", {"gpus": 1}), ("theirs", {"gpus": 1})]
+
+
+async def test_every_override_of_a_group_comes_by_our_way() -> None:
+    overrides = {
+        "a": {"groups": ["lab"], "spawner_override": {"gpu_limit": 4}},
+        "b": {"groups": ["lab"], "spawner_override": {"default_gpus": 2}},
+        "c": {"groups": ["others"], "spawner_override": {"gpu_limit": 8}},
+    }
+    one = spawner()
+    one.group_overrides = overrides
+    seen: list[dict[str, Any]] = []
+    one.apply_override = seen.append
+    await one.apply_group_overrides()
+    assert seen == [{"gpu_limit": 4}, {"default_gpus": 2}]
+
+
+def test_the_handler_is_set_for_each_request_before_the_form_is_made() -> None:
+    source = inspect.getsource(pages.SpawnHandler)
+    assert re.search(r"spawner\.handler = self", source)
+    one = spawner()
+    told: list[Any] = []
+    one.request_began = told.append
+    request = SimpleNamespace(request=SimpleNamespace(headers={}, method="GET"))
+    one.handler = request
+    one.handler = None
+    assert told == [request, None]
+
+
+def test_pages_have_a_method_of_their_handler() -> None:
+    assert "static_url" in inspect.getsource(BaseHandler.template_namespace.fget)  # type: ignore[attr-defined]
+    handler = object.__new__(BaseHandler)
+    assert compat.handler_of_page(handler.static_url) is handler
+    assert compat.handler_of_page(len) is None or compat.handler_of_page(None) is None
+
+
+def test_spawners_of_one_hub_share_its_application_s_settings() -> None:
+    assert "settings" in inspect.getsource(User)
+    settings: dict[str, Any] = {}
+    one, two = spawner(), spawner()
+    one.user.settings = two.user.settings = settings
+    assert compat.process_wide(one) is compat.process_wide(two) is settings
+    assert compat.process_wide(spawner()) == {}
+
+
+def test_state_and_options_are_where_the_hub_keeps_them() -> None:
+    source = inspect.getsource(User)
+    assert "orm_spawner.state = spawner.get_state()" in source
+    assert "spawner.orm_spawner.user_options = options" in source
+    row = SimpleNamespace(state=None, user_options={"gpus": 9}, server=None)
+    commits: list[bool] = []
+    one = spawner()
+    one.orm_spawner = row
+    one.user.db = SimpleNamespace(commit=lambda: commits.append(True))
+    assert compat.saved_options(one) == {"gpus": 9}
+    compat.save_options(one, {"gpus": 1})
+    assert row.user_options == {"gpus": 1}
+    one.attempt.waiting_since = 5.0
+    compat.save_state(one)
+    assert row.state["gpuspawner"]["waiting_since"] == 5.0
+    assert commits == [True]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, each in vars(compat).items() if inspect.isfunction(each)]
+)
+def test_each_way_has_its_reason_in_the_handbook(name: str) -> None:
+    if vars(compat)[name].__module__ == compat.__name__:
+        assert f"`{name}`" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_nothing_else_of_ours_uses_what_jupyterhub_keeps_to_itself() -> None:
+    private = {name for name in vars(Spawner) if re.match(r"_[a-z]", name)} - {"_log_name"}
+    private |= {"orm_spawner"}
+    ours = {name for name in vars(GPUSpawner) if name.startswith("_")}
+    spawners = (
+        "base_spawner",
+        "spawner",
+        "settings",
+        "group_overrides",
+        "backends/docker/settings",
+    )
+    for path in (ROOT / "gpuspawner" / f"{name}.py" for name in spawners):
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+        }
+        assert used & (private - ours) == set(), path.name
