@@ -58,13 +58,19 @@ def folder_of(item: pytest.Item) -> str:
     return item.path.parent.name
 
 
+def shares_a_fixture(item: pytest.Item) -> bool:
+    """Return whether its module makes something, such as a hub, for all of its tests."""
+    found = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+    return any(definitions[-1].scope == "module" for definitions in found)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep what shares a hub on one worker, and what wants PyTorch's large image on one engine."""
     names = set(getattr(item, "fixturenames", ()))
     if "pytorch_image" in names:
         item.add_marker(pytest.mark.thorough)
         item.add_marker(pytest.mark.xdist_group("pytorch"))
-    elif folder_of(item) != "unit":
+    elif shares_a_fixture(item):
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if {"minimal_image", "pytorch_image"} & names:
         # The first that wants an image builds it.

@@ -112,7 +112,7 @@ def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
     assert_accessible(page, ".gpuspawner-item", "#gpuspawner-panel")
     shown = panel(page).inner_text()
     assert shown.count("NVIDIA A100-SXM4-40GB") == shown.count("33 of 40 GB") == 2
-    assert re.search(r"Your time ends at \d+:\d\d", shown)
+    assert re.search(r"Your time ends at (\w+, \w+ \d+, )?\d+:\d\d", shown)
     assert item(page).get_attribute("aria-expanded") == "true"
     use(host, 12)
     panel(page).get_by_text("12 %").first.wait_for()
