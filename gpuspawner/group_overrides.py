@@ -12,29 +12,23 @@ from typing import Any
 
 from .errors import GPUSpawnerError
 
+# In a list of what may be had, that nothing may.
+NOTHING = "(nothing)"
+# Under which a trait's metadata has what of two groups' values holds for a user in both; else the
+# later one does.
+STRICTER = "stricter"
 
-def _lower(one: float | None, other: float | None) -> float | None:
+
+def lower(one: float | None, other: float | None) -> float | None:
+    """Return the stricter of two limits, where None is none."""
     return min((each for each in (one, other) if each is not None), default=None)
 
 
-def _shared(one: Sequence[str], other: Sequence[str]) -> list[str]:
+def common(one: Sequence[str], other: Sequence[str]) -> list[str]:
     """Return what both lists allow. An empty list is no limit, so nothing is `NOTHING`."""
     if not one or not other:
         return list(one or other)
     return [each for each in one if each in other] or [NOTHING]
-
-
-# In a list of what may be had, that nothing may.
-NOTHING = "(nothing)"
-# Trait -> which of two groups' values holds for a user who is in both.
-STRICTER: dict[str, Callable[[Any, Any], Any]] = {
-    "gpu_limit": _lower,
-    "user_gpu_limit": _lower,
-    "hour_limit": _lower,
-    "longest_wait_minutes": _lower,
-    "allowed_models": _shared,
-    "allowed_versions": _shared,
-}
 
 
 class GroupOverrides:
@@ -100,9 +94,10 @@ class GroupOverrides:
         spawner = self._spawner
         known = spawner.has_trait(trait)
         if known:
-            if trait in self._configured and trait in STRICTER:
+            stricter = spawner.traits()[trait].metadata.get(STRICTER)
+            if trait in self._configured and stricter:
                 # Who is in several groups is under the rules of each.
-                value = STRICTER[trait](getattr(spawner, trait), value)
+                value = stricter(getattr(spawner, trait), value)
             self._configured.setdefault(trait, copy.deepcopy(getattr(spawner, trait)))
         spawner.apply_override_as_is({trait: value})
         if known:

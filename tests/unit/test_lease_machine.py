@@ -472,6 +472,18 @@ class Leases(RuleBasedStateMachine):
     ) -> None:
         self.machine.catch_up(rounds, picked(which, self.hubs), last_first)
 
+    @precondition(lambda self: self.machine.calls)
+    @rule(which=WHICH, rounds=st.integers(1, 3))
+    def what_is_only_read_is_answered_first(self, which: int, rounds: int) -> None:
+        """While the engine takes its time to create, start and remove."""
+        hub = picked(which, self.hubs)
+        for _ in range(rounds):
+            for call in [each for each in self.machine.calls if each.hub is hub]:
+                if call.method in hub.newest:
+                    self.machine.act(call)
+                    self.machine.reply(call)
+                    self.loop.settle()
+
     @rule(seconds=st.sampled_from([0.05, 1, A_WHILE]))
     def time_passes(self, seconds: float) -> None:
         self.loop.now += seconds
