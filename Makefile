@@ -3,11 +3,13 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test lint docs screenshots bench catalogues lock
+.PHONY: help run test test-unit test-all lint docs screenshots bench catalogues lock
 
 help:
 	@echo 'make run     install what is missing, and start JupyterHub on http://127.0.0.1:8000'
-	@echo 'make test    install what is missing, lint, and run every test (ARGS="-k form" picks some)'
+	@echo 'make test    install what is missing, lint, and run the tests (ARGS="-k form" picks some)'
+	@echo 'make test-unit  run those that need neither an engine nor a browser'
+	@echo 'make test-all   run every test, each at length'
 	@echo 'make lint    check the style and types'
 	@echo 'make docs    build the handbook into docs/_build/html'
 	@echo 'make screenshots  take the pictures of the handbook anew'
@@ -19,10 +21,22 @@ help:
 run:
 	@$(PYTHON) -m scripts.run
 
+# Most tests wait for a container or a hub, so there are more workers than processors.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+PYTEST := -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder --durations=25
+NEITHER := not engine and not browser
+
+test-unit: .setup-lint
+	.venv/bin/python $(PYTEST) tests/unit $(ARGS)
+
 # The second run has the oldest packages that we say we work with.
 test: .setup-test lint
-	@$(PYTHON) -m scripts.root .venv/bin/python -m pytest $(ARGS)
-	.venv-oldest/bin/python -m pytest -m "not engine and not browser" $(ARGS)
+	@$(PYTHON) -m scripts.root .venv/bin/python $(PYTEST) $(ARGS)
+	.venv-oldest/bin/python $(PYTEST) -m "$(NEITHER) and not same_on_oldest" $(ARGS)
+
+test-all: .setup-test lint
+	@$(PYTHON) -m scripts.root .venv/bin/python $(PYTEST) --all $(ARGS)
+	.venv-oldest/bin/python $(PYTEST) --all -m "$(NEITHER)" $(ARGS)
 
 lint: .setup-lint
 	.venv/bin/ruff format --check .

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import docker
 import pytest
+from hypothesis import settings
 
 from .support import dashboards
 from .support.built_images import engines_cache, ensure_image
@@ -17,12 +19,76 @@ from .support.hubs import Hub, write_config
 from .support.looks import clear
 from .support.requirements import cannot
 
+# Those first whose tests take longest, so that no worker is left with one of them at the end.
+LONGEST_FIRST = ("engine", "browser", "simulated", "unit")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests time for the images, which the first one that wants an image builds."""
-    for item in items:
-        if {"minimal_image", "pytorch_image"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.timeout(900))
+# What these modules are about goes through none of the packages that we depend on, or they read the
+# repository's own files: nothing that an older package could change. Their tests don't run again on
+# the oldest packages, but in `make test-all`.
+SAME_ON_OLDEST = {
+    *("test_allocation", "test_bench", "test_building", "test_compatibility", "test_docs"),
+    *("test_doctor_machine", "test_image", "test_lease_machine", "test_nodes", "test_queue_order"),
+    *("test_quick_start", "test_setup", "test_structure", "test_waiting"),
+}
+
+# How many examples a property is tried on; `make test-all` has hypothesis's own number.
+settings.register_profile("fast", max_examples=25)
+settings.register_profile("thorough")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare what chooses more than `make test` has, and another order."""
+    parser.addoption("--all", action="store_true", help="also what takes long: see CONTRIBUTING.md")
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="in an order of this seed's")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try each property on as many examples as are wanted."""
+    settings.load_profile("thorough" if config.getoption("--all") else "fast")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say how the order can be had again."""
+    seed = config.getoption("--shuffle")
+    return None if seed is None else f"shuffled: --shuffle {seed}"
+
+
+def folder_of(item: pytest.Item) -> str:
+    """Return "unit", "engine", "browser" or "simulated"."""
+    return item.path.parent.name
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep what shares a hub on one worker, and what wants PyTorch's large image on one engine."""
+    names = set(getattr(item, "fixturenames", ()))
+    if "pytorch_image" in names:
+        item.add_marker(pytest.mark.thorough)
+        item.add_marker(pytest.mark.xdist_group("pytorch"))
+    elif folder_of(item) != "unit":
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if {"minimal_image", "pytorch_image"} & names:
+        # The first that wants an image builds it.
+        item.add_marker(pytest.mark.timeout(900))
+    if item.path.stem in SAME_ON_OLDEST and folder_of(item) == "unit":
+        item.add_marker(pytest.mark.same_on_oldest)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless it is asked for, and put the rest into an order."""
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+    items.sort(key=lambda item: LONGEST_FIRST.index(folder_of(item)))
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
+
+
+@pytest.fixture(scope="session")
+def thorough(request) -> bool:
+    """Whether a matrix is gone through as a whole, and not only some of it."""
+    return bool(request.config.getoption("--all"))
 
 
 @pytest.fixture(scope="session")

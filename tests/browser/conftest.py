@@ -38,8 +38,13 @@ def page(browser):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """Take a screenshot; they are kept where SCREENSHOTS names a folder."""
+def picture(tmp_path, thorough):
+    """Take a screenshot, where all is tried or SCREENSHOTS names a folder for them."""
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
-    return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    def take(page, name):
+        if thorough or "SCREENSHOTS" in os.environ:
+            page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+    return take

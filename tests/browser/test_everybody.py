@@ -88,26 +88,37 @@ def readers(browser, hub) -> Iterator[Any]:
         context.close()
 
 
-@contextmanager
-def looked_at(tabs: dict[str, Any], picture: Any, name: str, root: str) -> Iterator[None]:
-    """Look at a page in both languages, as it is after the block."""
-    yield
-    for tag, tab in tabs.items():
-        for scheme in ("light", "dark"):
-            tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            tab.locator(f"html[data-bs-theme={scheme}]").wait_for()
+@pytest.fixture
+def looked_at(picture, thorough) -> Any:
+    """Look at a page in both languages, as it is after the block.
+
+    Each language is seen light and dark where all is looked at, else one light and the other dark.
+    """
+    schemes = {"en": ["light"], "zh-CN": ["dark"]}
+    if thorough:
+        schemes = {tag: ["light", "dark"] for tag in LANGUAGES}
+
+    @contextmanager
+    def look(tabs: dict[str, Any], name: str, root: str) -> Iterator[None]:
+        yield
+        for tag, tab in tabs.items():
+            for scheme in schemes[tag]:
+                tab.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                tab.locator(f"html[data-bs-theme={scheme}]").wait_for()
+                tab.set_viewport_size({"width": 1100, "height": 700})
+                assert_accessible(tab)
+                picture(tab, f"{name}-{tag}-{scheme}")
+            tab.set_viewport_size({"width": 375, "height": 700})
+            picture(tab, f"{name}-{tag}-phone")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 375
             tab.set_viewport_size({"width": 1100, "height": 700})
-            assert_accessible(tab)
-            picture(tab, f"{name}-{tag}-{scheme}")
-        tab.set_viewport_size({"width": 375, "height": 700})
-        picture(tab, f"{name}-{tag}-phone")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 375
-        tab.set_viewport_size({"width": 1100, "height": 700})
-        tab.emulate_media(color_scheme="light")
-    text = tabs["zh-CN"].locator(root).first.inner_text()
-    assert re.search("[\u4e00-\u9fff]", text)
-    assert re.findall(r"[A-Za-z]{2,}", re.sub(rf"\b({NAMES})\b", "", text)) == []
-    assert not re.search("[\u4e00-\u9fff]", tabs["en"].locator(root).first.inner_text())
+            tab.emulate_media(color_scheme="light")
+        text = tabs["zh-CN"].locator(root).first.inner_text()
+        assert re.search("[\u4e00-\u9fff]", text)
+        assert re.findall(r"[A-Za-z]{2,}", re.sub(rf"\b({NAMES})\b", "", text)) == []
+        assert not re.search("[\u4e00-\u9fff]", tabs["en"].locator(root).first.inner_text())
+
+    return look
 
 
 def form(hub: Hub, tabs: dict[str, Any]) -> None:
@@ -122,11 +133,11 @@ def board(hub: Hub, tabs: dict[str, Any]) -> None:
         tab.locator("#queue").wait_for()
 
 
-def test_the_form(hub, idle_host, readers, picture):
+def test_the_form(hub, idle_host, readers, looked_at):
     tabs = readers("ada")
-    with looked_at(tabs, picture, "form-free", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-free", ".container:has(#gpuspawner)"):
         form(hub, tabs)
-    with looked_at(tabs, picture, "form-taken", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-taken", ".container:has(#gpuspawner)"):
         hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
         hub.start_server("eve", {"gpus": 1, "hours": 2, "image": "minimal"})
         form(hub, tabs)
@@ -136,25 +147,25 @@ def test_the_form(hub, idle_host, readers, picture):
         replace(gpu, fault="lost") if number == 0 else gpu for number, gpu in enumerate(before.gpus)
     )
     idle_host.change(lambda state: replace(state, gpus=sick))
-    with looked_at(tabs, picture, "form-sick", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-sick", ".container:has(#gpuspawner)"):
         form(hub, tabs)
         tabs["zh-CN"].get_by_text("它已从总线上掉线").wait_for()
     idle_host.write(replace(before, fault="unknown"))
-    with looked_at(tabs, picture, "form-no-nvml", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-no-nvml", ".container:has(#gpuspawner)"):
         form(hub, tabs)
         tabs["zh-CN"].get_by_text("可以启动不带 GPU 的服务器。").wait_for()
     idle_host.write(describe([]))
-    with looked_at(tabs, picture, "form-empty", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-empty", ".container:has(#gpuspawner)"):
         form(hub, tabs)
     idle_host.write(replace(describe([("T4", 2), ("A100-40GB", 6)]), loads=before.loads + 1))
-    with looked_at(tabs, picture, "form-models", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-models", ".container:has(#gpuspawner)"):
         form(hub, tabs)
         tabs["zh-CN"].get_by_text("GPU 型号").wait_for()
 
 
-def test_the_form_again_where_a_choice_was_refused(hub, readers, picture):
+def test_the_form_again_where_a_choice_was_refused(hub, readers, looked_at):
     tabs = readers("ada")
-    with looked_at(tabs, picture, "form-refused", ".container:has(#gpuspawner)"):
+    with looked_at(tabs, "form-refused", ".container:has(#gpuspawner)"):
         form(hub, tabs)
         for tab in tabs.values():
             tab.locator("input[value=NEXT]").check()
@@ -163,11 +174,11 @@ def test_the_form_again_where_a_choice_was_refused(hub, readers, picture):
             tab.locator(".spawn-error-msg").wait_for()
 
 
-def test_the_page_of_a_start(hub, readers, picture):
+def test_the_page_of_a_start(hub, readers, looked_at):
     tabs = readers("ada")
     hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
     hub.start_server("eve", {"gpus": 1, "hours": 2, "image": "minimal"})
-    with looked_at(tabs, picture, "waiting", "#gpuspawner-starting"):
+    with looked_at(tabs, "waiting", "#gpuspawner-starting"):
         assert hub.spawn("ada", {"gpus": 2, "image": "minimal"}).status_code == 202
         for tab in tabs.values():
             tab.goto(f"{hub.url}/hub/spawn-pending/ada")
@@ -176,14 +187,14 @@ def test_the_page_of_a_start(hub, readers, picture):
     assert hub.spawn("ada", {"gpus": 2, "image": "broken"}).status_code == 202
     for tab in tabs.values():
         tab.goto(f"{hub.url}/hub/spawn-pending/ada")
-    with looked_at(tabs, picture, "failed", "#gpuspawner-failed p >> nth=0"):
+    with looked_at(tabs, "failed", "#gpuspawner-failed p >> nth=0"):
         tabs["en"].get_by_text("The server stopped while starting (exit 3). Its last").wait_for()
         tabs["zh-CN"].get_by_text("服务器在启动时停止（退出码 3）。它最后的输出：").wait_for()
-    with looked_at(tabs, picture, "failed-again", "h1"):
+    with looked_at(tabs, "failed-again", "h1"):
         for tab in tabs.values():
             tab.reload()
         tabs["zh-CN"].get_by_text("返回选择页面").wait_for()
-    with looked_at(tabs, picture, "not-running", "h1"):
+    with looked_at(tabs, "not-running", "h1"):
         hub.start_server("ada", {"gpus": 0, "image": "minimal"})
         hub.stop_server("ada")
         for tab in tabs.values():
@@ -191,9 +202,9 @@ def test_the_page_of_a_start(hub, readers, picture):
             tab.locator("#start").wait_for()
 
 
-def test_the_dashboard(hub, idle_host, readers, picture):
+def test_the_dashboard(hub, idle_host, readers, looked_at):
     ada, boss = readers("ada"), readers("boss")
-    with looked_at(ada, picture, "dashboard-free", "body"):
+    with looked_at(ada, "dashboard-free", "body"):
         board(hub, ada)
     hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
     hub.start_server("ben", {"gpus": 2, "hours": 2, "image": "minimal"})
@@ -201,23 +212,23 @@ def test_the_dashboard(hub, idle_host, readers, picture):
     visitor = Visitor(hub, "boss")
     free = [gpu["uuid"] for gpu in visitor.status()["gpus"] if gpu["state"] == "free"]
     visitor.press(do="out-of-service", gpu=free[0], why="fan")
-    with looked_at(ada, picture, "dashboard-user", "body"):
+    with looked_at(ada, "dashboard-user", "body"):
         board(hub, ada)
-    with looked_at(boss, picture, "dashboard-administrator", "body"):
+    with looked_at(boss, "dashboard-administrator", "body"):
         board(hub, boss)
         for tab in boss.values():
             tab.locator("summary").first.click()
     hub.stop_all_servers()
     before = idle_host.read()
     idle_host.write(replace(before, fault="unknown"))
-    with looked_at(ada, picture, "dashboard-no-nvml", "body"):
+    with looked_at(ada, "dashboard-no-nvml", "body"):
         board(hub, ada)
         tabs = [tab.locator("#trouble .alert") for tab in ada.values()]
         for alert in tabs:
             alert.wait_for()
     visitor.press(do="in-service", gpu=free[0])
     idle_host.write(State())
-    with looked_at(ada, picture, "dashboard-no-gpu", "body"):
+    with looked_at(ada, "dashboard-no-gpu", "body"):
         board(hub, ada)
         until(lambda: _without_gpus(ada), "it shows none")
 
