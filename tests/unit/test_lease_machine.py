@@ -95,6 +95,10 @@ class Machine:
         self.calls: list[Call] = []
         self.numbers = itertools.count(1)
         self.troubles: list[Any] = []
+        # Whether the next container is created with other GPUs than its label says.
+        self.confused = False
+        # The ids of the servers that were found to answer.
+        self.answered: set[str] = set()
         # Whether there may be a container that its hub doesn't know of.
         self.unclean = False
         self.now = time.time() - 10
@@ -175,7 +179,9 @@ class Machine:
             "State": "created",
             "Created": int(self.now) - age,
             "Labels": labels,
+            "Granted": ["GPU-9"] if self.confused else labels[LABEL_GPUS].split(","),
         }
+        self.confused = False
         return {"Id": id}
 
     def inspect_container(self, name: str) -> dict[str, Any]:
@@ -187,11 +193,12 @@ class Machine:
     def uuids_of(self, id: str) -> list[str]:
         if id not in self.containers:
             raise _api_error(404, "no such container")
-        return uuids_of(self.containers[id])
+        return list(filter(None, self.containers[id]["Granted"]))
 
     def answers(self, id: str) -> None:
         if self.containers.get(id, {}).get("State") != "running":
             raise _api_error(500, "it has ended")
+        self.answered.add(id)
 
     def start(self, id: str) -> None:
         if self.containers.get(id, {}).get("State") != "created":
@@ -214,6 +221,10 @@ def _api_error(status: int, explanation: str) -> APIError:
     response.status_code = status
     error = NotFound if status == 404 else APIError
     return error(explanation, response, explanation)
+
+
+class OtherGPUs(Exception):
+    """A container that was created with other GPUs than were reserved."""
 
 
 @dataclass(eq=False)
@@ -268,7 +279,8 @@ class Server:
         return str((await creating)["Id"])
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        assert set(await self.hub.docker("uuids_of", server_id)) == reservation.uuids
+        if set(await self.hub.docker("uuids_of", server_id)) != reservation.uuids:
+            raise OtherGPUs
 
     async def start_server(self, server_id: str) -> None:
         await self.hub.backend.start(server_id)
@@ -501,6 +513,7 @@ class Leases(RuleBasedStateMachine):
                 "refuse_a_call",
                 "lose_an_answer",
                 "kill_and_restart_a_hub",
+                "grant_other_gpus",
                 "let_much_time_pass",
             ]
         ),
@@ -545,6 +558,10 @@ class Leases(RuleBasedStateMachine):
         self.past.append(hub)
         self.hubs[self.hubs.index(hub)] = self.boot(hub.name)
 
+    def grant_other_gpus(self, which: int) -> None:
+        """The next container isn't what it should be."""
+        self.machine.confused = True
+
     def let_much_time_pass(self, which: int = 0) -> None:
         """So much that a container which never started belongs to a hub that died."""
         self.loop.now += leftovers_module.STALE_SECONDS + 100
@@ -556,6 +573,18 @@ class Leases(RuleBasedStateMachine):
         running = [uuids_of(container) for container in self.containers("running")]
         uuids = [uuid for each in running for uuid in each]
         assert len(uuids) == len(set(uuids)), running
+
+    @invariant()
+    def what_runs_is_what_was_granted(self) -> None:
+        for container in self.containers("running"):
+            assert list(filter(None, container["Granted"])) == uuids_of(container)
+
+    @invariant()
+    def who_is_told_of_a_server_can_use_it(self) -> None:
+        for server in [each for hub in self.hubs for each in hub.servers]:
+            if server.task and server.task.done() and not server.task.cancelled():
+                if server.task.exception() is None:
+                    assert server.task.result() in self.machine.answered
 
     @invariant()
     def one_hub_never_sets_one_gpu_aside_twice(self) -> None:
@@ -647,7 +676,9 @@ class Leases(RuleBasedStateMachine):
                 if isinstance(error, APIError):
                     assert error.explanation in reasons
                 else:
-                    assert isinstance(error, Refused | Unknown | requests.exceptions.ReadTimeout)
+                    assert isinstance(
+                        error, Refused | Unknown | OtherGPUs | requests.exceptions.ReadTimeout
+                    )
 
     def finished(self, act: Callable[[], Any]) -> Any:
         task = self.loop.create_task(_awaited(act()))
