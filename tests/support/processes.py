@@ -100,6 +100,9 @@ class ProcessBackend:
     async def out_of_service(self) -> Mapping[str, Mark]:
         return {}
 
+    def close(self) -> None:
+        pass
+
     async def has_image(self, image: str) -> bool:
         return True
 

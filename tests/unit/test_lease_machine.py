@@ -289,8 +289,8 @@ class Server:
         await self.hub.docker("answers", server_id)
         return server_id
 
-    async def discard_server(self, server_id: str) -> None:
-        await self.hub.backend.remove(server_id)
+    def discarder(self) -> Callable[[str], Awaitable[None]]:
+        return self.hub.backend.remove
 
     def will_start_again(self, reason: StartAgain) -> None:
         """Each try is as good as the last."""
@@ -345,7 +345,12 @@ class Hub:
 
     def launch(self, server: Server) -> Any:
         self.servers.append(server)
-        return launch(server, self.ledger, self.leftovers)
+        return self._launch(server)
+
+    async def _launch(self, server: Server) -> str:
+        launched = await launch(server, self.ledger, self.leftovers)
+        assert launched.reservation is server.reservations[-1]
+        return launched.answer
 
     async def stop(self, container: dict[str, Any]) -> None:
         self.stopped.add(container["Id"])
@@ -582,9 +587,9 @@ class Leases(RuleBasedStateMachine):
     @invariant()
     def who_is_told_of_a_server_can_use_it(self) -> None:
         for server in [each for hub in self.hubs for each in hub.servers]:
-            if server.task and server.task.done() and not server.task.cancelled():
-                if server.task.exception() is None:
-                    assert server.task.result() in self.machine.answered
+            done = server.task and server.task.done() and not server.task.cancelled()
+            if done and server.task.exception() is None:
+                assert server.task.result() in self.machine.answered
 
     @invariant()
     def one_hub_never_sets_one_gpu_aside_twice(self) -> None:
