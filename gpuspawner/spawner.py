@@ -265,15 +265,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         writable = [volume for volume in self.mounted_volumes() if volume.writable]
         owners = self.backend.volume_owners
         self.attempt.new_volumes = await self.backend.in_thread(owners.new_ones, writable)
-        created = await self.create_object()
-        self.object_id = created["Id"]
+        image, created = self.image, await self.create_object()
+        container_id = str(created["Id"])
         self.log.info(
             "Created container %s (id: %s) from image %s",
             self.object_name,
-            self.object_id[:7],
-            self.image,
+            container_id[:7],
+            image,
         )
-        return self.object_id
+        return container_id
 
     async def _mind_options_image(self) -> None:
         """Start what `user_options["image"]` names, as DockerSpawner does; a hook goes before.
@@ -288,6 +288,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise where the container was created with other GPUs than are reserved."""
+        # Not where it is created, which goes on when its start is given up.
+        self.object_id = server_id
         container = await self.docker("inspect_container", server_id)
         if set(granted_uuids(container)) != reservation.uuids:
             raise http_errors.failure(
