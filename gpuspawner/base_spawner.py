@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jupyterhub.utils import maybe_future
@@ -58,6 +58,8 @@ class SpawnAttempt:
         reservation: what was granted, until `launch` takes it over.
         granted: the same, for as long as there is a spawn.
         image: the administrator's own, which the choice has replaced; None: it hasn't.
+        chosen_image: what it was replaced by; a hook may have replaced that again.
+        reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that is known to be there.
     """
 
@@ -67,11 +69,17 @@ class SpawnAttempt:
     reservation: Reservation | None = None
     granted: Reservation | None = None
     image: str | None = None
+    chosen_image: str | None = None
+    reserved_at: float = 0.0
     pulled: str | None = None
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     """Start single-user servers each with the GPUs it asked for and no others."""
+
+    # Until it is made: traits that are functions are called before.
+    _hub_state: HubState | None = None
+    _is_made = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,7 +87,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease = ServerLease(self)
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
-        self._hub_state: HubState | None = None
+        self._is_made = True
         self._last_choice = compat.saved_options(self)
         # What was picked last, where that was refused: the form has it still, to be mended.
         self._refused_choice: Any = None
@@ -162,9 +170,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the server's address once it answers."""
         raise NotImplementedError
 
-    async def discard_server(self, server_id: str) -> None:
-        """Undo `create_server`."""
-        await self.backend.remove(server_id)
+    def discarder(self) -> Callable[[str], Awaitable[None]]:
+        """Return what undoes `create_server` of this try."""
+        return self.backend.remove
 
     async def leave_nothing(self) -> None:
         """Remove what a server that has ended left, however it ended."""
@@ -262,14 +270,14 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise Unknown(together(str(error), hint)) from error
 
     def refusal(self, error: Refused | Unknown) -> web.HTTPError:
-        """Return what refuses a choice, in the language of who made it: it is answered at once."""
+        """Return what refuses a request, in the language of who made it."""
         return http_errors.refused(error, self.language())
 
     def _choose_image(self, image: str) -> None:
         """Use an image for this spawn; its end puts the administrator's own back."""
         if self.attempt.image is None:
             self.attempt.image = self.image
-        self.image = image
+        self.image = self.attempt.chosen_image = image
 
     def _has_own_options(self) -> bool:
         """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
@@ -373,31 +381,35 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return when GPUs are reserved for this server, by the rules of then."""
         attempt = self.attempt
         if attempt.request is None:
-            attempt.request = (await self._check(self.user_options)).request
+            checked = await self._check(self.user_options)
+            attempt.request = checked.request
+            if checked.image is not None:
+                self._choose_image(checked.image)
         await self.remove_leftovers(attempt.request)
         attempt.since = attempt.since or self.hub_state.queue.since()
         while True:
             request = attempt.request
             reservation = await self._wait(request)
-            if attempt.waiting_since is not None:
-                try:
+            try:
+                if attempt.waiting_since is not None:
                     attempt.request = await self._check_again(request)
-                except BaseException:
-                    # Refused by a rule that came meanwhile, or given up.
-                    self._give_back(reservation)
-                    raise
-                if attempt.request != request:
-                    # Another number of GPUs, or another model, by the rules of now.
-                    self._give_back(reservation)
-                    continue
-                attempt.waiting_since = None
-                compat.save_state(self)
+                    if replace(attempt.request, image=request.image) != request:
+                        # Another number of GPUs, or another model, by the rules of now.
+                        self._give_back(reservation)
+                        continue
+                    attempt.waiting_since = None
+                    compat.save_state(self)
+            except BaseException:
+                # Refused by a rule that came meanwhile, given up, or the database is away.
+                self._give_back(reservation)
+                raise
             attempt.granted = reservation
             return reservation
 
     async def _wait(self, request: Request) -> Reservation:
         """Wait in the queue for what is asked for."""
         if request.gpus == 0:
+            self.lease.begin_term(None)
             return Reservation(self.holder, ())
         queue, since = self.hub_state.queue, self.attempt.since or time.time()
         waiting = QueuedRequest(self.holder, request, since, self.groups)
@@ -431,14 +443,20 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         What the administrator's hooks have set since stays as it is: rules are looked at, and no
         trait is written that isn't an override's.
         """
-        hooked = self.overrides.changed_since()
+        attempt, hooked = self.attempt, self.overrides.changed_since()
+        hooks_image = self.image if self.image != attempt.chosen_image else None
         try:
             await self.apply_group_overrides()
-            for trait, value in hooked.items():
-                setattr(self, trait, value)
-            return (await self._check(self.user_options)).request
+            self.overrides.keep(hooked)
+            checked = await self._check(self.user_options)
         except Unknown:  # no reason to lose one's turn
             return request
+        if attempt.chosen_image is not None and hooks_image is not None:
+            self.image = hooks_image
+        elif checked.image is not None:
+            self._choose_image(checked.image)
+            await self.pull_image(self.image)
+        return checked.request
 
     def _tell_turn(self, turn: Turn | str) -> None:
         """Say on the progress page where this server stands in the queue."""
@@ -461,7 +479,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Start a server with the GPUs of its request; return (ip, port) once it answers."""
         began = time.monotonic()
         try:
-            address = await launch(self, self.ledger, self.hub_state.leftovers)
+            launched = await launch(self, self.ledger, self.hub_state.leftovers)
         except asyncio.CancelledError:
             self._note_failed_start()
             if time.monotonic() - began < self.start_timeout * 0.98:
@@ -470,17 +488,17 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         except Exception as error:
             self._note_failed_start()
             raise self.translated(error) from error
-        granted = self.attempt.granted
-        assert granted is not None
-        self.lease.hold(granted.uuids)
-        metrics.start_took(time.monotonic() - began, len(granted.gpus))
-        return address
+        self.lease.hold(launched.reservation.uuids)
+        seconds = time.monotonic() - self.attempt.reserved_at
+        metrics.start_took(seconds, len(launched.reservation.gpus))
+        return launched.answer
 
     async def reserve_gpus(self) -> Reservation:
         """Return the reservation from before the start; for another try, wait for another."""
         reservation, self.attempt.reservation = self.attempt.reservation, None
         if reservation is None:
             reservation = await self._take_turn()
+        self.attempt.reserved_at = time.monotonic()
         self.progress_steps.say(20, form.granted(reservation.gpus))
         return reservation
 
@@ -500,7 +518,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if isinstance(error, web.HTTPError):
             return error
         if isinstance(error, Refused | Unknown):
-            return http_errors.refused(error)
+            return self.refusal(error)
         if isinstance(error, GPUSpawnerError):
             said = getattr(error, "said", "")  # the engine's own words
             self.log.error("Starting %s failed: %s %s", self._log_name, error, said)

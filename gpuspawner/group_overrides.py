@@ -7,34 +7,54 @@ ref: https://jupyterhub.readthedocs.io/en/stable/reference/spawners.html
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import GPUSpawnerError
 
+# In a list of what may be had, that nothing may.
+NOTHING = "(nothing)"
+# Under which a trait's metadata has what of two groups' values holds for a user in both; else the
+# later one does.
+STRICTER = "stricter"
 
-def _lower(one: float | None, other: float | None) -> float | None:
+
+def lower(one: float | None, other: float | None) -> float | None:
+    """Return the stricter of two limits, where None is none."""
     return min((each for each in (one, other) if each is not None), default=None)
 
 
-def _shared(one: Sequence[str], other: Sequence[str]) -> list[str]:
+def common(one: Sequence[str], other: Sequence[str]) -> list[str]:
     """Return what both lists allow. An empty list is no limit, so nothing is `NOTHING`."""
     if not one or not other:
         return list(one or other)
     return [each for each in one if each in other] or [NOTHING]
 
 
-# In a list of what may be had, that nothing may.
-NOTHING = "(nothing)"
-# Trait -> which of two groups' values holds for a user who is in both.
-STRICTER: dict[str, Callable[[Any, Any], Any]] = {
-    "gpu_limit": _lower,
-    "user_gpu_limit": _lower,
-    "hour_limit": _lower,
-    "longest_wait_minutes": _lower,
-    "allowed_models": _shared,
-    "allowed_versions": _shared,
-}
+@dataclass(frozen=True)
+class Change:
+    """What somebody has made of a trait's value."""
+
+    before: Any
+    after: Any
+
+    def of(self, value: Any) -> Any:
+        """Return what the same change makes of another value: of a mapping, key by key.
+
+        What else was in the mapping was an override's, whose group may have been left since.
+        """
+        if not all(isinstance(each, Mapping) for each in (self.before, self.after, value)):
+            return self.after
+        kept = {
+            key: item for key, item in value.items() if key not in self.before or key in self.after
+        }
+        changed = {
+            key: item
+            for key, item in self.after.items()
+            if key not in self.before or self.before[key] != item
+        }
+        return {**kept, **changed}
 
 
 class GroupOverrides:
@@ -91,18 +111,30 @@ class GroupOverrides:
             setattr(self._spawner, trait, value)
         self._configured, self._set = {}, {}
 
-    def changed_since(self) -> dict[str, Any]:
-        """Return what an administrator's hook has set overridden traits to since."""
-        found = {trait: getattr(self._spawner, trait) for trait in self._set}
-        return {trait: value for trait, value in found.items() if value != self._set[trait]}
+    def changed_since(self) -> dict[str, Change]:
+        """Return what an administrator's hook has made of overridden traits since, by trait."""
+        found = {trait: (self._set[trait], getattr(self._spawner, trait)) for trait in self._set}
+        return {
+            trait: Change(before, copy.deepcopy(now))
+            for trait, (before, now) in found.items()
+            if before != now
+        }
+
+    def keep(self, changes: Mapping[str, Change]) -> None:
+        """Make a hook's changes again, of what applies now, until the next `put_back`."""
+        for trait, change in changes.items():
+            now = getattr(self._spawner, trait)
+            self._configured.setdefault(trait, copy.deepcopy(now))
+            setattr(self._spawner, trait, change.of(now))
 
     def _apply_trait(self, trait: str, value: Any) -> None:
         spawner = self._spawner
         known = spawner.has_trait(trait)
         if known:
-            if trait in self._configured and trait in STRICTER:
+            stricter = spawner.traits()[trait].metadata.get(STRICTER)
+            if trait in self._configured and stricter:
                 # Who is in several groups is under the rules of each.
-                value = STRICTER[trait](getattr(spawner, trait), value)
+                value = stricter(getattr(spawner, trait), value)
             self._configured.setdefault(trait, copy.deepcopy(getattr(spawner, trait)))
         spawner.apply_override_as_is({trait: value})
         if known:

@@ -10,6 +10,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from .choices import options
 from .choices.limits import MAX_HOURS, Limits
 from .gpus.allocation import POLICIES
+from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
 from .scheduling.plan import ORDERS
 from .scheduling.queue import RequestLimits
@@ -45,7 +46,7 @@ class GPUTraits(SpawnerMixin):
         allow_none=True,
         help="""The most GPUs that one server may have. None: as many as the host has. Can be set
         for groups through `Spawner.group_overrides`.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=lower)
 
     user_gpu_limit = Int(
         None,
@@ -53,7 +54,7 @@ class GPUTraits(SpawnerMixin):
         allow_none=True,
         help="""The most GPUs that one user may hold with all their servers together. None: no such
         limit.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=lower)
 
     group_gpu_limits = Dict(
         key_trait=Unicode(),
@@ -65,12 +66,12 @@ class GPUTraits(SpawnerMixin):
     allowed_models = List(
         Unicode(),
         help="""GPU models, as NVML names them, that may be had. Empty: all.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=common)
 
     allowed_versions = List(
         Unicode(),
         help="""Keys of `images` that may be picked. Empty: all.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=common)
 
     hour_limit = Float(
         None,
@@ -78,7 +79,7 @@ class GPUTraits(SpawnerMixin):
         allow_none=True,
         help="""The most hours that a server may keep its GPUs; at the end it is stopped. None: for
         ever. Servers without GPUs have no end.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=lower)
 
     default_hours = Float(
         None,
@@ -100,7 +101,7 @@ class GPUTraits(SpawnerMixin):
         allow_none=True,
         help="""How long a request waits at most where too few GPUs are free. 0: it is refused at
         once. None: as long as its user likes.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=lower)
 
     queue_length = Int(
         100,

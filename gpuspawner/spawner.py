@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,31 @@ from .leases.labels import (
     lease_of,
 )
 from .leases.ledger import Reservation
+
+# What is created now: "" nothing of ours, or a subclass does so itself; "plan" nothing, it is only
+# asked what would be; "lease" the container with its lease.
+_creating: ContextVar[str] = ContextVar("creating", default="")
+
+
+@contextmanager
+def _creating_as(what: str) -> Iterator[None]:
+    token = _creating.set(what)
+    try:
+        yield
+    finally:
+        _creating.reset(token)
+
+
+async def _keep(server_id: str) -> None:
+    """Leave a container as it is."""
+
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass(eq=False)
@@ -85,6 +112,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     @property
     def client(self) -> Any:
         """The client of the engine."""
+        if self._hub_state is None and not (self._is_made and _has_loop()):
+            # A trait that is a function is called, or nobody has a hub.
+            return connect(self.tls_config, self.client_kwargs)
         return self.backend.client
 
     @property
@@ -145,29 +175,42 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return {**QUICK_START, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call the engine in a thread. What would create our container is returned instead.
+        """Call the engine in a thread.
 
-        So DockerSpawner says what it would create, and `create_object` adds the lease to it, last:
-        anywhere earlier, the administrator's extras could undo it, and `str.format` would read the
-        user's name.
+        What creates our container gets its lease here, last: anywhere earlier, the administrator's
+        extras could undo it, and `str.format` would read the user's name.
         """
-        if method == "create_container" and kwargs.get("name") == self.object_name:
-            planned = asyncio.get_running_loop().create_future()
-            planned.set_result(kwargs)
-            return planned
+        if method == "create_container":
+            if _creating.get() == "plan":
+                planned = asyncio.get_running_loop().create_future()
+                planned.set_result(kwargs)
+                return planned
+            if not _creating.get() and kwargs.get("name") == self.object_name:
+                return asyncio.ensure_future(self._create_leased(kwargs))
         return super().docker(method, *args, **kwargs)
 
-    async def _planned_container(self) -> dict[str, Any]:
-        """Return what the container is created with: DockerSpawner's, with the lease in it."""
-        planned = self._with_lease(await super().create_object())
+    async def _create_leased(self, plan: dict[str, Any]) -> Any:
+        leased = await self._leased(plan)
+        with _creating_as("lease"):
+            return await self.docker("create_container", **leased)
+
+    async def _plan(self) -> dict[str, Any]:
+        """Return what DockerSpawner would create the container with."""
+        with _creating_as("plan"):
+            plan: dict[str, Any] = await super().create_object()
+        return plan
+
+    async def _leased(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Return what the container is created with."""
+        leased = self._with_lease(plan)
         driver = self.log_driver or await self.backend.default_log_driver()
-        planned = with_log(planned, driver, self.log_options)
-        planned["labels"][LABEL_SETTINGS] = fingerprint(planned)
-        return planned
+        leased = with_log(leased, driver, self.log_options)
+        leased["labels"][LABEL_SETTINGS] = fingerprint(leased)
+        return leased
 
     async def create_object(self) -> Any:
         """Create the container; from then on its labels hold the GPUs."""
-        return await self.backend.call("create_container", **await self._planned_container())
+        return await self._create_leased(await self._plan())
 
     def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
         held, request = self.attempt.granted, self.attempt.request
@@ -203,7 +246,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _same(self, existing: Any) -> bool:
         """Return whether a container is what would be created now."""
-        plan = await self._planned_container()
+        plan = await self._leased(await self._plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
 
@@ -216,16 +259,37 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     self.api_token = line.split("=", 1)[1]
                     break
             return str(existing["Id"])
+        await self._mind_options_image()
+        await self.pull_image(self.image)  # where a subclass or a hook has changed it
         self.progress_steps.say(40, lazy_gettext("Creating the container"))
         writable = [volume for volume in self.mounted_volumes() if volume.writable]
         owners = self.backend.volume_owners
         self.attempt.new_volumes = await self.backend.in_thread(owners.new_ones, writable)
-        created = await self.create_object()
-        self.object_id = created["Id"]
-        return self.object_id
+        image, created = self.image, await self.create_object()
+        container_id = str(created["Id"])
+        self.log.info(
+            "Created container %s (id: %s) from image %s",
+            self.object_name,
+            container_id[:7],
+            image,
+        )
+        return container_id
+
+    async def _mind_options_image(self) -> None:
+        """Start what `user_options["image"]` names, as DockerSpawner does; a hook goes before.
+
+        A hook may have replaced the option itself, and a subclass what `check_allowed` makes of it.
+        """
+        wanted = self.user_options.get("image")
+        if wanted and self.image in (self.attempt.chosen_image, None):
+            image = await self.check_allowed(wanted)
+            if image != self.image:
+                self._choose_image(image)
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise where the container was created with other GPUs than are reserved."""
+        # Not where it is created, which goes on when its start is given up.
+        self.object_id = server_id
         container = await self.docker("inspect_container", server_id)
         if set(granted_uuids(container)) != reservation.uuids:
             raise http_errors.failure(
@@ -300,12 +364,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return the last lines of the container's output."""
         return self.attempt.output.last_lines() if self.attempt.output else []
 
-    async def discard_server(self, server_id: str) -> None:
-        """Remove the container of a start that failed; one that was there before only stops."""
-        if self.attempt.resumed and self.attempt.resumed["Id"] == server_id:
-            await self.backend.call("stop", server_id)
-        else:
-            await self.backend.remove(server_id)
+    def discarder(self) -> Callable[[str], Awaitable[None]]:
+        """Return what removes the container of this try; one that was there before stays."""
+        return _keep if self.attempt.resumed else self.backend.remove
 
     # -- While it runs, and its end --------------------------------------------------------------
 

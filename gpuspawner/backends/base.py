@@ -50,5 +50,8 @@ class Backend(Protocol):
     async def has_image(self, image: str) -> bool:
         """Return whether an image is there; True where that can't be told."""
 
+    def close(self) -> None:
+        """Let go of the engine; what runs there goes on."""
+
     async def pull(self, image: str, policy: str, report: Report) -> None:
         """Have an image, as DockerSpawner's `pull_policy` wants it."""

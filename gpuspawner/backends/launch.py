@@ -8,7 +8,9 @@ nobody can cancel.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from ..errors import Refused, StartAgain
 from ..i18n.lazy_text import lazy_gettext
@@ -57,15 +59,31 @@ class Launchable(Protocol[T_co]):
     async def await_server(self, server_id: str) -> T_co:
         """Return what its starter wants to know of it, once it is ready."""
 
-    async def discard_server(self, server_id: str) -> None:
-        """Undo `create_server`; called again until it succeeds."""
+    def discarder(self) -> Callable[[str], Awaitable[None]]:
+        """Return what undoes `create_server`, given the server's id; called until it succeeds.
+
+        It may be called long after this try, when others have begun.
+        """
 
     def will_start_again(self, reason: StartAgain) -> None:
         """Take note of why there is another try."""
 
 
-async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) -> T:
-    """Start a server with the GPUs that it reserves, and return what `await_server` does.
+@dataclass(frozen=True)
+class Launched(Generic[T]):
+    """A server that has started.
+
+    Args:
+        reservation: the GPUs that it has.
+        answer: what `await_server` returned.
+    """
+
+    reservation: Reservation
+    answer: T
+
+
+async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) -> Launched[T]:
+    """Start a server with the GPUs that it reserves.
 
     Raises:
         Refused: there are no GPUs for it, or an earlier start isn't undone yet.
@@ -76,7 +94,8 @@ async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) ->
         await ensure_cleared(server.server_key, leftovers)
         reservation = await server.reserve_gpus()
         try:
-            return await _start(server, reservation, ledger, leftovers)
+            answer = await _start(server, reservation, ledger, leftovers)
+            return Launched(reservation, answer)
         except StartAgain as reason:
             server.will_start_again(reason)
     sentence = lazy_gettext("Others were quicker each time. Please try again.")
@@ -93,7 +112,9 @@ async def ensure_cleared(server_key: str, leftovers: Leftovers) -> None:
         raise Refused(
             lazy_gettext(
                 "An earlier start of this server isn't tidied up yet. Please try again in a minute."
-            )
+            ),
+            "no_gpu",
+            503,
         )
 
 
@@ -101,6 +122,7 @@ async def _start(
     server: Launchable[T], reservation: Reservation, ledger: Ledger, leftovers: Leftovers
 ) -> T:
     creating: asyncio.Future[str] | None = None
+    discard = server.discarder()
     try:
         creating = asyncio.ensure_future(server.create_server(reservation))
         # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
@@ -112,9 +134,7 @@ async def _start(
         await server.start_server(server_id)
         return await server.await_server(server_id)
     except BaseException as error:
-        undone = leftovers.undo(
-            server.server_key, server.discard_server, ledger, reservation, creating
-        )
+        undone = leftovers.undo(server.server_key, discard, ledger, reservation, creating)
         if isinstance(error, Exception):
             # The user needn't wait for an engine that is away; the task goes on by itself.
             await asyncio.wait([undone], timeout=UNDO_SECONDS)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,25 +26,69 @@ MAX_KEY = 200
 MAX_SHOWN = 60
 
 
+_DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What else there is to say of a key of a choice: it is declared in `Choice`, and only there.
+
+    Args:
+        expected: what its value must be, in words.
+        pattern: what a form's or link's text looks like that is such a value; "": any does.
+        read: makes the value of such a text.
+    """
+
+    expected: str
+    pattern: str = ""
+    read: Callable[[str], Any] = str
+
+    def value_of(self, text: Any) -> Any:
+        """Return the value of a text, or what isn't one as it is."""
+        looks_right = isinstance(text, str) and re.fullmatch(self.pattern or ".*", text, re.DOTALL)
+        return self.read(text) if looks_right else text
+
+
 class Choice(BaseModel):
-    """What a user may say. A key that is missing, null or empty is left to the administrator."""
+    """What a user may say. A key that is missing, null or empty is left to the administrator.
+
+    A new key needs a line here, and what it means in `request`; form, link and REST, the check and
+    its sentence come from it.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    image: Annotated[str, Field(max_length=MAX_KEY)] | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    model: Annotated[str, Field(max_length=MAX_KEY)] | None = None
-    hours: Annotated[float, Field(gt=0, le=MAX_HOURS)] | None = None
+    image: Annotated[
+        str | None,
+        Field(max_length=MAX_KEY),
+        Option(lazy_gettext("the key of an image version, as text")),
+    ] = None
+    gpus: Annotated[
+        int | None,
+        Field(ge=0),
+        Option(lazy_gettext("a whole number, 0 or more"), r"-?[0-9]{1,9}", int),
+    ] = None
+    model: Annotated[
+        str | None,
+        Field(max_length=MAX_KEY),
+        Option(lazy_gettext("the name of a GPU model, as text")),
+    ] = None
+    hours: Annotated[
+        float | None,
+        Field(gt=0, le=MAX_HOURS),
+        Option(
+            lazy_gettext(
+                "a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"
+            ),
+            _DECIMAL,
+            float,
+        ),
+    ] = None
 
 
-_DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
-_EXPECTED = {
-    "image": lazy_gettext("the key of an image version, as text"),
-    "gpus": lazy_gettext("a whole number, 0 or more"),
-    "model": lazy_gettext("the name of a GPU model, as text"),
-    "hours": lazy_gettext(
-        "a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"
-    ),
+OPTIONS: dict[str, Option] = {
+    key: next(each for each in field.metadata if isinstance(each, Option))
+    for key, field in Choice.model_fields.items()
 }
 
 
@@ -55,16 +100,13 @@ def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     for name, values in fields.items():
-        ours = name in Choice.model_fields
-        single = isinstance(values, list) and (len(values) == 1 or (ours and values))
+        option = OPTIONS.get(name)
+        single = isinstance(values, list) and (len(values) == 1 or (option and values))
         value = values[0] if single else values
-        if ours and value == "":
-            continue
-        if name == "gpus" and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):
-            value = int(value)
-        if name == "hours" and isinstance(value, str) and re.fullmatch(_DECIMAL, value):
-            value = float(value)
-        options[name] = value
+        if option is None:
+            options[name] = value
+        elif value != "":
+            options[name] = option.value_of(value)
     return options
 
 
@@ -103,7 +145,7 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
         return Choice(**known)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        what, value = _EXPECTED[key], _show(known[key])
+        what, value = OPTIONS[key].expected, _show(known[key])
         raise Refused(
             lazy_gettext(
                 "%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value

@@ -112,9 +112,9 @@ def gpus(context: Context) -> Iterator[Finding]:
         yield from _oddities(gpu)
 
 
-def _oddities(gpu: nvml.GPU) -> Iterator[Finding]:
+def _oddities(gpu: nvml.GPUFacts) -> Iterator[Finding]:
     # A GPU that has fallen off the bus can't tell its name either.
-    what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != nvml.GPU.name else "")
+    what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != nvml.GPUFacts.name else "")
     reason = gpu.reason[:1].lower() + gpu.reason[1:].rstrip(".")
     if gpu.state == "mig":
         advice = f"to hand it out whole: sudo nvidia-smi -i {gpu.index} -mig 0"

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -122,7 +122,7 @@ async def _inside(
     trial = _Trial(context, gpus, network, queue, backend)
     await asyncio.to_thread(_sweep, client)
     try:
-        here = await launch(trial, ledger, leftovers)
+        here = (await launch(trial, ledger, leftovers)).answer
         try:
             return await asyncio.to_thread(look, here)
         finally:
@@ -185,8 +185,8 @@ class _Trial:
         refused = tuple(sorted(self._backend.refused_limits))
         return TrialContainer(self._context.engine, server_id, self._granted.gpus, refused)
 
-    async def discard_server(self, server_id: str) -> None:
-        await self._backend.remove(server_id)
+    def discarder(self) -> Callable[[str], Awaitable[None]]:
+        return self._backend.remove
 
     def will_start_again(self, reason: StartAgain) -> None:
         log.debug("Starting it once more: %s", reason)

@@ -21,7 +21,7 @@ import pynvml
 
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
-from .state import GPU, State, judge, without_twins
+from .state import GPUFacts, State, judge, without_twins
 
 MIB = 1024 * 1024
 # How long a caller waits while another's call hangs in the driver.
@@ -48,7 +48,7 @@ class Inventory:
 
     driver: str | None
     cuda: str | None
-    gpus: tuple[GPU, ...]
+    gpus: tuple[GPUFacts, ...]
 
 
 _lock = threading.Lock()
@@ -173,13 +173,13 @@ def _cuda() -> str | None:
     return f"{version // 1000}.{version % 1000 // 10}" if version and version > 0 else None
 
 
-def _gpu(index: int) -> GPU:
+def _gpu(index: int) -> GPUFacts:
     """All that one GPU tells, up to the first needed question that it can't answer."""
     known: dict[str, Any] = {"uuid": None, "index": index}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         known["uuid"] = _uuid(handle)
-        known["name"] = _ask_in_passing(_text, pynvml.nvmlDeviceGetName, handle) or GPU.name
+        known["name"] = _ask_in_passing(_text, pynvml.nvmlDeviceGetName, handle) or GPUFacts.name
         capability = pynvml.nvmlDeviceGetCudaComputeCapability
         known["compute_capability"] = _ask_in_passing(capability, handle)
         mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
@@ -194,7 +194,7 @@ def _gpu(index: int) -> GPU:
         raise
     except Exception as error:  # one sick GPU must not hide the others
         known["state"], known["reason"] = _sickness(error)
-    return GPU(**known)
+    return GPUFacts(**known)
 
 
 # How to ask ---------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def read_node(excluded: Collection[str] = (), memory_threshold_mib: int | None =
     return Node("", found.driver, found.cuda, tuple(map(_gpu, found.gpus)))
 
 
-def _gpu(seen: nvml.GPU) -> GPU:
+def _gpu(seen: nvml.GPUFacts) -> GPU:
     state: State = "free"
     reason = seen.reason
     if seen.state != "ok":

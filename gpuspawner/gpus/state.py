@@ -16,8 +16,8 @@ State = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 
 @dataclass(frozen=True)
-class GPU:
-    """One GPU as NVML tells of it.
+class GPUFacts:
+    """What NVML tells of one GPU.
 
     `state` is "ok" if it could be handed out whole, as far as NVML knows; `in_use` says whether
     something computes on it now, in a container of ours or not. `reason` is a sentence for people
@@ -44,7 +44,7 @@ class GPU:
     warning: str = ""
 
 
-def judge(gpu: GPU, memory_threshold_mib: int | None, excluded: frozenset[str]) -> GPU:
+def judge(gpu: GPUFacts, memory_threshold_mib: int | None, excluded: frozenset[str]) -> GPUFacts:
     """The GPU with what follows from its facts: whether it is in use, and could be handed out."""
     used_by = _use(gpu, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
@@ -71,7 +71,7 @@ def judge(gpu: GPU, memory_threshold_mib: int | None, excluded: frozenset[str]) 
     return replace(gpu, reason=used_by)
 
 
-def _use(gpu: GPU, memory_threshold_mib: int | None) -> str:
+def _use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
     """What uses the GPU, in a sentence; "" if nothing does."""
     if gpu.processes:
         return lazy_ngettext(
@@ -85,7 +85,7 @@ def _use(gpu: GPU, memory_threshold_mib: int | None) -> str:
     return ""
 
 
-def without_twins(gpus: tuple[GPU, ...]) -> list[GPU]:
+def without_twins(gpus: tuple[GPUFacts, ...]) -> list[GPUFacts]:
     """Two GPUs of one UUID can't be told apart, so neither keeps it."""
     times = Counter(gpu.uuid for gpu in gpus if gpu.uuid)
     twins = {uuid for uuid, count in times.items() if count > 1}

@@ -11,7 +11,7 @@ import time
 from collections import Counter as Count
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -55,6 +55,9 @@ def could_not_read(error: BaseException) -> None:
 class HostMetrics:
     """The state of the nodes and the queue, as gauges."""
 
+    # Prometheus' registry is the process's, and so is this.
+    _registered: ClassVar[HostMetrics | None] = None
+
     def __init__(self, ledger: Ledger, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
         self._ledger = ledger
         self._queue = queue
@@ -62,7 +65,10 @@ class HostMetrics:
         self._looking: asyncio.Task[None] | None = None
 
     def register(self) -> None:
-        """Be part of every scrape from now on."""
+        """Be part of every scrape from now on, in place of an earlier one in this process."""
+        if HostMetrics._registered:
+            HostMetrics._registered.unregister()
+        HostMetrics._registered = self
         REGISTRY.register(self)  # type: ignore[arg-type]
 
     def unregister(self) -> None:

@@ -40,6 +40,7 @@ class HubState:
         open_forms: what all open forms share.
         local_images: which images are there.
         host_metrics: the state of the machines, for the hub's metrics.
+        control: where services that the hub starts ask.
         tasks: held here, since the event loop itself holds tasks only weakly.
     """
 
@@ -52,6 +53,7 @@ class HubState:
     open_forms: OpenForms
     local_images: LocalImages
     host_metrics: metrics.HostMetrics
+    control: ControlSocket | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -90,15 +92,18 @@ class HubState:
         )
         state.host_metrics.register()
         if spawner.control_socket:
-            control = ControlSocket(
+            state.control = control = ControlSocket(
                 spawner.control_socket, queue, lambda: list(leases), log, reading
             )
             state.tasks.append(loop.create_task(control.begin()))
         return state
 
     def close(self) -> None:
-        """Let go of all that outlives a test: metrics and tasks."""
+        """Let go of all that outlives a test: metrics, the socket, tasks and the backend."""
         self.host_metrics.unregister()
+        if self.control:
+            self.control.close()
+        self.backend.close()
         for task in self.tasks:
             task.cancel()
 

@@ -31,13 +31,28 @@ c.ProcessSpawner.images = {{"minimal": "none"}}
 """
 
 
+HOOKS = """
+def pre_spawn_hook(spawner):
+    spawner.environment = {"WHO": "the hook"}
+
+c.ProcessSpawner.pre_spawn_hook = pre_spawn_hook
+c.JupyterHub.load_groups = {"lab": {"users": ["ada", "cyd"]}}
+c.Spawner.group_overrides = {
+    "the lab's": {
+        "groups": ["lab"],
+        "spawner_override": {"default_gpus": 2, "environment": {"WHO": "the override"}},
+    }
+}
+"""
+
+
 @pytest.fixture
-def hub(binaries, tmp_path):
+def hub(request, binaries, tmp_path):
     """A hub on a simulated NVML with two GPUs, and no Docker Engine for anybody to call."""
     state = tmp_path / "state"
     describe([("T4", 2)]).write(state)
     ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
-    config = CONFIG + ALWAYS.format(token=TOKEN, **ports)
+    config = CONFIG + getattr(request, "param", "") + ALWAYS.format(token=TOKEN, **ports)
     (tmp_path / "jupyterhub_config.py").write_text(config)
     (tmp_path / "ports").write_text("\n".join(map(str, ports.values())))
     nowhere = f"unix://{tmp_path / 'no-engine'}"
@@ -49,9 +64,14 @@ def hub(binaries, tmp_path):
     hub.stop()
 
 
+def variable(hub: Hub, user: str, name: str) -> str:
+    """Return what a variable is in a user's process, as that says itself."""
+    return hub.log_in(user).get(f"{hub.url}/user/{user}/{name}").text
+
+
 def uuids(hub: Hub, user: str) -> str:
-    """Return the GPUs that a user's process was given, as it says itself."""
-    return hub.log_in(user).get(f"{hub.url}/user/{user}/").text
+    """Return the GPUs that a user's process was given."""
+    return variable(hub, user, "NVIDIA_VISIBLE_DEVICES")
 
 
 def test_gpus_are_granted_waited_for_and_given_back(hub):
@@ -81,3 +101,26 @@ def test_what_is_over_a_limit_is_refused(hub):
     answer = hub.spawn("ada", {"gpus": 3})
     assert answer.status_code == 400
     assert "2" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("hub", [HOOKS], indirect=True)
+def test_what_a_hook_sets_holds_at_once_and_after_a_wait(hub):
+    hub.start_server("ada")
+    assert variable(hub, "ada", "WHO") == "the hook"
+    ask(hub, "cyd", {})
+    assert "You are next in line for 2 GPUs." in message(hub, "cyd")
+    hub.stop_server("ada")
+    until(lambda: hub.ready("cyd"), "cyd's turn", log=hub.log)
+    assert variable(hub, "cyd", "WHO") == "the hook"
+
+
+@pytest.mark.parametrize("hub", [HOOKS], indirect=True)
+def test_who_leaves_a_group_while_waiting_gets_what_applies_then(hub):
+    hub.start_server("ben", {"gpus": 1})
+    ask(hub, "ada", {})
+    assert "You are next in line for 2 GPUs." in message(hub, "ada")
+    assert hub.api("DELETE", "/groups/lab/users", {"users": ["ada"]}).ok
+    hub.stop_server("ben")
+    until(lambda: hub.ready("ada"), "ada's turn", log=hub.log)
+    assert len(uuids(hub, "ada").split(",")) == 1
+    hub.start_server("ben", {"gpus": 1})

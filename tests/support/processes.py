@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jupyterhub.spawner import Spawner
-from jupyterhub.utils import url_path_join
 from traitlets import Unicode
 
 from gpuspawner.backends.base import Report
@@ -25,14 +24,14 @@ from gpuspawner.gpus.out_of_service import Mark
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Reservation
 
-# Answers whatever it is asked, as long as it lives.
+# Says what a variable of its environment is, as long as it lives: the last word of the address.
 SERVER = """
 import http.server, os, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(os.environ["NVIDIA_VISIBLE_DEVICES"].encode())
+        self.wfile.write(os.environ.get(self.path.rpartition("/")[2], "").encode())
     def log_message(self, *words):
         pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
@@ -100,6 +99,9 @@ class ProcessBackend:
 
     async def out_of_service(self) -> Mapping[str, Mark]:
         return {}
+
+    def close(self) -> None:
+        pass
 
     async def has_image(self, image: str) -> bool:
         return True
@@ -199,8 +201,3 @@ class ProcessSpawner(BaseGPUSpawner, Spawner):
     def _process(self, server_id: str) -> Any:
         assert isinstance(self.backend, ProcessBackend)
         return self.backend.servers[server_id]
-
-
-def url_of(base: str, user: str) -> str:
-    """Return where a user's process answers, behind the proxy."""
-    return url_path_join(base, "user", user, "")

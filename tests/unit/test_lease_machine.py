@@ -95,6 +95,10 @@ class Machine:
         self.calls: list[Call] = []
         self.numbers = itertools.count(1)
         self.troubles: list[Any] = []
+        # Whether the next container is created with other GPUs than its label says.
+        self.confused = False
+        # The ids of the servers that were found to answer.
+        self.answered: set[str] = set()
         # Whether there may be a container that its hub doesn't know of.
         self.unclean = False
         self.now = time.time() - 10
@@ -175,7 +179,9 @@ class Machine:
             "State": "created",
             "Created": int(self.now) - age,
             "Labels": labels,
+            "Granted": ["GPU-9"] if self.confused else labels[LABEL_GPUS].split(","),
         }
+        self.confused = False
         return {"Id": id}
 
     def inspect_container(self, name: str) -> dict[str, Any]:
@@ -187,11 +193,12 @@ class Machine:
     def uuids_of(self, id: str) -> list[str]:
         if id not in self.containers:
             raise _api_error(404, "no such container")
-        return uuids_of(self.containers[id])
+        return list(filter(None, self.containers[id]["Granted"]))
 
     def answers(self, id: str) -> None:
         if self.containers.get(id, {}).get("State") != "running":
             raise _api_error(500, "it has ended")
+        self.answered.add(id)
 
     def start(self, id: str) -> None:
         if self.containers.get(id, {}).get("State") != "created":
@@ -214,6 +221,10 @@ def _api_error(status: int, explanation: str) -> APIError:
     response.status_code = status
     error = NotFound if status == 404 else APIError
     return error(explanation, response, explanation)
+
+
+class OtherGPUs(Exception):
+    """A container that was created with other GPUs than were reserved."""
 
 
 @dataclass(eq=False)
@@ -268,7 +279,8 @@ class Server:
         return str((await creating)["Id"])
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        assert set(await self.hub.docker("uuids_of", server_id)) == reservation.uuids
+        if set(await self.hub.docker("uuids_of", server_id)) != reservation.uuids:
+            raise OtherGPUs
 
     async def start_server(self, server_id: str) -> None:
         await self.hub.backend.start(server_id)
@@ -277,8 +289,8 @@ class Server:
         await self.hub.docker("answers", server_id)
         return server_id
 
-    async def discard_server(self, server_id: str) -> None:
-        await self.hub.backend.remove(server_id)
+    def discarder(self) -> Callable[[str], Awaitable[None]]:
+        return self.hub.backend.remove
 
     def will_start_again(self, reason: StartAgain) -> None:
         """Each try is as good as the last."""
@@ -333,7 +345,12 @@ class Hub:
 
     def launch(self, server: Server) -> Any:
         self.servers.append(server)
-        return launch(server, self.ledger, self.leftovers)
+        return self._launch(server)
+
+    async def _launch(self, server: Server) -> str:
+        launched = await launch(server, self.ledger, self.leftovers)
+        assert launched.reservation is server.reservations[-1]
+        return launched.answer
 
     async def stop(self, container: dict[str, Any]) -> None:
         self.stopped.add(container["Id"])
@@ -472,6 +489,18 @@ class Leases(RuleBasedStateMachine):
     ) -> None:
         self.machine.catch_up(rounds, picked(which, self.hubs), last_first)
 
+    @precondition(lambda self: self.machine.calls)
+    @rule(which=WHICH, rounds=st.integers(1, 3))
+    def what_is_only_read_is_answered_first(self, which: int, rounds: int) -> None:
+        """While the engine takes its time to create, start and remove."""
+        hub = picked(which, self.hubs)
+        for _ in range(rounds):
+            for call in [each for each in self.machine.calls if each.hub is hub]:
+                if call.method in hub.newest:
+                    self.machine.act(call)
+                    self.machine.reply(call)
+                    self.loop.settle()
+
     @rule(seconds=st.sampled_from([0.05, 1, A_WHILE]))
     def time_passes(self, seconds: float) -> None:
         self.loop.now += seconds
@@ -489,6 +518,7 @@ class Leases(RuleBasedStateMachine):
                 "refuse_a_call",
                 "lose_an_answer",
                 "kill_and_restart_a_hub",
+                "grant_other_gpus",
                 "let_much_time_pass",
             ]
         ),
@@ -533,6 +563,10 @@ class Leases(RuleBasedStateMachine):
         self.past.append(hub)
         self.hubs[self.hubs.index(hub)] = self.boot(hub.name)
 
+    def grant_other_gpus(self, which: int) -> None:
+        """The next container isn't what it should be."""
+        self.machine.confused = True
+
     def let_much_time_pass(self, which: int = 0) -> None:
         """So much that a container which never started belongs to a hub that died."""
         self.loop.now += leftovers_module.STALE_SECONDS + 100
@@ -544,6 +578,18 @@ class Leases(RuleBasedStateMachine):
         running = [uuids_of(container) for container in self.containers("running")]
         uuids = [uuid for each in running for uuid in each]
         assert len(uuids) == len(set(uuids)), running
+
+    @invariant()
+    def what_runs_is_what_was_granted(self) -> None:
+        for container in self.containers("running"):
+            assert list(filter(None, container["Granted"])) == uuids_of(container)
+
+    @invariant()
+    def who_is_told_of_a_server_can_use_it(self) -> None:
+        for server in [each for hub in self.hubs for each in hub.servers]:
+            done = server.task and server.task.done() and not server.task.cancelled()
+            if done and server.task.exception() is None:
+                assert server.task.result() in self.machine.answered
 
     @invariant()
     def one_hub_never_sets_one_gpu_aside_twice(self) -> None:
@@ -635,7 +681,9 @@ class Leases(RuleBasedStateMachine):
                 if isinstance(error, APIError):
                     assert error.explanation in reasons
                 else:
-                    assert isinstance(error, Refused | Unknown | requests.exceptions.ReadTimeout)
+                    assert isinstance(
+                        error, Refused | Unknown | OtherGPUs | requests.exceptions.ReadTimeout
+                    )
 
     def finished(self, act: Callable[[], Any]) -> Any:
         task = self.loop.create_task(_awaited(act()))

@@ -55,6 +55,7 @@ def test_what_decides_loads_no_hub() -> None:
 )
 def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> None:
     assert ours(all_that_loads(module)) <= {
+        "errors",
         "i18n.lazy_text",
         "gpus.state",
         "gpus.model",

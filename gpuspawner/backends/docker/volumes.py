@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -106,6 +107,12 @@ def mounted(
     ]
 
 
+# Begins what is said of a volume whose age is known.
+KNOWN = "created "
+# After this an owner is looked at again: somebody may have restored a backup into the volume.
+LOOK_AGAIN_SECONDS = 3600.0
+
+
 class VolumeOwners:
     """Who the writable volumes of one engine belong to, looked at no more often than needed.
 
@@ -125,8 +132,9 @@ class VolumeOwners:
         self._ids: dict[tuple[str, str], tuple[int, int] | None] = {}
         # (image id, folder, uid) where a new volume gets the right owner from the image's folder.
         self._right_from_start: set[tuple[str, str, int]] = set()
-        # Volume -> when it was created, by the engine's words, and the uid that it belongs to.
-        self._owned: dict[str, tuple[str, int]] = {}
+        # Volume -> when it was created, by the engine's words, the uid that it belongs to, and when
+        # that was seen, by the monotonic clock.
+        self._owned: dict[str, tuple[str, int, float]] = {}
 
     def new_ones(self, volumes: Collection[Volume]) -> frozenset[str]:
         """Return the names of the volumes that the engine doesn't have yet."""
@@ -162,14 +170,19 @@ class VolumeOwners:
         if ids is None or ids[0] == 0:
             return
         for volume in wanted:
-            created = self._created(volume.name)
+            created, now = self._created(volume.name), time.monotonic()
+            known, uid, seen_at = self._owned.get(volume.name, ("", -1, 0.0))
             right = (image, volume.path, ids[0])
             if volume.name in new:
                 if right not in self._right_from_start and self._give(container, volume, ids):
                     self._right_from_start.add(right)
-            elif self._owned.get(volume.name) != (created, ids[0]):
+            elif (known, uid) == (created, ids[0]) and now - seen_at < LOOK_AGAIN_SECONDS:
+                continue
+            else:
                 self._give(container, volume, ids)
-            self._owned[volume.name] = (created, ids[0])
+            self._owned.pop(volume.name, None)
+            if created.startswith(KNOWN):
+                self._owned[volume.name] = (created, ids[0], now)
 
     def _give(self, container: Mapping[str, Any], volume: Volume, ids: tuple[int, int]) -> bool:
         """Give one volume to a user if it is root's; return whether it was the user's already."""
@@ -188,8 +201,9 @@ class VolumeOwners:
             found = self._client().inspect_volume(name)
         except NotFound:
             return ""
-        # Not every driver tells.
-        return str(found.get("CreatedAt") or "unknown")
+        # What other drivers say is often the same for every volume.
+        known = found.get("Driver") == "local" and found.get("CreatedAt")
+        return f"{KNOWN}{found['CreatedAt']}" if known else "unknown"
 
 
 def _ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:

@@ -1,0 +1,87 @@
+"""What the spawners of one hub share: built once, from the configuration, and closed again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from traitlets.config import Config
+
+from gpuspawner.hub.state import HubState, build_early, hub_state_of
+from gpuspawner.spawner import GPUSpawner
+
+
+def spawner(settings: dict[str, Any], **traits: Any) -> GPUSpawner:
+    """Return the spawner of a user of a hub with these settings."""
+    user = SimpleNamespace(name="ada", groups=[], settings=settings)
+    return GPUSpawner(user=user, config=Config({"GPUSpawner": {"control_socket": "", **traits}}))
+
+
+@pytest.fixture
+def settings():
+    """The settings of a hub's web application, whose state is closed afterwards."""
+    found: dict[str, Any] = {}
+    yield found
+    for state in found.values():
+        state.close()
+
+
+async def test_all_spawners_of_a_hub_have_one_state(settings):
+    one, two = spawner(settings), spawner(settings)
+    assert isinstance(one.hub_state, HubState)
+    assert one.hub_state is two.hub_state is hub_state_of(one)
+    assert one.ledger is two.ledger
+    assert one.client_kwargs["max_pool_size"] > 1
+    assert one.executor is two.executor
+
+
+async def test_another_hub_of_the_same_process_has_its_own(settings):
+    other: dict[str, Any] = {}
+    mine, theirs = spawner(settings).hub_state, None
+    mine.close()
+    try:
+        theirs = spawner(other).hub_state
+        assert theirs is not mine
+    finally:
+        if theirs:
+            theirs.close()
+
+
+async def test_it_is_closed_by_the_same(settings):
+    def gauges() -> list[str]:
+        return [each.name for each in REGISTRY.collect() if each.name == "gpuspawner_gpus"]
+
+    assert gauges() == []
+    state = spawner(settings).hub_state
+    assert gauges() == ["gpuspawner_gpus"]
+    state.close()
+    assert gauges() == []
+
+
+async def test_what_one_user_s_groups_override_is_not_everybody_s(settings):
+    one = spawner(settings, queue_length=7, gpu_policy="spread")
+    one.group_overrides = {
+        "all": {"groups": ["lab"], "spawner_override": {"queue_length": 0, "gpu_policy": "pack"}}
+    }
+    one.user.groups = [SimpleNamespace(name="lab")]
+    one.hub = SimpleNamespace(api_url="http://hub")
+    build_early(one)
+    await one.apply_group_overrides()
+    assert one.queue_length == 0
+    assert (settings["gpuspawner"].queue.rules.length, one.hub_state.queue.rules.policy) == (
+        7,
+        "spread",
+    )
+
+
+def test_without_an_event_loop_nothing_is_built(settings):
+    """As on the hub's own command line."""
+    one = spawner(settings)
+    one.hub = SimpleNamespace(api_url="http://hub")
+    build_early(one)
+    assert settings == {}
+    one.load_state({"gpuspawner": {"gpus": ["GPU-1"], "term": None}})
+    assert one.lease.uuids == {"GPU-1"}
+    assert one.get_state()["gpuspawner"]["gpus"] == ["GPU-1"]

@@ -1,0 +1,226 @@
+"""One spawn off the straight path, over a ledger and a queue whose engine is a list."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tornado import web
+from traitlets.config import Config
+
+from gpuspawner.backends.launch import ensure_cleared
+from gpuspawner.backends.leftovers import Leftovers
+from gpuspawner.errors import Refused
+from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.hub import compat
+from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.leases.ledger import Ledger
+from gpuspawner.scheduling.queue import Queue, QueueSettings
+from gpuspawner.spawner import GPUSpawner
+
+from ..support.ledgers import NoWatcher
+
+IMAGES = {"plain": "ref/plain", "secret": {"image": "ref/secret", "default": True}}
+
+
+class Hub:
+    """What a hub's spawners share, with two GPUs, and what runs on them."""
+
+    def __init__(self) -> None:
+        self.servers: list[ServerRecord] = []
+        self.ledger = Ledger(self._list, self._read)
+        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
+        self.leftovers = Leftovers()
+        self.leases: set[Any] = set()
+        self.pulled: list[str] = []
+        self.removed: list[str] = []
+        self.backend = SimpleNamespace(pull=self._pull, remove=self._remove)
+
+    async def _list(self) -> list[ServerRecord]:
+        return list(self.servers)
+
+    async def _read(self) -> tuple[Node, ...]:
+        gpus = tuple(GPU(f"GPU-{n}", n, "A100", 40960, 0, 0) for n in range(2))
+        return (Node(driver="570.133.20", cuda="12.8", gpus=gpus),)
+
+    async def _pull(self, image: str, policy: str, report: Any) -> None:
+        self.pulled.append(image)
+
+    async def _remove(self, server_id: str) -> None:
+        self.removed.append(server_id)
+
+    def occupy(self) -> None:
+        """Have somebody else hold the GPUs."""
+        self.servers.append(ServerRecord("other", labels(Holder("else"), "x", ["GPU-0", "GPU-1"])))
+
+    def free_all(self) -> None:
+        """End what others hold."""
+        self.servers.clear()
+        self.queue.wake()
+
+    def spawner(self, groups: tuple[str, ...] = (), **traits: Any) -> GPUSpawner:
+        """Return a user's spawner on this hub, whose engine has nothing of theirs."""
+        user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name=each) for each in groups])
+        one = Spawner(user=user, config=Config({"GPUSpawner": {"images": IMAGES, **traits}}))
+        one._hub_state = self  # type: ignore[assignment]
+        return one
+
+    def held(self) -> int:
+        """Return how many reservations are open."""
+        return len([each for each in self.ledger._reservations if each.over_since is None])
+
+
+class Spawner(GPUSpawner):
+    """Its engine has nothing of its user's."""
+
+    @property
+    def backend(self) -> Any:
+        return self.hub_state.backend
+
+    async def remove_leftovers(self, request: Any) -> None:
+        pass
+
+
+@pytest.fixture
+async def hub() -> Hub:
+    return Hub()
+
+
+async def begin(one: GPUSpawner, **options: Any) -> None:
+    """Do what JupyterHub does before the pre-spawn stage."""
+    one.user_options = options
+    one.clear_state()
+    await one.apply_group_overrides()
+    await one._run_apply_user_options(options)
+
+
+async def waiting(one: GPUSpawner, hub: Hub) -> asyncio.Task[None]:
+    """Begin the pre-spawn stage of one who has to wait."""
+    task = asyncio.ensure_future(one.run_pre_spawn_hook())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert hub.queue.waiting
+    return task
+
+
+def lab(**overrides: Any) -> dict[str, Any]:
+    return {"lab": {"groups": ["lab"], "spawner_override": overrides}}
+
+
+async def test_a_database_that_fails_after_a_wait_loses_no_gpu(hub, monkeypatch):
+    hub.occupy()
+    one = hub.spawner()
+    await begin(one, gpus=2)
+    task = await waiting(one, hub)
+
+    def locked(spawner: Any) -> None:
+        raise OSError("database is locked")
+
+    monkeypatch.setattr(compat, "save_state", locked)
+    hub.free_all()
+    with pytest.raises(web.HTTPError):
+        await task
+    assert hub.held() == 0
+
+
+async def test_what_a_left_group_added_to_a_mapping_goes_and_what_the_hook_added_stays(hub):
+    hub.occupy()
+    one = hub.spawner(("lab",), environment={"OWN": "1"}, volumes={"own": "/own"})
+    one.group_overrides = lab(environment={"LAB": "secret"}, volumes={"lab-data": "/lab"})
+
+    def hook(spawner: Any) -> None:
+        spawner.environment = {**spawner.environment, "HOOK": "1"}
+        spawner.volumes = {**spawner.volumes, "hooks": "/h"}
+
+    one.pre_spawn_hook = hook
+    await begin(one, gpus=1)
+    task = await waiting(one, hub)
+    assert one.environment == {"OWN": "1", "LAB": "secret", "HOOK": "1"}
+    one.user.groups = []
+    hub.free_all()
+    await task
+    assert one.environment == {"OWN": "1", "HOOK": "1"}
+    assert one.volumes == {"own": "/own", "hooks": "/h"}
+    # Nor does the next spawn have either.
+    one.pre_spawn_hook = None
+    await begin(one, gpus=1)
+    assert one.environment == {"OWN": "1"}
+    assert one.volumes == {"own": "/own"}
+
+
+async def test_the_image_of_who_leaves_a_group_is_one_that_may_still_be_had(hub):
+    hub.occupy()
+    one = hub.spawner(("lab",), allowed_versions=["plain"])
+    one.group_overrides = lab(allowed_versions=["secret"])
+    await begin(one, gpus=1)
+    assert one.image == "ref/secret"
+    task = await waiting(one, hub)
+    one.user.groups = []
+    hub.free_all()
+    await task
+    assert one.image == "ref/plain"
+    assert one.attempt.request.image == "plain"
+    assert hub.pulled == ["ref/secret", "ref/plain"]
+
+
+async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_grant(hub, caplog):
+    hub.occupy()
+    one = hub.spawner(images={}, image="configured:1")
+    one.pre_spawn_hook = lambda spawner: setattr(spawner, "image", "hooked:1")
+    await begin(one, gpus=1)
+    task = await waiting(one, hub)
+    with caplog.at_level("INFO"):
+        hub.free_all()
+        await task
+    assert one.image == "hooked:1"
+    assert caplog.text.count('"event": "grant"') == 1
+    assert hub.held() == 1
+
+
+async def test_who_may_have_no_gpu_any_more_has_no_end_either(hub):
+    hub.occupy()
+    one = hub.spawner(("lab",), gpu_limit=0, default_gpus=1, default_hours=1)
+    one.group_overrides = lab(gpu_limit=2)
+    await begin(one)
+    task = await waiting(one, hub)
+    one.user.groups = []
+    hub.free_all()
+    await task
+    assert one.attempt.granted.gpus == ()
+    assert one.lease.until is None
+    assert hub.held() == 0
+
+
+@pytest.mark.parametrize(("resumed", "removed"), [({"Id": "it"}, []), (None, ["it"])])
+async def test_a_container_that_was_there_before_stays_whenever_the_undo_comes(
+    hub, resumed, removed
+):
+    one = hub.spawner()
+    one.attempt.resumed = resumed
+    discard = one.discarder()
+    one.clear_state()
+    await discard("it")
+    assert hub.removed == removed
+
+
+async def test_a_start_that_is_not_tidied_up_is_refused_for_now():
+    class Never(Leftovers):
+        async def cleared(self, server_key: str) -> bool:
+            return False
+
+    with pytest.raises(Refused) as refused:
+        await ensure_cleared("ada", Never())
+    assert (refused.value.reason, refused.value.status) == ("no_gpu", 503)
+
+
+def test_a_trait_that_is_a_function_is_read_before_there_is_a_hub():
+    seen: list[Any] = []
+
+    def limit(spawner: Any) -> str:
+        seen.append((spawner._hub_state, spawner._is_made))
+        return "1G"
+
+    GPUSpawner(config=Config({"DockerSpawner": {"mem_limit": limit}}))
+    assert seen == [(None, False)]
