@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import yaml
@@ -16,45 +15,11 @@ from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
 from gpuspawner.dashboard.monitor import Monitor, Picture
-from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.gpus.model import Holder, Node
 from gpuspawner.gpus.out_of_service import apply_marks
-from gpuspawner.i18n.languages import ENGLISH, Language
 
+from ..support.boards import ADA, BOSS, HOSTILE, UNTIL, gpu, lease, picture, render, waits
 from ..support.dashboards import OPENAPI, check
-
-HOSTILE = "<script>alert('x')</script>\"&{{ 7*7 }}%s %(num)s"
-UNTIL = 4_000_000_000.0
-ADA, BOSS = Person("ada"), Person("boss", administrator=True, sees_names=True)
-
-
-def gpu(index: int, holder: Holder | None = None, **values: Any) -> GPU:
-    state = {"state": "leased", "holder": holder, "reason": "taken"} if holder else {}
-    return GPU(**{"uuid": f"GPU-{index}", "index": index, "model": "A100", **state, **values})
-
-
-def lease(holder: Holder, *uuids: str, **values: Any) -> dict[str, Any]:
-    nothing = dict.fromkeys(("hours", "hour_limit", "idle_since", "idle_until"))
-    named = {"user": holder.user, "server": holder.server, "gpus": list(uuids), "until": UNTIL}
-    return {**nothing, **named, "warned": False, **values}
-
-
-def waits(holder: Holder, **values: Any) -> dict[str, Any]:
-    entry = {"user": holder.user, "server": holder.server, "gpus": 1, "model": None, "since": 1.0}
-    return {**entry, "place": 1, "start": None, "because": f"group:{holder.user}", **values}
-
-
-def picture(*gpus: GPU, queue: Any = (), leases: Any = (), **values: Any) -> Picture:
-    hub = {"queue": list(queue), "leases": list(leases), "order": "fifo"}
-    driver, cuda = values.pop("driver", "570.1"), values.pop("cuda", "12.8")
-    known = {"at": time.time(), "nodes": (Node("", driver, cuda, gpus),), "hub": hub}
-    ours = frozenset(each.uuid for each in gpus if each.holder and each.uuid)
-    return Picture(**{**known, "ours": ours, **values})
-
-
-def render(seen: dict[str, Any], language: Language = ENGLISH) -> str:
-    return pages.render(
-        "live.html", language, seen, hub="/hub/", base="/services/gpus/", xsrf="secret"
-    )
 
 
 @pytest.mark.parametrize("server", ["", HOSTILE])

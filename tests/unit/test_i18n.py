@@ -27,7 +27,9 @@ from bs4 import BeautifulSoup
 
 import gpuspawner
 from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, marks_of
+from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice
+from gpuspawner.dashboard.facts import status
 from gpuspawner.errors import Refused
 from gpuspawner.gpus import nvml
 from gpuspawner.gpus.model import Holder, Request
@@ -47,8 +49,8 @@ from gpuspawner.scheduling.phrases import turn_words
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 from scripts import catalogue
 
-from . import test_dashboard_facts as board
-from . import test_form as forms
+from ..support import boards as board
+from ..support import shown_forms as forms
 
 CHINESE = language_for("zh-CN")
 PACKAGE = Path(gpuspawner.__file__).parent
@@ -503,7 +505,7 @@ STATES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {},
     ),
     "limits": (
-        forms.Limits(
+        Limits(
             forms.TWO,
             "torch",
             gpus=2,
@@ -543,13 +545,13 @@ def test_nothing_on_the_dashboard_is_left_in_english() -> None:
         marks=marks,
     )
     for person in (board.BOSS, board.ADA):
-        page = board.render(board.status(seen, person), BRACKETS)
+        page = board.render(status(seen, person), BRACKETS)
         assert forgotten(page, "ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB") == []
     for empty in (
         {"driver": None, "cuda": None},
         {"at": 0.0, "trouble": lazy_gettext("Nobody waits.")},
     ):
-        page = board.render(board.status(board.picture(**empty), board.BOSS), BRACKETS)
+        page = board.render(status(board.picture(**empty), board.BOSS), BRACKETS)
         assert forgotten(page) == []
 
 

@@ -30,8 +30,8 @@ from gpuspawner.scheduling.plan import (
     plan,
 )
 
+from ..support.drawn_hosts import A100, T4, host, requests
 from ..support.paths import ROOT
-from .test_allocation import A100, T4, host, requests
 
 HOUR = 3600.0
 NOW = 1_800_000_000.0

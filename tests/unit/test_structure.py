@@ -85,20 +85,13 @@ def test_an_exception_from_a_check_names_the_check() -> None:
     assert found == []
 
 
-# What these share is still to move to tests/support.
-STILL_IMPORT = {
-    "tests/unit/test_i18n.py": {"tests.unit.test_dashboard_facts", "tests.unit.test_form"},
-    "tests/unit/test_queue_order.py": {"tests.unit.test_allocation"},
-}
-
-
 def test_no_test_module_imports_another() -> None:
     paths = sorted((ROOT / "tests").rglob("*.py"))
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths}
     closed = {name for name in modules if re.search(r"\.(test_\w+|conftest)$", name)}
     assert len(closed) > 50
     found = {str(path.relative_to(ROOT)): imports_of(path, ROOT) & closed for path in paths}
-    assert {path: names for path, names in found.items() if names} == STILL_IMPORT
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_the_folders_of_the_tests() -> None:
