@@ -326,8 +326,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 lambda: rendered(picked, view, trouble, picked=True),
             )
 
-        await form_stream.answer(again, open_forms.watch, lambda: self.active)
-        raise compat.answer_instead_of_page()
+        answer = await form_stream.answer(again, open_forms.watch, lambda: self.active)
+        raise compat.answer_instead_of_page(answer)
 
     async def _absent_versions(self) -> frozenset[str]:
         """Return the keys of the versions whose image isn't here and won't be fetched."""

@@ -18,7 +18,6 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import unquote
 
-from tornado import web
 from tornado.iostream import StreamClosedError
 
 from .open_forms import FOLLOWED_SECONDS, RECENT_SECONDS, ChangeWatcher
@@ -70,8 +69,8 @@ def choice_asked() -> Any:
 
 async def answer(
     form: Callable[[float], Awaitable[str]], watch: ChangeWatcher, over: Callable[[], bool]
-) -> web.Finish:
-    """Answer a script; return what to raise for it to get the form and nothing around it.
+) -> str:
+    """Answer a script, and return what is still to be written: nothing, where all has been.
 
     Args:
         form: makes the form as it is now, or was so many seconds ago at most.
@@ -84,13 +83,13 @@ async def answer(
     handler.set_header("Vary", HEADER)
     if "text/event-stream" not in handler.request.headers.get("Accept", ""):
         handler.set_header("Content-Type", "text/html; charset=utf-8")
-        return web.Finish(await form(RECENT_SECONDS))
+        return await form(RECENT_SECONDS)
     handler.set_header("Content-Type", "text/event-stream")
     # For nginx, which would keep it until it is a page long.
     handler.set_header("X-Accel-Buffering", "no")
     with suppress(StreamClosedError), watch.watching():
         await _tell(handler, form, watch, over)
-    return web.Finish()
+    return ""
 
 
 async def _tell(

@@ -83,13 +83,13 @@ def save_state(spawner: Any) -> None:
         spawner.user.db.commit()
 
 
-def answer_instead_of_page() -> web.Finish:
-    """Return what to raise in `options_form` for the request to be answered by what was written.
+def answer_instead_of_page(answer: str) -> web.Finish:
+    """Return what to raise in `options_form` for the request to be answered by this, and no page.
 
     A hub has no address of a spawner's own for the form's script to ask: `extra_handlers` is
     deprecated, and a service knows nothing of the queue.
     """
-    return web.Finish()
+    return web.Finish(answer) if answer else web.Finish()
 
 
 def handler_of_page(static_url: Any) -> Any:
