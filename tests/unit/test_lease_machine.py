@@ -696,7 +696,8 @@ class Leases(RuleBasedStateMachine):
 # Finding the shortest way to a failure takes minutes.
 TestLeases = pytest.mark.timeout(900)(Leases.TestCase)
 # Old releases of hypothesis take a hundred times as long to choose a step.
-EXAMPLES = 400 if hypothesis.__version_info__ >= (6, 150) else 15
+QUICK = hypothesis.__version_info__ >= (6, 150)
+EXAMPLES = 4 * settings.default.max_examples if QUICK else 15
 TestLeases.settings = settings(max_examples=EXAMPLES, stateful_step_count=60, deadline=None)
 
 

@@ -15,6 +15,7 @@ from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub import compat
+from gpuspawner.leases import audit_log
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.scheduling.queue import Queue, QueueSettings
@@ -165,17 +166,20 @@ async def test_the_image_of_who_leaves_a_group_is_one_that_may_still_be_had(hub)
     assert hub.pulled == ["ref/secret", "ref/plain"]
 
 
-async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_grant(hub, caplog):
+async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_grant(
+    hub, monkeypatch
+):
+    events: list[str] = []
+    monkeypatch.setattr(audit_log, "record", lambda log, event, holder, **_: events.append(event))
     hub.occupy()
     one = hub.spawner(images={}, image="configured:1")
     one.pre_spawn_hook = lambda spawner: setattr(spawner, "image", "hooked:1")
     await begin(one, gpus=1)
     task = await waiting(one, hub)
-    with caplog.at_level("INFO"):
-        hub.free_all()
-        await task
+    hub.free_all()
+    await task
     assert one.image == "hooked:1"
-    assert caplog.text.count('"event": "grant"') == 1
+    assert events == ["wait", "grant"]
     assert hub.held() == 1
 
 

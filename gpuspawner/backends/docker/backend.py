@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -58,6 +59,7 @@ class DockerBackend:
         self._make_client = make_client
         self._log = log
         self._client: Any = None
+        self._connecting = threading.Lock()
         self._pulls = pull.Pulls()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
@@ -70,9 +72,10 @@ class DockerBackend:
     @property
     def client(self) -> Any:
         """The client of the engine, connected when it is first asked for."""
-        if self._client is None:
-            self._client = self._make_client()
-        return self._client
+        with self._connecting:  # threads may ask at once
+            if self._client is None:
+                self._client = self._make_client()
+            return self._client
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the client in a thread."""
