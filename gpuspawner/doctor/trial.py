@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -97,11 +99,40 @@ def inside(
         TrialError: the rest.
     """
     try:
-        return asyncio.run(_inside(context, gpus, look, network))
+        return _run(_inside(context, gpus, look, network))
     except UNREACHABLE as error:
         raise TrialError(explain(error)) from error
     except (TypeError, ValueError) as error:  # what docker-py and we say against extra_host_config
         raise TrialError(str(error)) from error
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that whoever stops the program cancels, and nothing that it still waits for.
+
+    Else the event loop would end by cancelling all there is, what is being created among it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return asyncio.run(work)
+    stopping = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)
+    }
+
+    async def main() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        for number in stopping:
+            loop.add_signal_handler(number, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in stopping.items():
+            signal.signal(number, handler)
 
 
 async def _inside(
