@@ -6,7 +6,9 @@ A spawner class for a backend adds how a server is created, started and removed 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,7 +26,6 @@ from .choices.check import (
     CheckedChoice,
     check_choice,
     forecast_choice,
-    held_by_person,
 )
 from .choices.limits import without
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
@@ -40,6 +41,7 @@ from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import turn_words
 from .scheduling.plan import QueuedRequest, Turn
+from .scheduling.queue import held_by_person
 from .settings import GPUTraits
 
 # Under which our part of a server's state is kept.
@@ -80,6 +82,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # Until it is made: traits that are functions are called before.
     _hub_state: HubState | None = None
     _is_made = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that leaves out a step, as `abc` does; traitlets has its own metaclass."""
+        super().__init_subclass__(**kwargs)
+        missing = [name for name in dir(cls) if _is_abstract(cls, name)]
+        if missing:
+            raise TypeError(f"{cls.__name__} doesn't say how it does {', '.join(missing)}")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -128,47 +137,47 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return what belongs to a spawn that begins."""
         return SpawnAttempt()
 
+    @abstractmethod
     def make_backend(self) -> Backend:
         """Return the backend, for all spawners of this hub."""
-        raise NotImplementedError
 
+    @abstractmethod
     def explain(self, error: BaseException) -> str:
         """Say what an error of the backend means, in a sentence for users."""
-        raise NotImplementedError
 
+    @abstractmethod
     def explain_unknown(self, error: BaseException) -> str:
         """Say why the machines' state isn't known, in a sentence for users."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def server_key(self) -> str:
         """The name of this server among those that this hub starts."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def server_id(self) -> str:
         """The backend's name for the server; "" where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def remove_leftovers(self, request: Request) -> None:
         """Remove what is left of an earlier server, before its GPUs are counted as taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def create_server(self, reservation: Reservation) -> str:
         """Create the server, and return its id: a step of `launch`, as are those that follow."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise where the server was created with other GPUs than are reserved."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def start_server(self, server_id: str) -> None:
         """Start the server."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Return the server's address once it answers."""
-        raise NotImplementedError
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return what undoes `create_server` of this try."""
@@ -604,6 +613,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """
         await self.leave_nothing()
         await maybe_future(super().run_post_stop_hook())
+
+
+def _is_abstract(cls: type, name: str) -> bool:
+    return name in vars(BaseGPUSpawner) and getattr(
+        inspect.getattr_static(cls, name), "__isabstractmethod__", False
+    )
 
 
 def _waited(since: float) -> float:

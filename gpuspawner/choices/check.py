@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +117,3 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
         if held + request.gpus > limit:
             raise Refused(over_user_limit(request.gpus, held, limit), status=403)
     return request
-
-
-def held_by_person(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
-    """Return how many GPUs a holder's user has, or waits for, with all servers."""
-    return sum(number for other, number in claims if other.person == holder.person)

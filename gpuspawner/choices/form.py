@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from ..gpus.allocation import are_several, availability, largest, model_counts, offered
 from ..gpus.model import GPU
-from ..i18n.languages import ENGLISH, Language, finalize
+from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import hours_words, moment, ordinal
 from ..images.compatibility import Fit, fit_nodes
@@ -28,14 +27,7 @@ USUAL_HOURS = (1, 2, 4, 8, 24)
 PERIOD_SECONDS = 3.5
 
 _STATIC = Path(__file__).parent / "static"
-_templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("gpuspawner.choices"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-    finalize=finalize,
-)
+_templates = templates_of("gpuspawner.choices")
 
 
 @dataclass(frozen=True)

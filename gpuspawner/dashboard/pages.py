@@ -7,23 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
-from ..i18n.languages import Language, finalize
+from ..i18n.languages import Language, templates_of
 from ..i18n.phrases import moment
 
 # Of a GPU's little picture.
 WIDTH, HEIGHT = 120, 24
 
-_templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("gpuspawner.dashboard"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-    finalize=finalize,
-)
+_templates = templates_of("gpuspawner.dashboard")
 
 
 def render(template: str, language: Language, facts: Mapping[str, Any], **more: Any) -> str:

@@ -17,6 +17,7 @@ import asyncio
 import json
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ class _Status(_Handler):
         self.finish(await self._control.status())
 
 
-class _Server(_Handler):
+class _Server(_Handler, ABC):
     """What is done with one server."""
 
     request_model: type[_ServerRequest] = _ServerRequest
@@ -205,9 +206,9 @@ class _Server(_Handler):
             self.set_status(error.status)
             self.finish({"error": sentence, "sentence": kept(sentence), "status": error.status})
 
+    @abstractmethod
     def do(self, server: Any, asked: Any) -> dict[str, Any]:
         """Do it, and return the answer."""
-        raise NotImplementedError
 
 
 class _Extend(_Server):

@@ -14,9 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from babel import Locale, UnknownLocaleError
 from babel.core import get_global, parse_locale
-from jinja2 import pass_context
 from markupsafe import Markup
 
 from .lazy_text import LazyText
@@ -70,7 +70,7 @@ class Language:
         }
 
 
-@pass_context
+@jinja2.pass_context
 def finalize(context: Any, value: Any) -> Any:
     """Say what a template puts out in its reader's language; for `jinja2.Environment`."""
     return context["say"](value) if isinstance(value, LazyText) else value
@@ -91,6 +91,18 @@ def _load(tag: str) -> Language:
             "`make catalogues` compiles it; elsewhere, install gpuspawner again"
         ) from None
     return Language(tag, catalogue, Locale.parse(tag, sep="-"))
+
+
+def templates_of(package: str) -> jinja2.Environment:
+    """Return the templates of a package of ours: what they put out is escaped, and translated."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+    )
 
 
 ENGLISH = Language("en", gettext.NullTranslations())

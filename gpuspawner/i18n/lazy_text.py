@@ -8,6 +8,7 @@ lazy strings are no `str`, and forget their values when they are pickled or put 
 from __future__ import annotations
 
 import gettext
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ class Translator(Protocol):
         """A `babel.Locale`."""
 
 
-class LazyText(str):
+class LazyText(str, ABC):
     """Text that is made anew for each reader."""
 
     __slots__ = ()
@@ -33,13 +34,13 @@ class LazyText(str):
         """Return it as it is: `str()` of an exception is then what it was made of."""
         return self
 
+    @abstractmethod
     def said(self, language: Translator) -> str:
         """Return it in a language."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kept(self) -> dict[str, Any]:
         """Return it as a value for JSON, for `restored`."""
-        raise NotImplementedError
 
 
 class Sentence(LazyText):

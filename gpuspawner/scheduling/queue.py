@@ -172,7 +172,7 @@ class Queue:
             self._standing = self._stand(others, view)
         request, limits = replace(waiting.request, image=""), terms.group_limits
         claims = self.claims(view.leases)
-        held = sum(number for holder, number in claims if holder.person == waiting.holder.person)
+        held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
         key = (request, held, frozenset(limits.items()), mine)
         known = self._foreseen[2]
@@ -329,6 +329,11 @@ def _strictest(terms: Iterable[RequestLimits]) -> dict[str, int]:
     """Return each group's limit: of members under different rules the strictest holds for all."""
     limits = [limit for each in terms for limit in each.group_limits.items()]
     return dict(sorted(limits, key=lambda limit: limit[1], reverse=True))
+
+
+def held_by_person(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
+    """Return how many GPUs a holder's user has, or waits for, with all servers."""
+    return sum(number for other, number in claims if other.person == holder.person)
 
 
 def held_by(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:

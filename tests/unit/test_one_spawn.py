@@ -12,6 +12,7 @@ from traitlets.config import Config
 
 from gpuspawner.backends.launch import ensure_cleared
 from gpuspawner.backends.leftovers import Leftovers
+from gpuspawner.base_spawner import BaseGPUSpawner
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub import compat
@@ -228,3 +229,12 @@ def test_a_trait_that_is_a_function_is_read_before_there_is_a_hub():
 
     GPUSpawner(config=Config({"DockerSpawner": {"mem_limit": limit}}))
     assert seen == [(None, False)]
+
+
+def test_a_spawner_for_a_backend_must_say_how_it_does_each_step():
+    complete = {
+        name: lambda self: None
+        for name in ("explain", "explain_unknown", "make_backend", "remove_leftovers", "server_key")
+    }
+    with pytest.raises(TypeError, match="Half doesn't say how it does await_server, create_server"):
+        type("Half", (BaseGPUSpawner,), complete)

@@ -94,12 +94,3 @@ class DockerTraits(GPUTraits):
             )
             for volume in templates
         ]
-
-    @property
-    def volume_binds(self) -> dict[str, dict[str, Any]]:
-        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
-        ours = {
-            volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
-            for volume in self.mounted_volumes()
-        }
-        return super().volume_binds | ours
