@@ -90,7 +90,7 @@ def render(
         limits: what applies to the user.
         last: what they chose last.
         view: the nodes; None where they couldn't be read.
-        foresee: tells what would come of a choice.
+        forecast_of: tells what would come of a choice.
         language: the reader's.
         trouble: why they couldn't be read.
         notice: why the user's last server was stopped.

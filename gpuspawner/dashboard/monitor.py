@@ -91,15 +91,15 @@ class Host:
     def _read_as(self, settings: Mapping[str, Any]) -> None:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
-        self._survey = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
-        self._ledger = Ledger(self._list_servers, self._survey, engine_errors.explain_unread)
+        self._reader = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
+        self._ledger = Ledger(self._list_servers, self._reader, engine_errors.explain_unread)
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
         now, began = time.time(), time.monotonic()
         hub, hub_trouble = await self._ask_hub()
-        if hub and hub.get("survey", {}) != self._settings:
-            self._read_as(hub.get("survey", {}))
+        if hub and hub.get("reading", {}) != self._settings:
+            self._read_as(hub.get("reading", {}))
         tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
         try:
             view = await self._ledger.look()
@@ -112,7 +112,7 @@ class Host:
             trouble="",
             nodes=view.nodes,
             ours=self._ours(),
-            marks=self._survey.marks,
+            marks=self._reader.marks,
         )
 
     async def _ask_hub(self) -> tuple[Mapping[str, Any] | None, str]:

@@ -49,7 +49,7 @@ class ControlSocket:
         queue: who waits.
         servers: lists the servers that hold GPUs, `ServerLease`s.
         log: a logger.
-        survey: how this hub reads the host, as the arguments of `gpus.reader.Reader`.
+        reading: how this hub reads the host, as the arguments of `gpus.reader.Reader`.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class ControlSocket:
         queue: Queue,
         servers: Callable[[], Iterable[Any]],
         log: Any,
-        survey: Mapping[str, Any],
+        reading: Mapping[str, Any],
     ) -> None:
-        self._survey = survey
+        self._reading = reading
         self._path = Path(path)
         self._queue = queue
         self._servers = servers
@@ -119,7 +119,7 @@ class ControlSocket:
         return {
             "now": time.time(),
             "order": self._queue.rules.order,
-            "survey": dict(self._survey),
+            "reading": dict(self._reading),
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
         }

@@ -66,12 +66,12 @@ class QueueEntry:
 
     Args:
         waiting: who, for what and since when.
-        terms: what applies to it.
+        request_limits: what applies to it.
         tell: called with each change of its turn, and with the sentence where there is trouble.
     """
 
     waiting: QueuedRequest
-    terms: RequestLimits
+    request_limits: RequestLimits
     tell: Callable[[Turn | str], None]
     answer: asyncio.Future[Reservation]
     # Its turn when the host was last looked at.
@@ -103,8 +103,8 @@ class Queue:
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._last_since = 0.0
-        # The view and the queue for which turns were foreseen, and these by what they depend on.
-        self._foreseen: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
+        # The view and the queue for which turns were forecast, and these by what they depend on.
+        self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._standing: QueueSnapshot | None = None
 
     @property
@@ -131,7 +131,7 @@ class Queue:
     async def wait(
         self,
         waiting: QueuedRequest,
-        terms: RequestLimits,
+        request_limits: RequestLimits,
         tell: Callable[[Turn | str], None],
     ) -> Reservation:
         """Return GPUs, reserved, when it is this one's turn. A cancel leaves the queue.
@@ -141,16 +141,18 @@ class Queue:
             Unknown: NVML or the engine couldn't be read when it joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        entry = QueueEntry(waiting, terms, tell, answer)
+        entry = QueueEntry(waiting, request_limits, tell, answer)
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
             self._serving = asyncio.ensure_future(self._serve())
         try:
             # Of those who may not wait, the first look decides.
-            await asyncio.wait([answer], timeout=terms.longest or None)
+            await asyncio.wait([answer], timeout=request_limits.longest or None)
             if not answer.done():
-                raise Refused(_too_long(waiting.request, terms.longest or 0), "no_gpu", 503)
+                raise Refused(
+                    _too_long(waiting.request, request_limits.longest or 0), "no_gpu", 503
+                )
             return answer.result()
         except BaseException:
             if answer.done() and not answer.exception():
@@ -161,25 +163,28 @@ class Queue:
             answer.cancel()
             self.wake()
 
-    def forecast(self, waiting: QueuedRequest, terms: RequestLimits, view: View) -> Turn:
+    def forecast(self, waiting: QueuedRequest, request_limits: RequestLimits, view: View) -> Turn:
         """Return what turn somebody would get who joined now, for a page that asks before.
 
         Pages ask for the same again and again: while nothing has changed, what was found stands.
         """
         others = [entry for entry in self._open() if entry.holder != waiting.holder]
-        if self._foreseen[0] is not view or self._foreseen[1] != others:
-            self._foreseen = (view, others, {})
+        if self._forecasts[0] is not view or self._forecasts[1] != others:
+            self._forecasts = (view, others, {})
             self._standing = self._stand(others, view)
-        request, limits = replace(waiting.request, image=""), terms.group_limits
+        request, limits = replace(waiting.request, image=""), request_limits.group_limits
         claims = self.claims(view.leases)
         held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
         key = (request, held, frozenset(limits.items()), mine)
-        known = self._foreseen[2]
+        known = self._forecasts[2]
         if key not in known:
             turn = self._standing.turn_of(waiting, limits) if self._standing else None
             if turn is None:
-                queue = [*((entry.waiting, entry.terms) for entry in others), (waiting, terms)]
+                queue = [
+                    *((entry.waiting, entry.request_limits) for entry in others),
+                    (waiting, request_limits),
+                ]
                 turn = self._plan(queue, view)[waiting.holder]
             known[key] = turn
         return replace(known[key], waiting=waiting)
@@ -187,7 +192,7 @@ class Queue:
     def _stand(self, entries: Sequence[QueueEntry], view: View) -> QueueSnapshot | None:
         if self._rules.order != "fifo":
             return None
-        limits = _strictest(entry.terms for entry in entries)
+        limits = _strictest(entry.request_limits for entry in entries)
         queue = [entry.waiting for entry in entries]
         return QueueSnapshot(queue, view.gpus, view.leases, time.time(), limits)
 
@@ -222,7 +227,7 @@ class Queue:
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)
         entries = {entry.holder: entry for entry in self._open()}
-        queue = [(entry.waiting, entry.terms) for entry in entries.values()]
+        queue = [(entry.waiting, entry.request_limits) for entry in entries.values()]
         for turn in self._plan(queue, view).values():
             entry = entries[turn.waiting.holder]
             if turn.gpus:
@@ -232,7 +237,7 @@ class Queue:
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
                 view = view.with_lease(lease)
             elif entry.turn is None and (
-                refused := self.refusal(entry.waiting.request, entry.terms, turn, view)
+                refused := self.refusal(entry.waiting.request, entry.request_limits, turn, view)
             ):
                 entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
@@ -252,7 +257,7 @@ class Queue:
             time.time(),
             order=self._rules.order,
             policy=self._rules.policy,
-            group_limits=_strictest(terms for _, terms in queue),
+            group_limits=_strictest(request_limits for _, request_limits in queue),
         )
         places = itertools.count(1)
         return {
@@ -268,9 +273,11 @@ class Queue:
             Reservation(waiting.holder, turn.gpus, until=until, groups=waiting.groups)
         )
 
-    def refusal(self, request: Request, terms: RequestLimits, turn: Turn, view: View) -> str:
+    def refusal(
+        self, request: Request, request_limits: RequestLimits, turn: Turn, view: View
+    ) -> str:
         """Return why somebody who can't start now may not wait either; "" where they may."""
-        if terms.longest == 0:
+        if request_limits.longest == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
             return together(explain(request, view.gpus), ahead)
         waiting = len(self.waiting)
@@ -286,7 +293,7 @@ class Queue:
         claims = [(lease.holder, len(lease.gpus)) for lease in leases]
         for entry in self._open():
             request = entry.waiting.request
-            limit = entry.terms.user_limit
+            limit = entry.request_limits.user_limit
             if entry.turn is None and limit is not None:
                 held = held_by(entry.holder, claims)
                 if held + request.gpus > limit:
@@ -325,9 +332,9 @@ class Queue:
                 entry.answer.set_exception(error)
 
 
-def _strictest(terms: Iterable[RequestLimits]) -> dict[str, int]:
+def _strictest(request_limits: Iterable[RequestLimits]) -> dict[str, int]:
     """Return each group's limit: of members under different rules the strictest holds for all."""
-    limits = [limit for each in terms for limit in each.group_limits.items()]
+    limits = [limit for each in request_limits for limit in each.group_limits.items()]
     return dict(sorted(limits, key=lambda limit: limit[1], reverse=True))
 
 

@@ -97,7 +97,7 @@ async def test_it_tells_who_waits_and_whose_time_ends(hub: Hub) -> None:
     hub.queue.waiting += [waiting("eve", 1), waiting("joe")]
     answer = await hub.ask("status")
     assert answer["order"] == "fair"
-    assert answer["survey"] == {"excluded": ["GPU-9"]}
+    assert answer["reading"] == {"excluded": ["GPU-9"]}
     assert [each["user"] for each in answer["leases"]] == ["ada", "ben"]
     assert answer["queue"][0] == {
         "user": "eve", "server": "", "gpus": 2, "model": "A100", "since": 5.0,

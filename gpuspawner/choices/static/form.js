@@ -30,6 +30,7 @@ function remember(node) {
 }
 
 // Times as this browser's owner has them, in the shape that the server gives them.
+// The dashboard's script has the same: the hub serves no file that both could load. A test compares them.
 function localise(node) {
   const now = new Date();
   for (const element of node.querySelectorAll("time[datetime]")) {
