@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -95,6 +96,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def thorough(request) -> bool:
     """Whether a matrix is gone through as a whole, and not only some of it."""
     return bool(request.config.getoption("--all"))
+
+
+def has_nvml() -> bool:
+    """Return whether this process has a driver's library loaded, real or simulated."""
+    return "libnvidia-ml" in Path("/proc/self/maps").read_text()
+
+
+@pytest.fixture(autouse=True)
+def loads_no_simulated_driver() -> Iterator[None]:
+    """Hold each test to it that it loads no NVML here: those after it would find a driver."""
+    allowed = has_nvml() or Path("/proc/driver/nvidia").exists()
+    yield
+    assert allowed or not has_nvml(), "this test loaded NVML into the process of all tests"
 
 
 @pytest.fixture(scope="session")
