@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from ..gpus.out_of_service import Mark
+from ..gpus.out_of_service import OutOfServiceMark
 from ..leases.labels import ServerRecord
 
 # Told how far the getting of an image is, from 0 to 1, and in words.
@@ -44,7 +44,7 @@ class Backend(Protocol):
     def watch(self, notice: Callable[[], None]) -> Watcher:
         """Return what calls `notice` on the event loop whenever a server may have ended."""
 
-    async def out_of_service(self) -> Mapping[str, Mark]:
+    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
 
     async def has_image(self, image: str) -> bool:

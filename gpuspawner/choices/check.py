@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Refused
-from ..gpus.allocation import largest
+from ..gpus.allocation import most_on_one_node
 from ..gpus.model import Holder, Request
 from ..leases.ledger import Ledger, View
 from ..scheduling.plan import QueuedRequest
@@ -104,7 +104,7 @@ def forecast_choice(
         free=len(free),
         taken=all(gpu.state == "leased" for gpu in fitting),
         model=request.model or "",
-        scattered=largest(free) < request.gpus <= len(free),
+        scattered=most_on_one_node(free) < request.gpus <= len(free),
     )
 
 

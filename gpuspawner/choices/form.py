@@ -10,7 +10,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..gpus.allocation import are_several, availability, largest, model_counts, offered
+from ..gpus.allocation import (
+    availability,
+    model_counts,
+    most_on_one_node,
+    offered_nodes,
+    span_several_nodes,
+)
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
@@ -116,7 +122,7 @@ def render(
         forecast=forecast,
         waits=limits.waits,
         gpus=view.gpus if view else (),
-        several=are_several(view.gpus) if view else False,
+        several=span_several_nodes(view.gpus) if view else False,
         offered=_offered(view),
         limits=limits.rules(),
         trouble=trouble,
@@ -161,7 +167,7 @@ def count_items(
     """Return the GPU counts from none to the most that this user could ever have on one node."""
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
     usable = _offered(view, limits.models)
-    most = min([largest(usable), *(rule.most for rule in limits.rules())])
+    most = min([most_on_one_node(usable), *(rule.most for rule in limits.rules())])
     hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
     model = last.model if keep else _chosen_model(limits, last, view)
     forecasts = [
@@ -170,7 +176,7 @@ def count_items(
         )
         for count in range(most + 1)
     ]
-    free = largest(gpu for gpu in usable if gpu.state == "free")
+    free = most_on_one_node(gpu for gpu in usable if gpu.state == "free")
     # What was saved may be any number.
     wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
     while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits, last):
@@ -290,12 +296,12 @@ def _preselected(limits: Limits, last: Choice) -> str:
 
 
 def _fit(limits: Limits, key: str, view: View | None) -> Fit:
-    nodes = offered(view.nodes, limits.models) if view else ()
+    nodes = offered_nodes(view.nodes, limits.models) if view else ()
     return fit_nodes(limits.versions.get(key), nodes)
 
 
 def _offered(view: View | None, models: frozenset[str] | None = None) -> list[GPU]:
-    return [gpu for node in offered(view.nodes, models) for gpu in node.gpus] if view else []
+    return [gpu for node in offered_nodes(view.nodes, models) for gpu in node.gpus] if view else []
 
 
 def _static(name: str) -> Markup:

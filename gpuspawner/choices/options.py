@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import Refused
-from ..gpus.allocation import largest, model_counts, offered
+from ..gpus.allocation import model_counts, most_on_one_node, offered_nodes
 from ..gpus.model import Node, Request
 from ..i18n.lazy_text import lazy_gettext, listed
 from ..images.compatibility import fit_nodes
@@ -252,12 +252,12 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
     several = len(nodes) > 1
-    gpus = [gpu for node in offered(nodes) for gpu in node.gpus]
+    gpus = [gpu for node in offered_nodes(nodes) for gpu in node.gpus]
     models = list(model_counts(gpus))
     named = choice.model if count > 0 else None
     if named is not None:
         _check_model(named, models, limits, several)
-    usable = offered(nodes, limits.models)
+    usable = offered_nodes(nodes, limits.models)
     fits = fit_nodes(limits.versions.get(key), usable)
     if count > 0 and fits.reason and any(node.gpus for node in usable):
         raise Refused(
@@ -278,13 +278,15 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
             )
         )
     allowed = both(fits.models, limits.models)
-    total = largest(filter(Request(key, count, named, allowed, places=fits.places).takes, gpus))
+    total = most_on_one_node(
+        filter(Request(key, count, named, allowed, places=fits.places).takes, gpus)
+    )
     if choice.gpus is None:
         # Nobody asked for GPUs, so a host without them is no reason to refuse.
         count = min(count, total)
     elif count > total:
         few = _too_few_anywhere if several else _too_few
-        raise Refused(few(count, total, key, named, limits, total < largest(gpus)))
+        raise Refused(few(count, total, key, named, limits, total < most_on_one_node(gpus)))
     if count == 0:
         return Request(key, 0)
     return Request(key, count, named, allowed, seconds(choice, limits), fits.places)

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..gpus.model import GPU, Holder, Node
-from ..gpus.out_of_service import Mark
+from ..gpus.out_of_service import OutOfServiceMark
 from .history import SECONDS_PER_POINT
 from .monitor import Picture
 
@@ -125,7 +125,7 @@ def _holder(holder: Holder) -> dict[str, str]:
     return {"user": holder.user, "server": holder.server}
 
 
-def _mark(mark: Mark | None, person: Person) -> dict[str, Any] | None:
+def _mark(mark: OutOfServiceMark | None, person: Person) -> dict[str, Any] | None:
     if mark is None:
         return None
     by = mark.by if person.sees(mark.by) else None

@@ -17,7 +17,7 @@ from ..backends.docker.backend import record_of
 from ..backends.docker.marks import FILTER, marks_of
 from ..errors import Unknown
 from ..gpus.model import GPU, Node
-from ..gpus.out_of_service import InServiceReader, Mark
+from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
 from ..gpus.reader import Reader
 from ..hub import control_socket
 from ..leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, lease_of
@@ -57,7 +57,7 @@ class Picture:
     trouble: str = ""
     nodes: tuple[Node, ...] = ()
     ours: frozenset[str] = frozenset()
-    marks: Mapping[str, Mark] = field(default_factory=dict)
+    marks: Mapping[str, OutOfServiceMark] = field(default_factory=dict)
     hub: Mapping[str, Any] | None = None
     hub_trouble: str = ""
     history: History = field(default_factory=History)
@@ -131,7 +131,7 @@ class Host:
         self._servers = [record_of(entry) for entry in found]
         return self._servers
 
-    async def _list_marks(self) -> Mapping[str, Mark]:
+    async def _list_marks(self) -> Mapping[str, OutOfServiceMark]:
         return marks_of(
             (await self._call(lambda client: client.volumes(filters=FILTER)))["Volumes"]
         )

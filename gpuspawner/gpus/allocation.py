@@ -35,7 +35,7 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     Raises:
         ValueError: there is no such policy, or two entries have one UUID.
     """
-    check("policy", policy, POLICIES, gpus)
+    check_policy_and_gpus("policy", policy, POLICIES, gpus)
     if request.gpus <= 0:
         return ()
     nodes = by_node(gpus)
@@ -45,7 +45,9 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     }
     name = choose_node(free, request.gpus, policy)
     return (
-        None if name is None else pick(free[name], busy_indexes(nodes[name]), request.gpus, policy)
+        None
+        if name is None
+        else pick_on_node(free[name], busy_indexes(nodes[name]), request.gpus, policy)
     )
 
 
@@ -72,7 +74,7 @@ def _has_pool(gpus: Sequence[GPU], count: int) -> bool:
     return max(Counter(gpu.model for gpu in gpus).values()) >= count
 
 
-def pick(
+def pick_on_node(
     free: Sequence[GPU], busy: Sequence[int], count: int, policy: str = "pack"
 ) -> tuple[GPU, ...]:
     """Return the GPUs to hand out on one node, of one model where that suffices.
@@ -94,7 +96,9 @@ def busy_indexes(gpus: Iterable[GPU]) -> list[int]:
     return [gpu.index for gpu in gpus if gpu.state in ("leased", "foreign")]
 
 
-def check(option: str, value: str, known: Mapping[str, object], gpus: Sequence[GPU]) -> None:
+def check_policy_and_gpus(
+    option: str, value: str, known: Mapping[str, object], gpus: Sequence[GPU]
+) -> None:
     """Raise ValueError where an option isn't one of the known ones, or two GPUs have one UUID."""
     if value not in known:
         raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
@@ -103,7 +107,7 @@ def check(option: str, value: str, known: Mapping[str, object], gpus: Sequence[G
         raise ValueError("two GPUs have the same UUID: nothing can be told apart")
 
 
-def explain(request: Request, gpus: Sequence[GPU]) -> str:
+def explain_shortage(request: Request, gpus: Sequence[GPU]) -> str:
     """Say in one sentence why `choose` finds nothing for the request now.
 
     Args:
@@ -111,14 +115,14 @@ def explain(request: Request, gpus: Sequence[GPU]) -> str:
         gpus: every GPU of every node.
     """
     fitting = [gpu for gpu in gpus if request.takes(gpu)]
-    most = largest(fitting)
-    wanted = gpus_words(request.gpus, request.model)
+    most = most_on_one_node(fitting)
+    wanted = gpu_count_phrase(request.gpus, request.model)
     if len(fitting) < len(gpus) and request.model is None:
         wanted = lazy_gettext(
             "%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image
         )
     if most < request.gpus:
-        if are_several(gpus):
+        if span_several_nodes(gpus):
             return lazy_gettext(
                 "You asked for %(gpus)s, and no machine here has more than %(total)s.",
                 gpus=wanted,
@@ -137,8 +141,8 @@ def availability(gpus: Sequence[GPU]) -> str:
     Of several nodes it says how many are free on one: "at most 3 are free on one machine now".
     """
     free = sum(map(_is_free, gpus))
-    if free and are_several(gpus):
-        most = largest(filter(_is_free, gpus))
+    if free and span_several_nodes(gpus):
+        most = most_on_one_node(filter(_is_free, gpus))
         return lazy_ngettext(
             "at most %(num)s is free on one machine now",
             "at most %(num)s are free on one machine now",
@@ -156,10 +160,10 @@ def availability(gpus: Sequence[GPU]) -> str:
 
 
 def _counted(state: str, number: int) -> str:
-    return lazy_gettext("%(number)s %(state)s", number=number, state=_WORDS[state])
+    return lazy_gettext("%(number)s %(state)s", number=number, state=_STATE_PHRASES[state])
 
 
-_WORDS: dict[str, str] = {
+_STATE_PHRASES: dict[str, str] = {
     "leased": lazy_gettext("in use"),
     "foreign": lazy_gettext("in use outside the hub"),
     "mig": lazy_gettext("in MIG mode"),
@@ -220,16 +224,19 @@ def with_leases(nodes: Sequence[Node], leases: Iterable[Lease]) -> tuple[Node, .
     """
     found = _by_gpu(leases)
     times = Counter(gpu.uuid for node in nodes for gpu in node.gpus if gpu.uuid)
-    twins = {uuid for uuid, number in times.items() if number > 1}
-    return tuple(replace(node, gpus=_apply(_told_apart(node.gpus, twins), found)) for node in nodes)
+    duplicates = {uuid for uuid, number in times.items() if number > 1}
+    return tuple(
+        replace(node, gpus=_apply(_without_duplicate_uuids(node.gpus, duplicates), found))
+        for node in nodes
+    )
 
 
-def _told_apart(gpus: Sequence[GPU], twins: Collection[str]) -> Sequence[GPU]:
-    if not twins:
+def _without_duplicate_uuids(gpus: Sequence[GPU], duplicates: Collection[str]) -> Sequence[GPU]:
+    if not duplicates:
         return gpus
     why = lazy_gettext("Another GPU has the same UUID.")
     return [
-        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in twins else gpu
+        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in duplicates else gpu
         for gpu in gpus
     ]
 
@@ -254,7 +261,7 @@ def _end(lease: Lease) -> float:
     return inf if lease.until is None else lease.until
 
 
-def offered(nodes: Sequence[Node], models: frozenset[str] | None = None) -> tuple[Node, ...]:
+def offered_nodes(nodes: Sequence[Node], models: frozenset[str] | None = None) -> tuple[Node, ...]:
     """Return the nodes with the GPUs that may be handed out whole, now or later.
 
     Args:
@@ -284,7 +291,7 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
     return counts
 
 
-TAKEN = lazy_gettext("taken")
+TAKEN_REASON = lazy_gettext("taken")
 
 
 def _lease(gpu: GPU, lease: Lease) -> GPU:
@@ -295,7 +302,7 @@ def _lease(gpu: GPU, lease: Lease) -> GPU:
     values |= gpu.__dict__
     values["holder"], values["until"] = lease.holder, lease.until
     if gpu.state in ("free", "foreign"):
-        values["state"], values["reason"] = "leased", TAKEN
+        values["state"], values["reason"] = "leased", TAKEN_REASON
     return leased
 
 
@@ -319,12 +326,12 @@ def by_node(gpus: Iterable[GPU]) -> dict[str, list[GPU]]:
     return nodes
 
 
-def are_several(gpus: Iterable[GPU]) -> bool:
+def span_several_nodes(gpus: Iterable[GPU]) -> bool:
     """Return whether GPUs are of more than one node, so that people need to hear of nodes."""
     return len({gpu.node for gpu in gpus}) > 1
 
 
-def largest(gpus: Iterable[GPU]) -> int:
+def most_on_one_node(gpus: Iterable[GPU]) -> int:
     """Return how many of some GPUs are on the node that has most of them."""
     return max(Counter(gpu.node for gpu in gpus).values(), default=0)
 
@@ -345,7 +352,7 @@ def _rank(runs: Sequence[Sequence[GPU]]) -> Callable[[GPU], tuple[int, int]]:
     return lambda gpu: (place[gpu.index], gpu.index)
 
 
-def gpus_words(number: int, model: str | None = None) -> str:
+def gpu_count_phrase(number: int, model: str | None = None) -> str:
     """Return "2 GPUs", or "2 NVIDIA A100 GPUs" where a model is named."""
     if model:
         return lazy_ngettext("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)

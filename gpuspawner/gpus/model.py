@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
+GPUState = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
 
 
 @dataclass(frozen=True, order=True)
@@ -60,7 +60,7 @@ class GPU:
     memory_total_mib: int | None = None
     memory_used_mib: int | None = None
     utilization_percent: int | None = None
-    state: State = "free"
+    state: GPUState = "free"
     holder: Holder | None = None
     reason: str = ""
     compute_capability: str | None = None

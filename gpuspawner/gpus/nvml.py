@@ -21,14 +21,14 @@ import pynvml
 
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
-from .state import GPUFacts, State, judge, without_twins
+from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
 
 MIB = 1024 * 1024
 # How long a caller waits while another's call hangs in the driver.
-PATIENCE_SECONDS = 20.0
+LOCK_TIMEOUT_SECONDS = 20.0
 # More than any host has: a larger count is a library gone wrong.
-MOST_GPUS = 256
-MOST_PROCESSES = 100_000
+MAX_GPUS = 256
+MAX_PROCESSES = 100_000
 
 _UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
@@ -52,7 +52,7 @@ class Inventory:
 
 
 _lock = threading.Lock()
-_started = False
+_is_initialised = False
 
 
 def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()) -> Inventory:
@@ -70,21 +70,21 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
     Raises:
         InventoryError: NVML is there and can't be asked.
     """
-    if not _lock.acquire(timeout=PATIENCE_SECONDS):
+    if not _lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
         raise InventoryError(
             lazy_gettext(
                 "The NVIDIA driver has not answered for %(seconds)s seconds. "
                 "If `nvidia-smi` hangs too, the host needs a reboot.",
-                seconds=round(PATIENCE_SECONDS),
+                seconds=round(LOCK_TIMEOUT_SECONDS),
             )
         )
     try:
-        return _read(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
+        return _read_locked(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
     except Exception as error:
-        _stop()
+        _shut_down_nvml()
         if isinstance(error, InventoryError):
             raise
-        raise InventoryError(_host_sentence(error)) from error
+        raise InventoryError(_explain_failure(error)) from error
     finally:
         _lock.release()
 
@@ -92,41 +92,44 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
 def close() -> None:
     """Let NVML go until the next `read`, so that the driver can be unloaded or a GPU reset."""
     with _lock:
-        _stop()
+        _shut_down_nvml()
 
 
-def _read(memory_threshold_mib: int | None, excluded: frozenset[str]) -> Inventory:
-    kept = _started
+def _read_locked(memory_threshold_mib: int | None, excluded: frozenset[str]) -> Inventory:
+    kept = _is_initialised
     try:
-        _start()
-        inventory = _host()
+        _init_nvml()
+        inventory = _read_host()
     except pynvml.NVMLError as error:
         if isinstance(error, pynvml.NVMLError_LibraryNotFound):
             return _without_library()
         if not kept:
             raise
         # The driver may have gone and come back since the last read: begin anew, once.
-        _stop()
-        _start()
-        inventory = _host()
+        _shut_down_nvml()
+        _init_nvml()
+        inventory = _read_host()
     if any(gpu.state != "ok" for gpu in inventory.gpus):
-        _stop()
-    gpus = (judge(gpu, memory_threshold_mib, excluded) for gpu in without_twins(inventory.gpus))
+        _shut_down_nvml()
+    gpus = (
+        derive_state(gpu, memory_threshold_mib, excluded)
+        for gpu in without_duplicate_uuids(inventory.gpus)
+    )
     return replace(inventory, gpus=tuple(gpus))
 
 
-def _start() -> None:
-    global _started
-    if not _started:
+def _init_nvml() -> None:
+    global _is_initialised
+    if not _is_initialised:
         # Without the flag some drivers fail to start where they have no GPU.
         pynvml.nvmlInitWithFlags(pynvml.NVML_INIT_FLAG_NO_GPUS)
-        _started = True
+        _is_initialised = True
 
 
-def _stop() -> None:
-    global _started
-    if _started:
-        _started = False
+def _shut_down_nvml() -> None:
+    global _is_initialised
+    if _is_initialised:
+        _is_initialised = False
         with suppress(pynvml.NVMLError):  # what failed before may fail again
             pynvml.nvmlShutdown()
 
@@ -149,8 +152,8 @@ def _without_library() -> Inventory:
     return Inventory(None, None, ())
 
 
-def _host() -> Inventory:
-    driver = _text(pynvml.nvmlSystemGetDriverVersion)
+def _read_host() -> Inventory:
+    driver = _query_text(pynvml.nvmlSystemGetDriverVersion)
     if not re.match(r"\d+\.\d", driver):
         raise InventoryError(
             lazy_gettext(
@@ -159,48 +162,52 @@ def _host() -> Inventory:
             )
         )
     count = pynvml.nvmlDeviceGetCount()
-    if not 0 <= count <= MOST_GPUS:
+    if not 0 <= count <= MAX_GPUS:
         raise InventoryError(
             lazy_gettext(
                 "NVML says that this host has %(number)s GPUs, which can't be right.", number=count
             )
         )
-    return Inventory(driver, _cuda(), tuple(_gpu(index) for index in range(count)))
+    return Inventory(
+        driver, _read_cuda_version(), tuple(_read_gpu(index) for index in range(count))
+    )
 
 
-def _cuda() -> str | None:
-    version = _ask_in_passing(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
+def _read_cuda_version() -> str | None:
+    version = _query_optional(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
     return f"{version // 1000}.{version % 1000 // 10}" if version and version > 0 else None
 
 
-def _gpu(index: int) -> GPUFacts:
+def _read_gpu(index: int) -> GPUFacts:
     """All that one GPU tells, up to the first needed question that it can't answer."""
     known: dict[str, Any] = {"uuid": None, "index": index}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        known["uuid"] = _uuid(handle)
-        known["name"] = _ask_in_passing(_text, pynvml.nvmlDeviceGetName, handle) or GPUFacts.name
+        known["uuid"] = _read_uuid(handle)
+        known["name"] = (
+            _query_optional(_query_text, pynvml.nvmlDeviceGetName, handle) or GPUFacts.name
+        )
         capability = pynvml.nvmlDeviceGetCudaComputeCapability
-        known["compute_capability"] = _ask_in_passing(capability, handle)
-        mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+        known["compute_capability"] = _query_optional(capability, handle)
+        mig = _query(pynvml.nvmlDeviceGetMigMode, handle)
         known["mig"] = None if mig is None else mig[0] != 0
-        mode = _ask(pynvml.nvmlDeviceGetComputeMode, handle)
+        mode = _query(pynvml.nvmlDeviceGetComputeMode, handle)
         known["compute_mode"] = _COMPUTE_MODES.get(mode)
-        known["memory_total_mib"], known["memory_used_mib"] = _memory(handle)
+        known["memory_total_mib"], known["memory_used_mib"] = _read_memory(handle)
         known["processes"] = _count_processes(handle)
-        known["utilization_percent"] = _utilization(handle)
-        known["state"], known["reason"], known["warning"] = _health(handle)
+        known["utilization_percent"] = _read_utilization(handle)
+        known["state"], known["reason"], known["warning"] = _read_health(handle)
     except (pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_Uninitialized):
         raise
     except Exception as error:  # one sick GPU must not hide the others
-        known["state"], known["reason"] = _sickness(error)
+        known["state"], known["reason"] = _failure_state(error)
     return GPUFacts(**known)
 
 
 # How to ask ---------------------------------------------------------------------------------------
 
 
-def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
+def _query(function: Callable[..., Any], *arguments: Any) -> Any:
     """NVML's answer; None where the GPU or the driver doesn't have it, which is no failure."""
     try:
         return function(*arguments)
@@ -208,17 +215,17 @@ def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _ask_in_passing(function: Callable[..., Any], *arguments: Any) -> Any:
+def _query_optional(function: Callable[..., Any], *arguments: Any) -> Any:
     """NVML's answer to what nothing depends on; None unless the GPU as a whole has failed."""
     try:
-        return _ask(function, *arguments)
+        return _query(function, *arguments)
     except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
         raise
     except pynvml.NVMLError:
         return None
 
 
-def _text(function: Callable[..., Any], *arguments: Any) -> str:
+def _query_text(function: Callable[..., Any], *arguments: Any) -> str:
     # Past pynvml's wrapper, which decodes as UTF-8 and fails where a text isn't.
     text = getattr(function, "__wrapped__", function)(*arguments)
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
@@ -227,23 +234,23 @@ def _text(function: Callable[..., Any], *arguments: Any) -> str:
     )
 
 
-def _uuid(handle: Any) -> str:
-    uuid = _text(pynvml.nvmlDeviceGetUUID, handle)
+def _read_uuid(handle: Any) -> str:
+    uuid = _query_text(pynvml.nvmlDeviceGetUUID, handle)
     if not _UUID.match(uuid):
         raise ValueError(f"its UUID is {uuid!r}")
     return uuid
 
 
-def _memory(handle: Any) -> tuple[int | None, int | None]:
+def _read_memory(handle: Any) -> tuple[int | None, int | None]:
     """Total and used MiB. Version 1 of the query counts the driver's own memory as used."""
     try:
-        memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+        memory = _query(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     except pynvml.NVMLError as error:
         # How a driver says that it doesn't know this version of the struct.
         if error.value not in (pynvml.NVML_ERROR_INVALID_ARGUMENT, _ARGUMENT_VERSION_MISMATCH):
             raise
         memory = None
-    memory = memory or _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    memory = memory or _query(pynvml.nvmlDeviceGetMemoryInfo, handle)
     if memory is None:
         return None, None
     if memory.total == 0 or memory.used > memory.total:
@@ -260,7 +267,7 @@ def _count_processes(handle: Any) -> int | None:
     for version in ("_v3", "_v2", ""):  # from drivers 510, 450 and the beginning
         try:
             name = f"nvmlDeviceGetComputeRunningProcesses{version}"
-            code, count = _fill(pynvml._nvmlGetFunctionPointer(name), handle)
+            code, count = _query_array(pynvml._nvmlGetFunctionPointer(name), handle)
         except pynvml.NVMLError_FunctionNotFound:
             continue
         if code == pynvml.NVML_SUCCESS:
@@ -272,11 +279,11 @@ def _count_processes(handle: Any) -> int | None:
     return None
 
 
-def _fill(question: Callable[..., int], handle: Any) -> tuple[int, int]:
+def _query_array(question: Callable[..., int], handle: Any) -> tuple[int, int]:
     """Code and count of a question that fills an array: first for the count, then with room."""
     count = ctypes.c_uint(0)
     code = question(handle, ctypes.byref(count), None)
-    if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value > MOST_PROCESSES:
+    if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value > MAX_PROCESSES:
         return code, count.value
     room = count.value * 2 + 5  # more may come meanwhile
     answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry there has been
@@ -284,24 +291,24 @@ def _fill(question: Callable[..., int], handle: Any) -> tuple[int, int]:
     return question(handle, ctypes.byref(count), answer), count.value
 
 
-def _utilization(handle: Any) -> int | None:
-    rates = _ask_in_passing(pynvml.nvmlDeviceGetUtilizationRates, handle)
+def _read_utilization(handle: Any) -> int | None:
+    rates = _query_optional(pynvml.nvmlDeviceGetUtilizationRates, handle)
     return rates.gpu if rates is not None and rates.gpu <= 100 else None
 
 
-def _health(handle: Any) -> tuple[State, str, str]:
-    """State, reason and warning from the memory's repairs.
+def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
+    """InventoryState, reason and warning from the memory's repairs.
 
     ref: https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/
     ref: https://docs.nvidia.com/deploy/dynamic-page-retirement/
     """
     try:
-        rows = _ask(pynvml.nvmlDeviceGetRemappedRows, handle)
-        pages_pending = _ask(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
+        rows = _query(pynvml.nvmlDeviceGetRemappedRows, handle)
+        pages_pending = _query(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
     except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
         raise
     except pynvml.NVMLError as error:
-        return "ok", "", f"Its memory's health can't be read: {_words(error)}."
+        return "ok", "", f"Its memory's health can't be read: {_error_text(error)}."
     _, _, remap_pending, remap_failed = rows or (0, 0, 0, 0)
     if remap_failed:
         return (
@@ -317,24 +324,26 @@ def _health(handle: Any) -> tuple[State, str, str]:
 # What failures mean -------------------------------------------------------------------------------
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     try:
         return str(error).strip().rstrip(".") or type(error).__name__
     except Exception:  # pynvml asks the library for words, and the library may be what is broken
         return type(error).__name__
 
 
-def _sickness(error: Exception) -> tuple[State, str]:
-    """State and reason of a GPU that failed a question."""
+def _failure_state(error: Exception) -> tuple[InventoryState, str]:
+    """InventoryState and reason of a GPU that failed a question."""
     if isinstance(error, pynvml.NVMLError_GpuIsLost):
         return "unhealthy", lazy_gettext("It has fallen off the bus: the host needs a reboot.")
     if isinstance(error, pynvml.NVMLError_ResetRequired):
         reason = lazy_gettext("It needs a reset (`nvidia-smi --gpu-reset`) before it works again.")
         return "unhealthy", reason
-    return "unknown", lazy_gettext("NVML can't tell its state: %(error)s.", error=_words(error))
+    return "unknown", lazy_gettext(
+        "NVML can't tell its state: %(error)s.", error=_error_text(error)
+    )
 
 
-def _host_sentence(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     """What happened and what to do, where NVML as a whole failed."""
     code = getattr(error, "value", None)
     if code == pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
@@ -353,5 +362,6 @@ def _host_sentence(error: Exception) -> str:
             "Check the permissions of /dev/nvidia*, in a container its device rules."
         )
     return lazy_gettext(
-        "NVML fails: %(error)s. See whether `nvidia-smi` works on the host.", error=_words(error)
+        "NVML fails: %(error)s. See whether `nvidia-smi` works on the host.",
+        error=_error_text(error),
     )

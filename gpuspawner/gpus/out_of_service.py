@@ -12,11 +12,11 @@ from ..i18n.lazy_text import lazy_gettext
 from .model import GPU, Node
 
 # In characters.
-LONGEST_WHY = 200
+MAX_REASON_LENGTH = 200
 
 
 @dataclass(frozen=True)
-class Mark:
+class OutOfServiceMark:
     """A GPU that is out of service: who took it out, why, and since when (since the epoch)."""
 
     uuid: str
@@ -32,12 +32,12 @@ class Mark:
         return lazy_gettext("It is out of service: %(why)s", why=self.why)
 
 
-def apply_marks(gpus: Iterable[GPU], marks: Mapping[str, Mark]) -> tuple[GPU, ...]:
+def apply_marks(gpus: Iterable[GPU], marks: Mapping[str, OutOfServiceMark]) -> tuple[GPU, ...]:
     """Return the GPUs with those out of service kept out. What is sick keeps that state."""
     return tuple(_apply(gpu, marks.get(gpu.uuid or "")) for gpu in gpus)
 
 
-def _apply(gpu: GPU, mark: Mark | None) -> GPU:
+def _apply(gpu: GPU, mark: OutOfServiceMark | None) -> GPU:
     if mark is None or gpu.state not in ("free", "foreign"):
         return gpu
     return replace(gpu, state="excluded", reason=mark.reason)
@@ -55,12 +55,12 @@ class InServiceReader:
     def __init__(
         self,
         read_nodes: Callable[[], Awaitable[Sequence[Node]]],
-        list_marks: Callable[[], Awaitable[Mapping[str, Mark]]],
+        list_marks: Callable[[], Awaitable[Mapping[str, OutOfServiceMark]]],
     ) -> None:
         self._read_nodes = read_nodes
         self._list_marks = list_marks
         # What the last reading found.
-        self.marks: Mapping[str, Mark] = {}
+        self.marks: Mapping[str, OutOfServiceMark] = {}
 
     async def __call__(self) -> tuple[Node, ...]:
         """Return the nodes as they are now; raises what either of the two raises."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..i18n.lazy_text import lazy_gettext
 from . import nvml
-from .model import GPU, Node, State
+from .model import GPU, GPUState, Node
 
 
 def read_node(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Node:
@@ -30,7 +30,7 @@ def read_node(excluded: Collection[str] = (), memory_threshold_mib: int | None =
 
 
 def _gpu(seen: nvml.GPUFacts) -> GPU:
-    state: State = "free"
+    state: GPUState = "free"
     reason = seen.reason
     if seen.state != "ok":
         state = seen.state

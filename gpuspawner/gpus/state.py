@@ -12,7 +12,7 @@ from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
 IN_USE_FROM_MIB = 1024
 IN_USE_FROM_PERCENT = 2
 
-State = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
+InventoryState = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,17 @@ class GPUFacts:
     mig: bool | None = None
     compute_mode: str | None = None
     compute_capability: tuple[int, int] | None = None
-    state: State = "ok"
+    state: InventoryState = "ok"
     reason: str = ""
     in_use: bool = False
     warning: str = ""
 
 
-def judge(gpu: GPUFacts, memory_threshold_mib: int | None, excluded: frozenset[str]) -> GPUFacts:
+def derive_state(
+    gpu: GPUFacts, memory_threshold_mib: int | None, excluded: frozenset[str]
+) -> GPUFacts:
     """The GPU with what follows from its facts: whether it is in use, and could be handed out."""
-    used_by = _use(gpu, memory_threshold_mib)
+    used_by = _describe_use(gpu, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
         reason = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
@@ -71,7 +73,7 @@ def judge(gpu: GPUFacts, memory_threshold_mib: int | None, excluded: frozenset[s
     return replace(gpu, reason=used_by)
 
 
-def _use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
+def _describe_use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
     """What uses the GPU, in a sentence; "" if nothing does."""
     if gpu.processes:
         return lazy_ngettext(
@@ -85,12 +87,12 @@ def _use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
     return ""
 
 
-def without_twins(gpus: tuple[GPUFacts, ...]) -> list[GPUFacts]:
+def without_duplicate_uuids(gpus: tuple[GPUFacts, ...]) -> list[GPUFacts]:
     """Two GPUs of one UUID can't be told apart, so neither keeps it."""
     times = Counter(gpu.uuid for gpu in gpus if gpu.uuid)
-    twins = {uuid for uuid, count in times.items() if count > 1}
+    duplicates = {uuid for uuid, count in times.items() if count > 1}
     why = lazy_gettext("Another GPU has the same UUID.")
     return [
-        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in twins else gpu
+        replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in duplicates else gpu
         for gpu in gpus
     ]

@@ -123,7 +123,7 @@ def load_catalogue(
         raise ValueError(f"{name} must map each version's key to its entry")
     try:
         catalogue(entries)
-        return _changed(
+        return _apply_changes(
             {key: as_fields(entry) for key, entry in entries.items()}, add, change, hide
         )
     except ValueError as error:
@@ -134,7 +134,7 @@ def _text(path: str | Path) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def _changed(
+def _apply_changes(
     entries: dict[str, dict[str, Any]],
     add: Mapping[str, Any] | None,
     change: Mapping[str, Mapping[str, Any]] | None,

@@ -20,7 +20,7 @@ from .catalogue import ImageVersion
 
 # CUDA major version -> the oldest Linux driver that runs any release of it.
 # ref: https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/
-FLOOR: Mapping[str, str] = MappingProxyType(
+MIN_DRIVER: Mapping[str, str] = MappingProxyType(
     {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 )
 # CUDA release -> the Linux driver that it came with. Same reference.
@@ -73,7 +73,7 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
     """
     if version is None or driver is None:
         return Fit()
-    needed = lowest_driver(version)
+    needed = min_driver_of(version)
     if _older(driver, needed):
         reason = lazy_gettext(
             "needs driver %(needed)s or newer, this machine has %(driver)s",
@@ -82,17 +82,19 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
         )
         return Fit(frozenset(), reason)
     if not version.compute_capabilities:
-        return Fit(note=_missing_features(version, driver))
+        return Fit(note=_note_missing_features(version, driver))
     node = list(gpus)
     others = _not_built_for(version, driver, node)
     models = frozenset(gpu.model for gpu in node) - set(others)
     if others and not models:
-        reason = lazy_gettext("isn't built for this machine's %(models)s", models=_named(others))
+        reason = lazy_gettext(
+            "isn't built for this machine's %(models)s", models=_models_phrase(others)
+        )
         return Fit(models, reason)
-    missing = _missing_features(version, driver)
+    missing = _note_missing_features(version, driver)
     if not others:
         return Fit(models, note=missing)
-    not_on = lazy_gettext("doesn't run on this machine's %(models)s", models=_named(others))
+    not_on = lazy_gettext("doesn't run on this machine's %(models)s", models=_models_phrase(others))
     return Fit(models, note=_joined(not_on, missing))
 
 
@@ -113,10 +115,11 @@ def fit_nodes(version: ImageVersion | None, nodes: Sequence[Node]) -> Fit:
     if version is None or (places == there and not any(each.note for each in fits.values())):
         return Fit()
     if not places:
-        return Fit(frozenset(), _nowhere(version, nodes))
+        return Fit(frozenset(), _explain_nowhere(version, nodes))
     models = frozenset(model for _, model in places)
     note = _joined(
-        _not_everywhere(version, nodes, models, places == there), _missing_somewhere(version, nodes)
+        _note_not_everywhere(version, nodes, models, places == there),
+        _note_missing_features_somewhere(version, nodes),
     )
     if places == there:
         return Fit(note=note)
@@ -124,9 +127,9 @@ def fit_nodes(version: ImageVersion | None, nodes: Sequence[Node]) -> Fit:
     return Fit(models, note=note, places=None if places == by_model else places)
 
 
-def _nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
+def _explain_nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
     """Say why a version runs on none of several nodes."""
-    needed = lowest_driver(version)
+    needed = min_driver_of(version)
     new_enough = [node for node in nodes if not _older(node.driver, needed)]
     if not new_enough:
         return lazy_gettext(
@@ -134,7 +137,7 @@ def _nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
             needed=needed,
             driver=max((node.driver or "" for node in nodes), key=_numbers),
         )
-    models = _named(_not_built_for_any(version, new_enough))
+    models = _models_phrase(_not_built_for_any(version, new_enough))
     if len(new_enough) == len(nodes):
         return lazy_gettext("isn't built for the %(models)s here", models=models)
     return lazy_gettext(
@@ -144,7 +147,7 @@ def _nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
     )
 
 
-def _not_everywhere(
+def _note_not_everywhere(
     version: ImageVersion, nodes: Sequence[Node], models: Collection[str], is_everywhere: bool
 ) -> str:
     """Say on which GPUs a version that runs on these models doesn't run; "" where on all."""
@@ -153,12 +156,12 @@ def _not_everywhere(
     others = _not_built_for_any(version, nodes)
     nowhere = {model: has for model, has in others.items() if model not in models}
     if nowhere:
-        return lazy_gettext("doesn't run on the %(models)s here", models=_named(nowhere))
+        return lazy_gettext("doesn't run on the %(models)s here", models=_models_phrase(nowhere))
     return lazy_gettext("doesn't run on every machine here")
 
 
-def _missing_somewhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
-    own, needed = own_driver(version), lowest_driver(version)
+def _note_missing_features_somewhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
+    own, needed = toolkit_driver_of(version), min_driver_of(version)
     drivers = [node.driver for node in nodes if not _older(node.driver, needed)]
     if not any(_older(driver, own) for driver in drivers):
         return ""
@@ -190,18 +193,18 @@ def _joined(first: str, second: str) -> str:
     return first or second
 
 
-def lowest_driver(version: ImageVersion) -> str:
+def min_driver_of(version: ImageVersion) -> str:
     """Return the driver below which a version's CUDA doesn't start; "" where that isn't known."""
-    return version.min_driver or FLOOR.get(_release(version.cuda).partition(".")[0], "")
+    return version.min_driver or MIN_DRIVER.get(_release(version.cuda).partition(".")[0], "")
 
 
-def own_driver(version: ImageVersion) -> str:
+def toolkit_driver_of(version: ImageVersion) -> str:
     """Return the driver that a version's CUDA release came with; "" where that isn't known."""
     return version.toolkit_driver or TOOLKIT_DRIVER.get(_release(version.cuda), "")
 
 
-def _missing_features(version: ImageVersion, driver: str) -> str:
-    own = own_driver(version)
+def _note_missing_features(version: ImageVersion, driver: str) -> str:
+    own = toolkit_driver_of(version)
     if not _older(driver, own):
         return ""
     return lazy_gettext(
@@ -226,7 +229,7 @@ def _runs_on(version: ImageVersion, driver: str, gpu: GPU) -> bool:
         built = _numbers(number)
         if has >= built and has[0] == built[0]:
             return True
-        if ptx and has >= built and not _older(driver, own_driver(version)):
+        if ptx and has >= built and not _older(driver, toolkit_driver_of(version)):
             return True
     return False
 
@@ -245,7 +248,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
-def _named(models: Mapping[str, str | None]) -> str:
+def _models_phrase(models: Mapping[str, str | None]) -> str:
     first, *more = sorted(models.items())
     model, has = first
     words: str = lazy_gettext("%(model)s (compute capability %(has)s)", model=model, has=has)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 
 # How long what was seen is taken for true. A start looks for itself.
-KNOWN_SECONDS = 10.0
+CACHE_SECONDS = 10.0
 
 
 class LocalImages:
@@ -29,10 +29,10 @@ class LocalImages:
         unknown = {
             each
             for each in references
-            if self._known.get(each, (-math.inf, True))[0] + KNOWN_SECONDS < now
+            if self._known.get(each, (-math.inf, True))[0] + CACHE_SECONDS < now
         }
-        await asyncio.gather(*map(self._look, unknown))
+        await asyncio.gather(*map(self._look_up, unknown))
         return frozenset(each for each in references if not self._known[each][1])
 
-    async def _look(self, reference: str) -> None:
+    async def _look_up(self, reference: str) -> None:
         self._known[reference] = (time.monotonic(), await self._has_image(reference))

@@ -15,7 +15,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from ..gpus.allocation import busy_indexes, choose_node, pick
+from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
 from ..gpus.model import GPU, Lease, Request
 from .node_calendar import NodeCalendar, Part, Share, not_before
 
@@ -257,7 +257,7 @@ class Calendar:
             node = self._nodes[name].gpus
             busy = busy_indexes(node) + [gpu.index for gpu in node if gpu.uuid in given]
             by_index = sorted(free[name], key=lambda gpu: gpu.index)
-            picked = {gpu.uuid for gpu in pick(by_index, busy, request.gpus, policy)}
+            picked = {gpu.uuid for gpu in pick_on_node(by_index, busy, request.gpus, policy)}
             chosen[number] = tuple(gpu for gpu in node if gpu.uuid in picked)
             given |= picked
         return chosen

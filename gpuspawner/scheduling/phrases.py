@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..gpus.allocation import gpus_words
+from ..gpus.allocation import gpu_count_phrase
 from ..i18n.lazy_text import lazy_gettext, together
 from ..i18n.phrases import clock_time, hours_words, ordinal
 from .plan import Turn
@@ -12,7 +12,7 @@ from .plan import Turn
 
 def turn_words(turn: Turn) -> str:
     """Return where a request stands in the queue, what it waits for, and until about when."""
-    wanted = gpus_words(turn.waiting.request.gpus, turn.waiting.request.model)
+    wanted = gpu_count_phrase(turn.waiting.request.gpus, turn.waiting.request.model)
     place = (
         lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
         if turn.place == 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from ..gpus.allocation import POLICIES, apply_leases, are_several, check
+from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
 from ..gpus.model import GPU, Holder, Lease, Request
 from .calendar import Booking, Calendar
 
@@ -120,8 +120,8 @@ def plan(
     Raises:
         ValueError: there is no such order or policy, or two GPUs have one UUID.
     """
-    check("order", order, ORDERS, gpus)
-    check("policy", policy, POLICIES, gpus)
+    check_policy_and_gpus("order", order, ORDERS, gpus)
+    check_policy_and_gpus("policy", policy, POLICIES, gpus)
     host = apply_leases(gpus, leases)
     waiting = ORDERS[order](queue, leases)
     limits = group_limits or {}
@@ -210,7 +210,7 @@ class _Causes:
     ) -> None:
         self._calendar = calendar
         self._limits = limits
-        self.several = are_several(gpus)
+        self.several = span_several_nodes(gpus)
         # Whether a request takes a GPU depends on its node and model alone.
         self._one_of = {(gpu.node, gpu.model): gpu for gpu in gpus}
         self._free = Counter(

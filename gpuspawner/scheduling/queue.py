@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Refused, Unknown
-from ..gpus.allocation import explain, gpus_words
+from ..gpus.allocation import explain_shortage, gpu_count_phrase
 from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import lazy_gettext, together
 from ..i18n.phrases import hours_words
@@ -279,7 +279,7 @@ class Queue:
         """Return why somebody who can't start now may not wait either; "" where they may."""
         if request_limits.longest == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
-            return together(explain(request, view.gpus), ahead)
+            return together(explain_shortage(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._rules.length:
             return lazy_gettext(
@@ -375,6 +375,6 @@ def _too_long(request: Request, seconds: float) -> str:
     return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",
-        gpus=gpus_words(request.gpus),
+        gpus=gpu_count_phrase(request.gpus),
         duration=hours_words(seconds),
     )

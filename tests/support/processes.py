@@ -20,7 +20,7 @@ from traitlets import Unicode
 from gpuspawner.backends.base import Report
 from gpuspawner.base_spawner import BaseGPUSpawner
 from gpuspawner.gpus.model import Request
-from gpuspawner.gpus.out_of_service import Mark
+from gpuspawner.gpus.out_of_service import OutOfServiceMark
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Reservation
 
@@ -97,7 +97,7 @@ class ProcessBackend:
     def watch(self, notice: Callable[[], None]) -> _Watcher:
         return _Watcher(self, notice)
 
-    async def out_of_service(self) -> Mapping[str, Mark]:
+    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         return {}
 
     def close(self) -> None:

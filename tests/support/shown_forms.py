@@ -10,8 +10,8 @@ from gpuspawner.choices.form import render
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, request
 from gpuspawner.errors import Refused
-from gpuspawner.gpus.allocation import explain
-from gpuspawner.gpus.model import GPU, Holder, Node, State
+from gpuspawner.gpus.allocation import explain_shortage
+from gpuspawner.gpus.model import GPU, GPUState, Holder, Node
 from gpuspawner.i18n.languages import ENGLISH, Language
 from gpuspawner.i18n.lazy_text import lazy_gettext
 from gpuspawner.images.catalogue import catalogue
@@ -30,7 +30,7 @@ TWO = catalogue(
 LIMITS = Limits(TWO, "torch")
 
 
-def gpu(index: int, model: str = A100, state: State = "free", **more: Any) -> GPU:
+def gpu(index: int, model: str = A100, state: GPUState = "free", **more: Any) -> GPU:
     return GPU(f"GPU-{index}", index, model, 40960, state=state, **more)
 
 
@@ -66,7 +66,7 @@ def shown(
         waiting = QueuedRequest(Holder("you"), wanted, 0)
         turn = plan([waiting], seen.gpus, seen.leases, time.time())[0]
         if turn.gpus or not limits.waits:
-            refusal = "" if turn.gpus else explain(wanted, seen.gpus)
+            refusal = "" if turn.gpus else explain_shortage(wanted, seen.gpus)
             return Forecast("now" if turn.gpus else "no", wanted.gpus, refusal=refusal)
         fitting = [gpu for gpu in seen.gpus if wanted.takes(gpu)]
         free = sum(gpu.state == "free" for gpu in fitting)

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.gpus.allocation import POLICIES, apply_leases, choose, explain, model_counts
+from gpuspawner.gpus.allocation import (
+    POLICIES,
+    apply_leases,
+    choose,
+    explain_shortage,
+    model_counts,
+)
 from gpuspawner.gpus.model import GPU, Holder, Lease, Request
 
 from ..support.drawn_hosts import A100, T4, host, requests
@@ -114,7 +120,7 @@ def test_explain_says_what_was_asked_and_what_is_there(
 ) -> None:
     request = Request("torch", count, model)
     assert choose(request, host(gpus)) is None
-    assert explain(request, host(gpus)) == sentence
+    assert explain_shortage(request, host(gpus)) == sentence
 
 
 ANN, BOB = Holder("ann"), Holder("bob", "second")
@@ -182,10 +188,10 @@ def test_only_gpus_that_the_image_runs_on_are_chosen() -> None:
     assert indexes(choose(Request("torch", 1), host("taa"))) == [0]
     assert indexes(choose(only, host("taa"))) == [1]
     assert choose(only, host("tLL")) is None
-    assert explain(only, host("tLL")) == (
+    assert explain_shortage(only, host("tLL")) == (
         "You asked for 1 GPU that image torch runs on, and 0 of 2 are free now (2 in use)."
     )
-    assert explain(Request("torch", 3, models=frozenset({A100})), host("taa")) == (
+    assert explain_shortage(Request("torch", 3, models=frozenset({A100})), host("taa")) == (
         "You asked for 3 GPUs that image torch runs on, and this machine has 2."
     )
 
@@ -262,8 +268,8 @@ def test_packing_splits_a_run_only_where_no_run_is_long_enough(
 @given(requests, hosts)
 def test_the_reason_for_nothing_adds_up(request: Request, gpus: list[GPU]) -> None:
     """Free and not free together are all that there is, so nobody wonders where one went."""
-    if choose(request, gpus) is None and "this machine has" not in explain(request, gpus):
-        words = explain(request, gpus).replace("(", " ").split()
+    if choose(request, gpus) is None and "this machine has" not in explain_shortage(request, gpus):
+        words = explain_shortage(request, gpus).replace("(", " ").split()
         asked, free, total, *others = (int(word) for word in words if word.isdigit())
         assert asked == request.gpus
         assert free + sum(others) == total

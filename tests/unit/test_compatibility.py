@@ -15,12 +15,12 @@ from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.images.catalogue import ImageVersion, catalogue, load_catalogue
 from gpuspawner.images.compatibility import (
-    FLOOR,
+    MIN_DRIVER,
     TOOLKIT_DRIVER,
     Fit,
     fit,
-    lowest_driver,
-    own_driver,
+    min_driver_of,
+    toolkit_driver_of,
 )
 
 from ..support.paths import ROOT
@@ -91,8 +91,8 @@ def test_a_shipped_version_says_what_nvidia_s_table_says(key: str, driver: str) 
     if shipped.cuda:
         cuda = ".".join(shipped.cuda.split(".")[:2])
         assert level(found) == LEVELS[cuda][DRIVERS.index(driver)]
-        assert lowest_driver(shipped) == FLOOR[cuda.split(".")[0]]
-        assert own_driver(shipped) == TOOLKIT_DRIVER[cuda]
+        assert min_driver_of(shipped) == MIN_DRIVER[cuda.split(".")[0]]
+        assert toolkit_driver_of(shipped) == TOOLKIT_DRIVER[cuda]
     else:
         assert found == Fit()
 
@@ -127,7 +127,7 @@ def test_the_reason_and_the_note_name_both_drivers() -> None:
 def test_the_drivers_of_an_entry_are_its_own_or_follow_from_its_cuda(
     fields: dict[str, str], floor: str, own: str
 ) -> None:
-    assert (lowest_driver(version(**fields)), own_driver(version(**fields))) == (floor, own)
+    assert (min_driver_of(version(**fields)), toolkit_driver_of(version(**fields))) == (floor, own)
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,7 @@ def test_the_commands_json_is_what_is_written() -> None:
     found = as_json(Node(), [GPU("GPU-0", 0, "A100")])
     for key in [*found, *found["gpus"][0]]:
         assert f"`{key}`" in page or key == "gpus"
-    assert set(table("reference/command-line.md", "state")) == set(get_args(model.State))
+    assert set(table("reference/command-line.md", "state")) == set(get_args(model.GPUState))
     doctor = (ROOT / "docs" / "how-to" / "doctor.md").read_text()
     (example,) = json.loads(re.findall(r"```json\n(.*?)```", doctor, re.DOTALL)[0])
     assert example.keys() == entry("", Finding("ok", "")).keys()

@@ -230,7 +230,7 @@ def test_threads_may_read_at_once(program: Program) -> None:
 HANGING = """
 import threading
 from gpuspawner.gpus import nvml
-nvml.PATIENCE_SECONDS = 0.01
+nvml.LOCK_TIMEOUT_SECONDS = 0.01
 thread = threading.Thread(target=nvml.read)
 thread.start()
 while not nvml._lock.locked():

@@ -20,7 +20,7 @@ from gpuspawner.gpus.allocation import (
     apply_leases,
     availability,
     choose,
-    explain,
+    explain_shortage,
     with_leases,
 )
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
@@ -112,7 +112,7 @@ def test_choose_takes_all_from_one_node(
 def test_why_there_is_nothing_counts_what_one_node_has(
     nodes: tuple[str, ...], count: int, sentence: str
 ) -> None:
-    assert explain(Request("torch", count), cluster(*nodes)) == sentence
+    assert explain_shortage(Request("torch", count), cluster(*nodes)) == sentence
 
 
 def test_how_many_are_free_is_told_of_the_best_node() -> None:

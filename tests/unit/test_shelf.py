@@ -47,7 +47,7 @@ async def test_after_a_while_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
     images = local(engine)
     assert await images.missing({"a"}) == {"a"}
     engine.there.add("a")
-    monkeypatch.setattr(local_images, "KNOWN_SECONDS", -1.0)
+    monkeypatch.setattr(local_images, "CACHE_SECONDS", -1.0)
     assert await images.missing({"a"}) == frozenset()
 
 

@@ -14,7 +14,7 @@ import docker.errors
 from docker.utils import kwargs_from_env
 
 from ...errors import StartAgain
-from ...gpus.out_of_service import Mark
+from ...gpus.out_of_service import OutOfServiceMark
 from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
 from ..base import Report
 from ..leftovers import StaleServerReaper
@@ -116,7 +116,7 @@ class DockerBackend:
         """Return what calls `notice` whenever a container may have ended."""
         return Endings(self.client, notice)
 
-    async def out_of_service(self) -> Mapping[str, Mark]:
+    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
         return marks.marks_of((await self.call("volumes", filters=marks.FILTER))["Volumes"])
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import docker.errors
 
-from ...gpus.out_of_service import LONGEST_WHY, Mark
+from ...gpus.out_of_service import MAX_REASON_LENGTH, OutOfServiceMark
 
 LABEL = "gpuspawner.out-of-service"
 LABEL_BY = "gpuspawner.out-of-service.by"
@@ -29,14 +29,14 @@ FILTER = {"label": LABEL}
 Volume = Mapping[str, Any]
 
 
-def marks_of(volumes: Iterable[Volume] | None) -> dict[str, Mark]:
+def marks_of(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]:
     """Read UUID -> mark out of the engine's list of volumes."""
     found = {}
     for volume in volumes or ():
         labels = volume.get("Labels") or {}
         if uuid := labels.get(LABEL):
             since = labels.get(LABEL_SINCE, "")
-            found[uuid] = Mark(
+            found[uuid] = OutOfServiceMark(
                 uuid,
                 labels.get(LABEL_BY, ""),
                 labels.get(LABEL_WHY, ""),
@@ -56,7 +56,7 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
     labels = {
         LABEL: uuid,
         LABEL_BY: by,
-        LABEL_WHY: " ".join(why.split())[:LONGEST_WHY],
+        LABEL_WHY: " ".join(why.split())[:MAX_REASON_LENGTH],
         LABEL_SINCE: str(round(time.time())),
     }
     client.create_volume(_name(uuid), labels=labels)
@@ -68,7 +68,7 @@ def put_back(client: Any, uuid: str) -> None:
         client.remove_volume(_name(uuid))
 
 
-def list_marks(client: Any) -> dict[str, Mark]:
+def list_marks(client: Any) -> dict[str, OutOfServiceMark]:
     """Read UUID -> mark from the engine. Blocks."""
     listed: Sequence[Volume] | None = client.volumes(filters=FILTER)["Volumes"]
     return marks_of(listed)
