@@ -425,14 +425,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         try:
             reservation = await queue.wait(waiting, self.request_limits(), self._tell_turn)
         except asyncio.CancelledError:
-            self.lease.note("leave", gpus=request.gpus, waited=_waited(since))
+            self.lease.log_event("leave", gpus=request.gpus, waited=_waited(since))
             raise
         except (Refused, Unknown) as error:
-            self.lease.note("refuse", gpus=request.gpus, waited=_waited(since), rule=str(error))
+            self.lease.log_event(
+                "refuse", gpus=request.gpus, waited=_waited(since), rule=str(error)
+            )
             raise
         self.lease.begin_term(request.seconds)
         metrics.WAITS.observe(_waited(since))
-        self.lease.note(
+        self.lease.log_event(
             "grant",
             gpus=reservation.uuids,
             waited=_waited(since),
@@ -444,7 +446,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def _give_back(self, reservation: Reservation) -> None:
         self.ledger.release(reservation)
         if reservation.gpus:
-            self.lease.note("release", gpus=reservation.uuids, rule="given up before the start")
+            self.lease.log_event(
+                "release", gpus=reservation.uuids, rule="given up before the start"
+            )
 
     async def _check_again(self, request: Request) -> Request:
         """Hold the rules that apply now against a choice that has waited; return its request now.
@@ -474,7 +478,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             if self.attempt.waiting_since is None:
                 self.attempt.waiting_since = self.attempt.since
                 compat.save_state(self)
-                self.lease.note("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
+                self.lease.log_event("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
             nth = ordinal(turn.place)
             facts = {"place": turn.place, "nth": nth, "start": turn.start}
             facts["nth_said"] = translations(nth)
@@ -519,7 +523,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def _note_failed_start(self) -> None:
         granted = self.attempt.granted
         if granted and granted.gpus:
-            self.lease.note("release", gpus=granted.uuids, rule="the start failed")
+            self.lease.log_event("release", gpus=granted.uuids, rule="the start failed")
         self.attempt.granted = None
 
     def translated(self, error: Exception) -> Exception:
@@ -571,7 +575,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # -- What the lease asks of its server -------------------------------------------------------
 
     @property
-    def is_waited_for(self) -> int:
+    def waiting_requests(self) -> int:
         """How many wait for GPUs."""
         return len(self.hub_state.queue.waiting)
 
@@ -580,19 +584,19 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
             await self.apply_group_overrides()
 
-    def lease_begins(self) -> None:
+    def on_lease_begin(self) -> None:
         """Have the lease looked after."""
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             asyncio.get_running_loop()
             self.hub_state.leases.add(self.lease)
-            self.hub_state.reclaimer.begin()
+            self.hub_state.reclaimer.start()
 
-    def lease_ends(self) -> None:
+    def on_lease_end(self) -> None:
         """Have the lease looked after no more."""
         if self._hub_state:
             self._hub_state.leases.discard(self.lease)
 
-    def tell_end(self, until: float) -> None:
+    def on_end_changed(self, until: float) -> None:
         """Have everybody's plans count on when the lease ends now."""
         if self.server_id:
             self.ledger.ends[self.server_id] = until
@@ -601,7 +605,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Keep the lease in the hub's database."""
         compat.save_state(self)
 
-    async def stop_and_notice(self) -> None:
+    async def stop_through_hub(self) -> None:
         """Stop the server as its user would, and have the hub notice: route, database, hooks."""
         await self.stop()
         await self.poll_and_notify()

@@ -393,7 +393,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if found["State"]["Running"] and not self.lease.uuids and not self.pending:
             lease = lease_of(ServerRecord(found["Id"], found_labels))
             if lease and lease.gpus:
-                self.lease.take_up(lease)
+                self.lease.adopt(lease)
         return found
 
     async def poll(self) -> Any:

@@ -70,7 +70,7 @@ async def check_choice(
     key = options.image_key(choice, limits)
     view = NOTHING_SEEN
     if options.gpu_count(choice, limits) > 0:
-        view = await ledger.look(except_for=applicant.holder)
+        view = await ledger.read(except_for=applicant.holder)
     request = _request(choice, applicant, queue, view)
     if choice.image is None and not limits.has_catalogue:
         return CheckedChoice(request)

@@ -112,7 +112,7 @@ class OpenForms:
             seconds: how old that may be.
         """
         try:
-            return await self.ledger.recent(seconds, except_for), ""
+            return await self.ledger.read_recent(seconds, except_for), ""
         except Unknown as error:
             return None, str(error)
 

@@ -102,7 +102,7 @@ class Host:
             self._read_as(hub.get("reading", {}))
         tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
         try:
-            view = await self._ledger.look()
+            view = await self._ledger.read()
         except Unknown as error:
             return replace(tried, trouble=str(error))
         last.history.add(now, view.gpus)

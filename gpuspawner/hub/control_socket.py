@@ -115,7 +115,7 @@ class ControlSocket:
     async def status(self) -> dict[str, Any]:
         """Return who waits and whose time ends, as a value for JSON; times since the epoch."""
         servers = list(self._servers())
-        await asyncio.gather(*(server.know_rules() for server in servers))
+        await asyncio.gather(*(server.ensure_rules_applied() for server in servers))
         return {
             "now": time.time(),
             "order": self._queue.rules.order,
@@ -132,7 +132,7 @@ class ControlSocket:
         """
         for server in self._servers():
             if server.holder == holder:
-                await server.know_rules()
+                await server.ensure_rules_applied()
                 return server
         raise Refused(
             lazy_gettext("%(holder)s has no server with GPUs that runs now.", holder=str(holder)),
@@ -226,7 +226,7 @@ class _Here(_Server):
 
     def do(self, server: Any, asked: _ServerRequest) -> dict[str, Any]:
         """Take it."""
-        server.still_here()
+        server.keep_alive()
         return {}
 
 

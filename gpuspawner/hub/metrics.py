@@ -83,7 +83,7 @@ class HostMetrics:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges. Called on the hub's event loop."""
         gpus, leases, queue, age = self.describe()
-        seen = self._ledger.seen
+        seen = self._ledger.last_view
         if seen:
             several = len(seen.nodes) > 1
             if several:
@@ -95,9 +95,9 @@ class HostMetrics:
             for values, number in sorted(counts.items()):
                 gpus.add_metric(values, number)
             leases.add_metric([], sum(1 for lease in seen.leases if lease.gpus))
-            age.add_metric([], time.monotonic() - self._ledger.seen_at)
+            age.add_metric([], time.monotonic() - self._ledger.last_view_at)
         queue.add_metric([], len(self._queue.waiting))
-        if seen is None or time.monotonic() - self._ledger.seen_at > FRESH_SECONDS:
+        if seen is None or time.monotonic() - self._ledger.last_view_at > FRESH_SECONDS:
             self._loop.call_soon_threadsafe(self._refresh)
         yield from (gpus, leases, queue, age)
 
@@ -107,7 +107,7 @@ class HostMetrics:
 
     async def _look(self) -> None:
         with suppress(Unknown):  # counted where it was raised
-            await self._ledger.look()
+            await self._ledger.read()
 
 
 # Of `gpuspawner_gpus`, where there are several nodes.

@@ -23,14 +23,14 @@ class Idleness:
     memory_mib: dict[str, int] = field(default_factory=dict)
     warned: Deadline | None = None
 
-    def see(self, gpus: Collection[GPU], utilization_percent: float) -> None:
+    def add_measurement(self, gpus: Collection[GPU], utilization_percent: float) -> None:
         """Take in a measurement of all of the server's GPUs.
 
         Args:
             gpus: what NVML says of them; empty where it says nothing.
             utilization_percent: up to where a GPU counts as doing nothing.
         """
-        if not gpus or any(self._works(gpu, utilization_percent) for gpu in gpus):
+        if not gpus or any(self._is_busy(gpu, utilization_percent) for gpu in gpus):
             self.reset()
         elif self.since is None:
             self.since = self.clock.steady()
@@ -41,7 +41,7 @@ class Idleness:
             if gpu.uuid
         }
 
-    def _works(self, gpu: GPU, utilization_percent: float) -> bool:
+    def _is_busy(self, gpu: GPU, utilization_percent: float) -> bool:
         if gpu.utilization_percent is None or gpu.memory_used_mib is None:
             return True  # what can't be measured is never called idle
         known = self.memory_mib.get(gpu.uuid or "", gpu.memory_used_mib)
@@ -52,14 +52,14 @@ class Idleness:
         """Begin anew: they work, or their user is there."""
         self.since = self.warned = None
 
-    def step(self, idle_seconds: float, somebody_may_have_them: bool) -> Step:
+    def step(self, idle_seconds: float, is_enforced: bool) -> Step:
         """Return what is due now. Who asks for "warn" calls `warn`.
 
         Args:
             idle_seconds: how long they may do nothing.
-            somebody_may_have_them: whether it matters, by the administrator's rules.
+            is_enforced: whether it matters, by the administrator's rules.
         """
-        if not somebody_may_have_them:
+        if not is_enforced:
             self.warned = None  # whoever comes later, there is a warning first
             return None
         if self.since is None:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Reservation:
     """GPUs that are kept for a server in this process until the server itself can be seen.
 
-    `over_since` is None while only we know of it. Then it is the tick at which the server could be
+    `ended_tick` is None while only we know of it. Then it is the tick at which the server could be
     seen, or was given up: a listing begun before that tick can't show which.
     """
 
@@ -35,7 +35,7 @@ class Reservation:
     gpus: tuple[GPU, ...]
     until: float | None = None
     groups: frozenset[str] = frozenset()
-    over_since: int | None = None
+    ended_tick: int | None = None
 
     @property
     def uuids(self) -> frozenset[str]:
@@ -78,19 +78,19 @@ class Ledger:
     hub: str = ""
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
-    _looking: set[int] = field(default_factory=set)
+    _reads_under_way: set[int] = field(default_factory=set)
     # Server id -> when its time ends, where that was changed since it began.
     ends: dict[str, float | None] = field(default_factory=dict)
-    # What the last look saw, and when by the monotonic clock.
+    # What the last read saw, and when by the monotonic clock.
     seen: View | None = None
     seen_at: float = 0.0
-    _inventory_seen: Sequence[Node] = field(default=(), repr=False)
+    _last_inventory: Sequence[Node] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
         self._inventory = SharedRead(self.read_inventory)
 
-    async def look(self, except_for: Holder | None = None) -> View:
+    async def read(self, except_for: Holder | None = None) -> View:
         """Return the host's GPUs as they are now, with reservations counted as leases.
 
         Args:
@@ -101,7 +101,7 @@ class Ledger:
             Unknown: NVML or the engine couldn't be read.
         """
         began = self._tick()
-        self._looking.add(began)
+        self._reads_under_way.add(began)
         try:
             # NVML first: a server that starts in between is then in the listing.
             inventory = await self._inventory()
@@ -109,38 +109,38 @@ class Ledger:
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
         finally:
-            self._looking.discard(began)
+            self._reads_under_way.discard(began)
         there = {server.id for server in servers}
         self.ends = {name: end for name, end in self.ends.items() if name in there}
         leases = leases_of(servers, self.ends, self.hub) + self._reserved(listed_at)
-        self._forget()
-        self._inventory_seen = inventory
-        self.seen, self.seen_at = self._view(leases), time.monotonic()
-        return self._without(except_for)
+        self._drop_ended_reservations()
+        self._last_inventory = inventory
+        self.last_view, self.last_view_at = self._view(leases), time.monotonic()
+        return self._last_view_without(except_for)
 
-    async def recent(self, seconds: float, except_for: Holder | None = None) -> View:
-        """Return what a look saw that is no older than this, or look: for pages, which only show.
+    async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
+        """Return what a read saw that is no older than this, or read: for pages, which only show.
 
         Raises:
             Unknown: NVML or the engine couldn't be read.
         """
-        if self.seen is None or time.monotonic() - self.seen_at > seconds:
-            return await self.look(except_for)
-        return self._without(except_for)
+        if self.last_view is None or time.monotonic() - self.last_view_at > seconds:
+            return await self.read(except_for)
+        return self._last_view_without(except_for)
 
-    def _without(self, holder: Holder | None) -> View:
+    def _last_view_without(self, holder: Holder | None) -> View:
         """Return what was seen last, as if a holder had nothing."""
-        assert self.seen is not None
-        others = [lease for lease in self.seen.leases if lease.holder != holder]
-        return self.seen if len(others) == len(self.seen.leases) else self._view(others)
+        assert self.last_view is not None
+        others = [lease for lease in self.last_view.leases if lease.holder != holder]
+        return self.last_view if len(others) == len(self.last_view.leases) else self._view(others)
 
     def _view(self, leases: Sequence[Lease]) -> View:
-        return View(with_leases(self._inventory_seen, leases), tuple(leases))
+        return View(with_leases(self._last_inventory, leases), tuple(leases))
 
     def reserve(self, reservation: Reservation) -> Reservation:
-        """Reserve GPUs that a look has just shown to be free.
+        """Reserve GPUs that a read has just shown to be free.
 
-        Between that look and this nothing may await: another spawn would choose the same.
+        Between that read and this nothing may await: another spawn would choose the same.
         """
         self._reservations.append(reservation)
         return reservation
@@ -150,10 +150,10 @@ class Ledger:
 
         Harmless when called again.
         """
-        if reservation.over_since is None:
-            reservation.over_since = self._tick()
+        if reservation.ended_tick is None:
+            reservation.ended_tick = self._tick()
 
-    async def claim(self, server_id: str, uuids: Collection[str], patience: float = 5.0) -> None:
+    async def claim(self, server_id: str, uuids: Collection[str], timeout: float = 5.0) -> None:
         """Make sure that no other server has these GPUs, before ours is started.
 
         Two hubs may have chosen the same GPU. Each writes first (its server exists) and reads then,
@@ -164,14 +164,14 @@ class Ledger:
         Args:
             server_id: ours; it exists and isn't started.
             uuids: the GPUs it was given.
-            patience: how long to wait for the other to give way, in seconds.
+            timeout: how long to wait for the other to give way, in seconds.
 
         Raises:
             Contested: ours is to be removed, and other GPUs chosen.
             Unknown: the engine couldn't be read.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience
+        deadline = loop.time() + timeout
         while rivals := await self._rivals(server_id, frozenset(uuids)):
             if any(rivals) or loop.time() > deadline:
                 raise Contested("another hub was given one of these GPUs at the same moment")
@@ -190,7 +190,7 @@ class Ledger:
             raise Contested("the server was removed before it was started")
         others = ((each, lease_of(each)) for each in servers if each.id != server_id)
         return [
-            other.state != "created" or _age(other) < _age(ours)
+            other.state != "created" or _creation_order(other) < _creation_order(ours)
             for other, lease in others
             if lease and lease.gpus & uuids
         ]
@@ -199,16 +199,16 @@ class Ledger:
         return [
             Lease(reservation.holder, reservation.uuids, reservation.until, reservation.groups)
             for reservation in self._reservations
-            if reservation.over_since is None or reservation.over_since > listed_at
+            if reservation.ended_tick is None or reservation.ended_tick > listed_at
         ]
 
-    def _forget(self) -> None:
-        """Drop the reservations that no look under way can still need."""
-        oldest = min(self._looking, default=self._tick())
+    def _drop_ended_reservations(self) -> None:
+        """Drop the reservations that no read under way can still need."""
+        oldest = min(self._reads_under_way, default=self._tick())
         self._reservations = [
             reservation
             for reservation in self._reservations
-            if reservation.over_since is None or reservation.over_since >= oldest
+            if reservation.ended_tick is None or reservation.ended_tick >= oldest
         ]
 
     async def _list(self) -> tuple[int, Sequence[ServerRecord]]:
@@ -219,7 +219,7 @@ class Ledger:
         return next(self._ticks)  # type: ignore[call-overload]
 
 
-def _age(server: ServerRecord) -> tuple[float, str]:
+def _creation_order(server: ServerRecord) -> tuple[float, str]:
     """Sort key: who came first. One clock, the engine's, for both hubs."""
     return server.created, server.id
 
@@ -240,7 +240,7 @@ class SharedRead(Generic[T]):
         """Return what a read begun after this call found; raises what it raised."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._after(self._running))
-            self._next.add_done_callback(_notice)
+            self._next.add_done_callback(_retrieve_exception)
         # Shielded: one caller's cancel must not end the read that others wait for.
         return await asyncio.shield(self._next)
 
@@ -251,7 +251,7 @@ class SharedRead(Generic[T]):
         return await self._read()
 
 
-def _notice(read: asyncio.Future[Any]) -> None:
+def _retrieve_exception(read: asyncio.Future[Any]) -> None:
     """Take notice of an error: where all who asked gave up, asyncio would log it as overlooked."""
     if not read.cancelled():
         read.exception()

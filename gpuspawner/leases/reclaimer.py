@@ -17,7 +17,7 @@ TICK_SECONDS = 1.0
 MEASURE_SECONDS = 5.0
 
 
-class Reclaimed(Protocol):
+class ReclaimableServer(Protocol):
     """What `Reclaimer` looks after: a server that holds GPUs."""
 
     @property
@@ -25,10 +25,10 @@ class Reclaimed(Protocol):
         """Its GPUs."""
 
     @property
-    def measured(self) -> bool:
+    def is_measured(self) -> bool:
         """Whether its GPUs' idleness matters to anybody."""
 
-    async def look_after(self) -> None:
+    async def enforce(self) -> None:
         """Warn or stop it where that is due."""
 
     def measure(self, gpus: Collection[GPU]) -> None:
@@ -38,14 +38,16 @@ class Reclaimed(Protocol):
 class Reclaimer:
     """Look after the ends of this hub's servers, for as long as there are any."""
 
-    def __init__(self, ledger: Ledger, servers: Callable[[], Iterable[Reclaimed]], log: Any):
+    def __init__(
+        self, ledger: Ledger, servers: Callable[[], Iterable[ReclaimableServer]], log: Any
+    ):
         """Take the ledger, what lists the servers that hold GPUs, and a logger."""
         self._ledger = ledger
         self._servers = servers
         self._log = log
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Begin, or go on; ends by itself with the last server."""
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
@@ -57,23 +59,23 @@ class Reclaimer:
             if loop.time() - measured_at >= MEASURE_SECONDS:
                 measured_at = loop.time()
                 try:
-                    await self._measure([server for server in servers if server.measured])
+                    await self._measure([server for server in servers if server.is_measured])
                 except Exception:  # ends are kept all the same
                     self._log.exception("Measuring idle GPUs failed")
             # Side by side: one server that takes long to stop holds up no other.
             results = await asyncio.gather(
-                *(server.look_after() for server in servers), return_exceptions=True
+                *(server.enforce() for server in servers), return_exceptions=True
             )
             for error in results:
                 if isinstance(error, Exception):
                     self._log.error("Looking after a server's time failed", exc_info=error)
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _measure(self, servers: Collection[Reclaimed]) -> None:
+    async def _measure(self, servers: Collection[ReclaimableServer]) -> None:
         if not servers:
             return
         try:
-            seen = {gpu.uuid: gpu for gpu in (await self._ledger.look()).gpus}
+            seen = {gpu.uuid: gpu for gpu in (await self._ledger.read()).gpus}
         except Unknown:
             seen = {}
         for server in servers:

@@ -44,25 +44,25 @@ class LeasedServer(Protocol):
         """Whether it starts or stops now."""
 
     @property
-    def is_waited_for(self) -> int:
+    def waiting_requests(self) -> int:
         """How many wait for GPUs."""
 
     async def apply_rules(self) -> None:
         """Apply the group overrides."""
 
-    def lease_begins(self) -> None:
+    def on_lease_begin(self) -> None:
         """Have the lease looked after."""
 
-    def lease_ends(self) -> None:
+    def on_lease_end(self) -> None:
         """Have the lease looked after no more."""
 
-    def tell_end(self, until: float) -> None:
+    def on_end_changed(self, until: float) -> None:
         """Take note of when the lease ends now, in seconds since the epoch."""
 
     def save_state(self) -> None:
         """Keep what a crash of the hub must not forget."""
 
-    async def stop_and_notice(self) -> None:
+    async def stop_through_hub(self) -> None:
         """Stop it as its user would, and have the hub notice."""
 
 
@@ -81,7 +81,7 @@ class ServerLease:
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
         # Whether an earlier hub started it: then nobody has applied the group overrides here.
-        self._rules_unknown = False
+        self._needs_rules = False
         # Why the last server was stopped, for its user; outlives `end`.
         self.notice = ""
 
@@ -100,27 +100,27 @@ class ServerLease:
         """Look after these GPUs from now on."""
         self._uuids = frozenset(uuids)
         if self._uuids:
-            self._server.lease_begins()
+            self._server.on_lease_begin()
 
-    def take_up(self, lease: Lease) -> None:
+    def adopt(self, lease: Lease) -> None:
         """Look after the lease of a running server that a crash made this hub forget."""
         if lease.until:
             left = lease.until - self._clock.wall()
             # How long it was isn't known: long enough for a warning at its end.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
-        self._rules_unknown = True
+        self._needs_rules = True
         self.hold(lease.gpus)
 
     def end(self) -> None:
         """Forget the GPUs; the notice stays until the next start."""
         if self._uuids:
-            self.note("release", gpus=self._uuids)
+            self.log_event("release", gpus=self._uuids)
         self._term = None
-        self._rules_unknown = False
+        self._needs_rules = False
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
-        self._server.lease_ends()
+        self._server.on_lease_end()
 
     def saved(self) -> dict[str, Any]:
         """Return what the hub keeps for `restore`."""
@@ -136,19 +136,19 @@ class ServerLease:
         if saved.get("gpus"):
             term = saved.get("term")
             self._term = Term.restored(term, self._clock) if term else None
-            self._rules_unknown = True
+            self._needs_rules = True
             self.hold(saved["gpus"])
 
-    async def know_rules(self) -> None:
+    async def ensure_rules_applied(self) -> None:
         """Apply the group overrides to a server that an earlier hub started.
 
         JupyterHub does that at a spawn only; time and idleness are counted long afterwards.
         """
-        if self._rules_unknown:
-            self._rules_unknown = False
+        if self._needs_rules:
+            self._needs_rules = False
             await self._server.apply_rules()
 
-    def note(self, event: audit_log.Event, **facts: Any) -> None:
+    def log_event(self, event: audit_log.Event, **facts: Any) -> None:
         """Write a line for the administrator about this server's GPUs."""
         audit_log.record(self._server.log, event, self._server.holder, **facts)
 
@@ -170,7 +170,7 @@ class ServerLease:
         return self._term.until if self._term else None
 
     @property
-    def measured(self) -> bool:
+    def is_measured(self) -> bool:
         """Whether the server can be stopped for idle GPUs."""
         server = self._server
         return server.idle_minutes > 0 and not server.groups & set(server.idle_exempt_groups)
@@ -206,7 +206,7 @@ class ServerLease:
             raise Refused(
                 lazy_gettext("This server's time doesn't end, so there is nothing to extend.")
             )
-        if waiting := self._server.is_waited_for:
+        if waiting := self._server.waiting_requests:
             raise Refused(
                 lazy_ngettext(
                     "Nobody can extend while 1 other waits for GPUs. Your server's time ends at "
@@ -239,10 +239,10 @@ class ServerLease:
                 status=403,
             )
         self._server.save_state()
-        self.note("extend", until=round(self._term.until))
+        self.log_event("extend", until=round(self._term.until))
         return self._term.until
 
-    def still_here(self) -> None:
+    def keep_alive(self) -> None:
         """Take the user's word that the GPUs aren't forgotten: idle time begins anew.
 
         Raises:
@@ -259,25 +259,25 @@ class ServerLease:
 
     def measure(self, gpus: Collection[GPU]) -> None:
         """Take in what NVML says of its GPUs."""
-        self._idleness.see(gpus, self._server.idle_utilization)
+        self._idleness.add_measurement(gpus, self._server.idle_utilization)
 
-    async def look_after(self) -> None:
+    async def enforce(self) -> None:
         """Warn or stop the server where that is due."""
-        await self.know_rules()
+        await self.ensure_rules_applied()
         if self._term:
-            self._server.tell_end(self._term.until)
+            self._server.on_end_changed(self._term.until)
         if self._server.pending or self._ending or not self._uuids:
             return
         if self._term and (step := self._term.step(self._server.warning_minutes * 60)):
-            self._term_is(step, self._term)
-        elif self.measured and (step := self._idle_step()):
-            self._idle_is(step)
+            self._handle_term_step(step, self._term)
+        elif self.is_measured and (step := self._idle_step()):
+            self._handle_idle_step(step)
 
-    def _term_is(self, step: Step, term: Term) -> None:
+    def _handle_term_step(self, step: Step, term: Term) -> None:
         if step == "warn":
             term.warn(self._server.warning_minutes * 60)
             self._server.save_state()
-            self.note("warn", rule="time limit", until=round(term.until))
+            self.log_event("warn", rule="time limit", until=round(term.until))
             return
         self._stop(
             "time limit",
@@ -291,15 +291,15 @@ class ServerLease:
 
     def _idle_step(self) -> Step:
         server = self._server
-        matters = not server.idle_only_while_waiting or bool(server.is_waited_for)
+        matters = not server.idle_only_while_waiting or bool(server.waiting_requests)
         return self._idleness.step(server.idle_minutes * 60, matters)
 
-    def _idle_is(self, step: Step) -> None:
+    def _handle_idle_step(self, step: Step) -> None:
         server = self._server
         if step == "warn":
             self._idleness.warn(server.idle_warning_minutes * 60)
             stop = self._clock.wall() + server.idle_warning_minutes * 60
-            self.note("warn", rule="idle GPUs", until=round(stop))
+            self.log_event("warn", rule="idle GPUs", until=round(stop))
             return
         minutes = server.idle_minutes + server.idle_warning_minutes
         self._stop(
@@ -314,8 +314,8 @@ class ServerLease:
 
     def _stop(self, rule: str, sentence: str) -> None:
         self.notice = sentence
-        self.note("stop", gpus=self._uuids, rule=rule)
-        self._ending = asyncio.ensure_future(self._server.stop_and_notice())
+        self.log_event("stop", gpus=self._uuids, rule=rule)
+        self._ending = asyncio.ensure_future(self._server.stop_through_hub())
         self._ending.add_done_callback(self._stopped)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:

@@ -203,7 +203,7 @@ class Queue:
             while self._entries:
                 self._changed.clear()
                 try:
-                    view = await self._ledger.look()
+                    view = await self._ledger.read()
                     # From here to the reservations nothing may await: it would choose them twice.
                     self._decide(view)
                 except Unknown as error:

@@ -33,7 +33,7 @@ class Server:
         self.rules_known = False
         self.was_here = False
 
-    async def know_rules(self) -> None:
+    async def ensure_rules_applied(self) -> None:
         await asyncio.sleep(0)
         self.rules_known = True
 
@@ -47,7 +47,7 @@ class Server:
             raise Refused(lazy_gettext("hours: at most %(most)s.", most=10), status=403)
         return 1000.0 + 3600 * (hours or 1)
 
-    def still_here(self) -> None:
+    def keep_alive(self) -> None:
         self.was_here = True
 
 

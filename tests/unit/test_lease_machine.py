@@ -457,7 +457,7 @@ class Leases(RuleBasedStateMachine):
     @rule(which=WHICH)
     def look(self, which: int) -> None:
         hub = picked(which, self.hubs)
-        self.run(hub, hub.ledger.look())
+        self.run(hub, hub.ledger.read())
         self.loop.settle()
 
     # What the engine, NVML and the clock do
@@ -603,7 +603,7 @@ class Leases(RuleBasedStateMachine):
         for server in hub.servers:
             for reservation in server.reservations:
                 creating = server.creating.get(reservation)
-                if reservation.over_since is None or (creating and not creating.done()):
+                if reservation.ended_tick is None or (creating and not creating.done()):
                     yield reservation
                 elif creating and creating.done() and not creating.exception():
                     container = self.machine.containers.get(creating.result()["Id"])
@@ -615,9 +615,9 @@ class Leases(RuleBasedStateMachine):
         for hub in [*self.hubs, *self.past]:
             for server in hub.servers:
                 for reservation in server.reservations:
-                    if reservation.over_since is not None:
-                        first = self.ended.setdefault(reservation, reservation.over_since)
-                        assert first == reservation.over_since
+                    if reservation.ended_tick is not None:
+                        first = self.ended.setdefault(reservation, reservation.ended_tick)
+                        assert first == reservation.ended_tick
 
     @invariant()
     def nothing_goes_wrong_behind_the_scenes(self) -> None:
@@ -643,7 +643,7 @@ class Leases(RuleBasedStateMachine):
         assert self.starting() == []
         servers = [server for hub in self.hubs for server in hub.servers]
         reservations = [each for server in servers for each in server.reservations]
-        assert [each for each in reservations if each.over_since is None] == []
+        assert [each for each in reservations if each.ended_tick is None] == []
 
     def nobody_waits_for_nothing(self) -> None:
         """Who still starts waits for a container that a dead hub has left, or a lost answer."""
@@ -659,13 +659,13 @@ class Leases(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         # A look finds what hubs that died have left, and removes it.
         for hub in self.hubs * 2:
-            self.finished(hub.ledger.look)
+            self.finished(hub.ledger.read)
             self.let_much_time_pass()
-        self.finished(self.hubs[0].ledger.look)
+        self.finished(self.hubs[0].ledger.read)
         assert self.containers("created", "removing") == []
         self.machine.containers.clear()
         for hub in self.hubs:
-            view = self.finished(hub.ledger.look)
+            view = self.finished(hub.ledger.read)
             assert [gpu.state for gpu in view.gpus] == ["free"] * len(GPUS)
             self.finished(lambda hub=hub: reserve(hub.ledger, Holder("all"), Request("torch", 3)))
         self.nobody_fails_without_a_reason()
@@ -796,7 +796,7 @@ def test_a_container_that_was_started_after_all_is_left_alone(machine: Machine) 
     starting = advance(machine, "start")
     (container,) = machine.containers.values()
     for look in (1, 2):  # the first sees it, and the second that it is still there
-        machine.loop.create_task(_awaited(other.ledger.look()))
+        machine.loop.create_task(_awaited(other.ledger.read()))
         machine.loop.settle()
         if look == 1:
             machine.catch_up(5, other)

@@ -183,7 +183,7 @@ async def until(ready: Callable[[], Any]) -> None:
 
 async def holders(ledger: Ledger, **more: Any) -> dict[str, str]:
     """UUID -> holder, of the GPUs that aren't free."""
-    view = await ledger.look(**more)
+    view = await ledger.read(**more)
     return {str(gpu.uuid): str(gpu.holder) for gpu in view.gpus if gpu.state != "free"}
 
 
@@ -194,7 +194,7 @@ async def test_a_look_shows_the_host_with_its_holders(host: Host, ledger: Ledger
     host.create(ANN, ["GPU-0"], "running")
     host.create(BOB, ["GPU-2"], "created")
     host.create(BOB, ["GPU-1"], "exited")
-    view = await ledger.look()
+    view = await ledger.read()
     assert [(node.driver, node.cuda) for node in view.nodes] == [("570.133.20", "12.8")]
     assert [gpu.state for gpu in view.gpus] == ["leased", "free", "leased"]
     assert [gpu.holder for gpu in view.gpus] == [ANN, None, BOB]
@@ -202,7 +202,7 @@ async def test_a_look_shows_the_host_with_its_holders(host: Host, ledger: Ledger
 
 async def test_nvml_is_read_before_the_engine(host: Host, ledger: Ledger) -> None:
     """A container that starts in between is then seen as one, not as a program of others."""
-    await ledger.look()
+    await ledger.read()
     assert host.reads == ["nvml", "engine"]
 
 
@@ -217,15 +217,15 @@ async def test_a_server_about_to_be_replaced_is_shown_its_own_gpus_as_free(
 
 async def test_many_pages_are_shown_what_a_look_has_just_seen(host: Host, ledger: Ledger) -> None:
     host.create(ANN, ["GPU-0"], "running")
-    seen = [await ledger.recent(60) for _ in range(5)]
+    seen = [await ledger.read_recent(60) for _ in range(5)]
     assert host.reads == ["nvml", "engine"]
     assert all(view is seen[0] for view in seen)
-    assert [gpu.state for gpu in (await ledger.recent(60, ANN)).gpus] == ["free"] * 3
-    await ledger.recent(0)
+    assert [gpu.state for gpu in (await ledger.read_recent(60, ANN)).gpus] == ["free"] * 3
+    await ledger.read_recent(0)
     assert host.reads == ["nvml", "engine"] * 2
     host.broken["nvml"] = OSError("gone")
     with pytest.raises(Unknown, match="gone"):
-        await ledger.recent(0)
+        await ledger.read_recent(0)
 
 
 @pytest.mark.parametrize("what", ["nvml", "engine"])
@@ -233,7 +233,7 @@ async def test_nothing_is_handed_out_while_either_cannot_be_read(host: Host, wha
     ledger = host.ledger(explain_error=lambda error: f"{what} is away: {error}")
     host.broken[what] = OSError("gone")
     with pytest.raises(Unknown, match=f"{what} is away: gone"):
-        await ledger.look()
+        await ledger.read()
     with pytest.raises(Unknown, match=f"{what} is away: gone"):
         await reserve(ledger, ANN, ONE)
     host.broken.clear()
@@ -245,7 +245,7 @@ async def test_an_error_is_told_as_it_is_where_nobody_explains_it(
 ) -> None:
     host.broken["engine"] = OSError("gone")
     with pytest.raises(Unknown, match=r"^gone$"):
-        await ledger.look()
+        await ledger.read()
 
 
 # Reserving
@@ -363,13 +363,13 @@ async def test_nothing_is_kept_of_a_reservation_that_nobody_can_need_any_more(
     reservation = weakref.ref(await reserve(ledger, ANN, TWO))
     host.broken["engine"] = OSError("gone")
     with pytest.raises(Unknown):
-        await ledger.look()
+        await ledger.read()
     host.broken.clear()
-    given_up = asyncio.ensure_future(ledger.look())
+    given_up = asyncio.ensure_future(ledger.read())
     await asyncio.sleep(0)
     given_up.cancel()
     ledger.release(reservation())  # type: ignore[arg-type]
-    await ledger.look()
+    await ledger.read()
     gc.collect()
     assert reservation() is None
 
@@ -396,7 +396,7 @@ async def test_the_container_that_came_second_gives_way(
     host.create(ANN, ["GPU-0", "GPU-1"], id=US)
     host.create(BOB, ["GPU-1"], **rival)
     with pytest.raises(Contested, match="another hub"):
-        await ledger.claim(US, {"GPU-0", "GPU-1"}, patience=3600)
+        await ledger.claim(US, {"GPU-0", "GPU-1"}, timeout=3600)
     assert host.reads == ["engine"]  # at once
 
 
@@ -414,7 +414,7 @@ async def test_a_container_that_holds_none_of_the_gpus_is_no_rival(
 ) -> None:
     host.create(ANN, ["GPU-0", "GPU-1"], id=US)
     host.create(BOB, created=1, **other)
-    await ledger.claim(US, {"GPU-0", "GPU-1"}, patience=-1)
+    await ledger.claim(US, {"GPU-0", "GPU-1"}, timeout=-1)
 
 
 LATER = [{"created": 101}, {"created": 100, "id": "id-ut"}]
@@ -426,7 +426,7 @@ async def test_the_container_that_came_first_waits_for_the_other_to_give_way(
 ) -> None:
     host.create(ANN, ["GPU-1"], id=US)
     other = host.create(BOB, ["GPU-1"], **rival)
-    claim = asyncio.ensure_future(ledger.claim(US, {"GPU-1"}, patience=3600))
+    claim = asyncio.ensure_future(ledger.claim(US, {"GPU-1"}, timeout=3600))
     await until(lambda: host.reads)
     await asyncio.sleep(0.05)
     assert not claim.done()
@@ -440,7 +440,7 @@ async def test_the_container_that_came_first_gives_way_to_one_that_started(
     """The other's hub may have looked before ours existed."""
     host.create(ANN, ["GPU-1"], id=US)
     other = host.create(BOB, ["GPU-1"], created=101)
-    claim = asyncio.ensure_future(ledger.claim(US, {"GPU-1"}, patience=3600))
+    claim = asyncio.ensure_future(ledger.claim(US, {"GPU-1"}, timeout=3600))
     await until(lambda: host.reads)
     other["State"] = "running"
     with pytest.raises(Contested):
@@ -453,7 +453,7 @@ async def test_the_container_that_came_first_gives_way_to_one_that_does_not_move
     host.create(ANN, ["GPU-1"], id=US)
     host.create(BOB, ["GPU-1"], created=101)
     with pytest.raises(Contested):
-        await ledger.claim(US, {"GPU-1"}, patience=-1)
+        await ledger.claim(US, {"GPU-1"}, timeout=-1)
 
 
 async def test_a_container_that_was_removed_is_not_claimed(host: Host, ledger: Ledger) -> None:
@@ -487,7 +487,7 @@ async def test_of_two_hubs_that_chose_the_same_gpu_one_starts(
         container = host.create(holder, ["GPU-0"], created=second)
         ledger.release(reservation)
         try:
-            await ledger.claim(container["Id"], reservation.uuids, patience=3600)
+            await ledger.claim(container["Id"], reservation.uuids, timeout=3600)
         except Contested:
             host.containers.remove(container)
         else:

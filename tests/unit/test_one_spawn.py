@@ -71,7 +71,7 @@ class Hub:
 
     def held(self) -> int:
         """Return how many reservations are open."""
-        return len([each for each in self.ledger._reservations if each.over_since is None])
+        return len([each for each in self.ledger._reservations if each.ended_tick is None])
 
 
 class Spawner(GPUSpawner):

@@ -150,7 +150,7 @@ def seen(times: Times, *measurements: Any, every: float = 5.0) -> Idleness:
     """Return what comes of measurements, each a list of GPUs."""
     idleness = Idleness(times.clock())
     for gpus in measurements:
-        idleness.see(gpus, 5)
+        idleness.add_measurement(gpus, 5)
         times.pass_(every)
     return idleness
 
@@ -209,7 +209,7 @@ def test_work_and_a_word_of_the_user_end_a_warning() -> None:
     times = Times()
     idleness = seen(times, *[IDLE] * 20)
     idleness.warn(30)
-    idleness.see(WORKS["one of them computes"], 5)
+    idleness.add_measurement(WORKS["one of them computes"], 5)
     times.pass_(60)
     assert idleness.step(60, True) is None
     idleness = seen(times, *[IDLE] * 20)

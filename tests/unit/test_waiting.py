@@ -210,7 +210,7 @@ async def _run(actions: list[tuple[str, int]], order: str) -> None:
             for uuid in container.labels["gpuspawner.gpus"].split(",")
         ]
         held += [
-            uuid for each in ledger._reservations if each.over_since is None for uuid in each.uuids
+            uuid for each in ledger._reservations if each.ended_tick is None for uuid in each.uuids
         ]
         assert len(held) == len(set(held))
 
@@ -239,7 +239,7 @@ async def _run(actions: list[tuple[str, int]], order: str) -> None:
     stayed = [task for task in tasks if not task.cancelled()]
     assert all(task.done() for task in stayed)
     assert all(not task.exception() or isinstance(task.exception(), Unknown) for task in stayed)
-    assert [each for each in ledger._reservations if each.over_since is None] == []
+    assert [each for each in ledger._reservations if each.ended_tick is None] == []
 
 
 async def test_who_came_first_is_first_also_after_the_clock_was_set_back(monkeypatch):
