@@ -78,7 +78,7 @@ def measure(nodes: int, waiting: int, rounds: int, seed: int = 1) -> dict[str, t
 
     def forecasts() -> None:
         for each in one_more:
-            assert standing.turn_of(each, {}) is not None
+            assert standing.forecast_turn(each, {}) is not None
 
     planned = f"plan for {len(gpus)} GPUs on {nodes} nodes, {waiting} waiting"
     return {

@@ -247,7 +247,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def check_options(self, user_options: Any) -> None:
         """Check the choice; the one place that form, link and REST share."""
         self.progress_steps.begin()
-        self.attempt.since = self.hub_state.queue.since()
+        self.attempt.since = self.hub_state.queue.join_time()
         try:
             checked = await self._check(user_options)
         except (Refused, Unknown) as error:
@@ -395,7 +395,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             if checked.image is not None:
                 self._choose_image(checked.image)
         await self.remove_leftovers(attempt.request)
-        attempt.since = attempt.since or self.hub_state.queue.since()
+        attempt.since = attempt.since or self.hub_state.queue.join_time()
         while True:
             request = attempt.request
             reservation = await self._wait(request)
@@ -438,7 +438,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             "grant",
             gpus=reservation.uuids,
             waited=_waited(since),
-            rule=queue.rules.order,
+            rule=queue.settings.order,
             until=self.lease.until and round(self.lease.until),
         )
         return reservation

@@ -10,7 +10,7 @@ from ..gpus.allocation import most_on_one_node
 from ..gpus.model import Holder, Request
 from ..leases.ledger import Ledger, View
 from ..scheduling.plan import QueuedRequest
-from ..scheduling.queue import Queue, RequestLimits, held_by, over_user_limit
+from ..scheduling.queue import Queue, RequestLimits, held_by_other_servers, over_user_limit
 from . import options
 from .forecast import Forecast
 from .limits import Limits
@@ -89,7 +89,7 @@ def forecast_choice(
         return Forecast("no", count, refusal=str(error))
     if request.gpus == 0:
         return Forecast("now")
-    joining = QueuedRequest(applicant.holder, request, queue.since(), applicant.groups)
+    joining = QueuedRequest(applicant.holder, request, queue.join_time(), applicant.groups)
     turn = queue.forecast(joining, applicant.request_limits, view)
     if turn.gpus:
         return Forecast("now", count)
@@ -113,7 +113,7 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
     limit = applicant.request_limits.user_limit
     if limit is not None and request.gpus:
         # What the queue would refuse, refused at once: too many GPUs with the user's other servers.
-        held = held_by(applicant.holder, queue.claims(view.leases))
+        held = held_by_other_servers(applicant.holder, queue.claims(view.leases))
         if held + request.gpus > limit:
             raise Refused(over_user_limit(request.gpus, held, limit), status=403)
     return request

@@ -186,8 +186,10 @@ class _Trial:
         if self._request.gpus == 0:
             self._granted = Reservation(HOLDER, ())
             return self._granted
-        joining = QueuedRequest(HOLDER, self._request, self._queue.since())
-        self._granted = await self._queue.wait(joining, RequestLimits(longest=0), lambda turn: None)
+        joining = QueuedRequest(HOLDER, self._request, self._queue.join_time())
+        self._granted = await self._queue.wait(
+            joining, RequestLimits(max_wait_seconds=0), lambda turn: None
+        )
         return self._granted
 
     async def create_server(self, reservation: Reservation) -> str:

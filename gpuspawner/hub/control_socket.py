@@ -118,7 +118,7 @@ class ControlSocket:
         await asyncio.gather(*(server.ensure_rules_applied() for server in servers))
         return {
             "now": time.time(),
-            "order": self._queue.rules.order,
+            "order": self._queue.settings.order,
             "reading": dict(self._reading),
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],

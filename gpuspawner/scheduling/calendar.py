@@ -17,7 +17,7 @@ from math import inf
 
 from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
 from ..gpus.model import GPU, Lease, Request
-from .node_calendar import NodeCalendar, Part, Share, not_before
+from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
 
 
 @dataclass(frozen=True)
@@ -36,45 +36,47 @@ def seconds_of(request: Request) -> float:
 
 # (a lower bound of the start, whether models would be mixed), the rank, the node's changes when
 # that was found out, and of which GPUs it is. Where these are all that there ever were it is right.
-Bound = tuple[float, bool, int, int, Part]
-UNSEEN = -1
+Bound = tuple[float, bool, int, int, NodePool]
+NEVER_COMPUTED = -1
 
 
-class Search:
+class StartSearch:
     """Where requests for one number of GPUs of one kind can start.
 
     Args:
-        parts: of every node that has enough, by rank.
+        pools: of every node that has enough, by rank.
         count: how many GPUs.
         now: in seconds.
     """
 
-    def __init__(self, parts: Sequence[Part], count: int, now: float) -> None:
-        self._parts = parts
+    def __init__(self, pools: Sequence[NodePool], count: int, now: float) -> None:
+        self._pools = pools
         self._count = count
         self._now = now
         # For how long -> a heap.
         self._heaps: dict[float, list[Bound]] = {}
         self._lengths: list[float] = []
-        self._kept = [(-len(part.gpus), part.rank, UNSEEN, part) for part in parts]
-        heapq.heapify(self._kept)
+        self._by_eventually_free = [
+            (-len(pool.gpus), pool.rank, NEVER_COMPUTED, pool) for pool in pools
+        ]
+        heapq.heapify(self._by_eventually_free)
 
-    def earliest(self, seconds: float) -> tuple[float, Part | None]:
+    def earliest(self, seconds: float) -> tuple[float, NodePool | None]:
         """Return the earliest start for so long, and where; infinite where none is known."""
         heap = self._heap(seconds)
         while heap:
-            start, _, rank, changes, part = heap[0]
+            start, _, rank, changes, pool = heap[0]
             if start == inf:
                 break
-            if changes == part.node.changes:
-                return start, part
-            heapq.heapreplace(heap, self._bound(part, rank, seconds, start))
+            if changes == pool.node.changes:
+                return start, pool
+            heapq.heapreplace(heap, self._bound(pool, rank, seconds, start))
         return inf, None
 
-    def _bound(self, part: Part, rank: int, seconds: float, after: float) -> Bound:
-        start = part.earliest(self._count, seconds, after)
-        mixes = start < inf and part.mixes(self._count, start, seconds)
-        return start, mixes, rank, part.node.changes, part
+    def _bound(self, pool: NodePool, rank: int, seconds: float, after: float) -> Bound:
+        start = pool.earliest(self._count, seconds, after)
+        mixes = start < inf and pool.mixes_models(self._count, start, seconds)
+        return start, mixes, rank, pool.node.changes, pool
 
     def _heap(self, seconds: float) -> list[Bound]:
         if seconds not in self._heaps:
@@ -82,36 +84,36 @@ class Search:
             number = bisect_right(self._lengths, seconds) - 1
             heap = (
                 [
-                    (start, mixes, rank, UNSEEN, part)
-                    for start, mixes, rank, _, part in self._heaps[self._lengths[number]]
+                    (start, mixes, rank, NEVER_COMPUTED, pool)
+                    for start, mixes, rank, _, pool in self._heaps[self._lengths[number]]
                 ]
                 if number >= 0
-                else [(self._now, False, part.rank, UNSEEN, part) for part in self._parts]
+                else [(self._now, False, pool.rank, NEVER_COMPUTED, pool) for pool in self._pools]
             )
             self._heaps[seconds] = heap
             insort(self._lengths, seconds)
         return self._heaps[seconds]
 
-    def earliest_after(self, seconds: float, after: float) -> tuple[float, Part | None]:
+    def earliest_after(self, seconds: float, after: float) -> tuple[float, NodePool | None]:
         """Return the earliest start from `after` on, and where; infinite where none is known."""
         best: tuple[float, bool, int] = (inf, False, 0)
         found = None
-        for part in self._parts:
-            start, mixes, rank, _, _ = self._bound(part, part.rank, seconds, after)
+        for pool in self._pools:
+            start, mixes, rank, _, _ = self._bound(pool, pool.rank, seconds, after)
             if (start, mixes, rank) < best:
-                best, found = (start, mixes, rank), part
+                best, found = (start, mixes, rank), pool
             if start == after and not mixes:
                 break
         return best[0], found
 
-    def fullest(self) -> Part | None:
+    def largest_pool(self) -> NodePool | None:
         """Return where most GPUs are free for ever from some time on; None where none is."""
-        heap = self._kept
+        heap = self._by_eventually_free
         while heap:
-            less, rank, changes, part = heap[0]
-            if changes == part.node.changes:
-                return part if less else None
-            heapq.heapreplace(heap, (-part.settled(), rank, part.node.changes, part))
+            less, rank, changes, pool = heap[0]
+            if changes == pool.node.changes:
+                return pool if less else None
+            heapq.heapreplace(heap, (-pool.count_eventually_free(), rank, pool.node.changes, pool))
         return None
 
 
@@ -141,13 +143,13 @@ class Calendar:
             if gpu.node not in self._nodes:
                 self._nodes[gpu.node] = NodeCalendar(gpu.node, now)
             self._nodes[gpu.node].add(gpu)
-        self._shares = {name: Share(now, limit) for name, limit in limits.items()}
+        self._shares = {name: GroupShare(now, limit) for name, limit in limits.items()}
         for lease in leases:
             for name in lease.groups & limits.keys():
-                self._shares[name].take(now, not_before(lease.until, now), len(lease.gpus))
+                self._shares[name].take(now, free_from(lease.until, now), len(lease.gpus))
         # What requests say of GPUs -> those of each node; and with a number of GPUs.
-        self._kinds: dict[Hashable, list[Part]] = {}
-        self._searches: dict[Hashable, Search] = {}
+        self._kinds: dict[Hashable, list[NodePool]] = {}
+        self._searches: dict[Hashable, StartSearch] = {}
 
     def is_possible(self, request: Request, groups: Collection[str]) -> bool:
         """Return whether a request could be served, were all others gone.
@@ -156,9 +158,9 @@ class Calendar:
         it.
         """
         allowed = all(request.gpus <= self._limits[name] for name in self._limited(groups))
-        return allowed and any(part.usable >= request.gpus for part in self._parts(request))
+        return allowed and any(pool.usable >= request.gpus for pool in self._pools(request))
 
-    def find(self, request: Request, groups: Collection[str]) -> Booking:
+    def find_earliest(self, request: Request, groups: Collection[str]) -> Booking:
         """Return the earliest time for a request, and GPUs for it; books nothing.
 
         Args:
@@ -169,27 +171,29 @@ class Calendar:
             return Booking(self._now)
         if not self.is_possible(request, groups):
             return Booking(inf)
-        start, part = self._earliest(
+        start, pool = self._earliest(
             request, [self._shares[name] for name in self._limited(groups)]
         )
-        if part is None:
+        if pool is None:
             return Booking(inf)
-        return Booking(start, part.choice(request.gpus, start, seconds_of(request)))
+        return Booking(start, pool.choose(request.gpus, start, seconds_of(request)))
 
-    def _earliest(self, request: Request, shares: Sequence[Share]) -> tuple[float, Part | None]:
+    def _earliest(
+        self, request: Request, shares: Sequence[GroupShare]
+    ) -> tuple[float, NodePool | None]:
         search, seconds = self._search(request), seconds_of(request)
-        start, part = search.earliest(seconds)
+        start, pool = search.earliest(seconds)
         while start < inf:
-            allowed = _first(shares, request.gpus, seconds, start)
+            allowed = _first_allowed(shares, request.gpus, seconds, start)
             if allowed == start:
-                return start, part
+                return start, pool
             if allowed == inf:
                 break
-            start, part = search.earliest_after(seconds, allowed)
+            start, pool = search.earliest_after(seconds, allowed)
         return inf, None
 
     def book(
-        self, request: Request, groups: Collection[str], rather: Sequence[GPU] = ()
+        self, request: Request, groups: Collection[str], preferred: Sequence[GPU] = ()
     ) -> Booking:
         """Book the earliest time for a request.
 
@@ -199,16 +203,20 @@ class Calendar:
 
         Args:
             request, groups: as for `find`.
-            rather: the GPUs to take where the start is now, if they can be had.
+            preferred: the GPUs to take where the start is now, if they can be had.
         """
-        found = self.find(request, groups)
+        found = self.find_earliest(request, groups)
         shares = [self._shares[name] for name in self._limited(groups)]
         if found.start == inf:
             if self.is_possible(request, groups):
-                self._gather(request, shares)
+                self._hold_without_start(request, shares)
             return found
-        if rather and found.start == self._now and self._are_free(rather, seconds_of(request)):
-            found = Booking(found.start, tuple(rather))
+        if (
+            preferred
+            and found.start == self._now
+            and self._are_free(preferred, seconds_of(request))
+        ):
+            found = Booking(found.start, tuple(preferred))
         if found.gpus:
             end = found.start + seconds_of(request)
             self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
@@ -220,13 +228,13 @@ class Calendar:
         node = self._nodes[gpus[0].node]
         return all(node.is_free(gpu, self._now, seconds) for gpu in gpus)
 
-    def _gather(self, request: Request, shares: Sequence[Share]) -> None:
-        allowed = [share.settled(request.gpus) for share in shares]
+    def _hold_without_start(self, request: Request, shares: Sequence[GroupShare]) -> None:
+        allowed = [share.eventually_free_from(request.gpus) for share in shares]
         for share, begin in zip(shares, allowed, strict=True):
             share.take(begin if begin < inf else self._now, inf, request.gpus)
-        part = self._search(request).fullest()
-        if part is not None and max(allowed, default=self._now) < inf:
-            part.keep(max(allowed, default=self._now))
+        pool = self._search(request).largest_pool()
+        if pool is not None and max(allowed, default=self._now) < inf:
+            pool.book_eventually_free(max(allowed, default=self._now))
 
     def choose_now(
         self, requests: Sequence[Request], bookings: Sequence[Booking], policy: str
@@ -243,14 +251,14 @@ class Calendar:
             end = self._now + seconds_of(request)
             self._nodes[booking.gpus[0].node].give_back(booking.gpus, end)
             free = {
-                part.node.name: [
+                pool.node.name: [
                     gpu
-                    for gpu, gaps in zip(part.gpus, part.gaps, strict=True)
+                    for gpu, gaps in zip(pool.gpus, pool.gaps, strict=True)
                     # What is booked for later isn't free for long enough.
                     if gaps and gaps[0][0] == self._now and end <= gaps[0][1]
                     if gpu.uuid not in given
                 ]
-                for part in self._parts(request)
+                for pool in self._pools(request)
             }
             name = choose_node(free, request.gpus, policy)
             assert name is not None, "its own booking would do"
@@ -265,32 +273,32 @@ class Calendar:
     def _limited(self, groups: Collection[str]) -> list[str]:
         return [name for name in self._limits if name in groups]
 
-    def _parts(self, request: Request) -> list[Part]:
+    def _pools(self, request: Request) -> list[NodePool]:
         """Return the GPUs of each node that a request can have, by rank."""
         kind = request.kind
         if kind not in self._kinds:
-            parts: dict[str, Part] = {}
+            pools: dict[str, NodePool] = {}
             for gpu in self._gpus:
                 if request.takes(gpu):
-                    if gpu.node not in parts:
-                        parts[gpu.node] = Part(self._nodes[gpu.node], len(parts))
-                    parts[gpu.node].add(gpu)
-            self._kinds[kind] = list(parts.values())
+                    if gpu.node not in pools:
+                        pools[gpu.node] = NodePool(self._nodes[gpu.node], len(pools))
+                    pools[gpu.node].add(gpu)
+            self._kinds[kind] = list(pools.values())
         return self._kinds[kind]
 
-    def _search(self, request: Request) -> Search:
+    def _search(self, request: Request) -> StartSearch:
         kind = request.kind, request.gpus
         if kind not in self._searches:
-            parts = [part for part in self._parts(request) if part.usable >= request.gpus]
-            self._searches[kind] = Search(parts, request.gpus, self._now)
+            pools = [pool for pool in self._pools(request) if pool.usable >= request.gpus]
+            self._searches[kind] = StartSearch(pools, request.gpus, self._now)
         return self._searches[kind]
 
 
-def _first(shares: Sequence[Share], count: int, seconds: float, after: float) -> float:
+def _first_allowed(shares: Sequence[GroupShare], count: int, seconds: float, after: float) -> float:
     """Return the first time from `after` on at which all of some shares allow a booking."""
     start = after
     while True:
-        later = max((share.first(count, seconds, start) for share in shares), default=start)
+        later = max((share.first_free(count, seconds, start) for share in shares), default=start)
         if later == start:
             return start
         start = later

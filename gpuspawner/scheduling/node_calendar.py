@@ -13,7 +13,7 @@ from ..gpus.model import GPU
 Gap = tuple[float, float]
 
 
-class Share:
+class GroupShare:
     """How many GPUs a group may still take, from when on.
 
     Args:
@@ -25,7 +25,7 @@ class Share:
         # From when on how many are free; the first is from `now`.
         self._steps = [(now, free)]
 
-    def first(self, count: int, seconds: float, after: float) -> float:
+    def first_free(self, count: int, seconds: float, after: float) -> float:
         """Return the first time from `after` on at which `count` are free for so long."""
         begin = None
         for time, free in self._steps:
@@ -38,7 +38,7 @@ class Share:
                 begin = None
         return inf if begin is None else max(begin, after)
 
-    def settled(self, count: int) -> float:
+    def eventually_free_from(self, count: int) -> float:
         """Return from when on `count` are free for ever; infinite where they never are."""
         found = inf
         for time, free in reversed(self._steps):
@@ -86,7 +86,7 @@ class NodeCalendar:
             if gpu.state == "free":
                 self.gaps[gpu.uuid] = [(self._now, inf)]
             elif gpu.state == "leased" and gpu.until is not None:
-                self.gaps[gpu.uuid] = [(not_before(gpu.until, self._now), inf)]
+                self.gaps[gpu.uuid] = [(free_from(gpu.until, self._now), inf)]
 
     def is_free(self, gpu: GPU, start: float, seconds: float) -> bool:
         """Return whether a GPU is free from `start` on for so long."""
@@ -113,13 +113,13 @@ class NodeCalendar:
         return self.gaps[gpu.uuid or ""]
 
 
-def not_before(until: float | None, now: float) -> float:
+def free_from(until: float | None, now: float) -> float:
     """Return when what ends at `until` is free; infinite where that isn't known."""
     # What is past its end goes any moment, but isn't free yet.
     return inf if until is None else max(until, nextafter(now, inf))
 
 
-class Part:
+class NodePool:
     """The GPUs of one node that a kind of request can have.
 
     Args:
@@ -164,23 +164,23 @@ class Part:
             # Until then too few are, and by then some may not be any more.
             start = begins[count - 1]
 
-    def choice(self, count: int, start: float, seconds: float) -> tuple[GPU, ...]:
+    def choose(self, count: int, start: float, seconds: float) -> tuple[GPU, ...]:
         """Return the first GPUs of one model that has enough at a time, else the first of all."""
         ready = [gpu for gpu in self.gpus if self.node.is_free(gpu, start, seconds)]
         pools = (pool for pool in by_model(ready) if len(pool) >= count)
         return tuple(next(pools, ready)[:count])
 
-    def mixes(self, count: int, start: float, seconds: float) -> bool:
+    def mixes_models(self, count: int, start: float, seconds: float) -> bool:
         """Return whether `count` GPUs at a time would have to be of several models."""
         if len({gpu.model for gpu in self.gpus}) == 1:
             return False
-        return len({gpu.model for gpu in self.choice(count, start, seconds)}) > 1
+        return len({gpu.model for gpu in self.choose(count, start, seconds)}) > 1
 
-    def settled(self) -> int:
+    def count_eventually_free(self) -> int:
         """Return how many of the GPUs are free for ever from some time on."""
         return sum(1 for gaps in self.gaps if gaps and gaps[-1][1] == inf)
 
-    def keep(self, after: float) -> None:
+    def book_eventually_free(self, after: float) -> None:
         """Book for ever what is free for ever, from then on, but not before `after`."""
         for gpu, gaps in zip(self.gpus, self.gaps, strict=True):
             if gaps and gaps[-1][1] == inf:

@@ -126,10 +126,10 @@ def plan(
     waiting = ORDERS[order](queue, leases)
     limits = group_limits or {}
 
-    def book(rather: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
+    def book(preferred: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
         calendar = Calendar(host, leases, now, limits)
         return calendar, [
-            calendar.book(each.request, each.groups, rather.get(number, ()))
+            calendar.book(each.request, each.groups, preferred.get(number, ()))
             for number, each in enumerate(waiting)
         ]
 
@@ -140,9 +140,9 @@ def plan(
         _, again = book(chosen)
         if all(new.start <= old.start for new, old in zip(again, bookings, strict=True)):
             bookings = again
-    causes = _Causes(calendar, host, leases, limits)
+    reasons = _WaitReasons(calendar, host, leases, limits)
     return tuple(
-        causes.turn(each, place, booking, now)
+        reasons.turn(each, place, booking, now)
         for place, (each, booking) in enumerate(zip(waiting, bookings, strict=True), 1)
     )
 
@@ -169,12 +169,12 @@ class QueueSnapshot:
         self._limits = group_limits
         self._queue = by_time(queue)
         self._calendar = Calendar(host, leases, now, group_limits)
-        self._causes = _Causes(self._calendar, host, leases, group_limits)
+        self._reasons = _WaitReasons(self._calendar, host, leases, group_limits)
         bookings = [self._calendar.book(each.request, each.groups) for each in self._queue]
         # Who gets GPUs now may get others than these, and then all is different.
-        self._settled = all(booking.start > now for booking in bookings)
+        self._is_settled = all(booking.start > now for booking in bookings)
 
-    def turn_of(self, waiting: QueuedRequest, group_limits: Mapping[str, int]) -> Turn | None:
+    def forecast_turn(self, waiting: QueuedRequest, group_limits: Mapping[str, int]) -> Turn | None:
         """Return the turn that `plan` would find for one who joins; None where only that can tell.
 
         Args:
@@ -183,15 +183,18 @@ class QueueSnapshot:
         """
         last = self._queue[-1].since if self._queue else -inf
         known = all(self._limits.get(name, inf) <= most for name, most in group_limits.items())
-        if not self._settled or not known or waiting.since <= last:
+        if not self._is_settled or not known or waiting.since <= last:
             return None
-        booking, place = self._calendar.find(waiting.request, waiting.groups), len(self._queue) + 1
+        booking, place = (
+            self._calendar.find_earliest(waiting.request, waiting.groups),
+            len(self._queue) + 1,
+        )
         if booking.start == self._now:
-            return Turn(waiting, place, self._now, booking.gpus, several=self._causes.several)
-        return self._causes.later(waiting, place, booking)
+            return Turn(waiting, place, self._now, booking.gpus, several=self._reasons.several)
+        return self._reasons.waiting_turn(waiting, place, booking)
 
 
-class _Causes:
+class _WaitReasons:
     """What those who can't start now wait for, once those before have what they get now.
 
     Args:
@@ -212,12 +215,12 @@ class _Causes:
         self._limits = limits
         self.several = span_several_nodes(gpus)
         # Whether a request takes a GPU depends on its node and model alone.
-        self._one_of = {(gpu.node, gpu.model): gpu for gpu in gpus}
+        self._sample_gpus = {(gpu.node, gpu.model): gpu for gpu in gpus}
         self._free = Counter(
             (gpu.node, gpu.model) for gpu in gpus if gpu.state == "free" and gpu.uuid
         )
         # Request.kind -> how many are free on one node.
-        self._most: dict[Hashable, int] = {}
+        self._most_free_by_kind: dict[Hashable, int] = {}
         self._held = Counter[str]()
         for lease in leases:
             self._hold(lease.groups, len(lease.gpus))
@@ -226,17 +229,17 @@ class _Causes:
         """Return one's turn, and count what it gets now."""
         if booking.start == now:
             self._free.subtract((gpu.node, gpu.model) for gpu in booking.gpus)
-            self._most.clear()
+            self._most_free_by_kind.clear()
             self._hold(waiting.groups, waiting.request.gpus)
             return Turn(waiting, place, now, booking.gpus, several=self.several)
-        return self.later(waiting, place, booking)
+        return self.waiting_turn(waiting, place, booking)
 
-    def later(self, waiting: QueuedRequest, place: int, booking: Booking) -> Turn:
+    def waiting_turn(self, waiting: QueuedRequest, place: int, booking: Booking) -> Turn:
         """Return the turn of one that can't start now."""
         start = booking.start if booking.start < inf else None
-        return Turn(waiting, place, start, (), self._cause(waiting), self.several)
+        return Turn(waiting, place, start, (), self._reason(waiting), self.several)
 
-    def _cause(self, waiting: QueuedRequest) -> str:
+    def _reason(self, waiting: QueuedRequest) -> str:
         request = waiting.request
         for name in sorted(waiting.groups & self._limits.keys()):
             if self._held[name] + request.gpus > self._limits[name]:
@@ -246,13 +249,13 @@ class _Causes:
         return "gpus" if self._calendar.is_possible(request, waiting.groups) else "never"
 
     def _most_free(self, request: Request) -> int:
-        if request.kind not in self._most:
+        if request.kind not in self._most_free_by_kind:
             free = Counter[str]()
             for place, number in self._free.items():
-                if number and request.takes(self._one_of[place]):
+                if number and request.takes(self._sample_gpus[place]):
                     free[place[0]] += number
-            self._most[request.kind] = max(free.values(), default=0)
-        return self._most[request.kind]
+            self._most_free_by_kind[request.kind] = max(free.values(), default=0)
+        return self._most_free_by_kind[request.kind]
 
     def _hold(self, groups: Iterable[str], number: int) -> None:
         for name in groups:

@@ -52,12 +52,12 @@ class RequestLimits:
     Args:
         user_limit: the most GPUs that its user may hold, all servers together; None: no limit.
         group_limits: group -> the most GPUs that its members may hold at a time.
-        longest: seconds to wait at most; 0 to be refused at once, None: for ever.
+        max_wait_seconds: seconds to wait at most; 0 to be refused at once, None: for ever.
     """
 
     user_limit: int | None = None
     group_limits: Mapping[str, int] = field(default_factory=dict)
-    longest: float | None = None
+    max_wait_seconds: float | None = None
 
 
 @dataclass(eq=False)
@@ -88,29 +88,29 @@ class Queue:
 
     Args:
         ledger: hands out the GPUs of all nodes.
-        rules: what applies to everybody.
+        settings: what applies to everybody.
         watch: makes, from what to call when a server may have ended, something with `begin` and
             `end` that listens in between.
     """
 
     def __init__(
-        self, ledger: Ledger, rules: QueueSettings, watch: Callable[[Callable[[], None]], Any]
+        self, ledger: Ledger, settings: QueueSettings, watch: Callable[[Callable[[], None]], Any]
     ) -> None:
         self._ledger = ledger
-        self._rules = rules
+        self._settings = settings
         self._watch = watch
         self._entries: list[QueueEntry] = []
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
-        self._last_since = 0.0
+        self._last_join_time = 0.0
         # The view and the queue for which turns were forecast, and these by what they depend on.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
-        self._standing: QueueSnapshot | None = None
+        self._snapshot: QueueSnapshot | None = None
 
     @property
-    def rules(self) -> QueueSettings:
+    def settings(self) -> QueueSettings:
         """What applies to everybody."""
-        return self._rules
+        return self._settings
 
     @property
     def waiting(self) -> tuple[QueueEntry, ...]:
@@ -122,11 +122,11 @@ class Queue:
         """Look at the host again: something may have changed."""
         self._changed.set()
 
-    def since(self) -> float:
+    def join_time(self) -> float:
         """Return now, as the time at which somebody joins; after who joined last, always."""
         # Also where the clock was set back: of two that came at one time the name would decide.
-        self._last_since = max(math.nextafter(self._last_since, math.inf), time.time())
-        return self._last_since
+        self._last_join_time = max(math.nextafter(self._last_join_time, math.inf), time.time())
+        return self._last_join_time
 
     async def wait(
         self,
@@ -148,10 +148,12 @@ class Queue:
             self._serving = asyncio.ensure_future(self._serve())
         try:
             # Of those who may not wait, the first look decides.
-            await asyncio.wait([answer], timeout=request_limits.longest or None)
+            await asyncio.wait([answer], timeout=request_limits.max_wait_seconds or None)
             if not answer.done():
                 raise Refused(
-                    _too_long(waiting.request, request_limits.longest or 0), "no_gpu", 503
+                    _waited_too_long(waiting.request, request_limits.max_wait_seconds or 0),
+                    "no_gpu",
+                    503,
                 )
             return answer.result()
         except BaseException:
@@ -168,10 +170,10 @@ class Queue:
 
         Pages ask for the same again and again: while nothing has changed, what was found stands.
         """
-        others = [entry for entry in self._open() if entry.holder != waiting.holder]
+        others = [entry for entry in self._unanswered() if entry.holder != waiting.holder]
         if self._forecasts[0] is not view or self._forecasts[1] != others:
             self._forecasts = (view, others, {})
-            self._standing = self._stand(others, view)
+            self._snapshot = self._make_snapshot(others, view)
         request, limits = replace(waiting.request, image=""), request_limits.group_limits
         claims = self.claims(view.leases)
         held = held_by_person(waiting.holder, claims)
@@ -179,7 +181,7 @@ class Queue:
         key = (request, held, frozenset(limits.items()), mine)
         known = self._forecasts[2]
         if key not in known:
-            turn = self._standing.turn_of(waiting, limits) if self._standing else None
+            turn = self._snapshot.forecast_turn(waiting, limits) if self._snapshot else None
             if turn is None:
                 queue = [
                     *((entry.waiting, entry.request_limits) for entry in others),
@@ -189,8 +191,8 @@ class Queue:
             known[key] = turn
         return replace(known[key], waiting=waiting)
 
-    def _stand(self, entries: Sequence[QueueEntry], view: View) -> QueueSnapshot | None:
-        if self._rules.order != "fifo":
+    def _make_snapshot(self, entries: Sequence[QueueEntry], view: View) -> QueueSnapshot | None:
+        if self._settings.order != "fifo":
             return None
         limits = _strictest(entry.request_limits for entry in entries)
         queue = [entry.waiting for entry in entries]
@@ -207,14 +209,14 @@ class Queue:
                     # From here to the reservations nothing may await: it would choose them twice.
                     self._decide(view)
                 except Unknown as error:
-                    self._say_trouble(error)
+                    self._report_unknown(error)
                 except Exception:  # no queue may stop for one that can't be decided on
                     log.exception("The queue can't be decided on")
                     # Whose fault it is isn't known, and its words may be about somebody else.
                     self._fail_newcomers(
                         Unknown(lazy_gettext("An administrator finds the reason in the hub's log."))
                     )
-                if not listening and self._open():
+                if not listening and self._unanswered():
                     # Most never wait. What happened since the look is looked at once it listens.
                     watcher.begin()
                     listening = True
@@ -226,7 +228,7 @@ class Queue:
 
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)
-        entries = {entry.holder: entry for entry in self._open()}
+        entries = {entry.holder: entry for entry in self._unanswered()}
         queue = [(entry.waiting, entry.request_limits) for entry in entries.values()]
         for turn in self._plan(queue, view).values():
             entry = entries[turn.waiting.holder]
@@ -241,7 +243,7 @@ class Queue:
             ):
                 entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
-                news = entry.turn is None or _as_told(turn) != _as_told(entry.turn)
+                news = entry.turn is None or _shown_turn(turn) != _shown_turn(entry.turn)
                 entry.turn = turn
                 if news:
                     self._tell(entry, turn)
@@ -255,8 +257,8 @@ class Queue:
             view.gpus,
             view.leases,
             time.time(),
-            order=self._rules.order,
-            policy=self._rules.policy,
+            order=self._settings.order,
+            policy=self._settings.policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
         )
         places = itertools.count(1)
@@ -277,11 +279,11 @@ class Queue:
         self, request: Request, request_limits: RequestLimits, turn: Turn, view: View
     ) -> str:
         """Return why somebody who can't start now may not wait either; "" where they may."""
-        if request_limits.longest == 0:
+        if request_limits.max_wait_seconds == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
             return together(explain_shortage(request, view.gpus), ahead)
         waiting = len(self.waiting)
-        if waiting >= self._rules.length:
+        if waiting >= self._settings.length:
             return lazy_gettext(
                 "The queue is full: %(number)s wait already. Please try again later.",
                 number=waiting,
@@ -291,11 +293,11 @@ class Queue:
     def _refuse_over_limit(self, leases: Sequence[Lease]) -> None:
         """Refuse newcomers whose user holds, or waits for, too many GPUs already."""
         claims = [(lease.holder, len(lease.gpus)) for lease in leases]
-        for entry in self._open():
+        for entry in self._unanswered():
             request = entry.waiting.request
             limit = entry.request_limits.user_limit
             if entry.turn is None and limit is not None:
-                held = held_by(entry.holder, claims)
+                held = held_by_other_servers(entry.holder, claims)
                 if held + request.gpus > limit:
                     sentence = over_user_limit(request.gpus, held, limit)
                     entry.answer.set_exception(Refused(sentence, "limit", 403))
@@ -305,14 +307,14 @@ class Queue:
     def claims(self, leases: Sequence[Lease]) -> list[tuple[Holder, int]]:
         """Return holder and number of GPUs of every lease and everybody who waits."""
         return [(lease.holder, len(lease.gpus)) for lease in leases] + [
-            (entry.holder, entry.waiting.request.gpus) for entry in self._open()
+            (entry.holder, entry.waiting.request.gpus) for entry in self._unanswered()
         ]
 
-    def _open(self) -> list[QueueEntry]:
+    def _unanswered(self) -> list[QueueEntry]:
         return [entry for entry in self._entries if not entry.answer.done()]
 
-    def _say_trouble(self, error: Unknown) -> None:
-        for entry in self._open():
+    def _report_unknown(self, error: Unknown) -> None:
+        for entry in self._unanswered():
             if entry.turn is None:
                 entry.answer.set_exception(error)
             else:
@@ -327,7 +329,7 @@ class Queue:
                 entry.answer.set_exception(error)
 
     def _fail_newcomers(self, error: Exception) -> None:
-        for entry in self._open():
+        for entry in self._unanswered():
             if entry.turn is None:
                 entry.answer.set_exception(error)
 
@@ -343,7 +345,7 @@ def held_by_person(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
     return sum(number for other, number in claims if other.person == holder.person)
 
 
-def held_by(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
+def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
     """Return how many GPUs a holder's user has, or waits for, with servers other than this one.
 
     Args:
@@ -366,12 +368,12 @@ def over_user_limit(wanted: int, held: int, limit: int) -> str:
     )
 
 
-def _as_told(turn: Turn) -> tuple[Any, ...]:
+def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return what of a turn a person would call news."""
     return turn.place, turn.because, None if turn.start is None else round(turn.start / 60)
 
 
-def _too_long(request: Request, seconds: float) -> str:
+def _waited_too_long(request: Request, seconds: float) -> str:
     return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",

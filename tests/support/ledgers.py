@@ -29,10 +29,10 @@ async def reserve(
 ) -> Reservation:
     """Return a reservation of what is free now; raise what the queue raises where it isn't."""
     queue = Queue(ledger, QueueSettings(policy=policy), NoWatcher)
-    joining = QueuedRequest(holder, request, queue.since())
+    joining = QueuedRequest(holder, request, queue.join_time())
     if request.gpus == 0:
         return Reservation(holder, ())
-    return await queue.wait(joining, RequestLimits(longest=0), _hear)
+    return await queue.wait(joining, RequestLimits(max_wait_seconds=0), _hear)
 
 
 def _hear(turn: Any) -> None:

@@ -63,7 +63,7 @@ class Hub:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ada, self.ben = Server("ada"), Server("ben", "second")
-        self.queue: Any = SimpleNamespace(rules=SimpleNamespace(order="fair"), waiting=[])
+        self.queue: Any = SimpleNamespace(settings=SimpleNamespace(order="fair"), waiting=[])
         self.control = ControlSocket(
             str(path), self.queue, lambda: [self.ada, self.ben], LOG, {"excluded": ["GPU-9"]}
         )
@@ -246,7 +246,7 @@ async def test_one_that_a_killed_hub_left_is_replaced(tmp_path: Path) -> None:
 
 async def test_one_of_a_living_hub_isn_t(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     other = Hub(hub.path)
-    other.queue.rules.order = "fifo"
+    other.queue.settings.order = "fifo"
     await other.control.begin()
     assert "Another hub answers on" in caplog.text
     other.control.close()

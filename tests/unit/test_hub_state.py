@@ -70,7 +70,7 @@ async def test_what_one_user_s_groups_override_is_not_everybody_s(settings):
     build_early(one)
     await one.apply_group_overrides()
     assert one.queue_length == 0
-    assert (settings["gpuspawner"].queue.rules.length, one.hub_state.queue.rules.policy) == (
+    assert (settings["gpuspawner"].queue.settings.length, one.hub_state.queue.settings.policy) == (
         7,
         "spread",
     )

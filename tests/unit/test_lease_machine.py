@@ -264,8 +264,8 @@ class Server:
             reservation = Reservation(self.holder, ())
         else:
             queue = self.hub.queue
-            joining = QueuedRequest(self.holder, self.request, queue.since())
-            limits = RequestLimits(longest=self.longest)
+            joining = QueuedRequest(self.holder, self.request, queue.join_time())
+            limits = RequestLimits(max_wait_seconds=self.longest)
             reservation = await queue.wait(joining, limits, lambda turn: None)
             assert min(self.hub.newest.values()) > 0  # unknown is never free
         assert len(reservation.uuids) == self.request.gpus

@@ -528,9 +528,9 @@ def test_one_more_is_told_what_the_whole_plan_would_say(
 ) -> None:
     standing = QueueSnapshot(moment.queue, moment.gpus, moment.leases, NOW, moment.limits)
     waiting = QueuedRequest(Holder("z"), Request("torch", count, seconds=seconds), NOW + 1, groups)
-    turn = standing.turn_of(waiting, moment.limits)
+    turn = standing.forecast_turn(waiting, moment.limits)
     if turn is not None:
-        assert standing.turn_of(waiting, moment.limits) == turn  # to ask books nothing
+        assert standing.forecast_turn(waiting, moment.limits) == turn  # to ask books nothing
         planned = replace(moment, queue=[*moment.queue, waiting]).plan()[-1]
         assert replace(turn, gpus=()) == replace(planned, gpus=())
         assert len(turn.gpus) == len(planned.gpus)
@@ -654,7 +654,7 @@ def test_each_is_booked_for_the_first_time_at_which_one_node_has_enough(
         booked.take(lease.gpus, (), NOW, inf if lease.until is None else lease.until)
     for request, groups in asked:
         start = booked.earliest(request, groups)
-        found = calendar.find(request, groups)
+        found = calendar.find_earliest(request, groups)
         assert found.start == start
         if start == inf:
             continue

@@ -466,8 +466,8 @@ def test_one_more_is_told_what_the_whole_plan_would_say(day: Hosts, policy: str)
                 return []
             *others, last = sorted(queue, key=lambda each: (each.since, each.holder))
             standing = QueueSnapshot(others, gpus, leases, now, day.limits)
-            turn = standing.turn_of(last, day.limits)
-            assert standing.turn_of(last, day.limits) == turn  # to ask books nothing
+            turn = standing.forecast_turn(last, day.limits)
+            assert standing.forecast_turn(last, day.limits) == turn  # to ask books nothing
             granted = super().decide(queue, gpus, leases, now)
             _, turns = self.plans[-1]
             if turn is not None:
@@ -491,12 +491,12 @@ def test_one_more_whose_group_is_under_a_stricter_rule_takes_a_new_plan() -> Non
     lease = holds("x", "0", 1)
     standing = QueueSnapshot([first], host("a"), [lease], NOW, {"g": 2})
     member = replace(second, groups=frozenset("g"))
-    assert standing.turn_of(member, {"g": 2}) is not None
-    assert standing.turn_of(member, {"g": 1}) is None
-    assert standing.turn_of(member, {"other": 1}) is None
-    assert standing.turn_of(replace(second, since=first.since - 1), {}) is None
+    assert standing.forecast_turn(member, {"g": 2}) is not None
+    assert standing.forecast_turn(member, {"g": 1}) is None
+    assert standing.forecast_turn(member, {"other": 1}) is None
+    assert standing.forecast_turn(replace(second, since=first.since - 1), {}) is None
     # Who gets GPUs now isn't booked yet as they will be.
-    assert QueueSnapshot([first], host("aa"), [lease], NOW, {}).turn_of(second, {}) is None
+    assert QueueSnapshot([first], host("aa"), [lease], NOW, {}).forecast_turn(second, {}) is None
 
 
 def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:

@@ -85,7 +85,7 @@ def joins(
     terms: RequestLimits | None = None,
     told: list[Any] | None = None,
 ) -> asyncio.Task[Reservation]:
-    waiting = QueuedRequest(Holder(user), Request("image", gpus, seconds=3600), queue.since())
+    waiting = QueuedRequest(Holder(user), Request("image", gpus, seconds=3600), queue.join_time())
     told = [] if told is None else told
     return asyncio.ensure_future(queue.wait(waiting, terms or RequestLimits(), told.append))
 
@@ -149,11 +149,11 @@ async def test_a_queue_of_its_length_is_full_and_no_wait_is_no_wait():
     with pytest.raises(Refused, match="The queue is full: 2 wait already"):
         await joins(queue, "dan", 1)
     with pytest.raises(Refused, match=r"0 of 4 are free now \(4 in use\)"):
-        await joins(queue, "eve", 1, RequestLimits(longest=0))
+        await joins(queue, "eve", 1, RequestLimits(max_wait_seconds=0))
     waiting[0].cancel()
     await asyncio.wait(waiting[:1])
     with pytest.raises(Refused, match="which is the longest wait here"):
-        await joins(queue, "fay", 1, RequestLimits(longest=0.01))
+        await joins(queue, "fay", 1, RequestLimits(max_wait_seconds=0.01))
     waiting[1].cancel()
 
 
@@ -164,7 +164,9 @@ async def test_a_user_over_the_limit_is_refused_whatever_comes_first():
     asks = [
         asyncio.ensure_future(
             queue.wait(
-                QueuedRequest(Holder("ada", name), Request("image", 2), queue.since()), terms, print
+                QueuedRequest(Holder("ada", name), Request("image", 2), queue.join_time()),
+                terms,
+                print,
             )
         )
         for name in ("one", "two")
@@ -246,9 +248,9 @@ async def test_who_came_first_is_first_also_after_the_clock_was_set_back(monkeyp
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     _, _, queue, _ = make()
-    first = queue.since()
+    first = queue.join_time()
     now[0] = 10.0
-    joined = [first, queue.since(), queue.since()]
+    joined = [first, queue.join_time(), queue.join_time()]
     assert joined == sorted(set(joined))
 
 
@@ -260,7 +262,7 @@ async def test_who_cannot_be_told_fails_alone():
     def broken(_: Any) -> None:
         raise RuntimeError("ben's own secret")
 
-    wanted = QueuedRequest(Holder("ben"), Request("image", 1, seconds=3600), queue.since())
+    wanted = QueuedRequest(Holder("ben"), Request("image", 1, seconds=3600), queue.join_time())
     ben = asyncio.ensure_future(queue.wait(wanted, RequestLimits(), broken))
     cyd = joins(queue, "cyd", 1, told=told)
     with pytest.raises(RuntimeError, match="secret"):
