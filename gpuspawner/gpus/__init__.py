@@ -1,1 +1,1 @@
-"""What GPUs there are, and which of them to hand out."""
+"""The GPUs of all nodes, their state, and the policies that choose which of them to hand out."""

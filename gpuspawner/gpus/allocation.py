@@ -1,9 +1,9 @@
-"""Who gets which GPU: values and pure functions, nothing read and nothing written.
+"""Allocation policies: pure functions that choose the GPUs for a request.
 
-Everything here works on what readers and the ledger have read. It imports only the standard
-library and our words, so that each rule can be tested as a table of values.
+They work on values that the NVML readers and the ledger have read. This module imports only the
+standard library and our translations, so that each rule can be tested as a table of values.
 
-GPUs are of any number of nodes, told apart by `GPU.node`. What one request gets is on one of them.
+GPUs may be on any number of nodes (`GPU.node`). All GPUs of one request are on the same node.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from math import inf
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from .model import GPU, Lease, Node, Request
 
-# Of a node's free GPUs, by index, and the indexes of those that work already: so many.
+# Called with a node's free GPUs sorted by index, the indexes of its busy GPUs, and a count.
 Policy = Callable[[Sequence[GPU], Sequence[int], int], Sequence[GPU]]
 
 
 def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple[GPU, ...] | None:
-    """Return the GPUs to hand out for a request, or None where too few are free.
+    """Choose the GPUs to hand out for a request; return None if too few are free.
 
-    They are all on one node. Only GPUs in state "free" that can name their UUID are handed out.
-    GPUs of one model are preferred, since a training step takes as long as its slowest GPU; models
-    are mixed only where nothing else would do and the request named none.
+    All of them are on one node. Only GPUs in state "free" whose UUID is known are handed out. GPUs
+    of one model are preferred, since a training step takes as long as its slowest GPU; models are
+    mixed only if the request names none and no single model has enough.
 
     Args:
         request: how many GPUs, of which model and on which nodes.
@@ -33,7 +33,7 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
         policy: a key of `POLICIES`.
 
     Raises:
-        ValueError: there is no such policy, or two entries have one UUID.
+        ValueError: there is no such policy, or two GPUs have the same UUID.
     """
     check_policy_and_gpus("policy", policy, POLICIES, gpus)
     if request.gpus <= 0:
@@ -52,15 +52,15 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
 
 
 def choose_node(free: Mapping[str, Sequence[GPU]], count: int, policy: str = "pack") -> str | None:
-    """Return the node on which a request should run, or None where none has enough free GPUs.
+    """Choose the node for a request; return None if no node has enough free GPUs.
 
-    A node that has enough of one model comes before those that would have to mix them. Of these,
-    packing takes the one with least left, so that whole nodes stay free, spreading the one with
-    most; then the first by name.
+    Nodes with enough GPUs of one model come before nodes that would have to mix models. Among
+    those, "pack" takes the node with the fewest free GPUs, so that whole nodes stay free, and
+    "spread" the one with the most; the node's name decides a tie.
 
     Args:
-        free: the free GPUs that the request could have, by the name of their node.
-        count: how many it asks for, 1 at least.
+        free: node name -> the free GPUs that the request could have.
+        count: how many GPUs it asks for, at least 1.
         policy: a key of `POLICIES`.
     """
     least = 1 if policy == "pack" else -1
@@ -77,29 +77,39 @@ def _has_pool(gpus: Sequence[GPU], count: int) -> bool:
 def pick_on_node(
     free: Sequence[GPU], busy: Sequence[int], count: int, policy: str = "pack"
 ) -> tuple[GPU, ...]:
-    """Return the GPUs to hand out on one node, of one model where that suffices.
+    """Choose the GPUs to hand out on one node, of a single model if possible.
 
     Args:
-        free: its free GPUs that the request could have, by index; at least `count`.
-        busy: the indexes of those of its GPUs that work already.
-        count: how many to return.
+        free: the node's free GPUs that the request could have, by index; at least `count`.
+        busy: the indexes of the node's GPUs that are in use.
+        count: how many GPUs to return.
         policy: a key of `POLICIES`.
     """
     pools = [pool for pool in by_model(free) if len(pool) >= count]
-    # Packing takes from the model with least left, spreading from the one with most.
+    # "pack" takes from the model with the fewest GPUs left, "spread" from the one with the most.
     pool = (min if policy == "pack" else max)(pools, key=len) if pools else free
     return tuple(POLICIES[policy](pool, busy, count))
 
 
 def busy_indexes(gpus: Iterable[GPU]) -> list[int]:
-    """Return the indexes of the GPUs that work already."""
+    """Return the indexes of the GPUs that are in use, by a server or by a foreign program."""
     return [gpu.index for gpu in gpus if gpu.state in ("leased", "foreign")]
 
 
 def check_policy_and_gpus(
     option: str, value: str, known: Mapping[str, object], gpus: Sequence[GPU]
 ) -> None:
-    """Raise ValueError where an option isn't one of the known ones, or two GPUs have one UUID."""
+    """Check a configured policy's name and that no two GPUs have the same UUID.
+
+    Args:
+        option: the option's name, for the error message.
+        value: its value.
+        known: the valid values are its keys.
+        gpus: every GPU of every node.
+
+    Raises:
+        ValueError: the value isn't one of the known ones, or two GPUs have the same UUID.
+    """
     if value not in known:
         raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
     named = [gpu.uuid for gpu in gpus if gpu.uuid]
@@ -108,10 +118,10 @@ def check_policy_and_gpus(
 
 
 def explain_shortage(request: Request, gpus: Sequence[GPU]) -> str:
-    """Say in one sentence why `choose` finds nothing for the request now.
+    """Return a sentence that says why `choose` finds no GPUs for a request now.
 
     Args:
-        request: what can't be had.
+        request: the request that can't be granted.
         gpus: every GPU of every node.
     """
     fitting = [gpu for gpu in gpus if request.takes(gpu)]
@@ -136,9 +146,9 @@ def explain_shortage(request: Request, gpus: Sequence[GPU]) -> str:
 
 
 def availability(gpus: Sequence[GPU]) -> str:
-    """Say how many of some GPUs are free, and what keeps the others: "1 of 4 is free now (…)".
+    """Return how many GPUs are free and why the others aren't: "1 of 4 is free now (3 in use)".
 
-    Of several nodes it says how many are free on one: "at most 3 are free on one machine now".
+    For several nodes: how many are free on one of them, "at most 3 are free on one machine now".
     """
     free = sum(map(_is_free, gpus))
     if free and span_several_nodes(gpus):
@@ -175,9 +185,9 @@ _STATE_PHRASES: dict[str, str] = {
 
 
 def pack(pool: Sequence[GPU], busy: Sequence[int], count: int) -> Sequence[GPU]:
-    """Fill the gaps: the tightest run of neighbours that fits, so that long runs stay whole.
+    """Choose the shortest run of neighbouring GPUs that fits, so that long runs stay whole.
 
-    Neighbours by index share a PCIe switch or a bridge on most boards.
+    On most boards, GPUs with neighbouring indexes share a PCIe switch or a bridge.
     """
     runs = [run for run in _runs(pool) if len(run) >= count]
     if runs:
@@ -187,9 +197,9 @@ def pack(pool: Sequence[GPU], busy: Sequence[int], count: int) -> Sequence[GPU]:
 
 
 def spread(pool: Sequence[GPU], busy: Sequence[int], count: int) -> Sequence[GPU]:
-    """Keep distance: each next GPU as far as can be from those that work already.
+    """Choose GPUs as far as possible, by index, from those in use and from each other.
 
-    Neighbours share heat and bandwidth, which matters for many small servers.
+    Neighbours share cooling and bandwidth, which matters for many small servers.
     """
     chosen: list[GPU] = []
     taken = list(busy)
@@ -209,18 +219,18 @@ POLICIES: dict[str, Policy] = {"pack": pack, "spread": spread}
 
 
 def apply_leases(gpus: Iterable[GPU], leases: Iterable[Lease]) -> tuple[GPU, ...]:
-    """Return the GPUs with each one's holder filled in.
+    """Return the GPUs with their holders and the ends of their leases filled in.
 
-    A lease decides over what NVML sees: a leased GPU is "leased" also while a program computes on
-    it. A GPU that is sick keeps that state, since its holder must read why it doesn't answer.
+    A lease overrides what NVML reports: a leased GPU is "leased" even while a program computes on
+    it. An unhealthy GPU keeps its state, since its holder has to read why it doesn't answer.
     """
     return _apply(gpus, _by_gpu(leases))
 
 
 def with_leases(nodes: Sequence[Node], leases: Iterable[Lease]) -> tuple[Node, ...]:
-    """Return the nodes with each GPU's holder filled in, as `apply_leases` does.
+    """Return the nodes with the holder of each GPU filled in, as `apply_leases` does.
 
-    What two nodes both call theirs can't be told apart: neither keeps the UUID.
+    If two nodes report the same UUID, neither GPU keeps it, and neither is handed out.
     """
     found = _by_gpu(leases)
     times = Counter(gpu.uuid for node in nodes for gpu in node.gpus if gpu.uuid)
@@ -248,7 +258,7 @@ def _apply(gpus: Iterable[GPU], leases: Mapping[str | None, Lease]) -> tuple[GPU
 
 
 def _by_gpu(leases: Iterable[Lease]) -> dict[str | None, Lease]:
-    """Return UUID -> lease. Where two leases name one GPU, it is busy until the later end."""
+    """Return UUID -> lease. If two leases name the same GPU, the one that ends later counts."""
     found: dict[str | None, Lease] = {}
     for lease in leases:
         for uuid in lease.gpus:
@@ -262,13 +272,13 @@ def _end(lease: Lease) -> float:
 
 
 def offered_nodes(nodes: Sequence[Node], models: frozenset[str] | None = None) -> tuple[Node, ...]:
-    """Return the nodes with the GPUs that may be handed out whole, now or later.
+    """Return the nodes with only those GPUs that may be handed out, now or later.
 
     Args:
-        nodes: with all their GPUs.
-        models: those that a user may have; None: all.
+        nodes: the nodes with all their GPUs.
+        models: the GPU models that the user may have; None: all.
     """
-    # A GPU that is kept out isn't waited for.
+    # Nobody waits for an excluded GPU or one in MIG mode.
     return tuple(
         replace(
             node,
@@ -283,7 +293,7 @@ def offered_nodes(nodes: Sequence[Node], models: frozenset[str] | None = None) -
 
 
 def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
-    """Return model -> (free, total), in the order of the host's GPUs."""
+    """Return model -> (number of free GPUs, number of GPUs), in the order of the GPUs."""
     counts: dict[str, tuple[int, int]] = {}
     for gpu in gpus:
         free, total = counts.get(gpu.model, (0, 0))
@@ -295,8 +305,8 @@ TAKEN_REASON = lazy_gettext("taken")
 
 
 def _lease(gpu: GPU, lease: Lease) -> GPU:
-    # As `dataclasses.replace`, and several times as quick: this is done to every leased GPU each
-    # time that somebody looks.
+    # Does what `dataclasses.replace` does, several times as fast: every read of the ledger does
+    # this for every leased GPU.
     leased = object.__new__(GPU)
     values = leased.__dict__
     values |= gpu.__dict__
@@ -311,7 +321,7 @@ def _is_free(gpu: GPU) -> bool:
 
 
 def by_model(gpus: Iterable[GPU]) -> list[list[GPU]]:
-    """Return the GPUs of each model, in the order in which the models come first."""
+    """Return the GPUs grouped by model, models in the order of their first GPU."""
     pools: dict[str, list[GPU]] = {}
     for gpu in gpus:
         pools.setdefault(gpu.model, []).append(gpu)
@@ -319,7 +329,7 @@ def by_model(gpus: Iterable[GPU]) -> list[list[GPU]]:
 
 
 def by_node(gpus: Iterable[GPU]) -> dict[str, list[GPU]]:
-    """Return each node's name and GPUs, both in order."""
+    """Return node name -> its GPUs, sorted by name and by index."""
     nodes: dict[str, list[GPU]] = {}
     for gpu in sorted(gpus, key=lambda gpu: (gpu.node, gpu.index)):
         nodes.setdefault(gpu.node, []).append(gpu)
@@ -327,17 +337,17 @@ def by_node(gpus: Iterable[GPU]) -> dict[str, list[GPU]]:
 
 
 def span_several_nodes(gpus: Iterable[GPU]) -> bool:
-    """Return whether GPUs are of more than one node, so that people need to hear of nodes."""
+    """Return whether the GPUs are on more than one node, so that messages have to name nodes."""
     return len({gpu.node for gpu in gpus}) > 1
 
 
 def most_on_one_node(gpus: Iterable[GPU]) -> int:
-    """Return how many of some GPUs are on the node that has most of them."""
+    """Return the number of these GPUs on the node that has the most of them; 0 for no GPUs."""
     return max(Counter(gpu.node for gpu in gpus).values(), default=0)
 
 
 def _runs(gpus: Sequence[GPU]) -> list[list[GPU]]:
-    """Split GPUs sorted by index into runs of direct neighbours."""
+    """Split GPUs sorted by index into runs of GPUs with consecutive indexes."""
     runs: list[list[GPU]] = []
     for gpu in gpus:
         if runs and runs[-1][-1].index + 1 == gpu.index:
@@ -353,7 +363,7 @@ def _rank(runs: Sequence[Sequence[GPU]]) -> Callable[[GPU], tuple[int, int]]:
 
 
 def gpu_count_phrase(number: int, model: str | None = None) -> str:
-    """Return "2 GPUs", or "2 NVIDIA A100 GPUs" where a model is named."""
+    """Return "2 GPUs", or "2 NVIDIA A100 GPUs" if a model is given."""
     if model:
         return lazy_ngettext("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)
     return lazy_ngettext("%(num)s GPU", "%(num)s GPUs", number)

@@ -1,4 +1,4 @@
-"""Nodes and their GPUs, who holds them, and what is asked for: plain values."""
+"""Plain values: nodes, GPUs, their holders, leases and requests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ GPUState = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", 
 
 @dataclass(frozen=True, order=True)
 class Holder:
-    """The server that holds GPUs: its user's name and its own ("" is the default server).
+    """The server that holds GPUs, by the names of its user and of itself ("": the default server).
 
-    `hub` is the address of its hub where that is another one, whose users are other people.
+    `hub` is "" for this hub's servers, and the hub's address for those of another hub, whose users
+    are other people even if they have the same names.
     """
 
     user: str
@@ -22,7 +23,7 @@ class Holder:
 
     @property
     def person(self) -> tuple[str, str]:
-        """Whose server it is."""
+        """(hub, user): the same for all servers of one user."""
         return self.hub, self.user
 
     def __str__(self) -> str:
@@ -31,10 +32,10 @@ class Holder:
 
 @dataclass(frozen=True)
 class Lease:
-    """GPUs (UUIDs) that a holder's container, or a reservation for one, has now.
+    """The GPUs (by UUID) that are held by a server, or reserved for one.
 
-    `until` is when its time ends, in seconds since the epoch; None where that isn't known. `groups`
-    are its holder's at the spawn.
+    `until` is when the lease ends, in seconds since the epoch; None if it has no known end.
+    `groups` are the groups of the holder's user at the spawn.
     """
 
     holder: Holder
@@ -45,13 +46,12 @@ class Lease:
 
 @dataclass(frozen=True)
 class GPU:
-    """One GPU as people and policies see it.
+    """One GPU, with its state and its holder, as pages and policies use it.
 
-    `uuid` is None where a sick GPU can't tell; such a GPU is never free. `reason` is a sentence
-    for people wherever `state` isn't "free". `compute_capability` is "8.0" for an A100, None where
-    NVML doesn't tell. `until` is when its lease ends, in seconds since the epoch. `node` is the
-    name of the node that it is on. `index` counts the GPUs of one node, so that only on one node
-    are two of them neighbours.
+    `uuid` is None if an unhealthy GPU doesn't report it; such a GPU is never free. `reason` is a
+    sentence for users if `state` isn't "free". `compute_capability` is "8.0" for an A100, None if
+    NVML doesn't report it. `until` is when its lease ends, in seconds since the epoch. `node` is
+    its node's name, `index` its number on that node: only GPUs of one node can be neighbours.
     """
 
     uuid: str | None
@@ -70,12 +70,12 @@ class GPU:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine with GPUs: the GPUs of a request are always on one.
+    """One machine with GPUs. All GPUs of one request are on the same node.
 
     Args:
-        name: what it is known by; "" for a hub's own machine, where that is the only one.
-        driver: the version of NVIDIA's driver, "570.133.20"; None where there is none.
-        cuda: the newest CUDA that the driver can run, "12.8"; None where that isn't known.
+        name: its name; "" for the hub's own machine if that is the only one.
+        driver: the version of NVIDIA's driver, "570.133.20"; None if it has no driver.
+        cuda: the newest CUDA version that the driver can run, "12.8"; None if unknown.
         gpus: its GPUs; the `node` of each is `name`.
     """
 
@@ -87,12 +87,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Request:
-    """A checked choice: an image version's key, how many GPUs, and of which model (None: any).
+    """A checked choice: an image version's key, a number of GPUs, and their model (None: any).
 
-    All of the GPUs are to be on one node. `models` are those that the image runs on; None where
-    that isn't restricted. Where it depends on the node, as with another driver, `places` are the
-    pairs of a node's name and a model that it runs on; None where it doesn't. `seconds` is how
-    long they are wanted for; None is without an end.
+    All of the GPUs are to be on one node. `models` are the GPU models that the image runs on; None
+    if it runs on all. If that depends on the node, as with different drivers, `places` are the
+    pairs (node name, model) that it runs on; None if it doesn't. `seconds` is for how long the
+    GPUs are requested; None: without an end.
     """
 
     image: str
@@ -104,11 +104,11 @@ class Request:
 
     @property
     def kind(self) -> Hashable:
-        """What of it decides which GPUs it takes: the same for all that take the same ones."""
+        """A key that is equal for requests that accept the same GPUs."""
         return self.model, self.models, self.places
 
     def takes(self, gpu: GPU) -> bool:
-        """Return whether a GPU is one of those asked for, free or not."""
+        """Return whether the request accepts a GPU, free or not."""
         return (
             self.model in (None, gpu.model)
             and (self.models is None or gpu.model in self.models)

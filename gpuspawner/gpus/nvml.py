@@ -1,8 +1,8 @@
-"""What NVML says of this host: its GPUs, and whether each is healthy and at rest.
+"""NVML's inventory of this machine: its driver and its GPUs, with their health and use.
 
-The only module that imports pynvml. A host without an NVIDIA driver is a normal value; a driver
-that can't be asked is an `InventoryError`; a GPU that can't be asked is one sick entry beside the
-healthy ones. What can't be told is never reported as at rest.
+The only module that imports pynvml. A machine without an NVIDIA driver is a normal value. If the
+driver can't be queried, that is an `InventoryError`. A GPU that can't be queried is an unhealthy
+entry beside the others. A GPU whose use can't be determined is never reported as idle.
 
 ref: https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html
 """
@@ -24,9 +24,9 @@ from ..i18n.lazy_text import lazy_gettext
 from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
 
 MIB = 1024 * 1024
-# How long a caller waits while another's call hangs in the driver.
+# How long a read waits for another thread's read that hangs in the driver.
 LOCK_TIMEOUT_SECONDS = 20.0
-# More than any host has: a larger count is a library gone wrong.
+# No machine has more: a larger count means that the library is broken.
 MAX_GPUS = 256
 MAX_PROCESSES = 100_000
 
@@ -36,14 +36,14 @@ _COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exc
 
 
 class InventoryError(GPUSpawnerError):
-    """NVML can't be asked, so nothing is known of the GPUs. The text is a sentence for people."""
+    """NVML can't be queried, so nothing is known of the GPUs. `str()` is a sentence for users."""
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The host's driver and CUDA versions ("570.133.20", "12.8") and its GPUs in NVML's order.
+    """This machine's driver and CUDA versions ("570.133.20", "12.8"), and its GPUs in NVML's order.
 
-    `driver` is None on a host without NVIDIA's driver; `cuda` also where NVML doesn't tell.
+    `driver` is None without NVIDIA's driver; `cuda` also if NVML doesn't report it.
     """
 
     driver: str | None
@@ -56,19 +56,19 @@ _is_initialised = False
 
 
 def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()) -> Inventory:
-    """Ask NVML about this host. Blocks, for as long as the driver takes: call it in a thread.
+    """Read this machine's inventory from NVML. Blocks for as long as the driver takes.
 
-    NVML stays initialised between reads, since starting it can take seconds. It is let go after a
-    read in which something failed, so that a driver that comes back is found and a GPU that needs a
-    reset can have it (a reset is refused while any program holds the GPU); `close` lets it go too.
+    NVML stays initialised between reads, since its start can take seconds. It is shut down after a
+    read in which something failed, so that a reloaded driver is found and a GPU can be reset (the
+    driver refuses a reset while a program holds the GPU). `close` shuts it down, too.
 
     Args:
-        memory_threshold_mib: a GPU with more than this much memory in use counts as in use.
+        memory_threshold_mib: a GPU with more memory than this in use counts as in use.
             None: 1024 MiB or 2 % of its memory, whichever is more.
-        excluded: UUIDs of GPUs that the administrator keeps out.
+        excluded: UUIDs of the GPUs that the administrator excludes.
 
     Raises:
-        InventoryError: NVML is there and can't be asked.
+        InventoryError: NVML is there and can't be queried.
     """
     if not _lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
         raise InventoryError(
@@ -90,7 +90,7 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
 
 
 def close() -> None:
-    """Let NVML go until the next `read`, so that the driver can be unloaded or a GPU reset."""
+    """Shut NVML down until the next `read`, so that the driver can be unloaded or a GPU reset."""
     with _lock:
         _shut_down_nvml()
 
@@ -105,7 +105,7 @@ def _read_locked(memory_threshold_mib: int | None, excluded: frozenset[str]) -> 
             return _without_library()
         if not kept:
             raise
-        # The driver may have gone and come back since the last read: begin anew, once.
+        # The driver may have been reloaded since the last read: initialise NVML again, once.
         _shut_down_nvml()
         _init_nvml()
         inventory = _read_host()
@@ -135,7 +135,7 @@ def _shut_down_nvml() -> None:
 
 
 def _without_library() -> Inventory:
-    # pynvml says "not found" also of a library that is there and doesn't load.
+    # pynvml reports "not found" also for a library that is there and can't be loaded.
     name = "libnvidia-ml.so.1"
     try:
         ctypes.CDLL(name)
@@ -179,7 +179,7 @@ def _read_cuda_version() -> str | None:
 
 
 def _read_gpu(index: int) -> GPUFacts:
-    """All that one GPU tells, up to the first needed question that it can't answer."""
+    """Read all facts of one GPU, up to the first required one that NVML fails to return."""
     known: dict[str, Any] = {"uuid": None, "index": index}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -199,16 +199,16 @@ def _read_gpu(index: int) -> GPUFacts:
         known["state"], known["reason"], known["warning"] = _read_health(handle)
     except (pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_Uninitialized):
         raise
-    except Exception as error:  # one sick GPU must not hide the others
+    except Exception as error:  # one unhealthy GPU must not hide the others
         known["state"], known["reason"] = _failure_state(error)
     return GPUFacts(**known)
 
 
-# How to ask ---------------------------------------------------------------------------------------
+# NVML queries -------------------------------------------------------------------------------------
 
 
 def _query(function: Callable[..., Any], *arguments: Any) -> Any:
-    """NVML's answer; None where the GPU or the driver doesn't have it, which is no failure."""
+    """Return NVML's answer; None if the GPU or the driver doesn't support the query."""
     try:
         return function(*arguments)
     except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
@@ -216,7 +216,7 @@ def _query(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _query_optional(function: Callable[..., Any], *arguments: Any) -> Any:
-    """NVML's answer to what nothing depends on; None unless the GPU as a whole has failed."""
+    """Return NVML's answer to an optional query; None if it fails, unless the GPU itself has."""
     try:
         return _query(function, *arguments)
     except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
@@ -226,7 +226,7 @@ def _query_optional(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _query_text(function: Callable[..., Any], *arguments: Any) -> str:
-    # Past pynvml's wrapper, which decodes as UTF-8 and fails where a text isn't.
+    # Bypasses pynvml's wrapper, which fails if the text isn't UTF-8.
     text = getattr(function, "__wrapped__", function)(*arguments)
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
     return "".join(
@@ -242,11 +242,11 @@ def _read_uuid(handle: Any) -> str:
 
 
 def _read_memory(handle: Any) -> tuple[int | None, int | None]:
-    """Total and used MiB. Version 1 of the query counts the driver's own memory as used."""
+    """Return total and used memory in MiB; version 1 of the query counts the driver's as used."""
     try:
         memory = _query(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     except pynvml.NVMLError as error:
-        # How a driver says that it doesn't know this version of the struct.
+        # The driver doesn't know this version of the struct.
         if error.value not in (pynvml.NVML_ERROR_INVALID_ARGUMENT, _ARGUMENT_VERSION_MISMATCH):
             raise
         memory = None
@@ -259,12 +259,12 @@ def _read_memory(handle: Any) -> tuple[int | None, int | None]:
 
 
 def _count_processes(handle: Any) -> int | None:
-    """How many compute processes the GPU has.
+    """Return the number of the GPU's compute processes; None if NVML doesn't support the query.
 
-    Their number counts, not their ids: inside a container the hub sees other ids, or zeros.
+    Their ids are of no use: a hub inside a container sees other ids, or zeros.
     """
-    # Past pynvml, whose releases know different versions of this question and sizes of the answer.
-    for version in ("_v3", "_v2", ""):  # from drivers 510, 450 and the beginning
+    # Bypasses pynvml, whose releases know different versions of this query and of its struct.
+    for version in ("_v3", "_v2", ""):  # since driver 510, since 450, all drivers
         try:
             name = f"nvmlDeviceGetComputeRunningProcesses{version}"
             code, count = _query_array(pynvml._nvmlGetFunctionPointer(name), handle)
@@ -280,13 +280,13 @@ def _count_processes(handle: Any) -> int | None:
 
 
 def _query_array(question: Callable[..., int], handle: Any) -> tuple[int, int]:
-    """Code and count of a question that fills an array: first for the count, then with room."""
+    """Return code and count of a query that fills an array: called for the size, then again."""
     count = ctypes.c_uint(0)
     code = question(handle, ctypes.byref(count), None)
     if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value > MAX_PROCESSES:
         return code, count.value
-    room = count.value * 2 + 5  # more may come meanwhile
-    answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry there has been
+    room = count.value * 2 + 5  # processes may start in between
+    answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry of any version
     count = ctypes.c_uint(room)
     return question(handle, ctypes.byref(count), answer), count.value
 
@@ -297,7 +297,7 @@ def _read_utilization(handle: Any) -> int | None:
 
 
 def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
-    """InventoryState, reason and warning from the memory's repairs.
+    """Return state, reason and warning as they follow from row remappings and retired pages.
 
     ref: https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/
     ref: https://docs.nvidia.com/deploy/dynamic-page-retirement/
@@ -321,18 +321,18 @@ def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
     return "ok", "", ""
 
 
-# What failures mean -------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 def _error_text(error: Exception) -> str:
     try:
         return str(error).strip().rstrip(".") or type(error).__name__
-    except Exception:  # pynvml asks the library for words, and the library may be what is broken
+    except Exception:  # pynvml gets the text from the library, which may be what is broken
         return type(error).__name__
 
 
 def _failure_state(error: Exception) -> tuple[InventoryState, str]:
-    """InventoryState and reason of a GPU that failed a question."""
+    """Return the state and the reason of a GPU for which a query failed."""
     if isinstance(error, pynvml.NVMLError_GpuIsLost):
         return "unhealthy", lazy_gettext("It has fallen off the bus: the host needs a reboot.")
     if isinstance(error, pynvml.NVMLError_ResetRequired):
@@ -344,7 +344,7 @@ def _failure_state(error: Exception) -> tuple[InventoryState, str]:
 
 
 def _explain_failure(error: Exception) -> str:
-    """What happened and what to do, where NVML as a whole failed."""
+    """Return what an error of NVML as a whole means and what to do, as a sentence for users."""
     code = getattr(error, "value", None)
     if code == pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
         return lazy_gettext(

@@ -1,6 +1,6 @@
-"""GPUs that an administrator has taken out of service for a while, without a change of settings.
+"""GPUs that an administrator has taken out of service, without a change of the configuration.
 
-Kept where the leases are, by the backend, so that all who look see the same.
+The backend keeps these marks, as it keeps the leases: every hub and page reads the same ones.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from dataclasses import dataclass, replace
 from ..i18n.lazy_text import lazy_gettext
 from .model import GPU, Node
 
-# In characters.
+# The longest reason, in characters.
 MAX_REASON_LENGTH = 200
 
 
 @dataclass(frozen=True)
 class OutOfServiceMark:
-    """A GPU that is out of service: who took it out, why, and since when (since the epoch)."""
+    """The mark of a GPU that is out of service.
+
+    Args:
+        uuid: the GPU's.
+        by: the name of the administrator who took it out of service.
+        why: the reason that they gave, for everybody.
+        since: when, in seconds since the epoch; None if unknown.
+    """
 
     uuid: str
     by: str = ""
@@ -26,14 +33,14 @@ class OutOfServiceMark:
 
     @property
     def reason(self) -> str:
-        """A sentence for everybody, so without a name."""
+        """The sentence for all users, without the administrator's name."""
         if not self.why:
             return lazy_gettext("It is out of service.")
         return lazy_gettext("It is out of service: %(why)s", why=self.why)
 
 
 def apply_marks(gpus: Iterable[GPU], marks: Mapping[str, OutOfServiceMark]) -> tuple[GPU, ...]:
-    """Return the GPUs with those out of service kept out. What is sick keeps that state."""
+    """Return the GPUs with the marked ones "excluded"; an unhealthy one keeps its state."""
     return tuple(_apply(gpu, marks.get(gpu.uuid or "")) for gpu in gpus)
 
 
@@ -44,12 +51,12 @@ def _apply(gpu: GPU, mark: OutOfServiceMark | None) -> GPU:
 
 
 class InServiceReader:
-    """Read the nodes, with what is out of service kept out.
+    """Reader of the nodes in which GPUs that are out of service are excluded.
 
     Args:
         read_nodes: reads each node from its NVML.
         list_marks: returns UUID -> mark of the GPUs that are out of service.
-    Where either fails, so does this: what may be out of service isn't handed out.
+    If either fails, so does the read: a GPU that may be out of service isn't handed out.
     """
 
     def __init__(
@@ -59,11 +66,11 @@ class InServiceReader:
     ) -> None:
         self._read_nodes = read_nodes
         self._list_marks = list_marks
-        # What the last reading found.
+        # The marks as of the last read.
         self.marks: Mapping[str, OutOfServiceMark] = {}
 
     async def __call__(self) -> tuple[Node, ...]:
-        """Return the nodes as they are now; raises what either of the two raises."""
+        """Read the nodes as they are now; raises what `read_nodes` and `list_marks` raise."""
         nodes = await self._read_nodes()
         if any(node.gpus for node in nodes):
             self.marks = await self._list_marks()

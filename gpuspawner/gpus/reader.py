@@ -1,4 +1,4 @@
-"""This machine as people and policies see it: what NVML says, put into the words of `model`."""
+"""Readers of this machine as a `Node`, made from NVML's inventory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .model import GPU, GPUState, Node
 
 
 def read_node(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Node:
-    """Read this machine from NVML; its GPUs are nobody's yet. Blocks: an event loop uses `Reader`.
+    """Read this machine from NVML, without holders. Blocks: on an event loop, use `Reader`.
 
     Args:
-        excluded: UUIDs that are never handed out.
-        memory_threshold_mib: from how much used memory on a GPU counts as in use; None: the default
-            of `nvml.read`.
+        excluded: UUIDs of GPUs that are never handed out.
+        memory_threshold_mib: a GPU with more memory than this in use counts as in use; None: the
+            default of `nvml.read`.
 
     Raises:
         nvml.InventoryError: NVML can't be read.
@@ -52,23 +52,26 @@ def _gpu(seen: nvml.GPUFacts) -> GPU:
 
 
 class Reader:
-    """Read this machine off the event loop, and give up on NVML where it hangs.
+    """Reader of this machine for an event loop: it reads in a thread, with a timeout.
 
-    NVML blocks for ever on some broken GPUs. The thread it hangs in is left behind, one at most,
-    and doesn't keep the process from ending.
+    NVML blocks for ever on some broken GPUs. At most one hanging thread is left behind; it is a
+    daemon, so it doesn't keep the process from exiting.
+
+    Args:
+        timeout: seconds to wait for NVML.
+        settings: the arguments of `read_node`.
     """
 
     def __init__(self, timeout: float, **settings: Any) -> None:
-        """Take the seconds to wait, and the arguments of `read_node`."""
         self._timeout = timeout
         self._read = partial(read_node, **settings)
         self._hanging: threading.Thread | None = None
 
     async def __call__(self) -> tuple[Node, ...]:
-        """Return this machine as it is now: the only node that there is.
+        """Read this machine, which is the only node.
 
         Raises:
-            nvml.InventoryError: NVML can't be read, or doesn't answer.
+            nvml.InventoryError: NVML can't be read, or doesn't answer in time.
         """
         if self._hanging is not None and self._hanging.is_alive():
             raise nvml.InventoryError(
@@ -97,7 +100,7 @@ class Reader:
 
 
 def _run(read: Callable[[], Node], loop: asyncio.AbstractEventLoop, answer: Any) -> None:
-    def tell(value: Node | None, error: Exception | None) -> None:
+    def resolve(value: Node | None, error: Exception | None) -> None:
         if answer.done():
             return
         if error is not None:
@@ -110,5 +113,5 @@ def _run(read: Callable[[], Node], loop: asyncio.AbstractEventLoop, answer: Any)
         value = read()
     except Exception as problem:
         error = problem
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(tell, value, error)
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(resolve, value, error)

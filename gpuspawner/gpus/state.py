@@ -1,4 +1,4 @@
-"""What follows from what NVML tells of a GPU: whether it is in use, and could be handed out."""
+"""The state of a GPU, as it follows from NVML's facts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
 
-# Driver contexts, monitoring and a desktop take some memory on a GPU nobody computes on.
+# Driver contexts, monitoring and a desktop use some memory even if no program computes.
 IN_USE_FROM_MIB = 1024
 IN_USE_FROM_PERCENT = 2
 
@@ -17,15 +17,15 @@ InventoryState = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 @dataclass(frozen=True)
 class GPUFacts:
-    """What NVML tells of one GPU.
+    """What NVML reports of one GPU.
 
-    `state` is "ok" if it could be handed out whole, as far as NVML knows; `in_use` says whether
-    something computes on it now, in a container of ours or not. `reason` is a sentence for people
-    where `state` isn't "ok" or the GPU is in use, `warning` one where it works but needs attention.
+    `state` is "ok" if the GPU could be handed out whole, as far as NVML knows; `in_use` is whether
+    a program computes on it now, in one of our containers or not. `reason` is a sentence for users
+    if `state` isn't "ok" or the GPU is in use; `warning` is one if it works but needs attention.
 
-    `uuid` is None where the GPU can't tell. Other fields are None where NVML doesn't support the
-    query. Memory is in MiB and without what the driver keeps for itself (on drivers before 510:
-    with it); `processes` counts compute processes, not those that only draw.
+    `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
+    Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
+    compute processes, not graphics ones.
     """
 
     uuid: str | None
@@ -47,7 +47,13 @@ class GPUFacts:
 def derive_state(
     gpu: GPUFacts, memory_threshold_mib: int | None, excluded: frozenset[str]
 ) -> GPUFacts:
-    """The GPU with what follows from its facts: whether it is in use, and could be handed out."""
+    """Return the facts with `in_use`, `state`, `reason` and `warning` derived from the others.
+
+    Args:
+        gpu: the facts as read.
+        memory_threshold_mib: as for `nvml.read`.
+        excluded: UUIDs, in lower case, of the GPUs that the administrator excludes.
+    """
     used_by = _describe_use(gpu, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
@@ -74,7 +80,7 @@ def derive_state(
 
 
 def _describe_use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
-    """What uses the GPU, in a sentence; "" if nothing does."""
+    """Return a sentence that says what uses the GPU; "" if nothing does."""
     if gpu.processes:
         return lazy_ngettext(
             "A process computes on it.", "%(num)s processes compute on it.", gpu.processes
@@ -88,7 +94,7 @@ def _describe_use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
 
 
 def without_duplicate_uuids(gpus: tuple[GPUFacts, ...]) -> list[GPUFacts]:
-    """Two GPUs of one UUID can't be told apart, so neither keeps it."""
+    """Return the GPUs without UUIDs that several of them have: a lease couldn't name just one."""
     times = Counter(gpu.uuid for gpu in gpus if gpu.uuid)
     duplicates = {uuid for uuid, count in times.items() if count > 1}
     why = lazy_gettext("Another GPU has the same UUID.")

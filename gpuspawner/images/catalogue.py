@@ -1,4 +1,4 @@
-"""The catalogue: which image versions there are, and what is known of each."""
+"""The catalogue of image versions that users choose from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-# More than this is no title but a mistake, and would break the form's layout.
+# A longer text is a mistake, and would break the form's layout.
 MAX_TEXT = 200
 
-# As the engine reads it: [domain/]name[:tag][@digest], or an image's own id.
+# An image reference as the engine reads it: [domain/]name[:tag][@digest], or an image id.
 # ref: https://pkg.go.dev/github.com/distribution/reference
 _DIGEST = r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
 _PART = r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*"
@@ -23,14 +23,14 @@ _REFERENCE = re.compile(
     rf"({_DOMAIN})?{_PART}(/{_PART})*(:[\w][\w.-]{{0,127}})?(@{_DIGEST})?|{_DIGEST}", re.ASCII
 )
 
-# What isn't a version would be no limit at all.
+# A text that isn't a version would silently be no limit.
 Driver = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)*)?$")]
-# "8.0" for sm_80; "9.0+PTX" where newer GPUs can compile it as well.
+# "8.0" for sm_80; "9.0+PTX" if the driver can compile it for newer GPUs, too.
 Capability = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+(\+PTX)?$")]
 
 
 class ImageVersion(BaseModel):
-    """One catalogue entry. Of an image that was only named, nothing but `image` is known."""
+    """One catalogue entry. If only an image reference was configured, just `image` is set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_max_length=MAX_TEXT)
 
@@ -42,19 +42,19 @@ class ImageVersion(BaseModel):
     cudnn: str = ""
     nccl: str = ""
     python: str = ""
-    # Below it CUDA doesn't start at all.
+    # With an older driver CUDA doesn't start.
     min_driver: Driver = ""
-    # The one that the CUDA release came with.
+    # The driver that the CUDA release came with.
     toolkit_driver: Driver = ""
-    # What the framework was built for; empty: not known, and nothing is ruled out.
+    # The architectures that the framework was built for; empty: unknown, so all GPUs are allowed.
     compute_capabilities: tuple[Capability, ...] = ()
     size: str = ""
-    # Why not to begin anything new with it; empty: no reason.
+    # Why users shouldn't start new work with it; empty: it isn't deprecated.
     deprecated: str = ""
     default: bool = False
 
     def facts(self) -> str:
-        """Return what is known of the version as one line: "PyTorch 2.7.0 · CUDA 12.6 · …"."""
+        """Return a summary in one line: "PyTorch 2.7.0 · CUDA 12.6 · Python 3.11 · 7.1 GB"."""
         known = [
             self.framework,
             f"CUDA {self.cuda}" if self.cuda else "",
@@ -65,10 +65,10 @@ class ImageVersion(BaseModel):
 
 
 def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
-    """Check a catalogue as an administrator wrote it: key -> image reference, or key -> mapping.
+    """Check a configured catalogue (key -> image reference or mapping); return its versions.
 
     Raises:
-        ValueError: an entry is broken; the sentence names its key and field.
+        ValueError: an entry is invalid; the message names its key and field.
     """
     versions: dict[str, ImageVersion] = {}
     for key, entry in entries.items():
@@ -98,21 +98,21 @@ def load_catalogue(
     change: Mapping[str, Mapping[str, Any]] | None = None,
     hide: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Return a catalogue for `c.GPUSpawner.images`, with an administrator's changes.
+    """Load a catalogue for `c.GPUSpawner.images`, with an administrator's changes.
 
-    JupyterHub looks at a trait's value when the first user comes, too late for a mistake in it.
-    What this raises stops a hub at its start.
+    JupyterHub validates a trait's value only when the first user spawns. An error that this raises
+    stops the hub at its start instead.
 
     Args:
-        source: a file (YAML) or a mapping: each version's key -> its entry.
-        add: further versions, shown last. One whose key is in the file takes that one's place. One
-            that is marked `default` is the default instead of the file's.
-        change: key -> the fields to change, such as {"image": "name@sha256:…"}.
+        source: a YAML file or a mapping: version key -> entry.
+        add: further versions, shown last. An entry with the key of an existing version replaces
+            it. One that is marked `default` becomes the default.
+        change: version key -> the fields to change, such as {"image": "name@sha256:…"}.
         hide: keys of versions to leave out.
 
     Raises:
-        ValueError: the file can't be read, there is no such key, or an entry is broken; the
-            sentence says which.
+        ValueError: the file can't be read, a key doesn't exist, or an entry is invalid; the
+            message says which.
     """
     name = "the catalogue" if isinstance(source, Mapping) else f"the catalogue {source}"
     try:
@@ -141,7 +141,7 @@ def _apply_changes(
     hide: Collection[str],
 ) -> dict[str, dict[str, Any]]:
     add, change = add or {}, change or {}
-    # A text would be taken for its letters.
+    # Iterating over a string would give its letters.
     hidden = [hide] if isinstance(hide, str) else list(hide)
     for key in [*change, *hidden]:
         if key not in entries:
@@ -162,16 +162,16 @@ def _apply_changes(
 
 
 def as_fields(entry: Any) -> Any:
-    """Return an entry as a mapping of its own; what is no entry stays what it is."""
+    """Return an entry as a new mapping of fields; a value that isn't an entry is returned as is."""
     if isinstance(entry, ImageVersion):
         return entry.model_dump()
     return {"image": entry} if isinstance(entry, str) else copy.copy(entry)
 
 
 def default_key(versions: Mapping[str, ImageVersion], image: str) -> str:
-    """Return the key that an empty choice means.
+    """Return the key of the version that a choice without an image means.
 
-    The entry marked `default`, else the one whose image is the spawner's own, else the first.
+    That is the entry marked `default`, else the one with the spawner's own `image`, else the first.
     """
     marked = [key for key, version in versions.items() if version.default]
     same = [key for key, version in versions.items() if version.image == image]
@@ -194,6 +194,6 @@ def _first_error(error: ValidationError | TypeError) -> str:
         return f"{field}: must be {_EXPECTED[field]}, got {first['input']!r}"
     where = ".".join([field, *inside])
     if first["type"] == "string_type":
-        # YAML makes a number of what isn't quoted, and 3.10 would become 3.1.
+        # YAML reads an unquoted 3.10 as the number 3.1.
         return f"{where}: must be text, in quotes, got {first['input']!r}"
     return f"{where}: {first['msg']}"

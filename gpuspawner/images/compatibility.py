@@ -1,8 +1,8 @@
-"""Whether an image version can use GPUs: its CUDA's driver, its framework's architectures.
+"""Compatibility of image versions with nodes: driver versions and GPU architectures.
 
-Two levels, as NVIDIA publishes them. Any CUDA of one major version runs on the drivers from that
-major's floor on. With one older than the driver that the CUDA release came with, what is new in
-that release is missing. Where something isn't known, nothing is ruled out.
+NVIDIA publishes two driver versions for a CUDA release. Every CUDA release of a major version runs
+on that major's oldest driver or newer. On drivers older than the one that the release came with,
+the release's new features are missing. Whatever isn't known rules nothing out.
 
 ref: https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
 """
@@ -45,12 +45,12 @@ TOOLKIT_DRIVER: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Fit:
-    """What a version can do with the GPUs of one node or several.
+    """The GPUs of some nodes that an image version runs on.
 
-    `models` are the GPU models it runs on, None where that isn't restricted. Where it depends on
-    the node, `places` are the pairs of a node's name and a model that it runs on there; None where
-    it doesn't. `reason` says why it can use no GPU at all, and `note` what is missing where it can;
-    both go on from its name.
+    `models` are the GPU models that it runs on; None if it runs on all. If that depends on the
+    node, `places` are the pairs (node name, model) that it runs on; None if it doesn't. `reason`
+    says why it can use no GPU at all, `note` which features are missing; both are continuations of
+    a sentence that begins with the version's name.
     """
 
     models: frozenset[str] | None = None
@@ -59,17 +59,17 @@ class Fit:
     places: frozenset[tuple[str, str]] | None = None
 
     def takes(self, model: str) -> bool:
-        """Return whether the version runs on GPUs of a model, on one node at least."""
+        """Return whether the version runs on GPUs of a model on at least one node."""
         return not self.reason and (self.models is None or model in self.models)
 
 
 def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -> Fit:
-    """Return what a version can do with these GPUs of one node.
+    """Return on which of one node's GPUs an image version runs.
 
     Args:
-        version: None for an image of which nothing is known.
-        driver: the node's driver version, "570.133.20"; None on a node without one.
-        gpus: those that may be handed out, now or later.
+        version: the version; None for an image that isn't in the catalogue.
+        driver: the node's driver version, "570.133.20"; None if it has no driver.
+        gpus: the node's GPUs that may be handed out, now or later.
     """
     if version is None or driver is None:
         return Fit()
@@ -99,11 +99,11 @@ def fit(version: ImageVersion | None, driver: str | None, gpus: Iterable[GPU]) -
 
 
 def fit_nodes(version: ImageVersion | None, nodes: Sequence[Node]) -> Fit:
-    """Return what a version can do with the GPUs of these nodes, each with a driver of its own.
+    """Return on which GPUs of several nodes an image version runs.
 
     Args:
-        version: None for an image of which nothing is known.
-        nodes: with those of their GPUs that may be handed out, now or later.
+        version: the version; None for an image that isn't in the catalogue.
+        nodes: the nodes, with only those GPUs that may be handed out, now or later.
     """
     if len(nodes) <= 1:
         node = nodes[0] if nodes else Node()
@@ -128,7 +128,7 @@ def fit_nodes(version: ImageVersion | None, nodes: Sequence[Node]) -> Fit:
 
 
 def _explain_nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
-    """Say why a version runs on none of several nodes."""
+    """Return the reason why a version runs on none of several nodes."""
     needed = min_driver_of(version)
     new_enough = [node for node in nodes if not _older(node.driver, needed)]
     if not new_enough:
@@ -150,7 +150,12 @@ def _explain_nowhere(version: ImageVersion, nodes: Sequence[Node]) -> str:
 def _note_not_everywhere(
     version: ImageVersion, nodes: Sequence[Node], models: Collection[str], is_everywhere: bool
 ) -> str:
-    """Say on which GPUs a version that runs on these models doesn't run; "" where on all."""
+    """Return a note on which GPUs a version doesn't run; "" if it runs on all.
+
+    Args:
+        models: the models that it runs on.
+        is_everywhere: whether it runs on all GPUs.
+    """
     if is_everywhere:
         return ""
     others = _not_built_for_any(version, nodes)
@@ -180,10 +185,10 @@ def _not_built_for_any(version: ImageVersion, nodes: Iterable[Node]) -> dict[str
 def _not_built_for(
     version: ImageVersion, driver: str | None, gpus: Iterable[GPU]
 ) -> dict[str, str | None]:
-    """Return the models that a version isn't built for, with their compute capability."""
+    """Return model -> compute capability of the GPU models that a version isn't built for."""
     if driver is None:
         return {}
-    # Of one model, one GPU that the version isn't built for is enough to leave the model out.
+    # A model is left out if the version isn't built for one of its GPUs.
     return {g.model: g.compute_capability for g in gpus if not _runs_on(version, driver, g)}
 
 
@@ -194,12 +199,12 @@ def _joined(first: str, second: str) -> str:
 
 
 def min_driver_of(version: ImageVersion) -> str:
-    """Return the driver below which a version's CUDA doesn't start; "" where that isn't known."""
+    """Return the oldest driver on which a version's CUDA starts; "" if unknown."""
     return version.min_driver or MIN_DRIVER.get(_release(version.cuda).partition(".")[0], "")
 
 
 def toolkit_driver_of(version: ImageVersion) -> str:
-    """Return the driver that a version's CUDA release came with; "" where that isn't known."""
+    """Return the driver that a version's CUDA release came with; "" if unknown."""
     return version.toolkit_driver or TOOLKIT_DRIVER.get(_release(version.cuda), "")
 
 
@@ -215,10 +220,10 @@ def _note_missing_features(version: ImageVersion, driver: str) -> str:
 
 
 def _runs_on(version: ImageVersion, driver: str, gpu: GPU) -> bool:
-    """Return whether what the framework was built for runs on a GPU.
+    """Return whether a version's framework runs on a GPU.
 
-    Machine code runs on its own major version from its own minor version on. PTX is compiled for
-    whatever is newer, by a driver that is as new as the toolkit that made it.
+    Machine code runs on GPUs of the same major and the same or a newer minor compute capability.
+    PTX runs on anything newer, if the driver is at least as new as the toolkit that made it.
     ref: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities
     """
     if gpu.compute_capability is None:
@@ -239,7 +244,7 @@ def _older(driver: str | None, than: str) -> bool:
 
 
 def _release(cuda: str) -> str:
-    """Return major and minor version of a catalogue's text: "12.6" of "12.6.3"."""
+    """Return the CUDA release of a version: "12.6" for "12.6.3"."""
     found = re.match(r"[0-9]+\.[0-9]+", cuda)
     return found.group() if found else ""
 

@@ -1,4 +1,4 @@
-"""Which images are on the machine, so that a page offers none that nobody can start."""
+"""The images that are on the engine, so that the form offers no version that can't be started."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 
-# How long what was seen is taken for true. A start looks for itself.
+# How long a result is cached. A start doesn't use this cache.
 CACHE_SECONDS = 10.0
 
 
 class LocalImages:
-    """The images of one engine, looked for once for all who ask.
+    """A cache of which images an engine has, shared by all open forms.
 
     Args:
-        has_image: returns whether an image is there; True where that can't be told.
+        has_image: returns whether the engine has an image; True if that can't be determined.
     """
 
     def __init__(self, has_image: Callable[[str], Awaitable[bool]]) -> None:
         self._has_image = has_image
-        # Reference -> when it was looked for, and whether it is there.
+        # Image reference -> when it was looked up, by the monotonic clock, and whether it is there.
         self._known: dict[str, tuple[float, bool]] = {}
 
     async def missing(self, references: Collection[str]) -> frozenset[str]:
-        """Return those that aren't there. What can't be told isn't called missing."""
+        """Return those of some image references that the engine doesn't have."""
         now = time.monotonic()
         unknown = {
             each

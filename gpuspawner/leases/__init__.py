@@ -1,1 +1,1 @@
-"""Who holds which GPUs, and until when."""
+"""Leases: which server holds which GPUs, and until when."""

@@ -1,4 +1,4 @@
-"""What is done with GPUs and by which rule, for the administrator: one line of the log each."""
+"""The audit log: one line of the hub's log for each thing that happens to a lease."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Event = Literal["grant", "wait", "leave", "refuse", "release", "extend", "warn",
 def record(log: Any, event: Event, holder: Holder, **facts: Any) -> None:
     """Log one event as `gpuspawner {"event": …, "user": …, "server": …, …}`.
 
-    JSON, so that a program can read it, whatever a user is called.
+    The line is JSON, so that programs can parse it, whatever the user's name contains.
 
     Args:
         log: a logger.
         event: what happened.
-        holder: whose server it is about.
-        facts: `gpus` (UUIDs, or how many are asked for), `waited` (seconds), `rule` (which rule did
-            it), `until` (seconds since the epoch) and whatever else belongs to the event.
+        holder: the server that it happened to.
+        facts: the event's data: `gpus` (UUIDs, or the number requested), `waited` (seconds),
+            `rule` (the rule that caused it), `until` (seconds since the epoch).
     """
     line = {"event": event, "user": holder.user, "server": holder.server, **facts}
     log.info("gpuspawner %s", json.dumps(line, ensure_ascii=True, default=_plain))

@@ -1,4 +1,4 @@
-"""Time that a change of the clock doesn't reach: when a lease ends, across restarts of the hub."""
+"""Deadlines that survive restarts of the hub and changes of the machine's clock."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _boot_id() -> str:
 
 
 def _since_boot() -> float:
-    # Unlike the monotonic clock it goes on while the machine sleeps, and people's hours do too.
+    # Unlike the monotonic clock it goes on while the machine sleeps, as the users' hours do.
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """The machine's clocks, in seconds: `wall` is what people read, `steady` is never set."""
+    """The machine's clocks, in seconds: `wall` since the epoch, `steady` since boot, never set."""
 
     wall: Callable[[], float] = time.time
     steady: Callable[[], float] = _since_boot
@@ -33,36 +33,35 @@ class Clock:
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment to come, by the steady clock."""
+    """A point in time by the steady clock."""
 
     at: float
     clock: Clock
 
     @classmethod
     def after(cls, seconds: float, clock: Clock) -> Deadline:
-        """Return the moment that is `seconds` away."""
+        """Return the deadline that is `seconds` from now."""
         return cls(clock.steady() + seconds, clock)
 
     @property
     def remaining(self) -> float:
-        """Seconds until then; negative once it is past."""
+        """The seconds left; negative once the deadline has passed."""
         return self.at - self.clock.steady()
 
     @property
     def until(self) -> float:
-        """The moment as people read it, in seconds since the epoch, by the clock as it goes now."""
+        """The deadline in seconds since the epoch, by the wall clock as it is set now."""
         return self.clock.wall() + self.remaining
 
     def saved(self) -> dict[str, Any]:
-        """Return a value for JSON from which `restored` makes the same moment."""
+        """Return the deadline as a JSON value for `restored`."""
         return {"at": self.at, "boot": self.clock.boot(), "until": self.until}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], clock: Clock) -> Deadline:
-        """Return the moment that was saved.
+        """Return the deadline of a JSON value.
 
-        The steady clock tells while the machine hasn't been started anew; after that the wall
-        clock has to.
+        The steady clock decides if the machine hasn't been rebooted since, else the wall clock.
         """
         if saved["boot"] and saved["boot"] == clock.boot():
             return cls(float(saved["at"]), clock)

@@ -1,4 +1,4 @@
-"""How long a server's GPUs have done nothing. A plain value."""
+"""For how long a server's GPUs have been idle. A plain value."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from ..gpus.model import GPU
 from .clock import Clock, Deadline
 from .term import Step
 
-# What a program that only waits may do to its GPU's memory.
+# Growth of the memory in use, in MiB, up to which a GPU may still count as idle.
 STEADY_MEMORY_MIB = 64
 
 
 @dataclass
 class Idleness:
-    """How long a server's GPUs have done nothing, as far as was measured."""
+    """For how long all of a server's GPUs have been idle, by the measurements so far.
+
+    `since` is when that began, by the steady clock; None while a GPU is busy. `warned` is the
+    earliest stop after a warning; None while the user hasn't been warned.
+    """
 
     clock: Clock
     since: float | None = None
-    # UUID -> the memory in use (MiB) that isn't growth.
+    # UUID -> the least memory in use (MiB) since the GPUs have been idle.
     memory_mib: dict[str, int] = field(default_factory=dict)
     warned: Deadline | None = None
 
     def add_measurement(self, gpus: Collection[GPU], utilization_percent: float) -> None:
-        """Take in a measurement of all of the server's GPUs.
+        """Add a measurement of all of the server's GPUs.
 
         Args:
-            gpus: what NVML says of them; empty where it says nothing.
-            utilization_percent: up to where a GPU counts as doing nothing.
+            gpus: the GPUs as NVML reports them; empty if they couldn't be read.
+            utilization_percent: a GPU counts as idle up to this utilization.
         """
         if not gpus or any(self._is_busy(gpu, utilization_percent) for gpu in gpus):
             self.reset()
@@ -43,24 +47,24 @@ class Idleness:
 
     def _is_busy(self, gpu: GPU, utilization_percent: float) -> bool:
         if gpu.utilization_percent is None or gpu.memory_used_mib is None:
-            return True  # what can't be measured is never called idle
+            return True  # a GPU that can't be measured never counts as idle
         known = self.memory_mib.get(gpu.uuid or "", gpu.memory_used_mib)
         grown = gpu.memory_used_mib > known + STEADY_MEMORY_MIB
         return grown or gpu.utilization_percent > utilization_percent
 
     def reset(self) -> None:
-        """Begin anew: they work, or their user is there."""
+        """Count the idle time from the beginning: a GPU is busy, or the user has answered."""
         self.since = self.warned = None
 
     def step(self, idle_seconds: float, is_enforced: bool) -> Step:
-        """Return what is due now. Who asks for "warn" calls `warn`.
+        """Return what is due now. On "warn", the caller has to call `warn`.
 
         Args:
-            idle_seconds: how long they may do nothing.
-            is_enforced: whether it matters, by the administrator's rules.
+            idle_seconds: for how long the GPUs may be idle.
+            is_enforced: whether the administrator's rules apply now.
         """
         if not is_enforced:
-            self.warned = None  # whoever comes later, there is a warning first
+            self.warned = None  # when the rules apply again, there is a warning first
             return None
         if self.since is None:
             return None
@@ -69,5 +73,5 @@ class Idleness:
         return "stop" if self.warned.remaining <= 0 else None
 
     def warn(self, seconds: float) -> None:
-        """Take note that the user has been warned, `seconds` before the stop."""
+        """Record that the user has been warned, `seconds` before the stop."""
         self.warned = Deadline.after(seconds, self.clock)

@@ -1,4 +1,4 @@
-"""A lease as labels on a server: written when it is created, read back from its backend."""
+"""The labels that make a server a lease, written at its creation and read back by the backend."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ LABEL_GPUS = "gpuspawner.gpus"
 LABEL_USER = "gpuspawner.user"
 LABEL_SERVER = "gpuspawner.server"
 LABEL_IMAGE = "gpuspawner.image"
-# Not part of a lease: it keeps hubs that share an engine from taking each other's servers for
-# their own, where both have a user of one name.
+# The hub's address: hubs that share an engine may have users of the same name, and must not take
+# each other's servers for their own.
 LABEL_HUB = "gpuspawner.hub"
 # What a stopped server was created with, so that it is started again only if nothing changed.
 LABEL_SETTINGS = "gpuspawner.settings"
-# When its time was to end when it began, in seconds since the epoch; and its user's groups then.
+# The end of the lease as of its beginning, in seconds since the epoch, and the user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"
 
-# One that is neither created nor ended may run, now or in a moment, and so holds its GPUs.
+# A server in any other state than "ended" may run, now or in a moment, and so holds its GPUs.
 ServerState = Literal["created", "running", "ended"]
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """One server as its backend tells of it.
+    """One server as its backend lists it.
 
     Args:
-        id: the backend's own name for it.
-        labels: those it was created with.
-        state: "created" until it is started, "ended" when it holds nothing any more.
-        created: when, in seconds since the epoch by the backend's clock, which may be coarse.
+        id: the backend's id of the server.
+        labels: the labels that it was created with.
+        state: "created" until it is started, "ended" once it no longer holds its GPUs.
+        created: when it was created, in seconds since the epoch by the backend's clock, which may
+            be coarse.
     """
 
     id: str
@@ -52,7 +53,15 @@ def labels(
     until: float | None = None,
     groups: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Return the labels that make a server a lease; no GPUs is an empty label, not none."""
+    """Return the labels of a server's lease. Without GPUs the label for them is empty, not missing.
+
+    Args:
+        holder: the server.
+        image: the key or the reference of its image version.
+        gpus: the UUIDs of its GPUs.
+        until: when its lease ends, in seconds since the epoch; None: never.
+        groups: its user's groups.
+    """
     return {
         LABEL_GPUS: ",".join(gpus),
         LABEL_USER: holder.user,
@@ -64,23 +73,26 @@ def labels(
 
 
 def belongs_to(found: Mapping[str, str] | None, holder: Holder, hub: str) -> bool:
-    """Return whether a server with these labels is this holder's on this hub, or may be.
+    """Return whether a server with these labels may be this holder's.
 
-    One without our labels may be: DockerSpawner made it.
+    A server without our labels may be: DockerSpawner may have created it.
 
     Args:
         found: the server's labels.
-        hub: the hub's address, as in the label.
+        holder: the server that is looked for.
+        hub: the address of the holder's hub.
     """
     ours = {LABEL_USER: holder.user, LABEL_SERVER: holder.server, LABEL_HUB: hub}
     return all((found or {}).get(label, value) == value for label, value in ours.items())
 
 
 def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
-    """Read a server's lease; None where it holds nothing.
+    """Return a server's lease, from its labels; None if it holds nothing.
 
     Args:
-        hub: the address of the hub whose users are meant by their names; "": all hubs'.
+        server: as its backend lists it.
+        hub: this hub's address; holders of other hubs are marked with theirs. "": all holders are
+            taken for this hub's.
     """
     found = server.labels
     if LABEL_GPUS not in found or server.state == "ended":
@@ -104,10 +116,11 @@ def leases_of(
     ends: Mapping[str, float | None] | None = None,
     hub: str = "",
 ) -> list[Lease]:
-    """Read the leases of servers.
+    """Return the leases of servers, from their labels.
 
     Args:
-        ends: server id -> when its time ends now, where that isn't what its label says.
+        servers: as their backend lists them.
+        ends: server id -> when its lease ends now, if that has changed since its label was written.
         hub: as for `lease_of`.
     """
     found = ((lease_of(server, hub), server.id) for server in servers)
@@ -119,7 +132,7 @@ def leases_of(
 
 
 def _seconds(text: str) -> float | None:
-    # Up to a year that calendars have.
+    # More digits would be a year that `datetime` doesn't know.
     return float(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
 
 

@@ -1,8 +1,8 @@
-"""Who holds what, read back from the engine: the containers are the ledger.
+"""The ledger: which server holds which GPUs, read back from the labels of the servers.
 
-A lease is a set of labels on a server's container. Between choosing GPUs and the container existing
-there is a reservation in this process's memory, and nothing else is remembered: a restarted hub, a
-second hub on the same engine and the command line all read the same truth.
+A lease is a set of labels on a server's container. Until the container exists, its GPUs are held by
+a reservation in this process's memory. Nothing else is remembered: a restarted hub, a second hub on
+the same engine and the command line all read the same leases.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Reservation:
-    """GPUs that are kept for a server in this process until the server itself can be seen.
+    """GPUs that are held in memory for a server that isn't listed by the backend yet.
 
-    `ended_tick` is None while only we know of it. Then it is the tick at which the server could be
-    seen, or was given up: a listing begun before that tick can't show which.
+    `ended_tick` is None while the reservation is in force. Then it is the tick at which the server
+    had been created or given up: a listing that began before that tick can't tell which, so the
+    reservation still counts for it.
     """
 
     holder: Holder
@@ -45,7 +46,7 @@ class Reservation:
 
 @dataclass
 class View:
-    """What there was at one moment: the nodes, their GPUs with their holders, and the leases."""
+    """A snapshot of the nodes, with the holders of their GPUs, and of the leases."""
 
     nodes: tuple[Node, ...] = ()
     leases: tuple[Lease, ...] = ()
@@ -56,20 +57,20 @@ class View:
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
 
     def with_lease(self, lease: Lease) -> View:
-        """Return what there is once one more lease has begun."""
+        """Return the view with one more lease."""
         return replace(self, nodes=with_leases(self.nodes, [lease]), leases=(*self.leases, lease))
 
 
 @dataclass
 class Ledger:
-    """Hand out the GPUs of one engine's host.
+    """The leases and reservations on all nodes of a backend.
 
     Args:
-        list_servers: lists every server, ended ones too, that has the label `LABEL_GPUS`.
-        read_inventory: what NVML sees: the nodes, with GPUs that are nobody's yet.
-        hub: this hub's address, as on the servers that are its own; "": there is no other.
-    The first two may raise: then nothing is handed out, and `Unknown` is raised with a sentence
-    that `explain_error` makes of it.
+        list_servers: lists every server with the label `LABEL_GPUS`, ended ones too.
+        read_inventory: reads the nodes from NVML, their GPUs without holders.
+        explain_error: makes a sentence for users of an error that one of these two raises.
+        hub: this hub's address, as in the label of its servers; "": there is no other hub.
+    If `list_servers` or `read_inventory` raises, nothing is handed out: `Unknown` is raised.
     """
 
     list_servers: Callable[[], Awaitable[Sequence[ServerRecord]]]
@@ -79,9 +80,9 @@ class Ledger:
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
-    # Server id -> when its time ends, where that was changed since it began.
+    # Server id -> when its lease ends, if that has changed since the server was created.
     ends: dict[str, float | None] = field(default_factory=dict)
-    # What the last read saw, and when by the monotonic clock.
+    # The view of the last read, and when it was made, by the monotonic clock.
     seen: View | None = None
     seen_at: float = 0.0
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
@@ -91,11 +92,10 @@ class Ledger:
         self._inventory = SharedRead(self.read_inventory)
 
     async def read(self, except_for: Holder | None = None) -> View:
-        """Return the host's GPUs as they are now, with reservations counted as leases.
+        """Read the nodes and the leases as they are now; reservations count as leases.
 
         Args:
-            except_for: a holder whose own leases are shown as free, for a server about to be
-                replaced.
+            except_for: a holder whose leases aren't counted, as its server is about to be replaced.
 
         Raises:
             Unknown: NVML or the engine couldn't be read.
@@ -103,7 +103,7 @@ class Ledger:
         began = self._tick()
         self._reads_under_way.add(began)
         try:
-            # NVML first: a server that starts in between is then in the listing.
+            # NVML first: a server that starts in between is in the listing then.
             inventory = await self._inventory()
             listed_at, servers = await self._listing()
         except Exception as error:
@@ -119,7 +119,7 @@ class Ledger:
         return self._last_view_without(except_for)
 
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
-        """Return what a read saw that is no older than this, or read: for pages, which only show.
+        """Return the last view if it is no older than `seconds`, else read. Only for display.
 
         Raises:
             Unknown: NVML or the engine couldn't be read.
@@ -129,7 +129,7 @@ class Ledger:
         return self._last_view_without(except_for)
 
     def _last_view_without(self, holder: Holder | None) -> View:
-        """Return what was seen last, as if a holder had nothing."""
+        """Return the last view without the leases of a holder."""
         assert self.last_view is not None
         others = [lease for lease in self.last_view.leases if lease.holder != holder]
         return self.last_view if len(others) == len(self.last_view.leases) else self._view(others)
@@ -140,34 +140,33 @@ class Ledger:
     def reserve(self, reservation: Reservation) -> Reservation:
         """Reserve GPUs that a read has just shown to be free.
 
-        Between that read and this nothing may await: another spawn would choose the same.
+        The caller mustn't await anything between that read and this call: another spawn would
+        choose the same GPUs.
         """
         self._reservations.append(reservation)
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """End a reservation: its server can be seen from now on, or it will never exist.
-
-        Harmless when called again.
-        """
+        """End a reservation, as its server has been created or never will be. Idempotent."""
         if reservation.ended_tick is None:
             reservation.ended_tick = self._tick()
 
     async def claim(self, server_id: str, uuids: Collection[str], timeout: float = 5.0) -> None:
-        """Make sure that no other server has these GPUs, before ours is started.
+        """Make sure that no other hub's server has the GPUs of a server that is about to start.
 
-        Two hubs may have chosen the same GPU. Each writes first (its server exists) and reads then,
-        so at least one sees the other; whoever starts has seen nobody. The server created later
-        (then by id) gives way at once. The earlier one waits for that, and gives way as well if the
-        other has started meanwhile or doesn't move: its hub may be dead.
+        Two hubs may have chosen the same GPU. Each creates its server first and lists all servers
+        then, so at least one of them sees the other's, and a server only starts if its hub has seen
+        no other. The server that was created later (or has the higher id) gives way at once. The
+        earlier one waits for that; it gives way, too, if the other one has been started or isn't
+        removed in time, as its hub may be dead.
 
         Args:
-            server_id: ours; it exists and isn't started.
-            uuids: the GPUs it was given.
-            timeout: how long to wait for the other to give way, in seconds.
+            server_id: our server; it has been created and not started.
+            uuids: its GPUs.
+            timeout: how long to wait for other servers to give way, in seconds.
 
         Raises:
-            Contested: ours is to be removed, and other GPUs chosen.
+            Contested: our server has to be removed and other GPUs chosen.
             Unknown: the engine couldn't be read.
         """
         loop = asyncio.get_running_loop()
@@ -178,7 +177,7 @@ class Ledger:
             await asyncio.sleep(0.02)
 
     async def _rivals(self, server_id: str, uuids: frozenset[str]) -> list[bool]:
-        """Return one value per other server with one of the GPUs: does it go before ours?"""
+        """Return for each other server with one of these GPUs whether it takes precedence."""
         if not uuids:
             return []
         try:
@@ -203,7 +202,7 @@ class Ledger:
         ]
 
     def _drop_ended_reservations(self) -> None:
-        """Drop the reservations that no read under way can still need."""
+        """Drop the ended reservations that no read under way still needs."""
         oldest = min(self._reads_under_way, default=self._tick())
         self._reservations = [
             reservation
@@ -220,15 +219,15 @@ class Ledger:
 
 
 def _creation_order(server: ServerRecord) -> tuple[float, str]:
-    """Sort key: who came first. One clock, the engine's, for both hubs."""
+    """Return a sort key for servers of several hubs: all are dated by the engine's clock."""
     return server.created, server.id
 
 
 class SharedRead(Generic[T]):
-    """A read of the outside world that many callers share.
+    """An asynchronous read whose results concurrent callers share.
 
-    At most one runs at a time. Whoever asks while one runs gets the next one, so that each caller's
-    answer began after it asked, and 60 callers cost two reads.
+    At most one read runs at a time. A call during a read gets the result of the next one, so that
+    each caller's read began after its call, and 60 concurrent callers cost two reads.
     """
 
     def __init__(self, read: Callable[[], Awaitable[T]]) -> None:
@@ -237,11 +236,11 @@ class SharedRead(Generic[T]):
         self._next: asyncio.Future[T] | None = None
 
     async def __call__(self) -> T:
-        """Return what a read begun after this call found; raises what it raised."""
+        """Return the result of a read that began after this call; raises what the read raises."""
         if self._next is None:
             self._next = asyncio.ensure_future(self._after(self._running))
             self._next.add_done_callback(_retrieve_exception)
-        # Shielded: one caller's cancel must not end the read that others wait for.
+        # Shielded: a caller that is cancelled must not cancel the read that others wait for.
         return await asyncio.shield(self._next)
 
     async def _after(self, running: asyncio.Future[T] | None) -> T:
@@ -252,6 +251,6 @@ class SharedRead(Generic[T]):
 
 
 def _retrieve_exception(read: asyncio.Future[Any]) -> None:
-    """Take notice of an error: where all who asked gave up, asyncio would log it as overlooked."""
+    """Retrieve a read's exception: asyncio logs it if all callers were cancelled and none did."""
     if not read.cancelled():
         read.exception()

@@ -1,6 +1,6 @@
-"""GPUs come back: when a lease's time is over, and when its GPUs do nothing. Warned first, always.
+"""The reclaimer, which ends leases whose time is over or whose GPUs are idle, after a warning.
 
-The rules are plain values, moved by what is told to them; `Reclaimer` tells them.
+The rules themselves are plain values: `Term` and `Idleness`.
 """
 
 from __future__ import annotations
@@ -12,43 +12,48 @@ from typing import Any, Protocol
 from ..gpus.model import GPU
 from .ledger import Ledger, Unknown
 
-# How often ends are looked after, and how often GPUs that may be idle are measured.
+# How often leases are checked, and how often GPUs that may be idle are measured.
 TICK_SECONDS = 1.0
 MEASURE_SECONDS = 5.0
 
 
 class ReclaimableServer(Protocol):
-    """What `Reclaimer` looks after: a server that holds GPUs."""
+    """A server that holds GPUs, as the reclaimer needs it: a `ServerLease`."""
 
     @property
     def uuids(self) -> frozenset[str]:
-        """Its GPUs."""
+        """The UUIDs of its GPUs."""
 
     @property
     def is_measured(self) -> bool:
-        """Whether its GPUs' idleness matters to anybody."""
+        """Whether its GPUs are to be measured, as it can be stopped for being idle."""
 
     async def enforce(self) -> None:
-        """Warn or stop it where that is due."""
+        """Warn its user or stop it if that is due."""
 
     def measure(self, gpus: Collection[GPU]) -> None:
-        """Take in what NVML says of its GPUs; nothing where NVML says nothing."""
+        """Add a measurement of its GPUs; no GPUs if they couldn't be read."""
 
 
 class Reclaimer:
-    """Look after the ends of this hub's servers, for as long as there are any."""
+    """A background task that enforces the leases of this hub's servers while there are any.
+
+    Args:
+        ledger: who holds what.
+        servers: lists the servers that hold GPUs.
+        log: a logger.
+    """
 
     def __init__(
         self, ledger: Ledger, servers: Callable[[], Iterable[ReclaimableServer]], log: Any
-    ):
-        """Take the ledger, what lists the servers that hold GPUs, and a logger."""
+    ) -> None:
         self._ledger = ledger
         self._servers = servers
         self._log = log
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, or go on; ends by itself with the last server."""
+        """Start the task unless it runs. It ends when there is no server left."""
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._run())
 
@@ -60,9 +65,9 @@ class Reclaimer:
                 measured_at = loop.time()
                 try:
                     await self._measure([server for server in servers if server.is_measured])
-                except Exception:  # ends are kept all the same
+                except Exception:  # terms are still enforced
                     self._log.exception("Measuring idle GPUs failed")
-            # Side by side: one server that takes long to stop holds up no other.
+            # Concurrently, so that a server that takes long to stop delays no other.
             results = await asyncio.gather(
                 *(server.enforce() for server in servers), return_exceptions=True
             )

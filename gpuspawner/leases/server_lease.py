@@ -1,4 +1,4 @@
-"""One server's GPUs: until when it keeps them, and whether it uses them."""
+"""The lease of one server: until when it keeps its GPUs, and whether it uses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .term import LATE_WARNING_SECONDS, Step, Term
 
 
 class LeasedServer(Protocol):
-    """The server of a lease, as its spawner tells of it. The rules are those of its user now."""
+    """The server of a lease, as its spawner implements it, with the rules for its user now."""
 
     log: Any
     hour_limit: float | None
@@ -33,44 +33,44 @@ class LeasedServer(Protocol):
 
     @property
     def holder(self) -> Holder:
-        """Whose server it is."""
+        """The server and its user."""
 
     @property
     def groups(self) -> frozenset[str]:
-        """The groups of its user."""
+        """The names of its user's groups."""
 
     @property
     def pending(self) -> Any:
-        """Whether it starts or stops now."""
+        """Whether it is starting or stopping; JupyterHub's `Spawner.pending`."""
 
     @property
     def waiting_requests(self) -> int:
-        """How many wait for GPUs."""
+        """The number of requests that wait for GPUs."""
 
     async def apply_rules(self) -> None:
         """Apply the group overrides."""
 
     def on_lease_begin(self) -> None:
-        """Have the lease looked after."""
+        """Register the lease with the reclaimer."""
 
     def on_lease_end(self) -> None:
-        """Have the lease looked after no more."""
+        """Unregister the lease from the reclaimer."""
 
     def on_end_changed(self, until: float) -> None:
-        """Take note of when the lease ends now, in seconds since the epoch."""
+        """Record when the lease ends now, in seconds since the epoch."""
 
     def save_state(self) -> None:
-        """Keep what a crash of the hub must not forget."""
+        """Save the lease in the hub's database, so that it survives a crash of the hub."""
 
     async def stop_through_hub(self) -> None:
-        """Stop it as its user would, and have the hub notice."""
+        """Stop the server and let the hub update its route, database and hooks."""
 
 
 class ServerLease:
-    """The GPUs of one server, with their end, and with how long they have done nothing.
+    """The lease of one server: its GPUs, its term, and for how long the GPUs have been idle.
 
-    What is kept for a restart of the hub is `saved()`: `gpus` (UUIDs) and `term` while the server
-    runs, and `notice` afterwards, the sentence that tells why it was stopped.
+    `saved()` is what survives a restart of the hub: `gpus` (UUIDs) and `term` while the server
+    runs, afterwards `notice`, the sentence that tells the user why it was stopped.
     """
 
     def __init__(self, server: LeasedServer, clock: Clock | None = None) -> None:
@@ -80,40 +80,40 @@ class ServerLease:
         self._uuids: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
-        # Whether an earlier hub started it: then nobody has applied the group overrides here.
+        # Whether an earlier hub process started the server: group overrides aren't applied yet.
         self._needs_rules = False
-        # Why the last server was stopped, for its user; outlives `end`.
+        # Why the last server was stopped, for its user; kept after `end`.
         self.notice = ""
 
-    # -- Its beginning and its end ---------------------------------------------------------------
+    # -- Beginning and end of the lease ----------------------------------------------------------
 
     def begin_term(self, seconds: float | None) -> None:
-        """Begin to count a server's time; it hasn't started yet.
+        """Begin the term, before the server has started.
 
         Args:
-            seconds: how much it has; None: no end.
+            seconds: the term's length; None: no end.
         """
         after = None if seconds is None else Deadline.after(seconds, self._clock)
         self._term = Term(after, seconds) if after and seconds else None
 
     def hold(self, uuids: Collection[str]) -> None:
-        """Look after these GPUs from now on."""
+        """Hold GPUs (by UUID) for the server that has started, and register with the reclaimer."""
         self._uuids = frozenset(uuids)
         if self._uuids:
             self._server.on_lease_begin()
 
     def adopt(self, lease: Lease) -> None:
-        """Look after the lease of a running server that a crash made this hub forget."""
+        """Take over the lease of a running server that this hub lost in a crash."""
         if lease.until:
             left = lease.until - self._clock.wall()
-            # How long it was isn't known: long enough for a warning at its end.
+            # The term's length isn't known: it is at least long enough for a warning.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
         self._needs_rules = True
         self.hold(lease.gpus)
 
     def end(self) -> None:
-        """Forget the GPUs; the notice stays until the next start."""
+        """End the lease; the notice stays until the next start."""
         if self._uuids:
             self.log_event("release", gpus=self._uuids)
         self._term = None
@@ -123,7 +123,7 @@ class ServerLease:
         self._server.on_lease_end()
 
     def saved(self) -> dict[str, Any]:
-        """Return what the hub keeps for `restore`."""
+        """Return the state for `restore`, as a JSON value."""
         return {
             "gpus": sorted(self._uuids),
             "term": self._term.saved() if self._term else None,
@@ -131,7 +131,7 @@ class ServerLease:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take up what an earlier hub kept."""
+        """Restore the state that an earlier hub process saved."""
         self.notice = restored(saved.get("notice")) or ""
         if saved.get("gpus"):
             term = saved.get("term")
@@ -140,43 +140,43 @@ class ServerLease:
             self.hold(saved["gpus"])
 
     async def ensure_rules_applied(self) -> None:
-        """Apply the group overrides to a server that an earlier hub started.
+        """Apply the group overrides if an earlier hub process started the server.
 
-        JupyterHub does that at a spawn only; time and idleness are counted long afterwards.
+        JupyterHub applies them only at a spawn, but the rules are enforced as long as it runs.
         """
         if self._needs_rules:
             self._needs_rules = False
             await self._server.apply_rules()
 
     def log_event(self, event: audit_log.Event, **facts: Any) -> None:
-        """Write a line for the administrator about this server's GPUs."""
+        """Write an event of this lease to the audit log."""
         audit_log.record(self._server.log, event, self._server.holder, **facts)
 
-    # -- What there is to know of it -------------------------------------------------------------
+    # -- Facts about the lease -------------------------------------------------------------------
 
     @property
     def holder(self) -> Holder:
-        """Whose GPUs they are."""
+        """The server that holds the GPUs."""
         return self._server.holder
 
     @property
     def uuids(self) -> frozenset[str]:
-        """The GPUs of the server that runs; empty while none does."""
+        """The UUIDs of the running server's GPUs; empty if it doesn't run."""
         return self._uuids
 
     @property
     def until(self) -> float | None:
-        """When the server's time ends, in seconds since the epoch; None: never."""
+        """When the lease ends, in seconds since the epoch; None: never."""
         return self._term.until if self._term else None
 
     @property
     def is_measured(self) -> bool:
-        """Whether the server can be stopped for idle GPUs."""
+        """Whether the server can be stopped because its GPUs are idle."""
         server = self._server
         return server.idle_minutes > 0 and not server.groups & set(server.idle_exempt_groups)
 
     def facts(self) -> dict[str, Any]:
-        """Return what pages show of it, as a value for JSON."""
+        """Return the facts that pages show, as a JSON value."""
         idle, since = self._idleness.warned, self._idleness.since
         return {
             "user": self.holder.user,
@@ -190,16 +190,17 @@ class ServerLease:
             "idle_until": idle.until if idle else None,
         }
 
-    # -- What its user can do --------------------------------------------------------------------
+    # -- Actions of the user ---------------------------------------------------------------------
 
     def extend(self, hours: float | None = None) -> float:
-        """Give the server more time; return its new end, in seconds since the epoch.
+        """Extend the lease; return its new end, in seconds since the epoch.
 
         Args:
-            hours: how much more; None: as much as it began with. At most `hour_limit` is left then.
+            hours: the time to add; None: as much as it began with. Afterwards at most `hour_limit`
+                hours are left.
 
         Raises:
-            Refused: there is no end, somebody waits, or no time can be added.
+            Refused: the lease has no end, a request waits for GPUs, or no time can be added.
         """
         self._refuse_if_ending()
         if self._term is None:
@@ -243,10 +244,10 @@ class ServerLease:
         return self._term.until
 
     def keep_alive(self) -> None:
-        """Take the user's word that the GPUs aren't forgotten: idle time begins anew.
+        """Reset the idle time, as the user has said that they still need the GPUs.
 
         Raises:
-            Refused: it is too late.
+            Refused: the server is being stopped already.
         """
         self._refuse_if_ending()
         self._idleness.reset()
@@ -255,14 +256,14 @@ class ServerLease:
         if self._ending:
             raise Refused(lazy_gettext("It is too late: this server is being stopped."), status=409)
 
-    # -- Warnings and ends -----------------------------------------------------------------------
+    # -- Warnings and stops ----------------------------------------------------------------------
 
     def measure(self, gpus: Collection[GPU]) -> None:
-        """Take in what NVML says of its GPUs."""
+        """Add a measurement of the server's GPUs; no GPUs if they couldn't be read."""
         self._idleness.add_measurement(gpus, self._server.idle_utilization)
 
     async def enforce(self) -> None:
-        """Warn or stop the server where that is due."""
+        """Warn the user or stop the server if that is due."""
         await self.ensure_rules_applied()
         if self._term:
             self._server.on_end_changed(self._term.until)
@@ -321,11 +322,9 @@ class ServerLease:
     def _stopped(self, task: asyncio.Task[None]) -> None:
         self._ending = None
         if not task.cancelled() and (error := task.exception()):
-            self._server.log.error(
-                "Stopping %s failed; it is tried again", self.holder, exc_info=error
-            )
+            self._server.log.error("Stopping %s failed; trying again", self.holder, exc_info=error)
 
 
 def iso_time(seconds: float) -> str:
-    """Return seconds since the epoch as ISO 8601 in UTC, as the variable in a server has it."""
+    """Return a time (in seconds since the epoch) as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""How long a server keeps its GPUs: warned first, always. A plain value."""
+"""The term of a lease: its end, its extensions and its warning. A plain value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .clock import Clock, Deadline
 
-# A warning that comes late, since the hub was down, still leaves this much time.
+# How much time a warning leaves at least, even if it comes late since the hub was down.
 LATE_WARNING_SECONDS = 300.0
 
 
@@ -17,12 +17,12 @@ Step = Literal["warn", "stop"] | None
 
 @dataclass
 class Term:
-    """How long a server keeps its GPUs.
+    """The time for which a server keeps its GPUs.
 
     Args:
-        deadline: when it ends.
-        seconds: how much was asked for.
-        warned: the earliest stop after a warning; None while none was given.
+        deadline: its end.
+        seconds: its length as requested.
+        warned: the earliest stop after a warning; None while the user hasn't been warned.
     """
 
     deadline: Deadline
@@ -30,30 +30,38 @@ class Term:
     warned: Deadline | None = None
 
     def step(self, warning_seconds: float) -> Step:
-        """Return what is due now. Who asks for "warn" calls `warn`."""
-        # Half of a short term at least is without a warning on it.
+        """Return what is due now. On "warn", the caller has to call `warn`.
+
+        Args:
+            warning_seconds: how long before the end the user is warned.
+        """
+        # The first half of a short term is always without a warning.
         early = min(warning_seconds, self.seconds / 2)
         if self.warned is None:
             return "warn" if self.deadline.remaining <= early else None
         return "stop" if max(self.deadline.remaining, self.warned.remaining) <= 0 else None
 
     def warn(self, warning_seconds: float) -> None:
-        """Take note that the user has been warned."""
+        """Record that the user has been warned.
+
+        Args:
+            warning_seconds: as for `step`.
+        """
         least = min(warning_seconds, LATE_WARNING_SECONDS, self.seconds / 2)
         after = max(self.deadline.remaining, least)
         self.warned = Deadline.after(after, self.deadline.clock)
 
     @property
     def until(self) -> float:
-        """When it ends, in seconds since the epoch."""
+        """When the server is stopped at the earliest, in seconds since the epoch."""
         return max(each.until for each in (self.deadline, self.warned) if each)
 
     def extend(self, seconds: float, most: float) -> float:
-        """Add seconds, and return how many were added.
+        """Extend the term; return how many seconds were added.
 
         Args:
-            seconds: how many are asked for.
-            most: how many may be left afterwards.
+            seconds: the time to add.
+            most: the most seconds that may be left afterwards.
         """
         left = max(0.0, self.deadline.remaining)
         new = min(left + seconds, max(most, left))
@@ -62,15 +70,16 @@ class Term:
         return new - left
 
     def saved(self) -> dict[str, Any]:
-        """Return it as a value for JSON."""
+        """Return the term as a JSON value for `restored`."""
         warned = self.warned.saved() if self.warned else None
         return {"deadline": self.deadline.saved(), "seconds": self.seconds, "warned": warned}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], clock: Clock) -> Term:
-        """Return what was saved. A warning of which little is left is given anew.
+        """Return the term of a JSON value.
 
-        Nobody could be told while the hub was away.
+        If little time is left after a warning, the user is warned again: nobody saw the warning
+        while the hub was down.
         """
         seconds = float(saved["seconds"])
         warned = Deadline.restored(saved["warned"], clock) if saved["warned"] else None

@@ -1,9 +1,8 @@
-"""What is held and booked from now on, and where one more could start.
+"""The calendar of leases and bookings on all nodes, which finds the earliest start of a request.
 
-A request is placed on one node, so each node has a calendar of its own, and GPUs of two are never
-added up. Bookings only ever take, so that of a kind of request a node's earliest start never comes
-nearer: what was found out for it once is a lower bound from then on. The nodes lie in a heap by
-these bounds, and only those at its top are looked at again.
+A request gets all its GPUs on one node, so each node has its own calendar. Bookings are only ever
+added, so a node's earliest start for a kind of request never becomes earlier: once computed it is a
+lower bound. The nodes are kept in a heap by these bounds, and only those at the top are recomputed.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
 
 @dataclass(frozen=True)
 class Booking:
-    """When one starts, in seconds (infinite: unknown), and on which GPUs, all of one node."""
+    """When a request starts, in seconds (infinite: unknown), and on which GPUs of one node."""
 
     start: float
     gpus: tuple[GPU, ...] = ()
 
 
 def seconds_of(request: Request) -> float:
-    """Return for how long a request is booked, in seconds; infinite where it names no end."""
-    # At least a second, so that rounding never makes a booking empty.
+    """Return for how long a request is booked, in seconds; infinite if it has no end."""
+    # At least a second: rounding must not make a booking empty.
     return inf if request.seconds is None else max(request.seconds, 1.0)
 
 
-# (a lower bound of the start, whether models would be mixed), the rank, the node's changes when
-# that was found out, and of which GPUs it is. Where these are all that there ever were it is right.
+# (lower bound of the start, whether models would be mixed, the pool's rank, the node's number of
+# changes as of the computation, the pool). The bound is exact if the node hasn't changed since.
 Bound = tuple[float, bool, int, int, NodePool]
 NEVER_COMPUTED = -1
 
 
 class StartSearch:
-    """Where requests for one number of GPUs of one kind can start.
+    """A search for the earliest start of requests of one kind and one number of GPUs.
 
     Args:
-        pools: of every node that has enough, by rank.
-        count: how many GPUs.
+        pools: the pool of each node that has enough GPUs, by rank.
+        count: the number of GPUs.
         now: in seconds.
     """
 
@@ -53,7 +52,7 @@ class StartSearch:
         self._pools = pools
         self._count = count
         self._now = now
-        # For how long -> a heap.
+        # Length of the booking -> heap of bounds.
         self._heaps: dict[float, list[Bound]] = {}
         self._lengths: list[float] = []
         self._by_eventually_free = [
@@ -62,7 +61,7 @@ class StartSearch:
         heapq.heapify(self._by_eventually_free)
 
     def earliest(self, seconds: float) -> tuple[float, NodePool | None]:
-        """Return the earliest start for so long, and where; infinite where none is known."""
+        """Return the earliest start of a booking of `seconds`, and its pool; infinite: unknown."""
         heap = self._heap(seconds)
         while heap:
             start, _, rank, changes, pool = heap[0]
@@ -80,7 +79,7 @@ class StartSearch:
 
     def _heap(self, seconds: float) -> list[Bound]:
         if seconds not in self._heaps:
-            # Who wants them for longer can't start earlier than who wants them for less.
+            # A longer booking can't start earlier than a shorter one, whose bounds are reused.
             number = bisect_right(self._lengths, seconds) - 1
             heap = (
                 [
@@ -95,7 +94,7 @@ class StartSearch:
         return self._heaps[seconds]
 
     def earliest_after(self, seconds: float, after: float) -> tuple[float, NodePool | None]:
-        """Return the earliest start from `after` on, and where; infinite where none is known."""
+        """Return the earliest start at or after `after`, and its pool; infinite if unknown."""
         best: tuple[float, bool, int] = (inf, False, 0)
         found = None
         for pool in self._pools:
@@ -107,7 +106,7 @@ class StartSearch:
         return best[0], found
 
     def largest_pool(self) -> NodePool | None:
-        """Return where most GPUs are free for ever from some time on; None where none is."""
+        """Return the pool with the most GPUs that become free for good; None if no GPU does."""
         heap = self._by_eventually_free
         while heap:
             less, rank, changes, pool = heap[0]
@@ -118,12 +117,12 @@ class StartSearch:
 
 
 class Calendar:
-    """What is held and booked from now on: node by node, and of each limited group's share.
+    """Leases and bookings on all nodes, and the use of each limited group's share.
 
     Args:
         gpus: every GPU of every node, with the leases on them.
-        leases: what is held.
-        now: on the clock of `Lease.until`, in seconds.
+        leases: the leases on them.
+        now: in seconds, on the clock of `Lease.until`.
         limits: group -> the most GPUs that its members may hold at a time.
     """
 
@@ -133,8 +132,8 @@ class Calendar:
         self._now = now
         self._limits = limits
         totals = Counter(gpu.model for gpu in gpus)
-        # Rarer models first, and always in one order: so who is booked ahead gets the same GPUs
-        # when the time has come, and what was booked around them can stay.
+        # Rarer models first, and always in the same order: a request that was booked ahead gets
+        # the same GPUs when its turn comes, so that the bookings around it stay valid.
         self._gpus = sorted(
             gpus, key=lambda gpu: (totals[gpu.model], gpu.model, gpu.node, gpu.index)
         )
@@ -147,25 +146,27 @@ class Calendar:
         for lease in leases:
             for name in lease.groups & limits.keys():
                 self._shares[name].take(now, free_from(lease.until, now), len(lease.gpus))
-        # What requests say of GPUs -> those of each node; and with a number of GPUs.
+        # `Request.kind` -> the pool of each node; (`Request.kind`, number of GPUs) -> search.
         self._kinds: dict[Hashable, list[NodePool]] = {}
         self._searches: dict[Hashable, StartSearch] = {}
 
     def is_possible(self, request: Request, groups: Collection[str]) -> bool:
-        """Return whether a request could be served, were all others gone.
+        """Return whether a request could be granted if nothing were leased or booked.
 
-        What is sick or used by others than us comes back by itself or never: nothing is kept for
-        it.
+        Unhealthy and foreign GPUs don't count: nobody knows when they come back.
+
+        Args:
+            request, groups: as for `find_earliest`.
         """
         allowed = all(request.gpus <= self._limits[name] for name in self._limited(groups))
         return allowed and any(pool.usable >= request.gpus for pool in self._pools(request))
 
     def find_earliest(self, request: Request, groups: Collection[str]) -> Booking:
-        """Return the earliest time for a request, and GPUs for it; books nothing.
+        """Find the earliest start for a request, and its GPUs, without booking them.
 
         Args:
-            request: for how many GPUs, of which kind, for how long.
-            groups: of which groups its user is.
+            request: the request.
+            groups: its user's groups.
         """
         if request.gpus <= 0:
             return Booking(self._now)
@@ -195,15 +196,15 @@ class Calendar:
     def book(
         self, request: Request, groups: Collection[str], preferred: Sequence[GPU] = ()
     ) -> Booking:
-        """Book the earliest time for a request.
+        """Book the earliest start for a request.
 
-        Where no start is known, its GPUs gather: what it could use on the node that has most of it
-        is kept for it, from when it is free. Where its group is why, that is what the group may
-        still hold, and no GPU.
+        If no start is known, GPUs are held for it as they become free, on the node with the most
+        GPUs that it could use. If only its group's limit is in the way, the group's share is held
+        for it, and no GPU.
 
         Args:
-            request, groups: as for `find`.
-            preferred: the GPUs to take where the start is now, if they can be had.
+            request, groups: as for `find_earliest`.
+            preferred: the GPUs to book if the request starts now and they are free.
         """
         found = self.find_earliest(request, groups)
         shares = [self._shares[name] for name in self._limited(groups)]
@@ -239,9 +240,17 @@ class Calendar:
     def choose_now(
         self, requests: Sequence[Request], bookings: Sequence[Booking], policy: str
     ) -> dict[int, tuple[GPU, ...]]:
-        """Return which GPUs the policy hands out now, touching no other booking: number -> GPUs.
+        """Choose by the policy the GPUs of the requests that start now, around later bookings.
 
-        Nothing can be booked afterwards.
+        Nothing can be booked in this calendar afterwards.
+
+        Args:
+            requests: the requests that have been booked.
+            bookings: their bookings, in the same order.
+            policy: a key of `allocation.POLICIES`.
+
+        Returns:
+            The request's position in `requests` -> its GPUs.
         """
         chosen: dict[int, tuple[GPU, ...]] = {}
         given: set[str | None] = set()
@@ -254,7 +263,7 @@ class Calendar:
                 pool.node.name: [
                     gpu
                     for gpu, gaps in zip(pool.gpus, pool.gaps, strict=True)
-                    # What is booked for later isn't free for long enough.
+                    # A GPU with a later booking may not be free for long enough.
                     if gaps and gaps[0][0] == self._now and end <= gaps[0][1]
                     if gpu.uuid not in given
                 ]
@@ -274,7 +283,7 @@ class Calendar:
         return [name for name in self._limits if name in groups]
 
     def _pools(self, request: Request) -> list[NodePool]:
-        """Return the GPUs of each node that a request can have, by rank."""
+        """Return for each node the pool of GPUs that a request can have, by rank."""
         kind = request.kind
         if kind not in self._kinds:
             pools: dict[str, NodePool] = {}
@@ -295,7 +304,7 @@ class Calendar:
 
 
 def _first_allowed(shares: Sequence[GroupShare], count: int, seconds: float, after: float) -> float:
-    """Return the first time from `after` on at which all of some shares allow a booking."""
+    """Return the first time at or after `after` at which all of these shares allow a booking."""
     start = after
     while True:
         later = max((share.first_free(count, seconds, start) for share in shares), default=start)

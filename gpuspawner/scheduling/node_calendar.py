@@ -1,4 +1,4 @@
-"""When each GPU of one node is free, and how much of its share each group may still take."""
+"""Calendars of single nodes: when each GPU is free; and of groups: how many GPUs they may take."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from math import inf, nextafter
 from ..gpus.allocation import by_model
 from ..gpus.model import GPU
 
-# From when until when a GPU is free, in seconds; the end is infinite where nothing is booked.
+# A time in which a GPU is free: begin and end in seconds, infinite if nothing is booked later.
 Gap = tuple[float, float]
 
 
 class GroupShare:
-    """How many GPUs a group may still take, from when on.
+    """The number of GPUs that a group's members may still take, as a function of time.
 
     Args:
-        now: from when on, in seconds.
-        free: how many, as long as nothing is taken.
+        now: the beginning, in seconds.
+        free: the group's limit.
     """
 
     def __init__(self, now: float, free: int) -> None:
-        # From when on how many are free; the first is from `now`.
+        # (time, number of free GPUs from then on); the first is at `now`.
         self._steps = [(now, free)]
 
     def first_free(self, count: int, seconds: float, after: float) -> float:
-        """Return the first time from `after` on at which `count` are free for so long."""
+        """Return the first time at or after `after` at which `count` are free for `seconds`."""
         begin = None
         for time, free in self._steps:
             if free >= count:
@@ -39,7 +39,7 @@ class GroupShare:
         return inf if begin is None else max(begin, after)
 
     def eventually_free_from(self, count: int) -> float:
-        """Return from when on `count` are free for ever; infinite where they never are."""
+        """Return from when on `count` are free for good; infinite if they never are."""
         found = inf
         for time, free in reversed(self._steps):
             if free < count:
@@ -62,24 +62,24 @@ class GroupShare:
 
 
 class NodeCalendar:
-    """When each GPU of one node is free.
+    """The times at which each GPU of one node is free.
 
     Args:
-        name: the node's.
-        now: from when on, in seconds.
+        name: the node's name.
+        now: the beginning, in seconds.
     """
 
     def __init__(self, name: str, now: float) -> None:
         self.name = name
         self.gpus: list[GPU] = []
-        # How often something was taken: what was found out before then is a lower bound.
+        # The number of bookings so far: starts computed before the last one are lower bounds.
         self.changes = 0
         self._now = now
-        # Of the GPUs that can be named; what is neither free nor leased has no gap.
+        # UUID -> its gaps, sorted; a GPU that is neither free nor leased has none.
         self.gaps: dict[str, list[Gap]] = {}
 
     def add(self, gpu: GPU) -> None:
-        """Take in a GPU, free from now on or once its lease has ended."""
+        """Add a GPU, which is free from now on or from the end of its lease."""
         self.gpus.append(gpu)
         if gpu.uuid:
             self.gaps[gpu.uuid] = []
@@ -89,11 +89,11 @@ class NodeCalendar:
                 self.gaps[gpu.uuid] = [(free_from(gpu.until, self._now), inf)]
 
     def is_free(self, gpu: GPU, start: float, seconds: float) -> bool:
-        """Return whether a GPU is free from `start` on for so long."""
+        """Return whether a GPU is free from `start` on for `seconds`."""
         return any(begin <= start and start + seconds <= end for begin, end in self._of(gpu))
 
     def take(self, gpus: Iterable[GPU], begin: float, end: float) -> None:
-        """Book GPUs from `begin` until `end`, when they are free."""
+        """Book GPUs from `begin` until `end`; they have to be free."""
         self.changes += 1
         for gpu in gpus:
             gaps = self._of(gpu)
@@ -103,7 +103,7 @@ class NodeCalendar:
             gaps[number : number + 1] = [gap for gap in left if gap[0] < gap[1]]
 
     def give_back(self, gpus: Iterable[GPU], end: float) -> None:
-        """Undo a booking from now until `end`. Only afterwards are gaps right, not bounds."""
+        """Undo a booking from now until `end`. Starts computed before are no lower bounds then."""
         for gpu in gpus:
             gaps = self._of(gpu)
             joined = bool(gaps) and gaps[0][0] == end
@@ -114,17 +114,17 @@ class NodeCalendar:
 
 
 def free_from(until: float | None, now: float) -> float:
-    """Return when what ends at `until` is free; infinite where that isn't known."""
-    # What is past its end goes any moment, but isn't free yet.
+    """Return from when on the GPUs of a lease that ends at `until` are free; infinite: unknown."""
+    # A lease that is past its end ends at any moment, but its GPUs aren't free yet.
     return inf if until is None else max(until, nextafter(now, inf))
 
 
 class NodePool:
-    """The GPUs of one node that a kind of request can have.
+    """The GPUs of one node that requests of one kind can have.
 
     Args:
-        node: the calendar that they are in.
-        rank: its place among the nodes, where nothing else decides.
+        node: the node's calendar.
+        rank: the node's position among equally good ones.
     """
 
     def __init__(self, node: NodeCalendar, rank: int) -> None:
@@ -132,24 +132,24 @@ class NodePool:
         self.rank = rank
         self.gpus: list[GPU] = []
         self.gaps: list[list[Gap]] = []
-        # With those that can't be named, as they may be able to again.
+        # Includes GPUs without a UUID, which may report it again later.
         self.usable = 0
 
     def add(self, gpu: GPU) -> None:
-        """Take in a GPU."""
+        """Add a GPU of the node."""
         self.usable += gpu.state in ("free", "leased")
         if gpu.uuid:
             self.gpus.append(gpu)
             self.gaps.append(self.node.gaps[gpu.uuid])
 
     def earliest(self, count: int, seconds: float, after: float) -> float:
-        """Return the first time from `after` on at which `count` of the GPUs are free for so long.
+        """Return the first time at or after `after` at which `count` GPUs are free for `seconds`.
 
-        Infinite where they never are.
+        Infinite if they never are.
         """
         start = after
         while True:
-            # For each GPU, from when on it is free for so long, now or at last.
+            # For each GPU the begin of the first gap that is long enough.
             begins = []
             for gaps in self.gaps:
                 for begin, end in gaps:
@@ -161,27 +161,27 @@ class NodePool:
             begins.sort()
             if begins[count - 1] <= start:
                 return start
-            # Until then too few are, and by then some may not be any more.
+            # Before that too few are free; by then, others may not be free any more.
             start = begins[count - 1]
 
     def choose(self, count: int, start: float, seconds: float) -> tuple[GPU, ...]:
-        """Return the first GPUs of one model that has enough at a time, else the first of all."""
+        """Choose GPUs that are free at `start`: of one model if one has enough, else the first."""
         ready = [gpu for gpu in self.gpus if self.node.is_free(gpu, start, seconds)]
         pools = (pool for pool in by_model(ready) if len(pool) >= count)
         return tuple(next(pools, ready)[:count])
 
     def mixes_models(self, count: int, start: float, seconds: float) -> bool:
-        """Return whether `count` GPUs at a time would have to be of several models."""
+        """Return whether `count` GPUs that are free at `start` would be of several models."""
         if len({gpu.model for gpu in self.gpus}) == 1:
             return False
         return len({gpu.model for gpu in self.choose(count, start, seconds)}) > 1
 
     def count_eventually_free(self) -> int:
-        """Return how many of the GPUs are free for ever from some time on."""
+        """Return the number of GPUs that are free for good from some time on."""
         return sum(1 for gaps in self.gaps if gaps and gaps[-1][1] == inf)
 
     def book_eventually_free(self, after: float) -> None:
-        """Book for ever what is free for ever, from then on, but not before `after`."""
+        """Book for good each GPU that becomes free for good, from then on or from `after`."""
         for gpu, gaps in zip(self.gpus, self.gaps, strict=True):
             if gaps and gaps[-1][1] == inf:
                 self.node.take([gpu], max(gaps[-1][0], after), inf)

@@ -1,4 +1,4 @@
-"""A place in the queue, in words."""
+"""The sentences for users about their place in the queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .plan import Turn
 
 
 def turn_words(turn: Turn) -> str:
-    """Return where a request stands in the queue, what it waits for, and until about when."""
+    """Return the place of a request in the queue, what it waits for, and its expected start."""
     wanted = gpu_count_phrase(turn.waiting.request.gpus, turn.waiting.request.model)
     place = (
         lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)

@@ -1,7 +1,7 @@
-"""Who goes when: the order of those who wait for GPUs. Values and pure functions.
+"""The plan: which waiting request starts when, and on which GPUs. Values and pure functions.
 
-`allocation` says which GPUs a request gets from what is free; this says whose turn it is and when
-the others' comes, by the ends of the leases that are known.
+`allocation` chooses GPUs for one request among those that are free; the plan decides whose turn it
+is, and when the turns of the others come by the known ends of the leases.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, spa
 from ..gpus.model import GPU, Holder, Lease, Request
 from .calendar import Booking, Calendar
 
-# What one GPU that its user holds counts for in the fair order: as having joined so much later.
+# In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
 FAIR_SECONDS = 1800
 
 
 @dataclass(frozen=True)
 class QueuedRequest:
-    """A holder in the queue: for what, since when (in seconds), and of which groups it is."""
+    """A request in the queue: its holder, when it joined (in seconds), and its user's groups."""
 
     holder: Holder
     request: Request
@@ -32,16 +32,17 @@ class QueuedRequest:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one who waits can expect.
+    """When a queued request starts, and what it waits for.
 
     Args:
-        place: 1 is first.
-        start: when it starts by the known ends, in seconds; None where they don't tell.
-        gpus: what to hand out now; none unless `start` is now.
-        because: what it waits for: "gpus"; "group:NAME", whose members hold as many as they may;
-            "order", as enough GPUs are free but kept for those before; "never", as no node has
-            so many. "" where it starts now.
-        several: whether there are several nodes, so that words have to tell them apart.
+        waiting: the queued request.
+        place: its place in the queue; 1 is first.
+        start: when it starts by the known ends of the leases, in seconds; None if unknown.
+        gpus: the GPUs to hand out now; empty if it can't start now.
+        because: what it waits for: "gpus"; "group:NAME", as the group's members hold as many GPUs
+            as they may; "order", as enough GPUs are free but booked for earlier requests; "never",
+            as no node has so many. "" if it starts now.
+        several: whether there are several nodes, so that messages have to say so.
     """
 
     waiting: QueuedRequest
@@ -56,15 +57,16 @@ Order = Callable[[Sequence[QueuedRequest], Sequence[Lease]], list[QueuedRequest]
 
 
 def by_time(queue: Sequence[QueuedRequest], leases: Sequence[Lease] = ()) -> list[QueuedRequest]:
-    """First come, first served: what everybody expects of a queue and can check."""
+    """Return the queue in order of arrival: what users expect of a queue, and can verify."""
     return sorted(queue, key=lambda waiting: (waiting.since, waiting.holder))
 
 
 def by_share(queue: Sequence[QueuedRequest], leases: Sequence[Lease]) -> list[QueuedRequest]:
-    """Who holds less goes first, so that many servers of one user don't keep others waiting.
+    """Return the queue with the requests of users who hold fewer GPUs first.
 
-    Each GPU that a user holds, or gets before in this order, counts as having joined FAIR_SECONDS
-    later. Time passes for everybody, so nobody can be overtaken for ever.
+    A user with many servers doesn't keep others waiting. Each GPU that a user holds, or gets by an
+    earlier request in this order, counts as having joined FAIR_SECONDS later. No request can be
+    overtaken for ever, as later requests join with a later time.
     """
     held: Counter[tuple[str, str]] = Counter()
     for lease in leases:
@@ -72,7 +74,7 @@ def by_share(queue: Sequence[QueuedRequest], leases: Sequence[Lease]) -> list[Qu
     users: dict[tuple[str, str], list[QueuedRequest]] = {}
     for waiting in reversed(by_time(queue)):
         users.setdefault(waiting.holder.person, []).append(waiting)
-    # Only a user's own turn changes what that user holds, so the others' keys stay as they are.
+    # A user's turn changes only what that user holds, so the keys of the others stay valid.
     keys = [(own[-1].since + held[user] * FAIR_SECONDS, user) for user, own in users.items()]
     heapq.heapify(keys)
     order = []
@@ -98,27 +100,28 @@ def plan(
     policy: str = "pack",
     group_limits: Mapping[str, int] | None = None,
 ) -> tuple[Turn, ...]:
-    """Return everybody's turn, in the queue's order.
+    """Return the turn of each queued request, in the queue's order.
 
-    Conservative backfill: in order, each is booked for the earliest time at which enough GPUs of
-    one node are free for as long as it asked, so that who comes later gets only what those before
-    can spare. Where the known ends give one enough GPUs on no node, they gather on one: from when
-    each is free it is kept.
+    Conservative backfill: in order, each request is booked at the earliest time at which enough
+    GPUs of one node are free for as long as it asks, so a later request never delays an earlier
+    one. If the known ends of the leases never give a request enough GPUs on one node, GPUs of one
+    node are held for it as they become free.
 
-    While everybody ends when their time is over, nobody starts later than first said. When somebody
-    ends earlier, those before use it first, which can move one behind them to later.
+    As long as every server stops when its time is over, no request starts later than first
+    announced. If a server stops earlier, earlier requests use its GPUs first, which can delay a
+    later one.
 
     Args:
-        queue: who waits, in any order.
+        queue: the queued requests, in any order.
         gpus: every GPU of every node.
-        leases: what is held.
-        now: on the clock of `Lease.until` and `QueuedRequest.since`.
+        leases: the leases on them.
+        now: in seconds, on the clock of `Lease.until` and `QueuedRequest.since`.
         order: a key of `ORDERS`.
-        policy: a key of `allocation.POLICIES`, for what is handed out now.
+        policy: a key of `allocation.POLICIES`, for the GPUs that are handed out now.
         group_limits: group -> the most GPUs that its members may hold at a time.
 
     Raises:
-        ValueError: there is no such order or policy, or two GPUs have one UUID.
+        ValueError: there is no such order or policy, or two GPUs have the same UUID.
     """
     check_policy_and_gpus("order", order, ORDERS, gpus)
     check_policy_and_gpus("policy", policy, POLICIES, gpus)
@@ -136,7 +139,7 @@ def plan(
     calendar, bookings = book({})
     chosen = calendar.choose_now([each.request for each in waiting], bookings, policy)
     if any(bookings[number].gpus != gpus for number, gpus in chosen.items()):
-        # What the policy would rather hand out stands if it makes nobody start later.
+        # The GPUs that the policy prefers are handed out if that delays no other request.
         _, again = book(chosen)
         if all(new.start <= old.start for new, old in zip(again, bookings, strict=True)):
             bookings = again
@@ -148,9 +151,9 @@ def plan(
 
 
 class QueueSnapshot:
-    """How a queue stands, to tell again and again what turn one more would get.
+    """A planned queue, to forecast the turn of one more request again and again.
 
-    Pages ask for many choices, and to plan a long queue anew for each would keep a hub busy.
+    Open forms ask for many choices; planning a long queue anew for each would keep the hub busy.
 
     Args:
         queue, gpus, leases, now, group_limits: as for `plan`, for the order "fifo".
@@ -171,15 +174,15 @@ class QueueSnapshot:
         self._calendar = Calendar(host, leases, now, group_limits)
         self._reasons = _WaitReasons(self._calendar, host, leases, group_limits)
         bookings = [self._calendar.book(each.request, each.groups) for each in self._queue]
-        # Who gets GPUs now may get others than these, and then all is different.
+        # A request that starts now may get other GPUs by the policy, which changes all bookings.
         self._is_settled = all(booking.start > now for booking in bookings)
 
     def forecast_turn(self, waiting: QueuedRequest, group_limits: Mapping[str, int]) -> Turn | None:
-        """Return the turn that `plan` would find for one who joins; None where only that can tell.
+        """Return the turn that `plan` would give a request that joins; None if it has to be asked.
 
         Args:
-            waiting: who would join.
-            group_limits: what applies to its groups.
+            waiting: the request that would join.
+            group_limits: the limits of its groups.
         """
         last = self._queue[-1].since if self._queue else -inf
         known = all(self._limits.get(name, inf) <= most for name, most in group_limits.items())
@@ -195,10 +198,10 @@ class QueueSnapshot:
 
 
 class _WaitReasons:
-    """What those who can't start now wait for, once those before have what they get now.
+    """Determine what each request that can't start now waits for, in the queue's order.
 
     Args:
-        calendar: what is booked.
+        calendar: the calendar with all bookings.
         gpus: every GPU of every node, with the leases on them.
         leases: what is held.
         limits: group -> the most GPUs that its members may hold at a time.
@@ -214,19 +217,19 @@ class _WaitReasons:
         self._calendar = calendar
         self._limits = limits
         self.several = span_several_nodes(gpus)
-        # Whether a request takes a GPU depends on its node and model alone.
+        # (node, model) -> a GPU: whether a request accepts a GPU depends on these two alone.
         self._sample_gpus = {(gpu.node, gpu.model): gpu for gpu in gpus}
         self._free = Counter(
             (gpu.node, gpu.model) for gpu in gpus if gpu.state == "free" and gpu.uuid
         )
-        # Request.kind -> how many are free on one node.
+        # `Request.kind` -> the most GPUs that are free on one node.
         self._most_free_by_kind: dict[Hashable, int] = {}
         self._held = Counter[str]()
         for lease in leases:
             self._hold(lease.groups, len(lease.gpus))
 
     def turn(self, waiting: QueuedRequest, place: int, booking: Booking, now: float) -> Turn:
-        """Return one's turn, and count what it gets now."""
+        """Return the turn of a request; count the GPUs that it gets now as taken for the next."""
         if booking.start == now:
             self._free.subtract((gpu.node, gpu.model) for gpu in booking.gpus)
             self._most_free_by_kind.clear()
@@ -235,7 +238,7 @@ class _WaitReasons:
         return self.waiting_turn(waiting, place, booking)
 
     def waiting_turn(self, waiting: QueuedRequest, place: int, booking: Booking) -> Turn:
-        """Return the turn of one that can't start now."""
+        """Return the turn of a request that can't start now."""
         start = booking.start if booking.start < inf else None
         return Turn(waiting, place, start, (), self._reason(waiting), self.several)
 

@@ -1,6 +1,7 @@
-"""The queue: who waits for GPUs is served in order, as soon as something changes.
+"""The queue of requests that wait for GPUs.
 
-`plan` decides; here is who waits, what wakes the queue, and who is told what.
+`plan` decides whose turn it is. The queue holds the requests, plans again when something changes,
+reserves GPUs, and notifies the servers that wait.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
 
-# Where the hub's own handlers write what goes wrong.
+# The logger of the hub's own handlers.
 log = logging.getLogger("tornado.application")
 
-# While somebody waits the host is looked at this often, also where no event of the engine came.
+# While requests wait, the queue is planned at least this often, also without an event.
 PERIOD_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class QueueSettings:
-    """What the administrator says of the queue, the same for everybody.
+    """The administrator's settings of the queue, the same for all users.
 
     Args:
-        order: a key of `order.ORDERS`.
+        order: a key of `plan.ORDERS`.
         policy: a key of `allocation.POLICIES`.
-        length: the most who may wait.
+        length: the most requests that may wait.
     """
 
     order: str = "fifo"
@@ -47,12 +48,12 @@ class QueueSettings:
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What applies to one that waits.
+    """The limits of one request in the queue.
 
     Args:
-        user_limit: the most GPUs that its user may hold, all servers together; None: no limit.
+        user_limit: the most GPUs that its user may hold with all servers; None: no limit.
         group_limits: group -> the most GPUs that its members may hold at a time.
-        max_wait_seconds: seconds to wait at most; 0 to be refused at once, None: for ever.
+        max_wait_seconds: the longest wait; 0: the request is refused at once, None: no limit.
     """
 
     user_limit: int | None = None
@@ -62,35 +63,36 @@ class RequestLimits:
 
 @dataclass(eq=False)
 class QueueEntry:
-    """One that waits.
+    """A request in the queue.
 
     Args:
-        waiting: who, for what and since when.
-        request_limits: what applies to it.
-        tell: called with each change of its turn, and with the sentence where there is trouble.
+        waiting: the request, its holder and when it joined.
+        request_limits: its limits.
+        notify: called with each change of its turn, and with a sentence if the nodes can't be read.
+        answer: set to the reservation when it is granted, or to an exception when it is refused.
+        turn: its turn by the last plan; None before the first one.
     """
 
     waiting: QueuedRequest
     request_limits: RequestLimits
-    tell: Callable[[Turn | str], None]
+    notify: Callable[[Turn | str], None]
     answer: asyncio.Future[Reservation]
-    # Its turn when the host was last looked at.
     turn: Turn | None = None
 
     @property
     def holder(self) -> Holder:
-        """Whose server waits."""
+        """The server that waits."""
         return self.waiting.holder
 
 
 class Queue:
-    """Everybody of this hub who waits for GPUs.
+    """The requests of this hub that wait for GPUs.
 
     Args:
-        ledger: hands out the GPUs of all nodes.
-        settings: what applies to everybody.
-        watch: makes, from what to call when a server may have ended, something with `begin` and
-            `end` that listens in between.
+        ledger: who holds what on all nodes.
+        settings: the administrator's settings.
+        watch: `Backend.watch`: takes a callback for when a server may have ended, and returns a
+            watcher.
     """
 
     def __init__(
@@ -103,28 +105,28 @@ class Queue:
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._last_join_time = 0.0
-        # The view and the queue for which turns were forecast, and these by what they depend on.
+        # Cache of forecasts: the view and the queue that they were made for, and key -> turn.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
 
     @property
     def settings(self) -> QueueSettings:
-        """What applies to everybody."""
+        """The administrator's settings."""
         return self._settings
 
     @property
     def waiting(self) -> tuple[QueueEntry, ...]:
-        """Those who were told to wait, in the queue's order."""
+        """The requests that couldn't be granted at once, in the queue's order."""
         entries = [entry for entry in self._entries if entry.turn and not entry.answer.done()]
         return tuple(sorted(entries, key=lambda entry: entry.turn.place if entry.turn else 0))
 
     def wake(self) -> None:
-        """Look at the host again: something may have changed."""
+        """Plan again, as something may have changed."""
         self._changed.set()
 
     def join_time(self) -> float:
-        """Return now, as the time at which somebody joins; after who joined last, always."""
-        # Also where the clock was set back: of two that came at one time the name would decide.
+        """Return the current time as the time at which a request joins, after all earlier ones."""
+        # Strictly later even if the clock was set back: with equal times the name would decide.
         self._last_join_time = max(math.nextafter(self._last_join_time, math.inf), time.time())
         return self._last_join_time
 
@@ -132,22 +134,27 @@ class Queue:
         self,
         waiting: QueuedRequest,
         request_limits: RequestLimits,
-        tell: Callable[[Turn | str], None],
+        notify: Callable[[Turn | str], None],
     ) -> Reservation:
-        """Return GPUs, reserved, when it is this one's turn. A cancel leaves the queue.
+        """Wait until it is the request's turn; return its reservation. A cancel leaves the queue.
+
+        Args:
+            waiting: the request.
+            request_limits: its limits.
+            notify: as for `QueueEntry`.
 
         Raises:
-            Refused: it may not wait, or waited long enough, or its user holds too many already.
-            Unknown: NVML or the engine couldn't be read when it joined.
+            Refused: it may not wait, has waited too long, or its user holds too many GPUs.
+            Unknown: NVML or the engine couldn't be read when the request joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        entry = QueueEntry(waiting, request_limits, tell, answer)
+        entry = QueueEntry(waiting, request_limits, notify, answer)
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
             self._serving = asyncio.ensure_future(self._serve())
         try:
-            # Of those who may not wait, the first look decides.
+            # A request that may not wait is granted or refused by the first plan.
             await asyncio.wait([answer], timeout=request_limits.max_wait_seconds or None)
             if not answer.done():
                 raise Refused(
@@ -166,9 +173,15 @@ class Queue:
             self.wake()
 
     def forecast(self, waiting: QueuedRequest, request_limits: RequestLimits, view: View) -> Turn:
-        """Return what turn somebody would get who joined now, for a page that asks before.
+        """Return the turn that a request would get if it joined now.
 
-        Pages ask for the same again and again: while nothing has changed, what was found stands.
+        Open forms ask for the same requests again and again, so forecasts are cached while neither
+        the view nor the queue changes.
+
+        Args:
+            waiting: the request.
+            request_limits: its limits.
+            view: the nodes and the leases.
         """
         others = [entry for entry in self._unanswered() if entry.holder != waiting.holder]
         if self._forecasts[0] is not view or self._forecasts[1] != others:
@@ -206,18 +219,20 @@ class Queue:
                 self._changed.clear()
                 try:
                     view = await self._ledger.read()
-                    # From here to the reservations nothing may await: it would choose them twice.
+                    # No await between the read and the reservations: another spawn could choose
+                    # the same GPUs.
                     self._decide(view)
                 except Unknown as error:
                     self._report_unknown(error)
-                except Exception:  # no queue may stop for one that can't be decided on
-                    log.exception("The queue can't be decided on")
-                    # Whose fault it is isn't known, and its words may be about somebody else.
+                except Exception:  # one request that fails must not stop the queue
+                    log.exception("Planning the queue failed")
+                    # The error's text may be about another user's request.
                     self._fail_newcomers(
                         Unknown(lazy_gettext("An administrator finds the reason in the hub's log."))
                     )
                 if not listening and self._unanswered():
-                    # Most never wait. What happened since the look is looked at once it listens.
+                    # Not earlier, as most requests never wait. The watcher calls back as soon as
+                    # it listens, so an end of a server since the read isn't missed.
                     watcher.begin()
                     listening = True
                 with suppress(asyncio.TimeoutError):
@@ -235,7 +250,7 @@ class Queue:
             if turn.gpus:
                 granted = self._reserve(turn)
                 entry.answer.set_result(granted)
-                # Who is refused after this one reads what is free now.
+                # A refusal of a later request says what is free after this grant.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
                 view = view.with_lease(lease)
             elif entry.turn is None and (
@@ -246,12 +261,12 @@ class Queue:
                 news = entry.turn is None or _shown_turn(turn) != _shown_turn(entry.turn)
                 entry.turn = turn
                 if news:
-                    self._tell(entry, turn)
+                    self._notify(entry, turn)
 
     def _plan(
         self, queue: Sequence[tuple[QueuedRequest, RequestLimits]], view: View
     ) -> dict[Holder, Turn]:
-        """Return each one's turn, with the place among those who can't start now."""
+        """Return holder -> turn, with the places counted among requests that can't start now."""
         turns = plan(
             [waiting for waiting, _ in queue],
             view.gpus,
@@ -278,7 +293,7 @@ class Queue:
     def refusal(
         self, request: Request, request_limits: RequestLimits, turn: Turn, view: View
     ) -> str:
-        """Return why somebody who can't start now may not wait either; "" where they may."""
+        """Return why a request that can't start now may not wait either; "" if it may."""
         if request_limits.max_wait_seconds == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
             return together(explain_shortage(request, view.gpus), ahead)
@@ -291,7 +306,7 @@ class Queue:
         return ""
 
     def _refuse_over_limit(self, leases: Sequence[Lease]) -> None:
-        """Refuse newcomers whose user holds, or waits for, too many GPUs already."""
+        """Refuse new requests of users who hold or wait for too many GPUs already."""
         claims = [(lease.holder, len(lease.gpus)) for lease in leases]
         for entry in self._unanswered():
             request = entry.waiting.request
@@ -305,7 +320,7 @@ class Queue:
             claims.append((entry.holder, request.gpus))
 
     def claims(self, leases: Sequence[Lease]) -> list[tuple[Holder, int]]:
-        """Return holder and number of GPUs of every lease and everybody who waits."""
+        """Return (holder, number of GPUs) of every lease and every request in the queue."""
         return [(lease.holder, len(lease.gpus)) for lease in leases] + [
             (entry.holder, entry.waiting.request.gpus) for entry in self._unanswered()
         ]
@@ -318,12 +333,12 @@ class Queue:
             if entry.turn is None:
                 entry.answer.set_exception(error)
             else:
-                self._tell(entry, together(lazy_gettext("You keep your place."), str(error)))
+                self._notify(entry, together(lazy_gettext("You keep your place."), str(error)))
 
-    def _tell(self, entry: QueueEntry, news: Turn | str) -> None:
-        """Tell one, who alone fails where that can't be done."""
+    def _notify(self, entry: QueueEntry, news: Turn | str) -> None:
+        """Notify the server of a request; if that fails, only this request does."""
         try:
-            entry.tell(news)
+            entry.notify(news)
         except Exception as error:
             if not entry.answer.done():
                 entry.answer.set_exception(error)
@@ -335,22 +350,22 @@ class Queue:
 
 
 def _strictest(request_limits: Iterable[RequestLimits]) -> dict[str, int]:
-    """Return each group's limit: of members under different rules the strictest holds for all."""
+    """Return group -> limit; if requests have different limits of a group, the strictest one."""
     limits = [limit for each in request_limits for limit in each.group_limits.items()]
     return dict(sorted(limits, key=lambda limit: limit[1], reverse=True))
 
 
 def held_by_person(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
-    """Return how many GPUs a holder's user has, or waits for, with all servers."""
+    """Return how many GPUs a holder's user has or waits for with all of their servers."""
     return sum(number for other, number in claims if other.person == holder.person)
 
 
 def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
-    """Return how many GPUs a holder's user has, or waits for, with servers other than this one.
+    """Return how many GPUs a holder's user has or waits for with all of their other servers.
 
     Args:
         holder: the server that isn't counted.
-        claims: holder and number of GPUs, for every lease and everybody who waits.
+        claims: (holder, number of GPUs) of every lease and every request in the queue.
     """
     return sum(
         number for other, number in claims if other.person == holder.person and other != holder
@@ -358,7 +373,13 @@ def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) 
 
 
 def over_user_limit(wanted: int, held: int, limit: int) -> str:
-    """Say that a user asks for too many GPUs, with those of their other servers."""
+    """Return the sentence that refuses a request over the user's limit for all their servers.
+
+    Args:
+        wanted: how many GPUs are requested.
+        held: how many the user has or waits for with other servers.
+        limit: the user's limit.
+    """
     return lazy_gettext(
         "gpus is %(wanted)s, your other servers have or wait for %(held)s, and your limit is "
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
@@ -369,7 +390,7 @@ def over_user_limit(wanted: int, held: int, limit: int) -> str:
 
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:
-    """Return what of a turn a person would call news."""
+    """Return the part of a turn that users are notified of, to the minute."""
     return turn.place, turn.because, None if turn.start is None else round(turn.start / 60)
 
 
