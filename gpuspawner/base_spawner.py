@@ -27,7 +27,7 @@ from .choices.check import (
     check_choice,
     forecast_choice,
 )
-from .choices.limits import without
+from .choices.limits import without_absent_versions
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
 from .group_overrides import GroupOverrides, OverrideError
@@ -45,7 +45,7 @@ from .scheduling.queue import held_by_person
 from .settings import GPUTraits
 
 # Under which our part of a server's state is kept.
-STATE = "gpuspawner"
+STATE_KEY = "gpuspawner"
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     # Until it is made: traits that are functions are called before.
     _hub_state: HubState | None = None
-    _is_made = False
+    _is_initialised = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that leaves out a step, as `abc` does; traitlets has its own metaclass."""
@@ -96,7 +96,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease = ServerLease(self)
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
-        self._is_made = True
+        self._is_initialised = True
         self._last_choice = compat.saved_options(self)
         # What was picked last, where that was refused: the form has it still, to be mended.
         self._refused_choice: Any = None
@@ -183,7 +183,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return what undoes `create_server` of this try."""
         return self.backend.remove
 
-    async def leave_nothing(self) -> None:
+    async def clean_up_ended(self) -> None:
         """Remove what a server that has ended left, however it ended."""
 
     def last_lines(self) -> list[str]:
@@ -206,16 +206,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             {key.removeprefix("opt-"): value for key, value in query_data.items()}
         )
 
-    def request_began(self, handler: Any) -> None:
+    def on_request(self, handler: Any) -> None:
         """Remember which request is being answered."""
-        form_stream.begin(handler)
+        form_stream.remember_request(handler)
         if handler is not None:
-            self._language_asked = form_stream.language_asked()
+            self._accept_language = form_stream.accept_language_of()
 
     # The image of the next server, where the spawner class has such a trait.
     image: Any
     # The Accept-Language of the last request that JupyterHub told of: of some it doesn't.
-    _language_asked = ""
+    _accept_language = ""
 
     def language(self, static_url: Any = None) -> Language:
         """Return the reader's language.
@@ -224,7 +224,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             static_url: the template's own, where a page is made of which the spawner isn't told.
         """
         handler = compat.handler_of_page(static_url)
-        return language_for(form_stream.language_asked(handler) or self._language_asked)
+        return language_for(form_stream.accept_language_of(handler) or self._accept_language)
 
     async def apply_group_overrides(self) -> None:
         """Apply group overrides to the configured values: rights end with the membership.
@@ -257,7 +257,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise self.refusal(error) from None
         self.attempt.request = checked.request
         if checked.image is not None:
-            self._choose_image(checked.image)
+            self._use_image(checked.image)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
 
@@ -280,9 +280,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def refusal(self, error: Refused | Unknown) -> web.HTTPError:
         """Return what refuses a request, in the language of who made it."""
-        return http_errors.refused(error, self.language())
+        return http_errors.refusal(error, self.language())
 
-    def _choose_image(self, image: str) -> None:
+    def _use_image(self, image: str) -> None:
         """Use an image for this spawn; its end puts the administrator's own back."""
         if self.attempt.image is None:
             self.attempt.image = self.image
@@ -303,9 +303,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             web.Finish: it was asked for by the form's own script, which has its answer.
         """
         await self.apply_group_overrides()
-        asked = form_stream.choice_asked()
+        asked = form_stream.requested_choice()
         applicant, open_forms = self.applicant(), self.hub_state.open_forms
-        limits = without(applicant.limits, await self._absent_versions())
+        limits = without_absent_versions(applicant.limits, await self._absent_versions())
 
         def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
             seen = view or View()
@@ -321,21 +321,21 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         if asked is None:
             refused = self._refused_choice
-            choice = options.remembered(refused or compat.saved_options(self))
-            seen = await open_forms.recent(self.holder)
+            choice = options.restore_choice(refused or compat.saved_options(self))
+            seen = await open_forms.recent_view(self.holder)
             return rendered(choice, *seen, notice=self.notice, keep=bool(refused))
-        picked, rules = options.remembered(asked), str(limits)
+        picked, rules = options.restore_choice(asked), str(limits)
 
         async def again(seconds: float) -> str:
-            view, trouble = await open_forms.recent(self.holder, seconds)
+            view, trouble = await open_forms.recent_view(self.holder, seconds)
             claims = self.hub_state.queue.claims(view.leases if view else ())
-            return open_forms.same.get(
-                open_forms.state(view, trouble),
+            return open_forms.render_cache.get(
+                open_forms.visible_state(view, trouble),
                 (picked, rules, held_by_person(self.holder, claims), self.language().tag),
                 lambda: rendered(picked, view, trouble, picked=True),
             )
 
-        answer = await form_stream.answer(again, open_forms.watch, lambda: self.active)
+        answer = await form_stream.answer(again, open_forms.watcher, lambda: self.active)
         raise compat.answer_instead_of_page(answer)
 
     async def _absent_versions(self) -> frozenset[str]:
@@ -372,9 +372,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             await self.pull_image(self.image)
             self.attempt.pulled = self.image
             await ensure_cleared(self.server_key, self.hub_state.leftovers)
-            self.attempt.reservation = await self._take_turn()
+            self.attempt.reservation = await self._wait_for_turn()
         except Exception as error:
-            raise self.translated(error) from error
+            raise self.to_http_error(error) from error
 
     async def pull_image(self, image: str) -> None:
         """Get the image if needed, once per spawn, with its progress on the page."""
@@ -382,26 +382,26 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             return
 
         def report(fraction: float, words: str) -> None:
-            self.progress_steps.say(5 + int(55 * fraction), words, about="image")
+            self.progress_steps.add(5 + int(55 * fraction), words, about="image")
 
         await self.backend.pull(image, self.pull_policy, report)
 
-    async def _take_turn(self) -> Reservation:
+    async def _wait_for_turn(self) -> Reservation:
         """Return when GPUs are reserved for this server, by the rules of then."""
         attempt = self.attempt
         if attempt.request is None:
             checked = await self._check(self.user_options)
             attempt.request = checked.request
             if checked.image is not None:
-                self._choose_image(checked.image)
+                self._use_image(checked.image)
         await self.remove_leftovers(attempt.request)
         attempt.since = attempt.since or self.hub_state.queue.join_time()
         while True:
             request = attempt.request
-            reservation = await self._wait(request)
+            reservation = await self._wait_in_queue(request)
             try:
                 if attempt.waiting_since is not None:
-                    attempt.request = await self._check_again(request)
+                    attempt.request = await self._recheck(request)
                     if replace(attempt.request, image=request.image) != request:
                         # Another number of GPUs, or another model, by the rules of now.
                         self._give_back(reservation)
@@ -415,7 +415,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             attempt.granted = reservation
             return reservation
 
-    async def _wait(self, request: Request) -> Reservation:
+    async def _wait_in_queue(self, request: Request) -> Reservation:
         """Wait in the queue for what is asked for."""
         if request.gpus == 0:
             self.lease.begin_term(None)
@@ -423,7 +423,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         queue, since = self.hub_state.queue, self.attempt.since or time.time()
         waiting = QueuedRequest(self.holder, request, since, self.groups)
         try:
-            reservation = await queue.wait(waiting, self.request_limits(), self._tell_turn)
+            reservation = await queue.wait(waiting, self.request_limits(), self._show_turn)
         except asyncio.CancelledError:
             self.lease.log_event("leave", gpus=request.gpus, waited=_waited(since))
             raise
@@ -450,7 +450,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 "release", gpus=reservation.uuids, rule="given up before the start"
             )
 
-    async def _check_again(self, request: Request) -> Request:
+    async def _recheck(self, request: Request) -> Request:
         """Hold the rules that apply now against a choice that has waited; return its request now.
 
         What the administrator's hooks have set since stays as it is: rules are looked at, and no
@@ -467,11 +467,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if attempt.chosen_image is not None and hooks_image is not None:
             self.image = hooks_image
         elif checked.image is not None:
-            self._choose_image(checked.image)
+            self._use_image(checked.image)
             await self.pull_image(self.image)
         return checked.request
 
-    def _tell_turn(self, turn: Turn | str) -> None:
+    def _show_turn(self, turn: Turn | str) -> None:
         """Say on the progress page where this server stands in the queue."""
         facts: dict[str, Any] = {}
         if not isinstance(turn, str):
@@ -484,7 +484,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             facts["nth_said"] = translations(nth)
             facts["because"] = turn.because
             turn = turn_words(turn)
-        self.progress_steps.say(15, turn, about="queue", **facts)
+        self.progress_steps.add(15, turn, about="queue", **facts)
 
     # -- Start -----------------------------------------------------------------------------------
 
@@ -494,39 +494,39 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         try:
             launched = await launch(self, self.ledger, self.hub_state.leftovers)
         except asyncio.CancelledError:
-            self._note_failed_start()
+            self._log_failed_start()
             if time.monotonic() - began < self.start_timeout * 0.98:
                 raise  # the user gave up, not the clock
             raise http_errors.StartTimeout(self.start_timeout, self.last_lines()) from None
         except Exception as error:
-            self._note_failed_start()
-            raise self.translated(error) from error
+            self._log_failed_start()
+            raise self.to_http_error(error) from error
         self.lease.hold(launched.reservation.uuids)
         seconds = time.monotonic() - self.attempt.reserved_at
-        metrics.start_took(seconds, len(launched.reservation.gpus))
+        metrics.observe_start(seconds, len(launched.reservation.gpus))
         return launched.answer
 
     async def reserve_gpus(self) -> Reservation:
         """Return the reservation from before the start; for another try, wait for another."""
         reservation, self.attempt.reservation = self.attempt.reservation, None
         if reservation is None:
-            reservation = await self._take_turn()
+            reservation = await self._wait_for_turn()
         self.attempt.reserved_at = time.monotonic()
-        self.progress_steps.say(20, form.granted(reservation.gpus))
+        self.progress_steps.add(20, form.granted_phrase(reservation.gpus))
         return reservation
 
-    def will_start_again(self, reason: StartAgain) -> None:
+    def on_retry(self, reason: StartAgain) -> None:
         """Write why there is another try."""
-        self._note_failed_start()
+        self._log_failed_start()
         self.log.warning("Starting %s once more: %s", self._log_name, reason)
 
-    def _note_failed_start(self) -> None:
+    def _log_failed_start(self) -> None:
         granted = self.attempt.granted
         if granted and granted.gpus:
             self.lease.log_event("release", gpus=granted.uuids, rule="the start failed")
         self.attempt.granted = None
 
-    def translated(self, error: Exception) -> Exception:
+    def to_http_error(self, error: Exception) -> Exception:
         """Return the exception that the user reads in place of this one."""
         if isinstance(error, web.HTTPError):
             return error
@@ -549,12 +549,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def get_state(self) -> dict[str, Any]:
         """Return what the hub keeps for `load_state`: the lease, or since when the server waits."""
         ours = {**self.lease.saved(), "waiting_since": self.attempt.waiting_since}
-        return {**super().get_state(), **({STATE: ours} if any(ours.values()) else {})}
+        return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what an earlier hub kept."""
         super().load_state(state)
-        ours = state.get(STATE) or {}
+        ours = state.get(STATE_KEY) or {}
         self.lease.restore(ours)
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
@@ -615,7 +615,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         JupyterHub forgets a server whose stop failed. It would run on with its GPUs.
         """
-        await self.leave_nothing()
+        await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
 
 

@@ -33,7 +33,7 @@ def common(one: Sequence[str], other: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Change:
+class HookChange:
     """What somebody has made of a trait's value."""
 
     before: Any
@@ -88,7 +88,7 @@ class GroupOverrides:
         except Exception as error:
             self.put_back()
             raise OverrideError(
-                f"c.Spawner.group_overrides{self._which()} can't be applied: {error}."
+                f"c.Spawner.group_overrides{self._current_key()} can't be applied: {error}."
             ) from error
 
     def apply_one(self, override: dict[str, Any]) -> None:
@@ -111,16 +111,16 @@ class GroupOverrides:
             setattr(self._spawner, trait, value)
         self._configured, self._set = {}, {}
 
-    def changed_since(self) -> dict[str, Change]:
+    def changed_since(self) -> dict[str, HookChange]:
         """Return what an administrator's hook has made of overridden traits since, by trait."""
         found = {trait: (self._set[trait], getattr(self._spawner, trait)) for trait in self._set}
         return {
-            trait: Change(before, copy.deepcopy(now))
+            trait: HookChange(before, copy.deepcopy(now))
             for trait, (before, now) in found.items()
             if before != now
         }
 
-    def keep(self, changes: Mapping[str, Change]) -> None:
+    def keep(self, changes: Mapping[str, HookChange]) -> None:
         """Make a hook's changes again, of what applies now, until the next `put_back`."""
         for trait, change in changes.items():
             now = getattr(self._spawner, trait)
@@ -142,7 +142,7 @@ class GroupOverrides:
             setattr(spawner, trait, getattr(spawner, trait))
             self._set[trait] = copy.deepcopy(getattr(spawner, trait))
 
-    def _which(self) -> str:
+    def _current_key(self) -> str:
         """Return the key of the override that is being applied, as "['lab']"; "" if unknown."""
         overrides = self._spawner.group_overrides
         for key, override in ({} if callable(overrides) else overrides).items():

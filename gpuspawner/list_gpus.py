@@ -11,7 +11,7 @@ from typing import Any
 import docker
 import docker.errors
 
-from .backends.docker.backend import record_of
+from .backends.docker.backend import server_record
 from .backends.docker.errors import explain
 from .backends.docker.marks import list_marks
 from .gpus.allocation import apply_leases
@@ -48,7 +48,7 @@ def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
     try:
         marked = apply_marks(gpus, list_marks(client.api))
         containers = client.api.containers(all=True, filters={"label": LABEL_GPUS})
-        return apply_leases(marked, leases_of(map(record_of, containers)))
+        return apply_leases(marked, leases_of(map(server_record, containers)))
     finally:
         client.close()
 

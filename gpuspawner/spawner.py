@@ -14,16 +14,16 @@ from dockerspawner import DockerSpawner
 from jupyterhub.utils import url_path_join
 
 from .backends.docker import errors as engine_errors
-from .backends.docker.backend import ENDED_STATES, DockerBackend, LimitRefused, connect
+from .backends.docker.backend import ENDED_STATES, DockerBackend, UlimitRefused, connect
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
-    refused_limit,
+    refused_ulimit,
     with_lease,
     with_log,
 )
-from .backends.docker.readiness import QUICK_START, Output, answers, exit_code
+from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.settings import DockerTraits
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
@@ -57,7 +57,7 @@ def _creating_as(what: str) -> Iterator[None]:
         _creating.reset(token)
 
 
-async def _keep(server_id: str) -> None:
+async def _do_nothing(server_id: str) -> None:
     """Leave a container as it is."""
 
 
@@ -112,7 +112,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     @property
     def client(self) -> Any:
         """The client of the engine."""
-        if self._hub_state is None and not (self._is_made and _has_loop()):
+        if self._hub_state is None and not (self._is_initialised and _has_loop()):
             # A trait that is a function is called, or nobody has a hub.
             return connect(self.tls_config, self.client_kwargs)
         return self.backend.client
@@ -217,7 +217,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         uuids = [gpu.uuid for gpu in held.gpus if gpu.uuid] if held else []
         key = request.image if request else self.image
         until = held.until if held else None
-        refused = self.backend.refused_limits
+        refused = self.backend.refused_ulimits
         return with_lease(
             create_kwargs,
             labels={
@@ -234,7 +234,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     async def remove_leftovers(self, request: Request) -> None:
         """Remove what is left of an earlier server, but for a container that can start again."""
         existing = await self.get_object()
-        resumed = existing and not self.remove and request.gpus == 0 and await self._same(existing)
+        resumed = (
+            existing
+            and not self.remove
+            and request.gpus == 0
+            and await self._is_unchanged(existing)
+        )
         self.attempt.resumed = existing if resumed else None
         left = {container["Id"] for container in await self._own_containers()}
         left |= {existing["Id"]} if existing else set()
@@ -244,7 +249,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if not resumed:
             self.object_id = ""
 
-    async def _same(self, existing: Any) -> bool:
+    async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is what would be created now."""
         plan = await self._leased(await self._plan())
         image = await self.docker("inspect_image", plan["image"])
@@ -259,12 +264,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     self.api_token = line.split("=", 1)[1]
                     break
             return str(existing["Id"])
-        await self._mind_options_image()
+        await self._apply_image_option()
         await self.pull_image(self.image)  # where a subclass or a hook has changed it
-        self.progress_steps.say(40, lazy_gettext("Creating the container"))
+        self.progress_steps.add(40, lazy_gettext("Creating the container"))
         writable = [volume for volume in self.mounted_volumes() if volume.writable]
         owners = self.backend.volume_owners
-        self.attempt.new_volumes = await self.backend.in_thread(owners.new_ones, writable)
+        self.attempt.new_volumes = await self.backend.in_thread(owners.missing_volumes, writable)
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
@@ -275,7 +280,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         )
         return container_id
 
-    async def _mind_options_image(self) -> None:
+    async def _apply_image_option(self) -> None:
         """Start what `user_options["image"]` names, as DockerSpawner does; a hook goes before.
 
         A hook may have replaced the option itself, and a subclass what `check_allowed` makes of it.
@@ -284,7 +289,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if wanted and self.image in (self.attempt.chosen_image, None):
             image = await self.check_allowed(wanted)
             if image != self.image:
-                self._choose_image(image)
+                self._use_image(image)
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise where the container was created with other GPUs than are reserved."""
@@ -301,7 +306,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Give the volumes to the container's user, and start it."""
         backend, output = self.backend, Output()
         await backend.in_thread(
-            backend.volume_owners.give_to_user,
+            backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
             self.attempt.new_volumes,
@@ -313,11 +318,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             await self.start_object()
             output.started = True
         except docker.errors.APIError as error:
-            name = refused_limit(error, self.ulimits)
+            name = refused_ulimit(error, self.ulimits)
             if name is None:
                 raise
-            backend.refused_limits.add(name)
-            raise LimitRefused(
+            backend.refused_ulimits.add(name)
+            raise UlimitRefused(
                 f"this engine may not set c.GPUSpawner.ulimits[{name!r}] = {self.ulimits[name]}, "
                 f"so servers go without it from now on ({engine_errors.explain(error)})"
             ) from error
@@ -334,12 +339,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         assert output is not None
         try:
             ip, port = await self._address(server_id, output)
-            self.progress_steps.say(70, lazy_gettext("Container started, waiting for JupyterLab"))
+            self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
             path = url_path_join(self.server.base_url if self.server else "/", "api")
             url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            ready = await answers(url, ip, port, output.ended, self.http_timeout)
+            ready = await wait_until_answering(url, ip, port, output.ended, self.http_timeout)
             if not ready and output.ended.is_set() and await super().poll() is not None:
-                raise await self._death(server_id, output)
+                raise await self._start_failure(server_id, output)
             return ip, port
         finally:
             output.detach()
@@ -352,13 +357,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         except engine_errors.UNREACHABLE as error:
             # What an engine says of a container that ended isn't what its user wants to read.
             if await output.has_ended():
-                raise await self._death(server_id, output) from error
+                raise await self._start_failure(server_id, output) from error
             raise
         return ip, port
 
-    async def _death(self, server_id: str, output: Output) -> Exception:
+    async def _start_failure(self, server_id: str, output: Output) -> Exception:
         code = await self.backend.in_thread(exit_code, self.client, server_id)
-        return http_errors.died(code, output.last_lines())
+        return http_errors.container_died(code, output.last_lines())
 
     def last_lines(self) -> list[str]:
         """Return the last lines of the container's output."""
@@ -366,7 +371,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return what removes the container of this try; one that was there before stays."""
-        return _keep if self.attempt.resumed else self.backend.remove
+        return _do_nothing if self.attempt.resumed else self.backend.remove
 
     # -- While it runs, and its end --------------------------------------------------------------
 
@@ -419,7 +424,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         found: list[Any] = await self.docker("containers", all=True, filters={"label": wanted})
         return found
 
-    async def leave_nothing(self) -> None:
+    async def clean_up_ended(self) -> None:
         """Remove or stop what a server that has ended left, however it ended."""
         leftovers, remove = self.hub_state.leftovers, self.backend.remove
         try:
@@ -429,7 +434,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     self.object_id = ""
                 elif container["State"] not in ENDED_STATES:
                     await self.docker("stop", container["Id"])
-            await leftovers.cleared(self.server_key)
+            await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Container %s may remain: %s", self.object_name, error)
             if self.container_id and self.remove:

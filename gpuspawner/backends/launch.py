@@ -18,7 +18,7 @@ from ..leases.ledger import Ledger, Reservation
 from .leftovers import Leftovers
 
 # Two hubs that keep choosing the same GPUs give up after this many tries.
-ROUNDS = 10
+MAX_TRIES = 10
 # How long what a failed start left is removed before its user is told.
 UNDO_SECONDS = 5
 
@@ -65,7 +65,7 @@ class Launchable(Protocol[T_co]):
         It may be called long after this try, when others have begun.
         """
 
-    def will_start_again(self, reason: StartAgain) -> None:
+    def on_retry(self, reason: StartAgain) -> None:
         """Take note of why there is another try."""
 
 
@@ -90,14 +90,14 @@ async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) ->
         Unknown: the host couldn't be read.
         Exception: what a step raised; then all is undone, or will be.
     """
-    for _ in range(ROUNDS):
+    for _ in range(MAX_TRIES):
         await ensure_cleared(server.server_key, leftovers)
         reservation = await server.reserve_gpus()
         try:
             answer = await _start(server, reservation, ledger, leftovers)
             return Launched(reservation, answer)
         except StartAgain as reason:
-            server.will_start_again(reason)
+            server.on_retry(reason)
     sentence = lazy_gettext("Others were quicker each time. Please try again.")
     raise Refused(sentence, "no_gpu", 503)
 
@@ -108,7 +108,7 @@ async def ensure_cleared(server_key: str, leftovers: Leftovers) -> None:
     Raises:
         Refused: something still is.
     """
-    if not await leftovers.cleared(server_key):
+    if not await leftovers.wait_until_cleared(server_key):
         raise Refused(
             lazy_gettext(
                 "An earlier start of this server isn't tidied up yet. Please try again in a minute."

@@ -13,9 +13,9 @@ from ..leases.ledger import Ledger, Reservation
 # A server that was created and not started in this time belongs to a hub that died.
 STALE_SECONDS = 180
 # How long a start waits for what removes what the last one left.
-PATIENCE_SECONDS = 30
+CLEAR_TIMEOUT_SECONDS = 30
 # Between tries while the engine can't be reached, and for how many of them.
-PAUSE_SECONDS = 10
+RETRY_SECONDS = 10
 ATTEMPTS = 360
 
 Remove = Callable[[str], Awaitable[None]]
@@ -47,20 +47,20 @@ class Leftovers:
             creating: the call that creates it, which may still run in its thread, where nothing can
                 cancel it; None: it was never begun.
         """
-        return self._go_on(server_key, _undo(remove, ledger, reservation, creating))
+        return self._track(server_key, _undo(remove, ledger, reservation, creating))
 
     def remove_later(self, server_key: str, remove: Remove, server_id: str) -> asyncio.Task[None]:
         """Remove a server as soon as its backend lets us, and return at once."""
-        return self._go_on(server_key, _remove_surely(remove, server_id))
+        return self._track(server_key, _remove_with_retries(remove, server_id))
 
-    async def cleared(self, server_key: str) -> bool:
+    async def wait_until_cleared(self, server_key: str) -> bool:
         """Wait until nothing of a server is left to remove; False if something still is."""
         if tasks := set(self._tasks.get(server_key, ())):
-            _, unfinished = await asyncio.wait(tasks, timeout=PATIENCE_SECONDS)
+            _, unfinished = await asyncio.wait(tasks, timeout=CLEAR_TIMEOUT_SECONDS)
             return not unfinished
         return True
 
-    def _go_on(self, server_key: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _track(self, server_key: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         tasks = self._tasks.setdefault(server_key, set())
         tasks.add(task)
@@ -90,16 +90,16 @@ async def _undo(
         # From here on the server's label holds the GPUs, until it is gone.
         ledger.release(reservation)
     if created is not None:
-        await _remove_surely(remove, created)
+        await _remove_with_retries(remove, created)
 
 
-async def _remove_surely(remove: Remove, server_id: str) -> None:
+async def _remove_with_retries(remove: Remove, server_id: str) -> None:
     for attempt in range(ATTEMPTS):
         try:
             await remove(server_id)
             return
         except Exception:  # the engine is away, or can't just now
-            await asyncio.sleep(min(2**attempt, PAUSE_SECONDS))
+            await asyncio.sleep(min(2**attempt, RETRY_SECONDS))
 
 
 class StaleServerReaper:

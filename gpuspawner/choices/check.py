@@ -15,7 +15,7 @@ from . import options
 from .forecast import Forecast
 from .limits import Limits
 
-NOTHING_SEEN = View()
+EMPTY_VIEW = View()
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ async def check_choice(
     limits = applicant.limits
     choice = options.parse(raw, others_allowed=applicant.others_allowed)
     key = options.image_key(choice, limits)
-    view = NOTHING_SEEN
+    view = EMPTY_VIEW
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
     request = _request(choice, applicant, queue, view)

@@ -118,7 +118,7 @@ def render(
         models=models if len(models) > 1 and len(counts) > 1 else [],
         any_model=not any(item.checked for item in models),
         hours=hours if len(hours) > 1 else [],
-        ends=_end(forecast, hours),
+        ends=_expected_end(forecast, hours),
         forecast=forecast,
         waits=limits.waits,
         gpus=view.gpus if view else (),
@@ -129,8 +129,8 @@ def render(
         notice=notice,
         picked=picked,
         period=PERIOD_SECONDS,
-        style="" if picked else _static("form.css"),
-        script="" if picked else _static("form.js"),
+        style="" if picked else _read_static("form.css"),
+        script="" if picked else _read_static("form.js"),
         moment=partial(moment, language=language),
         ordinal=ordinal,
         **language.context(),
@@ -261,7 +261,7 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
     ]
 
 
-def _end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
+def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
     """Return when a server's time would end, in seconds since the epoch; None: unknown, never."""
     start = (
         forecast.turn.start if forecast.turn else time.time() if forecast.kind == "now" else None
@@ -272,7 +272,7 @@ def _end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
     return start + wanted * 3600
 
 
-def granted(gpus: Sequence[GPU]) -> str:
+def granted_phrase(gpus: Sequence[GPU]) -> str:
     """Say which GPUs were set aside: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
     if not gpus:
         return lazy_gettext("No GPU was asked for")
@@ -304,6 +304,6 @@ def _offered(view: View | None, models: frozenset[str] | None = None) -> list[GP
     return [gpu for node in offered_nodes(view.nodes, models) for gpu in node.gpus] if view else []
 
 
-def _static(name: str) -> Markup:
+def _read_static(name: str) -> Markup:
     """Return a file of ours as it is: JupyterHub serves none of them."""
     return Markup((_STATIC / name).read_text(encoding="utf-8"))  # noqa: S704

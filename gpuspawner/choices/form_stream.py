@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from tornado.iostream import StreamClosedError
 
-from .open_forms import FOLLOWED_SECONDS, RECENT_SECONDS, ChangeWatcher
+from .open_forms import POLLED_VIEW_SECONDS, RECENT_SECONDS, ChangeWatcher
 
 # JSON, percent-encoded.
 HEADER = "X-GPUSpawner-Choice"
@@ -36,7 +36,7 @@ STREAM_SECONDS = 240.0
 _handler: ContextVar[Any] = ContextVar("handler", default=None)
 
 
-def begin(handler: Any) -> None:
+def remember_request(handler: Any) -> None:
     """Remember which request is being answered, for as long as it is.
 
     Args:
@@ -45,7 +45,7 @@ def begin(handler: Any) -> None:
     _handler.set(handler)
 
 
-def language_asked(handler: Any = None) -> str:
+def accept_language_of(handler: Any = None) -> str:
     """Return the Accept-Language of the request, "" where it isn't known.
 
     Args:
@@ -55,7 +55,7 @@ def language_asked(handler: Any = None) -> str:
     return handler.request.headers.get("Accept-Language", "") if handler else ""
 
 
-def choice_asked() -> Any:
+def requested_choice() -> Any:
     """Return the choice that a script asks about, untrusted; None where a page is asked for."""
     handler = _handler.get()
     if not handler or handler.request.method != "GET":
@@ -88,11 +88,11 @@ async def answer(
     # For nginx, which would keep it until it is a page long.
     handler.set_header("X-Accel-Buffering", "no")
     with suppress(StreamClosedError), watch.watching():
-        await _tell(handler, form, watch, over)
+        await _stream(handler, form, watch, over)
     return ""
 
 
-async def _tell(
+async def _stream(
     handler: Any,
     form: Callable[[float], Awaitable[str]],
     watch: ChangeWatcher,
@@ -101,11 +101,11 @@ async def _tell(
     end = time.monotonic() + STREAM_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311
     told = ""
     while not over() and time.monotonic() < end:
-        now = await form(FOLLOWED_SECONDS)
+        now = await form(POLLED_VIEW_SECONDS)
         handler.write(f"data: {json.dumps(now)}\n\n" if now != told else ":\n\n")
         await handler.flush()
         told = now
-        while not await watch.news(KEEPALIVE_SECONDS):
+        while not await watch.wait_for_change(KEEPALIVE_SECONDS):
             handler.write(":\n\n")
             await handler.flush()
             if over() or time.monotonic() > end:

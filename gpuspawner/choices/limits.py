@@ -87,7 +87,7 @@ class Limits:
         return min((rule.most for rule in self.rules()), default=None)
 
 
-def without(limits: Limits, absent: Collection[str]) -> Limits:
+def without_absent_versions(limits: Limits, absent: Collection[str]) -> Limits:
     """Return the limits where some versions' images aren't on the machine.
 
     Who doesn't pick one is shown the first that is, if the usual one isn't.

@@ -19,23 +19,23 @@ from ..scheduling.queue import Queue
 # How old what a page shows may be when it is told.
 RECENT_SECONDS = 1.0
 # How often the host is looked at while a page is open, however many are.
-LOOK_SECONDS = 1.5
+POLL_SECONDS = 1.5
 # A page that follows this is told of the last of these looks, and causes none.
-FOLLOWED_SECONDS = LOOK_SECONDS + 0.5
+POLLED_VIEW_SECONDS = POLL_SECONDS + 0.5
 
 
 class ChangeWatcher:
     """Notices that a host has changed, for as long as somebody wants to know.
 
     Args:
-        look: returns what there is to notice, as a value that can be compared.
+        read_state: returns what there is to notice, as a value that can be compared.
     """
 
-    def __init__(self, look: Callable[[], Awaitable[Any]]) -> None:
-        self._look = look
+    def __init__(self, read_state: Callable[[], Awaitable[Any]]) -> None:
+        self._read_state = read_state
         self._seen: Any = None
         self._watchers = 0
-        self._news = asyncio.Event()
+        self._change = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -49,21 +49,21 @@ class ChangeWatcher:
         finally:
             self._watchers -= 1
 
-    async def news(self, seconds: float) -> bool:
+    async def wait_for_change(self, seconds: float) -> bool:
         """Wait for a change; False where there was none for so long."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+            await asyncio.wait_for(self._change.wait(), seconds)
             return True
         return False
 
     async def _run(self) -> None:
         while self._watchers:
-            seen = await self._look()
+            seen = await self._read_state()
             if seen != self._seen:
                 self._seen = seen
-                news, self._news = self._news, asyncio.Event()
+                news, self._change = self._change, asyncio.Event()
                 news.set()
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
 
 class RenderCache:
@@ -99,10 +99,10 @@ class OpenForms:
     def __init__(self, ledger: Ledger, queue: Queue) -> None:
         self.ledger = ledger
         self._queue = queue
-        self.watch = ChangeWatcher(self._look)
-        self.same = RenderCache()
+        self.watcher = ChangeWatcher(self._read_state)
+        self.render_cache = RenderCache()
 
-    async def recent(
+    async def recent_view(
         self, except_for: Holder | None = None, seconds: float = RECENT_SECONDS
     ) -> tuple[View | None, str]:
         """Return the host, or None, and why it can't be read.
@@ -116,20 +116,20 @@ class OpenForms:
         except Unknown as error:
             return None, str(error)
 
-    def state(self, view: View | None, trouble: str) -> Any:
+    def visible_state(self, view: View | None, trouble: str) -> Any:
         """Return what pages depend on, as a value that can be compared: to the minute."""
         found = view or View()
         drivers = [(node.name, node.driver) for node in found.nodes]
-        gpus = [_shown(gpu) for gpu in found.gpus]
+        gpus = [_shown_fields(gpu) for gpu in found.gpus]
         leases = {(each.gpus, each.groups, _minute(each.until)) for each in found.leases}
         turns = [(entry.waiting, entry.turn) for entry in self._queue.waiting]
         return trouble, drivers, gpus, leases, turns, _minute(time.time())
 
-    async def _look(self) -> Any:
-        return self.state(*await self.recent())
+    async def _read_state(self) -> Any:
+        return self.visible_state(*await self.recent_view())
 
 
-def _shown(gpu: GPU) -> tuple[Any, ...]:
+def _shown_fields(gpu: GPU) -> tuple[Any, ...]:
     """Return what of a GPU is on a page; how much it does isn't."""
     return gpu.node, gpu.uuid, gpu.index, gpu.model, gpu.state, gpu.reason, _minute(gpu.until)
 

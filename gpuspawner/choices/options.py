@@ -125,7 +125,7 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
             lazy_gettext(
                 "The options must be an object with the keys %(keys)s, got %(value)s.",
                 keys=_keys(),
-                value=_show(raw),
+                value=_quote(raw),
             )
         )
     known = {key: raw[key] for key in Choice.model_fields if raw.get(key) not in (None, "")}
@@ -136,8 +136,8 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
             lazy_gettext(
                 "%(key)s is not an option here (its value was %(value)s). "
                 "The options are %(keys)s.",
-                key=_show(key),
-                value=_show(raw[key]),
+                key=_quote(key),
+                value=_quote(raw[key]),
                 keys=_keys(),
             )
         )
@@ -145,7 +145,7 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
         return Choice(**known)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        what, value = OPTIONS[key].expected, _show(known[key])
+        what, value = OPTIONS[key].expected, _quote(known[key])
         raise Refused(
             lazy_gettext(
                 "%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value
@@ -171,7 +171,7 @@ def image_key(choice: Choice, limits: Limits) -> str:
         raise Refused(
             lazy_gettext(
                 "image can't be chosen on this hub, got %(value)s: leave it out.",
-                value=_show(choice.image),
+                value=_quote(choice.image),
             )
         )
     if choice.image not in limits.versions:
@@ -179,7 +179,7 @@ def image_key(choice: Choice, limits: Limits) -> str:
             lazy_gettext(
                 "image must be one of %(keys)s, got %(value)s.",
                 keys=", ".join(limits.versions),
-                value=_show(choice.image),
+                value=_quote(choice.image),
             )
         )
     if choice.image in limits.absent:
@@ -207,7 +207,7 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
             raise Refused(
                 lazy_gettext(
                     "gpus is %(value)s, and %(whose)s is %(most)s.",
-                    value=_show(choice.gpus),
+                    value=_quote(choice.gpus),
                     whose=rule.whose,
                     most=rule.most,
                 ),
@@ -272,12 +272,12 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
             lazy_gettext(
                 "model is %(value)s, and image %(image)s isn't built for it: "
                 "it runs on %(models)s.",
-                value=_show(named),
+                value=_quote(named),
                 image=key,
                 models=", ".join(filter(fits.takes, models)),
             )
         )
-    allowed = both(fits.models, limits.models)
+    allowed = intersection(fits.models, limits.models)
     total = most_on_one_node(
         filter(Request(key, count, named, allowed, places=fits.places).takes, gpus)
     )
@@ -304,13 +304,13 @@ def _check_model(named: str, models: list[str], limits: Limits, several: bool) -
         raise Refused(
             lazy_gettext(
                 "model is %(value)s, and the models you may have are: %(models)s.",
-                value=_show(named),
+                value=_quote(named),
                 models=may,
             ),
             status=403,
         )
     if models and named not in models:
-        known = {"value": _show(named), "models": listed(models)}
+        known = {"value": _quote(named), "models": listed(models)}
         raise Refused(
             lazy_gettext(
                 "model is %(value)s, and no machine here has such a GPU: there are %(models)s.",
@@ -322,7 +322,7 @@ def _check_model(named: str, models: list[str], limits: Limits, several: bool) -
             )
         )
     if not models:
-        value = _show(named)
+        value = _quote(named)
         raise Refused(
             lazy_gettext("model is %(value)s, and no machine here has a GPU.", value=value)
             if several
@@ -336,7 +336,7 @@ def _too_few(
     count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
 ) -> str:
     """Say that the only machine doesn't have so many GPUs, and which are counted."""
-    values = {"value": _show(count), "total": total}
+    values = {"value": _quote(count), "total": total}
     if named is not None:
         return lazy_gettext(
             "gpus is %(value)s, and this machine has %(total)s of %(model)s.", **values, model=named
@@ -358,7 +358,7 @@ def _too_few_anywhere(
     count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
 ) -> str:
     """Say that none of several machines has so many GPUs, and which are counted."""
-    values = {"value": _show(count), "total": total}
+    values = {"value": _quote(count), "total": total}
     if named is not None:
         return lazy_gettext(
             "gpus is %(value)s, and no machine here has more than %(total)s of %(model)s.",
@@ -380,14 +380,14 @@ def _too_few_anywhere(
     return lazy_gettext("gpus is %(value)s, and no machine here has more than %(total)s.", **values)
 
 
-def both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+def intersection(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
     """Return what is in both; None stands for everything."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
-def remembered(raw: Any) -> Choice:
+def restore_choice(raw: Any) -> Choice:
     """Return a saved choice for the form, and an empty one where it no longer makes sense."""
     kept = raw if isinstance(raw, Mapping) else {}
     for keys in (Choice.model_fields, ("image",), ("gpus",)):
@@ -402,7 +402,7 @@ def _keys() -> str:
     return ", ".join(Choice.model_fields)
 
 
-def _show(value: Any) -> str:
+def _quote(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (RecursionError, ValueError, TypeError):

@@ -13,8 +13,8 @@ from typing import Any
 import docker
 
 from ..backends.docker import errors as engine_errors
-from ..backends.docker.backend import record_of
-from ..backends.docker.marks import FILTER, marks_of
+from ..backends.docker.backend import server_record
+from ..backends.docker.marks import FILTER, parse_marks
 from ..errors import Unknown
 from ..gpus.model import GPU, Node
 from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
@@ -92,7 +92,7 @@ class Host:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
         self._reader = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
-        self._ledger = Ledger(self._list_servers, self._reader, engine_errors.explain_unread)
+        self._ledger = Ledger(self._list_servers, self._reader, engine_errors.explain_read_error)
 
     async def look(self, last: Picture) -> Picture:
         """Return what there is now; where it can't be read, what was last, and why."""
@@ -128,11 +128,11 @@ class Host:
         found = await self._call(
             lambda client: client.containers(all=True, filters={"label": LABEL_GPUS})
         )
-        self._servers = [record_of(entry) for entry in found]
+        self._servers = [server_record(entry) for entry in found]
         return self._servers
 
     async def _list_marks(self) -> Mapping[str, OutOfServiceMark]:
-        return marks_of(
+        return parse_marks(
             (await self._call(lambda client: client.volumes(filters=FILTER)))["Volumes"]
         )
 

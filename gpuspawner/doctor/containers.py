@@ -117,7 +117,7 @@ def without_gpu(context: Context) -> Iterator[Finding]:
             what = f"one that was granted no GPU sees {', '.join(seen or devices)}"
             advice = "see c.GPUSpawner.extra_host_config: privileged, devices, runtime"
             return Finding("failure", what, advice)
-        names = ", ".join(here.refused_limits)
+        names = ", ".join(here.refused_ulimits)
         limits = f"; the engine may not set its limits {names}" if names else ""
         return Finding("ok", f"one that was granted none sees none{limits}")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import docker
 import docker.errors
 
-from ..backends.docker.errors import said
+from ..backends.docker.errors import engine_message
 from ..image_builder.recipe import BuildingError, recipes
 from ..images.catalogue import ImageVersion, default_key
 from ..images.compatibility import fit
@@ -33,7 +33,8 @@ def images(context: Context) -> Iterator[Finding]:
         try:
             images[key] = _inspect(context.engine, each.image)
         except docker.errors.APIError as error:
-            what = f"{key}: the engine doesn't take {each.image!r} for an image: {said(error)}"
+            said = engine_message(error)
+            what = f"{key}: the engine doesn't take {each.image!r} for an image: {said}"
             yield Finding("failure", what, "mend the reference in the configuration", blocks=False)
     versions = {key: each for key, each in versions.items() if key in images}
     if not versions:

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 
-from ..backends.docker.backend import DockerBackend, LimitRefused
-from ..backends.docker.container_config import refused_limit, with_lease
+from ..backends.docker.backend import DockerBackend, UlimitRefused
+from ..backends.docker.container_config import refused_ulimit, with_lease
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch
 from ..backends.leftovers import Leftovers
@@ -73,7 +73,7 @@ class TrialContainer:
     container_id: str
     gpus: tuple[GPU, ...]
     # The limits that the engine may not set.
-    refused_limits: tuple[str, ...]
+    refused_ulimits: tuple[str, ...]
 
     def run(self, words: Sequence[str]) -> tuple[int, str]:
         """Run a program in it as its user; return exit status and output."""
@@ -160,7 +160,7 @@ async def _inside(
             leftovers.remove_later(trial.server_key, backend.remove, here.container_id)
     finally:
         # No task may outlive this: what ends the loop cancels it, and the container would stay.
-        await asyncio.shield(asyncio.ensure_future(leftovers.cleared(trial.server_key)))
+        await asyncio.shield(asyncio.ensure_future(leftovers.wait_until_cleared(trial.server_key)))
         backend.executor.shutdown(wait=False)
 
 
@@ -194,7 +194,7 @@ class _Trial:
 
     async def create_server(self, reservation: Reservation) -> str:
         wanted = _wanted(
-            self._context, reservation.uuids, self._network, self._backend.refused_limits
+            self._context, reservation.uuids, self._network, self._backend.refused_ulimits
         )
         return str((await self._backend.call("create_container", **wanted))["Id"])
 
@@ -205,23 +205,23 @@ class _Trial:
         try:
             await self._backend.start(server_id)
         except docker.errors.APIError as error:
-            refused = self._backend.refused_limits
-            limit = refused_limit(error, set(_ulimits(self._context.configuration)) - refused)
+            refused = self._backend.refused_ulimits
+            limit = refused_ulimit(error, set(_ulimits(self._context.configuration)) - refused)
             if limit is None:
                 raise
             refused.add(limit)
-            raise LimitRefused(f"the engine may not set the limit {limit}") from error
+            raise UlimitRefused(f"the engine may not set the limit {limit}") from error
 
     async def await_server(self, server_id: str) -> TrialContainer:
         assert self._context.engine is not None
         assert self._granted is not None
-        refused = tuple(sorted(self._backend.refused_limits))
+        refused = tuple(sorted(self._backend.refused_ulimits))
         return TrialContainer(self._context.engine, server_id, self._granted.gpus, refused)
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         return self._backend.remove
 
-    def will_start_again(self, reason: StartAgain) -> None:
+    def on_retry(self, reason: StartAgain) -> None:
         log.debug("Starting it once more: %s", reason)
 
 

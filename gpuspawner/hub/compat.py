@@ -44,7 +44,7 @@ class UnofficialHooks(SpawnerMixin):
         # ref: Spawner.apply_group_overrides in jupyterhub/spawner.py
         self.apply_override(spawner_override)
 
-    def request_began(self, handler: Any) -> None:
+    def on_request(self, handler: Any) -> None:
         """Take note of the request that is being answered, as a tornado handler; None: none is."""
 
     @observe("handler")
@@ -52,7 +52,7 @@ class UnofficialHooks(SpawnerMixin):
         # `handler` is documented, for `options_form` and `start`. That it is set before the form is
         # made, for each request anew, is not.
         # ref: SpawnHandler in jupyterhub/handlers/pages.py
-        self.request_began(change.new)
+        self.on_request(change.new)
 
 
 def saved_options(spawner: Any) -> Any:

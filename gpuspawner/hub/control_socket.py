@@ -36,8 +36,8 @@ from ..i18n.lazy_text import kept, lazy_gettext
 from ..scheduling.queue import Queue, QueueEntry
 
 # As long as the names that JupyterHub's database takes.
-LONGEST_NAME = 255
-LARGEST_REQUEST_BYTES = 16 * 1024
+MAX_NAME_LENGTH = 255
+MAX_REQUEST_BYTES = 16 * 1024
 TIMEOUT_SECONDS = 5.0
 
 
@@ -90,8 +90,8 @@ class ControlSocket:
             no_keep_alive=True,
             idle_connection_timeout=TIMEOUT_SECONDS,
             body_timeout=TIMEOUT_SECONDS,
-            max_header_size=LARGEST_REQUEST_BYTES,
-            max_body_size=LARGEST_REQUEST_BYTES,
+            max_header_size=MAX_REQUEST_BYTES,
+            max_body_size=MAX_REQUEST_BYTES,
         )
         self._server.add_socket(listening)
 
@@ -105,7 +105,11 @@ class ControlSocket:
     def _application(self) -> web.Application:
         shared = {"control": self}
         return web.Application(
-            [("/status", _Status, shared), ("/extend", _Extend, shared), ("/here", _Here, shared)],
+            [
+                ("/status", _Status, shared),
+                ("/extend", _Extend, shared),
+                ("/here", _KeepAlive, shared),
+            ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
             # The dashboard asks every two seconds; exceptions are logged all the same.
@@ -124,7 +128,7 @@ class ControlSocket:
             "leases": [server.facts() for server in servers],
         }
 
-    async def find(self, holder: Holder) -> Any:
+    async def find_lease(self, holder: Holder) -> Any:
         """Return the server of a holder.
 
         Raises:
@@ -145,8 +149,8 @@ class _ServerRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    user: str = Field(max_length=LONGEST_NAME)
-    server: str = Field(default="", max_length=LONGEST_NAME)
+    user: str = Field(max_length=MAX_NAME_LENGTH)
+    server: str = Field(default="", max_length=MAX_NAME_LENGTH)
 
 
 class _ExtendRequest(_ServerRequest):
@@ -197,9 +201,9 @@ class _Server(_Handler, ABC):
         try:
             asked = self.request_model.model_validate_json(self.request.body)
         except ValidationError as error:
-            raise web.HTTPError(400, _first(error)) from None
+            raise web.HTTPError(400, _first_error(error)) from None
         try:
-            server = await self._control.find(Holder(asked.user, asked.server))
+            server = await self._control.find_lease(Holder(asked.user, asked.server))
             self.finish(self.do(server, asked))
         except Refused as error:
             sentence = str(error)
@@ -221,7 +225,7 @@ class _Extend(_Server):
         return {"until": server.extend(asked.hours)}
 
 
-class _Here(_Server):
+class _KeepAlive(_Server):
     """A user's word that idle GPUs aren't forgotten."""
 
     def do(self, server: Any, asked: _ServerRequest) -> dict[str, Any]:
@@ -230,10 +234,10 @@ class _Here(_Server):
         return {}
 
 
-def _first(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     """Return what is wrong with a request, without what it was."""
     details = error.errors()[0]
-    where = ".".join(map(str, details["loc"]))[:LONGEST_NAME]
+    where = ".".join(map(str, details["loc"]))[:MAX_NAME_LENGTH]
     return f"{where}: {details['msg']}" if where else details["msg"]
 
 

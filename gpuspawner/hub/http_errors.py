@@ -27,7 +27,7 @@ except ImportError:  # JupyterHub 5
             self.message = message
 
 
-def refused(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPError:
+def refusal(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPError:
     """Return the exception that shows a user why their request isn't granted, and count it.
 
     Args:
@@ -40,12 +40,12 @@ def refused(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPE
     metrics.REFUSALS.labels(reason).inc()
     sentence = str(error)
     answer = SpawnException(sentence, reason=reason, status_code=status)
-    return _shown(answer, language.say(sentence))
+    return _with_message(answer, language.say(sentence))
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:
     """Return the exception that shows a user a sentence where something broke."""
-    return _shown(web.HTTPError(status, "%s", sentence), sentence)
+    return _with_message(web.HTTPError(status, "%s", sentence), sentence)
 
 
 class StartTimeout(TimeoutError):
@@ -56,10 +56,10 @@ class StartTimeout(TimeoutError):
             "The server did not start within %(seconds)s seconds.", seconds=f"{seconds:g}"
         )
         super().__init__(sentence)
-        _show_with_lines(self, sentence, last_lines)
+        _with_last_lines(self, sentence, last_lines)
 
 
-def died(code: int | None, last_lines: list[str]) -> web.HTTPError:
+def container_died(code: int | None, last_lines: list[str]) -> web.HTTPError:
     """Return the exception for a container that ended before its server answered.
 
     Args:
@@ -72,12 +72,12 @@ def died(code: int | None, last_lines: list[str]) -> web.HTTPError:
         sentence = lazy_gettext("The server stopped while starting (exit 137, out of memory?).")
     else:
         sentence = lazy_gettext("The server stopped while starting (exit %(code)s).", code=code)
-    return _show_with_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)
+    return _with_last_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)
 
 
-def _show_with_lines(error: Any, sentence: str, lines: list[str]) -> Any:
+def _with_last_lines(error: Any, sentence: str, lines: list[str]) -> Any:
     if not lines:
-        return _shown(error, sentence)
+        return _with_message(error, sentence)
     sentence = together(sentence, lazy_gettext("Its last words:"))
     error.jupyterhub_message = "\n".join([sentence, *lines])
     # The pages show a message in one paragraph, which would run the lines together.
@@ -88,7 +88,7 @@ def _show_with_lines(error: Any, sentence: str, lines: list[str]) -> Any:
     return error
 
 
-def _shown(error: Any, sentence: str) -> Any:
+def _with_message(error: Any, sentence: str) -> Any:
     # ref: jupyterhub.utils.format_exception, which would show str(error) otherwise
     error.jupyterhub_message = sentence
     return error

@@ -42,12 +42,12 @@ REFUSALS = Counter("gpuspawner_refusals", "Requests that were refused", ["reason
 ERRORS = Counter("gpuspawner_errors", "Times that the host couldn't be read", ["source"])
 
 
-def start_took(seconds: float, gpus: int) -> None:
+def observe_start(seconds: float, gpus: int) -> None:
     """Count a server that has started, with GPUs or without."""
     STARTS.labels("yes" if gpus else "no").observe(seconds)
 
 
-def could_not_read(error: BaseException) -> None:
+def count_read_error(error: BaseException) -> None:
     """Count an error of NVML or of the engine."""
     ERRORS.labels("nvml" if isinstance(error, InventoryError) else "engine").inc()
 
@@ -62,7 +62,7 @@ class HostMetrics:
         self._ledger = ledger
         self._queue = queue
         self._loop = loop
-        self._looking: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     def register(self) -> None:
         """Be part of every scrape from now on, in place of an earlier one in this process."""
@@ -102,10 +102,10 @@ class HostMetrics:
         yield from (gpus, leases, queue, age)
 
     def _refresh(self) -> None:
-        if self._looking is None or self._looking.done():
-            self._looking = self._loop.create_task(self._look())
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._loop.create_task(self._read())
 
-    async def _look(self) -> None:
+    async def _read(self) -> None:
         with suppress(Unknown):  # counted where it was raised
             await self._ledger.read()
 

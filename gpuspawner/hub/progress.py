@@ -27,7 +27,7 @@ class Steps:
         self._steps = []
         self._wake()
 
-    def say(self, percent: int, message: str, *, about: str = "", **facts: Any) -> None:
+    def add(self, percent: int, message: str, *, about: str = "", **facts: Any) -> None:
         """Add a step. The page escapes the message, and its bar never goes back.
 
         Args:

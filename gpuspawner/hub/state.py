@@ -126,6 +126,6 @@ def build_early(spawner: Any) -> None:
 
 
 def _explain_unknown(explain: Any, error: Exception) -> str:
-    metrics.could_not_read(error)
+    metrics.count_read_error(error)
     sentence: str = explain(error)
     return sentence

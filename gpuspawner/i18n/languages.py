@@ -24,8 +24,8 @@ from .lazy_text import LazyText
 DOMAIN = "gpuspawner"
 FOLDER = Path(__file__).parent / "locale"
 # Of an Accept-Language header no more is read: browsers send far less.
-LONGEST_HEADER = 1000
-MOST_TAGS = 20
+MAX_HEADER_LENGTH = 1000
+MAX_TAGS = 20
 _TAG = re.compile(r"\s*([A-Za-z0-9-]+)\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*)?")
 
 
@@ -142,7 +142,7 @@ def language_for(accept_language: str = "") -> Language:
 
 def _by_weight(accept_language: str) -> list[str]:
     """Return the tags of a header, the best liked first; of two liked as much, the first."""
-    entries = accept_language[:LONGEST_HEADER].split(",")[:MOST_TAGS]
+    entries = accept_language[:MAX_HEADER_LENGTH].split(",")[:MAX_TAGS]
     found = [match for match in map(_TAG.fullmatch, entries) if match]
     weights = [(float(match[2] or 1), match[1]) for match in found]
     weights.sort(key=lambda each: each[0], reverse=True)

@@ -77,7 +77,7 @@ def test_the_handler_is_set_for_each_request_before_the_form_is_made() -> None:
     assert re.search(r"spawner\.handler = self", source)
     one = spawner()
     told: list[Any] = []
-    one.request_began = told.append
+    one.on_request = told.append
     request = SimpleNamespace(request=SimpleNamespace(headers={}, method="GET"))
     one.handler = request
     one.handler = None

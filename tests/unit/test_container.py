@@ -15,7 +15,7 @@ from gpuspawner.backends.docker.container_config import (
     asks_for_gpus,
     granted_uuids,
     join_device_requests,
-    refused_limit,
+    refused_ulimit,
     with_lease,
 )
 
@@ -336,8 +336,8 @@ RUNC = "failed to create shim task: OCI runtime create failed: runc create faile
 def test_the_limit_that_an_engine_may_not_set_is_found_by_its_number(
     said: str, name: str | None
 ) -> None:
-    assert refused_limit(api_error(said), {"memlock": -1, "stack": 1, "nosuch": 1}) == name
+    assert refused_ulimit(api_error(said), {"memlock": -1, "stack": 1, "nosuch": 1}) == name
 
 
 def test_a_limit_whose_name_no_system_knows_is_never_the_refused_one() -> None:
-    assert refused_limit(api_error("setting rlimit type 8: no"), ["nosuch"]) is None
+    assert refused_ulimit(api_error("setting rlimit type 8: no"), ["nosuch"]) is None

@@ -17,7 +17,7 @@ import pytest
 
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder, Request
-from gpuspawner.hub.control_socket import LARGEST_REQUEST_BYTES, ControlSocket, ask
+from gpuspawner.hub.control_socket import MAX_REQUEST_BYTES, ControlSocket, ask
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext, restored
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
@@ -192,7 +192,7 @@ async def test_what_there_isn_t_is_an_error_of_http(
 
 
 async def test_what_is_too_large_isn_t_read(hub: Hub) -> None:
-    large = LARGEST_REQUEST_BYTES + 1
+    large = MAX_REQUEST_BYTES + 1
     head = f"POST /here HTTP/1.1\r\nHost: hub\r\nContent-Length: {large}\r\n\r\n"
     assert (await hub.send(head.encode()))[0] == 400
     chunked = b"POST /here HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, marks_of
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, parse_marks
 from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
@@ -30,7 +30,7 @@ def test_nobody_but_an_administrator_reads_a_name_anywhere(server):
         gpu(1, ben, state="excluded"),
         queue=[waits(ben)],
         leases=[lease(ben, "GPU-0")],
-        marks=marks_of([{"Labels": {LABEL: "GPU-1", LABEL_BY: "zacharias"}}]),
+        marks=parse_marks([{"Labels": {LABEL: "GPU-1", LABEL_BY: "zacharias"}}]),
     )
     mine = check("Status", status(seen, ADA))
     assert "zacharias" not in json.dumps(mine) + render(mine)
@@ -42,7 +42,7 @@ def test_nobody_but_an_administrator_reads_a_name_anywhere(server):
 
 def test_hostile_names_are_text_on_the_page():
     holder = Holder(HOSTILE, HOSTILE)
-    mark = marks_of([{"Labels": {LABEL: "GPU-1", LABEL_WHY: HOSTILE, LABEL_BY: HOSTILE}}])
+    mark = parse_marks([{"Labels": {LABEL: "GPU-1", LABEL_WHY: HOSTILE, LABEL_BY: HOSTILE}}])
     seen = picture(
         gpu(0, holder, model=HOSTILE),
         gpu(1, state="excluded", reason=HOSTILE),
@@ -142,10 +142,10 @@ def test_marks_are_read_from_labels_and_rubbish_is_none():
         {"Labels": {LABEL: ""}},
         {},
     ]
-    marks = marks_of(volumes)
+    marks = parse_marks(volumes)
     assert list(marks) == ["GPU-0", "GPU-1"]
     assert (marks["GPU-0"].since, marks["GPU-1"].since) == (100.0, None)
-    assert marks_of(None) == {}
+    assert parse_marks(None) == {}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_marks_are_read_from_labels_and_rubbish_is_none():
     ],
 )
 def test_a_mark_keeps_a_gpu_out_and_hides_no_sickness(before, after):
-    marks = marks_of([{"Labels": {LABEL: "GPU-0", LABEL_WHY: "fan", LABEL_BY: "boss"}}])
+    marks = parse_marks([{"Labels": {LABEL: "GPU-0", LABEL_WHY: "fan", LABEL_BY: "boss"}}])
     marked = apply_marks([gpu(0, state=before), gpu(1)], marks)
     assert [each.state for each in marked] == [after, "free"]
     assert "boss" not in marked[0].reason

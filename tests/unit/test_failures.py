@@ -15,7 +15,7 @@ from tornado import web
 
 from gpuspawner.backends.docker.errors import explain
 from gpuspawner.errors import Refused
-from gpuspawner.hub.http_errors import StartTimeout, died, failure, refused
+from gpuspawner.hub.http_errors import StartTimeout, container_died, failure, refusal
 
 # A sentence may hold what a user sent: signs of formatting and of HTML in it mean nothing.
 SENTENCE = 'image must be one of torch, got "100%s<b>{0}".'
@@ -120,7 +120,7 @@ def logged(error: Any) -> str:
 
 
 def test_a_refusal_is_read_by_the_user_as_it_was_written() -> None:
-    error = refused(Refused(SENTENCE, status=403))
+    error = refusal(Refused(SENTENCE, status=403))
     assert isinstance(error, web.HTTPError)
     assert error.status_code == 403
     assert format_exception(error, only_jupyterhub=True) == (SENTENCE, None)
@@ -129,7 +129,7 @@ def test_a_refusal_is_read_by_the_user_as_it_was_written() -> None:
 
 @pytest.mark.skipif(jupyterhub.version_info < (6,), reason="JupyterHub 5 has no such exception")
 def test_a_refusal_is_counted_by_its_reason_and_logged_without_a_traceback() -> None:
-    error = refused(Refused(SENTENCE, "no_gpu", 503))
+    error = refusal(Refused(SENTENCE, "no_gpu", 503))
     assert isinstance(error, jupyterhub.spawner.SpawnException)
     assert error.reason == "no_gpu"
 
@@ -152,14 +152,14 @@ def test_a_failure_is_read_by_the_user_as_it_was_written() -> None:
     ],
 )
 def test_a_server_that_died_is_told_with_its_exit_code(code: int | None, sentence: str) -> None:
-    error = died(code, [])
+    error = container_died(code, [])
     assert isinstance(error, web.HTTPError)
     assert error.status_code == 500
     assert format_exception(error, only_jupyterhub=True) == (sentence, None)
 
 
 def with_lines(lines: list[str]) -> list[Any]:
-    return [died(1, lines), StartTimeout(120, lines)]
+    return [container_died(1, lines), StartTimeout(120, lines)]
 
 
 @pytest.mark.parametrize("error", with_lines(["Traceback:", "  bad <config> & %s"]))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import gpuspawner
 from gpuspawner.choices.forecast import Forecast
-from gpuspawner.choices.form import granted, render
-from gpuspawner.choices.limits import Limits, without
+from gpuspawner.choices.form import granted_phrase, render
+from gpuspawner.choices.limits import Limits, without_absent_versions
 from gpuspawner.choices.options import Choice, from_fields, parse, request
 from gpuspawner.gpus.model import GPU, Holder, Request
 from gpuspawner.i18n.phrases import clock_time
@@ -535,16 +535,18 @@ def test_a_form_that_is_sent_as_it_is_is_granted(
     ],
 )
 def test_what_was_set_aside_is_said_by_model_and_number(gpus: list[GPU], sentence: str) -> None:
-    assert granted(gpus) == sentence
+    assert granted_phrase(gpus) == sentence
 
 
 def test_a_version_that_is_not_on_the_machine_cannot_be_picked_and_another_is_preselected() -> None:
-    soup = page(without(LIMITS, {"torch"}), image="torch")
+    soup = page(without_absent_versions(LIMITS, {"torch"}), image="torch")
     assert values(soup, "image") == ["torch", "next"]
     assert usable(soup, "image") == ["next"]
     assert checked(soup, "image") == ["next"]
     assert "isn't on this machine yet" in description(soup, "image", "torch")
-    both = page(without(LIMITS, {"torch", "next"}))  # then there is nothing to fall back on
+    both = page(
+        without_absent_versions(LIMITS, {"torch", "next"})
+    )  # then there is nothing to fall back on
     assert usable(both, "image") == []
 
 

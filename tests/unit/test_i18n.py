@@ -26,7 +26,7 @@ from babel.messages.catalog import Message
 from bs4 import BeautifulSoup
 
 import gpuspawner
-from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, marks_of
+from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, parse_marks
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice
 from gpuspawner.dashboard.facts import status
@@ -533,7 +533,7 @@ def test_nothing_on_the_form_is_left_in_english(state: str, gpus: int) -> None:
 
 def test_nothing_on_the_dashboard_is_left_in_english() -> None:
     ada, ben = Holder("ada"), Holder("ben", "second")
-    marks = marks_of([{"Labels": {LABEL: "GPU-2", LABEL_WHY: "fan", LABEL_BY: "boss"}}])
+    marks = parse_marks([{"Labels": {LABEL: "GPU-2", LABEL_WHY: "fan", LABEL_BY: "boss"}}])
     seen = board.picture(
         board.gpu(0, ada, until=4e9),
         board.gpu(1, ben),

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuspawner.backends import leftovers as leftovers_module
-from gpuspawner.backends.docker.backend import record_of, remove
+from gpuspawner.backends.docker.backend import remove, server_record
 from gpuspawner.backends.launch import launch
 from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
 from gpuspawner.errors import Refused, StartAgain, Unknown
@@ -292,7 +292,7 @@ class Server:
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         return self.hub.backend.remove
 
-    def will_start_again(self, reason: StartAgain) -> None:
+    def on_retry(self, reason: StartAgain) -> None:
         """Each try is as good as the last."""
 
 
@@ -309,7 +309,7 @@ class ListBackend:
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
 
     async def list(self) -> list[ServerRecord]:
-        found = [record_of(each) for each in await self._call("list_containers")]
+        found = [server_record(each) for each in await self._call("list_containers")]
         self._reaper.reap(found)
         return found
 
@@ -355,7 +355,7 @@ class Hub:
     async def stop(self, container: dict[str, Any]) -> None:
         self.stopped.add(container["Id"])
         self.leftovers.remove_later(container["Name"], self.backend.remove, container["Id"])
-        await self.leftovers.cleared(container["Name"])
+        await self.leftovers.wait_until_cleared(container["Name"])
 
     def starting(self) -> list[Server]:
         return [server for server in self.servers if server.task and not server.task.done()]
@@ -747,7 +747,7 @@ def test_who_starts_again_is_told_if_the_last_try_cannot_be_tidied_up(machine: M
     creating = advance(machine, "create_container")
     first.task.cancel()
     second = start(hub)
-    machine.loop.now += leftovers_module.PATIENCE_SECONDS + 1
+    machine.loop.now += leftovers_module.CLEAR_TIMEOUT_SECONDS + 1
     machine.loop.settle()
     assert machine.calls == [creating]
     with pytest.raises(Refused, match="isn't tidied up yet"):

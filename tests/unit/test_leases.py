@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.backends.docker.backend import record_of
+from gpuspawner.backends.docker.backend import server_record
 from gpuspawner.errors import Contested, Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.leases.labels import (
@@ -45,7 +45,7 @@ HOSTILE = ["../x", "{0}", "{username}", "A", "a", "名前", "a,b", " a ", "a\nb"
 @pytest.mark.parametrize("server", ["", "second", "../y"])
 def test_a_holder_is_read_back_as_it_was_written(user: str, server: str) -> None:
     written = labels_of(Holder(user, server), "torch", ["GPU-1", "GPU-2"])
-    read = lease_of(record_of({"Labels": written, "State": "running"}))
+    read = lease_of(server_record({"Labels": written, "State": "running"}))
     assert read == Lease(Holder(user, server), frozenset({"GPU-1", "GPU-2"}))
 
 
@@ -53,7 +53,7 @@ def test_a_holder_is_read_back_as_it_was_written(user: str, server: str) -> None
 def test_every_lease_is_read_back_as_it_was_written(user: str, server: str, gpus: Any) -> None:
     written = labels_of(Holder(user, server), "torch", sorted(gpus))
     assert all(isinstance(text, str) for text in written.values())
-    assert lease_of(record_of({"Labels": written, "State": "created"})) == Lease(
+    assert lease_of(server_record({"Labels": written, "State": "created"})) == Lease(
         Holder(user, server), gpus
     )
 
@@ -78,11 +78,13 @@ def test_a_container_holds_its_gpus_in_every_state_in_which_it_may_run(
     state: Any, holds: bool
 ) -> None:
     container = {"Labels": labels_of(ANN, "torch", ["GPU-1"]), "State": state}
-    assert lease_of(record_of(container)) == (Lease(ANN, frozenset({"GPU-1"})) if holds else None)
+    assert lease_of(server_record(container)) == (
+        Lease(ANN, frozenset({"GPU-1"})) if holds else None
+    )
 
 
 def test_a_container_that_says_no_state_holds_its_gpus() -> None:
-    assert lease_of(record_of({"Labels": labels_of(ANN, "torch", ["GPU-1"])})) is not None
+    assert lease_of(server_record({"Labels": labels_of(ANN, "torch", ["GPU-1"])})) is not None
 
 
 def test_containers_of_others_hold_nothing() -> None:
@@ -92,18 +94,20 @@ def test_containers_of_others_hold_nothing() -> None:
         {"Labels": {"com.docker.compose.project": "x"}, "State": "running"},
         {"Labels": {LABEL_USER: "ann"}, "State": "running"},
     ]
-    assert leases_of(map(record_of, others)) == []
+    assert leases_of(map(server_record, others)) == []
 
 
 def test_a_label_written_by_hand_is_understood() -> None:
     container = {"Labels": {LABEL_GPUS: " GPU-1, GPU-2,,"}, "State": "running"}
-    assert lease_of(record_of(container)) == Lease(Holder("?"), frozenset({"GPU-1", "GPU-2"}))
+    assert lease_of(server_record(container)) == Lease(Holder("?"), frozenset({"GPU-1", "GPU-2"}))
 
 
 def test_a_server_without_gpus_is_a_lease_of_none() -> None:
     written = labels_of(ANN, "torch", [])
     assert written[LABEL_GPUS] == ""
-    assert lease_of(record_of({"Labels": written, "State": "running"})) == Lease(ANN, frozenset())
+    assert lease_of(server_record({"Labels": written, "State": "running"})) == Lease(
+        ANN, frozenset()
+    )
 
 
 # A host: its engine and its NVML
@@ -128,7 +132,7 @@ class Host:
     ids: Any = field(default_factory=itertools.count)
 
     async def listing(self) -> list[ServerRecord]:
-        return [record_of(each) for each in await self._read("engine", self.containers)]
+        return [server_record(each) for each in await self._read("engine", self.containers)]
 
     async def nvml(self) -> tuple[Node, ...]:
         return await self._read("nvml", self.nodes)
@@ -650,10 +654,10 @@ def test_another_hub_s_user_of_the_same_name_is_somebody_else() -> None:
         (None, Holder("ada")),
         ("http://there", Holder("ada", "", "http://there")),
     ):
-        lease = lease_of(record_of(container(hub)), "http://here")
+        lease = lease_of(server_record(container(hub)), "http://here")
         assert lease is not None
         assert lease.holder == whose
         assert str(lease.holder) == "ada"
-    lease = lease_of(record_of(container("http://there")))
+    lease = lease_of(server_record(container("http://there")))
     assert lease is not None
     assert lease.holder == Holder("ada")

@@ -12,7 +12,7 @@ from gpuspawner.choices.open_forms import ChangeWatcher, RenderCache
 async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gpuspawner.choices.open_forms.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gpuspawner.choices.open_forms.POLL_SECONDS", 0.01)
     seen, looks = ["free"], 0
 
     async def look() -> str:
@@ -22,9 +22,9 @@ async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_
 
     watch = ChangeWatcher(look)
     with watch.watching(), watch.watching():
-        assert await watch.news(5)  # the first look
-        waiting = [asyncio.ensure_future(watch.news(5)) for _ in range(3)]
-        assert not await watch.news(0.1)
+        assert await watch.wait_for_change(5)  # the first look
+        waiting = [asyncio.ensure_future(watch.wait_for_change(5)) for _ in range(3)]
+        assert not await watch.wait_for_change(0.1)
         assert not any(each.done() for each in waiting)
         seen[0] = "taken"
         assert await asyncio.gather(*waiting) == [True] * 3
@@ -34,7 +34,7 @@ async def test_a_change_is_noticed_once_for_all_and_nobody_looks_after_the_last_
     assert looks == before
     with watch.watching():
         seen[0] = "free"
-        assert await watch.news(5)
+        assert await watch.wait_for_change(5)
 
 
 def test_what_many_are_told_is_made_once_while_nothing_changes() -> None:

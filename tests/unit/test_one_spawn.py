@@ -224,7 +224,7 @@ def test_a_trait_that_is_a_function_is_read_before_there_is_a_hub():
     seen: list[Any] = []
 
     def limit(spawner: Any) -> str:
-        seen.append((spawner._hub_state, spawner._is_made))
+        seen.append((spawner._hub_state, spawner._is_initialised))
         return "1G"
 
     GPUSpawner(config=Config({"DockerSpawner": {"mem_limit": limit}}))

@@ -19,8 +19,8 @@ from gpuspawner.choices.options import (
     gpu_count,
     image_key,
     parse,
-    remembered,
     request,
+    restore_choice,
 )
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Node, Request
@@ -318,7 +318,7 @@ def test_fields_of_a_form_or_a_link_become_options(fields: Any, options: Any) ->
 def test_a_saved_choice_is_remembered_as_far_as_it_still_makes_sense(
     saved: Any, choice: Choice
 ) -> None:
-    assert remembered(saved) == choice
+    assert restore_choice(saved) == choice
 
 
 # What holds whatever is sent.
@@ -374,7 +374,7 @@ def test_whatever_is_sent_is_granted_within_the_limits_or_refused_in_one_sentenc
 
 @given(json_values | options_like)
 def test_whatever_was_saved_the_form_can_be_made(saved: Any) -> None:
-    choice = remembered(saved)
+    choice = restore_choice(saved)
     assert parse(choice.model_dump()) == choice
 
 

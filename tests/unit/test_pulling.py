@@ -19,7 +19,14 @@ import urllib3.exceptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.backends.docker.pull import Progress, PullFailed, Pulls, Teller, split, why
+from gpuspawner.backends.docker.pull import (
+    Progress,
+    ProgressFilter,
+    PullFailed,
+    Pulls,
+    explain_pull_failure,
+    split,
+)
 
 RECORDED = Path(__file__).parent / "recorded"
 Event = Mapping[str, Any]
@@ -36,10 +43,10 @@ def recorded(name: str) -> list[dict[str, Any]]:
 
 def told(events: list[Any], seconds: float = 0.1) -> list[tuple[float, str]]:
     """Return what is told of a pull whose events come so many seconds apart."""
-    progress, teller, all_told = Progress(), Teller(), []
+    progress, teller, all_told = Progress(), ProgressFilter(), []
     for number, event in enumerate(events):
         progress = progress.after(event)
-        if new := teller.tell(progress, number * seconds):
+        if new := teller.next_report(progress, number * seconds):
             all_told.append(new)
     return all_told
 
@@ -319,13 +326,15 @@ IMAGE = "10.0.0.9:5000/lab/torch:2.7"
 )
 def test_a_failed_pull_says_why(said: str, meaning: str) -> None:
     error = docker.errors.APIError(said)
-    assert why(IMAGE, error) == f"The image {IMAGE} can't be had: {meaning}."
+    assert explain_pull_failure(IMAGE, error) == f"The image {IMAGE} can't be had: {meaning}."
 
 
 def test_the_words_of_an_images_name_are_no_reasons() -> None:
     image = "10.0.0.9:5000/lab/certificate-denied:1"
     said = f'failed to resolve reference "{image}": failed to do request: connection refused'
-    assert why(image, docker.errors.APIError(said)).endswith(f"{UNREACHABLE.format(HERE)}.")
+    assert explain_pull_failure(image, docker.errors.APIError(said)).endswith(
+        f"{UNREACHABLE.format(HERE)}."
+    )
 
 
 def test_docker_hub_does_not_say_whether_there_is_such_an_image() -> None:
@@ -333,7 +342,7 @@ def test_docker_hub_does_not_say_whether_there_is_such_an_image() -> None:
         "pull access denied for lab/torch, repository does not exist or may require "
         "'docker login': denied: requested access to the resource is denied"
     )
-    assert why("lab/torch", docker.errors.APIError(said)) == (
+    assert explain_pull_failure("lab/torch", docker.errors.APIError(said)) == (
         f"The image lab/torch can't be had: {HUB} has no such image, or an administrator must log "
         "in there (`docker login`)."
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.backends.docker.readiness import answers
+from gpuspawner.backends.docker.readiness import wait_until_answering
 from gpuspawner.hub.progress import Steps
 
 # How long a server is waited for, where that isn't the point; and how long a test waits for that.
@@ -53,7 +53,7 @@ class Server:
 
     async def answers(self, ended: asyncio.Event | None = None, **changes: Any) -> bool:
         arguments = {"url": self.url, "ip": "127.0.0.1", "port": self.port, "seconds": LONG}
-        waiting = answers(**{**arguments, **changes}, ended=ended or asyncio.Event())
+        waiting = wait_until_answering(**{**arguments, **changes}, ended=ended or asyncio.Event())
         return await asyncio.wait_for(waiting, PATIENCE)
 
 
@@ -176,12 +176,12 @@ async def settle() -> None:
 
 
 async def test_whoever_comes_late_is_told_everything_in_order(steps: Steps, follow: Any) -> None:
-    steps.say(20, "GPUs")
-    steps.say(40, "Container")
+    steps.add(20, "GPUs")
+    steps.add(40, "Container")
     late = follow()
     await settle()
     assert late.seen == [(20, "GPUs"), (40, "Container")]
-    steps.say(70, "Started")
+    steps.add(70, "Started")
     await settle()
     assert late.seen[2:] == [(70, "Started")]
 
@@ -189,22 +189,22 @@ async def test_whoever_comes_late_is_told_everything_in_order(steps: Steps, foll
 async def test_two_pages_of_one_spawn_are_told_the_same(steps: Steps, follow: Any) -> None:
     first = follow()
     await settle()
-    steps.say(20, "GPUs")
+    steps.add(20, "GPUs")
     second = follow()
     await settle()
-    steps.say(40, "Container")
-    steps.say(70, "Started")
+    steps.add(40, "Container")
+    steps.add(70, "Started")
     await settle()
     assert first.seen == second.seen == [(20, "GPUs"), (40, "Container"), (70, "Started")]
 
 
 async def test_a_new_spawn_forgets_the_steps_of_the_last(steps: Steps, follow: Any) -> None:
-    steps.say(20, "the last spawn's")
+    steps.add(20, "the last spawn's")
     early = follow()
     await settle()
     steps.begin()
     await settle()
-    steps.say(20, "GPUs")
+    steps.add(20, "GPUs")
     late = follow()
     await settle()
     assert early.seen == [(20, "the last spawn's"), (20, "GPUs")]
@@ -214,12 +214,12 @@ async def test_a_new_spawn_forgets_the_steps_of_the_last(steps: Steps, follow: A
 async def test_a_new_spawn_is_followed_from_its_beginning_also_when_it_begins_at_once(
     steps: Steps, follow: Any
 ) -> None:
-    steps.say(20, "the last spawn's")
+    steps.add(20, "the last spawn's")
     early = follow()
     await settle()
     steps.begin()
     for percent in (10, 20, 30):
-        steps.say(percent, "new")
+        steps.add(percent, "new")
     await settle()
     assert early.seen == [(20, "the last spawn's"), (10, "new"), (20, "new"), (30, "new")]
 
@@ -228,9 +228,9 @@ async def test_a_step_is_told_also_if_it_comes_while_the_page_is_busy_with_the_l
     steps: Steps,
 ) -> None:
     told = steps.follow()
-    steps.say(20, "GPUs")
+    steps.add(20, "GPUs")
     assert (await anext(told))["progress"] == 20
-    steps.say(40, "Container")
+    steps.add(40, "Container")
     assert (await asyncio.wait_for(anext(told), PATIENCE))["progress"] == 40
 
 
@@ -238,14 +238,14 @@ async def test_a_page_that_changes_what_it_was_told_changes_it_for_nobody_else(
     steps: Steps,
 ) -> None:
     """JupyterHub adds to the events that it is given."""
-    steps.say(20, "GPUs")
+    steps.add(20, "GPUs")
     event = await anext(aiter(steps.follow()))
     event["ready"] = True
     assert "ready" not in await anext(aiter(steps.follow()))
 
 
 async def test_a_step_says_what_it_is_about_and_when_it_was(steps: Steps) -> None:
-    steps.say(15, "You are next", about="queue", place=1)
+    steps.add(15, "You are next", about="queue", place=1)
     (step,) = steps.so_far()
     assert (step["progress"], step["message"]) == (15, "You are next")
     ours = step["gpuspawner"]
@@ -256,19 +256,19 @@ async def test_a_step_says_what_it_is_about_and_when_it_was(steps: Steps) -> Non
 async def test_a_step_about_the_same_takes_the_place_of_the_last_one(
     steps: Steps, follow: Any
 ) -> None:
-    steps.say(5, "Begun")
+    steps.add(5, "Begun")
     early = follow()
     await settle()
     for percent in (10, 20, 30):
-        steps.say(percent, f"{percent} of 30", about="download")
+        steps.add(percent, f"{percent} of 30", about="download")
         await settle()
     late = follow()
     await settle()
     assert early.seen == [(5, "Begun"), (10, "10 of 30"), (20, "20 of 30"), (30, "30 of 30")]
     assert late.seen == [(5, "Begun"), (30, "30 of 30")]
-    steps.say(40, "Container")
-    steps.say(50, "1 of 2", about="another download")
-    steps.say(60, "Started", about="")
+    steps.add(40, "Container")
+    steps.add(50, "1 of 2", about="another download")
+    steps.add(60, "Started", about="")
     await settle()
     assert late.seen[2:] == [(40, "Container"), (50, "1 of 2"), (60, "Started")]
 
@@ -277,11 +277,11 @@ async def test_a_page_that_is_busy_misses_what_has_passed_of_one_thing_and_nothi
     steps: Steps,
 ) -> None:
     told = steps.follow()
-    steps.say(5, "Begun")
+    steps.add(5, "Begun")
     assert (await anext(told))["message"] == "Begun"
     for percent in (10, 20, 30):
-        steps.say(percent, f"{percent} of 30", about="download")
-    steps.say(40, "Container")
+        steps.add(percent, f"{percent} of 30", about="download")
+    steps.add(40, "Container")
     assert (await anext(told))["message"] == "30 of 30"
     assert (await anext(told))["message"] == "Container"
 
@@ -289,9 +289,9 @@ async def test_a_page_that_is_busy_misses_what_has_passed_of_one_thing_and_nothi
 async def test_the_bar_never_goes_back_in_one_spawn(steps: Steps) -> None:
     told = steps.follow()
     for percent in (60, 20, 70):
-        steps.say(percent, "")
-    steps.say(10, "", about="download")
+        steps.add(percent, "")
+    steps.add(10, "", about="download")
     assert [(await anext(told))["progress"] for _ in range(4)] == [60, 60, 70, 70]
     steps.begin()
-    steps.say(10, "")
+    steps.add(10, "")
     assert (await anext(told))["progress"] == 10

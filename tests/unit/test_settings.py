@@ -49,8 +49,8 @@ def test_a_mistake_is_named_with_trait_and_value(trait, value, says):
 
 def test_a_trait_that_one_spawn_replaced_is_put_back():
     one = spawner(image="configured:1")
-    one._choose_image("chosen:1")
-    one._choose_image("chosen:2")
+    one._use_image("chosen:1")
+    one._use_image("chosen:2")
     assert one.image == "chosen:2"
     one.clear_state()
     assert one.image == "configured:1"

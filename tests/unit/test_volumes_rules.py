@@ -13,7 +13,7 @@ from gpuspawner.backends.docker.volumes import (
     check_courses,
     check_home,
     check_template,
-    mounted,
+    user_volumes,
 )
 
 
@@ -134,7 +134,7 @@ HOME = Volume("home-{username}", "/home/jovyan/work", True)
     ],
 )
 def test_everybody_reads_a_course_and_its_instructors_write(groups: Any, writes: bool) -> None:
-    assert mounted(HOME.name, HOME.path, COURSES, groups) == [
+    assert user_volumes(HOME.name, HOME.path, COURSES, groups) == [
         HOME,
         Volume("ml-101", "/home/jovyan/ml", writes),
         Volume("open", "/home/jovyan/open", False),
@@ -142,6 +142,9 @@ def test_everybody_reads_a_course_and_its_instructors_write(groups: Any, writes:
 
 
 def test_without_a_home_volume_there_are_the_courses_and_without_both_nothing() -> None:
-    assert [volume.name for volume in mounted("", "/home/x", COURSES, [])] == ["ml-101", "open"]
-    assert mounted("", "/home/x", {}, ["deans"]) == []
-    assert mounted(HOME.name, HOME.path, {}, []) == [HOME]
+    assert [volume.name for volume in user_volumes("", "/home/x", COURSES, [])] == [
+        "ml-101",
+        "open",
+    ]
+    assert user_volumes("", "/home/x", {}, ["deans"]) == []
+    assert user_volumes(HOME.name, HOME.path, {}, []) == [HOME]

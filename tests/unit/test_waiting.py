@@ -53,7 +53,7 @@ class Engine:
         return name
 
 
-class Endings:
+class EndWatcher:
     """The engine's events: who listens now."""
 
     listening: list[Callable[[], None]]
@@ -72,8 +72,8 @@ class Endings:
             notice()
 
 
-def make(rules: QueueSettings | None = None) -> tuple[Engine, Ledger, Queue, Endings]:
-    engine, endings = Engine(), Endings()
+def make(rules: QueueSettings | None = None) -> tuple[Engine, Ledger, Queue, EndWatcher]:
+    engine, endings = Engine(), EndWatcher()
     ledger = Ledger(engine.list, engine.read)
     return engine, ledger, Queue(ledger, rules or QueueSettings(), endings), endings
 

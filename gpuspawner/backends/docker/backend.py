@@ -20,7 +20,7 @@ from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
 from . import marks, pull
-from .events import Endings
+from .events import EndWatcher
 from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
@@ -32,7 +32,7 @@ REMOVAL_SECONDS = 30
 ENDED_STATES = frozenset({"exited", "dead", "removing"})
 
 
-class LimitRefused(StartAgain):
+class UlimitRefused(StartAgain):
     """The engine may not set a limit so high, and the next try goes without it."""
 
 
@@ -67,7 +67,7 @@ class DockerBackend:
         # A slow stop or pull holds up nobody.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # Names of the limits that this engine may not set.
-        self.refused_limits: set[str] = set()
+        self.refused_ulimits: set[str] = set()
 
     @property
     def client(self) -> Any:
@@ -96,7 +96,7 @@ class DockerBackend:
     async def list(self) -> Sequence[ServerRecord]:
         """Return every container with a lease's labels, of all hubs, ended ones too."""
         found = await self.call("containers", all=True, filters={"label": LABEL_GPUS})
-        servers = [record_of(entry) for entry in found]
+        servers = [server_record(entry) for entry in found]
         self._reaper.reap(servers)
         return servers
 
@@ -112,13 +112,13 @@ class DockerBackend:
         """Remove a container that doesn't run. Not by force: what was started after all stays."""
         await self.call("remove_container", server_id, v=True)
 
-    def watch(self, notice: Callable[[], None]) -> Endings:
+    def watch(self, notice: Callable[[], None]) -> EndWatcher:
         """Return what calls `notice` whenever a container may have ended."""
-        return Endings(self.client, notice)
+        return EndWatcher(self.client, notice)
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
-        return marks.marks_of((await self.call("volumes", filters=marks.FILTER))["Volumes"])
+        return marks.parse_marks((await self.call("volumes", filters=marks.FILTER))["Volumes"])
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True where that can't be told."""
@@ -160,7 +160,7 @@ class DockerBackend:
         return self._default_log_driver
 
 
-def record_of(entry: Mapping[str, Any]) -> ServerRecord:
+def server_record(entry: Mapping[str, Any]) -> ServerRecord:
     """Return an entry of the engine's list of containers as a record."""
     state: ServerState = "running"
     if entry.get("State") == "created":

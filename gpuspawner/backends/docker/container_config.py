@@ -26,7 +26,7 @@ GPU_CAPABILITIES = frozenset(
 ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
 
 
-def refused_limit(error: Exception, ulimits: Iterable[str]) -> str | None:
+def refused_ulimit(error: Exception, ulimits: Iterable[str]) -> str | None:
     """Return which limit the engine may not set, being under a lower one itself; None if it may.
 
     So it is where dockerd lacks CAP_SYS_RESOURCE: in many containers and small virtual machines.
@@ -148,10 +148,10 @@ def granted_uuids(container: Mapping[str, Any]) -> list[str]:
     The device requests are the truth: the variable in its environment is only what was written.
     """
     requests = (container.get("HostConfig") or {}).get("DeviceRequests") or []
-    return [uuid for request in requests if asks_for_gpus(request) for uuid in _ids(request)]
+    return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
 
 
-def _ids(request: Mapping[str, Any]) -> list[str]:
+def _device_ids(request: Mapping[str, Any]) -> list[str]:
     if request.get("Count"):
         return [f"count={request['Count']}"]
     return list(request.get("DeviceIDs") or [])

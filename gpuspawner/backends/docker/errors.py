@@ -19,7 +19,9 @@ UNREACHABLE = (
 def explain(error: BaseException) -> str:
     """Say what an error of the engine means, and what to do, in a sentence or two."""
     if isinstance(error, docker.errors.ImageNotFound):
-        return lazy_gettext("The image isn't on this machine: %(words)s.", words=said(error))
+        return lazy_gettext(
+            "The image isn't on this machine: %(words)s.", words=engine_message(error)
+        )
     if isinstance(error, docker.errors.APIError):
         return _explain_api_error(error)
     if isinstance(error, requests.exceptions.Timeout):
@@ -31,18 +33,18 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def explain_unread(error: BaseException) -> str:
+def explain_read_error(error: BaseException) -> str:
     """Say why the host's state isn't known."""
     return str(error) if isinstance(error, InventoryError) else explain(error)
 
 
 def explain_unknown(error: BaseException) -> str:
     """Say why the host's state isn't known, and what follows from that."""
-    return together(explain_unread(error), lazy_gettext("What can't be read isn't handed out."))
+    return together(explain_read_error(error), lazy_gettext("What can't be read isn't handed out."))
 
 
 def _explain_api_error(error: docker.errors.APIError) -> str:
-    words = said(error)
+    words = engine_message(error)
     if "could not select device driver" in words:
         return lazy_gettext(
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
@@ -58,7 +60,7 @@ def _explain_api_error(error: docker.errors.APIError) -> str:
     return lazy_gettext("The Docker Engine refused: %(words)s.", words=words)
 
 
-def said(error: docker.errors.APIError) -> str:
+def engine_message(error: docker.errors.APIError) -> str:
     """Return the engine's own words, on one line."""
     words = error.explanation or str(error)
     if isinstance(words, bytes):

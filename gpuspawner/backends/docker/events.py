@@ -11,10 +11,10 @@ from typing import Any
 from ...leases.labels import LABEL_GPUS
 
 # Between tries to open the stream while the engine is away.
-PAUSE_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 
-class Endings:
+class EndWatcher:
     """Call back on the event loop whenever a container with a lease ends.
 
     Also each time the stream of events was opened, since what happened before that isn't in it.
@@ -51,7 +51,7 @@ class Endings:
                     if self._stopped.is_set():
                         break
                     self._call(loop)
-            self._stopped.wait(PAUSE_SECONDS)
+            self._stopped.wait(RETRY_SECONDS)
         with suppress(Exception):  # where `end` came between the check and the opening
             self._stream.close()
 

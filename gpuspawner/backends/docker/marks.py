@@ -29,7 +29,7 @@ FILTER = {"label": LABEL}
 Volume = Mapping[str, Any]
 
 
-def marks_of(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]:
+def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]:
     """Read UUID -> mark out of the engine's list of volumes."""
     found = {}
     for volume in volumes or ():
@@ -71,7 +71,7 @@ def put_back(client: Any, uuid: str) -> None:
 def list_marks(client: Any) -> dict[str, OutOfServiceMark]:
     """Read UUID -> mark from the engine. Blocks."""
     listed: Sequence[Volume] | None = client.volumes(filters=FILTER)["Volumes"]
-    return marks_of(listed)
+    return parse_marks(listed)
 
 
 def _name(uuid: str) -> str:

@@ -21,9 +21,9 @@ from ..base import Report
 from . import errors as engine_errors
 
 # Between two looks at a pull: what the engine says several times a second changes nothing for eyes.
-LOOK_SECONDS = 0.3
+REPORT_SECONDS = 0.3
 # What has moved by less than a percent is told again after this time.
-TELL_SECONDS = 10
+REPEAT_SECONDS = 10
 
 # Called with repository and tag, in a thread; yields what the engine says while it pulls.
 Stream = Callable[[str, str], Iterable[Mapping[str, Any]]]
@@ -171,32 +171,32 @@ def size_of(size: int) -> str:
     return f"{size / unit:.1f} {name}"
 
 
-class Teller:
+class ProgressFilter:
     """What of a pull's progress is worth telling: not each word of the engine, and none twice."""
 
     def __init__(self) -> None:
-        self.told: tuple[float, str] | None = None
+        self.last_report: tuple[float, str] | None = None
         self._step = (0, -1)
         self._mark: Any = None
         self._when = 0.0
 
-    def tell(self, progress: Progress, now: float) -> tuple[float, str] | None:
+    def next_report(self, progress: Progress, now: float) -> tuple[float, str] | None:
         """Return (fraction, words) if there is something new; no number ever goes back.
 
         Args:
             now: seconds of any clock.
         """
-        words, before = progress.words(), self.told or (0.0, "")
+        words, before = progress.words(), self.last_report or (0.0, "")
         fraction = max(before[0], progress.fraction)
         # What kind of sentence it is, and the percent of the whole.
         mark = (words[:8], progress.total is None, progress.retrying, int(100 * fraction))
-        soon = mark == self._mark and now - self._when < TELL_SECONDS
+        soon = mark == self._mark and now - self._when < REPEAT_SECONDS
         # An engine that names a layer late makes the rest larger than it was.
         if words in ("", before[1]) or soon or progress.step < self._step:
             return None
         self._step, self._mark, self._when = progress.step, mark, now
-        self.told = (fraction, words)
-        return self.told
+        self.last_report = (fraction, words)
+        return self.last_report
 
 
 def split(reference: str) -> tuple[str, str]:
@@ -262,8 +262,8 @@ class Pulls:
         report(
             0.0, lazy_gettext("Getting the image %(image)s. This can take minutes.", image=image)
         )
-        if pull.teller.told:
-            report(*pull.teller.told)
+        if pull.progress_filter.last_report:
+            report(*pull.progress_filter.last_report)
         pull.reports.append(report)
         try:
             # It isn't the waiter's to cancel.
@@ -272,7 +272,7 @@ class Pulls:
             pull.reports.remove(report)
         error = pull.done.result()
         if error is not None:
-            raise PullFailed(why(image, error), str(error)) from error
+            raise PullFailed(explain_pull_failure(image, error), str(error)) from error
 
 
 class _Pull:
@@ -285,10 +285,10 @@ class _Pull:
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[Exception | None] = self._loop.create_future()
         self.reports: list[Report] = []
-        self.teller = Teller()
+        self.progress_filter = ProgressFilter()
         self._progress = Progress()
         # Whether the event loop will look at the progress soon.
-        self._looking = False
+        self._is_report_due = False
         threading.Thread(target=self._read, args=[stream], name="pull", daemon=True).start()
 
     def _read(self, stream: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
@@ -299,9 +299,11 @@ class _Pull:
                     detail = event.get("errorDetail") or {}
                     raise docker.errors.APIError(detail.get("message") or event["error"])
                 self._progress = self._progress.after(event)
-                if not self._looking:
-                    self._looking = True
-                    self._loop.call_soon_threadsafe(self._loop.call_later, LOOK_SECONDS, self._look)
+                if not self._is_report_due:
+                    self._is_report_due = True
+                    self._loop.call_soon_threadsafe(
+                        self._loop.call_later, REPORT_SECONDS, self._report
+                    )
         except urllib3.exceptions.HTTPError as broken:
             error = ConnectionError(str(broken))
         except Exception as failed:
@@ -309,9 +311,13 @@ class _Pull:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._finish, error)
 
-    def _look(self) -> None:
-        self._looking = False  # before the look, so that what comes after it is looked at again
-        if not self.done.done() and (told := self.teller.tell(self._progress, self._loop.time())):
+    def _report(self) -> None:
+        self._is_report_due = (
+            False  # before the look, so that what comes after it is looked at again
+        )
+        if not self.done.done() and (
+            told := self.progress_filter.next_report(self._progress, self._loop.time())
+        ):
             for report in self.reports:
                 report(*told)
 
@@ -370,11 +376,11 @@ REASONS = (
 )
 
 
-def why(image: str, error: Exception) -> str:
+def explain_pull_failure(image: str, error: Exception) -> str:
     """Return why a pull failed, in a sentence for the user."""
     if not isinstance(error, docker.errors.APIError):
         return engine_errors.explain(error)
-    said, repository = engine_errors.said(error), split(image)[0]
+    said, repository = engine_errors.engine_message(error), split(image)[0]
     registry, name = lazy_gettext("the registry"), repository
     with suppress(docker.errors.DockerException):
         host, name = docker.auth.resolve_repository_name(repository)

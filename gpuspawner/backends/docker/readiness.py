@@ -86,7 +86,9 @@ def exit_code(client: Any, container_id: str) -> int | None:
     return None
 
 
-async def answers(url: str, ip: str, port: int, ended: asyncio.Event, seconds: float) -> bool:
+async def wait_until_answering(
+    url: str, ip: str, port: int, ended: asyncio.Event, seconds: float
+) -> bool:
     """Wait until a server answers over HTTP; False if it ended first or time ran out.
 
     Args:

@@ -83,7 +83,7 @@ class DockerTraits(GPUTraits):
 
     def mounted_volumes(self) -> list[volumes.Volume]:
         """Return the user's own volume and their courses', by the names they have in the engine."""
-        templates = volumes.mounted(
+        templates = volumes.user_volumes(
             self.home_volume, self.home_path, self.course_volumes, sorted(self.groups)
         )
         return [

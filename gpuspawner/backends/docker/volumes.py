@@ -89,7 +89,7 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return checked
 
 
-def mounted(
+def user_volumes(
     home: str, home_path: str, courses: Mapping[str, Mapping[str, Any]], groups: Collection[str]
 ) -> list[Volume]:
     """Return the volumes that a user gets.
@@ -108,9 +108,9 @@ def mounted(
 
 
 # Begins what is said of a volume whose age is known.
-KNOWN = "created "
+CREATED_PREFIX = "created "
 # After this an owner is looked at again: somebody may have restored a backup into the volume.
-LOOK_AGAIN_SECONDS = 3600.0
+RECHECK_SECONDS = 3600.0
 
 
 class VolumeOwners:
@@ -129,18 +129,18 @@ class VolumeOwners:
     def __init__(self, client: Callable[[], Any]) -> None:
         self._client = client
         # (image id, user) -> (uid, gid) of a container of both; None where it can't be told.
-        self._ids: dict[tuple[str, str], tuple[int, int] | None] = {}
+        self._user_ids: dict[tuple[str, str], tuple[int, int] | None] = {}
         # (image id, folder, uid) where a new volume gets the right owner from the image's folder.
         self._right_from_start: set[tuple[str, str, int]] = set()
         # Volume -> when it was created, by the engine's words, the uid that it belongs to, and when
         # that was seen, by the monotonic clock.
         self._owned: dict[str, tuple[str, int, float]] = {}
 
-    def new_ones(self, volumes: Collection[Volume]) -> frozenset[str]:
+    def missing_volumes(self, volumes: Collection[Volume]) -> frozenset[str]:
         """Return the names of the volumes that the engine doesn't have yet."""
         return frozenset(each.name for each in volumes if not self._created(each.name))
 
-    def give_to_user(
+    def chown_to_user(
         self,
         container: Mapping[str, Any],
         volumes: Collection[Volume],
@@ -164,9 +164,9 @@ class VolumeOwners:
         if not wanted:
             return
         image, user = container["Image"], container["Config"].get("User") or ""
-        if (image, user) not in self._ids:
-            self._ids[image, user] = _ids(self._client(), container["Id"], user)
-        ids = self._ids[image, user]
+        if (image, user) not in self._user_ids:
+            self._user_ids[image, user] = _user_ids(self._client(), container["Id"], user)
+        ids = self._user_ids[image, user]
         if ids is None or ids[0] == 0:
             return
         for volume in wanted:
@@ -174,17 +174,17 @@ class VolumeOwners:
             known, uid, seen_at = self._owned.get(volume.name, ("", -1, 0.0))
             right = (image, volume.path, ids[0])
             if volume.name in new:
-                if right not in self._right_from_start and self._give(container, volume, ids):
+                if right not in self._right_from_start and self._chown(container, volume, ids):
                     self._right_from_start.add(right)
-            elif (known, uid) == (created, ids[0]) and now - seen_at < LOOK_AGAIN_SECONDS:
+            elif (known, uid) == (created, ids[0]) and now - seen_at < RECHECK_SECONDS:
                 continue
             else:
-                self._give(container, volume, ids)
+                self._chown(container, volume, ids)
             self._owned.pop(volume.name, None)
-            if created.startswith(KNOWN):
+            if created.startswith(CREATED_PREFIX):
                 self._owned[volume.name] = (created, ids[0], now)
 
-    def _give(self, container: Mapping[str, Any], volume: Volume, ids: tuple[int, int]) -> bool:
+    def _chown(self, container: Mapping[str, Any], volume: Volume, ids: tuple[int, int]) -> bool:
         """Give one volume to a user if it is root's; return whether it was the user's already."""
         client = self._client()
         entry = _first_entry(client, container["Id"], volume.path)
@@ -203,10 +203,10 @@ class VolumeOwners:
             return ""
         # What other drivers say is often the same for every volume.
         known = found.get("Driver") == "local" and found.get("CreatedAt")
-        return f"{KNOWN}{found['CreatedAt']}" if known else "unknown"
+        return f"{CREATED_PREFIX}{found['CreatedAt']}" if known else "unknown"
 
 
-def _ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:
+def _user_ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:
     """Return (uid, gid) of a container's user, read from its own /etc/passwd if it is a name."""
     name, _, group = user.partition(":")
     if name.isdigit():
