@@ -35,7 +35,7 @@ from .hub import compat, http_errors, metrics
 from .hub.progress import Steps
 from .hub.state import HubState, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
-from .i18n.lazy_text import lazy_gettext, together
+from .i18n.lazy_text import join_sentences, lazy_gettext
 from .i18n.phrases import ordinal
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
@@ -276,7 +276,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             return await check_choice(raw, self.applicant(), self.ledger, self.hub_state.queue)
         except Unknown as error:
             hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
-            raise Unknown(together(str(error), hint)) from error
+            raise Unknown(join_sentences(str(error), hint)) from error
 
     def refusal(self, error: Refused | Unknown) -> web.HTTPError:
         """Return what refuses a request, in the language of who made it."""

@@ -52,7 +52,7 @@ class Actions:
         answer = await self._ask(person, "extend", user, server, hours=hours)
         return float(answer["until"])
 
-    async def here(self, person: Person, user: str, server: str) -> None:
+    async def keep_alive(self, person: Person, user: str, server: str) -> None:
         """Take the user's word that idle GPUs aren't forgotten."""
         await self._ask(person, "here", user, server)
 
@@ -126,12 +126,12 @@ class Actions:
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
             raise Refused(lazy_gettext("Only an administrator can do that."), status=403)
-        picture = await self.monitor.picture()
+        snapshot = await self.monitor.snapshot()
         # One that was taken out and then removed from the machine can still be put back.
-        if uuid not in {gpu.uuid for gpu in picture.gpus} | set(picture.marks):
+        if uuid not in {gpu.uuid for gpu in snapshot.gpus} | set(snapshot.marks):
             raise Refused(
                 lazy_gettext("No machine here has such a GPU.")
-                if len(picture.nodes) > 1
+                if len(snapshot.nodes) > 1
                 else lazy_gettext("This machine has no such GPU."),
                 status=404,
             )

@@ -19,7 +19,7 @@ from tornado.httpserver import HTTPServer
 
 from . import handlers
 from .actions import Actions
-from .monitor import Host, Monitor
+from .monitor import HostReader, Monitor
 
 # How long the process of a hub that was killed may still have the port.
 PORT_SECONDS = 60
@@ -78,7 +78,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     """
     auth = HubOAuth.instance()
     api = environment.get("JUPYTERHUB_API_URL", "")
-    monitor = Monitor(Host(arguments.socket, api).look)
+    monitor = Monitor(HostReader(arguments.socket, api).read)
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
     shared: dict[str, Any] = {
         "monitor": monitor,
@@ -107,7 +107,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
     server = HTTPServer(
         application(arguments, dict(os.environ)),
         xheaders=True,
-        max_body_size=handlers.LONGEST_BODY,
+        max_body_size=handlers.MAX_BODY_BYTES,
     )
     where = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     await _listen(server, where.port or 80, where.hostname or "127.0.0.1")

@@ -15,7 +15,7 @@ from typing import Any
 from ..gpus.model import GPU, Holder, Node
 from ..gpus.out_of_service import OutOfServiceMark
 from .history import SECONDS_PER_POINT
-from .monitor import Picture
+from .monitor import Snapshot
 
 
 @dataclass(frozen=True)
@@ -41,35 +41,35 @@ class Person:
         return self.sees_names or self.is_user(name)
 
 
-def status(picture: Picture, person: Person, *, history: bool = True) -> dict[str, Any]:
+def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[str, Any]:
     """Return everything, as a value for JSON; `api/openapi.yaml` says what is what."""
     now = time.time()
-    leases = list(picture.hub["leases"]) if picture.hub else _leases_by_label(picture)
+    leases = list(snapshot.hub["leases"]) if snapshot.hub else _leases_by_label(snapshot)
     ends = {uuid: each["until"] for each in leases for uuid in each["gpus"]}
     # With one node this is all that there is to say of it.
-    first = next((node for node in picture.nodes if node.driver), Node())
+    first = next((node for node in snapshot.nodes if node.driver), Node())
     return {
-        "now": moment(now),
-        "read_at": moment(picture.at),
-        "known": picture.is_known(now),
-        "trouble": picture.trouble,
+        "now": iso_time(now),
+        "read_at": iso_time(snapshot.at),
+        "known": snapshot.is_known(now),
+        "trouble": snapshot.trouble,
         "driver": first.driver,
         "cuda": first.cuda,
         "nodes": [
-            {"name": node.name, "driver": node.driver, "cuda": node.cuda} for node in picture.nodes
+            {"name": node.name, "driver": node.driver, "cuda": node.cuda} for node in snapshot.nodes
         ],
         "you": {
             "user": person.name,
             "administrator": person.administrator,
             "sees_names": person.sees_names,
         },
-        "gpus": [_gpu(gpu, picture, person, ends, now, history) for gpu in picture.gpus],
+        "gpus": [_gpu(gpu, snapshot, person, ends, now, history) for gpu in snapshot.gpus],
         "servers": [_server(each) for each in leases if person.sees(each["user"])],
-        "queue": _queue(picture, person),
+        "queue": _queue(snapshot, person),
     }
 
 
-def moment(seconds: float | None) -> str | None:
+def iso_time(seconds: float | None) -> str | None:
     """Return seconds since the epoch as ISO 8601 in UTC."""
     if seconds is None:
         return None
@@ -78,14 +78,14 @@ def moment(seconds: float | None) -> str | None:
 
 def _gpu(
     gpu: GPU,
-    picture: Picture,
+    snapshot: Snapshot,
     person: Person,
     ends: Mapping[str, float | None],
     now: float,
     history: bool,
 ) -> dict[str, Any]:
-    known = picture.is_known(now)
-    held_here = gpu.uuid in picture.ours
+    known = snapshot.is_known(now)
+    held_here = gpu.uuid in snapshot.ours
     until = ends.get(gpu.uuid or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
     facts = {
@@ -103,11 +103,11 @@ def _gpu(
         "yours": bool(holder and held_here and person.is_user(holder.user)),
         "holder": _holder(holder) if holder and _may_see(holder, held_here, person) else None,
         "other_hub": bool(holder and not held_here),
-        "until": moment(until) if holder else None,
-        "out_of_service": _mark(picture.marks.get(gpu.uuid or ""), person),
+        "until": iso_time(until) if holder else None,
+        "out_of_service": _mark(snapshot.marks.get(gpu.uuid or ""), person),
     }
     if history:
-        use, memory = picture.history.points(gpu, now)
+        use, memory = snapshot.history.points(gpu, now)
         facts["history"] = {
             "seconds_per_point": SECONDS_PER_POINT,
             "utilization_percent": use,
@@ -129,12 +129,12 @@ def _mark(mark: OutOfServiceMark | None, person: Person) -> dict[str, Any] | Non
     if mark is None:
         return None
     by = mark.by if person.sees(mark.by) else None
-    return {"why": mark.why, "since": moment(mark.since), "by": by}
+    return {"why": mark.why, "since": iso_time(mark.since), "by": by}
 
 
-def _leases_by_label(picture: Picture) -> list[dict[str, Any]]:
+def _leases_by_label(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return this hub's servers as far as the engine knows them, while the hub says nothing."""
-    held = [gpu for gpu in picture.gpus if gpu.uuid in picture.ours and gpu.holder]
+    held = [gpu for gpu in snapshot.gpus if gpu.uuid in snapshot.ours and gpu.holder]
     return [
         {
             **_holder(holder),
@@ -154,17 +154,17 @@ def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
         "user": lease["user"],
         "server": lease["server"],
         "gpus": lease["gpus"],
-        "until": moment(lease["until"]),
+        "until": iso_time(lease["until"]),
         "hours": lease.get("hours"),
         "hour_limit": lease.get("hour_limit"),
         "warned": bool(lease.get("warned")),
-        "idle_since": moment(lease.get("idle_since")),
-        "idle_until": moment(lease.get("idle_until")),
+        "idle_since": iso_time(lease.get("idle_since")),
+        "idle_until": iso_time(lease.get("idle_until")),
     }
 
 
-def _queue(picture: Picture, person: Person) -> dict[str, Any]:
-    if picture.hub is None:
+def _queue(snapshot: Snapshot, person: Person) -> dict[str, Any]:
+    if snapshot.hub is None:
         return {"known": False, "order": None, "waiting": []}
     waiting = [
         {
@@ -175,9 +175,9 @@ def _queue(picture: Picture, person: Person) -> dict[str, Any]:
             else None,
             "gpus": entry["gpus"],
             "model": entry["model"],
-            "since": moment(entry["since"]),
-            "expected": moment(entry["start"]),
+            "since": iso_time(entry["since"]),
+            "expected": iso_time(entry["start"]),
         }
-        for entry in picture.hub["queue"]
+        for entry in snapshot.hub["queue"]
     ]
-    return {"known": True, "order": picture.hub["order"], "waiting": waiting}
+    return {"known": True, "order": snapshot.hub["order"], "waiting": waiting}

@@ -16,13 +16,13 @@ from ..i18n.languages import Language, language_for
 from ..i18n.lazy_text import lazy_gettext
 from . import pages
 from .actions import Actions
-from .facts import Person, moment, status
+from .facts import Person, iso_time, status
 from .monitor import PERIOD_SECONDS, Monitor
 
 FOLDER = Path(__file__).parent
 # The scope on everybody that makes an administrator here; a user's own is "…!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
-LONGEST_BODY = 64 * 1024
+MAX_BODY_BYTES = 64 * 1024
 
 
 class Handler(HubOAuthenticated, web.RequestHandler):
@@ -103,10 +103,10 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         """Say what went wrong, on a page of its own."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(self.page("error.html", {}, status=status_code, detail=_words(error)))
+        self.finish(self.page("error.html", {}, status=status_code, detail=_error_message(error)))
 
 
-def _words(error: Any) -> str:
+def _error_message(error: Any) -> str:
     # Tornado keeps them as a format, for its log.
     words = getattr(error, "log_message", None)
     return str(words) % error.args if words else ""
@@ -118,7 +118,7 @@ class Page(Handler):
     @web.authenticated
     async def get(self) -> None:
         """Show it."""
-        facts = status(await self.monitor.picture(), self.person)
+        facts = status(await self.monitor.snapshot(), self.person)
         said = self.get_secure_cookie("said", max_age_days=1)
         if said:
             self.clear_cookie("said", path=self.hub_auth.base_url)
@@ -130,12 +130,12 @@ class Page(Handler):
         """Do what a form asks for, and show the page again with what came of it."""
         try:
             done = await self._do(self.get_body_argument("do", ""))
-            self._say("done", self.language.say(done))
+            self._keep_message("done", self.language.say(done))
         except Refused as refusal:
-            self._say("refused", self.language.say(str(refusal)))
+            self._keep_message("refused", self.language.say(str(refusal)))
         self.redirect(self.hub_auth.base_url, status=303)
 
-    def _say(self, how: str, words: str) -> None:
+    def _keep_message(self, how: str, words: str) -> None:
         # Kept in the browser, signed: the next page may be another process's.
         self.set_secure_cookie(
             "said", f"{how}:{words}"[:1000], path=self.hub_auth.base_url, expires_days=None,
@@ -149,7 +149,7 @@ class Page(Handler):
             await self.actions.extend(self.person, user, server)
             return lazy_gettext("The server has more time.")
         if what == "here":
-            await self.actions.here(self.person, user, server)
+            await self.actions.keep_alive(self.person, user, server)
             return lazy_gettext("The server's GPUs stay yours.")
         if what == "stop":
             await self.actions.stop(self.token, user, server)
@@ -168,14 +168,14 @@ class Page(Handler):
         raise Refused(lazy_gettext("That can't be done here."))
 
 
-class Live(Handler):
+class LivePart(Handler):
     """The part of the page that changes, for the script."""
 
     async def get(self) -> None:
         """Send it."""
         if not self.current_user:
             raise web.HTTPError(403)
-        facts = status(await self.monitor.picture(), self.person)
+        facts = status(await self.monitor.snapshot(), self.person)
         self.finish(self.page("live.html", facts, xsrf=self.xsrf))
 
 
@@ -191,7 +191,7 @@ class API(Handler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Say what went wrong, as the hub's own API does."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        self.finish({"status": status_code, "message": _words(error) or self._reason})
+        self.finish({"status": status_code, "message": _error_message(error) or self._reason})
 
     async def answer(self, work: Awaitable[Any]) -> Any:
         """Return what some work returns, its refusal as an answer."""
@@ -217,7 +217,7 @@ class Status(API):
     async def get(self) -> None:
         """Answer."""
         history = self.get_query_argument("history", "true") != "false"
-        self.finish(status(await self.monitor.picture(), self.person, history=history))
+        self.finish(status(await self.monitor.snapshot(), self.person, history=history))
 
 
 class Server(API):
@@ -238,15 +238,15 @@ class Extend(API):
         if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
             raise web.HTTPError(400, "hours must be a number.")
         work = self.actions.extend(self.person, user, server or "", hours)
-        self.finish({"until": moment(await self.answer(work))})
+        self.finish({"until": iso_time(await self.answer(work))})
 
 
-class Here(API):
+class KeepAlive(API):
     """A user's word that a server with idle GPUs isn't forgotten."""
 
     async def post(self, user: str, server: str | None = None) -> None:
         """Take it."""
-        await self.answer(self.actions.here(self.person, user, server or ""))
+        await self.answer(self.actions.keep_alive(self.person, user, server or ""))
         self.set_status(204)
 
 
@@ -290,12 +290,12 @@ def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
     server = r"api/users/([^/]+)/server(?:s/([^/]+))?"
     handlers: list[tuple[str, Callable[..., Any]]] = [
         ("", Page),
-        ("live", Live),
+        ("live", LivePart),
         ("api/status", Status),
         ("api/openapi.yaml", Description),
         (server, Server),
         (f"{server}/extend", Extend),
-        (f"{server}/here", Here),
+        (f"{server}/here", KeepAlive),
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
     ]
     return [

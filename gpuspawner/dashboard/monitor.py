@@ -26,18 +26,18 @@ from .history import History
 
 PERIOD_SECONDS = 2.0
 # How long nobody must have looked for the readings to end.
-REST_SECONDS = 30.0
+IDLE_SECONDS = 30.0
 # A reading older than this says nothing about now.
 STALE_SECONDS = 15.0
 # How long a page waits for a first reading, and for a new one where there is an old one to show.
-PATIENCE_SECONDS = 12.0
-OLD_PATIENCE_SECONDS = 1.0
+FIRST_READING_SECONDS = 12.0
+NEXT_READING_SECONDS = 1.0
 NVML_SECONDS = 10.0
 ENGINE_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Picture:
+class Snapshot:
     """What was read last.
 
     Args:
@@ -72,7 +72,7 @@ class Picture:
         return not self.trouble and self.at is not None and abs(now - self.at) <= STALE_SECONDS
 
 
-class Host:
+class HostReader:
     """Reads one host and one hub.
 
     Args:
@@ -86,20 +86,20 @@ class Host:
         self._client: docker.APIClient | None = None
         self._servers: Sequence[ServerRecord] = ()
         self._settings: Mapping[str, Any] = {}
-        self._read_as({})
+        self._configure_reader({})
 
-    def _read_as(self, settings: Mapping[str, Any]) -> None:
+    def _configure_reader(self, settings: Mapping[str, Any]) -> None:
         """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
         self._settings = settings
         self._reader = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
         self._ledger = Ledger(self._list_servers, self._reader, engine_errors.explain_read_error)
 
-    async def look(self, last: Picture) -> Picture:
+    async def read(self, last: Snapshot) -> Snapshot:
         """Return what there is now; where it can't be read, what was last, and why."""
         now, began = time.time(), time.monotonic()
         hub, hub_trouble = await self._ask_hub()
         if hub and hub.get("reading", {}) != self._settings:
-            self._read_as(hub.get("reading", {}))
+            self._configure_reader(hub.get("reading", {}))
         tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
         try:
             view = await self._ledger.read()
@@ -155,49 +155,49 @@ class Monitor:
     """Read for as long as somebody looks, and no more often for many than for one.
 
     Args:
-        look: makes a picture of now, from the last one.
+        read: makes a snapshot of now, from the last one.
     """
 
-    def __init__(self, look: Callable[[Picture], Awaitable[Picture]]) -> None:
-        self._look = look
-        self._picture = Picture()
+    def __init__(self, read: Callable[[Snapshot], Awaitable[Snapshot]]) -> None:
+        self._read = read
+        self._snapshot = Snapshot()
         self._wanted_at = 0.0
         self._task: asyncio.Task[None] | None = None
         # Set when the reading under way, or the next one, is there; then another takes its place.
         self._news = asyncio.Event()
 
-    async def picture(self) -> Picture:
+    async def snapshot(self) -> Snapshot:
         """Return the last reading, or the next one where that is too old."""
         loop = asyncio.get_running_loop()
         self._wanted_at = loop.time()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._run())
-        if time.monotonic() - self._picture.tried_at > 2 * PERIOD_SECONDS:
-            first = self._picture.tried_at == -math.inf
-            patience = PATIENCE_SECONDS if first else OLD_PATIENCE_SECONDS
+        if time.monotonic() - self._snapshot.tried_at > 2 * PERIOD_SECONDS:
+            first = self._snapshot.tried_at == -math.inf
+            patience = FIRST_READING_SECONDS if first else NEXT_READING_SECONDS
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), patience)
-        return self._picture
+        return self._snapshot
 
-    async def refresh(self) -> Picture:
+    async def refresh(self) -> Snapshot:
         """Return a reading that began after this call, for who has just changed something."""
-        await self.picture()
-        self._take(await self._look(self._picture))
-        return self._picture
+        await self.snapshot()
+        self._keep_newer(await self._read(self._snapshot))
+        return self._snapshot
 
-    def _take(self, picture: Picture) -> None:
+    def _keep_newer(self, snapshot: Snapshot) -> None:
         # A reading that began earlier may end later.
-        if picture.tried_at >= self._picture.tried_at:
-            self._picture = picture
+        if snapshot.tried_at >= self._snapshot.tried_at:
+            self._snapshot = snapshot
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while loop.time() - self._wanted_at < REST_SECONDS:
+        while loop.time() - self._wanted_at < IDLE_SECONDS:
             try:
-                self._take(await self._look(self._picture))
+                self._keep_newer(await self._read(self._snapshot))
             except Exception as error:  # a page that says so is better than none
                 trouble = f"{type(error).__name__}: {error}"
-                self._picture = replace(self._picture, tried_at=time.monotonic(), trouble=trouble)
+                self._snapshot = replace(self._snapshot, tried_at=time.monotonic(), trouble=trouble)
             news, self._news = self._news, asyncio.Event()
             news.set()
             await asyncio.sleep(PERIOD_SECONDS)

@@ -36,7 +36,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         server_of=servers.of,
         time=_time_in(language),
         gigabytes=gigabytes,
-        lines=lines,
+        lines=line_points,
         gpus_of=servers.gpus,
         several=len(facts.get("nodes", ())) > 1,
         width=WIDTH,
@@ -86,7 +86,7 @@ def gigabytes(mib: int | None) -> str:
     return f"{mib / 1024:.1f}" if 0 < mib < 10 * 1024 else f"{mib / 1024:.0f}"
 
 
-def lines(values: Sequence[int | None], top: float) -> list[str]:
+def line_points(values: Sequence[int | None], top: float) -> list[str]:
     """Return the points of SVG lines; where a value isn't known, a line ends.
 
     Args:

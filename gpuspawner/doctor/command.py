@@ -90,7 +90,7 @@ def _run(context: Context, as_json: bool) -> int:
     report = Report(sys.stdout)
     entries: list[dict[str, str]] = []
     with closing(progress) if not as_json else nullcontext():
-        found = examine(CHECKS, context, progress.say if not as_json else lambda check: None)
+        found = examine(CHECKS, context, progress.show if not as_json else lambda check: None)
         for title, finding in found:
             entries.append(entry(title, finding))
             if not as_json:
@@ -169,7 +169,7 @@ class Progress:
     def __init__(self, out: TextIO) -> None:
         self._out: TextIO | None = out if out.isatty() else None
 
-    def say(self, check: Check) -> None:
+    def show(self, check: Check) -> None:
         """Name the check that is being made, if it takes long."""
         if self._out and check.is_slow:
             self._out.write(f"\r  looking at: {check.title} …\x1b[K")

@@ -13,7 +13,7 @@ from ..errors import Refused, Unknown
 from . import toolkit
 from .engine import is_rootless
 from .findings import Context, Finding
-from .trial import TrialContainer, TrialError, inside
+from .trial import TrialContainer, TrialError, run_trial
 
 NO_IMAGE = Finding("skipped", "no image version is on this machine: see Images")
 
@@ -54,16 +54,16 @@ def with_gpu(context: Context) -> Iterator[Finding]:
         yield NO_IMAGE
         return
     try:
-        yield inside(context, 1, lambda here: _compared(context, here))
+        yield run_trial(context, 1, lambda here: _compare(context, here))
     except Refused as error:
         yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
     except (Unknown, TrialError) as error:
         yield _not_started(context, str(error))
 
 
-def _compared(context: Context, here: TrialContainer) -> Finding:
+def _compare(context: Context, here: TrialContainer) -> Finding:
     wanted = sorted(gpu.uuid for gpu in here.gpus if gpu.uuid)
-    seen, _, said = _seen(here)
+    seen, _, said = _visible_gpus(here)
     (gpu,) = here.gpus
     if seen == wanted:
         return Finding("ok", f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees exactly that")
@@ -82,7 +82,7 @@ def _compared(context: Context, here: TrialContainer) -> Finding:
     return Finding("failure", what, toolkit.CONFIGURE)
 
 
-def _seen(here: TrialContainer) -> tuple[list[str], list[str], str]:
+def _visible_gpus(here: TrialContainer) -> tuple[list[str], list[str], str]:
     """Return the UUIDs and device files that a container sees, and all that was said."""
     _, said = here.run(["sh", "-c", SEE_GPUS, "sh", NVML])
     uuids = re.findall(r"GPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", said)
@@ -111,8 +111,8 @@ def without_gpu(context: Context) -> Iterator[Finding]:
         yield NO_IMAGE
         return
 
-    def look(here: TrialContainer) -> Finding:
-        seen, devices, _ = _seen(here)
+    def examine(here: TrialContainer) -> Finding:
+        seen, devices, _ = _visible_gpus(here)
         if seen or devices:
             what = f"one that was granted no GPU sees {', '.join(seen or devices)}"
             advice = "see c.GPUSpawner.extra_host_config: privileged, devices, runtime"
@@ -122,7 +122,7 @@ def without_gpu(context: Context) -> Iterator[Finding]:
         return Finding("ok", f"one that was granted none sees none{limits}")
 
     try:
-        yield inside(context, 0, look)
+        yield run_trial(context, 0, examine)
     except (Unknown, TrialError) as error:
         yield _not_started(context, str(error))
 
@@ -152,12 +152,12 @@ def hub_address(context: Context) -> Iterator[Finding]:
     try:
         listener = _listen(listens)
     except OSError as error:
-        what = f"the hub can't listen at {_at(listens)}: {error.strerror}"
+        what = f"the hub can't listen at {_address_text(listens)}: {error.strerror}"
         advice = ROOTLESS_LINES if is_rootless(context.engine_info) else HUB_IP_LINE
         yield Finding("failure", what, advice)
         return
     with closing(listener) if listener else nullcontext():
-        yield _reached(context, connects, hub_runs=listener is None)
+        yield _check_reached(context, connects, hub_runs=listener is None)
 
 
 HUB_IP_LINE = (
@@ -171,7 +171,7 @@ ROOTLESS_LINES = (
 )
 
 
-def _at(place: Any) -> str:
+def _address_text(place: Any) -> str:
     return f"{place[0] or '*'}:{place[1]}"
 
 
@@ -197,30 +197,32 @@ def _listen(place: Any) -> socket.socket | None:
     return listener
 
 
-def _reached(context: Context, place: Any, hub_runs: bool) -> Finding:
+def _check_reached(context: Context, place: Any, hub_runs: bool) -> Finding:
     given = context.configuration
     assert given is not None
     network = str(given.spawner.get("network_name") or "bridge")
 
-    def look(here: TrialContainer) -> Finding:
+    def examine(here: TrialContainer) -> Finding:
         host, port = str(place[0]), str(place[1])
         status, said = here.run(["sh", "-c", CONNECT, "sh", host, port])
         if status == 0:
             who = "a hub runs there" if hub_runs else "tried without a hub"
-            return Finding("ok", f"{_at(place)} is reached from the network {network} ({who})")
+            return Finding(
+                "ok", f"{_address_text(place)} is reached from the network {network} ({who})"
+            )
         if status == 99:
             return Finding("note", "the image has neither Python nor bash to try it with")
         last = said.rpartition("\n")[2]
-        what = f"{_at(place)} isn't reached from the network {network}: {last}"
-        return Finding("failure", what, _let_in(context, network, port))
+        what = f"{_address_text(place)} isn't reached from the network {network}: {last}"
+        return Finding("failure", what, _firewall_advice(context, network, port))
 
     try:
-        return inside(context, 0, look, network)
+        return run_trial(context, 0, examine, network)
     except (Unknown, TrialError) as error:
         return _not_started(context, str(error))
 
 
-def _let_in(context: Context, network: str, port: str) -> str:
+def _firewall_advice(context: Context, network: str, port: str) -> str:
     """Return how to let a network's containers through this machine's firewall."""
     assert context.engine is not None
     bridge = "docker0"

@@ -56,11 +56,11 @@ def engine(context: Context) -> Iterator[Finding]:
     # Its socket alone may be in a container's reach, as where the hub runs in one.
     root = Path(str(info.get("DockerRootDir") or "/nowhere"))
     context.engine_is_here = socket_path() is not None and _is_folder(root)
-    yield judge(about)
-    yield from _oddities(info)
+    yield judge_version(about)
+    yield from _warnings(info)
 
 
-def judge(about: Mapping[str, Any]) -> Finding:
+def judge_version(about: Mapping[str, Any]) -> Finding:
     """Return whether an engine's answer to `GET /version` is one to work with."""
     names = [str(part.get("Name", "")) for part in about.get("Components") or []]
     version = str(about.get("Version") or "")
@@ -130,7 +130,7 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def _oddities(info: Mapping[str, Any]) -> Iterator[Finding]:
+def _warnings(info: Mapping[str, Any]) -> Iterator[Finding]:
     """What an engine says of itself that servers will feel."""
     if address().startswith("tcp://") and not os.environ.get("DOCKER_TLS_VERIFY"):
         yield Finding(

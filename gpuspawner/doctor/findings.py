@@ -30,7 +30,7 @@ class Finding:
     blocks: bool | None = None
 
     @property
-    def is_in_the_way(self) -> bool:
+    def blocks_others(self) -> bool:
         """Whether checks that need this one's are skipped."""
         return self.state in ("failure", "skipped") if self.blocks is None else self.blocks
 
@@ -95,7 +95,7 @@ class Check:
     """A check: its title for people, the function that makes it, and the titles that it needs."""
 
     title: str
-    look: Callable[[Context], Iterable[Finding]]
+    run: Callable[[Context], Iterable[Finding]]
     needs: tuple[str, ...] = ()
     # Whether it takes so long that one wants to know what is going on.
     is_slow: bool = False
@@ -117,15 +117,15 @@ def examine(
             yield check.title, Finding("skipped", f"see {cause}")
             continue
         progress(check)
-        for finding in _made(check, context):
-            if finding.is_in_the_way:
+        for finding in _run_check(check, context):
+            if finding.blocks_others:
                 causes[check.title] = check.title
             yield check.title, finding
 
 
-def _made(check: Check, context: Context) -> Iterator[Finding]:
+def _run_check(check: Check, context: Context) -> Iterator[Finding]:
     try:
-        yield from check.look(context)
+        yield from check.run(context)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         yield Finding(

@@ -109,10 +109,10 @@ def gpus(context: Context) -> Iterator[Finding]:
         f"{usable} of {len(found.gpus)} can be handed out ({kinds})",
     )
     for gpu in found.gpus:
-        yield from _oddities(gpu)
+        yield from _warnings(gpu)
 
 
-def _oddities(gpu: nvml.GPUFacts) -> Iterator[Finding]:
+def _warnings(gpu: nvml.GPUFacts) -> Iterator[Finding]:
     # A GPU that has fallen off the bus can't tell its name either.
     what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != nvml.GPUFacts.name else "")
     reason = gpu.reason[:1].lower() + gpu.reason[1:].rstrip(".")

@@ -49,7 +49,7 @@ def images(context: Context) -> Iterator[Finding]:
             yield _missing(key, version, policy, built, key == default or not is_any_there)
             continue
         context.trial_image = context.trial_image or (key, version.image)
-        yield from _unfit(context, key, version, image)
+        yield from _check_fit(context, key, version, image)
 
 
 def _bytes(size: str) -> int:
@@ -93,7 +93,7 @@ def _missing(
 HIDE = "load_catalogue(…, hide={KEY}) in the configuration"
 
 
-def _unfit(
+def _check_fit(
     context: Context, key: str, version: ImageVersion, image: Mapping[str, str]
 ) -> Iterator[Finding]:
     machine = ARCHITECTURES.get(str(context.engine_info.get("Architecture")), "")

@@ -29,17 +29,17 @@ def network(context: Context) -> Iterator[Finding]:
     found = [each for each in client.api.networks(names=[name]) if each["Name"] == name]
     if not found:
         what = f"{given.where('network_name')} is {name!r}, and the engine has no such network"
-        yield Finding("failure", what, _making(name))
+        yield Finding("failure", what, _create_command(name))
         return
-    yield _judged(name, found[0])
+    yield _judge(name, found[0])
 
 
-def _making(name: str) -> str:
+def _create_command(name: str) -> str:
     make = f"docker network create -o {BETWEEN_CONTAINERS}=false {name}"
     return f"{make}\nor, for one that is made at the hub's start:\n{OUR_NETWORK}"
 
 
-def _judged(name: str, about: Mapping[str, Any]) -> Finding:
+def _judge(name: str, about: Mapping[str, Any]) -> Finding:
     options = about.get("Options") or {}
     driver = about.get("Driver")
     if driver != "bridge":
@@ -50,7 +50,7 @@ def _judged(name: str, about: Mapping[str, Any]) -> Finding:
         what = f"in {name} servers reach each other: one user's programs another's JupyterLab"
         if name == "bridge":
             return Finding("warning", what, OUR_NETWORK)
-        advice = f"with no server running: docker network rm {name}\nthen {_making(name)}"
+        advice = f"with no server running: docker network rm {name}\nthen {_create_command(name)}"
         return Finding("warning", what, advice)
     if about.get("Internal"):
         what = f"{name} keeps servers apart, and from the outside: they can't install packages"

@@ -50,7 +50,7 @@ def _is_function(value: Any) -> bool:
     return isinstance(value, Mapping) and set(value) == {"function"}
 
 
-def unread(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+def unread_functions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Functions, whose results aren't known before a start."""
     for name in ("extra_host_config", "extra_create_kwargs", "group_overrides"):
         if _is_function(given.spawner.get(name)):
@@ -309,5 +309,5 @@ RULES: tuple[Rule, ...] = (
     starts,
     log_in,
     kept_containers,
-    unread,
+    unread_functions,
 )

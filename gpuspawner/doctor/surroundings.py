@@ -43,7 +43,7 @@ def proxy(context: Context) -> Iterator[Finding]:
     words = [str(word) for word in command or ["configurable-http-proxy"]]
     found = shutil.which(words[0])
     if found:
-        yield _runs(found)
+        yield _check_proxy_runs(found)
         return
     beside = [Path(place) / "node_modules" / ".bin" for place in (context.folder, Path.cwd())]
     if given:
@@ -63,7 +63,7 @@ def proxy(context: Context) -> Iterator[Finding]:
     )
 
 
-def _runs(program: str) -> Finding:
+def _check_proxy_runs(program: str) -> Finding:
     try:
         done = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=30, check=False
@@ -83,8 +83,8 @@ def disk(context: Context) -> Iterator[Finding]:
     """Whether there is room where the engine keeps images and volumes, and where the hub works."""
     tight = max(ENGINE_TIGHT, context.missing_bytes + GIB)
     for folder in engine_folders(context.engine_info) if context.engine_is_here else ():
-        yield from _room("the Docker Engine's folder", folder, ENGINE_FULL, tight)
-    yield from _room("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
+        yield from _check_space("the Docker Engine's folder", folder, ENGINE_FULL, tight)
+    yield from _check_space("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
 
 
 def engine_folders(info: Mapping[str, Any]) -> list[Path]:
@@ -100,7 +100,7 @@ def engine_folders(info: Mapping[str, Any]) -> list[Path]:
     return folders
 
 
-def _room(what: str, folder: Path, full: int, tight: int) -> Iterator[Finding]:
+def _check_space(what: str, folder: Path, full: int, tight: int) -> Iterator[Finding]:
     try:
         about = os.statvfs(folder)
     except OSError as error:
@@ -128,17 +128,17 @@ def _room(what: str, folder: Path, full: int, tight: int) -> Iterator[Finding]:
 def permissions(context: Context) -> Iterator[Finding]:
     """Whether only those who should can have the engine, the hub's secrets and its settings."""
     found = [
-        *_of_socket(),
-        *_of_secrets(context),
-        *_of_configuration(context),
-        *_of_user(),
+        *_check_socket(),
+        *_check_secrets(context),
+        *_check_configuration(context),
+        *_check_user(),
     ]
     yield from found
     if not any(finding.state in ("warning", "failure") for finding in found):
         yield Finding("ok", "engine, secrets and configuration are readable by those who should")
 
 
-def _of_socket() -> Iterator[Finding]:
+def _check_socket() -> Iterator[Finding]:
     path = socket_path()
     about = _stat(path) if path else None
     if path is None or about is None:
@@ -156,7 +156,7 @@ def _of_socket() -> Iterator[Finding]:
             yield Finding("note", what, "take who needn't be out: sudo gpasswd -d NAME docker")
 
 
-def _of_secrets(context: Context) -> Iterator[Finding]:
+def _check_secrets(context: Context) -> Iterator[Finding]:
     hub = context.configuration.hub if context.configuration else {}
     secret = context.folder / (hub.get("cookie_secret_file") or "jupyterhub_cookie_secret")
     about = _stat(secret)
@@ -181,7 +181,7 @@ def _database(folder: Path, url: str) -> Path | None:
     return folder / parts.path[1:]  # "sqlite:////srv/x" has an absolute one
 
 
-def _of_configuration(context: Context) -> Iterator[Finding]:
+def _check_configuration(context: Context) -> Iterator[Finding]:
     if context.config_file is None:
         return
     for path in (context.config_file, context.config_file.parent):
@@ -191,7 +191,7 @@ def _of_configuration(context: Context) -> Iterator[Finding]:
             yield Finding("failure", what, f"chmod o-w {path}")
 
 
-def _of_user() -> Iterator[Finding]:
+def _check_user() -> Iterator[Finding]:
     if os.geteuid() == 0:
         yield Finding(
             "note",

@@ -35,7 +35,7 @@ def toolkit(context: Context) -> Iterator[Finding]:
     """Whether the toolkit is there, and one without known ways out of the container."""
     if not _has_gpus(context):
         return
-    ways = handed_out_by(context.engine_info)
+    ways = gpu_mechanisms(context.engine_info)
     version = installed_version()
     if version is None:
         yield _without_version(context, ways)
@@ -87,7 +87,7 @@ def _has_gpus(context: Context) -> bool:
     return context.inventory is not None and context.inventory.driver is not None
 
 
-def handed_out_by(info: Mapping[str, Any]) -> list[str]:
+def gpu_mechanisms(info: Mapping[str, Any]) -> list[str]:
     """Return what of the toolkit an engine's `GET /info` shows: its runtime, its CDI devices.
 
     The hook, which is enough, isn't shown.
@@ -146,7 +146,7 @@ def setting(context: Context) -> Iterator[Finding]:
         )
     elif context.variable_accepted:
         yield Finding("ok", "devices are taken from the request that GPUSpawner makes")
-    elif by_hook and "CDI" in handed_out_by(context.engine_info):
+    elif by_hook and "CDI" in gpu_mechanisms(context.engine_info):
         # Engines that know CDI try it first.
         yield Finding(
             "note",

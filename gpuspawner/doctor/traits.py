@@ -70,27 +70,27 @@ def describe(config: Config) -> dict[str, Any]:
     """Return what a configuration sets: see the keys below. No value of it is a secret."""
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)
     problems: list[dict[str, str]] = []
-    hub = _made(JupyterHub, config, problems)
+    hub = _instantiate(JupyterHub, config, problems)
     cls = _spawner_class(config, problems)
-    spawner = _made(cls, config, problems)
+    spawner = _instantiate(cls, config, problems)
     problems += _unknown_sections(config, cls)
     problems += _overrides(cls, spawner.group_overrides)
     is_ours = issubclass(cls, BaseGPUSpawner)
     return {
         "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
         "is_ours": is_ours,
-        "spawner": {name: plain(getattr(spawner, name, None)) for name in SPAWNER_VALUES},
+        "spawner": {name: json_value(getattr(spawner, name, None)) for name in SPAWNER_VALUES},
         "versions": _versions(spawner) if is_ours else {},
         "hub": {
-            **{name: plain(getattr(hub, name)) for name in HUB_VALUES},
+            **{name: json_value(getattr(hub, name)) for name in HUB_VALUES},
             **_addresses(hub),
-            "authenticator": _name(config.JupyterHub.get("authenticator_class", "")),
+            "authenticator": _class_name(config.JupyterHub.get("authenticator_class", "")),
             "dummy_password": bool(
                 config.DummyAuthenticator.get("password")
                 or config.SharedPasswordAuthenticator.get("user_password")
             ),
-            "proxy": _name(config.JupyterHub.get("proxy_class", "")),
-            "proxy_command": plain(_proxy_command(config)),
+            "proxy": _class_name(config.JupyterHub.get("proxy_class", "")),
+            "proxy_command": json_value(_proxy_command(config)),
             "proxy_is_started": config.ConfigurableHTTPProxy.get("should_start", True) is not False,
         },
         # In the order in which they count, the last most.
@@ -109,13 +109,13 @@ def _spawner_class(config: Config, problems: list[dict[str, str]]) -> Any:
     try:
         return JupyterHub(config=only).spawner_class
     except Exception:
-        what = f"c.JupyterHub.spawner_class: there is no spawner {_name(wanted)!r}"
+        what = f"c.JupyterHub.spawner_class: there is no spawner {_class_name(wanted)!r}"
         problems.append(_problem("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
         # What is set for ours is looked at all the same.
         return JupyterHub(config=Config({"JupyterHub": {"spawner_class": "gpu"}})).spawner_class
 
 
-def _made(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
+def _instantiate(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
     """Return an instance with every setting that is valid; what isn't becomes a problem."""
     valid: dict[str, dict[str, Any]] = {}
     known = cls.class_traits(config=True)
@@ -128,7 +128,7 @@ def _made(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
                 continue
             if (cls, name) == (JupyterHub, "spawner_class"):
                 continue  # judged by itself
-            error = _refused(cls, section, name, value)
+            error = _validation_error(cls, section, name, value)
             if error is None:
                 valid.setdefault(section, {})[name] = value
             else:
@@ -136,7 +136,7 @@ def _made(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
     return cls(config=Config(valid))
 
 
-def _refused(cls: Any, section: str, name: str, value: Any) -> Exception | None:
+def _validation_error(cls: Any, section: str, name: str, value: Any) -> Exception | None:
     """Return what a class says against a value; None where it takes it."""
     try:
         getattr(cls(config=Config({section: {name: value}})), name)
@@ -211,7 +211,7 @@ def _overrides(cls: Any, overrides: Any) -> Iterator[dict[str, str]]:
                 advice = f"did you mean {close[0]!r}?" if close else "remove it"
                 yield _problem("failure", what, advice)
             elif not callable(value):
-                error = _refused(cls, cls.__name__, name, value)
+                error = _validation_error(cls, cls.__name__, name, value)
                 if error is not None:
                     yield _invalid(f"{where}: {name}", str(name), error)
 
@@ -257,18 +257,18 @@ def _proxy_command(config: Config) -> Any:
     return [command] if isinstance(command, str) else list(command)
 
 
-def _name(value: Any) -> str:
+def _class_name(value: Any) -> str:
     return value if isinstance(value, str) else getattr(value, "__name__", str(value))
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a value in a form that JSON has; of what has none, what it is."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): json_value(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
+        return [json_value(each) for each in value]
     return {"function" if callable(value) else "other": type(value).__name__}
 
 

@@ -48,7 +48,7 @@ LIFETIME_SECONDS = 180
 # From when on a container that was never started is one of a doctor that was killed before.
 STALE_SECONDS = 120
 # What isn't taken over from the configuration: what would leave something behind.
-LEFT_OUT = {
+EXCLUDED_SETTINGS = {
     "auto_remove",
     "binds",
     "mounts",
@@ -56,7 +56,7 @@ LEFT_OUT = {
     "publish_all_ports",
     "restart_policy",
 }
-LEFT_OUT |= {"links", "volumes_from"}
+EXCLUDED_SETTINGS |= {"links", "volumes_from"}
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class TrialContainer:
         return int(status or 0), output.decode("utf-8", "replace").strip()
 
 
-def inside(
+def run_trial(
     context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str = ""
 ) -> T:
     """Start a container with some GPUs, return what `look` makes of it, and remove it.
@@ -99,14 +99,14 @@ def inside(
         TrialError: the rest.
     """
     try:
-        return _run(_inside(context, gpus, look, network))
+        return _run_until_signal(_start_and_examine(context, gpus, look, network))
     except UNREACHABLE as error:
         raise TrialError(explain(error)) from error
     except (TypeError, ValueError) as error:  # what docker-py and we say against extra_host_config
         raise TrialError(str(error)) from error
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def _run_until_signal(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that whoever stops the program cancels, and nothing that it still waits for.
 
     Else the event loop would end by cancelling all there is, what is being created among it.
@@ -135,7 +135,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
             signal.signal(number, handler)
 
 
-async def _inside(
+async def _start_and_examine(
     context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str
 ) -> T:
     client, given = context.engine, context.configuration
@@ -151,7 +151,7 @@ async def _inside(
     settings = QueueSettings(policy=_value(given, "gpu_policy") or "pack")
     queue = Queue(ledger, settings, backend.watch)
     trial = _Trial(context, gpus, network, queue, backend)
-    await asyncio.to_thread(_sweep, client)
+    await asyncio.to_thread(_remove_stale_containers, client)
     try:
         here = (await launch(trial, ledger, leftovers)).answer
         try:
@@ -193,7 +193,7 @@ class _Trial:
         return self._granted
 
     async def create_server(self, reservation: Reservation) -> str:
-        wanted = _wanted(
+        wanted = _create_arguments(
             self._context, reservation.uuids, self._network, self._backend.refused_ulimits
         )
         return str((await self._backend.call("create_container", **wanted))["Id"])
@@ -233,7 +233,7 @@ def _ulimits(given: Configuration | None) -> Mapping[str, int]:
     return _value(given, "ulimits") or {}
 
 
-def _wanted(
+def _create_arguments(
     context: Context, uuids: Sequence[str] | frozenset[str], network: str, refused: Collection[str]
 ) -> dict[str, Any]:
     """Return what the container is created with: as a server is, but for what it leaves behind."""
@@ -246,7 +246,7 @@ def _wanted(
         extra = {
             name: value
             for name, value in host_config(given).items()
-            if name not in LEFT_OUT and not any("{" in text for text in texts(value))
+            if name not in EXCLUDED_SETTINGS and not any("{" in text for text in texts(value))
         }
         if isinstance(limit := _value(given, "mem_limit"), int):
             extra.setdefault("mem_limit", limit)
@@ -271,7 +271,7 @@ def _wanted(
     )
 
 
-def _sweep(client: docker.DockerClient) -> None:
+def _remove_stale_containers(client: docker.DockerClient) -> None:
     """Remove what was created and never started: it would keep its GPUs for ever."""
     for left in client.api.containers(all=True, filters={"label": f"{LABEL_HUB}={HUB}"}):
         if left["State"] == "created" and time.time() - left["Created"] > STALE_SECONDS:

@@ -12,7 +12,7 @@ from tornado import web
 
 from ..errors import Refused, Unknown
 from ..i18n.languages import ENGLISH, Language
-from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.lazy_text import join_sentences, lazy_gettext
 from . import metrics
 
 try:
@@ -78,7 +78,7 @@ def container_died(code: int | None, last_lines: list[str]) -> web.HTTPError:
 def _with_last_lines(error: Any, sentence: str, lines: list[str]) -> Any:
     if not lines:
         return _with_message(error, sentence)
-    sentence = together(sentence, lazy_gettext("Its last words:"))
+    sentence = join_sentences(sentence, lazy_gettext("Its last words:"))
     error.jupyterhub_message = "\n".join([sentence, *lines])
     # The pages show a message in one paragraph, which would run the lines together.
     words = html.escape("\n".join(lines))

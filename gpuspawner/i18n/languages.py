@@ -45,7 +45,7 @@ class Language:
 
     def say(self, text: Any) -> Any:
         """Return a sentence in this language; anything else as it is."""
-        return text.said(self) if isinstance(text, LazyText) else text
+        return text.in_language(self) if isinstance(text, LazyText) else text
 
     def gettext(self, sentence: str, /, **values: Any) -> Markup:
         """Return a sentence of ours for HTML; values are escaped unless they are Markup."""

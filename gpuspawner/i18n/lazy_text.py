@@ -35,7 +35,7 @@ class LazyText(str, ABC):
         return self
 
     @abstractmethod
-    def said(self, language: Translator) -> str:
+    def in_language(self, language: Translator) -> str:
         """Return it in a language."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Sentence(LazyText):
         """Copy and pickle as what it was made of."""
         return Sentence, (self.one, self.values, self.many, self.number)
 
-    def said(self, language: Translator) -> str:
+    def in_language(self, language: Translator) -> str:
         """Return it in a language; in English where its catalogue can't say it."""
         catalogue = language.catalogue
         pattern = (
@@ -83,7 +83,7 @@ class Sentence(LazyText):
         )
         try:
             return pattern % {
-                name: value.said(language) if isinstance(value, LazyText) else value
+                name: value.in_language(language) if isinstance(value, LazyText) else value
                 for name, value in self.values.items()
             }
         except (KeyError, TypeError, ValueError):  # a catalogue that names other values
@@ -122,7 +122,7 @@ class Quantity(LazyText):
         """Copy and pickle as what it was made of."""
         return Quantity, (self.form, self.number)
 
-    def said(self, language: Translator) -> str:
+    def in_language(self, language: Translator) -> str:
         """Return it as a language writes it."""
         return FORMATS[self.form](self.number, language.locale)
 
@@ -146,7 +146,7 @@ def N_(sentence: str) -> str:
     return sentence
 
 
-def together(*parts: str) -> str:
+def join_sentences(*parts: str) -> str:
     """Return sentences one after the other; empty ones are left out."""
     first, *others = [part for part in parts if part] or [""]
     for other in others:

@@ -27,7 +27,7 @@ PULL_SECONDS = 20
 NAMED_PULL_SECONDS = 300
 
 
-def ensure(
+def ensure_base_image(
     client: docker.DockerClient,
     report: Callable[[str], None],
     named: str = "",
@@ -59,7 +59,7 @@ def ensure(
             return named
         raise BuildingError(f"the base image {named} can't be pulled: {reason}")
     report(f"No registry ({reason}): making the base image from Debian's packages")
-    _make(client)
+    _make_base_image(client)
     return MADE
 
 
@@ -89,7 +89,7 @@ def _pull(reference: str, seconds: int) -> str:
     return ""
 
 
-def _make(client: docker.DockerClient) -> None:
+def _make_base_image(client: docker.DockerClient) -> None:
     """Put a minimal Debian on the engine, tagged `MADE`.
 
     Raises:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from .checks import normal
+from .checks import normalized_name
 from .recipe import Recipe
 
 FILE = "sbom.cdx.json"
@@ -47,7 +47,7 @@ def _component(
     kind: str, name: str, version: str, purl: str, license_: str = ""
 ) -> dict[str, object]:
     named = {"licenses": [{"expression": license_}]} if license_ else {}
-    name = normal(name) if kind == "pypi" else name
+    name = normalized_name(name) if kind == "pypi" else name
     head = {"type": "library", "bom-ref": purl, "name": name, "version": version}
     return {**head, **named, "purl": purl}
 
@@ -60,4 +60,4 @@ def _deb(system: Mapping[str, Any], name: str, version: str, architecture: str) 
 
 
 def _pypi(name: str, version: str) -> str:
-    return f"pkg:pypi/{normal(name)}@{quote(version)}"
+    return f"pkg:pypi/{normalized_name(name)}@{quote(version)}"

@@ -82,7 +82,7 @@ def _messages(response: requests.Response) -> Iterator[dict[str, Any]]:
 def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:
     """Read a build's messages to the end and return the image's id."""
     kept: deque[str] = deque(maxlen=KEPT_LINES)
-    identity, unfinished = None, ""
+    image_id, unfinished = None, ""
     for message in messages:
         if message.get("id") == "moby.buildkit.trace":
             text = log_text(base64.b64decode(message["aux"]))
@@ -97,12 +97,12 @@ def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -
             raise BuildFailed(str(message["error"]), [*kept, unfinished])
         built = re.search(r"Successfully built ([0-9a-f]{12,})", text)
         if message.get("id") == "moby.image.id":
-            identity = message["aux"]["ID"]
+            image_id = message["aux"]["ID"]
         elif built:
-            identity = built[1]
-    if identity is None:
+            image_id = built[1]
+    if image_id is None:
         raise BuildFailed("the Docker Engine ended the build without an image", [*kept])
-    return str(identity)
+    return str(image_id)
 
 
 def log_text(trace: bytes) -> str:

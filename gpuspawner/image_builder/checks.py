@@ -33,7 +33,7 @@ def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[st
     Raises:
         BuildingError: it doesn't start or run.
     """
-    return _ask(client, image, [recipe.folder / "checks" / name for name in SCRIPTS])
+    return _run_scripts(client, image, [recipe.folder / "checks" / name for name in SCRIPTS])
 
 
 def contents(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
@@ -42,10 +42,10 @@ def contents(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[st
     Raises:
         BuildingError: it doesn't start or run.
     """
-    return _ask(client, image, [recipe.folder / "checks" / "list-contents"])
+    return _run_scripts(client, image, [recipe.folder / "checks" / "list-contents"])
 
 
-def _ask(client: docker.DockerClient, image: str, scripts: list[Path]) -> dict[str, Any]:
+def _run_scripts(client: docker.DockerClient, image: str, scripts: list[Path]) -> dict[str, Any]:
     """Run scripts in a container, and return what all of them say together."""
     container = None
     try:
@@ -120,14 +120,16 @@ def has_nvcc(recipe: Recipe) -> bool:
 
 
 def _differing_versions(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    installed = {normal(name): version for name, version in description["packages"].items()}
+    installed = {
+        normalized_name(name): version for name, version in description["packages"].items()
+    }
     lock = recipe.lock.read_text()
     found = [
         f"{name} is {installed[name]}, the lock says {' or '.join(sorted(versions))}"
         for name, versions in pins(lock).items()
         if name in installed and installed[name] not in versions
     ]
-    found += [f"{name} is missing" for name in _everywhere(lock) if name not in installed]
+    found += [f"{name} is missing" for name in _unconditional(lock) if name not in installed]
     version = recipe.version
     said = dict(description["torch"])
     built_for = tuple(said.pop("compute_capabilities", ()))
@@ -152,17 +154,17 @@ def pins(lock: str) -> dict[str, set[str]]:
     """Return the versions that a lock allows for each package; several where platforms differ."""
     allowed: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", lock, re.MULTILINE):
-        allowed.setdefault(normal(name), set()).add(version)
+        allowed.setdefault(normalized_name(name), set()).add(version)
     return allowed
 
 
-def _everywhere(lock: str) -> list[str]:
+def _unconditional(lock: str) -> list[str]:
     """Return the packages that a lock wants on every platform: those without a condition."""
     found = re.findall(r"^([A-Za-z0-9][\w.-]*)==[^\s;\\]+ *\\?$", lock, re.MULTILINE)
-    return [normal(name) for name in found]
+    return [normalized_name(name) for name in found]
 
 
-def normal(name: str) -> str:
+def normalized_name(name: str) -> str:
     """Return a Python package's name in its one form."""
     # ref: https://packaging.python.org/en/latest/specifications/name-normalization/
     return re.sub(r"[-_.]+", "-", name).lower()

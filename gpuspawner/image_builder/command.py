@@ -144,7 +144,7 @@ def _build(arguments: argparse.Namespace) -> int:
                 continue
             if not bases:
                 fresh = arguments.force
-                bases = [base.ensure(client, _say, arguments.base, fresh=fresh)]
+                bases = [base.ensure_base_image(client, _print_step, arguments.base, fresh=fresh)]
             labels = {LABEL_VERSION: each.key, LABEL_INPUTS: inputs, LABEL_AS_OF: as_of}
             given = {
                 "BASE": bases[0],
@@ -187,33 +187,35 @@ def _build_one(
     print(f"{wanted.key}: building {wanted.version.image} on {arguments['BASE']}", file=sys.stderr)
     report = _reporter(verbose=verbose)
     try:
-        identity = buildkit.build(client, wanted.parcel(network), arguments, labels, report)
+        image_id = buildkit.build(client, wanted.build_context(network), arguments, labels, report)
     except buildkit.BuildFailed as failure:
-        raise BuildingError(f"{wanted.key} wasn't built: {reasons.sentence(failure)}") from None
-    _say(_what_is_checked(wanted))
+        raise BuildingError(
+            f"{wanted.key} wasn't built: {reasons.explain_failure(failure)}"
+        ) from None
+    _print_step(_check_announcement(wanted))
     try:
-        wrong = checks.problems(checks.describe(client, identity, wanted), wanted)
+        wrong = checks.problems(checks.describe(client, image_id, wanted), wanted)
         if wrong:
             raise BuildingError(f"{wanted.key} isn't what it should be: {'; '.join(wrong)}")
     except BaseException:  # Ctrl-C as well: nobody is left with gigabytes that have no name
-        client.images.remove(identity)
+        client.images.remove(image_id)
         raise
-    _tag(client, identity, wanted.version.image)
-    size = client.images.get(identity).attrs["Size"] / 1_000_000
+    _tag(client, image_id, wanted.version.image)
+    size = client.images.get(image_id).attrs["Size"] / 1_000_000
     seconds = time.monotonic() - began
     print(f"{wanted.key}: built in {seconds:.0f} s, {size:.0f} MB", file=sys.stderr)
 
 
-def _what_is_checked(wanted: Recipe) -> str:
+def _check_announcement(wanted: Recipe) -> str:
     said = "Starting the image to check it"
     return f"{said}, and compiling a CUDA extension" if checks.has_nvcc(wanted) else said
 
 
-def _tag(client: docker.DockerClient, identity: str, reference: str) -> None:
-    before, built = image(client, reference), client.images.get(identity)
+def _tag(client: docker.DockerClient, image_id: str, reference: str) -> None:
+    before, built = image(client, reference), client.images.get(image_id)
     built.tag(reference)
     if before and before.id != built.id and not remove_unnamed(client, str(before.id)):
-        _say("The image it replaces stays: a container or another tag still uses it")
+        _print_step("The image it replaces stays: a container or another tag still uses it")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -223,7 +225,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         for each in wanted:
             _must_be_built(client, each)
             print(f"{each.key}: {each.version.image}", file=sys.stderr)
-            _say(_what_is_checked(each))
+            _print_step(_check_announcement(each))
             description = checks.describe(client, each.version.image, each)
             wrong = checks.problems(description, each)
             failed = failed or bool(wrong)
@@ -285,7 +287,7 @@ def _lock(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _say(sentence: str) -> None:
+def _print_step(sentence: str) -> None:
     print(f"  {sentence}", file=sys.stderr, flush=True)
 
 
@@ -294,8 +296,8 @@ def _reporter(*, verbose: bool) -> Callable[[str], None]:
 
     def report(line: str) -> None:
         if line.startswith("==> "):
-            _say(line.removeprefix("==> "))
+            _print_step(line.removeprefix("==> "))
         elif verbose or line.strip().startswith("Downloading "):
-            _say(f"  {line.strip()}")
+            _print_step(f"  {line.strip()}")
 
     return report

@@ -40,15 +40,15 @@ def engine() -> Iterator[docker.DockerClient]:
             raise BuildingError(f"the Docker Engine refused: {said}") from None
 
 
-def remove_unnamed(client: docker.DockerClient, identity: str) -> bool:
+def remove_unnamed(client: docker.DockerClient, image_id: str) -> bool:
     """Remove an image that has no name any more; return whether it is gone.
 
     By its id the engine would take the last tag that somebody gave it, too.
     """
     try:
-        if client.images.get(identity).tags:
+        if client.images.get(image_id).tags:
             return False
-        client.images.remove(identity)
+        client.images.remove(image_id)
     except docker.errors.NotFound:
         return True
     except docker.errors.APIError:  # a container runs on it

@@ -27,14 +27,16 @@ def write(recipes: Iterable[Recipe], *, upgrade: bool) -> list[Path]:
         BuildingError: uv is missing, or the requirements can't be met.
     """
     written = []
-    for recipe in sorted(recipes, key=lambda recipe: len(recipe.below)):
+    for recipe in sorted(recipes, key=lambda recipe: len(recipe.parent_versions)):
         folder = recipe.folder
         common = f"versions/{COMMON}/requirements.lock"
-        inside = recipe.inside
+        inside = recipe.relative_folder
         words = [f"{inside}/requirements.in", "-o", f"{inside}/requirements.lock"]
         if recipe.key != COMMON:
             words += [
-                word for key in recipe.below for word in ("-c", f"versions/{key}/requirements.lock")
+                word
+                for key in recipe.parent_versions
+                for word in ("-c", f"versions/{key}/requirements.lock")
             ]
         written.append(_compile(folder, words, upgrade=upgrade))
         if recipe.key == COMMON:

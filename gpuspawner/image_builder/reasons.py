@@ -55,7 +55,7 @@ REASONS = (
 )
 
 
-def sentence(failure: BuildFailed) -> str:
+def explain_failure(failure: BuildFailed) -> str:
     """Return why a build failed: a known reason, else the last line that a step wrote."""
     text = "\n".join([*failure.lines, str(failure)])
     for pattern, meaning in REASONS:

@@ -53,19 +53,19 @@ class Recipe:
     folder: Path
 
     @property
-    def inside(self) -> str:
+    def relative_folder(self) -> str:
         """The version's own files, below the folder: a version's, or an addition's to one."""
-        return _inside(self.folder, self.key)
+        return _relative_folder(self.folder, self.key)
 
     @property
     def lock(self) -> Path:
         """The pinned Python packages."""
-        return self.folder / self.inside / "requirements.lock"
+        return self.folder / self.relative_folder / "requirements.lock"
 
     @property
     def addition(self) -> str:
         """The key where it only adds something to another version, whose layers it has; or ""."""
-        return self.key if self.inside.startswith("additions/") else ""
+        return self.key if self.relative_folder.startswith("additions/") else ""
 
     @property
     def base_version(self) -> str:
@@ -78,21 +78,28 @@ class Recipe:
         """
         if not self.addition:
             return self.key
-        wanted = (self.folder / self.inside / "requirements.in").read_text()
+        wanted = (self.folder / self.relative_folder / "requirements.in").read_text()
         found = re.search(r"^-r \.\./\.\./versions/([^/\s]+)/", wanted, re.MULTILINE)
         if found is None:
-            raise BuildingError(f"{self.inside}/requirements.in must begin with a version's: -r …")
+            raise BuildingError(
+                f"{self.relative_folder}/requirements.in must begin with a version's: -r …"
+            )
         return found[1]
 
     @property
-    def below(self) -> list[str]:
+    def parent_versions(self) -> list[str]:
         """The versions whose packages it has, at the same versions; the common one first."""
         return [key for key in dict.fromkeys((COMMON, self.base_version)) if key != self.key]
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield the files that decide what the image is: name in the parcel, path; in order."""
         names = [*COMMON_FILES]
-        for inside in sorted({self.inside, *(_inside(self.folder, key) for key in self.below)}):
+        for inside in sorted(
+            {
+                self.relative_folder,
+                *(_relative_folder(self.folder, key) for key in self.parent_versions),
+            }
+        ):
             names += [f"{inside}/{name}" for name in VERSION_FILES]
         for name in names:
             path = self.folder / name
@@ -116,7 +123,7 @@ class Recipe:
             digest.update(f"{name}\0{bool(mode)}\0{len(content)}\0".encode() + content)
         return digest.hexdigest()
 
-    def parcel(self, network: Mapping[str, bytes]) -> bytes:
+    def build_context(self, network: Mapping[str, bytes]) -> bytes:
         """Return the build context, a gzipped tar.
 
         Args:
@@ -137,7 +144,7 @@ class Recipe:
         return buffer.getvalue()
 
 
-def _inside(folder: Path, key: str) -> str:
+def _relative_folder(folder: Path, key: str) -> str:
     kind = "additions" if (folder / "additions" / key).is_dir() else "versions"
     return f"{kind}/{key}"
 

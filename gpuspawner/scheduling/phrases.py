@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ..gpus.allocation import gpu_count_phrase
-from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import clock_time, hours_words, ordinal
 from .plan import Turn
 
@@ -32,8 +32,8 @@ def turn_words(turn: Turn) -> str:
             if turn.several
             else lazy_gettext("This machine has too few that may be handed out at the moment.")
         )
-        return together(place, limit, never)
-    return together(place, limit, _expected(turn.start))
+        return join_sentences(place, limit, never)
+    return join_sentences(place, limit, _expected(turn.start))
 
 
 def _expected(start: float | None) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import Refused, Unknown
 from ..gpus.allocation import explain_shortage, gpu_count_phrase
 from ..gpus.model import Holder, Lease, Request
-from ..i18n.lazy_text import lazy_gettext, together
+from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, Reservation, View
 from .plan import QueuedRequest, QueueSnapshot, Turn, plan
@@ -296,7 +296,7 @@ class Queue:
         """Return why a request that can't start now may not wait either; "" if it may."""
         if request_limits.max_wait_seconds == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
-            return together(explain_shortage(request, view.gpus), ahead)
+            return join_sentences(explain_shortage(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._settings.length:
             return lazy_gettext(
@@ -333,7 +333,9 @@ class Queue:
             if entry.turn is None:
                 entry.answer.set_exception(error)
             else:
-                self._notify(entry, together(lazy_gettext("You keep your place."), str(error)))
+                self._notify(
+                    entry, join_sentences(lazy_gettext("You keep your place."), str(error))
+                )
 
     def _notify(self, entry: QueueEntry, news: Turn | str) -> None:
         """Notify the server of a request; if that fails, only this request does."""

@@ -523,7 +523,7 @@ def test_a_missing_image_is_a_failure_where_it_is_the_default(seen) -> None:
     (found, _) = judged(seen, {"torch": torch, "m": MINIMAL})
     assert found.state == "failure"
     assert "docker pull gpuspawner/pytorch:none" in found.advice
-    assert not found.is_in_the_way
+    assert not found.blocks_others
     assert seen.missing_bytes == 7_100_000_000
     (_, found) = judged(seen, {"m": MINIMAL, "torch": torch})
     assert found.state == "warning"

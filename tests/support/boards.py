@@ -7,7 +7,7 @@ from typing import Any
 
 from gpuspawner.dashboard import pages
 from gpuspawner.dashboard.facts import Person
-from gpuspawner.dashboard.monitor import Picture
+from gpuspawner.dashboard.monitor import Snapshot
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.i18n.languages import ENGLISH, Language
 
@@ -32,12 +32,12 @@ def waits(holder: Holder, **values: Any) -> dict[str, Any]:
     return {**entry, "place": 1, "start": None, "because": f"group:{holder.user}", **values}
 
 
-def picture(*gpus: GPU, queue: Any = (), leases: Any = (), **values: Any) -> Picture:
+def picture(*gpus: GPU, queue: Any = (), leases: Any = (), **values: Any) -> Snapshot:
     hub = {"queue": list(queue), "leases": list(leases), "order": "fifo"}
     driver, cuda = values.pop("driver", "570.1"), values.pop("cuda", "12.8")
     known = {"at": time.time(), "nodes": (Node("", driver, cuda, gpus),), "hub": hub}
     ours = frozenset(each.uuid for each in gpus if each.holder and each.uuid)
-    return Picture(**{**known, "ours": ours, **values})
+    return Snapshot(**{**known, "ours": ours, **values})
 
 
 def render(seen: dict[str, Any], language: Language = ENGLISH) -> str:

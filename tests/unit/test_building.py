@@ -56,21 +56,21 @@ def names(parcel: bytes) -> list[str]:
 
 
 def test_the_parcel_has_the_common_version_and_its_own() -> None:
-    sent = names(PYTORCH.parcel({}))
+    sent = names(PYTORCH.build_context({}))
     locks_sent = [name for name in sent if name.endswith("requirements.lock")]
     assert locks_sent == [
         "versions/minimal/requirements.lock",
         "versions/pytorch-2.7/requirements.lock",
     ]
     assert sent[0] == "Dockerfile"
-    assert names(recipe("minimal", IMAGE).parcel({"ca.pem": b"x"}))[-1] == "network/ca.pem"
+    assert names(recipe("minimal", IMAGE).build_context({"ca.pem": b"x"}))[-1] == "network/ca.pem"
 
 
 def test_an_addition_is_sent_with_the_version_below_it_and_shares_its_steps() -> None:
     assert (DEVEL.base_version, DEVEL.addition) == ("pytorch-2.15", "pytorch-2.15-devel")
     assert (PYTORCH.base_version, PYTORCH.addition) == ("pytorch-2.7", "")
-    without = names(recipe("pytorch-2.15", IMAGE).parcel({}))
-    added = set(names(DEVEL.parcel({}))) - set(without)
+    without = names(recipe("pytorch-2.15", IMAGE).build_context({}))
+    added = set(names(DEVEL.build_context({}))) - set(without)
     # The steps of the version below see nothing else than they do in its own build.
     assert added == {"additions/pytorch-2.15-devel/requirements.lock"}
     assert "additions/README" in without
@@ -88,7 +88,7 @@ def test_equal_files_make_an_equal_parcel(folder: Path) -> None:
     copied = recipe("pytorch-2.7", folder)
 
     def unzipped(found: Recipe) -> bytes:
-        return gzip.decompress(found.parcel({}))
+        return gzip.decompress(found.build_context({}))
 
     assert unzipped(copied) == unzipped(PYTORCH)
 
@@ -318,7 +318,7 @@ def test_a_build_without_an_image_is_a_failure(
     ],
 )
 def test_why_a_build_failed_is_a_sentence(lines: list[str], said: str) -> None:
-    assert said in reasons.sentence(BuildFailed("exit code: 1", lines))
+    assert said in reasons.explain_failure(BuildFailed("exit code: 1", lines))
 
 
 # The base image
@@ -326,7 +326,7 @@ def test_why_a_build_failed_is_a_sentence(lines: list[str], said: str) -> None:
 
 def test_a_base_on_the_engine_is_used_as_it_is(engine: Engine) -> None:
     engine.answers[f"/images/{base.MADE}/json"] = (200, [{"Id": "sha256:1"}])
-    assert base.ensure(docker.from_env(), lambda _: None) == base.MADE
+    assert base.ensure_base_image(docker.from_env(), lambda _: None) == base.MADE
     assert not [target for target, _ in engine.asked if "/images/create" in target]
 
 
@@ -337,7 +337,7 @@ def test_without_a_registry_and_mmdebstrap_it_says_what_to_install(
     monkeypatch.setenv("PATH", "/nowhere")
     said: list[str] = []
     with pytest.raises(BuildingError, match="run `apt-get install mmdebstrap`"):
-        base.ensure(docker.from_env(), said.append)
+        base.ensure_base_image(docker.from_env(), said.append)
     assert said[0] == f"Base image: pulling {base.PULLED}"
     assert "no such host" in said[1]
 
@@ -354,7 +354,7 @@ def test_a_full_disk_is_a_sentence_whenever_it_is_noticed(
 def test_a_named_base_is_never_replaced_by_another(engine: Engine) -> None:
     engine.answers["/images/create"] = (404, [{"message": "manifest unknown"}])
     with pytest.raises(BuildingError, match=r"lab/base:1 can't be pulled: .*manifest unknown"):
-        base.ensure(docker.from_env(), lambda _: None, "lab/base:1")
+        base.ensure_base_image(docker.from_env(), lambda _: None, "lab/base:1")
 
 
 def test_of_a_pulled_and_a_made_base_the_newer_is_used(engine: Engine) -> None:
@@ -362,7 +362,7 @@ def test_of_a_pulled_and_a_made_base_the_newer_is_used(engine: Engine) -> None:
     for reference, created in ((base.PULLED, "2026-01-01"), (base.MADE, "2026-02-01")):
         answer = {"Id": f"sha256:{created}", "Created": f"{created}T00:00:00Z"}
         engine.answers[f"/images/{reference}/json"] = (200, [answer])
-    assert base.ensure(docker.from_env(), lambda _: None) == base.MADE
+    assert base.ensure_base_image(docker.from_env(), lambda _: None) == base.MADE
 
 
 def test_a_pull_that_breaks_off_is_a_failed_one(
@@ -374,7 +374,7 @@ def test_a_pull_that_breaks_off_is_a_failed_one(
     monkeypatch.setenv("PATH", "/nowhere")
     said: list[str] = []
     with pytest.raises(BuildingError, match="no registry to pull"):
-        base.ensure(docker.from_env(), said.append, fresh=True)
+        base.ensure_base_image(docker.from_env(), said.append, fresh=True)
     assert "No registry (broke off)" in said[1]
 
 
@@ -387,7 +387,7 @@ def test_mmdebstraps_first_error_is_the_reason(
     failing.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BuildingError, match=r"base image: E: no mirror$"):
-        base.ensure(docker.from_env(), lambda _: None)
+        base.ensure_base_image(docker.from_env(), lambda _: None)
 
 
 # The check of a built image

@@ -14,7 +14,7 @@ from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL
 from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
-from gpuspawner.dashboard.monitor import Monitor, Picture
+from gpuspawner.dashboard.monitor import Monitor, Snapshot
 from gpuspawner.gpus.model import Holder, Node
 from gpuspawner.gpus.out_of_service import apply_marks
 
@@ -171,24 +171,24 @@ def test_a_mark_keeps_a_gpu_out_and_hides_no_sickness(before, after):
 async def test_many_pages_cost_one_reading(monkeypatch):
     readings = 0
 
-    async def look(last: Picture) -> Picture:
+    async def look(last: Snapshot) -> Snapshot:
         nonlocal readings
         readings += 1
         await asyncio.sleep(0)
         return replace(last, at=time.time(), tried_at=time.monotonic())
 
     watched = Monitor(look)
-    pictures = await asyncio.gather(*(watched.picture() for _ in range(60)))
+    pictures = await asyncio.gather(*(watched.snapshot() for _ in range(60)))
     assert readings == 1
     assert len({id(each) for each in pictures}) == 1
 
 
 async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(monkeypatch):
     monkeypatch.setattr(monitor, "PERIOD_SECONDS", 0.01)
-    monkeypatch.setattr(monitor, "REST_SECONDS", 0.05)
+    monkeypatch.setattr(monitor, "IDLE_SECONDS", 0.05)
     readings = 0
 
-    async def look(last: Picture) -> Picture:
+    async def look(last: Snapshot) -> Snapshot:
         nonlocal readings
         readings += 1
         return replace(
@@ -196,27 +196,27 @@ async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(mon
         )
 
     watched = Monitor(look)
-    await watched.picture()
+    await watched.snapshot()
     assert watched._task is not None
     await watched._task  # it ends by itself
     rested = readings
     await asyncio.sleep(0.1)
     assert readings == rested
-    assert (await watched.picture()).nodes == (Node(str(rested + 1)),)
+    assert (await watched.snapshot()).nodes == (Node(str(rested + 1)),)
 
 
 async def test_a_reading_that_fails_is_trouble_on_the_page_and_not_its_end(monkeypatch):
     monkeypatch.setattr(monitor, "PERIOD_SECONDS", 0.01)
     answers = iter([RuntimeError("odd"), None])
 
-    async def look(last: Picture) -> Picture:
+    async def look(last: Snapshot) -> Snapshot:
         if error := next(answers, None):
             raise error
         return replace(last, at=time.time(), tried_at=time.monotonic(), trouble="")
 
     watched = Monitor(look)
-    assert (await watched.picture()).trouble == "RuntimeError: odd"
-    while (await watched.picture()).trouble:
+    assert (await watched.snapshot()).trouble == "RuntimeError: odd"
+    while (await watched.snapshot()).trouble:
         await asyncio.sleep(0.01)
 
 
@@ -224,15 +224,15 @@ async def test_a_wall_clock_that_is_set_back_keeps_no_reading_from_the_page(monk
     now = [2_000_000.0]
     monkeypatch.setattr(monitor.time, "time", lambda: now[0])
 
-    async def look(last: Picture) -> Picture:
+    async def look(last: Snapshot) -> Snapshot:
         return replace(last, at=now[0], tried_at=time.monotonic(), nodes=(Node(str(now[0])),))
 
     watched = Monitor(look)
     assert (await watched.refresh()).nodes == (Node("2000000.0"),)
     now[0] -= 3600
-    assert not watched._picture.is_known(now[0])
+    assert not watched._snapshot.is_known(now[0])
     assert (await watched.refresh()).nodes == (Node("1996400.0"),)
-    assert watched._picture.is_known(now[0])
+    assert watched._snapshot.is_known(now[0])
 
 
 # History ------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_history_of_a_gpu_that_is_gone_is_forgotten():
     ],
 )
 def test_a_line_ends_where_nothing_is_known(values, top, drawn):
-    assert pages.lines(values, top) == drawn
+    assert pages.line_points(values, top) == drawn
 
 
 # Its description ----------------------------------------------------------------------------------

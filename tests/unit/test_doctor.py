@@ -170,8 +170,8 @@ def test_progress_is_told_on_a_terminal_only_and_leaves_nothing() -> None:
     terminal, pipe = Terminal(), Pipe()
     for out in (terminal, pipe):
         progress = Progress(out)
-        progress.say(slow)
-        progress.say(Check("quick", broken))
+        progress.show(slow)
+        progress.show(Check("quick", broken))
         progress.close()
     assert "looking at: Docker Engine" in terminal.getvalue()
     assert "quick" not in terminal.getvalue()

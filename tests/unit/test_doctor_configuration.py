@@ -11,7 +11,7 @@ import pytest
 from gpuspawner.doctor import configuration
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.doctor.loading import load
-from gpuspawner.doctor.traits import SPAWNER_VALUES, plain
+from gpuspawner.doctor.traits import SPAWNER_VALUES, json_value
 from gpuspawner.gpus.model import GPU
 from gpuspawner.gpus.nvml import Inventory
 from gpuspawner.spawner import GPUSpawner
@@ -255,7 +255,7 @@ def test_a_line_that_is_a_mistake_or_a_danger_is_told(
     fitting = [each for each in told if found in each.found and each.state == state]
     assert fitting, told
     assert advice in fitting[0].advice
-    assert not fitting[0].is_in_the_way
+    assert not fitting[0].blocks_others
     # Nothing else is said of that one line.
     assert len(told) == 1, told
 
@@ -348,7 +348,7 @@ def test_every_value_that_a_rule_reads_is_a_trait() -> None:
 
 def test_what_json_has_not_is_told_by_its_kind() -> None:
     value = {1: {"a", "b"}, "f": print, "o": Path("x"), "n": [None, True, 1.5]}
-    shown = plain(value)
+    shown = json_value(value)
     assert sorted(shown["1"]) == ["a", "b"]
     assert shown["f"] == {"function": "builtin_function_or_method"}
     assert "other" in shown["o"]
@@ -460,7 +460,7 @@ def test_a_configuration_that_does_not_end_is_given_up(
 
 def test_no_configuration_is_a_note_and_what_needs_one_is_skipped(tmp_path: Path) -> None:
     (told,) = configuration.configuration(Context(None, tmp_path))
-    assert (told.state, told.is_in_the_way) == ("note", True)
+    assert (told.state, told.blocks_others) == ("note", True)
     assert "-f" in told.advice
 
 

@@ -163,7 +163,7 @@ def test_gpus_without_a_driver_are_a_failure_and_no_gpus_are_none(
         pytest.skip("this machine has a driver")
     monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
     (none,) = gpus.driver(context(tmp_path))
-    assert (none.state, none.is_in_the_way) == ("note", False)
+    assert (none.state, none.blocks_others) == ("note", False)
     device = tmp_path / "0000:01:00.0"
     device.mkdir()
     (device / "vendor").write_text("0x10de")
@@ -293,7 +293,7 @@ def test_podman_is_refused(at) -> None:
     ],
 )
 def test_an_engine_s_version_is_judged(version: str, state: str) -> None:
-    assert engines.judge({**DOCKER, "Version": version}).state == state
+    assert engines.judge_version({**DOCKER, "Version": version}).state == state
 
 
 def test_an_old_engine_is_told_to_be_updated(at) -> None:
@@ -321,11 +321,11 @@ def test_what_servers_will_feel_of_an_engine(at, info: dict, state: str, word: s
 def test_an_engine_on_another_machine_is_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.7:2375")
     monkeypatch.delenv("DOCKER_TLS_VERIFY", raising=False)
-    found = list(engines._oddities({"Name": "elsewhere"}))
+    found = list(engines._warnings({"Name": "elsewhere"}))
     assert states(found) == ["warning", "warning"]
     assert "root" in found[0].found
     assert "another machine (elsewhere)" in found[1].found
-    same = list(engines._oddities({"Name": socket.gethostname()}))
+    same = list(engines._warnings({"Name": socket.gethostname()}))
     assert len(same) == 1
 
 
@@ -464,7 +464,7 @@ def test_a_toolkit_with_known_ways_out_is_refused(
     (found,) = toolkit.toolkit(machine)
     assert found.state == state
     assert version.partition("-")[0] in found.found
-    assert not found.is_in_the_way
+    assert not found.blocks_others
     assert bool(found.advice) is (state == "failure")
 
 

@@ -37,12 +37,12 @@ from gpuspawner.i18n import lazy_text, phrases
 from gpuspawner.i18n.languages import ENGLISH, Language, language_for, languages
 from gpuspawner.i18n.lazy_text import (
     Sentence,
+    join_sentences,
     kept,
     lazy_gettext,
     lazy_ngettext,
     listed,
     restored,
-    together,
 )
 from gpuspawner.scheduling import queue
 from gpuspawner.scheduling.phrases import turn_words
@@ -259,12 +259,12 @@ def test_a_list_in_words() -> None:
     assert listed(["a", "b", "c"], "and") == "a, b and c"
     assert listed(["a", "b"], "or") == "a or b"
     assert listed(["a", "b"]) == "a, b"
-    assert listed([]) == together("", "") == ""
-    assert together("A.", "", "B.") == "A. B."
+    assert listed([]) == join_sentences("", "") == ""
+    assert join_sentences("A.", "", "B.") == "A. B."
 
 
 def test_a_sentence_survives_the_hub_s_database() -> None:
-    sentence = together(
+    sentence = join_sentences(
         lazy_gettext("It is out of service: %(why)s", why="%s {x} 100%"), phrases.ordinal(3)
     )
     again = restored(json.loads(json.dumps(kept(sentence))))

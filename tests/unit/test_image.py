@@ -50,7 +50,7 @@ def test_the_build_begins_with_the_uv_that_the_environment_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "below"), [(key, below) for key in VERSIONS for below in VERSIONS[key].below]
+    ("key", "below"), [(key, below) for key in VERSIONS for below in VERSIONS[key].parent_versions]
 )
 def test_a_version_has_what_is_below_it_at_the_same_versions(key: str, below: str) -> None:
     shared = pins(VERSIONS[below].lock.read_text())

@@ -21,7 +21,7 @@ from gpuspawner.choices.options import Choice, request
 from gpuspawner.dashboard import pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import History
-from gpuspawner.dashboard.monitor import Picture
+from gpuspawner.dashboard.monitor import Snapshot
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.hub.metrics import HostMetrics
@@ -334,7 +334,7 @@ def facts(*nodes: Node) -> dict[str, Any]:
         found.append(replace(each, gpus=(taken, *rest)))
     lease = {"user": "ada", "server": "", "gpus": [found[-1].gpus[0].uuid], "until": None}
     return status(
-        Picture(
+        Snapshot(
             at=time.time(),
             nodes=tuple(found),
             ours=frozenset(str(each.gpus[0].uuid) for each in found),
@@ -376,9 +376,9 @@ def test_the_page_of_one_node_never_names_it() -> None:
 
 
 def test_nodes_without_drivers_or_gpus_are_no_trouble() -> None:
-    bare = Picture(at=time.time(), nodes=(Node("p"), Node("q")))
+    bare = Snapshot(at=time.time(), nodes=(Node("p"), Node("q")))
     assert "No machine here has an NVIDIA driver" in drawn(status(bare, BOSS))
-    empty = Picture(at=time.time(), nodes=(Node("p", NEW, "12.8"), Node("q", NEW, "12.8")))
+    empty = Snapshot(at=time.time(), nodes=(Node("p", NEW, "12.8"), Node("q", NEW, "12.8")))
     assert "see no GPU on any machine here" in drawn(status(empty, BOSS))
 
 

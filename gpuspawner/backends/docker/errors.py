@@ -6,7 +6,7 @@ import docker.errors
 import requests.exceptions
 
 from ...gpus.nvml import InventoryError
-from ...i18n.lazy_text import lazy_gettext, together
+from ...i18n.lazy_text import join_sentences, lazy_gettext
 
 # What calls of an engine raise that can't be reached.
 UNREACHABLE = (
@@ -40,7 +40,9 @@ def explain_read_error(error: BaseException) -> str:
 
 def explain_unknown(error: BaseException) -> str:
     """Say why the host's state isn't known, and what follows from that."""
-    return together(explain_read_error(error), lazy_gettext("What can't be read isn't handed out."))
+    return join_sentences(
+        explain_read_error(error), lazy_gettext("What can't be read isn't handed out.")
+    )
 
 
 def _explain_api_error(error: docker.errors.APIError) -> str:
