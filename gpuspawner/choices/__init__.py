@@ -1,1 +1,1 @@
-"""What a user may choose, and what they chose."""
+"""Choices: what users may choose, the check of what they chose, and the spawn form."""

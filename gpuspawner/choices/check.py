@@ -1,4 +1,4 @@
-"""The one check of a choice, for form, link and REST, and what would come of it."""
+"""The check of a choice, shared by form, link and REST API, and its forecast."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EMPTY_VIEW = View()
 
 @dataclass(frozen=True)
 class Applicant:
-    """Who chooses, and the rules that apply to them now.
+    """The server that a choice is for, and the rules that apply to its user now.
 
     Args:
-        holder: the server that is chosen for.
-        groups: the groups of its user.
-        limits: of what may be chosen.
-        request_limits: of what may be waited for.
-        others_allowed: whether the administrator's own hooks may read further keys of the choice.
+        holder: the server and its user.
+        groups: the names of its user's groups.
+        limits: the limits of the choice.
+        request_limits: the limits of its request in the queue.
+        others_allowed: whether unknown keys are allowed, for the administrator's own hooks.
     """
 
     holder: Holder
@@ -39,11 +39,11 @@ class Applicant:
 
 @dataclass(frozen=True)
 class CheckedChoice:
-    """What a choice asks for.
+    """A choice that passed the check.
 
     Args:
-        request: that.
-        image: the image reference that it means; None: the administrator's own stays.
+        request: what the choice asks for.
+        image: its image reference; None: the administrator's `image` is used.
     """
 
     request: Request
@@ -53,17 +53,17 @@ class CheckedChoice:
 async def check_choice(
     raw: Any, applicant: Applicant, ledger: Ledger, queue: Queue
 ) -> CheckedChoice:
-    """Check a choice as it came.
+    """Check a choice against the user's limits and the nodes.
 
     Args:
-        raw: anything that JSON can hold.
-        applicant: whose it is.
+        raw: the choice as it was sent: any JSON value.
+        applicant: the server that it is for.
         ledger: who holds what.
         queue: who waits.
 
     Raises:
-        Refused: it can't be granted.
-        Unknown: the host couldn't be read, and the choice asks for GPUs.
+        Refused: it can't be granted, now or later.
+        Unknown: it asks for GPUs, and the nodes couldn't be read.
     """
     limits = applicant.limits
     choice = options.parse(raw, others_allowed=applicant.others_allowed)
@@ -81,7 +81,14 @@ async def check_choice(
 def forecast_choice(
     choice: options.Choice, applicant: Applicant, queue: Queue, view: View
 ) -> Forecast:
-    """Return what would come of a choice, checked as when it is sent."""
+    """Return the forecast of a choice, which is checked as if it were sent now.
+
+    Args:
+        choice: the choice.
+        applicant: the server that it is for.
+        queue: who waits.
+        view: the nodes and the leases.
+    """
     count = choice.gpus or 0
     try:
         request = _request(choice, applicant, queue, view)
@@ -112,7 +119,7 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
     request = options.request(choice, applicant.limits, view.nodes)
     limit = applicant.request_limits.user_limit
     if limit is not None and request.gpus:
-        # What the queue would refuse, refused at once: too many GPUs with the user's other servers.
+        # The queue would refuse it later: too many GPUs with those of the user's other servers.
         held = held_by_other_servers(applicant.holder, queue.claims(view.leases))
         if held + request.gpus > limit:
             raise Refused(over_user_limit(request.gpus, held, limit), status=403)

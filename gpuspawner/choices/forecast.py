@@ -1,4 +1,4 @@
-"""What a choice would mean, were it sent now: it starts, it waits, or it can't be had."""
+"""The forecast of a choice: if it were sent now, it would start, wait or be refused."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .options import Choice
 
 @dataclass(frozen=True)
 class Forecast:
-    """What would come of a choice.
+    """What would happen if a choice were sent now.
 
     Args:
-        kind: "now", it would start; "wait", it would join the queue; "no", it would be refused;
-            "unknown", the host can't be read.
+        kind: "now": it would start; "wait": it would join the queue; "no": it would be refused;
+            "unknown": the nodes can't be read.
         gpus: how many GPUs it asks for.
-        turn: its turn, where it would wait.
-        free: how many of the GPUs that would do are free, where it would wait.
-        taken: whether servers have all of those, and nothing else keeps them.
-        model: the GPU model it names; "" for any.
+        turn: its turn, if it would wait.
+        free: how many of the GPUs that it accepts are free, if it would wait.
+        taken: whether all the GPUs that it accepts are leased, and none is e.g. unhealthy.
+        model: the GPU model that it names; "" for any.
         refusal: the sentence with which it would be refused.
-        scattered: whether enough GPUs are free, but on no one of several nodes.
+        scattered: whether enough GPUs are free, but not on one node.
     """
 
     kind: Literal["now", "wait", "no", "unknown"]
@@ -37,12 +37,12 @@ class Forecast:
 
     @property
     def group(self) -> str:
-        """The group that holds as many GPUs as it may, where that is what it waits for."""
+        """The group whose limit the choice would wait for; "" if it waits for something else."""
         because = self.turn.because if self.turn else ""
         return because.removeprefix("group:") if because.startswith("group:") else ""
 
 
 UNKNOWN = Forecast("unknown")
 
-# Tells of any choice, checked or not.
+# Returns the forecast of any choice, checked or not.
 ForecastOf = Callable[[Choice], Forecast]

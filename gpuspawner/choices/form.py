@@ -1,4 +1,4 @@
-"""What the spawn page shows: what can be picked, and the reason beside what can't."""
+"""The spawn form: what users can choose, and why they can't choose the rest."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .forecast import UNKNOWN, Forecast, ForecastOf
 from .limits import Limits
 from .options import Choice
 
-# What most people need of an afternoon, a day and a night; the limit comes on top.
+# The offered durations, besides the limit and the default.
 USUAL_HOURS = (1, 2, 4, 8, 24)
-# How often a page asks anew where the hub can't tell it by itself what has changed.
+# How often the form's script polls if it can't follow the hub's event stream.
 PERIOD_SECONDS = 3.5
 
 _STATIC = Path(__file__).parent / "static"
@@ -38,7 +38,7 @@ _templates = templates_of("gpuspawner.choices")
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to pick. `reason` says why it can't be."""
+    """One option of the form. `reason` says why it can't be chosen; "" if it can."""
 
     value: str
     title: str
@@ -48,9 +48,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Version(Item):
-    """An image version. With a `reason` it can still be picked, for a server without GPUs.
+    """An image version. With a `reason` it can be chosen only for a server without GPUs.
 
-    One that is `absent` from the machine can't be.
+    One that is `absent`, as its image isn't on the machine, can't be chosen.
     """
 
     facts: str = ""
@@ -62,14 +62,18 @@ class Version(Item):
 
 @dataclass(frozen=True)
 class Count(Item):
-    """A number of GPUs, and what would come of it with all else as it stands."""
+    """A number of GPUs, with the forecast for it and the other options as they are chosen."""
 
     forecast: Forecast = UNKNOWN
 
 
 @dataclass(frozen=True)
 class Model(Item):
-    """A GPU model: how many there are, and when one comes back where none is free."""
+    """A GPU model.
+
+    `gigabytes` is the memory of one GPU, `free` and `total` count its GPUs, `until` is when the
+    next lease ends, in seconds since the epoch, and `fits` whether the chosen image runs on it.
+    """
 
     gigabytes: int | None = None
     free: int = 0
@@ -90,18 +94,18 @@ def render(
     keep: bool = False,
     picked: bool = False,
 ) -> str:
-    """Return the form's HTML, or "" where there is nothing to choose.
+    """Return the form as HTML, or "" if there is nothing to choose.
 
     Args:
-        limits: what applies to the user.
-        last: what they chose last.
-        view: the nodes; None where they couldn't be read.
-        forecast_of: tells what would come of a choice.
-        language: the reader's.
-        trouble: why they couldn't be read.
+        limits: the user's limits.
+        last: the choice that the form is filled with, the user's last one.
+        view: the nodes and the leases; None if they couldn't be read.
+        forecast_of: returns the forecast of a choice.
+        language: the user's.
+        trouble: why the nodes couldn't be read; "" if they could.
         notice: why the user's last server was stopped.
-        keep: show `last` as it is, also where it would be refused: to be mended.
-        picked: `last` is what stands on a page now, which asks what has changed.
+        keep: show `last` unchanged even if it would be refused, so that the user can correct it.
+        picked: `last` is the choice in an open form, whose script asks for an update.
     """
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
@@ -138,7 +142,7 @@ def render(
 
 
 def version_items(limits: Limits, last: Choice, view: View | None) -> list[Version]:
-    """Return the image versions. One that can use no GPU here still runs without."""
+    """Return the image versions that the form shows."""
     if not limits.image_can_be_chosen or limits.any_image:
         return []
     chosen = _preselected(limits, last)
@@ -164,7 +168,7 @@ def version_items(limits: Limits, last: Choice, view: View | None) -> list[Versi
 def count_items(
     limits: Limits, last: Choice, view: View | None, forecast_of: ForecastOf, keep: bool = False
 ) -> list[Count]:
-    """Return the GPU counts from none to the most that this user could ever have on one node."""
+    """Return the numbers of GPUs from 0 to the most that this user could ever have on one node."""
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
     usable = _offered(view, limits.models)
     most = min([most_on_one_node(usable), *(rule.most for rule in limits.rules())])
@@ -177,7 +181,7 @@ def count_items(
         for count in range(most + 1)
     ]
     free = most_on_one_node(gpu for gpu in usable if gpu.state == "free")
-    # What was saved may be any number.
+    # The saved number isn't limited.
     wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
     while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits, last):
         wanted -= 1
@@ -186,7 +190,7 @@ def count_items(
             str(count),
             str(count),
             count == min(wanted, most),
-            # Where nobody waits, what no choice of model or image makes possible.
+            # Without a queue: no choice of model or image can start with so many GPUs now.
             reason=availability(usable) if count > free and not limits.waits else "",
             forecast=forecast,
         )
@@ -198,14 +202,14 @@ def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits, last:
     """Return whether a number of GPUs may be preselected."""
     if count >= len(forecasts):
         return False
-    # Who didn't say so isn't sent to the queue.
+    # A number that the user didn't choose is preselected only if it starts now.
     waits = last.gpus is not None and limits.waits
     return forecasts[count].kind in (("now", "wait") if waits else ("now",))
 
 
 def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
-    """Return the GPU models of all nodes with what is free of each, and when more will be."""
-    # A sick GPU may not even tell what it is.
+    """Return the GPU models of all nodes."""
+    # NVML may not report the model of an unhealthy GPU.
     named = [gpu for gpu in _offered(view) if gpu.uuid]
     counts = model_counts(named)
     fits = _fit(limits, _preselected(limits, last), view)
@@ -232,7 +236,7 @@ def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
 
 
 def _chosen_model(limits: Limits, last: Choice, view: View | None) -> str | None:
-    """Return the model that is preselected; None for any."""
+    """Return the GPU model that is preselected; None for any."""
     fits = _fit(limits, _preselected(limits, last), view)
     may = limits.models is None or last.model in limits.models
     there = last.model in model_counts(_offered(view))
@@ -240,9 +244,9 @@ def _chosen_model(limits: Limits, last: Choice, view: View | None) -> str | None
 
 
 def hour_items(limits: Limits, last: Choice) -> list[Item]:
-    """Return the durations to pick from: the usual ones up to the limit, the default, the limit.
+    """Return the durations in hours: the usual ones up to the limit, the default and the limit.
 
-    None where the administrator has set neither: then servers have no end unless their users ask.
+    Empty if the administrator has set neither limit nor default: servers have no end then.
     """
     most = limits.hours
     if most is None and limits.default_hours is None:
@@ -262,7 +266,7 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
 
 
 def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
-    """Return when a server's time would end, in seconds since the epoch; None: unknown, never."""
+    """Return when the lease would end, in seconds since the epoch; None if unknown or never."""
     start = (
         forecast.turn.start if forecast.turn else time.time() if forecast.kind == "now" else None
     )
@@ -273,7 +277,7 @@ def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
 
 
 def granted_phrase(gpus: Sequence[GPU]) -> str:
-    """Say which GPUs were set aside: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
+    """Return which GPUs were granted: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
     if not gpus:
         return lazy_gettext("No GPU was asked for")
     parts = []
@@ -289,7 +293,7 @@ def granted_phrase(gpus: Sequence[GPU]) -> str:
 
 
 def _preselected(limits: Limits, last: Choice) -> str:
-    """Return the image that is sent where nothing is changed."""
+    """Return the key of the image version that is preselected."""
     there = last.image in limits.versions and last.image not in limits.absent
     allowed = limits.any_image or (limits.image_can_be_chosen and there)
     return last.image if last.image and allowed else limits.default_image
@@ -305,5 +309,5 @@ def _offered(view: View | None, models: frozenset[str] | None = None) -> list[GP
 
 
 def _read_static(name: str) -> Markup:
-    """Return a file of ours as it is: JupyterHub serves none of them."""
+    """Return a static file to be inlined: JupyterHub doesn't serve a spawner's files."""
     return Markup((_STATIC / name).read_text(encoding="utf-8"))  # noqa: S704

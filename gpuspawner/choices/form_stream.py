@@ -1,9 +1,10 @@
-"""The form's script asks for the form again, for the choice that stands on the page.
+"""The event stream that updates open spawn forms.
 
-It asks at the form's own address, since a hub has no other for a spawner, and with a header, since
-the hub takes arguments in an address for a choice and starts a server with it. What it gets is the
-form alone, now and each time that something has changed. To log somebody in costs the hub several
-times what the form does, so a page that stays open does so once in a few minutes.
+The form's script requests the form again, for the choice that the user has made so far. It uses
+the spawn page's URL, since a spawner has no URL of its own, and sends the choice in a header, since
+JupyterHub would take URL arguments for a choice and start a server. It gets the form without the
+page, at once and whenever something has changed. A stream lasts some minutes, since authenticating
+a request costs the hub several times as much as rendering the form.
 """
 
 from __future__ import annotations
@@ -22,41 +23,41 @@ from tornado.iostream import StreamClosedError
 
 from .open_forms import POLLED_VIEW_SECONDS, RECENT_SECONDS, ChangeWatcher
 
-# JSON, percent-encoded.
+# The header with the choice, as percent-encoded JSON.
 HEADER = "X-GPUSpawner-Choice"
-# After a change, pages are told one after the other within this time.
+# After a change, the open pages are updated within this time, spread evenly.
 SPREAD_SECONDS = 2.0
-# How often a page hears that nothing has changed.
+# How often a comment is sent while nothing changes.
 KEEPALIVE_SECONDS = 5.0
-# After this a page has to ask anew, and show who it is.
+# How long a stream lasts at most; the script opens another one, which is authenticated again.
 STREAM_SECONDS = 240.0
 
-# The request that is being answered. Of two at the same moment for one server, JupyterHub's
-# `Spawner.handler` names only the later one.
+# The handler of the current request. If a server has two concurrent requests, JupyterHub's
+# `Spawner.handler` is the later one's for both.
 _handler: ContextVar[Any] = ContextVar("handler", default=None)
 
 
 def remember_request(handler: Any) -> None:
-    """Remember which request is being answered, for as long as it is.
+    """Store the handler of the current request in this context.
 
     Args:
-        handler: a tornado handler, or None.
+        handler: a tornado handler; None: no request.
     """
     _handler.set(handler)
 
 
 def accept_language_of(handler: Any = None) -> str:
-    """Return the Accept-Language of the request, "" where it isn't known.
+    """Return a request's Accept-Language header; "" if unknown.
 
     Args:
-        handler: what answers it; None for the one that this was told of.
+        handler: the request's handler; None: the one of `remember_request`.
     """
     handler = handler or _handler.get()
     return handler.request.headers.get("Accept-Language", "") if handler else ""
 
 
 def requested_choice() -> Any:
-    """Return the choice that a script asks about, untrusted; None where a page is asked for."""
+    """Return the choice that the form's script has sent, unchecked; None for any other request."""
     handler = _handler.get()
     if not handler or handler.request.method != "GET":
         return None
@@ -70,22 +71,22 @@ def requested_choice() -> Any:
 async def answer(
     form: Callable[[float], Awaitable[str]], watch: ChangeWatcher, over: Callable[[], bool]
 ) -> str:
-    """Answer a script, and return what is still to be written: nothing, where all has been.
+    """Answer the form's script, once or with a stream; return what is still to be written.
 
     Args:
-        form: makes the form as it is now, or was so many seconds ago at most.
-        watch: notices that it may be another one.
-        over: whether there is nothing to choose any more.
+        form: renders the form from a view that is at most so many seconds old.
+        watch: notices changes of the nodes and the queue.
+        over: returns whether the server has been started, so that the stream ends.
     """
     handler = _handler.get()
-    # The browser mustn't show it for the page, which has the same address.
+    # The browser mustn't cache it as the spawn page, which has the same URL.
     handler.set_header("Cache-Control", "no-store")
     handler.set_header("Vary", HEADER)
     if "text/event-stream" not in handler.request.headers.get("Accept", ""):
         handler.set_header("Content-Type", "text/html; charset=utf-8")
         return await form(RECENT_SECONDS)
     handler.set_header("Content-Type", "text/event-stream")
-    # For nginx, which would keep it until it is a page long.
+    # Else nginx buffers the stream.
     handler.set_header("X-Accel-Buffering", "no")
     with suppress(StreamClosedError), watch.watching():
         await _stream(handler, form, watch, over)

@@ -1,4 +1,4 @@
-"""What applies to one user's choice: the image versions and the administrator's rules."""
+"""The limits of a user's choice: the image versions and the administrator's rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..i18n.lazy_text import lazy_gettext
 from ..images.catalogue import ImageVersion
 
-# Ten years. Beyond that people mean "for ever", and no calendar goes on.
+# Ten years. More means "for ever", and may exceed what `datetime` can represent.
 MAX_HOURS = 87_600.0
 
 
@@ -17,9 +17,9 @@ class Rule:
     """A limit of a server's number of GPUs.
 
     Args:
-        most: that many may be had.
-        whose: whose limit it is, in words: "your limit".
-        statement: the rule in a sentence.
+        most: the most GPUs that it may have.
+        whose: the limit's name in a sentence: "your limit".
+        statement: the limit as a sentence.
     """
 
     most: int
@@ -29,14 +29,24 @@ class Rule:
 
 @dataclass(frozen=True)
 class Limits:
-    """What applies to a choice: the catalogue and the administrator's rules for this user.
+    """The limits of a user's choice: the catalogue and the administrator's rules for this user.
 
-    `gpus` is the most GPUs a server of theirs may have, `user_gpus` all of their servers together,
-    `group_gpus` each of their groups that has a limit; None leaves it to the host. `models` are the
-    GPU models they may have, None: all. `hours` is the longest a server keeps its GPUs, None: it
-    has no end. Where `waits` is False, what can't be had now is refused. `absent` are the versions
-    whose image isn't on the machine and won't be fetched, where somebody has looked. Where
-    `has_catalogue` is False, who picks no version starts whatever image the administrator has set.
+    Args:
+        versions: key -> image version that the user may choose.
+        default_image: the key, or the image reference, of a choice without an image; "": none.
+        image_can_be_chosen: whether a choice may name an image.
+        any_image: whether it may name any image reference.
+        default_gpus: the number of GPUs of a choice that names none.
+        gpus: the most GPUs of one server; None: no limit.
+        user_gpus: the most GPUs of all of the user's servers; None: no limit.
+        group_gpus: group -> the most GPUs of its members, for the user's groups that have a limit.
+        models: the GPU models that the user may have; None: all.
+        hours: the longest time that a server may keep its GPUs; None: no limit.
+        default_hours: the time of a choice that names none; None: `hours`.
+        waits: whether requests may wait in the queue; else they are refused.
+        absent: the keys of versions whose image isn't on the engine and isn't pulled.
+        has_catalogue: whether `images` is set; else a choice without an image starts the
+            spawner's own `image`.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -55,10 +65,7 @@ class Limits:
     has_catalogue: bool = True
 
     def rules(self) -> list[Rule]:
-        """Return the limits of a server's number of GPUs, in the order they are looked at.
-
-        All hold, so that the strictest decides.
-        """
+        """Return the limits of a server's number of GPUs, in the order of the checks."""
         found = []
         if (most := self.gpus) is not None:
             found.append(
@@ -88,9 +95,9 @@ class Limits:
 
 
 def without_absent_versions(limits: Limits, absent: Collection[str]) -> Limits:
-    """Return the limits where some versions' images aren't on the machine.
+    """Return the limits with versions marked as absent, as their images aren't on the engine.
 
-    Who doesn't pick one is shown the first that is, if the usual one isn't.
+    If the default version is absent, the first one that isn't becomes the default.
     """
     present = [key for key in limits.versions if key not in absent]
     usual = limits.default_image

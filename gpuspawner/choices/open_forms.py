@@ -1,6 +1,6 @@
-"""What all open spawn pages share: the host, looked at once for all, and what they are told of it.
+"""What all open spawn forms share: views of the nodes, a watcher for changes, rendered HTML.
 
-200 pages that stay open cost the hub no more than what is new to each of them.
+200 open forms cost the hub no more than sending each of them what has changed.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ..gpus.model import GPU, Holder
 from ..leases.ledger import Ledger, View
 from ..scheduling.queue import Queue
 
-# How old what a page shows may be when it is told.
+# How old the view of a page may be when the page is rendered.
 RECENT_SECONDS = 1.0
-# How often the host is looked at while a page is open, however many are.
+# How often the ledger is read while forms are open, however many are.
 POLL_SECONDS = 1.5
-# A page that follows this is told of the last of these looks, and causes none.
+# How old the view of a streamed form may be: it uses the last of these reads and causes none.
 POLLED_VIEW_SECONDS = POLL_SECONDS + 0.5
 
 
 class ChangeWatcher:
-    """Notices that a host has changed, for as long as somebody wants to know.
+    """A watcher that polls a state while somebody watches, and notifies all of its changes.
 
     Args:
-        read_state: returns what there is to notice, as a value that can be compared.
+        read_state: returns the state, as a value that can be compared.
     """
 
     def __init__(self, read_state: Callable[[], Awaitable[Any]]) -> None:
@@ -40,7 +40,7 @@ class ChangeWatcher:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look at the host meanwhile."""
+        """Poll the state in this context."""
         self._watchers += 1
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -50,7 +50,7 @@ class ChangeWatcher:
             self._watchers -= 1
 
     async def wait_for_change(self, seconds: float) -> bool:
-        """Wait for a change; False where there was none for so long."""
+        """Wait for a change for `seconds`; return whether there was one."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._change.wait(), seconds)
             return True
@@ -67,19 +67,19 @@ class ChangeWatcher:
 
 
 class RenderCache:
-    """What many pages are told, made once for all of them."""
+    """A cache of rendered HTML, shared by all open pages and emptied when the state changes."""
 
     def __init__(self) -> None:
         self._state: Any = None
         self._made: dict[Hashable, str] = {}
 
     def get(self, state: Any, key: Hashable, make: Callable[[], str]) -> str:
-        """Return what was made for a key while the state was this, or make it.
+        """Return the cached text of a key, or make it.
 
         Args:
-            state: what all that is made depends on; anything that can be compared.
-            key: what else this depends on.
-            make: makes it.
+            state: the state that all texts depend on; any value that can be compared.
+            key: what else this text depends on.
+            make: makes the text.
         """
         if state != self._state:
             self._state, self._made = state, {}
@@ -89,10 +89,10 @@ class RenderCache:
 
 
 class OpenForms:
-    """The open pages of one host.
+    """The views, changes and HTML that open forms share.
 
     Args:
-        ledger: who holds what there.
+        ledger: who holds what.
         queue: who waits.
     """
 
@@ -105,11 +105,11 @@ class OpenForms:
     async def recent_view(
         self, except_for: Holder | None = None, seconds: float = RECENT_SECONDS
     ) -> tuple[View | None, str]:
-        """Return the host, or None, and why it can't be read.
+        """Return a recent view and "", or None and why the nodes can't be read.
 
         Args:
-            except_for: whose lease isn't counted.
-            seconds: how old that may be.
+            except_for: a holder whose leases aren't counted.
+            seconds: how old the view may be.
         """
         try:
             return await self.ledger.read_recent(seconds, except_for), ""
@@ -117,7 +117,7 @@ class OpenForms:
             return None, str(error)
 
     def visible_state(self, view: View | None, trouble: str) -> Any:
-        """Return what pages depend on, as a value that can be compared: to the minute."""
+        """Return the state that forms show, as a comparable value; times to the minute."""
         found = view or View()
         drivers = [(node.name, node.driver) for node in found.nodes]
         gpus = [_shown_fields(gpu) for gpu in found.gpus]
@@ -130,7 +130,7 @@ class OpenForms:
 
 
 def _shown_fields(gpu: GPU) -> tuple[Any, ...]:
-    """Return what of a GPU is on a page; how much it does isn't."""
+    """Return the fields of a GPU that forms show: not its utilization and memory in use."""
     return gpu.node, gpu.uuid, gpu.index, gpu.model, gpu.state, gpu.reason, _minute(gpu.until)
 
 

@@ -1,7 +1,6 @@
-"""What users send: an untrusted choice becomes a request, or a refusal they can understand.
+"""Parsing of choices: untrusted `user_options` become a request, or a refusal for the user.
 
-Form, link and REST meet here. Nothing in this module knows of an engine, so that it serves a
-spawner for many nodes as well.
+Form, link and REST API share it. Nothing here depends on a backend.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..i18n.lazy_text import lazy_gettext, listed
 from ..images.compatibility import fit_nodes
 from .limits import MAX_HOURS, Limits
 
-# A choice is a few words. What is longer is no choice, and isn't worth reading back to its sender.
+# The longest value of a choice, and how much of a wrong value a refusal quotes, in characters.
 MAX_KEY = 200
 MAX_SHOWN = 60
 
@@ -31,12 +30,12 @@ _DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
 
 @dataclass(frozen=True)
 class Option:
-    """What else there is to say of a key of a choice: it is declared in `Choice`, and only there.
+    """Metadata of a key of `Choice`, where all keys are declared.
 
     Args:
-        expected: what its value must be, in words.
-        pattern: what a form's or link's text looks like that is such a value; "": any does.
-        read: makes the value of such a text.
+        expected: what the value must be, in words.
+        pattern: a regular expression for a form's or link's text that is such a value; "": any.
+        read: converts such a text.
     """
 
     expected: str
@@ -44,16 +43,16 @@ class Option:
     read: Callable[[str], Any] = str
 
     def value_of(self, text: Any) -> Any:
-        """Return the value of a text, or what isn't one as it is."""
+        """Return the value of a form's or link's text; anything that doesn't match as it is."""
         looks_right = isinstance(text, str) and re.fullmatch(self.pattern or ".*", text, re.DOTALL)
         return self.read(text) if looks_right else text
 
 
 class Choice(BaseModel):
-    """What a user may say. A key that is missing, null or empty is left to the administrator.
+    """A user's choice. A key that is missing, null or empty takes the administrator's default.
 
-    A new key needs a line here, and what it means in `request`; form, link and REST, the check and
-    its sentence come from it.
+    A new key needs a field here and its meaning in `request`; parsing, the check of its type and
+    the refusal are derived from the field.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -93,10 +92,10 @@ OPTIONS: dict[str, Option] = {
 
 
 def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn a form's or link's fields (key -> list of texts) into `user_options`.
+    """Convert a form's or link's fields (key -> list of texts) to `user_options`.
 
-    Only the shape is changed: of our own keys the first value counts, as in DockerSpawner. What is
-    wrong is left as it is, for `parse` to refuse: one place refuses, and REST gets the same words.
+    For our own keys the first value counts, as in DockerSpawner. Invalid values are passed through:
+    `parse` refuses them, with the same sentence as for the REST API.
     """
     options: dict[str, Any] = {}
     for name, values in fields.items():
@@ -111,14 +110,14 @@ def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(raw: Any, others_allowed: bool = False) -> Choice:
-    """Check keys and types of `user_options` as they came.
+    """Check the keys and types of `user_options`.
 
     Args:
-        raw: anything that JSON can hold.
-        others_allowed: leave unknown keys to the administrator's own hooks.
+        raw: any JSON value.
+        others_allowed: whether unknown keys are allowed, for the administrator's own hooks.
 
     Raises:
-        Refused: with the key and the value.
+        Refused: a key is unknown or its value invalid; the sentence names both.
     """
     if not isinstance(raw, Mapping):
         raise Refused(
@@ -154,10 +153,10 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
 
 
 def image_key(choice: Choice, limits: Limits) -> str:
-    """Return the catalogue key that a choice means.
+    """Return the key of the image version that a choice means.
 
     Raises:
-        Refused: there is no such version.
+        Refused: there is no such version, or the user may not choose it.
     """
     if choice.image is None:
         if not limits.default_image:
@@ -194,10 +193,10 @@ def image_key(choice: Choice, limits: Limits) -> str:
 
 
 def gpu_count(choice: Choice, limits: Limits) -> int:
-    """Return how many GPUs a choice means before the nodes are looked at.
+    """Return how many GPUs a choice asks for, whatever the nodes have.
 
     Raises:
-        Refused: it is over a limit.
+        Refused: the number is over a limit.
     """
     if choice.gpus is None:
         most = limits.most_gpus()
@@ -217,10 +216,10 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
 
 
 def seconds(choice: Choice, limits: Limits) -> float | None:
-    """Return for how long a choice means to keep its GPUs; None: without an end.
+    """Return for how long a choice asks for its GPUs, in seconds; None: without an end.
 
     Raises:
-        Refused: it is over the limit.
+        Refused: the time is over the limit.
     """
     if choice.hours is None:
         known = [each for each in (limits.default_hours, limits.hours) if each is not None]
@@ -238,16 +237,16 @@ def seconds(choice: Choice, limits: Limits) -> float | None:
 
 
 def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
-    """Turn a choice into a request that one of the nodes could meet once enough GPUs are free.
+    """Convert a choice to a request that one of the nodes can grant once enough GPUs are free.
 
     Args:
-        choice: what `parse` returned.
-        limits: what applies to this user.
-        nodes: with all their GPUs, taken ones too; none for a choice of 0 GPUs.
+        choice: the result of `parse`.
+        limits: the user's limits.
+        nodes: the nodes with all their GPUs, free or not; may be empty for a choice of 0 GPUs.
 
     Raises:
-        Refused: unknown version or model, over a limit, more than any node has, or nothing that
-            the image runs on.
+        Refused: the version or model is unknown, a limit is exceeded, no node has so many GPUs, or
+            the image runs on none of them.
     """
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
@@ -282,7 +281,7 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
         filter(Request(key, count, named, allowed, places=fits.places).takes, gpus)
     )
     if choice.gpus is None:
-        # Nobody asked for GPUs, so a host without them is no reason to refuse.
+        # The user didn't name a number: on nodes without GPUs the server starts without.
         count = min(count, total)
     elif count > total:
         few = _too_few_anywhere if several else _too_few
@@ -293,7 +292,7 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
 
 
 def _check_model(named: str, models: list[str], limits: Limits, several: bool) -> None:
-    """Raise `Refused` where a user may not have a model, or no GPU here is one."""
+    """Raise `Refused` if the user may not have a GPU model, or no node has it."""
     if limits.models is not None and named not in limits.models:
         none = (
             lazy_gettext("none of those here")
@@ -335,7 +334,16 @@ def _check_model(named: str, models: list[str], limits: Limits, several: bool) -
 def _too_few(
     count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
 ) -> str:
-    """Say that the only machine doesn't have so many GPUs, and which are counted."""
+    """Return the refusal if the only node doesn't have so many GPUs of the kind requested.
+
+    Args:
+        count: how many are requested.
+        total: how many there are.
+        key: the image version's key.
+        named: the model that is requested; None: any.
+        limits: the user's limits.
+        not_all: whether the image or the limits exclude some of the node's GPUs.
+    """
     values = {"value": _quote(count), "total": total}
     if named is not None:
         return lazy_gettext(
@@ -357,7 +365,7 @@ def _too_few(
 def _too_few_anywhere(
     count: int, total: int, key: str, named: str | None, limits: Limits, not_all: bool
 ) -> str:
-    """Say that none of several machines has so many GPUs, and which are counted."""
+    """Return the refusal if none of several nodes has so many GPUs; as `_too_few`."""
     values = {"value": _quote(count), "total": total}
     if named is not None:
         return lazy_gettext(
@@ -381,14 +389,14 @@ def _too_few_anywhere(
 
 
 def intersection(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
-    """Return what is in both; None stands for everything."""
+    """Return the intersection of two sets, where None stands for everything."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
 def restore_choice(raw: Any) -> Choice:
-    """Return a saved choice for the form, and an empty one where it no longer makes sense."""
+    """Return the choice of saved `user_options` for the form; what is invalid now is left out."""
     kept = raw if isinstance(raw, Mapping) else {}
     for keys in (Choice.model_fields, ("image",), ("gpus",)):
         try:

@@ -1,5 +1,5 @@
 // Keeps the form fresh, and says what the choice on it means. All words come from the hub, which is
-// asked for the form anew at its own address: see gpuspawner/live.py. The form works without this.
+// asked for the form anew at its own address: see gpuspawner/choices/form_stream.py. The form works without this.
 
 const root = document.getElementById("gpuspawner");
 const form = root.closest("form");
