@@ -6,8 +6,8 @@ from typing import Any
 __version__ = "0.1.0.dev0"
 __all__ = ["TEMPLATES", "GPUSpawner", "ensure_network", "load_catalogue"]
 
-# What a configuration imports from here, and where it is. The command line needs none of it, so it
-# is loaded when it is asked for.
+# The names that configurations import from here -> their modules. Loaded on demand, since the
+# command line needs none of them.
 _PUBLIC = {
     "GPUSpawner": "gpuspawner.spawner",
     "TEMPLATES": "gpuspawner.pages",

@@ -1,6 +1,6 @@
-"""What every GPU spawner does, whatever starts its servers: form, check, queue, start, end.
+"""The base class of GPU spawners: form, check, queue, start and end, for any backend.
 
-A spawner class for a backend adds how a server is created, started and removed there.
+A subclass for a backend implements how a server is created, started and removed there.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import held_by_person
 from .settings import GPUTraits
 
-# Under which our part of a server's state is kept.
+# The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
 
 
 @dataclass(eq=False)
 class SpawnAttempt:
-    """What belongs to one spawn; the next one has another.
+    """The state of one spawn; `clear_state` replaces it as a whole.
 
     Args:
-        since: when the choice was made, in seconds since the epoch: a place in the queue counts
-            from then.
-        request: what the choice asks for.
-        waiting_since: `since`, once its user has been told to wait.
-        reservation: what was granted, until `launch` takes it over.
-        granted: the same, for as long as there is a spawn.
-        image: the administrator's own, which the choice has replaced; None: it hasn't.
-        chosen_image: what it was replaced by; a hook may have replaced that again.
+        since: when the choice was made, in seconds since the epoch: the time at which its request
+            joins the queue.
+        request: the request of the choice.
+        waiting_since: `since`, once the request waits in the queue.
+        reservation: the granted reservation, until `launch` takes it over.
+        granted: the granted reservation, for as long as the spawn lasts.
+        image: the administrator's `image`, if the choice has replaced it.
+        chosen_image: the choice's image; a hook may have replaced it again.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
-        pulled: the image that is known to be there.
+        pulled: the image that has been pulled or found on the engine.
     """
 
     since: float | None = None
@@ -77,14 +77,14 @@ class SpawnAttempt:
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
-    """Start single-user servers each with the GPUs it asked for and no others."""
+    """Spawner of single-user servers that see exactly the GPUs they were granted."""
 
-    # Until it is made: traits that are functions are called before.
+    # Class attributes, as traits that are functions are called before `__init__` sets them.
     _hub_state: HubState | None = None
     _is_initialised = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class that leaves out a step, as `abc` does; traitlets has its own metaclass."""
+        """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`."""
         super().__init_subclass__(**kwargs)
         missing = [name for name in dir(cls) if _is_abstract(cls, name)]
         if missing:
@@ -98,78 +98,78 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.overrides = GroupOverrides(self)
         self._is_initialised = True
         self._last_choice = compat.saved_options(self)
-        # What was picked last, where that was refused: the form has it still, to be mended.
+        # The last choice if it was refused: the form shows it again, to be corrected.
         self._refused_choice: Any = None
         build_early(self)
 
-    # -- Who and where ---------------------------------------------------------------------------
+    # -- Identity and shared state ---------------------------------------------------------------
 
     @property
     def holder(self) -> Holder:
-        """This server, as the holder of its GPUs."""
+        """This server as the holder of its GPUs."""
         return Holder(self.user.name, self.name) if self.user else Holder("")
 
     @property
     def hub_address(self) -> str:
-        """Where the hub is: it keeps hubs that share a backend apart."""
+        """The URL of the hub's API, which tells hubs that share a backend apart."""
         return self.hub.api_url if self.hub else ""
 
     @property
     def hub_state(self) -> HubState:
-        """What all spawners of this hub share."""
+        """The state that all spawners of this hub share."""
         if self._hub_state is None:
             self._hub_state = hub_state_of(self)
         return self._hub_state
 
     @property
     def backend(self) -> Backend:
-        """What starts servers."""
+        """The backend that starts servers."""
         return self.hub_state.backend
 
     @property
     def ledger(self) -> Ledger:
-        """Who holds what."""
+        """The ledger of leases and reservations."""
         return self.hub_state.ledger
 
-    # -- What a spawner for a backend adds -------------------------------------------------------
+    # -- Methods that a subclass for a backend implements ----------------------------------------
 
     def new_attempt(self) -> SpawnAttempt:
-        """Return what belongs to a spawn that begins."""
+        """Return the state of a new spawn."""
         return SpawnAttempt()
 
     @abstractmethod
     def make_backend(self) -> Backend:
-        """Return the backend, for all spawners of this hub."""
+        """Make the backend for all spawners of this hub."""
 
     @abstractmethod
     def explain(self, error: BaseException) -> str:
-        """Say what an error of the backend means, in a sentence for users."""
+        """Return what an error of the backend means, as a sentence for users."""
 
     @abstractmethod
     def explain_unknown(self, error: BaseException) -> str:
-        """Say why the machines' state isn't known, in a sentence for users."""
+        """Return why the nodes or leases couldn't be read, as a sentence for users."""
 
     @property
     @abstractmethod
     def server_key(self) -> str:
-        """The name of this server among those that this hub starts."""
+        """A name of this server that is unique on this hub."""
 
     @property
     @abstractmethod
     def server_id(self) -> str:
-        """The backend's name for the server; "" where there is none."""
+        """The backend's id of the server; "" if there is none."""
 
     @abstractmethod
     async def remove_leftovers(self, request: Request) -> None:
-        """Remove what is left of an earlier server, before its GPUs are counted as taken."""
+        """Remove the containers of earlier starts of this server before its GPUs are reserved."""
 
     @abstractmethod
     async def create_server(self, reservation: Reservation) -> str:
-        """Create the server, and return its id: a step of `launch`, as are those that follow."""
+        """Create the server and return its id. A step of `launch`, as are the next ones."""
 
     @abstractmethod
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        """Raise where the server was created with other GPUs than are reserved."""
+        """Raise an exception if the server was created with other GPUs than were reserved."""
 
     @abstractmethod
     async def start_server(self, server_id: str) -> None:
@@ -177,17 +177,17 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     @abstractmethod
     async def await_server(self, server_id: str) -> tuple[str, int]:
-        """Return the server's address once it answers."""
+        """Wait until the server answers; return its (ip, port)."""
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
-        """Return what undoes `create_server` of this try."""
+        """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
 
     async def clean_up_ended(self) -> None:
-        """Remove what a server that has ended left, however it ended."""
+        """Clean up after a server that has ended, for whatever reason."""
 
     def last_lines(self) -> list[str]:
-        """Return the last lines of the server's output."""
+        """Return the last lines of the server's output during its start."""
         return []
 
     # -- The choice ------------------------------------------------------------------------------
@@ -201,38 +201,38 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return options.from_fields
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
-        """Interpret a link's arguments. JupyterHub 5 leaves the `opt-` before their names."""
+        """Interpret a link's arguments; JupyterHub 5 doesn't remove `opt-` from their names."""
         return self.run_options_from_form(
             {key.removeprefix("opt-"): value for key, value in query_data.items()}
         )
 
     def on_request(self, handler: Any) -> None:
-        """Remember which request is being answered."""
+        """Remember the current request and its language."""
         form_stream.remember_request(handler)
         if handler is not None:
             self._accept_language = form_stream.accept_language_of()
 
     # The image of the next server, where the spawner class has such a trait.
     image: Any
-    # The Accept-Language of the last request that JupyterHub told of: of some it doesn't.
+    # The Accept-Language of the last request with a `handler`, which JupyterHub doesn't always set.
     _accept_language = ""
 
     def language(self, static_url: Any = None) -> Language:
-        """Return the reader's language.
+        """Return the language of the user's browser.
 
         Args:
-            static_url: the template's own, where a page is made of which the spawner isn't told.
+            static_url: a template's `static_url`, in a page that is rendered without `handler` set.
         """
         handler = compat.handler_of_page(static_url)
         return language_for(form_stream.accept_language_of(handler) or self._accept_language)
 
     async def apply_group_overrides(self) -> None:
-        """Apply group overrides to the configured values: rights end with the membership.
+        """Apply the group overrides to the configured values, so that rights end with membership.
 
-        For the form too, which is made before a spawn applies them.
+        Also called for the form, which JupyterHub renders before it applies the overrides.
 
         Raises:
-            web.HTTPError: one can't be applied; its sentence names group override and trait.
+            web.HTTPError: an override can't be applied; the message names override and trait.
         """
         try:
             await self.overrides.apply(super().apply_group_overrides)
@@ -241,11 +241,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise http_errors.failure(f"{error} Please tell an administrator.") from error
 
     def apply_override(self, override: dict[str, Any]) -> None:
-        """Apply what one group override sets."""
+        """Apply one group override."""
         self.overrides.apply_one(override)
 
     async def check_options(self, user_options: Any) -> None:
-        """Check the choice; the one place that form, link and REST share."""
+        """Check the choice of a spawn, whether by form, link or REST API."""
         self.progress_steps.begin()
         self.attempt.since = self.hub_state.queue.join_time()
         try:
@@ -262,7 +262,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease.notice = ""
 
     def applicant(self) -> Applicant:
-        """Return this server's user, with the rules that apply now."""
+        """Return this server with the rules that apply to its user now."""
         return Applicant(
             self.holder,
             self.groups,
@@ -279,17 +279,17 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise Unknown(join_sentences(str(error), hint)) from error
 
     def refusal(self, error: Refused | Unknown) -> web.HTTPError:
-        """Return what refuses a request, in the language of who made it."""
+        """Return the HTTP error for a refused request, in its user's language."""
         return http_errors.refusal(error, self.language())
 
     def _use_image(self, image: str) -> None:
-        """Use an image for this spawn; its end puts the administrator's own back."""
+        """Use an image for this spawn; `clear_state` restores the administrator's."""
         if self.attempt.image is None:
             self.attempt.image = self.image
         self.image = self.attempt.chosen_image = image
 
     def _has_own_options(self) -> bool:
-        """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
+        """Return whether the administrator's hooks may read further keys of `user_options`."""
         return bool(
             self.apply_user_options
             or self.options_form != BaseGPUSpawner.render_form
@@ -297,10 +297,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         )
 
     async def render_form(self) -> str:
-        """Return the form in which users choose, as HTML; "" where there is nothing to choose.
+        """Return the spawn form as HTML; "" if there is nothing to choose.
 
         Raises:
-            web.Finish: it was asked for by the form's own script, which has its answer.
+            web.Finish: the form's script has requested it and has been answered.
         """
         await self.apply_group_overrides()
         asked = form_stream.requested_choice()
@@ -326,7 +326,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             return rendered(choice, *seen, notice=self.notice, keep=bool(refused))
         picked, rules = options.restore_choice(asked), str(limits)
 
-        async def again(seconds: float) -> str:
+        async def render_again(seconds: float) -> str:
             view, trouble = await open_forms.recent_view(self.holder, seconds)
             claims = self.hub_state.queue.claims(view.leases if view else ())
             return open_forms.render_cache.get(
@@ -335,11 +335,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 lambda: rendered(picked, view, trouble, picked=True),
             )
 
-        answer = await form_stream.answer(again, open_forms.watcher, lambda: self.active)
+        answer = await form_stream.answer(render_again, open_forms.watcher, lambda: self.active)
         raise compat.answer_instead_of_page(answer)
 
     async def _absent_versions(self) -> frozenset[str]:
-        """Return the keys of the versions whose image isn't here and won't be fetched."""
+        """Return the keys of the versions whose image isn't on the engine and won't be pulled."""
         if self.pull_policy != "never":
             return frozenset()
         versions = self.limits().versions
@@ -347,26 +347,26 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         missing = await self.hub_state.local_images.missing(images)
         return frozenset(key for key, each in versions.items() if each.image in missing)
 
-    # -- What the hub's own pages ask, in hub/templates -------------------------------------------
+    # -- For the templates in hub/templates ------------------------------------------------------
 
     def steps_so_far(self) -> list[dict[str, Any]]:
-        """Return what has happened in this start."""
+        """Return the progress events of this start so far."""
         return self.progress_steps.so_far()
 
     @property
     def notice(self) -> str:
-        """Why the user's last server was stopped; "" where they did that."""
+        """Why the last server was stopped; "" if the user stopped it."""
         return self.lease.notice
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what happens, in words; the key `gpuspawner` has what our own page shows of it."""
+        """Yield progress events; the key `gpuspawner` has further data for our own page."""
         async for event in self.progress_steps.follow():
             yield event
 
     # -- Before start_timeout's clock starts -----------------------------------------------------
 
     async def run_pre_spawn_hook(self) -> None:
-        """Run the administrator's hook, get the image, and wait for GPUs."""
+        """Run the administrator's hook, pull the image, and wait for GPUs."""
         await maybe_future(super().run_pre_spawn_hook())
         try:
             await self.pull_image(self.image)
@@ -377,7 +377,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise self.to_http_error(error) from error
 
     async def pull_image(self, image: str) -> None:
-        """Get the image if needed, once per spawn, with its progress on the page."""
+        """Pull the image if needed, once per spawn, and show the progress."""
         if self.attempt.pulled == image:
             return
 
@@ -387,7 +387,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         await self.backend.pull(image, self.pull_policy, report)
 
     async def _wait_for_turn(self) -> Reservation:
-        """Return when GPUs are reserved for this server, by the rules of then."""
+        """Wait in the queue; return the reservation, granted by the rules at that time."""
         attempt = self.attempt
         if attempt.request is None:
             checked = await self._check(self.user_options)
@@ -403,20 +403,20 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 if attempt.waiting_since is not None:
                     attempt.request = await self._recheck(request)
                     if replace(attempt.request, image=request.image) != request:
-                        # Another number of GPUs, or another model, by the rules of now.
+                        # The rules have changed: other GPUs have to be reserved.
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
                     compat.save_state(self)
             except BaseException:
-                # Refused by a rule that came meanwhile, given up, or the database is away.
+                # Refused by a new rule, cancelled, or the database can't be written.
                 self._give_back(reservation)
                 raise
             attempt.granted = reservation
             return reservation
 
     async def _wait_in_queue(self, request: Request) -> Reservation:
-        """Wait in the queue for what is asked for."""
+        """Wait in the queue; return the reservation and begin the lease's term."""
         if request.gpus == 0:
             self.lease.begin_term(None)
             return Reservation(self.holder, ())
@@ -451,10 +451,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             )
 
     async def _recheck(self, request: Request) -> Request:
-        """Hold the rules that apply now against a choice that has waited; return its request now.
+        """Check the choice again after a wait, by the rules that apply now; return its request.
 
-        What the administrator's hooks have set since stays as it is: rules are looked at, and no
-        trait is written that isn't an override's.
+        Traits that the administrator's hooks have set since the first check keep their values.
         """
         attempt, hooked = self.attempt, self.overrides.changed_since()
         hooks_image = self.image if self.image != attempt.chosen_image else None
@@ -462,7 +461,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             await self.apply_group_overrides()
             self.overrides.keep(hooked)
             checked = await self._check(self.user_options)
-        except Unknown:  # no reason to lose one's turn
+        except Unknown:  # the request keeps its turn
             return request
         if attempt.chosen_image is not None and hooks_image is not None:
             self.image = hooks_image
@@ -472,7 +471,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return checked.request
 
     def _show_turn(self, turn: Turn | str) -> None:
-        """Say on the progress page where this server stands in the queue."""
+        """Show the server's place in the queue on the progress page."""
         facts: dict[str, Any] = {}
         if not isinstance(turn, str):
             if self.attempt.waiting_since is None:
@@ -489,7 +488,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # -- Start -----------------------------------------------------------------------------------
 
     async def start(self) -> tuple[str, int]:
-        """Start a server with the GPUs of its request; return (ip, port) once it answers."""
+        """Start a server with the GPUs of its request; return its (ip, port) once it answers."""
         began = time.monotonic()
         try:
             launched = await launch(self, self.ledger, self.hub_state.leftovers)
@@ -507,7 +506,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return launched.answer
 
     async def reserve_gpus(self) -> Reservation:
-        """Return the reservation from before the start; for another try, wait for another."""
+        """Return the reservation made before the start; for another try, wait for a new one."""
         reservation, self.attempt.reservation = self.attempt.reservation, None
         if reservation is None:
             reservation = await self._wait_for_turn()
@@ -516,9 +515,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return reservation
 
     def on_retry(self, reason: StartAgain) -> None:
-        """Write why there is another try."""
+        """Log why the start is tried again."""
         self._log_failed_start()
-        self.log.warning("Starting %s once more: %s", self._log_name, reason)
+        self.log.warning("Starting %s again: %s", self._log_name, reason)
 
     def _log_failed_start(self) -> None:
         granted = self.attempt.granted
@@ -527,7 +526,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.attempt.granted = None
 
     def to_http_error(self, error: Exception) -> Exception:
-        """Return the exception that the user reads in place of this one."""
+        """Return the exception that shows the user what this one means."""
         if isinstance(error, web.HTTPError):
             return error
         if isinstance(error, Refused | Unknown):
@@ -540,19 +539,19 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment; `GPUSPAWNER_UNTIL` is when its time was to end."""
+        """Return the server's environment; `GPUSPAWNER_UNTIL` is the end of its lease so far."""
         until = {"GPUSPAWNER_UNTIL": iso_time(self.lease.until)} if self.lease.until else {}
         return {**super().get_env(), **until}
 
     # -- What survives a restart of the hub ------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the hub keeps for `load_state`: the lease, or since when the server waits."""
+        """Return the state for `load_state`, with the lease or since when the server waits."""
         ours = {**self.lease.saved(), "waiting_since": self.attempt.waiting_since}
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what an earlier hub kept."""
+        """Restore the state that an earlier hub process saved."""
         super().load_state(state)
         ours = state.get(STATE_KEY) or {}
         self.lease.restore(ours)
@@ -563,57 +562,57 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             )
 
     def clear_state(self) -> None:
-        """Forget the last spawn; called before every start and after every stop."""
+        """Reset the state of the last spawn; called before every start and after every stop."""
         super().clear_state()
         attempt, self.attempt = self.attempt, self.new_attempt()
         if attempt.image is not None:
             self.image = attempt.image
         if attempt.reservation:
-            self.ledger.release(attempt.reservation)  # given up between its turn and its start
+            self.ledger.release(attempt.reservation)  # cancelled between its turn and its start
         self.lease.end()
 
-    # -- What the lease asks of its server -------------------------------------------------------
+    # -- The lease's server (`LeasedServer`) -----------------------------------------------------
 
     @property
     def waiting_requests(self) -> int:
-        """How many wait for GPUs."""
+        """The number of requests that wait for GPUs."""
         return len(self.hub_state.queue.waiting)
 
     async def apply_rules(self) -> None:
-        """Apply the group overrides, where no spawn has."""
-        with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
+        """Apply the group overrides to a server that an earlier hub process started."""
+        with suppress(web.HTTPError):  # an invalid override, which has been logged
             await self.apply_group_overrides()
 
     def on_lease_begin(self) -> None:
-        """Have the lease looked after."""
+        """Register the lease with the reclaimer."""
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             asyncio.get_running_loop()
             self.hub_state.leases.add(self.lease)
             self.hub_state.reclaimer.start()
 
     def on_lease_end(self) -> None:
-        """Have the lease looked after no more."""
+        """Unregister the lease from the reclaimer."""
         if self._hub_state:
             self._hub_state.leases.discard(self.lease)
 
     def on_end_changed(self, until: float) -> None:
-        """Have everybody's plans count on when the lease ends now."""
+        """Record when the lease ends now, for the plans of the queue."""
         if self.server_id:
             self.ledger.ends[self.server_id] = until
 
     def save_state(self) -> None:
-        """Keep the lease in the hub's database."""
+        """Save the lease in the hub's database."""
         compat.save_state(self)
 
     async def stop_through_hub(self) -> None:
-        """Stop the server as its user would, and have the hub notice: route, database, hooks."""
+        """Stop the server and let the hub update its route, database and hooks."""
         await self.stop()
         await self.poll_and_notify()
 
     async def run_post_stop_hook(self) -> None:
-        """Leave nothing behind, however the server ended; then the administrator's hook.
+        """Clean up after the server, then run the administrator's hook.
 
-        JupyterHub forgets a server whose stop failed. It would run on with its GPUs.
+        JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
         await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())

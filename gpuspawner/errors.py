@@ -1,24 +1,24 @@
-"""What keeps a request from its GPUs, or a server from its start: one family.
+"""The exceptions of this package: refused requests and failed starts.
 
-`hub.http_errors` makes what JupyterHub shows of them, and counts them; nothing else does.
+`hub.http_errors` converts them to the HTTP errors that JupyterHub shows, and counts them.
 """
 
 from __future__ import annotations
 
 
 class GPUSpawnerError(Exception):
-    """Of all of these. `str()` is a sentence."""
+    """The base class. `str()` is a sentence."""
 
 
 class Refused(GPUSpawnerError):
-    """A request that isn't granted. `str()` is for its user: what they asked for, and the limit.
+    """A request was refused. `str()` is a sentence for its user.
 
     Args:
-        sentence: that.
-        reason: one word for the hub's metrics: "choice", what was asked for can't be; "limit", the
-            user or a group holds as much as it may; "no_gpu", too few are free now.
-        status: HTTP status, which says whose doing it is: 400 a malformed choice, 403 one over a
-            limit, 409 not as things are, 503 not now.
+        sentence: what the user asked for, and why it is refused.
+        reason: for the hub's metrics: "choice": the choice is invalid; "limit": the user or a
+            group holds as many GPUs as they may; "no_gpu": too few GPUs are free now.
+        status: the HTTP status: 400 an invalid choice, 403 over a limit, 404 no such server or
+            GPU, 409 not in this state, 503 not now.
     """
 
     def __init__(self, sentence: str, reason: str = "choice", status: int = 400) -> None:
@@ -28,12 +28,12 @@ class Refused(GPUSpawnerError):
 
 
 class Unknown(GPUSpawnerError):
-    """The engine or NVML couldn't be read, and unknown is never free. `str()` is for the user."""
+    """The engine or NVML couldn't be read, so nothing is free. `str()` is a sentence for users."""
 
 
 class StartAgain(GPUSpawnerError):
-    """This try to start a server can't go on, and another one may. `str()` is for the log."""
+    """A try to start a server failed, and another one may succeed. `str()` is for the log."""
 
 
 class Contested(StartAgain):
-    """Another hub's server has one of our GPUs, and ours is the one to give way."""
+    """Another hub's server has one of the GPUs, and ours has to give way."""

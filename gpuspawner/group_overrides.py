@@ -1,6 +1,6 @@
-"""Group overrides: what of a spawner's traits they set for a spawn, and how it is put back.
+"""Group overrides: how they set traits for a spawn, and how the configured values are restored.
 
-A spawner object is used again for the next spawn, by whoever has which rights then.
+JupyterHub uses a spawner object for many spawns, and the user's groups may change in between.
 ref: https://jupyterhub.readthedocs.io/en/stable/reference/spawners.html
 """
 
@@ -13,20 +13,20 @@ from typing import Any
 
 from .errors import GPUSpawnerError
 
-# In a list of what may be had, that nothing may.
+# The only item of a list that allows nothing, since an empty list is no limit.
 NOTHING = "(nothing)"
-# Under which a trait's metadata has what of two groups' values holds for a user in both; else the
-# later one does.
+# The metadata key of a trait's function that returns the stricter of two values, for users in
+# several groups. Without one, the later override counts.
 STRICTER = "stricter"
 
 
 def lower(one: float | None, other: float | None) -> float | None:
-    """Return the stricter of two limits, where None is none."""
+    """Return the lower of two limits; None is no limit."""
     return min((each for each in (one, other) if each is not None), default=None)
 
 
 def common(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Return what both lists allow. An empty list is no limit, so nothing is `NOTHING`."""
+    """Return the items of both lists. An empty list is no limit, so no item is `[NOTHING]`."""
     if not one or not other:
         return list(one or other)
     return [each for each in one if each in other] or [NOTHING]
@@ -34,15 +34,15 @@ def common(one: Sequence[str], other: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class HookChange:
-    """What somebody has made of a trait's value."""
+    """A change that an administrator's hook has made to the value of an overridden trait."""
 
     before: Any
     after: Any
 
     def of(self, value: Any) -> Any:
-        """Return what the same change makes of another value: of a mapping, key by key.
+        """Return another value with the same change applied; in a mapping, key by key.
 
-        What else was in the mapping was an override's, whose group may have been left since.
+        Other keys of the mapping came from overrides that may not apply any more.
         """
         if not all(isinstance(each, Mapping) for each in (self.before, self.after, value)):
             return self.after
@@ -58,29 +58,27 @@ class HookChange:
 
 
 class GroupOverrides:
-    """The group overrides of one spawner.
+    """The group overrides that are applied to one spawner.
 
     Args:
-        spawner: a spawner of a class of `UnofficialHooks`.
+        spawner: the spawner, an instance of `hub.compat.UnofficialHooks`.
     """
 
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
-        # Trait -> the administrator's value, and what an override has made of it.
+        # Trait -> the administrator's value; trait -> the value that an override has set.
         self._configured: dict[str, Any] = {}
         self._set: dict[str, Any] = {}
         self._applying: Any = None
 
     async def apply(self, apply: Callable[[], Awaitable[None]]) -> None:
-        """Apply all that the user's groups have, to the configured values.
-
-        Rights end with the membership.
+        """Apply the overrides of all of the user's groups to the configured values.
 
         Args:
-            apply: JupyterHub's own `apply_group_overrides`, which calls `apply_one`.
+            apply: JupyterHub's `apply_group_overrides`, which calls `apply_one` for each.
 
         Raises:
-            OverrideError: one can't be applied. Then none is.
+            OverrideError: an override can't be applied. Then none is.
         """
         self.put_back()
         try:
@@ -92,10 +90,10 @@ class GroupOverrides:
             ) from error
 
     def apply_one(self, override: dict[str, Any]) -> None:
-        """Apply what one override sets, trait by trait.
+        """Apply one override (trait -> value), trait by trait.
 
         Raises:
-            ValueError: a trait can't be set so. The sentence names it.
+            ValueError: a value is invalid; the message names the trait.
         """
         self._applying = override
         for trait, value in override.items():
@@ -106,13 +104,13 @@ class GroupOverrides:
                 raise ValueError(words if trait in words else f"{trait}: {words}") from error
 
     def put_back(self) -> None:
-        """Put back what the administrator configured."""
+        """Restore the configured values."""
         for trait, value in self._configured.items():
             setattr(self._spawner, trait, value)
         self._configured, self._set = {}, {}
 
     def changed_since(self) -> dict[str, HookChange]:
-        """Return what an administrator's hook has made of overridden traits since, by trait."""
+        """Return trait -> change that hooks have made to overridden traits since they were set."""
         found = {trait: (self._set[trait], getattr(self._spawner, trait)) for trait in self._set}
         return {
             trait: HookChange(before, copy.deepcopy(now))
@@ -121,7 +119,7 @@ class GroupOverrides:
         }
 
     def keep(self, changes: Mapping[str, HookChange]) -> None:
-        """Make a hook's changes again, of what applies now, until the next `put_back`."""
+        """Apply a hook's changes to the values that apply now, until the next `put_back`."""
         for trait, change in changes.items():
             now = getattr(self._spawner, trait)
             self._configured.setdefault(trait, copy.deepcopy(now))
@@ -133,12 +131,12 @@ class GroupOverrides:
         if known:
             stricter = spawner.traits()[trait].metadata.get(STRICTER)
             if trait in self._configured and stricter:
-                # Who is in several groups is under the rules of each.
+                # A user in several groups is under the rules of each.
                 value = stricter(getattr(spawner, trait), value)
             self._configured.setdefault(trait, copy.deepcopy(getattr(spawner, trait)))
         spawner.apply_override_as_is({trait: value})
         if known:
-            # A mapping was merged into the trait's own, past every check.
+            # JupyterHub merges mappings in place, which skips the trait's validation.
             setattr(spawner, trait, getattr(spawner, trait))
             self._set[trait] = copy.deepcopy(getattr(spawner, trait))
 

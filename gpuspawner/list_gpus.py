@@ -1,4 +1,4 @@
-"""`gpuspawner gpus`: what is there, and who holds what."""
+"""`gpuspawner gpus`: list this machine's GPUs and their holders."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
-    """Return the GPUs as the engine says: who holds them, and which are out of service."""
+    """Return the GPUs with their holders and the marks of those out of service."""
     client = docker.from_env(timeout=20)
     try:
         marked = apply_marks(gpus, list_marks(client.api))
@@ -96,7 +96,7 @@ def as_text(found: Node, gpus: Sequence[GPU]) -> str:
 
 
 def _printable(cell: str) -> str:
-    """Return text without what a terminal would obey: names may have anything in them."""
+    """Return text without control characters: names may contain any."""
     return "".join(letter if letter.isprintable() else "?" for letter in cell)
 
 

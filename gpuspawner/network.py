@@ -1,4 +1,4 @@
-"""The servers' network, by the name that configurations import it by."""
+"""The public import path of `ensure_network`."""
 
 from .backends.docker.network import ensure_network
 

@@ -1,9 +1,9 @@
-"""JupyterHub's own pages in our words: what happens while a server starts, and why it didn't.
+"""Templates for JupyterHub's pages that show a server's start, or why it failed.
 
     c.JupyterHub.template_paths = [gpuspawner.pages.TEMPLATES]
 
-Without that line JupyterHub's own pages do, with the same sentences. They stay in place for servers
-of other spawners, too.
+Without that line JupyterHub's own templates are used, with the same sentences. Servers of other
+spawners get JupyterHub's pages in any case.
 """
 
 from __future__ import annotations

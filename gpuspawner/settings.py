@@ -1,4 +1,4 @@
-"""What an administrator sets, whatever starts the servers: traits, their defaults and checks."""
+"""The traits that all GPU spawners share, with their defaults and validation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .scheduling.queue import RequestLimits
 if TYPE_CHECKING:
     from jupyterhub.spawner import Spawner as SpawnerMixin
 else:
-    # JupyterHub lets no class be a `Spawner` that doesn't say itself how it starts and stops.
+    # JupyterHub refuses a subclass of `Spawner` that doesn't define `start`, `stop` and `poll`.
     from traitlets import HasTraits as SpawnerMixin
 
 
 class GPUTraits(SpawnerMixin):
-    """The traits that every GPU spawner has."""
+    """The traits of every GPU spawner."""
 
     images = Dict(
         help="""The image versions that users choose from: key -> image reference, or key -> a
@@ -36,7 +36,7 @@ class GPUTraits(SpawnerMixin):
     default_gpus = Int(
         1,
         min=0,
-        help="""How many GPUs a server gets whose user didn't say. Never more than `gpu_limit` or
+        help="""The number of GPUs of a server whose user names none. Never more than `gpu_limit` or
         than the host has, so a host without GPUs starts servers without.""",
     ).tag(config=True)
 
@@ -59,18 +59,18 @@ class GPUTraits(SpawnerMixin):
     group_gpu_limits = Dict(
         key_trait=Unicode(),
         value_trait=Int(min=0),
-        help="""The most GPUs that a group's members may hold at a time: {"students": 4}. Who is in
+        help="""The most GPUs that a group's members may hold at a time: {"students": 4}. A user in
         several of these groups counts in each.""",
     ).tag(config=True)
 
     allowed_models = List(
         Unicode(),
-        help="""GPU models, as NVML names them, that may be had. Empty: all.""",
+        help="""The GPU models that users may have, as NVML names them. Empty: all.""",
     ).tag(config=True, stricter=common)
 
     allowed_versions = List(
         Unicode(),
-        help="""Keys of `images` that may be picked. Empty: all.""",
+        help="""The keys of `images` that users may choose. Empty: all.""",
     ).tag(config=True, stricter=common)
 
     hour_limit = Float(
@@ -85,8 +85,8 @@ class GPUTraits(SpawnerMixin):
         None,
         min=0,
         allow_none=True,
-        help="""Hours of a server with GPUs whose user didn't say. Never more than `hour_limit`,
-        which None stands for.""",
+        help="""The hours of a server with GPUs whose user names none. Never more than `hour_limit`.
+        None: `hour_limit`.""",
     ).tag(config=True)
 
     warning_minutes = Float(
@@ -99,65 +99,67 @@ class GPUTraits(SpawnerMixin):
         24 * 60,
         min=0,
         allow_none=True,
-        help="""How long a request waits at most where too few GPUs are free. 0: it is refused at
-        once. None: as long as its user likes.""",
+        help="""How long a request waits at most if too few GPUs are free. 0: it is refused at once.
+        None: no limit.""",
     ).tag(config=True, stricter=lower)
 
     queue_length = Int(
         100,
         min=0,
-        help="""How many may wait at a time. Who comes then is refused. The same for everybody.""",
+        help="""The most requests that may wait at a time; further ones are refused. The same for
+        all users.""",
     ).tag(config=True)
 
     queue_order = Enum(
         sorted(ORDERS),
         "fifo",
-        help="""Who goes first: `fifo` who came first; `fair` who holds fewer GPUs, each of which
-        counts as having come half an hour later. In both a later request goes before an earlier
-        one where that delays nobody. The same for everybody.""",
+        help="""The order of the queue. `fifo`: first come, first served. `fair`: users who hold
+        fewer GPUs first; each GPU counts as having come half an hour later. In both, a later
+        request is granted before an earlier one if that delays nobody. The same for all users.""",
     ).tag(config=True)
 
     idle_minutes = Float(
         0,
         min=0,
-        help="""After how long a server is warned whose GPUs all do nothing: their utilization stays
-        at `idle_utilization` or below, and their memory in use doesn't grow. 0: never.""",
+        help="""After how long a user is warned if all GPUs of a server are idle: their utilization
+        stays at `idle_utilization` or below, and their memory in use doesn't grow. 0: never.""",
     ).tag(config=True)
 
     idle_warning_minutes = Float(
         10,
         min=0,
-        help="""How long after that warning it is stopped.""",
+        help="""How long after that warning the server is stopped.""",
     ).tag(config=True)
 
     idle_utilization = Float(
         5,
         min=0,
         max=100,
-        help="""Up to which utilization, in percent, a GPU counts as doing nothing.""",
+        help="""The utilization, in percent, up to which a GPU counts as idle.""",
     ).tag(config=True)
 
     idle_exempt_groups = List(
         Unicode(),
-        help="""Groups whose members' idle GPUs are left to them.""",
+        help="""Groups whose members' servers aren't stopped for idle GPUs.""",
     ).tag(config=True)
 
     idle_only_while_waiting = Bool(
         False,
-        help="""Warn and stop idle servers only while somebody waits for GPUs.""",
+        help="""Warn about and stop idle servers only while requests wait for GPUs.""",
     ).tag(config=True)
 
     control_socket = Unicode(
         "gpuspawner.sock",
-        help="""Where services that the hub starts can ask who waits and give a server more time: a
-        socket in the hub's folder that only the hub's account can open. Empty: none.""",
+        help="""The path, in the hub's folder, of a Unix socket through which services that the hub
+        starts can read the queue and extend leases. Only the hub's account can open it. Empty:
+        none.""",
     ).tag(config=True)
 
     gpu_policy = Enum(
         sorted(POLICIES),
         "pack",
-        help="""Which of the free GPUs a server gets: `pack` fills gaps, so that neighbours stay
-        free for those who ask for several; `spread` keeps distance, for heat and bandwidth.""",
+        help="""Which of the free GPUs a server gets: `pack` fills gaps, so that neighbouring GPUs
+        stay free for requests for several; `spread` keeps distance, for cooling and bandwidth.""",
     ).tag(config=True)
 
     excluded_gpus = List(
@@ -167,8 +169,8 @@ class GPUTraits(SpawnerMixin):
 
     foreign_memory = ByteSpecification(
         0,
-        help="""From how much used memory on a GPU is taken for in use by a program outside the
-        hub, even where NVML names no process. 0: the larger of 1 GiB and 2 %.""",
+        help="""The used memory from which a GPU counts as in use by a program outside the hub, even
+        if NVML reports no process. 0: the larger of 1 GiB and 2 %.""",
     ).tag(config=True)
 
     nvml_timeout = Float(
@@ -179,7 +181,7 @@ class GPUTraits(SpawnerMixin):
 
     @default("start_timeout")
     def _start_timeout_default(self) -> int:
-        # The wait for the server's first answer is part of start() here.
+        # Here, start() includes the wait for the server's first answer.
         return 120
 
     @default("options_from_form")
@@ -202,7 +204,7 @@ class GPUTraits(SpawnerMixin):
         return proposal.value
 
     def limits(self) -> Limits:
-        """Return what applies to a choice of this server's user."""
+        """Return the limits of a choice of this server's user."""
         allowed, image = self.allowed_image_names(), self.default_image()
         versions = catalogue(self.images)
         if self.allowed_versions:
@@ -211,11 +213,11 @@ class GPUTraits(SpawnerMixin):
             versions |= {key: v for key, v in catalogue(allowed).items() if key not in versions}
         can_choose = bool(versions) or allowed == "*"
         if image and not self.images and image not in {v.image for v in versions.values()}:
-            # That one starts for an empty choice, whether or not it can be chosen.
+            # An empty choice starts this image, whether or not it can be chosen.
             default_image, known = image, ImageVersion(image=image, title=image)
             extra = {} if can_choose else {default_image: known}
         else:
-            # Without a version there is none to mean.
+            # Without versions there is no default.
             default_image, extra = default_key(versions, image) if versions else "", {}
         groups = self.groups
         return Limits(
@@ -235,15 +237,15 @@ class GPUTraits(SpawnerMixin):
         )
 
     def allowed_image_names(self) -> Any:
-        """Return image references that may be picked beside `images`: name -> image; "*": any."""
+        """Return the images that may be chosen besides `images`: name -> reference; "*": any."""
         return {}
 
     def default_image(self) -> str:
-        """Return the image of who picks none where there is no catalogue; "": there is none."""
+        """Return the image of a choice that names none, without a catalogue; "": none."""
         return ""
 
     def request_limits(self) -> RequestLimits:
-        """Return what applies to this server in the queue."""
+        """Return the limits of this server's request in the queue."""
         minutes = self.longest_wait_minutes
         return RequestLimits(
             self.user_gpu_limit,
@@ -253,12 +255,12 @@ class GPUTraits(SpawnerMixin):
 
     @property
     def groups(self) -> frozenset[str]:
-        """Return the names of the user's groups."""
+        """The names of the user's groups."""
         return frozenset(group.name for group in self.user.groups) if self.user else frozenset()
 
 
 def checked(check: Any, value: Any) -> Any:
-    """Return what `check` makes of a value, its sentence as the error that traitlets shows."""
+    """Return `check(value)`; raise `TraitError` with its message if it raises `ValueError`."""
     try:
         return check(value)
     except ValueError as error:

@@ -43,8 +43,8 @@ from .leases.labels import (
 )
 from .leases.ledger import Reservation
 
-# What is created now: "" nothing of ours, or a subclass does so itself; "plan" nothing, it is only
-# asked what would be; "lease" the container with its lease.
+# What a call of "create_container" does: "plan": return its arguments; "lease": create the
+# container of a lease; "": any other call, e.g. by a subclass.
 _creating: ContextVar[str] = ContextVar("creating", default="")
 
 
@@ -58,7 +58,7 @@ def _creating_as(what: str) -> Iterator[None]:
 
 
 async def _do_nothing(server_id: str) -> None:
-    """Leave a container as it is."""
+    """Don't remove a container."""
 
 
 def _has_loop() -> bool:
@@ -71,13 +71,13 @@ def _has_loop() -> bool:
 
 @dataclass(eq=False)
 class ContainerAttempt(SpawnAttempt):
-    """What belongs to one spawn of a container.
+    """The state of one spawn of a container.
 
     Args:
-        resumed: an inspection of the stopped container that is started again; None: a new one is.
-        new_volumes: the names of the volumes that the container's creation made.
-        inspected: an inspection of the container, between its creation and its start.
-        output: what it writes until it is ready.
+        resumed: the inspection of the stopped container to start again; None: a new one is created.
+        new_volumes: the names of the volumes that are created with the container.
+        inspected: the inspection of the container between its creation and its start.
+        output: the container's output until the server is ready.
     """
 
     resumed: Any = None
@@ -87,24 +87,24 @@ class ContainerAttempt(SpawnAttempt):
 
 
 class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
-    """Start single-user servers in containers, each with the GPUs it asked for and no others."""
+    """DockerSpawner whose containers see exactly the GPUs that their servers were granted."""
 
     attempt: ContainerAttempt
 
     def new_attempt(self) -> ContainerAttempt:
-        """Return what belongs to a spawn that begins."""
+        """Return the state of a new spawn."""
         return ContainerAttempt()
 
     # -- DockerSpawner's engine, shared by all servers of a hub ----------------------------------
 
     def make_backend(self) -> DockerBackend:
-        """Return the engine that the configuration names."""
+        """Make the backend for the engine that the configuration names."""
         tls, more = dict(self.tls_config), dict(self.client_kwargs)
         return DockerBackend(lambda: connect(tls, more), self.log)
 
     @property
     def backend(self) -> DockerBackend:
-        """The engine."""
+        """The backend, one Docker Engine."""
         backend = self.hub_state.backend
         assert isinstance(backend, DockerBackend)
         return backend
@@ -113,21 +113,21 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def client(self) -> Any:
         """The client of the engine."""
         if self._hub_state is None and not (self._is_initialised and _has_loop()):
-            # A trait that is a function is called, or nobody has a hub.
+            # Called by a trait that is a function, or without a hub.
             return connect(self.tls_config, self.client_kwargs)
         return self.backend.client
 
     @property
     def executor(self) -> Any:
-        """The threads for the engine's calls."""
+        """The thread pool for calls of the engine."""
         return self.backend.executor
 
     def explain(self, error: BaseException) -> str:
-        """Say what an error of the engine means."""
+        """Return what an error of the engine means, as a sentence for users."""
         return engine_errors.explain(error)
 
     def explain_unknown(self, error: BaseException) -> str:
-        """Say why the machine's state isn't known."""
+        """Return why the nodes or leases couldn't be read, as a sentence for users."""
         return engine_errors.explain_unknown(error)
 
     @property
@@ -140,7 +140,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """The container's id."""
         return self.object_id
 
-    # -- What may be picked ----------------------------------------------------------------------
+    # -- Images that can be chosen ---------------------------------------------------------------
 
     def allowed_image_names(self) -> Any:
         """Return DockerSpawner's `allowed_images`."""
@@ -163,7 +163,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     @property
     def volume_binds(self) -> dict[str, dict[str, Any]]:
-        """DockerSpawner's binds, and the volumes of `home_volume` and `course_volumes`."""
+        """DockerSpawner's binds, and those of `home_volume` and `course_volumes`."""
         ours = {
             volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
             for volume in self.mounted_volumes()
@@ -171,14 +171,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return super().volume_binds | ours
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment; what the administrator sets goes before ours."""
+        """Return the server's environment; the administrator's variables override ours."""
         return {**QUICK_START, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call the engine in a thread.
 
-        What creates our container gets its lease here, last: anywhere earlier, the administrator's
-        extras could undo it, and `str.format` would read the user's name.
+        The arguments of "create_container" get the lease here, last: earlier, the administrator's
+        extra arguments could override it, and `str.format` would interpret the user's name.
         """
         if method == "create_container":
             if _creating.get() == "plan":
@@ -195,13 +195,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             return await self.docker("create_container", **leased)
 
     async def _plan(self) -> dict[str, Any]:
-        """Return what DockerSpawner would create the container with."""
+        """Return the arguments with which DockerSpawner would create the container."""
         with _creating_as("plan"):
             plan: dict[str, Any] = await super().create_object()
         return plan
 
     async def _leased(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Return what the container is created with."""
+        """Return these arguments with the lease, the log driver and the fingerprint."""
         leased = self._with_lease(plan)
         driver = self.log_driver or await self.backend.default_log_driver()
         leased = with_log(leased, driver, self.log_options)
@@ -209,7 +209,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return leased
 
     async def create_object(self) -> Any:
-        """Create the container; from then on its labels hold the GPUs."""
+        """Create the container, whose labels hold the GPUs from then on."""
         return await self._create_leased(await self._plan())
 
     def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # -- The steps of a start, in their order ----------------------------------------------------
 
     async def remove_leftovers(self, request: Request) -> None:
-        """Remove what is left of an earlier server, but for a container that can start again."""
+        """Remove the containers of earlier starts, except one that can be started again."""
         existing = await self.get_object()
         resumed = (
             existing
@@ -250,15 +250,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
 
     async def _is_unchanged(self, existing: Any) -> bool:
-        """Return whether a container is what would be created now."""
+        """Return whether a container is identical to the one that would be created now."""
         plan = await self._leased(await self._plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
 
     async def create_server(self, reservation: Reservation) -> str:
-        """Create the container, or take the one that is there."""
+        """Create the container, or return the one to start again."""
         if existing := self.attempt.resumed:
-            # ref: DockerSpawner.start: the container goes on with the token that it has.
+            # ref: DockerSpawner.start: the container keeps its token.
             for line in existing["Config"]["Env"]:
                 if line.startswith(("JPY_API_TOKEN=", "JUPYTERHUB_API_TOKEN=")):
                     self.api_token = line.split("=", 1)[1]
@@ -281,9 +281,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return container_id
 
     async def _apply_image_option(self) -> None:
-        """Start what `user_options["image"]` names, as DockerSpawner does; a hook goes before.
+        """Use the image that `user_options["image"]` names, as DockerSpawner does.
 
-        A hook may have replaced the option itself, and a subclass what `check_allowed` makes of it.
+        A hook may have changed the option, and a subclass may override `check_allowed`. An `image`
+        that a hook has set takes precedence.
         """
         wanted = self.user_options.get("image")
         if wanted and self.image in (self.attempt.chosen_image, None):
@@ -292,8 +293,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 self._use_image(image)
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        """Raise where the container was created with other GPUs than are reserved."""
-        # Not where it is created, which goes on when its start is given up.
+        """Raise an exception if the container was created with other GPUs than were reserved."""
+        # Not in `create_server`, which runs to its end even if the start is cancelled.
         self.object_id = server_id
         container = await self.docker("inspect_container", server_id)
         if set(granted_uuids(container)) != reservation.uuids:
@@ -312,7 +313,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.attempt.new_volumes,
         )
         self.attempt.output = output
-        with suppress(docker.errors.APIError):  # its last words would be nice to have, no more
+        with suppress(docker.errors.APIError):  # without the output an error is just less helpful
             await backend.in_thread(output.attach, self.client, server_id)
         try:
             await self.start_object()
@@ -331,9 +332,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 output.detach()
 
     async def await_server(self, server_id: str) -> tuple[str, int]:
-        """Return the container's address at the first answer of the server in it.
+        """Wait for the server's first answer; return the container's (ip, port).
 
-        Where that doesn't come in time, the hub waits on.
+        If it doesn't answer within `http_timeout`, JupyterHub goes on waiting.
         """
         output = self.attempt.output
         assert output is not None
@@ -355,7 +356,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 await self.post_start_exec()
             ip, port = await self.get_ip_and_port()
         except engine_errors.UNREACHABLE as error:
-            # What an engine says of a container that ended isn't what its user wants to read.
+            # If the container has ended, its output is more helpful than the engine's error.
             if await output.has_ended():
                 raise await self._start_failure(server_id, output) from error
             raise
@@ -370,17 +371,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return self.attempt.output.last_lines() if self.attempt.output else []
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
-        """Return what removes the container of this try; one that was there before stays."""
+        """Return the function that removes this try's container; a resumed one is kept."""
         return _do_nothing if self.attempt.resumed else self.backend.remove
 
-    # -- While it runs, and its end --------------------------------------------------------------
+    # -- While the server runs, and its end ------------------------------------------------------
 
     async def get_object(self) -> Any:
-        """Inspect this server's container; None where there is none, or its name is another's.
+        """Inspect this server's container; return None if there is none.
 
-        Two hubs on one engine may both have a user of this name, and JupyterHub 5 servers "A" and
-        "a". What isn't ours must neither be taken for this server nor stopped with it. A lease that
-        a crash has made us forget is taken up.
+        A container of this name may be another server's: two hubs on one engine may have users of
+        the same name, and JupyterHub 5 allows servers "A" and "a". It must neither be taken for
+        this server nor be stopped. The lease of a running container that this hub lost in a crash
+        is adopted.
         """
         try:
             found = await self.docker("inspect_container", self.object_name)
@@ -402,30 +404,30 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return found
 
     async def poll(self) -> Any:
-        """Return None while the server runs, and while nobody can tell: unknown isn't stopped."""
+        """Return None while the server runs or the engine is unreachable, else its exit status."""
         try:
             return await super().poll()
         except engine_errors.UNREACHABLE as error:
-            self.log.warning("Whether %s runs isn't known: %s", self._log_name, error)
+            self.log.warning("Can't find out whether %s runs: %s", self._log_name, error)
             return None
 
     async def get_url(self) -> str:
-        """Return where a running server is; asked by a hub that was killed while it started."""
+        """Return a running server's URL, for a hub that was killed while the server started."""
         try:
             ip, port = await self.get_ip_and_port()
-        except Exception:  # the engine is away: what the database has is the best there is
+        except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
 
     async def _own_containers(self) -> list[Any]:
-        """List this server's containers by their labels, whatever their names."""
+        """List this server's containers by their labels, whatever their names are."""
         whose = {**labels(self.holder, "", ()), LABEL_HUB: self.hub_address}
         wanted = [f"{label}={whose[label]}" for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)]
         found: list[Any] = await self.docker("containers", all=True, filters={"label": wanted})
         return found
 
     async def clean_up_ended(self) -> None:
-        """Remove or stop what a server that has ended left, however it ended."""
+        """Remove or stop the containers of a server that has ended, for whatever reason."""
         leftovers, remove = self.hub_state.leftovers, self.backend.remove
         try:
             for container in await self._own_containers():

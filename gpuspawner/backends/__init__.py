@@ -1,1 +1,1 @@
-"""What starts servers and keeps the labels on them."""
+"""Backends, which start servers and keep their labels, and the start of a server on any of them."""

@@ -1,4 +1,4 @@
-"""What a backend is: it starts servers, and keeps the labels on them that are the leases."""
+"""The interface of a backend, which starts servers and keeps the labels that are their leases."""
 
 from __future__ import annotations
 
@@ -8,50 +8,59 @@ from typing import Protocol
 from ..gpus.out_of_service import OutOfServiceMark
 from ..leases.labels import ServerRecord
 
-# Told how far the getting of an image is, from 0 to 1, and in words.
+# Called with the progress of a pull: a fraction from 0 to 1, and a sentence.
 Report = Callable[[float, str], None]
 
 
 class Watcher(Protocol):
-    """Listens between `begin` and `end`."""
+    """A listener for events of the backend."""
 
     def begin(self) -> None:
-        """Begin to listen, and return at once."""
+        """Start listening; return at once."""
 
     def end(self) -> None:
         """Stop listening."""
 
 
 class Backend(Protocol):
-    """What starts servers. Each call raises what its engine raises, but where it says more.
+    """The interface of a backend. Its methods raise the engine's errors unless stated otherwise.
 
-    What a server is created with differs from one backend to the next, so `launch` asks whoever
-    starts one to create it; whatever is common to all is here.
+    There is no method to create a server, as its arguments differ between backends: that is a
+    step of `launch.Launchable`.
     """
 
     async def list(self) -> Sequence[ServerRecord]:
-        """Return every server with a lease's labels, of all hubs, ended ones too."""
+        """Return every server with the labels of a lease, of all hubs, ended ones too."""
 
     async def start(self, server_id: str) -> None:
-        """Start a server that was created."""
+        """Start a server that has been created."""
 
     async def remove(self, server_id: str) -> None:
-        """Remove a server, running or not, and return when it is gone. Gone already is fine."""
+        """Remove a server, running or not, and wait until it is gone. Idempotent."""
 
     async def remove_unstarted(self, server_id: str) -> None:
-        """Remove a server unless it has been started. It may be gone."""
+        """Remove a server unless it has been started. Idempotent."""
 
     def watch(self, notice: Callable[[], None]) -> Watcher:
-        """Return what calls `notice` on the event loop whenever a server may have ended."""
+        """Return a watcher that calls `notice` on the event loop when a server may have ended."""
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
 
     async def has_image(self, image: str) -> bool:
-        """Return whether an image is there; True where that can't be told."""
+        """Return whether the engine has an image; True if that can't be determined."""
 
     def close(self) -> None:
-        """Let go of the engine; what runs there goes on."""
+        """Close the connection to the engine; servers keep running."""
 
     async def pull(self, image: str, policy: str, report: Report) -> None:
-        """Have an image, as DockerSpawner's `pull_policy` wants it."""
+        """Pull an image if DockerSpawner's `pull_policy` requires it.
+
+        Args:
+            image: the image reference.
+            policy: "always", "ifnotpresent", "never" or "skip".
+            report: called with the progress.
+
+        Raises:
+            errors.GPUSpawnerError: the image can't be pulled.
+        """

@@ -1,8 +1,8 @@
-"""How a server starts, whoever starts it and on whatever backend: the one way there is.
+"""The start of a server, on any backend: shared by the spawners and doctor's trial containers.
 
-Reserve, create, let go of the reservation, claim, verify, start, wait until it is ready. Whatever
-goes wrong at whichever step, a cancel too, what was done is undone: by a task of its own, which
-nobody can cancel.
+Reserve GPUs, create the server, end the reservation, claim the GPUs, verify, start, wait until the
+server is ready. If a step fails or is cancelled, a task that nobody can cancel undoes the earlier
+steps.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..i18n.lazy_text import lazy_gettext
 from ..leases.ledger import Ledger, Reservation
 from .leftovers import Leftovers
 
-# Two hubs that keep choosing the same GPUs give up after this many tries.
+# How often a start is tried, e.g. if two hubs keep choosing the same GPUs.
 MAX_TRIES = 10
-# How long what a failed start left is removed before its user is told.
+# How long a failed start waits until it is undone, in seconds, before the user is told.
 UNDO_SECONDS = 5
 
 T_co = TypeVar("T_co", covariant=True)
@@ -27,55 +27,55 @@ T = TypeVar("T")
 
 
 class Launchable(Protocol[T_co]):
-    """A server that is to be started: its steps, in their order."""
+    """A server to be started: the steps of the start, in their order."""
 
     @property
     def server_key(self) -> str:
-        """Name it among all that this process starts: its next start waits for this one's end."""
+        """A name of the server, unique in this process: its starts wait for earlier cleanups."""
 
     async def reserve_gpus(self) -> Reservation:
-        """Return a reservation; from then on `launch` sees to its end.
+        """Reserve GPUs; `launch` ends the reservation.
 
-        What is left of an earlier server of this name is gone before.
+        Removes the containers of earlier starts first.
 
         Raises:
-            Refused: there is none for it.
-            Unknown: the host couldn't be read.
+            Refused: the request can't be granted.
+            Unknown: the nodes couldn't be read.
         """
 
     async def create_server(self, reservation: Reservation) -> str:
-        """Create it with the labels of a lease, and return its id. It doesn't run yet."""
+        """Create the server with the labels of a lease, without starting it; return its id."""
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        """Raise where it was created with other GPUs than are reserved."""
+        """Raise an exception if the server was created with other GPUs than were reserved."""
 
     async def start_server(self, server_id: str) -> None:
-        """Start it.
+        """Start the server.
 
         Raises:
-            StartAgain: not so, but the next try may.
+            StartAgain: this try failed, but the next one may succeed.
         """
 
     async def await_server(self, server_id: str) -> T_co:
-        """Return what its starter wants to know of it, once it is ready."""
+        """Wait until the server is ready; return e.g. its address."""
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
-        """Return what undoes `create_server`, given the server's id; called until it succeeds.
+        """Return a function that undoes `create_server`, given the server's id.
 
-        It may be called long after this try, when others have begun.
+        It is called until it succeeds, which may be long after this try.
         """
 
     def on_retry(self, reason: StartAgain) -> None:
-        """Take note of why there is another try."""
+        """Log why the start is tried again."""
 
 
 @dataclass(frozen=True)
 class Launched(Generic[T]):
-    """A server that has started.
+    """A server that has been started.
 
     Args:
-        reservation: the GPUs that it has.
-        answer: what `await_server` returned.
+        reservation: its GPUs.
+        answer: the result of `await_server`.
     """
 
     reservation: Reservation
@@ -83,12 +83,17 @@ class Launched(Generic[T]):
 
 
 async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) -> Launched[T]:
-    """Start a server with the GPUs that it reserves.
+    """Start a server.
+
+    Args:
+        server: its steps.
+        ledger: who holds what.
+        leftovers: undoes failed starts.
 
     Raises:
-        Refused: there are no GPUs for it, or an earlier start isn't undone yet.
-        Unknown: the host couldn't be read.
-        Exception: what a step raised; then all is undone, or will be.
+        Refused: the request can't be granted, or an earlier start isn't undone yet.
+        Unknown: the nodes couldn't be read.
+        Exception: a step's own; the start is being undone.
     """
     for _ in range(MAX_TRIES):
         await ensure_cleared(server.server_key, leftovers)
@@ -103,10 +108,10 @@ async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) ->
 
 
 async def ensure_cleared(server_key: str, leftovers: Leftovers) -> None:
-    """Wait until nothing is left of a server's earlier starts.
+    """Wait until a server's earlier starts are undone.
 
     Raises:
-        Refused: something still is.
+        Refused: they aren't within `leftovers.CLEAR_TIMEOUT_SECONDS`.
     """
     if not await leftovers.wait_until_cleared(server_key):
         raise Refused(
@@ -125,7 +130,7 @@ async def _start(
     discard = server.discarder()
     try:
         creating = asyncio.ensure_future(server.create_server(reservation))
-        # Shielded: a cancelled call would go on in its thread, and nobody would know its result.
+        # Shielded: the call goes on in its thread, and its result is needed to undo it.
         server_id = await asyncio.shield(creating)
         # From here on its label holds the GPUs.
         ledger.release(reservation)
@@ -136,6 +141,6 @@ async def _start(
     except BaseException as error:
         undone = leftovers.undo(server.server_key, discard, ledger, reservation, creating)
         if isinstance(error, Exception):
-            # The user needn't wait for an engine that is away; the task goes on by itself.
+            # Not longer: the engine may be unreachable. The task goes on.
             await asyncio.wait([undone], timeout=UNDO_SECONDS)
         raise

@@ -1,4 +1,4 @@
-"""Leave nothing behind: what is removed after a start that failed, and what others left."""
+"""Cleanup after failed starts, and of servers that dead hubs have left."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ..leases.labels import ServerRecord
 from ..leases.ledger import Ledger, Reservation
 
-# A server that was created and not started in this time belongs to a hub that died.
+# A server that was created and isn't started within this time belongs to a dead hub.
 STALE_SECONDS = 180
-# How long a start waits for what removes what the last one left.
+# How long a start waits for the cleanup of the server's last one.
 CLEAR_TIMEOUT_SECONDS = 30
-# Between tries while the engine can't be reached, and for how many of them.
+# The longest pause between tries to remove a server, and the number of tries.
 RETRY_SECONDS = 10
 ATTEMPTS = 360
 
@@ -22,9 +22,9 @@ Remove = Callable[[str], Awaitable[None]]
 
 
 class Leftovers:
-    """What this process has to remove, by server.
+    """The cleanup tasks of this process, by server.
 
-    The next start of a server waits for all of it: one that is still being created would take its
+    A server's next start waits for them, since a container that is still being created has the same
     name.
     """
 
@@ -39,22 +39,24 @@ class Leftovers:
         reservation: Reservation,
         creating: asyncio.Future[str] | None,
     ) -> asyncio.Task[None]:
-        """Remove a failed start's server and end its reservation, whoever cancels what.
+        """Remove the server of a failed start and end its reservation, in a task of its own.
 
         Args:
-            server_key: whose start it was.
-            remove: removes a server by its id, or raises; it is called again then.
-            creating: the call that creates it, which may still run in its thread, where nothing can
-                cancel it; None: it was never begun.
+            server_key: the server's name in this process.
+            remove: removes a server by its id; if it raises, it is called again.
+            ledger: the ledger of the reservation.
+            reservation: the start's.
+            creating: the call that creates the server, which may still run in its thread; None if
+                it wasn't begun.
         """
         return self._track(server_key, _undo(remove, ledger, reservation, creating))
 
     def remove_later(self, server_key: str, remove: Remove, server_id: str) -> asyncio.Task[None]:
-        """Remove a server as soon as its backend lets us, and return at once."""
+        """Remove a server in a task that tries until it succeeds; return at once."""
         return self._track(server_key, _remove_with_retries(remove, server_id))
 
     async def wait_until_cleared(self, server_key: str) -> bool:
-        """Wait until nothing of a server is left to remove; False if something still is."""
+        """Wait until a server's cleanup has ended; return whether it has in time."""
         if tasks := set(self._tasks.get(server_key, ())):
             _, unfinished = await asyncio.wait(tasks, timeout=CLEAR_TIMEOUT_SECONDS)
             return not unfinished
@@ -98,30 +100,30 @@ async def _remove_with_retries(remove: Remove, server_id: str) -> None:
         try:
             await remove(server_id)
             return
-        except Exception:  # the engine is away, or can't just now
+        except Exception:  # the engine is unreachable or busy
             await asyncio.sleep(min(2**attempt, RETRY_SECONDS))
 
 
 class StaleServerReaper:
-    """Remove servers of hubs that died between create and start.
+    """Removes servers whose hubs died between their creation and their start.
 
-    They are known by this process's own clock, since the engine's may be another machine's.
+    Their age is measured by this process's clock, since the engine's may be another machine's.
 
     Args:
-        remove: removes a server unless it has been started after all.
+        remove: removes a server unless it has been started.
         log: a logger.
     """
 
     def __init__(self, remove: Remove, log: Any) -> None:
         self._remove = remove
         self._log = log
-        # Server id -> when it was first seen created and not started, by the loop's clock.
+        # Server id -> when it was first listed as created and not started, by the loop's clock.
         self._first_seen: dict[str, float] = {}
-        # Held here, since the event loop itself holds tasks only weakly.
+        # Strong references, as the event loop holds tasks only weakly.
         self._removals: set[asyncio.Task[None]] = set()
 
     def reap(self, servers: Sequence[ServerRecord]) -> None:
-        """Look at a listing of every server. Returns at once."""
+        """Begin to remove the stale servers in a listing of every server; return at once."""
         now = asyncio.get_running_loop().time()
         unstarted = {each.id for each in servers if each.state == "created"}
         self._first_seen = {each: self._first_seen.get(each, now) for each in unstarted}

@@ -1,1 +1,1 @@
-"""Servers as containers of one Docker Engine."""
+"""The Docker backend: servers are containers of one Docker Engine."""

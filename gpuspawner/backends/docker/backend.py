@@ -25,23 +25,23 @@ from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 THREADS = 48
-# How long a removal that the engine says is under way may take.
+# How long a removal that is already in progress may take, in seconds.
 REMOVAL_SECONDS = 30
-# Whoever is in another state may run, now or in a moment.
+# A container in any other state may run, now or in a moment.
 # ref: StateString in moby's container/state.go
 ENDED_STATES = frozenset({"exited", "dead", "removing"})
 
 
 class UlimitRefused(StartAgain):
-    """The engine may not set a limit so high, and the next try goes without it."""
+    """The engine isn't allowed to set a ulimit; the next try does without it."""
 
 
 def connect(tls_config: Mapping[str, Any], more: Mapping[str, Any]) -> docker.APIClient:
-    """Return a client of the engine that the environment names, as DockerSpawner makes it.
+    """Return a client for the engine that the environment names, as DockerSpawner does.
 
     Args:
-        tls_config: arguments of `docker.tls.TLSConfig`; empty: as the environment says.
-        more: arguments of `docker.APIClient`, which go before.
+        tls_config: arguments of `docker.tls.TLSConfig`; empty: TLS as the environment says.
+        more: further arguments of `docker.APIClient`, which override the environment.
     """
     tls = {"tls": docker.tls.TLSConfig(**tls_config)} if tls_config else {}
     return docker.APIClient(**{"version": "auto", **tls, **kwargs_from_env(), **more})
@@ -64,15 +64,15 @@ class DockerBackend:
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
         self.volume_owners = VolumeOwners(lambda: self.client)
-        # A slow stop or pull holds up nobody.
+        # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
-        # Names of the limits that this engine may not set.
+        # The names of the ulimits that this engine isn't allowed to set.
         self.refused_ulimits: set[str] = set()
 
     @property
     def client(self) -> Any:
-        """The client of the engine, connected when it is first asked for."""
-        with self._connecting:  # threads may ask at once
+        """The client of the engine, connected at its first use."""
+        with self._connecting:  # several threads may use it first
             if self._client is None:
                 self._client = self._make_client()
             return self._client
@@ -82,19 +82,19 @@ class DockerBackend:
         return await self.in_thread(lambda: getattr(self.client, method)(*args, **kwargs))
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call what blocks in a thread."""
+        """Call a blocking function in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
 
     def close(self) -> None:
-        """Let go of the engine."""
+        """Close the connection to the engine; containers keep running."""
         self.executor.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
 
-    # What every backend does
+    # -- Backend -----------------------------------------------------------------------------
 
     async def list(self) -> Sequence[ServerRecord]:
-        """Return every container with a lease's labels, of all hubs, ended ones too."""
+        """Return every container with the labels of a lease, of all hubs, ended ones too."""
         found = await self.call("containers", all=True, filters={"label": LABEL_GPUS})
         servers = [server_record(entry) for entry in found]
         self._reaper.reap(servers)
@@ -105,15 +105,15 @@ class DockerBackend:
         await self.call("start", server_id)
 
     async def remove(self, server_id: str) -> None:
-        """Remove a container, running or not, and return when it is gone."""
+        """Remove a container, running or not, and wait until it is gone."""
         await remove(self.call, server_id)
 
     async def remove_unstarted(self, server_id: str) -> None:
-        """Remove a container that doesn't run. Not by force: what was started after all stays."""
+        """Remove a container unless it runs: without force, so a started one stays."""
         await self.call("remove_container", server_id, v=True)
 
     def watch(self, notice: Callable[[], None]) -> EndWatcher:
-        """Return what calls `notice` whenever a container may have ended."""
+        """Return a watcher that calls `notice` when a container may have ended."""
         return EndWatcher(self.client, notice)
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
@@ -121,7 +121,7 @@ class DockerBackend:
         return marks.parse_marks((await self.call("volumes", filters=marks.FILTER))["Volumes"])
 
     async def has_image(self, image: str) -> bool:
-        """Return whether the engine has an image; True where that can't be told."""
+        """Return whether the engine has an image; True if that can't be determined."""
         try:
             await self.call("inspect_image", image)
         except docker.errors.NotFound:
@@ -131,37 +131,39 @@ class DockerBackend:
         return True
 
     async def pull(self, image: str, policy: str, report: Report) -> None:
-        """Have an image.
+        """Pull an image if the policy requires it.
 
         Args:
+            image: the image reference.
             policy: DockerSpawner's `pull_policy`.
+            report: called with the progress.
 
         Raises:
-            pull.PullFailed: it can't be had.
+            pull.PullFailed: the image can't be pulled.
         """
 
         async def inspect(reference: str) -> Any:
             return await self.call("inspect_image", reference)
 
         def stream(repository: str, tag: str) -> Any:
-            self.client.reload_config()  # somebody may have logged in meanwhile
+            self.client.reload_config()  # the administrator may have logged in to the registry
             return self.client.pull(repository, tag=tag, stream=True, decode=True)
 
         await self._pulls.ensure(image, policy, inspect, stream, report)
 
-    # What only Docker has
+    # -- Docker only -----------------------------------------------------------------------------
 
     async def default_log_driver(self) -> str:
-        """Return the log driver of containers that name none; "" where that isn't known."""
+        """Return the engine's default log driver; "" if unknown."""
         if not self._default_log_driver:
-            with suppress(*engine_errors.UNREACHABLE):  # creating will fail as well, and say why
+            with suppress(*engine_errors.UNREACHABLE):  # creating the container will fail, too
                 about = await self.call("info")
                 self._default_log_driver = about.get("LoggingDriver") or ""
         return self._default_log_driver
 
 
 def server_record(entry: Mapping[str, Any]) -> ServerRecord:
-    """Return an entry of the engine's list of containers as a record."""
+    """Convert an entry of the engine's list of containers to a record."""
     state: ServerState = "running"
     if entry.get("State") == "created":
         state = "created"
@@ -173,13 +175,14 @@ def server_record(entry: Mapping[str, Any]) -> ServerRecord:
 
 
 async def remove(call: Callable[..., Any], container_id: str) -> None:
-    """Remove a container, running or not, and return when it is gone.
+    """Remove a container, running or not, and wait until it is gone.
 
     Args:
-        call: calls the engine: `await call(method, *args)`.
+        call: calls a method of the engine's client: `await call(method, *args)`.
+        container_id: the container's id.
 
     Raises:
-        docker.errors.APIError: the engine refuses, or its own removal of it doesn't end.
+        docker.errors.APIError: the engine refuses, or a removal in progress takes too long.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + REMOVAL_SECONDS

@@ -1,6 +1,6 @@
-"""What a container is created with: the last word on GPUs, labels and limits.
+"""The arguments that a container is created with: its GPUs, labels and limits.
 
-Pure functions over the arguments of docker-py's `create_container`.
+Pure functions on the arguments of docker-py's `create_container`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from ...leases.labels import LABEL_GPUS, LABEL_SETTINGS
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
-# Any one of these makes the engine give a request that names no driver to NVIDIA's.
+# With any of these capabilities, the engine gives a request without a driver to NVIDIA's.
 # ref: nvidia_linux.go in moby's daemon/
 GPU_CAPABILITIES = frozenset(
     {"gpu", "nvidia", "compute", "compat32", "graphics", "utility", "video", "display"}
 )
 
-# json-file never ends by itself, and is what an engine uses that nobody has configured.
+# json-file is the default of an engine, and doesn't limit its size by default.
 ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
 
 
 def refused_ulimit(error: Exception, ulimits: Iterable[str]) -> str | None:
-    """Return which limit the engine may not set, being under a lower one itself; None if it may.
+    """Return the name of the ulimit that the engine isn't allowed to set; None for other errors.
 
-    So it is where dockerd lacks CAP_SYS_RESOURCE: in many containers and small virtual machines.
+    A dockerd without CAP_SYS_RESOURCE can't exceed its own limits: so in many containers and small
+    virtual machines.
 
     Args:
-        error: what a start failed with. runc names the limit by its number.
-        ulimits: the names that we set.
+        error: the error of a start. runc names the limit by its number.
+        ulimits: the names of the ulimits that we set.
     """
     found = re.search(r"setting rlimit type ([0-9]+)", str(error))
     numbers = {getattr(resource, f"RLIMIT_{name.upper()}", None): name for name in ulimits}
@@ -48,17 +49,17 @@ def with_lease(
     shm_size: int | None = None,
     ulimits: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Return `create_kwargs` with a lease in it, whatever the administrator's extras say.
+    """Return `create_kwargs` with a lease, which the administrator's extra arguments can't change.
 
     Args:
         create_kwargs: for `APIClient.create_container`; `host_config` in the API's own form.
-        labels: what makes it a lease.
-        uuids: the GPUs of the lease; empty for none.
-        shm_size: size of /dev/shm in bytes, where the host config names none.
-        ulimits: name -> value (-1: unlimited), where the host config doesn't name them.
+        labels: the labels of the lease.
+        uuids: the UUIDs of its GPUs; may be empty.
+        shm_size: the size of /dev/shm in bytes, unless the host config has one.
+        ulimits: name -> value (-1: unlimited), unless the host config has them.
 
     Raises:
-        ValueError: the administrator's device requests name GPUs themselves.
+        ValueError: the administrator's device requests name GPUs.
     """
     host_config = dict(create_kwargs.get("host_config") or {})
     requests = join_device_requests(host_config.pop("DeviceRequests", None) or [], uuids)
@@ -67,9 +68,9 @@ def with_lease(
     if shm_size and not host_config.get("ShmSize"):
         host_config["ShmSize"] = shm_size
     host_config["Ulimits"] = _join_ulimits(host_config.get("Ulimits") or [], ulimits or {})
-    # A name without a value takes the image's variable away; an empty value wouldn't.
+    # A name without a value removes the image's variable; an empty value wouldn't.
     environment = _as_mapping(create_kwargs.get("environment"), None)
-    # `docker exec` sees the container's own variable, not the one the engine adds for PID 1.
+    # `docker exec` sees this variable, not the one that the engine adds for PID 1.
     environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
     return {
         **create_kwargs,
@@ -82,11 +83,12 @@ def with_lease(
 def with_log(
     create_kwargs: Mapping[str, Any], driver: str, options: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return `create_kwargs` with a log driver, where the host config names none.
+    """Return `create_kwargs` with a log driver, unless the host config has one.
 
     Args:
-        driver: "" where it isn't known; then nothing is said of it.
-        options: of the driver. What rotates a log goes before ours.
+        create_kwargs: as for `with_lease`.
+        driver: the log driver; "" if unknown: nothing is added then.
+        options: its options, which override our default rotation.
     """
     host_config = dict(create_kwargs.get("host_config") or {})
     if driver and not host_config.get("LogConfig"):
@@ -100,12 +102,12 @@ def join_device_requests(
 ) -> list[dict[str, Any]]:
     """Join the administrator's device requests with the lease's GPUs.
 
-    Requests for other devices are kept as they are. Those for GPUs become one with ours, since the
-    runtime's hook runs once per request: their capabilities and options are kept, and a count
-    ("all of them") gives way to exactly the leased GPUs.
+    Requests for other devices are kept. Those for GPUs are merged with the lease's, since the
+    runtime's hook runs once per request: their capabilities and options are kept, a count ("all of
+    them") is replaced by the leased GPUs.
 
     Raises:
-        ValueError: a GPU is named by its id, so that everybody would get it.
+        ValueError: a request names GPUs by their ids, so that every server would get them.
     """
     ours: dict[str, Any] = {
         "Driver": "nvidia",
@@ -132,10 +134,10 @@ def join_device_requests(
 
 
 def asks_for_gpus(request: Mapping[str, Any]) -> bool:
-    """Return whether a device request is one for NVIDIA GPUs, by capability, driver or CDI name."""
+    """Return whether a device request is for NVIDIA GPUs, by capability, driver or CDI name."""
     words = [word for words in request.get("Capabilities") or [] for word in words]
     ids = request.get("DeviceIDs") or []
-    # By whatever driver: "nvidia.com/gpu=0", and the toolkit's own "runtime.nvidia.com/gpu=0".
+    # CDI names, for any driver: "nvidia.com/gpu=0" and "runtime.nvidia.com/gpu=0".
     if any("nvidia.com/gpu" in str(name) for name in ids):
         return True
     driver = request.get("Driver")
@@ -143,9 +145,9 @@ def asks_for_gpus(request: Mapping[str, Any]) -> bool:
 
 
 def granted_uuids(container: Mapping[str, Any]) -> list[str]:
-    """Return the GPUs that a container really has, from an inspection of it.
+    """Return the UUIDs of the GPUs that a container has, from its inspection.
 
-    The device requests are the truth: the variable in its environment is only what was written.
+    The device requests decide, not the variable in its environment.
     """
     requests = (container.get("HostConfig") or {}).get("DeviceRequests") or []
     return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
@@ -158,10 +160,10 @@ def _device_ids(request: Mapping[str, Any]) -> list[str]:
 
 
 def _as_mapping(value: Any, bare: str | None) -> dict[str, str | None]:
-    """Return labels or environment as a mapping; docker-py takes lists as well.
+    """Return labels or environment, which may be a list in docker-py, as a mapping.
 
     Args:
-        bare: what a name without "=" gets.
+        bare: the value of a name without "=".
     """
     if isinstance(value, list | tuple):
         pairs = (str(item).partition("=") for item in value)
@@ -182,7 +184,7 @@ def _join_ulimits(
 
 
 def fingerprint(create_kwargs: Mapping[str, Any]) -> str:
-    """Return a hash of what a container is created with, but for what each start makes anew."""
+    """Return a hash of the arguments of a container, without those that differ at each start."""
     fresh = {"JUPYTERHUB_API_TOKEN", "JPY_API_TOKEN"}
     environment = create_kwargs.get("environment") or {}
     settings = {
@@ -194,13 +196,13 @@ def fingerprint(create_kwargs: Mapping[str, Any]) -> str:
 
 
 def can_resume(container: Mapping[str, Any], plan: Mapping[str, Any], image_id: str) -> bool:
-    """Return whether a stopped container is just what would be created now.
+    """Return whether a stopped container can be started again in place of creating a new one.
 
-    Only one without GPUs is: who stopped gave them back, and others may have them.
+    Only containers without GPUs can: a stopped server holds none, so others may have got them.
 
     Args:
-        container: an inspection of it.
-        plan: what `create_container` would be called with now.
+        container: the container's inspection.
+        plan: the arguments that a container would be created with now.
         image_id: the id of the image that it would have.
     """
     found, wanted = container["Config"].get("Labels") or {}, plan["labels"]

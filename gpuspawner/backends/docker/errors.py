@@ -1,4 +1,4 @@
-"""What an error of the engine or of NVML means, in a sentence: no traceback reaches a page."""
+"""Explanations of errors of the engine and of NVML, as sentences for users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import requests.exceptions
 from ...gpus.nvml import InventoryError
 from ...i18n.lazy_text import join_sentences, lazy_gettext
 
-# What calls of an engine raise that can't be reached.
+# The errors of an engine that can't be reached, or refuses.
 UNREACHABLE = (
     docker.errors.DockerException,
     requests.exceptions.RequestException,
@@ -17,7 +17,7 @@ UNREACHABLE = (
 
 
 def explain(error: BaseException) -> str:
-    """Say what an error of the engine means, and what to do, in a sentence or two."""
+    """Return what an error of the engine means and what to do, as a sentence or two."""
     if isinstance(error, docker.errors.ImageNotFound):
         return lazy_gettext(
             "The image isn't on this machine: %(words)s.", words=engine_message(error)
@@ -34,12 +34,12 @@ def explain(error: BaseException) -> str:
 
 
 def explain_read_error(error: BaseException) -> str:
-    """Say why the host's state isn't known."""
+    """Return why the nodes or leases couldn't be read."""
     return str(error) if isinstance(error, InventoryError) else explain(error)
 
 
 def explain_unknown(error: BaseException) -> str:
-    """Say why the host's state isn't known, and what follows from that."""
+    """Return why the nodes or leases couldn't be read, and that nothing is handed out."""
     return join_sentences(
         explain_read_error(error), lazy_gettext("What can't be read isn't handed out.")
     )
@@ -63,7 +63,7 @@ def _explain_api_error(error: docker.errors.APIError) -> str:
 
 
 def engine_message(error: docker.errors.APIError) -> str:
-    """Return the engine's own words, on one line."""
+    """Return the engine's error message, on one line of at most 500 characters."""
     words = error.explanation or str(error)
     if isinstance(words, bytes):
         words = words.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The engine's word that a container has ended, as it happens."""
+"""The watcher of the engine's events, which reports ends of containers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from typing import Any
 
 from ...leases.labels import LABEL_GPUS
 
-# Between tries to open the stream while the engine is away.
+# The pause between tries to open the event stream while the engine is unreachable.
 RETRY_SECONDS = 1.0
 
 
 class EndWatcher:
-    """Call back on the event loop whenever a container with a lease ends.
+    """A watcher that calls back on the event loop when a container with a lease ends.
 
-    Also each time the stream of events was opened, since what happened before that isn't in it.
-    Between `begin` and `end` a broken stream is opened again, for as long as it takes.
+    It also calls back whenever the event stream has been opened, since earlier events aren't in it.
+    A broken stream is opened again until `end` is called.
+
+    Args:
+        client: a `docker.APIClient`.
+        notice: the callback.
     """
 
     def __init__(self, client: Any, notice: Callable[[], None]) -> None:
-        """Take a `docker.APIClient`, and what to call."""
         self._client = client
         self._notice = notice
         self._stopped = threading.Event()
         self._stream: Any = None
 
     def begin(self) -> None:
-        """Begin to listen, and return at once."""
+        """Start listening in a thread; return at once."""
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._follow, args=(loop,), name="endings", daemon=True).start()
 
@@ -44,7 +47,7 @@ class EndWatcher:
     def _follow(self, loop: asyncio.AbstractEventLoop) -> None:
         filters = {"type": ["container"], "event": ["die", "destroy"], "label": [LABEL_GPUS]}
         while not self._stopped.is_set():
-            with suppress(Exception):  # the engine is away, or closed the stream
+            with suppress(Exception):  # the engine is unreachable, or closed the stream
                 self._stream = self._client.events(filters=filters, decode=True)
                 self._call(loop)
                 for _ in self._stream:
@@ -52,9 +55,9 @@ class EndWatcher:
                         break
                     self._call(loop)
             self._stopped.wait(RETRY_SECONDS)
-        with suppress(Exception):  # where `end` came between the check and the opening
+        with suppress(Exception):  # `end` was called between the check and the opening
             self._stream.close()
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._notice)

@@ -1,11 +1,10 @@
-"""GPUs that are out of service, as volumes of the engine: an empty one per GPU, with labels.
+"""Marks of GPUs that are out of service: for each GPU an empty volume of the engine, with labels.
 
-So both hubs of one engine, their pages and the command line see the same, and it outlives all of
-them. Creating one that exists and removing one that doesn't are harmless, so that nobody needs to
-be locked out.
+All hubs on the engine, their pages and the command line read the same marks, which outlive them.
+Creating a volume that exists and removing one that doesn't are harmless, so no lock is needed.
 
-`docker volume prune` would remove it, as it would every user's own volume: on engines before 23
-always, on newer ones with `--all`.
+`docker volume prune` removes marks, as it removes users' volumes: always on engines before 23, with
+`--all` on newer ones.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Volume = Mapping[str, Any]
 
 
 def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]:
-    """Read UUID -> mark out of the engine's list of volumes."""
+    """Return UUID -> mark from the engine's list of volumes."""
     found = {}
     for volume in volumes or ():
         labels = volume.get("Labels") or {}
@@ -46,12 +45,13 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
 
 
 def take_out(client: Any, uuid: str, by: str, why: str) -> None:
-    """Take a GPU out of service. Nothing new is placed on it; what runs there goes on.
+    """Take a GPU out of service: it isn't handed out any more; a server that has it keeps it.
 
     Args:
         client: a `docker.APIClient`.
-        by: whose doing it is, for administrators.
-        why: in a few words, for everybody. Of a GPU that is out already the first reason stays.
+        uuid: the GPU's.
+        by: the name of the administrator, shown to administrators.
+        why: the reason, shown to everybody. If the GPU is out of service already, its mark stays.
     """
     labels = {
         LABEL: uuid,
@@ -63,13 +63,13 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
 
 
 def put_back(client: Any, uuid: str) -> None:
-    """Put a GPU into service again."""
+    """Put a GPU back into service. Idempotent."""
     with suppress(docker.errors.NotFound):
         client.remove_volume(_name(uuid))
 
 
 def list_marks(client: Any) -> dict[str, OutOfServiceMark]:
-    """Read UUID -> mark from the engine. Blocks."""
+    """Return UUID -> mark of all GPUs that are out of service. Blocks."""
     listed: Sequence[Volume] | None = client.volumes(filters=FILTER)["Volumes"]
     return parse_marks(listed)
 

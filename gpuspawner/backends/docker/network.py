@@ -1,4 +1,4 @@
-"""The network that servers live in, and the address at which they reach the hub."""
+"""The network of the servers, and the address at which they reach the hub."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from docker.models.networks import Network
 from ...errors import GPUSpawnerError
 from .errors import explain
 
-# Set by `gpuspawner simulate`, whose engine's networks have their gateways in another namespace.
+# Set by `gpuspawner simulate`: its engine's gateways are in another network namespace.
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
 
 
 class NetworkError(GPUSpawnerError):
-    """The network can't be had. `str()` says what to do."""
+    """The network can't be created or used. `str()` says what to do."""
 
 
 def ensure_network(name: str = "gpuspawner") -> str:
-    """Create the servers' network if there is none, and return the address for `hub_ip`.
+    """Create the servers' network if it doesn't exist; return the address for `hub_ip`.
 
-    Containers on it reach the hub and the outside world, and not each other. A network that is
-    there already is taken as it is.
+    Containers on it reach the hub and the internet, but not each other. An existing network is used
+    as it is.
 
     Args:
-        name: for `c.GPUSpawner.network_name` too.
+        name: the network's name, also for `c.GPUSpawner.network_name`.
 
     Raises:
-        NetworkError: the engine refuses or can't be reached, or the network is none of ours.
+        NetworkError: the engine refuses or can't be reached, or the network has no gateway.
     """
     try:
         client = docker.from_env(timeout=20)
@@ -51,7 +51,7 @@ def _create(client: docker.DockerClient, name: str) -> Network:
             labels={"gpuspawner.network": name},
         )
     except docker.errors.APIError as error:
-        if error.status_code == 409:  # another hub was quicker
+        if error.status_code == 409:  # another hub has created it
             return client.networks.get(name)
         raise
 

@@ -1,4 +1,4 @@
-"""Getting an image: one pull for all who want it, its progress in words, and why it failed."""
+"""Pulls of images: shared by all servers that need one, with progress and explained failures."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ...i18n.lazy_text import N_, lazy_gettext
 from ..base import Report
 from . import errors as engine_errors
 
-# Between two looks at a pull: what the engine says several times a second changes nothing for eyes.
+# The shortest time between two reports of a pull's progress.
 REPORT_SECONDS = 0.3
-# What has moved by less than a percent is told again after this time.
+# The time after which progress of less than a percent is reported.
 REPEAT_SECONDS = 10
 
-# Called with repository and tag, in a thread; yields what the engine says while it pulls.
+# Called with repository and tag, in a thread; yields the engine's events of the pull.
 Stream = Callable[[str, str], Iterable[Mapping[str, Any]]]
 
 
 class PullFailed(GPUSpawnerError):
-    """The image can't be had. `str()` is a sentence for the user; `said` is the engine's word."""
+    """The image can't be pulled. `str()` is a sentence for users, `said` the engine's message."""
 
     def __init__(self, sentence: str, said: str = "") -> None:
         super().__init__(sentence)
@@ -39,7 +39,7 @@ class PullFailed(GPUSpawnerError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer on its way, in bytes as compressed; `size` is None while nobody has said it."""
+    """The progress of one layer, in bytes of its compressed form; `size` is None while unknown."""
 
     size: int | None = None
     fetched: int = 0
@@ -47,10 +47,15 @@ class Layer:
     retrying: bool = False
 
     def after(self, status: str, detail: Mapping[str, Any]) -> Layer:
-        """Return the layer after one more word of the engine about it; no number goes back."""
-        # A store of containerd's counts an unpacking in seconds.
+        """Return the layer after one more event of the engine; numbers never decrease.
+
+        Args:
+            status: the event's status.
+            detail: its `progressDetail`.
+        """
+        # With containerd's image store, the progress of unpacking is in seconds.
         current = 0 if detail.get("units") else detail.get("current") or 0
-        # Of a download that was taken up again the engine says only what was left.
+        # For a resumed download, the engine reports only what was left.
         size = max(self.size or 0, self.fetched, detail.get("total") or 0)
         match status:
             case "Downloading":
@@ -67,14 +72,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pull is, from what the engine said so far."""
+    """The progress of a pull, from the engine's events so far."""
 
     layers: Mapping[str, Layer] = field(default_factory=dict)
 
     def after(self, event: Mapping[str, Any]) -> Progress:
-        """Return the progress after one more event of the engine's."""
+        """Return the progress after one more event of the engine."""
         status, name = event.get("status") or "", event.get("id") or ""
-        if not _LAYER.match(status):  # of the whole image, with its tag for an id
+        if not _LAYER.match(status):  # an event of the whole image, whose id is its tag
             return self
         layers = dict(self.layers)
         if status == "Already exists":
@@ -86,33 +91,33 @@ class Progress:
 
     @property
     def fetched(self) -> int:
-        """Bytes that have arrived."""
+        """The bytes downloaded so far."""
         return sum(layer.fetched for layer in self.layers.values())
 
     @property
     def unpacked(self) -> int:
-        """Bytes, as they came, that have been unpacked."""
+        """The bytes, compressed, unpacked so far."""
         return sum(layer.unpacked for layer in self.layers.values())
 
     @property
     def total(self) -> int | None:
-        """Bytes of all layers that weren't here; None until the engine has asked for each."""
+        """The bytes of all missing layers; None until the size of each is known."""
         sizes = [layer.size for layer in self.layers.values()]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def fraction(self) -> float:
-        """The part of the work that is done, where fetching and unpacking weigh the same."""
+        """The fraction of the pull that is done; downloading and unpacking are half of it each."""
         sizes = [layer.size for layer in self.layers.values() if layer.size is not None]
         if not sum(sizes):
             return 0.0
-        # A layer whose size isn't known is taken for one like the others.
+        # A layer of unknown size is estimated by the mean of the others.
         expected = sum(sizes) / len(sizes) * len(self.layers)
         return min(1.0, (self.fetched + self.unpacked) / (2 * max(expected, self.fetched)))
 
     @property
     def step(self) -> tuple[int, int]:
-        """Of what is told: 0 while fetching or 1 while unpacking, and percent; -1 if unknown."""
+        """(0 while downloading or 1 while unpacking, percent of it; -1 if unknown)."""
         if not self.total:
             return 0, -1
         if self.fetched < self.total:
@@ -121,13 +126,13 @@ class Progress:
 
     @property
     def retrying(self) -> bool:
-        """Whether the engine waits to ask a registry again."""
+        """Whether the engine waits to retry a download."""
         return any(layer.retrying for layer in self.layers.values())
 
     def words(self) -> str:
-        """Return the progress in words; "" where there is none to tell."""
+        """Return the progress as a sentence for users; "" if there is none yet."""
         unpacking, percent = self.step
-        if unpacking and not self.unpacked:  # some engines don't say how far they are
+        if unpacking and not self.unpacked:  # some engines don't report this progress
             return lazy_gettext("Unpacking the image")
         done, total = self.unpacked if unpacking else self.fetched, self.total
         words = ""
@@ -166,13 +171,13 @@ def _unit(size: int) -> tuple[float, str]:
 
 
 def size_of(size: int) -> str:
-    """Return a size in words, as "6.3 GB"."""
+    """Return a size in bytes with a unit: "6.3 GB"."""
     unit, name = _unit(size)
     return f"{size / unit:.1f} {name}"
 
 
 class ProgressFilter:
-    """What of a pull's progress is worth telling: not each word of the engine, and none twice."""
+    """Selects the progress of a pull that is worth a report to users."""
 
     def __init__(self) -> None:
         self.last_report: tuple[float, str] | None = None
@@ -181,17 +186,18 @@ class ProgressFilter:
         self._when = 0.0
 
     def next_report(self, progress: Progress, now: float) -> tuple[float, str] | None:
-        """Return (fraction, words) if there is something new; no number ever goes back.
+        """Return (fraction, sentence) if there is something new to report; it never decreases.
 
         Args:
-            now: seconds of any clock.
+            progress: the pull's progress.
+            now: in seconds of any clock.
         """
         words, before = progress.words(), self.last_report or (0.0, "")
         fraction = max(before[0], progress.fraction)
-        # What kind of sentence it is, and the percent of the whole.
+        # The kind of sentence, and the percent of the whole.
         mark = (words[:8], progress.total is None, progress.retrying, int(100 * fraction))
         soon = mark == self._mark and now - self._when < REPEAT_SECONDS
-        # An engine that names a layer late makes the rest larger than it was.
+        # The step decreases if the engine names another layer late.
         if words in ("", before[1]) or soon or progress.step < self._step:
             return None
         self._step, self._mark, self._when = progress.step, mark, now
@@ -200,19 +206,19 @@ class ProgressFilter:
 
 
 def split(reference: str) -> tuple[str, str]:
-    """Return repository, and tag or digest, of an image reference.
+    """Return the repository and the tag or digest of an image reference.
 
-    DockerSpawner's own takes "name@sha256:…" apart at the wrong colon.
+    DockerSpawner's own function splits "name@sha256:…" at the wrong colon.
     """
     repository, tag = docker.utils.parse_repository_tag(reference)
     return repository, tag or "latest"
 
 
 class Pulls:
-    """The pulls that are under way: one of each image, for all who want it.
+    """The running pulls: at most one of each image, shared by all servers that need it.
 
-    One goes on when nobody waits for it any more, since whoever gave up out of impatience tries
-    again, and finds it where it is. It ends with this process, which the engine notices.
+    A pull goes on if all starts that wait for it are cancelled, since their users will try again.
+    When this process ends, the engine cancels it.
     """
 
     def __init__(self) -> None:
@@ -221,14 +227,17 @@ class Pulls:
     async def ensure(
         self, image: str, policy: str, inspect: Callable[[str], Any], stream: Stream, report: Report
     ) -> None:
-        """Get an image if it is needed.
+        """Pull an image if the policy requires it.
 
         Args:
+            image: the image reference.
             policy: DockerSpawner's `pull_policy`.
-            inspect: `await inspect(image)` raises docker.errors.NotFound where it isn't there.
+            inspect: `await inspect(image)` raises docker.errors.NotFound if it isn't on the engine.
+            stream: begins the pull.
+            report: called with the progress.
 
         Raises:
-            PullFailed: it can't be had.
+            PullFailed: the image can't be pulled.
         """
         if policy == "skip":
             return
@@ -249,10 +258,15 @@ class Pulls:
         await self.pull(image, stream, report)
 
     async def pull(self, image: str, stream: Stream, report: Report) -> None:
-        """Pull an image, or wait for the pull of it that is under way.
+        """Pull an image, or wait for the running pull of it.
+
+        Args:
+            image: the image reference.
+            stream: begins the pull.
+            report: called with the progress.
 
         Raises:
-            PullFailed: it can't be had.
+            PullFailed: the image can't be pulled.
         """
         key = split(image)
         pull = self._running.get(key)
@@ -266,7 +280,7 @@ class Pulls:
             report(*pull.progress_filter.last_report)
         pull.reports.append(report)
         try:
-            # It isn't the waiter's to cancel.
+            # `asyncio.wait` doesn't cancel the pull if this waiter is cancelled.
             await asyncio.wait([pull.done])
         finally:
             pull.reports.remove(report)
@@ -276,9 +290,9 @@ class Pulls:
 
 
 class _Pull:
-    """One pull, read in a thread of its own; `done` becomes None or what it failed with.
+    """A running pull, read in a daemon thread; the result of `done` is its error, or None.
 
-    An own thread, and a daemon: a hub that ends doesn't wait for it, as it would for a pool's.
+    A hub that exits doesn't wait for a daemon thread, as it would for a pool's.
     """
 
     def __init__(self, stream: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
@@ -287,7 +301,7 @@ class _Pull:
         self.reports: list[Report] = []
         self.progress_filter = ProgressFilter()
         self._progress = Progress()
-        # Whether the event loop will look at the progress soon.
+        # Whether the event loop is about to report the progress.
         self._is_report_due = False
         threading.Thread(target=self._read, args=[stream], name="pull", daemon=True).start()
 
@@ -308,7 +322,7 @@ class _Pull:
             error = ConnectionError(str(broken))
         except Exception as failed:
             error = failed
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._finish, error)
 
     def _report(self) -> None:
@@ -331,7 +345,7 @@ class _Pull:
         self.done.set_result(error)
 
 
-# What engines and registries write -> what it means. The first that matches counts.
+# (pattern of an engine's or registry's message, its meaning). The first match counts.
 REASONS = (
     (r"no space left|disk quota exceeded", N_("the GPU machine's disk is full")),
     (
@@ -344,7 +358,7 @@ REASONS = (
         N_("%(registry)s has no such image"),
     ),
     (
-        # Docker Hub's word for what isn't there as well.
+        # Docker Hub's message also for an image that doesn't exist.
         r"repository does not exist or may require",
         N_(
             "%(registry)s has no such image, or an administrator must log in there (`docker login`)"
@@ -377,7 +391,7 @@ REASONS = (
 
 
 def explain_pull_failure(image: str, error: Exception) -> str:
-    """Return why a pull failed, in a sentence for the user."""
+    """Return why a pull failed, as a sentence for users."""
     if not isinstance(error, docker.errors.APIError):
         return engine_errors.explain(error)
     said, repository = engine_errors.engine_message(error), split(image)[0]
@@ -385,7 +399,7 @@ def explain_pull_failure(image: str, error: Exception) -> str:
     with suppress(docker.errors.DockerException):
         host, name = docker.auth.resolve_repository_name(repository)
         registry = lazy_gettext("the registry %(host)s", host=host)
-    # The name's own words are no reasons.
+    # The image's name may contain words of the patterns.
     words = said.replace(name, "")
     for pattern, meaning in REASONS:
         if re.search(pattern, words, re.IGNORECASE):

@@ -1,4 +1,4 @@
-"""From `docker start` to the first answer: noticed at once, and so is a death on the way."""
+"""The wait from `docker start` to the server's first answer, or to the container's end."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from tornado.httpclient import AsyncHTTPClient
 
-# Often enough to add nothing to a start of half a second, rare enough to cost nothing.
+# Short compared with a start of half a second, and long enough to cost nothing.
 POLL_SECONDS = 0.025
 LAST_LINES = 12
 
-# Asks our images to load what a server needs later, later: half of a start. Others overhear it.
+# Makes our images defer imports that a start doesn't need, which halves it. Others ignore it.
 QUICK_START = {"GPUSPAWNER_QUICK_START": "1"}
 
 
 class Output:
-    """A container's output from its first byte on, kept for the message about its death.
+    """The output of a container during its start, for the error message if it ends.
 
-    Attached before the start, since an engine that removes a container when it exits removes its
-    log with it. `ended` is set when the output ends, which is when the container does. Who starts
-    it sets `started`: an engine that refuses to start a container ends its output too.
+    Attached before the start, since an engine that removes a container at its exit removes its log,
+    too. `ended` is set when the output ends, which is when the container does. The caller sets
+    `started` after the start, since the output also ends if the engine refuses to start it.
     """
 
     def __init__(self) -> None:
@@ -35,25 +35,26 @@ class Output:
         self._loop = asyncio.get_running_loop()
 
     def attach(self, client: Any, container_id: str) -> None:
-        """Begin to follow a container that isn't started yet. Blocking: call it in a thread.
+        """Attach to a container that isn't started yet. Blocks: call it in a thread.
 
-        The engine passes the output on itself. Its log isn't asked for: some drivers only write.
+        Not the log: some log drivers can't be read.
 
         Args:
             client: a `docker.APIClient`.
+            container_id: the container's id.
         """
         self._stream = client.attach(container_id, stream=True)
         threading.Thread(target=self._read, name="output-of-start", daemon=True).start()
 
     def detach(self) -> None:
-        """Let go of the container, which goes on."""
+        """Detach from the container, which keeps running."""
         stream, self._stream = self._stream, None
         if stream is not None:
             with suppress(Exception):
                 stream.close()
 
     async def has_ended(self) -> bool:
-        """Return whether the container ended, or does in a moment."""
+        """Return whether the container has ended, or ends within half a second."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.ended.wait(), 0.5)
         return self.started and self._stream is not None and self.ended.is_set()
@@ -65,18 +66,18 @@ class Output:
         return lines[-LAST_LINES:]
 
     def _read(self) -> None:
-        with suppress(Exception):  # closed by detach(), or the engine went away
+        with suppress(Exception):  # closed by detach(), or by the engine
             for chunk in self._stream:
                 self._tail.append(chunk[-4096:])
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.ended.set)
 
 
 def exit_code(client: Any, container_id: str) -> int | None:
-    """Return how a container that just ended did, from the engine's memory of recent events.
+    """Return the exit status of a container that has just ended, from the engine's recent events.
 
-    The container itself may be removed already. None where the engine doesn't remember. Blocking,
-    for two seconds at most: call it in a thread.
+    None if there is no such event. The container may have been removed already. Blocks for two
+    seconds at most: call it in a thread.
     """
     now = int(time.time())
     filters = {"container": [container_id], "event": ["die"]}
@@ -89,12 +90,13 @@ def exit_code(client: Any, container_id: str) -> int | None:
 async def wait_until_answering(
     url: str, ip: str, port: int, ended: asyncio.Event, seconds: float
 ) -> bool:
-    """Wait until a server answers over HTTP; False if it ended first or time ran out.
+    """Wait until a server answers over HTTP; return False if it ends first or time runs out.
 
     Args:
-        url: what to ask; any status below 500 is an answer. "" where a connection is enough.
+        url: the URL to request; any status below 500 is an answer. "": a connection is enough.
+        ip, port: the server's address.
         ended: set when the server's container ends.
-        seconds: how long to wait at most.
+        seconds: the longest wait.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

@@ -1,4 +1,4 @@
-"""What an administrator sets of servers that are containers: traits, defaults and checks."""
+"""The traits of spawners whose servers are containers, with their defaults and validation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .backend import THREADS
 
 
 class DockerTraits(GPUTraits):
-    """The traits of servers that are containers."""
+    """The traits of spawners whose servers are containers."""
 
     shm_size = ByteSpecification(
         "8G",
@@ -25,20 +25,20 @@ class DockerTraits(GPUTraits):
     ulimits = Dict(
         {"memlock": -1, "stack": 64 * 1024**2},
         help="""Limits of a server's processes, -1 for none: NCCL pins memory, and some frameworks
-        need a larger stack. Limits named in `extra_host_config` go before.""",
+        need a larger stack. Limits in `extra_host_config` take precedence.""",
     ).tag(config=True)
 
     log_driver = Unicode(
-        help="""The engine's log driver that a server's output goes to, as "local", "journald" or
-        "fluentd". Empty: the engine's own default. What `extra_host_config` says goes before.""",
+        help="""The engine's log driver for a server's output, as "local", "journald" or "fluentd".
+        Empty: the engine's default. A log driver in `extra_host_config` takes precedence.""",
     ).tag(config=True)
 
     log_options = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
-        help="""Options of the log driver, as {"tag": "{{.Name}}"}. The driver json-file, which an
-        unconfigured engine uses and which never ends by itself, has `max-size` 10m and `max-file` 3
-        unless they are here.""",
+        help="""Options of the log driver, as {"tag": "{{.Name}}"}. For json-file, which is the
+        default of an engine and doesn't limit its size, `max-size` is 10m and `max-file` 3 unless
+        they are set here.""",
     ).tag(config=True)
 
     home_volume = Unicode(
@@ -55,7 +55,7 @@ class DockerTraits(GPUTraits):
         "instructors": ["group", …]}. Members of those groups may write.""",
     ).tag(config=True)
 
-    # What DockerSpawner leaves off suits servers whose GPUs change from start to start.
+    # False in DockerSpawner; here a server's GPUs change from start to start.
     remove = Bool(
         True,
         help="""Remove a server's container when it stops. Where this is False, a stopped container
@@ -82,7 +82,7 @@ class DockerTraits(GPUTraits):
         return proposal.value
 
     def mounted_volumes(self) -> list[volumes.Volume]:
-        """Return the user's own volume and their courses', by the names they have in the engine."""
+        """Return the user's own volume and the course volumes, by their names in the engine."""
         templates = volumes.user_volumes(
             self.home_volume, self.home_path, self.course_volumes, sorted(self.groups)
         )

@@ -1,4 +1,4 @@
-"""Users' own volumes and their courses': what is mounted, who may write, whose the files are."""
+"""Users' own volumes and course volumes: validation, mounts and ownership."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from docker.errors import NotFound
 
-# ref: a name in a template that isn't escaped leads out of the volume, or into somebody else's
+# Template fields that aren't escaped: a name with "/" or ".." would lead to another volume.
 UNESCAPED = ("raw_username", "raw_servername")
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A named volume, where it is mounted, and whether this user may write to it."""
+    """A named volume, its path in the container, and whether this user may write to it."""
 
     name: str
     path: str
@@ -26,23 +26,24 @@ class Volume:
 
 
 def check_home(template: str) -> str:
-    """Return the name template of users' own volumes if it is safe; "" is none.
+    """Validate the name template of users' own volumes ("": none) and return it.
 
     Raises:
-        ValueError: with the trait, the value and what to write instead.
+        ValueError: it is unsafe; the message names the trait, the value and an alternative.
     """
     return check_template("home_volume", template, per_user=True)
 
 
 def check_template(trait: str, template: str, per_user: bool) -> str:
-    """Return a volume's name template if it is safe.
+    """Validate a volume's name template and return it.
 
     Args:
-        trait: what the sentence names: "home_volume".
-        per_user: whether each user must get one of their own.
+        trait: the trait's name for the error message: "home_volume".
+        template: the name template.
+        per_user: whether each user must get a volume of their own.
 
     Raises:
-        ValueError: with the trait, the value and what to write instead.
+        ValueError: it is unsafe; the message names the trait, the value and an alternative.
     """
     for word in UNESCAPED:
         if word in template:
@@ -61,10 +62,10 @@ def check_template(trait: str, template: str, per_user: bool) -> str:
 
 
 def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the course volumes: name -> {"path", "instructors" (a list of groups)}.
+    """Validate course volumes; return name -> {"path", "instructors" (a list of groups)}.
 
     Raises:
-        ValueError: with the volume's name and what is wrong.
+        ValueError: an entry is invalid; the message names the volume.
     """
     checked: dict[str, dict[str, Any]] = {}
     for name, entry in courses.items():
@@ -92,13 +93,13 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def user_volumes(
     home: str, home_path: str, courses: Mapping[str, Mapping[str, Any]], groups: Collection[str]
 ) -> list[Volume]:
-    """Return the volumes that a user gets.
+    """Return the volumes that are mounted for a user.
 
     Args:
-        home: the name template of the user's own volume; "" for none.
-        home_path: where it is mounted.
-        courses: as from `check_courses`.
-        groups: the groups that the user is in.
+        home: the name template of the user's own volume; "": none.
+        home_path: its path in the container.
+        courses: the result of `check_courses`.
+        groups: the names of the user's groups.
     """
     own = [Volume(home, home_path, True)] if home else []
     return own + [
@@ -107,20 +108,20 @@ def user_volumes(
     ]
 
 
-# Begins what is said of a volume whose age is known.
+# Prefix of `_created` if the time of creation is known.
 CREATED_PREFIX = "created "
-# After this an owner is looked at again: somebody may have restored a backup into the volume.
+# After this time a volume's owner is read again: a backup may have been restored into it.
 RECHECK_SECONDS = 3600.0
 
 
 class VolumeOwners:
-    """Who the writable volumes of one engine belong to, looked at no more often than needed.
+    """The owners of the writable volumes of one engine.
 
-    To look into a container costs the engine as much as to start one, so what was found out is kept
-    for as long as this process lives: an image's users, whether its folders give a new volume the
-    right owner, and which volumes have it.
+    Reading files of a container costs the engine as much as starting one, so results are cached for
+    the lifetime of this process: the uids of an image's users, whether the image's folders give new
+    volumes the right owner, and which volumes have it.
 
-    Each method blocks: call it in a thread.
+    The methods block: call them in a thread.
 
     Args:
         client: returns a `docker.APIClient`.
@@ -128,16 +129,16 @@ class VolumeOwners:
 
     def __init__(self, client: Callable[[], Any]) -> None:
         self._client = client
-        # (image id, user) -> (uid, gid) of a container of both; None where it can't be told.
+        # (image id, user) -> (uid, gid); None if they can't be determined.
         self._user_ids: dict[tuple[str, str], tuple[int, int] | None] = {}
-        # (image id, folder, uid) where a new volume gets the right owner from the image's folder.
+        # (image id, folder, uid) for which the image's folder gives a new volume the right owner.
         self._right_from_start: set[tuple[str, str, int]] = set()
-        # Volume -> when it was created, by the engine's words, the uid that it belongs to, and when
-        # that was seen, by the monotonic clock.
+        # Volume -> when it was created, as the engine writes it; its owner's uid; and when that was
+        # read, by the monotonic clock.
         self._owned: dict[str, tuple[str, int, float]] = {}
 
     def missing_volumes(self, volumes: Collection[Volume]) -> frozenset[str]:
-        """Return the names of the volumes that the engine doesn't have yet."""
+        """Return the names of those volumes that don't exist yet."""
         return frozenset(each.name for each in volumes if not self._created(each.name))
 
     def chown_to_user(
@@ -146,15 +147,15 @@ class VolumeOwners:
         volumes: Collection[Volume],
         new: Collection[str] = (),
     ) -> None:
-        """Make the container's user the owner of the writable volumes that still belong to root.
+        """Make the container's user the owner of writable volumes that belong to root.
 
-        A new volume takes its owner from the image's folder, and is root's where the image has
-        none. Done between create and start, through the engine, so that no process runs as root
-        for it.
+        A new volume has the owner of the image's folder, or root if the image has no such folder.
+        Called between the container's creation and its start, and done through the engine, so that
+        no process has to run as root.
 
         Args:
-            container: an inspection of it.
-            volumes: what is mounted in it.
+            container: the container's inspection.
+            volumes: the volumes that are mounted in it.
             new: the names of the volumes that were created with it.
 
         Raises:
@@ -185,29 +186,29 @@ class VolumeOwners:
                 self._owned[volume.name] = (created, ids[0], now)
 
     def _chown(self, container: Mapping[str, Any], volume: Volume, ids: tuple[int, int]) -> bool:
-        """Give one volume to a user if it is root's; return whether it was the user's already."""
+        """Make a user the owner of a volume of root's; return whether it was the user's already."""
         client = self._client()
         entry = _first_entry(client, container["Id"], volume.path)
         if entry is not None and entry.uid == 0:
-            # By way of the folder above it, since the engine passes over an archive's own ".".
+            # Through the parent folder, since the engine ignores an archive's ".".
             # ref: Unpack in moby's pkg/archive
             above, _, name = volume.path.rstrip("/").rpartition("/")
             client.put_archive(container["Id"], above or "/", _owned_folder(name, *ids))
         return entry is not None and entry.uid == ids[0]
 
     def _created(self, name: str) -> str:
-        """Return when a volume was created, in the engine's words; "" where there is none."""
+        """Return when a volume was created, as the engine writes it; "" if it doesn't exist."""
         try:
             found = self._client().inspect_volume(name)
         except NotFound:
             return ""
-        # What other drivers say is often the same for every volume.
+        # Other drivers often report the same time for every volume.
         known = found.get("Driver") == "local" and found.get("CreatedAt")
         return f"{CREATED_PREFIX}{found['CreatedAt']}" if known else "unknown"
 
 
 def _user_ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:
-    """Return (uid, gid) of a container's user, read from its own /etc/passwd if it is a name."""
+    """Return (uid, gid) of a container's user, from its /etc/passwd if the user is a name."""
     name, _, group = user.partition(":")
     if name.isdigit():
         return int(name), int(group) if group.isdigit() else 0
@@ -227,7 +228,7 @@ def _user_ids(client: Any, container_id: str, user: str) -> tuple[int, int] | No
 
 
 def _first_entry(client: Any, container_id: str, path: str) -> tarfile.TarInfo | None:
-    """Return the folder itself out of the archive that the engine makes of it, and read no more."""
+    """Return the first entry, the folder itself, of the engine's archive of a folder."""
     stream, _ = client.get_archive(container_id, path + "/.", chunk_size=512)
     with closing(stream):
         head = next(iter(stream), b"")
@@ -235,7 +236,7 @@ def _first_entry(client: Any, container_id: str, path: str) -> tarfile.TarInfo |
 
 
 def _owned_folder(name: str, uid: int, gid: int) -> bytes:
-    """Return an archive that holds only a folder, with an owner."""
+    """Return a tar archive that contains only an empty folder with this owner."""
     entry = tarfile.TarInfo(name)
     entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, 0o755, uid, gid
     packed = io.BytesIO()
