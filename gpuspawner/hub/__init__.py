@@ -1,1 +1,1 @@
-"""What the hub's process shares and shows."""
+"""What all spawners of a hub share, and what the hub shows: pages, metrics, errors, a socket."""

@@ -1,7 +1,7 @@
-"""Every way into JupyterHub and DockerSpawner that isn't in their documentation, and why.
+"""All uses of undocumented interfaces of JupyterHub and DockerSpawner, and the reasons for them.
 
-What they offer officially is used instead wherever it does; each of these was looked at in
-JupyterHub 5.5.0 and 6.1.1, and has a test that fails when JupyterHub changes it.
+Documented interfaces are used wherever they suffice. Each of these was checked in JupyterHub 5.5.0
+and 6.1.1, and has a test that fails when JupyterHub changes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..settings import SpawnerMixin
 
 
 class UnofficialHooks(SpawnerMixin):
-    """Methods of `Spawner` that JupyterHub calls and doesn't document, by names of our own."""
+    """Undocumented methods of `Spawner` that JupyterHub calls, under names of our own."""
 
     async def check_options(self, user_options: Any) -> None:
         """Check a choice, before the administrator's own `apply_user_options`."""
@@ -30,11 +30,11 @@ class UnofficialHooks(SpawnerMixin):
             await super()._run_apply_user_options(user_options)
 
     def apply_override(self, override: dict[str, Any]) -> None:
-        """Apply what one group override sets."""
+        """Apply one group override."""
         self.apply_override_as_is(override)
 
     def apply_override_as_is(self, override: dict[str, Any]) -> None:
-        """Apply what a group override sets, as JupyterHub does."""
+        """Apply one group override as JupyterHub does."""
         super()._apply_overrides(override)
 
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class UnofficialHooks(SpawnerMixin):
         self.apply_override(spawner_override)
 
     def on_request(self, handler: Any) -> None:
-        """Take note of the request that is being answered, as a tornado handler; None: none is."""
+        """Called with the tornado handler of each request for this spawner; None: it has ended."""
 
     @observe("handler")
     def _handler_changed(self, change: Any) -> None:
@@ -56,26 +56,26 @@ class UnofficialHooks(SpawnerMixin):
 
 
 def saved_options(spawner: Any) -> Any:
-    """Return the options that the hub has saved for a server's next start; None: there are none.
+    """Return the options that the hub has saved for a server's next start; None if it has none.
 
-    `Spawner.user_options` is official, and empty until the first start after the hub's.
+    The documented `Spawner.user_options` is empty until the server's first start in this process.
     """
     return spawner.orm_spawner.user_options if spawner.orm_spawner else None
 
 
 def save_options(spawner: Any, user_options: Any) -> None:
-    """Put back the options of before, where the hub has saved refused ones.
+    """Replace the saved options of a server, after the hub has saved ones that were refused.
 
-    It saves a choice before anybody can check it, and would replay it at every start.
+    The hub saves options before they can be checked, and would use them again at every start.
     """
     if spawner.orm_spawner:
         spawner.orm_spawner.user_options = user_options
 
 
 def save_state(spawner: Any) -> None:
-    """Write a server's state to the hub's database now: what isn't there, a crash forgets.
+    """Save a server's state in the hub's database now, so that it survives a crash.
 
-    The hub itself does so when a start or a stop ends, and at no other time.
+    The hub itself saves it only at the end of a start or a stop.
     """
     if spawner.orm_spawner and spawner.user:
         spawner.orm_spawner.state = spawner.get_state()
@@ -84,27 +84,27 @@ def save_state(spawner: Any) -> None:
 
 
 def answer_instead_of_page(answer: str) -> web.Finish:
-    """Return what to raise in `options_form` for the request to be answered by this, and no page.
+    """Return the exception with which `options_form` answers a request in place of the page.
 
-    A hub has no address of a spawner's own for the form's script to ask: `extra_handlers` is
-    deprecated, and a service knows nothing of the queue.
+    JupyterHub has no URLs for spawners that the form's script could request: `extra_handlers` is
+    deprecated, and a service doesn't know the queue.
     """
     return web.Finish(answer) if answer else web.Finish()
 
 
 def handler_of_page(static_url: Any) -> Any:
-    """Return the handler that makes a page, from a function that every template has; None: unknown.
+    """Return the handler that renders a page, from the template's `static_url`; None if unknown.
 
-    The pages of `template_paths` are told of the spawner, and not of the request: its language is
-    in the handler only, whose method `static_url` is.
+    Templates of `template_paths` get the spawner, but neither request nor handler, which alone
+    knows the language. `static_url` is one of the handler's methods.
     """
     return getattr(static_url, "__self__", None)
 
 
 def process_wide(spawner: Any) -> dict[str, Any]:
-    """Return the settings of the hub's web application, where what one process shares can be kept.
+    """Return the settings of the hub's web application, as a place for process-wide state.
 
-    JupyterHub has no place for what a spawner class needs once per hub. ref: User.settings.
+    JupyterHub has no place for state that a spawner class needs once per hub. ref: User.settings.
     """
     settings = getattr(spawner.user, "settings", None)
     return {} if settings is None else settings

@@ -1,14 +1,15 @@
-"""HTTP on a Unix socket, for services of the hub: who waits, whose time ends, and more time.
+"""The control socket: HTTP on a Unix socket, for services of the hub.
 
-The socket is in the hub's folder and only the hub's own account can open it: a service that the hub
-starts can, users can't. The service decides which user may ask for what: it has its users' log-in.
+It serves the queue and the leases, and extends leases. It is in the hub's folder and only the hub's
+account can open it: services that the hub starts can, users can't. A service authenticates its
+users and decides what each of them may do.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
 
-An error has its status, and in the body {"error": "a sentence", "status": 409, "sentence": …}: the
-sentence once more, as `lazy_text.restored` takes it. The server's name is "" for the default one.
+The body of an error is {"error": "a sentence", "status": 409, "sentence": …}, where "sentence" is
+the same sentence for `lazy_text.restored`. The name of the default server is "".
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
 from ..scheduling.queue import Queue, QueueEntry
 
-# As long as the names that JupyterHub's database takes.
+# The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
 MAX_REQUEST_BYTES = 16 * 1024
 TIMEOUT_SECONDS = 5.0
@@ -45,11 +46,11 @@ class ControlSocket:
     """The hub's side of the socket.
 
     Args:
-        path: where the socket is, relative to the hub's folder.
+        path: the socket's path, relative to the hub's folder.
         queue: who waits.
-        servers: lists the servers that hold GPUs, `ServerLease`s.
+        servers: lists the `ServerLease`s of servers that hold GPUs.
         log: a logger.
-        reading: how this hub reads the host, as the arguments of `gpus.reader.Reader`.
+        reading: how this hub reads NVML: the arguments of `gpus.reader.Reader`.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ControlSocket:
         self._server: HTTPServer | None = None
 
     async def begin(self) -> None:
-        """Open the socket, in place of one that a killed hub left; log a warning if it can't be."""
+        """Open the socket, replacing that of a killed hub; log a warning if it can't be opened."""
         if _is_answered(self._path):
             self._log.warning(
                 "Another hub answers on %s: give each its own c.GPUSpawner.control_socket",
@@ -76,7 +77,7 @@ class ControlSocket:
             )
             return
         try:
-            # Nobody can connect before it listens, and by then it has its mode.
+            # It has its mode before it listens.
             listening = bind_unix_socket(str(self._path), mode=0o600)
         except (OSError, ValueError) as error:
             self._log.warning(
@@ -112,12 +113,12 @@ class ControlSocket:
             ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
-            # The dashboard asks every two seconds; exceptions are logged all the same.
+            # No access log: the dashboard asks every two seconds. Exceptions are logged elsewhere.
             log_function=lambda handler: None,
         )
 
     async def status(self) -> dict[str, Any]:
-        """Return who waits and whose time ends, as a value for JSON; times since the epoch."""
+        """Return the queue and the leases as a JSON value; times in seconds since the epoch."""
         servers = list(self._servers())
         await asyncio.gather(*(server.ensure_rules_applied() for server in servers))
         return {
@@ -129,10 +130,10 @@ class ControlSocket:
         }
 
     async def find_lease(self, holder: Holder) -> Any:
-        """Return the server of a holder.
+        """Return the lease of a holder.
 
         Raises:
-            Refused: it has none that holds GPUs.
+            Refused: it holds no GPUs.
         """
         for server in self._servers():
             if server.holder == holder:
@@ -154,22 +155,22 @@ class _ServerRequest(BaseModel):
 
 
 class _ExtendRequest(_ServerRequest):
-    """The body of a request for more time: hours, or as many as the server began with."""
+    """The body of a request to extend a lease: by `hours`, or by its original length."""
 
     hours: int | float | None = None
 
 
 class _Handler(web.RequestHandler):
-    """What all answers have in common: they are JSON, errors too."""
+    """Base class of the handlers, which answer with JSON, errors too."""
 
     def initialize(self, control: ControlSocket) -> None:
-        """Take what they answer from."""
+        """Set the control socket that they serve."""
         self._control = control
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error's sentence."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        # Tornado keeps a message as a format.
+        # Tornado keeps the message as a format and its arguments.
         words = getattr(error, "log_message", None)
         sentence = str(words) % error.args if error and words else self._reason
         self.finish({"error": sentence, "status": status_code})
@@ -179,7 +180,7 @@ class _Unknown(_Handler):
     """Any other path."""
 
     def prepare(self) -> None:
-        """Answer that there is nothing."""
+        """Answer 404."""
         raise web.HTTPError(404)
 
 
@@ -192,12 +193,12 @@ class _Status(_Handler):
 
 
 class _Server(_Handler, ABC):
-    """What is done with one server."""
+    """Base class of actions on one server's lease."""
 
     request_model: type[_ServerRequest] = _ServerRequest
 
     async def post(self) -> None:
-        """Do it, or answer why not."""
+        """Perform the action, or answer why it is refused."""
         try:
             asked = self.request_model.model_validate_json(self.request.body)
         except ValidationError as error:
@@ -212,30 +213,38 @@ class _Server(_Handler, ABC):
 
     @abstractmethod
     def do(self, server: Any, asked: Any) -> dict[str, Any]:
-        """Do it, and return the answer."""
+        """Perform the action and return the answer.
+
+        Args:
+            server: the server's lease.
+            asked: the body of the request.
+
+        Raises:
+            Refused: it can't be done.
+        """
 
 
 class _Extend(_Server):
-    """More time."""
+    """Extend a lease."""
 
     request_model = _ExtendRequest
 
     def do(self, server: Any, asked: _ExtendRequest) -> dict[str, Any]:
-        """Give it, and return the server's new end."""
+        """Extend the lease; return its new end."""
         return {"until": server.extend(asked.hours)}
 
 
 class _KeepAlive(_Server):
-    """A user's word that idle GPUs aren't forgotten."""
+    """Keep the idle GPUs of a server, as its user still needs them."""
 
     def do(self, server: Any, asked: _ServerRequest) -> dict[str, Any]:
-        """Take it."""
+        """Reset the idle time."""
         server.keep_alive()
         return {}
 
 
 def _first_error(error: ValidationError) -> str:
-    """Return what is wrong with a request, without what it was."""
+    """Return the first error of a request's body, without its values."""
     details = error.errors()[0]
     where = ".".join(map(str, details["loc"]))[:MAX_NAME_LENGTH]
     return f"{where}: {details['msg']}" if where else details["msg"]
@@ -261,7 +270,7 @@ def _is_answered(path: Path) -> bool:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
-        except BlockingIOError:  # more are waiting for an answer than it lets wait
+        except BlockingIOError:  # its backlog is full
             return True
         except OSError:
             return False
@@ -269,7 +278,7 @@ def _is_answered(path: Path) -> bool:
 
 
 class _SocketResolver(Resolver):
-    """Leads every host name to one Unix socket."""
+    """A resolver that returns a Unix socket for every host name."""
 
     def initialize(self, path: str) -> None:  # type: ignore[override]  # tornado's way to construct
         """Take the socket's path."""
@@ -281,15 +290,15 @@ class _SocketResolver(Resolver):
 
 
 async def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask the hub through its socket; return its answer, an error's too.
+    """Send a request to the hub's control socket; return the answer, which may be an error's.
 
     Args:
-        path: the socket's.
-        question: `do`, which is "status", "extend" or "here", and the fields of that request.
+        path: the socket's path.
+        question: `do` ("status", "extend" or "here"), and the fields of the request's body.
 
     Raises:
-        OSError: no hub answers.
-        ValueError: what answers is no hub.
+        OSError: the hub doesn't answer.
+        ValueError: the answer isn't a hub's.
     """
     fields = {name: value for name, value in question.items() if name != "do"}
     what = question["do"]

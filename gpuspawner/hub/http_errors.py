@@ -1,6 +1,6 @@
-"""What ends a spawn, as the exceptions that JupyterHub shows its users, each counted once.
+"""HTTP errors that JupyterHub shows users when a spawn is refused or fails.
 
-Apart from `errors`, so that the command line needn't load JupyterHub for its words.
+Separate from `errors`, so that the command line doesn't import JupyterHub.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ try:
 except ImportError:  # JupyterHub 5
 
     class SpawnException(web.HTTPError):  # type: ignore[no-redef]
-        """What JupyterHub 6 raises where a rule, not a fault, prevents a spawn."""
+        """JupyterHub 6's exception for a spawn that a rule prevents, not a fault."""
 
         def __init__(self, message: str, *, reason: str, status_code: int = 400) -> None:
             super().__init__(status_code, message)
@@ -28,11 +28,11 @@ except ImportError:  # JupyterHub 5
 
 
 def refusal(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPError:
-    """Return the exception that shows a user why their request isn't granted, and count it.
+    """Return the HTTP error for a refused request, and count it in the metrics.
 
     Args:
-        error: that.
-        language: the user's, if it is known; the log has English.
+        error: why it is refused.
+        language: the user's language; the log is in English.
     """
     reason, status = "unknown", 503
     if isinstance(error, Refused):
@@ -44,12 +44,17 @@ def refusal(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPE
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:
-    """Return the exception that shows a user a sentence where something broke."""
+    """Return the HTTP error for a spawn that has failed, with a sentence for the user."""
     return _with_message(web.HTTPError(status, "%s", sentence), sentence)
 
 
 class StartTimeout(TimeoutError):
-    """A start that took longer than `start_timeout`, with the words that the user reads."""
+    """The error for a start that took longer than `start_timeout`.
+
+    Args:
+        seconds: the timeout.
+        last_lines: the end of the server's output.
+    """
 
     def __init__(self, seconds: float, last_lines: list[str]) -> None:
         sentence = lazy_gettext(
@@ -60,10 +65,10 @@ class StartTimeout(TimeoutError):
 
 
 def container_died(code: int | None, last_lines: list[str]) -> web.HTTPError:
-    """Return the exception for a container that ended before its server answered.
+    """Return the HTTP error for a container that ended before its server answered.
 
     Args:
-        code: its exit status; None where it isn't known.
+        code: its exit status; None if unknown.
         last_lines: the end of its output.
     """
     if code is None:
@@ -80,10 +85,10 @@ def _with_last_lines(error: Any, sentence: str, lines: list[str]) -> Any:
         return _with_message(error, sentence)
     sentence = join_sentences(sentence, lazy_gettext("Its last words:"))
     error.jupyterhub_message = "\n".join([sentence, *lines])
-    # The pages show a message in one paragraph, which would run the lines together.
+    # JupyterHub's pages show the plain message in one paragraph, without line breaks.
     words = html.escape("\n".join(lines))
     error.jupyterhub_html_message = f"<p>{html.escape(sentence)}</p><pre>{words}</pre>"
-    # For our own page, which says it in its reader's language.
+    # For our own page, which translates the sentence.
     error.sentence, error.last_lines = sentence, lines
     return error
 

@@ -1,7 +1,7 @@
-"""What the hub's `/hub/metrics` tells of GPUs. No label names a user; each has few values.
+"""Prometheus metrics of GPUs, leases and the queue, at the hub's `/hub/metrics`.
 
-A scrape reads what was last seen of the host, and asks for a fresh look for the next one, so that
-it never waits for NVML.
+No label names a user, and each label has few values. A scrape reports the last view of the ledger
+and triggers a new read for the next scrape, so it never waits for NVML.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..gpus.nvml import InventoryError
 from ..leases.ledger import Ledger
 from ..scheduling.queue import Queue
 
-# From a look away to the longest wait that anybody puts up with.
+# In seconds: from an immediate grant to a wait of a day.
 WAIT_BUCKETS = (1, 10, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 START_BUCKETS = (0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120)
-# What was seen longer ago is looked at again for the next scrape.
+# If the last view is older than this, a scrape triggers a new read.
 FRESH_SECONDS = 5.0
 
 WAITS = Histogram(
@@ -43,19 +43,24 @@ ERRORS = Counter("gpuspawner_errors", "Times that the host couldn't be read", ["
 
 
 def observe_start(seconds: float, gpus: int) -> None:
-    """Count a server that has started, with GPUs or without."""
+    """Count a start of a server.
+
+    Args:
+        seconds: from the reservation to the server's first answer.
+        gpus: how many GPUs it has.
+    """
     STARTS.labels("yes" if gpus else "no").observe(seconds)
 
 
 def count_read_error(error: BaseException) -> None:
-    """Count an error of NVML or of the engine."""
+    """Count a failed read of NVML or of the engine."""
     ERRORS.labels("nvml" if isinstance(error, InventoryError) else "engine").inc()
 
 
 class HostMetrics:
-    """The state of the nodes and the queue, as gauges."""
+    """A Prometheus collector with gauges of the nodes and the queue."""
 
-    # Prometheus' registry is the process's, and so is this.
+    # Prometheus' registry is process-wide.
     _registered: ClassVar[HostMetrics | None] = None
 
     def __init__(self, ledger: Ledger, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
@@ -65,19 +70,19 @@ class HostMetrics:
         self._refreshing: asyncio.Task[None] | None = None
 
     def register(self) -> None:
-        """Be part of every scrape from now on, in place of an earlier one in this process."""
+        """Register with Prometheus, replacing an earlier collector in this process."""
         if HostMetrics._registered:
             HostMetrics._registered.unregister()
         HostMetrics._registered = self
         REGISTRY.register(self)  # type: ignore[arg-type]
 
     def unregister(self) -> None:
-        """Be part of no scrape any more."""
+        """Unregister from Prometheus."""
         with suppress(KeyError):
             REGISTRY.unregister(self)  # type: ignore[arg-type]
 
     def describe(self) -> list[Any]:
-        """Return the gauges without values: what a registry asks for when it takes this in."""
+        """Return the gauges without values, as a registry needs them at registration."""
         return [GaugeMetricFamily(name, text, labels=labels) for name, text, labels in GAUGES]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -87,7 +92,7 @@ class HostMetrics:
         if seen:
             several = len(seen.nodes) > 1
             if several:
-                # With one node the series stay what they were before there could be more.
+                # With one node there is no label for it, so that existing series continue.
                 gpus = GaugeMetricFamily(gpus.name, gpus.documentation, labels=NODE_LABELS)
             counts: Count[tuple[str, ...]] = Count(
                 (gpu.state, gpu.model, *([gpu.node] if several else [])) for gpu in seen.gpus
@@ -106,11 +111,11 @@ class HostMetrics:
             self._refreshing = self._loop.create_task(self._read())
 
     async def _read(self) -> None:
-        with suppress(Unknown):  # counted where it was raised
+        with suppress(Unknown):  # counted by `count_read_error`
             await self._ledger.read()
 
 
-# Of `gpuspawner_gpus`, where there are several nodes.
+# The labels of `gpuspawner_gpus` if there are several nodes.
 NODE_LABELS = ["state", "model", "node"]
 GAUGES: list[tuple[str, str, list[str]]] = [
     ("gpuspawner_gpus", "GPUs", ["state", "model"]),

@@ -1,4 +1,4 @@
-"""What happens while a server starts, for the page that shows it."""
+"""The progress of a server's start, for the progress page."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from typing import Any
 
 
 class Steps:
-    """What happened so far in a spawn, for the progress page.
+    """The progress events of a spawn.
 
     Args:
-        translate: returns a sentence in other languages, by their tags.
+        translate: returns language tag -> translation of a sentence.
     """
 
     def __init__(self, translate: Callable[[str], dict[str, str]] | None = None) -> None:
         self._translate = translate or (lambda message: {})
-        # Number, what it is about, event. The numbers grow for ever, also over `begin`.
+        # (number, subject, event). Numbers are never reused, not even after `begin`.
         self._steps: list[tuple[int, str, dict[str, Any]]] = []
         self._said = 0
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """Forget an earlier spawn's steps."""
+        """Drop the events of the last spawn."""
         self._steps = []
         self._wake()
 
     def add(self, percent: int, message: str, *, about: str = "", **facts: Any) -> None:
-        """Add a step. The page escapes the message, and its bar never goes back.
+        """Add an event. The page escapes its message; the percentage never decreases.
 
         Args:
-            about: names what goes on, such as a download. A step takes the place of the last one
-                if both are about the same: who comes late isn't told every percent there was.
-            facts: what else the page may need of it, as values for JSON.
+            percent: the progress from 0 to 100.
+            message: a sentence for users.
+            about: the subject, such as "image". An event replaces the last one if both have the
+                same, so that a page opened later doesn't get every percent of a download.
+            facts: further data for the page, as JSON values.
         """
         if self._steps:
             percent = max(percent, self._steps[-1][2]["progress"])
@@ -46,11 +48,11 @@ class Steps:
         self._wake()
 
     def so_far(self) -> list[dict[str, Any]]:
-        """Return the steps so far."""
+        """Return the events so far."""
         return [dict(event) for _, _, event in self._steps]
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the steps so far, then each new one; never ends by itself."""
+        """Yield the events so far, then each new one; never ends."""
         seen = 0
         while True:
             changed = self._changed

@@ -1,4 +1,4 @@
-"""What the spawners of one hub share: built once, here, and closed in tests by `HubState.close`."""
+"""The state that all spawners of a hub share, built with its first spawner."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from ..scheduling.queue import Queue, QueueSettings
 from . import compat, metrics
 from .control_socket import ControlSocket
 
-# Under which it is kept in the settings of the hub's web application.
+# Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
 
 
 @dataclass
 class HubState:
-    """Who holds what, who waits, and what looks after it, for all servers of a hub.
+    """The state that all spawners of a hub share.
 
     Args:
         backend: starts the servers.
-        ledger: who holds what on its machines.
-        queue: who waits.
-        leftovers: what failed starts left.
-        leases: of the servers that hold GPUs now.
-        reclaimer: looks after these.
+        ledger: the leases and reservations.
+        queue: the requests that wait.
+        leftovers: the cleanup after failed starts.
+        leases: the leases of this hub's running servers.
+        reclaimer: enforces these leases.
         open_forms: what all open forms share.
-        local_images: which images are there.
-        host_metrics: the state of the machines, for the hub's metrics.
-        control: where services that the hub starts ask.
-        tasks: held here, since the event loop itself holds tasks only weakly.
+        local_images: the images on the engine.
+        host_metrics: the collector of the hub's metrics.
+        control: the control socket; None if it is turned off.
+        tasks: strong references to tasks, as the event loop holds them only weakly.
     """
 
     backend: Backend
@@ -58,7 +58,7 @@ class HubState:
 
     @classmethod
     def build(cls, spawner: Any) -> HubState:
-        """Build it from a spawner's traits, which are the configuration's until a spawn has begun.
+        """Build the state from the traits of a spawner that hasn't spawned yet.
 
         Needs a running event loop.
         """
@@ -99,7 +99,7 @@ class HubState:
         return state
 
     def close(self) -> None:
-        """Let go of all that outlives a test: metrics, the socket, tasks and the backend."""
+        """Close what would outlive a test: metrics, control socket, tasks and backend."""
         self.host_metrics.unregister()
         if self.control:
             self.control.close()
@@ -109,7 +109,7 @@ class HubState:
 
 
 def hub_state_of(spawner: Any) -> HubState:
-    """Return the state of a spawner's hub, built for its first spawner."""
+    """Return the state of a spawner's hub; the first call builds it."""
     settings = compat.process_wide(spawner)
     if KEY not in settings:
         settings[KEY] = HubState.build(spawner)
@@ -118,7 +118,7 @@ def hub_state_of(spawner: Any) -> HubState:
 
 
 def build_early(spawner: Any) -> None:
-    """Build the state with a hub's first spawner: pages ask who waits before anybody starts."""
+    """Build the state with a hub's first spawner, as services may ask for the queue at once."""
     if spawner.user and spawner.hub:
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             asyncio.get_running_loop()

@@ -1,1 +1,1 @@
-"""Sentences in the reader's language."""
+"""Translations of pages and messages to the user's language."""

@@ -1,7 +1,7 @@
-"""The languages of the pages: which there are, and which one a reader is given.
+"""The languages of the pages, and the choice of one by a browser's Accept-Language.
 
-The catalogues are gettext's, `locale/*/LC_MESSAGES/gpuspawner.po`; a build compiles each into the
-`.mo` file that is read here. Text that isn't ours (an engine's, an administrator's) stays as it is.
+The gettext catalogues are `locale/*/LC_MESSAGES/gpuspawner.po`; a build compiles them to the `.mo`
+files that are read here. Text of the engine or an administrator isn't translated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .lazy_text import LazyText
 
 DOMAIN = "gpuspawner"
 FOLDER = Path(__file__).parent / "locale"
-# Of an Accept-Language header no more is read: browsers send far less.
+# How much of an Accept-Language header is parsed; browsers send far less.
 MAX_HEADER_LENGTH = 1000
 MAX_TAGS = 20
 _TAG = re.compile(r"\s*([A-Za-z0-9-]+)\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\s*)?")
@@ -31,12 +31,12 @@ _TAG = re.compile(r"\s*([A-Za-z0-9-]+)\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\
 
 @dataclass(frozen=True)
 class Language:
-    """A language, with what a template needs of it.
+    """A language with its catalogue and locale.
 
     Args:
-        tag: as HTML's `lang` wants it.
-        catalogue: the sentences, by the English ones.
-        locale: how it is written, and what Babel knows of its times, numbers and plurals.
+        tag: the language tag, as in HTML's `lang`.
+        catalogue: the translations of English sentences.
+        locale: Babel's locale, for times, durations and plurals.
     """
 
     tag: str
@@ -44,16 +44,16 @@ class Language:
     locale: Locale = field(default_factory=lambda: Locale("en"))
 
     def say(self, text: Any) -> Any:
-        """Return a sentence in this language; anything else as it is."""
+        """Translate lazy text to this language; return anything else as it is."""
         return text.in_language(self) if isinstance(text, LazyText) else text
 
     def gettext(self, sentence: str, /, **values: Any) -> Markup:
-        """Return a sentence of ours for HTML; values are escaped unless they are Markup."""
+        """Translate a sentence for HTML; values are escaped unless they are Markup."""
         text = self.catalogue.gettext(sentence)
         return Markup(text) % self._said(values)  # noqa: S704  # our own words
 
     def ngettext(self, one: str, many: str, number: int, /, **values: Any) -> Markup:
-        """Return the sentence for a number, which it can name as `%(num)s`."""
+        """Translate a sentence with a number, `%(num)s`, for HTML."""
         text = self.catalogue.ngettext(one, many, number)
         return Markup(text) % {"num": number, **self._said(values)}  # noqa: S704  # our own words
 
@@ -61,7 +61,7 @@ class Language:
         return {name: self.say(value) for name, value in values.items()}
 
     def context(self) -> Mapping[str, Any]:
-        """Return what a template is rendered with."""
+        """Return the variables and functions for a template."""
         return {
             "_": self.gettext,
             "ngettext": self.ngettext,
@@ -72,15 +72,15 @@ class Language:
 
 @jinja2.pass_context
 def finalize(context: Any, value: Any) -> Any:
-    """Say what a template puts out in its reader's language; for `jinja2.Environment`."""
+    """Translate lazy text that a template outputs; for `jinja2.Environment`."""
     return context["say"](value) if isinstance(value, LazyText) else value
 
 
 def _load(tag: str) -> Language:
-    """Return a language with its compiled catalogue.
+    """Load a language with its compiled catalogue.
 
     Raises:
-        RuntimeError: it isn't compiled. A hub in English instead would be a surprise.
+        RuntimeError: the catalogue isn't compiled. English instead would be a surprise.
     """
     name = tag.replace("-", "_")
     try:
@@ -94,7 +94,7 @@ def _load(tag: str) -> Language:
 
 
 def templates_of(package: str) -> jinja2.Environment:
-    """Return the templates of a package of ours: what they put out is escaped, and translated."""
+    """Return the template environment of a package, which escapes and translates its output."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package),
         autoescape=True,
@@ -110,12 +110,12 @@ TRANSLATED = (_load("zh-CN"),)
 
 
 def languages() -> list[Language]:
-    """Return all there are, English first."""
+    """Return all languages, English first."""
     return [ENGLISH, *TRANSLATED]
 
 
 def translations(text: str) -> dict[str, str]:
-    """Return a sentence in all languages but English, by their tags; {} for what isn't ours."""
+    """Return language tag -> translation of lazy text, without English; {} for other text."""
     if not isinstance(text, LazyText):
         return {}
     return {language.tag: language.say(text) for language in TRANSLATED}
@@ -123,11 +123,10 @@ def translations(text: str) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def language_for(accept_language: str = "") -> Language:
-    """Return the language that a browser's Accept-Language header likes best; else English.
+    """Return the best language for a browser's Accept-Language header; English if none matches.
 
-    Who reads the traditional characters isn't given the simplified ones, unless their browser asks
-    for any Chinese next. (`tornado.locale` can't tell the two apart: it knows languages and
-    countries, and no scripts.)
+    Traditional Chinese doesn't match simplified Chinese unless the header also accepts any Chinese.
+    (`tornado.locale` can't tell them apart: it knows languages and countries, but no scripts.)
     """
     for tag in _by_weight(accept_language):
         try:
@@ -141,7 +140,7 @@ def language_for(accept_language: str = "") -> Language:
 
 
 def _by_weight(accept_language: str) -> list[str]:
-    """Return the tags of a header, the best liked first; of two liked as much, the first."""
+    """Return the tags of a header by weight, highest first; equal ones in their order."""
     entries = accept_language[:MAX_HEADER_LENGTH].split(",")[:MAX_TAGS]
     found = [match for match in map(_TAG.fullmatch, entries) if match]
     weights = [(float(match[2] or 1), match[1]) for match in found]
@@ -150,6 +149,6 @@ def _by_weight(accept_language: str) -> list[str]:
 
 
 def _written(locale: Locale) -> tuple[str, str | None]:
-    """Return a language and its script; where none is named, the one of most who write it."""
+    """Return a locale's language and script, the language's usual one if it names none."""
     likely = get_global("likely_subtags").get(locale.language)
     return locale.language, locale.script or (parse_locale(likely)[2] if likely else None)

@@ -1,8 +1,8 @@
-"""Text that knows how it is made, so that a page can show it in its reader's language.
+"""Lazy text, which is translated when it is shown.
 
-A `LazyText` is a `str`, in English: logs, exceptions and JSON have it as it is, and what is made of
-it by any means but those below is English text and no more. (Babel's `LazyProxy` and speaklater's
-lazy strings are no `str`, and forget their values when they are pickled or put into JSON.)
+A `LazyText` is a `str` in English: logs, exceptions and JSON contain the English text, and string
+operations other than those below return plain English text. (Babel's `LazyProxy` and speaklater's
+lazy strings aren't `str`, and lose their values when they are pickled or put into JSON.)
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 
 class Translator(Protocol):
-    """What text is shown by: `languages.Language`."""
+    """What lazy text needs of a `languages.Language`."""
 
     @property
     def catalogue(self) -> gettext.NullTranslations:
-        """The sentences, by the English ones."""
+        """The translations of English sentences."""
 
     @property
     def locale(self) -> Any:
@@ -26,31 +26,31 @@ class Translator(Protocol):
 
 
 class LazyText(str, ABC):
-    """Text that is made anew for each reader."""
+    """Text that can be translated to the language of whoever reads it."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        """Return it as it is: `str()` of an exception is then what it was made of."""
+        """Return the lazy text itself, so that `str()` of an exception is still lazy."""
         return self
 
     @abstractmethod
     def in_language(self, language: Translator) -> str:
-        """Return it in a language."""
+        """Return the text in a language."""
 
     @abstractmethod
     def kept(self) -> dict[str, Any]:
-        """Return it as a value for JSON, for `restored`."""
+        """Return the text as a JSON value for `restored`."""
 
 
 class Sentence(LazyText):
-    """A sentence, or a part of one, with the numbers and names in it.
+    """A sentence, or a part of one, with its values.
 
     Args:
-        one: in English, with `%(name)s` for each value: what the catalogues know it by.
-        values: text, numbers, and lazy text.
-        many: the same for any number but 1.
-        number: how many; `%(num)s` in the text.
+        one: the English sentence, with `%(name)s` for each value: its key in the catalogues.
+        values: name -> text, number or lazy text.
+        many: the plural form; "": there is none.
+        number: the number that decides between the forms; `%(num)s` in the text.
     """
 
     __slots__ = ("many", "number", "one", "values")
@@ -74,7 +74,7 @@ class Sentence(LazyText):
         return Sentence, (self.one, self.values, self.many, self.number)
 
     def in_language(self, language: Translator) -> str:
-        """Return it in a language; in English where its catalogue can't say it."""
+        """Return the sentence in a language, in English if the translation is missing or broken."""
         catalogue = language.catalogue
         pattern = (
             catalogue.ngettext(self.one, self.many, self.number)
@@ -86,25 +86,25 @@ class Sentence(LazyText):
                 name: value.in_language(language) if isinstance(value, LazyText) else value
                 for name, value in self.values.items()
             }
-        except (KeyError, TypeError, ValueError):  # a catalogue that names other values
+        except (KeyError, TypeError, ValueError):  # the translation has other values
             return str.__str__(self)
 
     def kept(self) -> dict[str, Any]:
-        """Return it as a value for JSON, its values too."""
+        """Return the sentence as a JSON value, with its values."""
         values = {name: kept(value) for name, value in self.values.items() if name != "num"}
         return {"one": self.one, "many": self.many, "number": self.number, "values": values}
 
 
-# How numbers are written: name -> what makes text of a number and of a `babel.Locale` or its name.
+# Name -> function that formats a number for a `babel.Locale` or its name.
 FORMATS: dict[str, Callable[[float, Any], str]] = {}
 
 
 class Quantity(LazyText):
-    """A number as people write it: a time, a duration.
+    """A number that is formatted for the reader's locale: a time, a duration.
 
     Args:
-        form: one of `FORMATS`.
-        number: what is written.
+        form: a key of `FORMATS`.
+        number: the number.
     """
 
     __slots__ = ("form", "number")
@@ -123,40 +123,40 @@ class Quantity(LazyText):
         return Quantity, (self.form, self.number)
 
     def in_language(self, language: Translator) -> str:
-        """Return it as a language writes it."""
+        """Return the number as formatted in a language."""
         return FORMATS[self.form](self.number, language.locale)
 
     def kept(self) -> dict[str, Any]:
-        """Return it as a value for JSON."""
+        """Return the number as a JSON value."""
         return {"form": self.form, "number": self.number}
 
 
 def lazy_gettext(sentence: str, /, **values: Any) -> Sentence:
-    """Return a sentence that is translated where it is shown."""
+    """Return a sentence that is translated when it is shown."""
     return Sentence(sentence, values)
 
 
 def lazy_ngettext(one: str, many: str, number: int, /, **values: Any) -> Sentence:
-    """Return the sentence for a number, which it can name as `%(num)s`."""
+    """Return a sentence with a number, `%(num)s`, that is translated when it is shown."""
     return Sentence(one, values, many, number)
 
 
 def N_(sentence: str) -> str:
-    """Return a text for `lazy_gettext` whose values aren't known yet; the catalogues have it."""
+    """Mark a text for the catalogues that is passed to `lazy_gettext` later, with its values."""
     return sentence
 
 
 def join_sentences(*parts: str) -> str:
-    """Return sentences one after the other; empty ones are left out."""
+    """Join sentences; empty ones are left out."""
     first, *others = [part for part in parts if part] or [""]
     for other in others:
-        # Not every language has a space there.
+        # Not every language separates sentences with a space.
         first = lazy_gettext("%(first)s %(second)s", first=first, second=other)
     return first
 
 
 def listed(parts: Sequence[str], last: str = "") -> str:
-    """Return a list in words: "a, b, c", or with `last` between the last two."""
+    """Join the items of a list: "a, b, c", or "a, b and c" if `last` is "and" (or "or")."""
     if not parts:
         return ""
     first, *others = parts
@@ -171,12 +171,12 @@ def listed(parts: Sequence[str], last: str = "") -> str:
 
 
 def kept(text: str) -> Any:
-    """Return lazy text as a value for JSON, for `restored`; other text as it is."""
+    """Convert lazy text to a JSON value for `restored`; return other text as it is."""
     return text.kept() if isinstance(text, LazyText) else text
 
 
 def restored(value: Any) -> Any:
-    """Return what `kept` was given. Anything else it may find is text, or nothing."""
+    """Return the text of a JSON value made by `kept`; "" if it is broken."""
     if not isinstance(value, Mapping):
         return value
     try:

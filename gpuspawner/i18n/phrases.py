@@ -1,4 +1,4 @@
-"""Numbers, times and durations as people write them, each in one way everywhere."""
+"""Formats of times, durations and ordinal numbers, the same on all pages and in all messages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from markupsafe import Markup
 from .languages import Language
 from .lazy_text import FORMATS, N_, Quantity, lazy_gettext
 
-# Unicode's names of what a time shows; the scripts of the pages ask browsers for the same.
+# Unicode's skeletons of time formats; the scripts of the pages use the same ones.
 _CLOCK, _PRECISE_CLOCK, _DAY, _DAY_OF_ANOTHER_YEAR = "Hm", "Hms", "MMMEd", "yMMMEd"
 
 
 def clock_time(seconds: float) -> str:
-    """Return a time by the hub's clock: "15:40", or "Sun, Nov 29, 15:40" on another day than today.
+    """Return a time in the hub's time zone: "15:40", or "Sun, Nov 29, 15:40" if it isn't today.
 
     Args:
         seconds: since the epoch.
@@ -33,12 +33,12 @@ def hours_words(seconds: float) -> str:
 
 
 def moment(seconds: float, language: Language, *, precise: bool = False) -> Markup:
-    """Return a time as HTML by the hub's clock; the scripts make it the reader's.
+    """Return a time as HTML in the hub's time zone; scripts convert it to the browser's.
 
     Args:
         seconds: since the epoch.
         language: the reader's.
-        precise: to the second, for what changes all the time.
+        precise: whether to show seconds.
     """
     whole = seconds // 1 if precise else seconds // 60 * 60
     return Markup('<time datetime="{}"{}>{}</time>').format(
@@ -49,7 +49,7 @@ def moment(seconds: float, language: Language, *, precise: bool = False) -> Mark
 
 
 def ordinal(number: int) -> str:
-    """Return a place: "1st", "2nd", "11th"."""
+    """Return an ordinal number: "1st", "2nd", "11th"."""
     return lazy_gettext(_ORDINALS[Locale("en").ordinal_form(number)], number=number)
 
 
@@ -68,7 +68,7 @@ def _format_time(seconds: float, locale: Any, clock: str = _CLOCK) -> str:
         return text
     skeleton = _DAY if then.year == now.year else _DAY_OF_ANOTHER_YEAR
     day = format_skeleton(skeleton, then, locale=locale)
-    # Where a pattern has letters of its own, they are in quotes.
+    # Letters of a pattern's own are in quotes.
     together: str = Locale.parse(locale).datetime_formats["medium"]
     return together.replace("'", "").format(text, day)
 
@@ -83,7 +83,7 @@ def _format_duration(seconds: float, locale: Any) -> str:
 
 
 def _format_one(number: int, unit: Literal["hour", "minute", "second"], locale: Any) -> str:
-    # Without a threshold a long one would become days or weeks, rounded.
+    # Without an infinite threshold, long durations would be rounded to days or weeks.
     delta = timedelta(**{f"{unit}s": number})
     return format_timedelta(delta, granularity=unit, threshold=inf, locale=locale)
 
