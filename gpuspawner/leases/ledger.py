@@ -83,8 +83,8 @@ class Ledger:
     # Server id -> when its lease ends, if that has changed since the server was created.
     ends: dict[str, float | None] = field(default_factory=dict)
     # The view of the last read, and when it was made, by the monotonic clock.
-    seen: View | None = None
-    seen_at: float = 0.0
+    last_view: View | None = None
+    last_view_at: float = 0.0
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:

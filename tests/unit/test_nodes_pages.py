@@ -396,7 +396,7 @@ def test_gpus_that_tell_no_uuid_have_a_history_of_their_own_on_each_node() -> No
 
 
 def series(*nodes: Node) -> dict[tuple[tuple[str, str], ...], float]:
-    ledger: Any = SimpleNamespace(seen=View(nodes), seen_at=time.monotonic())
+    ledger: Any = SimpleNamespace(last_view=View(nodes), last_view_at=time.monotonic())
     queue: Any = SimpleNamespace(waiting=())
     loop = asyncio.new_event_loop()
     gauges = list(HostMetrics(ledger, queue, loop).collect())
