@@ -1,11 +1,11 @@
-"""The dashboard, a service that the hub starts: who has which GPU, who waits, and until when.
+"""The dashboard, a service of the hub that shows GPUs, their holders and the queue.
 
-It reads NVML and the engine by itself, shares no memory with the hub, and asks it through its
-socket (`gpuspawner.control`) who waits. It has no rights of its own on the hub: what it does there,
-it does with the token of who asked for it.
+It reads NVML and the engine itself, shares no memory with the hub, and reads the queue through the
+control socket (`hub.control_socket`). It has no rights of its own on the hub: it acts with the token
+of the user who asks.
 
-    monitor      the host and the hub, read once for all pages  (history: what was before)
-    facts        what one person may know of it, as the JSON API and the pages have it
-    actions      more time, stop, out of service: who may, and how
-    handlers     HTTP; pages: HTML
+    monitor      reads the nodes and the hub, once for all pages; history keeps the last minutes
+    facts        what one user may see, for the JSON API and the pages
+    actions      extend, stop, out of service: who may do it, and how
+    handlers     HTTP handlers; pages: HTML
 """

@@ -1,4 +1,4 @@
-"""What a person can do: more time, "I'm still here", stop, and a GPU out of service and back."""
+"""The actions of the dashboard: extend, keep alive, stop, leave the queue, out of service."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
 NO_ANSWER = lazy_gettext("JupyterHub doesn't answer. Please try again.")
-# A stop is answered once the server is gone, or by the hub's own 10 seconds.
+# The hub answers a stop once the server is gone, or after 10 seconds of its own.
 STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Actions:
-    """Do what a person asks for, if they may.
+    """Performs actions for users, after a check of their rights.
 
     Args:
-        monitor: what is known of the host.
+        monitor: the state of the nodes.
         socket: the path of the hub's control socket.
         hub_api: the URL of the hub's REST API.
     """
@@ -44,16 +44,21 @@ class Actions:
     async def extend(
         self, person: Person, user: str, server: str, hours: float | None = None
     ) -> float:
-        """Give a server more time; return its new end, in seconds since the epoch.
+        """Extend a server's lease; return its new end, in seconds since the epoch.
 
         Args:
-            hours: how much more; None: as much as it began with.
+            person: who asks.
+            user, server: the names of the server's user and of the server.
+            hours: the time to add; None: as much as it began with.
+
+        Raises:
+            Refused: it isn't theirs, or can't be extended.
         """
         answer = await self._ask(person, "extend", user, server, hours=hours)
         return float(answer["until"])
 
     async def keep_alive(self, person: Person, user: str, server: str) -> None:
-        """Take the user's word that idle GPUs aren't forgotten."""
+        """Keep a server's idle GPUs, as its user still needs them; arguments as for `extend`."""
         await self._ask(person, "here", user, server)
 
     async def _ask(
@@ -77,10 +82,14 @@ class Actions:
         return answer
 
     async def stop(self, token: str, user: str, server: str) -> None:
-        """Stop a server, or leave the queue with it. The hub decides whether its token may.
+        """Stop a server, or take it out of the queue. The hub checks the token's rights.
 
         Args:
-            token: of who asks, since this service may do nothing itself.
+            token: the token of the user who asks.
+            user, server: the names of the server's user and of the server.
+
+        Raises:
+            Refused: the hub refuses or doesn't answer.
         """
         path = f"/users/{quote(user, safe='')}" + (
             f"/servers/{quote(server, safe='')}" if server else "/server"
@@ -102,10 +111,14 @@ class Actions:
         await self.monitor.refresh()
 
     async def leave(self, person: Person, token: str, user: str, server: str) -> None:
-        """Leave the queue, or take somebody out of it. A server that has started meanwhile stays.
+        """Take a server out of the queue; one that has got its GPUs meanwhile isn't stopped.
 
         Args:
-            token: of who asks.
+            person, token: who asks, and their token.
+            user, server: the names of the server's user and of the server.
+
+        Raises:
+            Refused: it doesn't wait, or isn't theirs.
         """
         answer = await self._ask(person, "status", user, server)
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
@@ -120,14 +133,14 @@ class Actions:
         )
 
     async def put_back(self, person: Person, uuid: str) -> None:
-        """Put a GPU into service again."""
+        """Put a GPU back into service."""
         await self._mark(person, uuid, lambda client: marks.put_back(client, uuid))
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         if not person.administrator:
             raise Refused(lazy_gettext("Only an administrator can do that."), status=403)
         snapshot = await self.monitor.snapshot()
-        # One that was taken out and then removed from the machine can still be put back.
+        # A GPU that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in snapshot.gpus} | set(snapshot.marks):
             raise Refused(
                 lazy_gettext("No machine here has such a GPU.")
@@ -151,9 +164,9 @@ class Actions:
 
 
 def _hub_refusal(error: HTTPClientError) -> Refused:
-    """Return what the hub says of a request that it refused."""
+    """Return the refusal for an error of the hub's API."""
     if error.code in (403, 404):
-        # The hub doesn't tell either which servers others have.
+        # The hub doesn't reveal which servers other users have.
         mine = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
         return Refused(mine, status=404)
     try:

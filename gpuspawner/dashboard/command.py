@@ -1,4 +1,4 @@
-"""`gpuspawner dashboard`: what the hub starts as a service."""
+"""`gpuspawner dashboard`: the dashboard's process, which the hub starts as a service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from . import handlers
 from .actions import Actions
 from .monitor import HostReader, Monitor
 
-# How long the process of a hub that was killed may still have the port.
+# How long to wait for the port, which the dashboard of a killed hub may still use.
 PORT_SECONDS = 60
 NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO, format="[%(levelname)1.1s %(asctime)s dashboard] %(message)s"
     )
-    # JupyterHub tells at each request of a program's that it isn't a browser's.
+    # JupyterHub logs for each request with a token that it skips the XSRF check.
     application_log = logging.getLogger("tornado.application")
     application_log.setLevel(logging.WARNING)
     application_log.addFilter(lambda record: not str(record.msg).startswith("Skipping XSRF check"))
@@ -74,7 +74,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
 
     Args:
         arguments: `names` and `socket`.
-        environment: what JupyterHub gives its services.
+        environment: the environment variables that JupyterHub sets for its services.
     """
     auth = HubOAuth.instance()
     api = environment.get("JUPYTERHUB_API_URL", "")
@@ -87,7 +87,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     }
     return web.Application(
         handlers.routes(prefix, shared),
-        # Only what is worth a line: pages ask every few seconds.
+        # Only errors are logged: pages send a request every few seconds.
         log_function=_log_request,
         # Signed cookies end with the process; the hub's log-in goes on, so nobody is asked again.
         cookie_secret=secrets.token_bytes(32),

@@ -1,7 +1,7 @@
-"""What one person may know of the host: the value that the JSON API answers and the pages show.
+"""The facts that one user may see, as the JSON value of the API, which the pages show, too.
 
-What isn't in here is on no page of theirs. Names of others are for administrators, unless the
-dashboard was told otherwise; GPUs, states, ends and places in the queue are everybody's business.
+Pages show nothing else. Names of other users are for administrators, unless `--names everybody` is
+set; all users see GPUs, states, ends of leases and places in the queue.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .monitor import Snapshot
 
 @dataclass(frozen=True)
 class Person:
-    """Who asks.
+    """The user who asks.
 
     Args:
-        name: a user's name; "" for a service of the hub's, whatever it is called.
-        administrator: whether they may stop everybody's servers.
-        sees_names: whether they may read who the others are.
+        name: the user's name; "" for a service of the hub.
+        administrator: whether they may stop all servers.
+        sees_names: whether they may see the names of other users.
     """
 
     name: str
@@ -42,7 +42,13 @@ class Person:
 
 
 def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[str, Any]:
-    """Return everything, as a value for JSON; `api/openapi.yaml` says what is what."""
+    """Return all facts as a JSON value; `openapi.yaml` describes it.
+
+    Args:
+        snapshot: the state of the nodes and the hub.
+        person: who asks.
+        history: whether to include the GPUs' last minutes.
+    """
     now = time.time()
     leases = list(snapshot.hub["leases"]) if snapshot.hub else _leases_by_label(snapshot)
     ends = {uuid: each["until"] for each in leases for uuid in each["gpus"]}

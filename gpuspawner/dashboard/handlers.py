@@ -1,4 +1,4 @@
-"""What is asked for over HTTP: who asks, and what they get."""
+"""The HTTP handlers of the dashboard: its pages and its JSON API."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .facts import Person, iso_time, status
 from .monitor import PERIOD_SECONDS, Monitor
 
 FOLDER = Path(__file__).parent
-# The scope on everybody that makes an administrator here; a user's own is "…!user=NAME".
+# A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
 MAX_BODY_BYTES = 64 * 1024
 
 
 class Handler(HubOAuthenticated, web.RequestHandler):
-    """Somebody's request. Without a log-in, pages lead to the hub's and the API says 403."""
+    """Base class. Users who aren't logged in are redirected to the hub, or get 403 from the API."""
 
     def initialize(self, monitor: Monitor, actions: Actions, names: str) -> None:
-        """Take what all handlers share."""
+        """Set what all handlers share."""
         self.monitor = monitor
         self.actions = actions
         self._names = names
 
     def set_default_headers(self) -> None:
-        """Set what keeps a page from being used for something else."""
+        """Set the security headers."""
         host = self.hub_auth.hub_host
         ours = f"'self' {host}" if host else "'self'"
         policy = {
@@ -57,14 +57,14 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     async def prepare(self) -> None:
-        """Find out who asks, without blocking, and that the browser means it."""
+        """Authenticate the user, and check the XSRF token."""
         await self.hub_auth.get_user(self, sync=False)
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and self.current_user:
             self.check_xsrf_cookie()
 
     @property
     def person(self) -> Person:
-        """Who asks."""
+        """The user who asks."""
         model = self.current_user
         administrator = ADMINISTRATORS_SCOPE in model.get("scopes", ())
         name = model["name"] if model.get("kind") == "user" else ""
@@ -72,17 +72,17 @@ class Handler(HubOAuthenticated, web.RequestHandler):
 
     @property
     def language(self) -> Language:
-        """The reader's."""
+        """The user's language."""
         return language_for(self.request.headers.get("Accept-Language", ""))
 
     @property
     def token(self) -> str:
-        """The token of who asks."""
+        """The user's token."""
         return self.hub_auth.get_token(self) or ""
 
     @property
     def xsrf(self) -> str:
-        """What a form must send back."""
+        """The XSRF token for forms."""
         token = self.xsrf_token
         return token.decode("ascii") if isinstance(token, bytes) else str(token)
 
@@ -100,14 +100,14 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         )
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Say what went wrong, on a page of its own."""
+        """Show an error page."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish(self.page("error.html", {}, status=status_code, detail=_error_message(error)))
 
 
 def _error_message(error: Any) -> str:
-    # Tornado keeps them as a format, for its log.
+    # Tornado keeps the message as a format and its arguments.
     words = getattr(error, "log_message", None)
     return str(words) % error.args if words else ""
 
@@ -127,7 +127,7 @@ class Page(Handler):
 
     @web.authenticated
     async def post(self) -> None:
-        """Do what a form asks for, and show the page again with what came of it."""
+        """Perform a form's action, and show the page again with the result."""
         try:
             done = await self._do(self.get_body_argument("do", ""))
             self._keep_message("done", self.language.say(done))
@@ -136,7 +136,7 @@ class Page(Handler):
         self.redirect(self.hub_auth.base_url, status=303)
 
     def _keep_message(self, how: str, words: str) -> None:
-        # Kept in the browser, signed: the next page may be another process's.
+        # In a signed cookie: another process may serve the next page.
         self.set_secure_cookie(
             "said", f"{how}:{words}"[:1000], path=self.hub_auth.base_url, expires_days=None,
             httponly=True, samesite="Lax",
@@ -183,18 +183,18 @@ class API(Handler):
     """JSON. A token in the header, or the browser's log-in with its XSRF token in the header."""
 
     async def prepare(self) -> None:
-        """Refuse who isn't logged in."""
+        """Refuse users who aren't logged in."""
         await super().prepare()
         if not self.current_user:
             raise web.HTTPError(403, "A token that may use this service is missing.")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Say what went wrong, as the hub's own API does."""
+        """Answer with an error in the form of the hub's API."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         self.finish({"status": status_code, "message": _error_message(error) or self._reason})
 
     async def answer(self, work: Awaitable[Any]) -> Any:
-        """Return what some work returns, its refusal as an answer."""
+        """Await an action; answer with an error if it is refused."""
         try:
             return await work
         except Refused as refusal:
@@ -212,7 +212,7 @@ class API(Handler):
 
 
 class Status(API):
-    """Everything that one may know."""
+    """All facts that the user may see."""
 
     async def get(self) -> None:
         """Answer."""
@@ -230,10 +230,10 @@ class Server(API):
 
 
 class Extend(API):
-    """More time for a server."""
+    """Extend a server's lease."""
 
     async def post(self, user: str, server: str | None = None) -> None:
-        """Give it."""
+        """Extend it."""
         hours = self.body().get("hours")
         if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
             raise web.HTTPError(400, "hours must be a number.")
@@ -242,10 +242,10 @@ class Extend(API):
 
 
 class KeepAlive(API):
-    """A user's word that a server with idle GPUs isn't forgotten."""
+    """Keep a server's idle GPUs, as its user still needs them."""
 
     async def post(self, user: str, server: str | None = None) -> None:
-        """Take it."""
+        """Reset its idle time."""
         await self.answer(self.actions.keep_alive(self.person, user, server or ""))
         self.set_status(204)
 
@@ -285,7 +285,7 @@ class Static(web.StaticFileHandler):
 
 
 def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
-    """Return what is where, below the service's prefix."""
+    """Return the routes below the service's prefix."""
     below = re.escape(prefix)
     server = r"api/users/([^/]+)/server(?:s/([^/]+))?"
     handlers: list[tuple[str, Callable[..., Any]]] = [
@@ -306,10 +306,10 @@ def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
 
 
 class NotFound(Handler):
-    """Anything else."""
+    """Any other path."""
 
     async def get(self) -> None:
-        """Say so."""
+        """Answer 404."""
         raise web.HTTPError(404)
 
     post = put = delete = get

@@ -1,4 +1,4 @@
-"""What each GPU did in the last minutes, for as long as somebody looked."""
+"""The history of each GPU's utilization and memory in the last minutes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Sample = tuple[int | None, int | None]
 
 
 class History:
-    """Means over spans of `SECONDS_PER_POINT`; a span in which nobody looked has none."""
+    """Means over spans of `SECONDS_PER_POINT`; None for a span without a reading."""
 
     def __init__(self) -> None:
         # GPU -> (number of the span since the epoch, samples in it), oldest first.
         self._spans: dict[str, deque[tuple[int, list[Sample]]]] = {}
 
     def add(self, at: float, gpus: Iterable[GPU]) -> None:
-        """Take in a reading.
+        """Add a reading.
 
         Args:
             at: when it was, in seconds since the epoch.

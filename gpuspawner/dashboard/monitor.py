@@ -1,4 +1,4 @@
-"""The nodes and the hub, read in the background once for all who look."""
+"""The monitor, which reads the nodes and the hub in the background, once for all pages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ..leases.ledger import Ledger
 from .history import History
 
 PERIOD_SECONDS = 2.0
-# How long nobody must have looked for the readings to end.
+# The readings end when no page has been requested for this time.
 IDLE_SECONDS = 30.0
-# A reading older than this says nothing about now.
+# Older readings count as unknown.
 STALE_SECONDS = 15.0
-# How long a page waits for a first reading, and for a new one where there is an old one to show.
+# How long a page waits for the first reading, and for a new one if there is an old one to show.
 FIRST_READING_SECONDS = 12.0
 NEXT_READING_SECONDS = 1.0
 NVML_SECONDS = 10.0
@@ -38,18 +38,18 @@ ENGINE_SECONDS = 20
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was read last.
+    """The result of the last reading.
 
     Args:
-        at: when the nodes were last read whole, in seconds since the epoch; None: never.
-        tried_at: when that was last begun, by the monotonic clock: a wall's may be set back.
-        trouble: why it couldn't be read then; "" where it could.
+        at: when the nodes were last read completely, in seconds since the epoch; None: never.
+        tried_at: when the last reading began, by the monotonic clock.
+        trouble: why the nodes couldn't be read then; "" if they could.
         nodes: as they were at `at`.
         ours: UUIDs of the GPUs that servers of this hub hold.
         marks: the GPUs out of service.
-        hub: what the hub says of its queue and its servers (`control_socket.ControlSocket.status`).
-        hub_trouble: why it doesn't.
-        history: of every GPU.
+        hub: the hub's status (`control_socket.ControlSocket.status`); None if it doesn't answer.
+        hub_trouble: why it doesn't answer.
+        history: the history of every GPU.
     """
 
     at: float | None = None
@@ -68,16 +68,16 @@ class Snapshot:
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
 
     def is_known(self, now: float) -> bool:
-        """Return whether it says how the nodes are now."""
+        """Return whether the nodes' state is known at a time (in seconds since the epoch)."""
         return not self.trouble and self.at is not None and abs(now - self.at) <= STALE_SECONDS
 
 
 class HostReader:
-    """Reads one host and one hub.
+    """Reads the nodes and one hub.
 
     Args:
         socket: the path of the hub's control socket.
-        hub: the hub's address, as on the containers that are its own.
+        hub: the hub's address, as in the label of its containers.
     """
 
     def __init__(self, socket: str, hub: str) -> None:
@@ -89,13 +89,13 @@ class HostReader:
         self._configure_reader({})
 
     def _configure_reader(self, settings: Mapping[str, Any]) -> None:
-        """Read NVML as the hub does: with the same GPUs kept out, by the same threshold."""
+        """Configure the reader as the hub's: with the same excluded GPUs and memory threshold."""
         self._settings = settings
         self._reader = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
         self._ledger = Ledger(self._list_servers, self._reader, engine_errors.explain_read_error)
 
     async def read(self, last: Snapshot) -> Snapshot:
-        """Return what there is now; where it can't be read, what was last, and why."""
+        """Read the state now; if that fails, return the last one with the reason."""
         now, began = time.time(), time.monotonic()
         hub, hub_trouble = await self._ask_hub()
         if hub and hub.get("reading", {}) != self._settings:
@@ -152,10 +152,10 @@ class HostReader:
 
 
 class Monitor:
-    """Read for as long as somebody looks, and no more often for many than for one.
+    """Reads in the background while pages are requested, equally often for one page or many.
 
     Args:
-        read: makes a snapshot of now, from the last one.
+        read: returns a new snapshot, given the last one.
     """
 
     def __init__(self, read: Callable[[Snapshot], Awaitable[Snapshot]]) -> None:
@@ -163,11 +163,11 @@ class Monitor:
         self._snapshot = Snapshot()
         self._wanted_at = 0.0
         self._task: asyncio.Task[None] | None = None
-        # Set when the reading under way, or the next one, is there; then another takes its place.
+        # Set, and replaced by a new event, when a reading ends.
         self._news = asyncio.Event()
 
     async def snapshot(self) -> Snapshot:
-        """Return the last reading, or the next one where that is too old."""
+        """Return the last snapshot, or the next one if it is too old."""
         loop = asyncio.get_running_loop()
         self._wanted_at = loop.time()
         if self._task is None or self._task.done():
@@ -180,7 +180,7 @@ class Monitor:
         return self._snapshot
 
     async def refresh(self) -> Snapshot:
-        """Return a reading that began after this call, for who has just changed something."""
+        """Read now and return the snapshot, e.g. after an action."""
         await self.snapshot()
         self._keep_newer(await self._read(self._snapshot))
         return self._snapshot
@@ -195,7 +195,7 @@ class Monitor:
         while loop.time() - self._wanted_at < IDLE_SECONDS:
             try:
                 self._keep_newer(await self._read(self._snapshot))
-            except Exception as error:  # a page that says so is better than none
+            except Exception as error:  # pages show it
                 trouble = f"{type(error).__name__}: {error}"
                 self._snapshot = replace(self._snapshot, tried_at=time.monotonic(), trouble=trouble)
             news, self._news = self._news, asyncio.Event()

@@ -1,4 +1,4 @@
-"""`gpuspawner doctor`: what keeps this machine from handing out GPUs, and what to do about it."""
+"""`gpuspawner doctor`: checks of a machine and a hub's configuration, with advice."""
 
 from .command import add_arguments, run
 

@@ -1,4 +1,4 @@
-"""Every check, in the order in which somebody sets up a machine."""
+"""The list of all checks, in the order of setting up a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of `gpuspawner doctor`, and how its findings are shown."""
+"""The command line of `gpuspawner doctor`, and the output of its findings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .checks import CHECKS
 from .findings import Check, Context, Finding, examine
 
 CONFIG_NAME = "jupyterhub_config.py"
-# What a hub that ran in a folder has left there.
+# Files that a hub creates in its working folder.
 HUB_FILES = ("jupyterhub.sqlite", "jupyterhub_cookie_secret")
 
 SYMBOLS = {"ok": "✓", "note": "·", "warning": "!", "failure": "✗", "skipped": "-"}
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = Path(CONFIG_NAME)
     config = config.absolute() if config else None
     context = Context(config, hub_folder(config))
-    # What has been started is to be removed, however we are ended.
+    # Trial containers have to be removed, however this process is ended.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # what is ignored, as by `nohup`, stays so
             signal.signal(number, _interrupt)

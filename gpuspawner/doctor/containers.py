@@ -1,4 +1,4 @@
-"""What a server would see: a container with a GPU, one without, and its way to the hub."""
+"""Checks by trial containers: with a GPU, without one, and the connection to the hub."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CONNECT = (
 
 
 def with_gpu(context: Context) -> Iterator[Finding]:
-    """Whether a container with one GPU is given that one, and no other."""
+    """Check that a container with one GPU sees that GPU and no other."""
     if context.trial_image is None:
         yield NO_IMAGE
         return
@@ -106,7 +106,7 @@ def _not_started(context: Context, reason: str) -> Finding:
 
 
 def without_gpu(context: Context) -> Iterator[Finding]:
-    """Whether a container without GPUs sees none, whatever its image asks for."""
+    """Check that a container without GPUs sees none, whatever its image asks for."""
     if context.trial_image is None:
         yield NO_IMAGE
         return
@@ -131,9 +131,9 @@ def without_gpu(context: Context) -> Iterator[Finding]:
 
 
 def hub_address(context: Context) -> Iterator[Finding]:
-    """Whether a container in the servers' network reaches the hub's address.
+    """Check that a container in the servers' network reaches the hub's address.
 
-    Where the hub doesn't run, we listen in its place.
+    If the hub doesn't run, doctor listens in its place.
     """
     given = context.configuration
     if given is None:
@@ -176,10 +176,10 @@ def _address_text(place: Any) -> str:
 
 
 def _listen(place: Any) -> socket.socket | None:
-    """Listen where the hub would; None where something does already, or where it isn't here.
+    """Listen at the hub's address; return None if something already does, or there is none.
 
     Raises:
-        OSError: that can't be listened at on this machine.
+        OSError: this machine can't listen at that address.
     """
     if place is None:
         return None

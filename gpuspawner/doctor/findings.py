@@ -1,4 +1,4 @@
-"""What a check is, what it finds, and in which order checks are made."""
+"""Checks and their findings, and the run of all checks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ State = Literal["ok", "note", "warning", "failure", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, in words, and what to do: a command, or a line to change.
+    """What a check found, and advice: a command to run, or a line to change.
 
-    `blocks` says whether checks that build on this one can't be made now. None: a failure and what
-    was skipped do, the rest doesn't.
+    `blocks` is whether checks that need this one are skipped. None: failures and skipped checks
+    block, other findings don't.
     """
 
     state: State
@@ -68,9 +68,9 @@ class Configuration:
 
 @dataclass
 class Context:
-    """What is asked for, and what earlier checks found out for later ones.
+    """The arguments of doctor, and the results of earlier checks for later ones.
 
-    `folder` is the hub's working folder, where it keeps its database and secrets.
+    `folder` is the hub's working folder, with its database and secrets.
     """
 
     config_file: Path | None
@@ -92,22 +92,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Check:
-    """A check: its title for people, the function that makes it, and the titles that it needs."""
+    """A check: its title, its function, and the titles of the checks that it needs."""
 
     title: str
     run: Callable[[Context], Iterable[Finding]]
     needs: tuple[str, ...] = ()
-    # Whether it takes so long that one wants to know what is going on.
+    # Whether it takes so long that its title is shown meanwhile.
     is_slow: bool = False
 
 
 def examine(
     checks: Sequence[Check], context: Context, progress: Callable[[Check], None]
 ) -> Iterator[tuple[str, Finding]]:
-    """Make the checks in their order; yield each finding with its check's title.
+    """Run the checks in their order; yield each finding with its check's title.
 
-    One cause is told once: what builds on a check that failed is skipped, and names that check. A
-    check that raises has failed.
+    Checks that need a failed one are skipped, and name it. A check that raises has failed.
     """
     causes: dict[str, str] = {}
     for check in checks:

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and the GPUs, as NVML tells of them."""
+"""Checks of the NVIDIA driver and the GPUs, by NVML."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HANGING = "see what `sudo dmesg | grep -i nvrm` says; where nvidia-smi hangs too
 
 
 def driver(context: Context) -> Iterator[Finding]:
-    """Whether there is a driver that can be asked; keeps what it says for the checks to come."""
+    """Check that the driver answers; keep the inventory for later checks."""
     try:
         found, context.gpus = _read()
     except nvml.InventoryError as error:
@@ -91,7 +91,7 @@ def nvidia_boards(devices: Path) -> int:
 
 
 def gpus(context: Context) -> Iterator[Finding]:
-    """Which GPUs there are, and what keeps some of them from being handed out."""
+    """Check which GPUs can be handed out, and why others can't."""
     found = context.inventory
     if found is None or found.driver is None:
         return

@@ -1,4 +1,4 @@
-"""The image versions: whether each is on the engine, and can run on this machine."""
+"""Checks of the image versions: is each on the engine, and can it run on this machine?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def images(context: Context) -> Iterator[Finding]:
-    """Look at each version; keeps one that containers can be tried with."""
+    """Check each version; keep one for the trial containers."""
     shipped = _shipped()
     given = context.configuration
     versions = given.versions if given and given.versions else shipped

@@ -1,7 +1,7 @@
-"""What a configuration shouldn't say. Each rule is a function over what was read from it.
+"""Rules for configurations. Each rule finds one kind of mistake or danger.
 
-A rule takes the configuration and this machine's GPUs (None: it has no driver), and
-yields what it finds; nothing where all is well.
+A rule takes the configuration and this machine's GPUs (None: it has no driver), and yields its
+findings.
 """
 
 from __future__ import annotations

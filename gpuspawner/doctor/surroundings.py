@@ -1,4 +1,4 @@
-"""What is around engine and hub: the proxy, room on the disks, who may read and write what."""
+"""Checks of the proxy, the disk space and the permissions of files."""
 
 from __future__ import annotations
 

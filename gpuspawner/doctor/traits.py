@@ -1,7 +1,6 @@
-"""What a loaded configuration means: the spawner's and the hub's traits, and which names are wrong.
+"""Evaluation of a loaded configuration: the traits of spawner and hub, and invalid settings.
 
-Values leave this module in a form that JSON has, and only those that checks look at: a
-configuration holds passwords.
+The results are JSON values, and only those that checks need: a configuration contains passwords.
 """
 
 from __future__ import annotations

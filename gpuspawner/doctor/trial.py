@@ -1,8 +1,8 @@
-"""Containers that are started to look at the machine from inside of one, and always removed.
+"""Trial containers, which doctor starts to examine the machine from inside, and removes.
 
-They take the same way as a server: GPUs are reserved in the ledger, written on the container as a
-lease, and claimed before it starts, so that every hub on this engine counts them. A hub shows their
-holder as `doctor`.
+They are started as a server is: GPUs are reserved in the ledger, written on the container as a
+lease and claimed before the start, so every hub on this engine counts them. Hubs show their holder
+as `doctor`.
 """
 
 from __future__ import annotations
@@ -87,11 +87,13 @@ class TrialContainer:
 def run_trial(
     context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str = ""
 ) -> T:
-    """Start a container with some GPUs, return what `look` makes of it, and remove it.
+    """Start a trial container, return the result of `look` for it, and remove it.
 
     Args:
-        gpus: how many.
-        network: the engine's network to put it in; "": none.
+        context: the results of earlier checks.
+        gpus: how many GPUs it gets.
+        look: examines the container.
+        network: the name of its network; "": none.
 
     Raises:
         errors.Refused: too few GPUs are free.
