@@ -1,4 +1,4 @@
-"""The base image: pulled where a registry answers, else made from the distribution's packages."""
+"""The base image: pulled if a registry answers, else made from the distribution's packages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .recipe import BuildingError
 
 SUITE = "bookworm"
 PULLED = f"debian:{SUITE}-slim"
-# A name that no registry can serve: BuildKit asks the registry in a name before the engine itself.
+# A name that no registry serves: BuildKit asks the registry of a name before the engine itself.
 MADE = f"localhost/gpuspawner/base:{SUITE}"
 
-# How long a pull may be silent. A registry that is there begins to answer at once; one that is
-# blocked may never. An image that somebody named is wanted more, and may be large to unpack.
+# How long a pull may be silent. A registry that can be reached answers at once, a blocked one may
+# never. An image that an administrator named is worth a longer wait, and may take long to unpack.
 PULL_SECONDS = 20
 NAMED_PULL_SECONDS = 300
 

@@ -1,4 +1,4 @@
-"""Whether an image is what its catalogue entry and its lock promise, asked of a container of it."""
+"""Checks, in a container, that an image has what its catalogue entry and its lock promise."""
 
 from __future__ import annotations
 

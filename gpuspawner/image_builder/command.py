@@ -1,4 +1,4 @@
-"""The words of `gpuspawner image`, and what they set in motion."""
+"""The command line of `gpuspawner image`."""
 
 from __future__ import annotations
 

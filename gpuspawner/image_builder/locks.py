@@ -1,4 +1,4 @@
-"""The locks: which file of which package belongs to an image version."""
+"""The locks, which pin the packages of each image version by hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a build failed, in a sentence: out of the failing step's last lines."""
+"""Explanations of failed builds, from the last lines of the failed step."""
 
 from __future__ import annotations
 

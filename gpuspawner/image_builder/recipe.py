@@ -1,4 +1,4 @@
-"""What an image version is built from: its files, their fingerprint, the parcel for the engine."""
+"""The inputs of an image version's build: its files, their fingerprint and the build context."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy")
 
 
 class BuildingError(Exception):
-    """Something that its sentence explains to an administrator."""
+    """An image can't be built or checked. `str()` is a sentence for administrators."""
 
 
 def image_folder() -> Path:
