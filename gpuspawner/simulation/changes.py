@@ -1,4 +1,4 @@
-"""What may happen to a simulated host while it runs, in words: `gpu 1 process 4242 2000`."""
+"""Changes of a running simulated host, as given on the command line: `gpu 1 process 4242 2000`."""
 
 from __future__ import annotations
 

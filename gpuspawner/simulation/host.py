@@ -1,4 +1,4 @@
-"""A GPU host without a GPU, for as long as it is wanted."""
+"""A simulated GPU host, as a context manager."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .state import STATE_PATH_VARIABLE, State
 
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
 
-# What would lead a Docker client somewhere else, whatever DOCKER_HOST says.
+# Variables that would make a Docker client use another engine in spite of DOCKER_HOST.
 _ELSEWHERE = ("DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 
 

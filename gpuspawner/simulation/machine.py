@@ -1,4 +1,4 @@
-"""What all simulated hosts of a machine share: the first changes it, the last puts it back."""
+"""Machine-wide settings of simulated hosts: the first host sets them, the last restores them."""
 
 from __future__ import annotations
 

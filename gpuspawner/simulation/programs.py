@@ -1,4 +1,4 @@
-"""Other programs, called so that a failure becomes a sentence."""
+"""Calls of other programs, whose failures become sentences for users."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = {
 
 
 class SimulationError(Exception):
-    """A simulated host can't be had; the text says why and what to do."""
+    """A simulated host can't be set up; the text says why and what to do."""
 
 
 def search_path() -> str:
