@@ -20,7 +20,7 @@ class Host:
     needs_root: bool = False
 
 
-def look() -> Host:
+def inspect_machine() -> Host:
     """Look at this machine."""
     gpus = _gpus()
     if not gpus:

@@ -7,7 +7,7 @@ import sys
 
 from . import setup
 from .console import ROOT, finish, say
-from .host import look
+from .host import inspect_machine
 from .ports import check_ports
 from .root import as_root, is_root
 
@@ -18,7 +18,7 @@ def main() -> int:
     """Become the hub, or what runs it."""
     os.chdir(ROOT)
     check_ports()
-    host = look()
+    host = inspect_machine()
     if host.lacks:
         say(f"{host.lacks}: {SIMULATED_GPUS} GPUs are simulated")
     setup.begin()

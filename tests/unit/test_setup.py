@@ -277,10 +277,12 @@ def engine_that_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def look(tmp_path: Path, gpus: int) -> host.Host:
-    """What `host.look` says in a process that loads the simulated NVML."""
+    """What `host.inspect_machine` says in a process that loads the simulated NVML."""
     state = tmp_path / "state"
     describe([("A100-40GB", gpus)]).write(state)
-    code = "from scripts.host import look; h = look(); print(h.lacks); print(h.needs_root)"
+    code = (
+        "from scripts import host; h = host.inspect_machine(); print(h.lacks); print(h.needs_root)"
+    )
     libraries = build(tmp_path / "cache").directory
     variables = {
         **os.environ,
