@@ -11,7 +11,7 @@ from typing import Any
 
 import docker
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from .support import dashboards
 from .support.built_images import engines_cache, ensure_image
@@ -33,8 +33,10 @@ SAME_ON_OLDEST = {
 }
 
 # How many examples a property is tried on; `make test-all` has hypothesis's own number.
-settings.register_profile("fast", max_examples=25)
-settings.register_profile("thorough")
+# A loaded machine is no fault of the code's.
+PATIENT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=25, **PATIENT)
+settings.register_profile("thorough", **PATIENT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
