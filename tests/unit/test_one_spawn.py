@@ -212,7 +212,7 @@ async def test_a_container_that_was_there_before_stays_whenever_the_undo_comes(
 
 async def test_a_start_that_is_not_tidied_up_is_refused_for_now():
     class Never(Leftovers):
-        async def cleared(self, server_key: str) -> bool:
+        async def wait_until_cleared(self, server_key: str) -> bool:
             return False
 
     with pytest.raises(Refused) as refused:
