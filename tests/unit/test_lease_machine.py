@@ -728,6 +728,32 @@ def advance(machine: Machine, until: str) -> Call:
     raise AssertionError(f"{until} isn't called")
 
 
+def test_gpus_stay_reserved_while_their_container_is_being_created(machine: Machine) -> None:
+    """A listing doesn't show it yet, however often the host is looked at."""
+    hub = Hub(machine, "a")
+    first = start(hub)
+    creating = advance(machine, "create_container")
+    second = start(hub, "bob")
+    for _ in range(8):
+        for call in [each for each in machine.calls if each.method != creating.method]:
+            machine.act(call)
+            machine.reply(call)
+            machine.loop.settle()
+    held = [first.reservations[-1].uuids, second.reservations[-1].uuids]
+    assert not held[0] & held[1]
+
+
+def test_a_container_with_other_gpus_than_were_granted_never_runs(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    machine.confused = True
+    server = start(hub)
+    for _ in range(20):
+        machine.catch_up(1)
+        assert not [each for each in machine.containers.values() if each["State"] == "running"]
+    assert isinstance(server.task.exception(), OtherGPUs)
+    assert not machine.containers
+
+
 def test_who_starts_again_waits_until_the_last_try_is_tidied_up(machine: Machine) -> None:
     """Else the container that is still being created takes the name."""
     hub = Hub(machine, "a")

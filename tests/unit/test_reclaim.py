@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from gpuspawner.gpus.model import GPU
+from gpuspawner.gpus.model import GPU, Node
+from gpuspawner.leases import reclaimer
 from gpuspawner.leases.clock import Clock, Deadline
 from gpuspawner.leases.idleness import STEADY_MEMORY_MIB, Idleness
+from gpuspawner.leases.ledger import Ledger
+from gpuspawner.leases.reclaimer import Reclaimer
 from gpuspawner.leases.term import Term
 
 HOUR = 3600.0
@@ -217,3 +223,49 @@ def test_work_and_a_word_of_the_user_end_a_warning() -> None:
     idleness.reset()
     times.pass_(60)
     assert idleness.step(60, True) is None
+
+
+class TwoGPUs:
+    """A server with two GPUs that is looked after three times."""
+
+    uuids = frozenset({"GPU-0", "GPU-1"})
+    measured = True
+
+    def __init__(self) -> None:
+        self.idleness = Idleness(Times().clock())
+        self.times_left = 3
+
+    async def look_after(self) -> None:
+        self.times_left -= 1
+
+    def measure(self, gpus: Collection[GPU]) -> None:
+        self.idleness.see(gpus, 5)
+
+
+@pytest.mark.parametrize(
+    ("seen", "idle"), [(["GPU-0", "GPU-1"], True), (["GPU-0"], False), ([], False), (None, False)]
+)
+async def test_a_server_is_idle_only_where_all_its_gpus_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, seen: list[str] | None, idle: bool
+) -> None:
+    """It was idle before; None: NVML can't be read at all."""
+    monkeypatch.setattr(reclaimer, "MEASURE_SECONDS", 0)
+    monkeypatch.setattr(reclaimer, "TICK_SECONDS", 0)
+    server = TwoGPUs()
+    server.idleness.since = 0.0
+
+    async def nvml() -> tuple[Node, ...]:
+        if seen is None:
+            raise OSError("NVML is away")
+        return (Node(gpus=tuple(GPU(uuid, 0, "A100", 40960, 0, 0) for uuid in seen)),)
+
+    async def listing() -> list[Any]:
+        return []
+
+    ledger = Ledger(listing, nvml)
+    servers = Reclaimer(
+        ledger, lambda: [server] if server.times_left > 0 else [], logging.getLogger("reclaim")
+    )
+    servers.begin()
+    await asyncio.wait_for(servers._task, 20)
+    assert (server.idleness.since is not None) == idle

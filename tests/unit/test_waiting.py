@@ -176,6 +176,14 @@ async def test_a_user_over_the_limit_is_refused_whatever_comes_first():
     assert issubclass(Refused, Exception)
 
 
+async def test_what_a_server_itself_still_holds_is_not_counted_as_another_s():
+    """It is asked for again while the engine still lists what it had."""
+    engine, ledger, queue, _ = make()
+    limits = RequestLimits(user_limit=2)
+    engine.start(ledger, await joins(queue, "ada", 2, limits))
+    assert len((await joins(queue, "ada", 2, limits)).uuids) == 2
+
+
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("join"), st.integers(1, GPUS)),
@@ -272,3 +280,19 @@ async def test_who_cannot_be_told_fails_alone():
     engine.containers.clear()
     endings.happen()
     assert (await cyd).gpus
+
+
+async def test_of_members_under_different_rules_the_strictest_limit_of_their_group_holds():
+    """Her rules say that the lab may hold one GPU, his that it may hold four."""
+    _, _, queue, _ = make()
+
+    def asks(user: str, most: int) -> asyncio.Task[Reservation]:
+        lab = frozenset({"lab"})
+        wanted = QueuedRequest(Holder(user), Request("image", 1), queue.since(), lab)
+        limits = RequestLimits(group_limits={"lab": most})
+        return asyncio.ensure_future(queue.wait(wanted, limits, lambda turn: None))
+
+    ben, ada = asks("ben", 4), asks("ada", 1)
+    await settle()
+    assert (ben.done(), ada.done()) == (True, False)
+    ada.cancel()

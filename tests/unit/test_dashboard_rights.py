@@ -1,0 +1,84 @@
+"""Who may do what on the dashboard, before anybody else is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gpuspawner.dashboard.actions import Actions
+from gpuspawner.dashboard.facts import Person
+from gpuspawner.dashboard.handlers import Handler
+from gpuspawner.dashboard.monitor import Monitor, Picture
+from gpuspawner.errors import Refused
+
+from ..support.boards import ADA, BOSS, gpu, picture
+
+# One that holds no user's name is a service's.
+SERVICE = Person("")
+
+
+@pytest.mark.parametrize(
+    ("model", "person"),
+    [
+        ({"kind": "user", "name": "ada", "scopes": ["delete:servers!user=ada"]}, ADA),
+        ({"kind": "user", "name": "ada", "scopes": ["delete:servers!group=lab"]}, ADA),
+        ({"kind": "user", "name": "ada"}, ADA),
+        ({"kind": "user", "name": "boss", "scopes": ["delete:servers"]}, BOSS),
+        ({"kind": "service", "name": "ada", "scopes": ["read:users"]}, SERVICE),
+    ],
+)
+def test_who_may_stop_everybody_s_servers_is_an_administrator_and_a_service_is_no_user(
+    model: dict[str, Any], person: Person
+) -> None:
+    asked = SimpleNamespace(current_user=model, _names="administrators")
+    assert Handler.person.fget(asked) == person
+
+
+def actions(folder: Path) -> Actions:
+    """Return what can be done where there is one GPU, and no hub answers."""
+
+    async def look(*_: Any) -> Picture:
+        return picture(gpu(0))
+
+    return Actions(Monitor(look), str(folder / "none.sock"), "http://127.0.0.1:1/hub/api")
+
+
+@pytest.mark.parametrize("person", [Person("eve"), Person("adam"), Person("Ada"), SERVICE])
+async def test_nobody_does_anything_to_somebody_else_s_server(
+    tmp_path: Path, person: Person
+) -> None:
+    may = actions(tmp_path)
+    for asked in (
+        may.extend(person, "ada", ""),
+        may.here(person, "ada", ""),
+        may.leave(person, "token", "ada", ""),
+    ):
+        with pytest.raises(Refused, match="This is somebody else's server") as refused:
+            await asked
+        assert refused.value.status == 403
+
+
+@pytest.mark.parametrize("person", [ADA, BOSS])
+async def test_the_hub_is_asked_for_its_user_and_for_an_administrator(
+    tmp_path: Path, person: Person
+) -> None:
+    may = actions(tmp_path)
+    for asked in (may.extend(person, "ada", ""), may.here(person, "ada", "")):
+        with pytest.raises(Refused, match="JupyterHub doesn't answer"):
+            await asked
+
+
+@pytest.mark.parametrize("person", [ADA, SERVICE])
+async def test_only_an_administrator_takes_a_gpu_out_of_service_or_puts_it_back(
+    tmp_path: Path, person: Person
+) -> None:
+    may = actions(tmp_path)
+    for asked in (may.take_out(person, "GPU-none", "mine"), may.put_back(person, "GPU-none")):
+        with pytest.raises(Refused, match="Only an administrator can do that"):
+            await asked
+    for asked in (may.take_out(BOSS, "GPU-none", "fan"), may.put_back(BOSS, "GPU-none")):
+        with pytest.raises(Refused, match="This machine has no such GPU"):
+            await asked
