@@ -127,6 +127,19 @@ async def test_a_database_that_fails_after_a_wait_loses_no_gpu(hub, monkeypatch)
     assert hub.held() == 0
 
 
+async def test_the_limit_of_a_user_s_group_holds_for_one_server_and_for_all_its_members(hub):
+    one = hub.spawner(("lab",), group_gpu_limits={"lab": 1, "others": 0})
+    with pytest.raises(web.HTTPError) as refused:
+        await begin(one, gpus=2)
+    assert "the limit of your group lab is 1" in str(refused.value)
+    hub.servers.append(ServerRecord("ben", labels(Holder("ben"), "x", ["GPU-0"], groups=["lab"])))
+    await begin(one, gpus=1)
+    task = await waiting(one, hub)
+    hub.free_all()
+    await task
+    assert hub.held() == 1
+
+
 async def test_what_a_left_group_added_to_a_mapping_goes_and_what_the_hook_added_stays(hub):
     hub.occupy()
     one = hub.spawner(("lab",), environment={"OWN": "1"}, volumes={"own": "/own"})

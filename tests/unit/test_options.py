@@ -148,6 +148,21 @@ def test_a_limit_of_none_at_all_is_one_that_can_be_read() -> None:
     assert refusal_of({"gpus": 1}, limits) == ("gpus is 1, and your limit is 0.", 403)
 
 
+@pytest.mark.parametrize(
+    ("rules", "whose"),
+    [
+        ({"user_gpus": 1}, "your limit for all your servers together is 1"),
+        ({"group_gpus": {"lab": 1}}, "the limit of your group lab is 1"),
+        ({"group_gpus": {"lab": 4, "course": 1}}, "the limit of your group course is 1"),
+        ({"user_gpus": 2, "gpus": 1}, "your limit is 1"),
+    ],
+)
+def test_each_limit_holds_for_one_server(rules: dict[str, Any], whose: str) -> None:
+    limits = replace(UNLIMITED, **rules)
+    assert refusal_of({"gpus": 2}, limits) == (f"gpus is 2, and {whose}.", 403)
+    assert request(parse({"gpus": 1}), limits, nodes(HOST)) == Request("torch", 1)
+
+
 GRANTED = [
     ({}, Request("torch", 1)),
     ({"image": None, "gpus": None, "model": None}, Request("torch", 1)),

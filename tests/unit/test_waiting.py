@@ -13,14 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuspawner.choices.check import Applicant, check_choice
+from gpuspawner.choices.limits import Limits
 from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
+from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
 
 GPUS = 4
+VERSIONS = catalogue({"torch": "lab/torch:2.7"})
 
 
 @dataclass
@@ -182,6 +186,18 @@ async def test_what_a_server_itself_still_holds_is_not_counted_as_another_s():
     limits = RequestLimits(user_limit=2)
     engine.start(ledger, await joins(queue, "ada", 2, limits))
     assert len((await joins(queue, "ada", 2, limits)).uuids) == 2
+
+
+async def test_a_choice_over_its_user_s_limit_is_refused_before_it_waits():
+    engine, ledger, queue, _ = make()
+    engine.start(ledger, await joins(queue, "ada", 2))
+    second = Applicant(
+        Holder("ada", "second"), frozenset(), Limits(VERSIONS, "torch"), RequestLimits(user_limit=3)
+    )
+    with pytest.raises(Refused, match="your other servers have or wait for 2") as refused:
+        await check_choice({"gpus": 2}, second, ledger, queue)
+    assert refused.value.status == 403
+    assert (await check_choice({"gpus": 1}, second, ledger, queue)).request.gpus == 1
 
 
 ACTIONS = st.lists(
