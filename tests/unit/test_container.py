@@ -13,11 +13,13 @@ from docker.types import ContainerConfig, DeviceRequest, Ulimit
 
 from gpuspawner.backends.docker.container_config import (
     asks_for_gpus,
+    can_resume,
     granted_uuids,
     join_device_requests,
     refused_ulimit,
     with_lease,
 )
+from gpuspawner.leases.labels import LABEL_GPUS, LABEL_SETTINGS
 
 VERSION = "1.43"
 LABELS = {"gpuspawner.gpus": "GPU-1,GPU-2", "gpuspawner.user": "ann"}
@@ -341,3 +343,33 @@ def test_the_limit_that_an_engine_may_not_set_is_found_by_its_number(
 
 def test_a_limit_whose_name_no_system_knows_is_never_the_refused_one() -> None:
     assert refused_ulimit(api_error("setting rlimit type 8: no"), ["nosuch"]) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "resumes"),
+    [
+        ({}, True),
+        ({"State": {"Running": True}}, False),
+        ({"Image": "sha256:older"}, False),
+        ({"Config": {"Labels": {LABEL_GPUS: "", LABEL_SETTINGS: "others"}}}, False),
+        ({"Config": {"Labels": {LABEL_GPUS: "GPU-1", LABEL_SETTINGS: "these"}}}, False),
+        ({"Config": {"Labels": None}}, False),
+        # Whatever its label says.
+        ({"HostConfig": {"DeviceRequests": [{"Driver": "nvidia", "Count": -1}]}}, False),
+        (
+            {"HostConfig": {"DeviceRequests": [{"Driver": "nvidia", "DeviceIDs": ["GPU-1"]}]}},
+            False,
+        ),
+    ],
+)
+def test_only_what_would_be_created_now_and_has_no_gpus_is_started_again(
+    changed: dict[str, Any], resumes: bool
+) -> None:
+    labels = {LABEL_GPUS: "", LABEL_SETTINGS: "these"}
+    stopped = {
+        "State": {"Running": False},
+        "Image": "sha256:this",
+        "Config": {"Labels": labels},
+        "HostConfig": {"DeviceRequests": None},
+    }
+    assert can_resume(stopped | changed, {"labels": labels}, "sha256:this") == resumes

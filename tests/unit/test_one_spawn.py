@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tornado import web
@@ -13,6 +16,8 @@ from traitlets.config import Config
 from gpuspawner.backends.launch import ensure_cleared
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.base_spawner import BaseGPUSpawner
+from gpuspawner.choices import form_stream
+from gpuspawner.choices.open_forms import OpenForms
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub import compat
@@ -35,6 +40,7 @@ class Hub:
         self.ledger = Ledger(self._list, self._read)
         self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
         self.leftovers = Leftovers()
+        self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
         self.pulled: list[str] = []
         self.removed: list[str] = []
@@ -109,6 +115,35 @@ async def waiting(one: GPUSpawner, hub: Hub) -> asyncio.Task[None]:
 
 def lab(**overrides: Any) -> dict[str, Any]:
     return {"lab": {"groups": ["lab"], "spawner_override": overrides}}
+
+
+def handler(method: str, choice: dict[str, Any]) -> Any:
+    """Return the hub's handler of a request, with a choice where the page's script has it."""
+    headers = {form_stream.HEADER: quote(json.dumps(choice)), "Accept": "text/html"}
+    request = SimpleNamespace(method=method, headers=headers)
+    return SimpleNamespace(request=request, set_header=lambda name, value: None)
+
+
+async def told(one: GPUSpawner, **choice: Any) -> str:
+    """Return what a page's script is told of a choice."""
+    one.handler = handler("GET", choice)
+    with pytest.raises(web.Finish) as answer:
+        await one.render_form()
+    return answer.value.args[0]
+
+
+async def test_each_page_is_told_of_the_rules_of_its_own_user(hub, monkeypatch):
+    """What is told is made once a minute for all pages whose users may have the same."""
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
+    wide, narrow = hub.spawner(), hub.spawner(gpu_limit=1)
+    pages = [await told(one, gpus=2) for one in (wide, narrow, wide)]
+    assert ["Your limit is 1." in page for page in pages] == [False, True, False]
+
+
+async def test_who_sends_the_form_gets_a_page_whatever_the_headers_say(hub):
+    one = hub.spawner()
+    one.handler = handler("POST", {"gpus": 2})
+    assert 'id="gpuspawner"' in await one.render_form()
 
 
 async def test_a_database_that_fails_after_a_wait_loses_no_gpu(hub, monkeypatch):
