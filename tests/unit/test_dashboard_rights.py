@@ -11,7 +11,7 @@ import pytest
 from gpuspawner.dashboard.actions import Actions
 from gpuspawner.dashboard.facts import Person
 from gpuspawner.dashboard.handlers import Handler
-from gpuspawner.dashboard.monitor import Monitor, Picture
+from gpuspawner.dashboard.monitor import Monitor, Snapshot
 from gpuspawner.errors import Refused
 
 from ..support.boards import ADA, BOSS, gpu, picture
@@ -40,7 +40,7 @@ def test_who_may_stop_everybody_s_servers_is_an_administrator_and_a_service_is_n
 def actions(folder: Path) -> Actions:
     """Return what can be done where there is one GPU, and no hub answers."""
 
-    async def look(*_: Any) -> Picture:
+    async def look(*_: Any) -> Snapshot:
         return picture(gpu(0))
 
     return Actions(Monitor(look), str(folder / "none.sock"), "http://127.0.0.1:1/hub/api")
@@ -53,7 +53,7 @@ async def test_nobody_does_anything_to_somebody_else_s_server(
     may = actions(tmp_path)
     for asked in (
         may.extend(person, "ada", ""),
-        may.here(person, "ada", ""),
+        may.keep_alive(person, "ada", ""),
         may.leave(person, "token", "ada", ""),
     ):
         with pytest.raises(Refused, match="This is somebody else's server") as refused:
@@ -66,7 +66,7 @@ async def test_the_hub_is_asked_for_its_user_and_for_an_administrator(
     tmp_path: Path, person: Person
 ) -> None:
     may = actions(tmp_path)
-    for asked in (may.extend(person, "ada", ""), may.here(person, "ada", "")):
+    for asked in (may.extend(person, "ada", ""), may.keep_alive(person, "ada", "")):
         with pytest.raises(Refused, match="JupyterHub doesn't answer"):
             await asked
 

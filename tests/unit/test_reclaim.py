@@ -226,20 +226,20 @@ def test_work_and_a_word_of_the_user_end_a_warning() -> None:
 
 
 class TwoGPUs:
-    """A server with two GPUs that is looked after three times."""
+    """A server with two GPUs that is seen to three times."""
 
     uuids = frozenset({"GPU-0", "GPU-1"})
-    measured = True
+    is_measured = True
 
     def __init__(self) -> None:
         self.idleness = Idleness(Times().clock())
         self.times_left = 3
 
-    async def look_after(self) -> None:
+    async def enforce(self) -> None:
         self.times_left -= 1
 
     def measure(self, gpus: Collection[GPU]) -> None:
-        self.idleness.see(gpus, 5)
+        self.idleness.add_measurement(gpus, 5)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,6 @@ async def test_a_server_is_idle_only_where_all_its_gpus_can_be_read(
     servers = Reclaimer(
         ledger, lambda: [server] if server.times_left > 0 else [], logging.getLogger("reclaim")
     )
-    servers.begin()
+    servers.start()
     await asyncio.wait_for(servers._task, 20)
     assert (server.idleness.since is not None) == idle

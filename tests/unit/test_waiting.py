@@ -304,7 +304,7 @@ async def test_of_members_under_different_rules_the_strictest_limit_of_their_gro
 
     def asks(user: str, most: int) -> asyncio.Task[Reservation]:
         lab = frozenset({"lab"})
-        wanted = QueuedRequest(Holder(user), Request("image", 1), queue.since(), lab)
+        wanted = QueuedRequest(Holder(user), Request("image", 1), queue.join_time(), lab)
         limits = RequestLimits(group_limits={"lab": most})
         return asyncio.ensure_future(queue.wait(wanted, limits, lambda turn: None))
 
