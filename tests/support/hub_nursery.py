@@ -117,14 +117,26 @@ def _become_hub(wanted: Mapping[str, str], environment: Mapping[str, str]) -> No
 def serve(path: str) -> None:
     """Fork a hub for each connection, until standard input ends."""
     import faulthandler
+    import gc
 
     faulthandler.enable()
     import alembic.command  # noqa: F401
     import jupyterhub.app
     import jupyterhub.authenticators.shared
+    import jupyterhub.orm
+    import sqlalchemy.orm
 
     import gpuspawner.spawner  # noqa: F401
 
+    # What SQLAlchemy makes at a process's first use of a database, it keeps.
+    database = sqlalchemy.create_engine("sqlite:///:memory:")
+    jupyterhub.orm.Base.metadata.create_all(database)
+    with sqlalchemy.orm.Session(database) as session:
+        session.query(jupyterhub.orm.User).all()
+    database.dispose()
+    # Nothing of all this is looked through, and so copied, by the forks' collectors of garbage.
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
