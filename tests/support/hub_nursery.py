@@ -126,6 +126,7 @@ def serve(path: str) -> None:
     import jupyterhub.orm
     import sqlalchemy.orm
 
+    import gpuspawner.network
     import gpuspawner.spawner  # noqa: F401
 
     # What SQLAlchemy makes at a process's first use of a database, it keeps.
