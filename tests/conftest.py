@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from .support.hubs import Hub, write_config
 from .support.looks import clear
 from .support.requirements import cannot
 
-# Those first whose tests take longest, so that no worker is left with one of them at the end.
-LONGEST_FIRST = ("engine", "browser", "simulated", "unit")
+# About how many seconds a test with a marker takes, and one without any. What a worker has to run
+# one after the other goes first where that is long, so that none is left with it at the end.
+TAKES = {"browser": 10.0, "engine": 4.0, "": 0.1}
 
 # What these modules are about goes through none of the packages that we depend on, or they read the
 # repository's own files: nothing that an older package could change. Their tests don't run again on
@@ -67,6 +69,17 @@ def shares_a_fixture(item: pytest.Item) -> bool:
     return any(definitions[-1].scope == "module" for definitions in found)
 
 
+def run_together(item: pytest.Item) -> str:
+    """Return the name of the group that one worker runs; of its own where it is in none."""
+    group = item.get_closest_marker("xdist_group")
+    return group.args[0] if group else item.nodeid
+
+
+def takes(item: pytest.Item) -> float:
+    """Return about how many seconds a test takes."""
+    return next(seconds for name, seconds in TAKES.items() if name in {*item.keywords, ""})
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep what shares a hub on one worker, and what wants PyTorch's large image on one engine."""
     names = set(getattr(item, "fixturenames", ()))
@@ -88,7 +101,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("thorough")]
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
-    items.sort(key=lambda item: LONGEST_FIRST.index(folder_of(item)))
+    together = Counter[str]()
+    for item in items:
+        together[run_together(item)] += takes(item)
+    items.sort(key=lambda item: together[run_together(item)], reverse=True)
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)
