@@ -32,6 +32,7 @@ SAME_ON_OLDEST = {
     *("test_allocation", "test_bench", "test_building", "test_compatibility", "test_docs"),
     *("test_doctor_machine", "test_image", "test_lease_machine", "test_nodes", "test_queue_order"),
     *("test_quick_start", "test_setup", "test_structure", "test_waiting"),
+    *("test_command", "test_simulation", "test_state"),
 }
 
 # How many examples a property is tried on; `make test-all` has hypothesis's own number.
@@ -91,7 +92,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     if {"minimal_image", "pytorch_image"} & names:
         # The first that wants an image builds it.
         item.add_marker(pytest.mark.timeout(900))
-    if item.path.stem in SAME_ON_OLDEST and folder_of(item) == "unit":
+    if item.path.stem in SAME_ON_OLDEST and folder_of(item) in ("unit", "simulated"):
         item.add_marker(pytest.mark.same_on_oldest)
 
 

@@ -314,7 +314,11 @@ c.GPUSpawner.images = load_catalogue({source!r})
 """
 
 
-@pytest.mark.parametrize("from_file", [True, False], ids=["file", "mapping"])
+@pytest.mark.parametrize(
+    "from_file",
+    [True, pytest.param(False, marks=pytest.mark.thorough)],
+    ids=["file", "mapping"],
+)
 def test_a_broken_entry_stops_the_hub_at_its_start(tmp_path: Path, from_file: bool) -> None:
     (tmp_path / "catalogue.yaml").write_text("torch: {image: lab/torch, toolkit_driver: '>=560'}")
     source = {"torch": {"image": "lab/torch", "toolkit_driver": ">=560"}}

@@ -95,5 +95,7 @@ def test_no_test_module_imports_another() -> None:
 
 
 def test_the_folders_of_the_tests() -> None:
-    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*")}
+    folders = {
+        path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")
+    }
     assert {str(each) for each in folders} == {"unit", "engine", "browser", "simulated"}
