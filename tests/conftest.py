@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from .support import dashboards
 from .support.built_images import engines_cache, ensure_image
 from .support.hub_nursery import HubNursery
-from .support.hubs import Hub, write_config
+from .support.hubs import PLAIN_SERVER, Hub, write_config
 from .support.looks import clear
 from .support.requirements import cannot
 
@@ -211,12 +211,15 @@ def nursery(host, tmp_path_factory) -> Iterator[HubNursery]:
 
 @pytest.fixture(scope="session")
 def hubs_of_run(host, nursery, tmp_path_factory):
-    """Start hubs that are ended with the run at the latest."""
+    """Start hubs that are ended with the run at the latest.
+
+    Their servers are plain ones; those of a hub with the line `IMAGES_OWN` are JupyterLabs.
+    """
     started: list[Hub] = []
 
     def make(*lines: str, shipped: bool = False, environment: Mapping[str, str] | None = None):
         folder = tmp_path_factory.mktemp("hub")
-        write_config(folder, lines, shipped=shipped)
+        write_config(folder, [PLAIN_SERVER, *lines], shipped=shipped)
         hub = Hub(folder, host.environment if environment is None else environment, nursery)
         started.append(hub)
         hub.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ..support.browsers import log_in
-from ..support.hubs import until
+from ..support.hubs import IMAGES_OWN, until
 from ..support.looks import labelled
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.browser]
 @pytest.fixture
 def shipped(make_hub):
     """A hub with the repository's own configuration."""
-    return make_hub(shipped=True)
+    return make_hub(IMAGES_OWN, shipped=True)
 
 
 def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture, engine):

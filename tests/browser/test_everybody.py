@@ -40,7 +40,7 @@ NAMES += r"|Plain|Next|NEXT|Old|Gone|Broken|UTC|ada|ben|boss|eve|fan|nvidia-smi|
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image) -> Iterator[Hub]:
     client, _ = minimal_image
-    words = 'CMD ["bash", "-c", "sleep 3; echo \'last words\'; exit 3"]'
+    words = 'ENTRYPOINT ["bash", "-c", "sleep 3; echo \'last words\'; exit 3"]'
     client.images.build(fileobj=_dockerfile(words), tag="gpuspawner/broken:1", rm=True)
     hub = hubs_of_run(
         dashboards.lines(),

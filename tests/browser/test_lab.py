@@ -11,7 +11,7 @@ import pytest
 
 from ..support.browsers import assert_accessible
 from ..support.dashboards import lines
-from ..support.hubs import PASSWORD
+from ..support.hubs import IMAGES_OWN, PASSWORD
 from ..support.paths import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -29,7 +29,7 @@ SHORT_HOURS = 100 / 3600
 
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image):
-    running = hubs_of_run(lines(), MORE)
+    running = hubs_of_run(lines(), IMAGES_OWN, MORE)
     yield running
     running.stop()
 
@@ -196,7 +196,7 @@ def test_a_dashboard_that_goes_away_leaves_what_was_known(hub, host, page):
 
 
 def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make_hub, page):
-    hub = make_hub("c.GPUSpawner.poll_interval = 1")
+    hub = make_hub(IMAGES_OWN, "c.GPUSpawner.poll_interval = 1")
     hub.start_server("ada", {"gpus": 2, "hours": 2.5})
     said = []
     page.on("pageerror", lambda error: said.append(str(error)))

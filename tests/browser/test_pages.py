@@ -135,7 +135,7 @@ def test_who_is_served_lands_in_the_server(hub, page):
     page.get_by_role("button", name="Join the queue").click()
     says(page, "You are next in line.")
     hub.stop_server("ben")
-    page.wait_for_url("**/user/ada/lab**")
+    page.wait_for_url("**/user/ada/")
 
 
 def test_a_restarted_hub_leads_those_who_waited_to_the_form_which_says_so(hub, page):
@@ -200,7 +200,7 @@ def test_without_the_script_the_form_and_the_progress_page_work(hub, browser, pa
     page.wait_for_url("**/spawn-pending/ada**")
     page.get_by_text("You are next in line for 2 GPUs.").wait_for()
     hub.stop_server("ben")
-    page.wait_for_url("**/user/ada/lab**")
+    page.wait_for_url("**/user/ada/")
     context.close()
 
 

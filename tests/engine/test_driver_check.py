@@ -41,7 +41,6 @@ NOT_BUILT = "isn't built for this machine's NVIDIA A100-SXM4-40GB (compute capab
 def _hub(hubs_of_run, minimal_image) -> Hub:
     return hubs_of_run(
         f"c.GPUSpawner.images = {VERSIONS!r}",
-        'c.GPUSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]',
     )
 
 

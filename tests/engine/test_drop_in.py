@@ -10,7 +10,6 @@ from ..support.looks import containers, inside, labelled
 pytestmark = pytest.mark.engine
 
 REFERENCE = "gpuspawner/minimal:py3.11"
-QUICK = 'c.DockerSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]'
 # The usual configuration names images by our trait; DockerSpawner's have only its own.
 NO_IMAGES = "c.GPUSpawner.images = {}"
 
@@ -33,7 +32,6 @@ def no_driver(idle_host):
 def test_allowed_images_are_the_catalogue(make_hub, no_driver, engine, allowed, key):
     hub = make_hub(
         NO_IMAGES,
-        QUICK,
         f'c.DockerSpawner.image = "{REFERENCE}"',
         f"c.DockerSpawner.allowed_images = {allowed}",
         environment=no_driver,
@@ -47,9 +45,7 @@ def test_allowed_images_are_the_catalogue(make_hub, no_driver, engine, allowed, 
 
 
 def test_image_alone_starts_at_once_without_a_form(make_hub, no_driver, engine):
-    hub = make_hub(
-        NO_IMAGES, QUICK, f'c.DockerSpawner.image = "{REFERENCE}"', environment=no_driver
-    )
+    hub = make_hub(NO_IMAGES, f'c.DockerSpawner.image = "{REFERENCE}"', environment=no_driver)
     session = hub.log_in("ada")
     page = session.get(f"{hub.url}/hub/spawn", allow_redirects=False)
     assert page.status_code == 302, page.text
@@ -61,7 +57,6 @@ def test_image_alone_starts_at_once_without_a_form(make_hub, no_driver, engine):
 
 def test_the_administrator_s_extras_are_joined_and_not_lost(make_hub, engine):
     hub = make_hub(
-        QUICK,
         "import docker",
         "async def extra(spawner):",
         "    files = docker.types.Ulimit(name='nofile', soft=2048, hard=4096)",
@@ -99,7 +94,6 @@ def test_the_administrator_s_extras_are_joined_and_not_lost(make_hub, engine):
 
 def test_own_options_of_the_administrator_reach_their_hook(make_hub, engine):
     hub = make_hub(
-        QUICK,
         "def apply(spawner, options):",
         "    spawner.environment = {'COURSE': str(options.get('course'))}",
         "c.DockerSpawner.apply_user_options = apply",
@@ -111,7 +105,7 @@ def test_own_options_of_the_administrator_reach_their_hook(make_hub, engine):
 
 
 def test_a_kept_container_without_gpus_is_started_again(make_hub, engine):
-    hub = make_hub(QUICK, "c.DockerSpawner.remove = False")
+    hub = make_hub("c.DockerSpawner.remove = False")
     hub.start_server("ada", {"gpus": 0})
     first = engine.inspect_container("jupyter-ada")["Id"]
     inside(engine, "ada", "touch ~/kept")
@@ -123,7 +117,7 @@ def test_a_kept_container_without_gpus_is_started_again(make_hub, engine):
 
 
 def test_a_kept_container_is_replaced_where_gpus_were_or_are_granted(make_hub, engine):
-    hub = make_hub(QUICK, "c.DockerSpawner.remove = False")
+    hub = make_hub("c.DockerSpawner.remove = False")
     hub.start_server("ada", {"gpus": 2})
     first = engine.inspect_container("jupyter-ada")["Id"]
     hub.stop_server("ada")
@@ -141,7 +135,7 @@ def test_a_kept_container_is_replaced_where_gpus_were_or_are_granted(make_hub, e
 
 
 def test_post_start_command_runs(make_hub, engine):
-    hub = make_hub(QUICK, 'c.DockerSpawner.post_start_cmd = "touch /tmp/started"')
+    hub = make_hub('c.DockerSpawner.post_start_cmd = "touch /tmp/started"')
     hub.start_server("ada", {"gpus": 1})
     assert inside(engine, "ada", "ls /tmp/started") == "/tmp/started"
 
@@ -149,7 +143,6 @@ def test_post_start_command_runs(make_hub, engine):
 def test_a_kept_container_is_replaced_where_anything_else_has_changed(make_hub, engine):
     """Somebody who no longer is an instructor must not write the course from the old container."""
     hub = make_hub(
-        QUICK,
         "c.DockerSpawner.remove = False",
         "c.JupyterHub.load_groups = {'instructors': {'users': ['ada']}}",
         'c.GPUSpawner.course_volumes = {"course": {"path": "/home/jovyan/course",'

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from ..support.hubs import until
+from ..support.hubs import IMAGES_OWN, until
 from ..support.looks import clear
 from ..support.paths import ROOT
 
@@ -112,6 +112,7 @@ def in_terminal(engine, script: str) -> str:
 def shipped(hubs_of_run, minimal_image):
     """The shipped configuration, and two variables of an administrator's."""
     hub = hubs_of_run(
+        IMAGES_OWN,
         "c.GPUSpawner.environment = {'NCCL_DEBUG': 'INFO', 'ODD': 'a \"b\" \\\\ #c $d'}",
         shipped=True,
     )

@@ -11,13 +11,11 @@ from contextlib import suppress
 import pytest
 
 from ..support.flaky import flaky_engine
-from ..support.hubs import until
+from ..support.hubs import IMAGES_OWN, until
 from ..support.looks import containers, free_gpus, gpus, labelled
 
 pytestmark = pytest.mark.engine
 
-# A server that is up in a moment, for tests that aren't about JupyterLab.
-QUICK = 'c.GPUSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]'
 NEVER_ANSWERS = 'c.GPUSpawner.cmd = ["sleep", "1000"]'
 
 
@@ -100,7 +98,7 @@ def test_a_timeout_s_sentence_reaches_the_user(make_hub):
 
 def test_cancelling_at_any_moment_gives_the_gpus_back(make_hub, host, engine):
     """The engine is halted at some moment of a start, the user gives up, the engine goes on."""
-    hub = make_hub(QUICK, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+    hub = make_hub("c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
     hub.add_user("ada")
     engine_pid = int((host.directory / "docker.pid").read_text())
     for milliseconds in (0, 30, 60, 120, 300):
@@ -122,7 +120,7 @@ def test_cancelling_at_any_moment_gives_the_gpus_back(make_hub, host, engine):
 
 
 def test_a_killed_hub_finds_its_servers_again(make_hub, engine):
-    hub = make_hub("c.GPUSpawner.poll_interval = 1")
+    hub = make_hub(IMAGES_OWN, "c.GPUSpawner.poll_interval = 1")
     hub.start_server("ada", {"gpus": 2})
     hub.start_server("ben", {"gpus": 1})
     before = labelled(engine)
@@ -142,7 +140,7 @@ def test_a_killed_hub_finds_its_servers_again(make_hub, engine):
 
 def test_a_hub_killed_between_create_and_commit_loses_no_gpu(make_hub, engine):
     """Killed as soon as the container can be seen: created, or already running."""
-    hub = make_hub(QUICK)
+    hub = make_hub()
     for user in ("ada", "ben", "eve"):
         hub.add_user(user)
         with ThreadPoolExecutor(1) as other:
@@ -181,7 +179,7 @@ def test_a_hub_killed_while_a_server_starts_adopts_it(make_hub, engine):
 
 
 def test_an_engine_that_is_restarted_gives_all_gpus_back_once(make_hub, host, engine):
-    hub = make_hub(QUICK, "c.GPUSpawner.poll_interval = 1")
+    hub = make_hub("c.GPUSpawner.poll_interval = 1")
     hub.start_server("ada", {"gpus": 3})
     host.stop_engine()
     try:
@@ -215,7 +213,7 @@ def test_a_spawn_during_which_the_engine_is_killed_is_told(make_hub, host, engin
 
 def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_hub, engine):
     """Some engines may not set `ulimits`, which the first starts find out, all in one moment."""
-    hub = make_hub(QUICK)
+    hub = make_hub()
     users = [f"student{number}" for number in range(4)]
     for user in users:
         hub.add_user(user)
@@ -228,7 +226,6 @@ def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_
 def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):
     """The hub forgets a server whose stop raised, and asks nobody again."""
     hub = make_hub(
-        QUICK,
         "import requests",
         "from gpuspawner.spawner import GPUSpawner",
         "class Failing(GPUSpawner):",
@@ -246,7 +243,7 @@ def test_a_hub_that_cannot_ask_the_engine_at_its_start_forgets_no_server(
 ):
     with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
         environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
-        hub = make_hub(QUICK, "c.GPUSpawner.poll_interval = 1", environment=environment)
+        hub = make_hub("c.GPUSpawner.poll_interval = 1", environment=environment)
         hub.start_server("ada", {"gpus": 3})
         hub.kill()
         flaky.refuse("/containers/")

@@ -13,7 +13,7 @@ from traitlets.config import Config
 from gpuspawner.backends.docker.container_config import with_log
 from gpuspawner.spawner import GPUSpawner
 
-from ..support.hubs import Hub, until
+from ..support.hubs import PLAIN_SAYS, Hub, until
 from ..support.paths import ROOT
 from ..support.registry import serve_inside
 
@@ -52,7 +52,7 @@ def test_the_engines_own_log_is_rotated(start, engine):
     assert engine.info()["LoggingDriver"] == "json-file"
     start()
     assert config_of(engine) == {"Type": "json-file", "Config": THIRTY_MB}
-    assert b"JupyterLab" in engine.logs("jupyter-ada")
+    assert PLAIN_SAYS.encode() in engine.logs("jupyter-ada")
 
 
 def test_another_driver_with_its_options(start, engine):
@@ -61,7 +61,7 @@ def test_another_driver_with_its_options(start, engine):
         'c.GPUSpawner.log_options = {"max-size": "1m", "max-file": "2"}',
     )
     assert config_of(engine) == {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
-    assert b"JupyterLab" in engine.logs("jupyter-ada")
+    assert PLAIN_SAYS.encode() in engine.logs("jupyter-ada")
 
 
 @pytest.mark.parametrize("kind", ["journald", "fluentd"])
@@ -121,7 +121,7 @@ def test_what_a_server_says_arrives_at_a_fluentd(start, engine, host):
     options = {"fluentd-address": address, "tag": "jupyter.{{.Name}}"}
     try:
         start('c.GPUSpawner.log_driver = "fluentd"', f"c.GPUSpawner.log_options = {options!r}")
-        until(lambda: b"JupyterLab" in heard, "its words are there")
+        until(lambda: PLAIN_SAYS.encode() in heard, "its words are there")
         assert b"jupyter.jupyter-ada" in heard
     finally:
         fluentd.shutdown()

@@ -20,7 +20,7 @@ import docker.errors
 import pytest
 
 from ..support import registry as registries
-from ..support.hubs import Hub, until
+from ..support.hubs import IMAGES_OWN, Hub, until
 from ..support.looks import containers
 from ..support.registry import Registry
 from ..support.requirements import cannot
@@ -112,6 +112,7 @@ def make_pulling_hub(make_hub) -> Callable[..., Hub]:
 
     def make(images: dict[str, str], *lines: str, **how: Any) -> Hub:
         return make_hub(
+            IMAGES_OWN,
             f"c.GPUSpawner.images = {images!r}",
             "c.GPUSpawner.default_gpus = 0",
             'c.GPUSpawner.pull_policy = "ifnotpresent"',

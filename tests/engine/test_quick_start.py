@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..support.hubs import until
+from ..support.hubs import IMAGES_OWN, until
 
 pytestmark = pytest.mark.engine
 
@@ -19,7 +19,8 @@ def libraries(engine) -> str:
     return engine.exec_start(execution["Id"]).decode()
 
 
-def test_a_users_server_starts_without_a_hubs_database(hub, engine) -> None:
+def test_a_users_server_starts_without_a_hubs_database(make_hub, engine) -> None:
+    hub = make_hub(IMAGES_OWN)
     hub.start_server("ada")
     loaded = libraries(engine)
     assert "/zmq/" in loaded
@@ -27,7 +28,7 @@ def test_a_users_server_starts_without_a_hubs_database(hub, engine) -> None:
 
 
 def test_an_administrator_can_have_it_start_as_ever(make_hub, engine) -> None:
-    hub = make_hub(f"c.Spawner.environment = {{'{VARIABLE}': '0'}}")
+    hub = make_hub(IMAGES_OWN, f"c.Spawner.environment = {{'{VARIABLE}': '0'}}")
     hub.start_server("ada")
     assert "/sqlalchemy/" in libraries(engine)
 

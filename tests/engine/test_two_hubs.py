@@ -12,15 +12,14 @@ from ..support.looks import containers, free_gpus, gpus, labelled
 
 pytestmark = pytest.mark.engine
 
-QUICK = 'c.GPUSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]'
 ROUNDS = 50
 
 
 def test_racing_for_the_last_gpu_never_gives_it_to_both(make_hub, idle_host, engine):
     idle_host.change(lambda state: replace(state, gpus=state.gpus[:1]))
     assert len(gpus()) == 1
-    first = make_hub(QUICK)
-    second = make_hub(QUICK, 'c.GPUSpawner.prefix = "second"')
+    first = make_hub()
+    second = make_hub('c.GPUSpawner.prefix = "second"')
     for hub, user in ((first, "ada"), (second, "ben")):
         hub.add_user(user)
     won = {"ada": 0, "ben": 0}
@@ -44,8 +43,8 @@ def test_racing_for_the_last_gpu_never_gives_it_to_both(make_hub, idle_host, eng
 
 
 def test_what_the_other_hub_has_is_neither_offered_nor_granted(make_hub, engine):
-    first = make_hub(QUICK)
-    second = make_hub(QUICK, 'c.GPUSpawner.prefix = "second"')
+    first = make_hub()
+    second = make_hub('c.GPUSpawner.prefix = "second"')
     first.start_server("ada", {"gpus": 3})
     refused = second.spawn("ben", {"gpus": 2})
     assert refused.status_code == 503
@@ -63,8 +62,8 @@ def test_what_the_other_hub_has_is_neither_offered_nor_granted(make_hub, engine)
 
 def test_a_container_of_another_hub_is_neither_taken_over_nor_stopped(make_hub, engine):
     """Two hubs with one prefix and a user of one name."""
-    first = make_hub(QUICK)
-    second = make_hub(QUICK)
+    first = make_hub()
+    second = make_hub()
     first.start_server("ada", {"gpus": 1})
     theirs = engine.inspect_container("jupyter-ada")["Id"]
     refused = second.spawn("ada", {"gpus": 1})

@@ -39,6 +39,27 @@ c.GPUSpawner.longest_wait_minutes = 0
 """
 WAITING = "c.GPUSpawner.longest_wait_minutes = 60"
 
+# The least that a hub takes for a server, and up in a moment. Most tests aren't about JupyterLab,
+# whose start takes a processor a second.
+PLAIN_SAYS = "a plain server listens"
+PLAIN = f"""
+import socket
+listening = socket.create_server(("", 8888), backlog=64)
+print({PLAIN_SAYS!r}, flush=True)
+while True:
+    connection = listening.accept()[0]
+    try:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\nplain")
+    except OSError:
+        pass
+    connection.close()
+"""
+# As a configuration for DockerSpawner has it: what a test sets for GPUSpawner goes before.
+PLAIN_SERVER = f"c.DockerSpawner.cmd = {['python', '-I', '-S', '-c', PLAIN]!r}"
+# What an image itself starts, in ours JupyterLab.
+IMAGES_OWN = "c.DockerSpawner.cmd = None"
+
 ALWAYS = """
 c.JupyterHub.bind_url = "http://127.0.0.1:{public}"
 c.JupyterHub.hub_port = {hub}
