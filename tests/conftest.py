@@ -244,6 +244,20 @@ def make_hub(idle_host, hubs_of_run):
         hub.stop()
 
 
+@pytest.fixture(scope="module")
+def _module_hub(request, hubs_of_run, minimal_image) -> Iterator[Hub]:
+    hub = hubs_of_run(*request.module.LINES)
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def module_hub(idle_host, _module_hub) -> Iterator[Hub]:
+    """A hub of its module's, with the module's `LINES`, without servers and users."""
+    yield _module_hub
+    _module_hub.begin_anew()
+
+
 @pytest.fixture(scope="session")
 def _usual_hub(hubs_of_run, minimal_image) -> Hub:
     return hubs_of_run("c.GPUSpawner.poll_interval = 1")

@@ -11,10 +11,18 @@ from ..support.looks import labelled
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
 
+@pytest.fixture(scope="module")
+def _hub(hubs_of_run, minimal_image):
+    hub = hubs_of_run(IMAGES_OWN, shipped=True)
+    yield hub
+    hub.stop()
+
+
 @pytest.fixture
-def shipped(make_hub):
+def shipped(idle_host, _hub):
     """A hub with the repository's own configuration."""
-    return make_hub(IMAGES_OWN, shipped=True)
+    yield _hub
+    _hub.begin_anew()
 
 
 def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture, engine):

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from ..support.browsers import log_in
-from ..support.hubs import WAITING
+from ..support.hubs import WAITING, with_groups
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
-LINES = (
+USUAL = (
     WAITING,
     "c.GPUSpawner.poll_interval = 1",
     "c.GPUSpawner.hour_limit = 8",
@@ -24,15 +24,20 @@ LINES = (
 )
 
 
+FAILS = ["bash", "-c", "sleep 4; echo 1st; echo '<b>disk</b> full'; exit 3"]
 OUR_PAGES = (
     "from gpuspawner.pages import TEMPLATES",
     "c.JupyterHub.template_paths = [TEMPLATES]",
 )
 
 
+LINES = (*USUAL, *OUR_PAGES, with_groups({"failing": {"cmd": FAILS}}))
+
+
 @pytest.fixture
-def hub(make_hub):
-    return make_hub(*LINES, *OUR_PAGES)
+def hub(module_hub):
+    """In these tests the hub is the one with these lines."""
+    return module_hub
 
 
 def sentence(page):
@@ -95,7 +100,7 @@ def test_hostile_names_are_text_in_the_browser(make_hub, page):
     here = "gpuspawner/minimal:py3.11"
     images = {"minimal": here, hostile: {"image": here, "title": hostile, "min_driver": "999"}}
     hub = make_hub(
-        *LINES,
+        *USUAL,
         *OUR_PAGES,
         f"c.GPUSpawner.images = {images!r}",
         "c.JupyterHub.named_server_limit_per_user = 3",
@@ -154,13 +159,13 @@ def test_a_restarted_hub_leads_those_who_waited_to_the_form_which_says_so(hub, p
 
 @pytest.mark.parametrize("ours", [True, False], ids=["our pages", "the hub's own"])
 def test_a_failed_start_shows_the_reason_and_the_last_lines_and_keeps_the_choice(
-    make_hub, page, picture, ours
+    request, page, picture, ours
 ):
-    hub = make_hub(
-        *LINES,
-        *(OUR_PAGES if ours else ()),
-        'c.GPUSpawner.cmd = ["bash", "-c", "sleep 4; echo 1st; echo \'<b>disk</b> full\'; exit 3"]',
-    )
+    if ours:
+        hub = request.getfixturevalue("hub")
+        hub.add_to_group("failing", "ada")
+    else:
+        hub = request.getfixturevalue("make_hub")(*USUAL, f"c.GPUSpawner.cmd = {FAILS!r}")
     log_in(page, hub, "ada")
     press(page, "GPUs", "2")
     page.get_by_role("button", name="Start", exact=True).click()

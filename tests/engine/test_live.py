@@ -13,12 +13,23 @@ import requests
 
 from gpuspawner.choices.form_stream import HEADER
 
-from ..support.hubs import WAITING, until
+from ..support.hubs import WAITING, until, with_groups
 from ..support.looks import containers
 
 pytestmark = pytest.mark.engine
 
-LINES = (WAITING, "c.GPUSpawner.poll_interval = 1", "c.GPUSpawner.hour_limit = 8")
+LINES = (
+    WAITING,
+    "c.GPUSpawner.poll_interval = 1",
+    "c.GPUSpawner.hour_limit = 8",
+    with_groups({"without-gpus": {"gpu_limit": 0}}),
+)
+
+
+@pytest.fixture
+def hub(module_hub):
+    """In these tests the hub is the one with these lines."""
+    return module_hub
 
 
 def asking(choice: Any, **more: str) -> dict[str, str]:
@@ -46,8 +57,7 @@ class Listener:
         return bool(self.forms) and words in self.forms[-1]
 
 
-def test_a_script_gets_the_form_for_its_choice_and_nothing_around_it(make_hub, engine):
-    hub = make_hub(*LINES)
+def test_a_script_gets_the_form_for_its_choice_and_nothing_around_it(hub, engine):
     session = hub.log_in("ada")
     page = f"{hub.url}/hub/spawn"
     answer = session.get(page, headers=asking({"gpus": 3, "hours": 2}))
@@ -65,16 +75,15 @@ def test_a_script_gets_the_form_for_its_choice_and_nothing_around_it(make_hub, e
     assert containers(engine) == []
 
 
-def test_a_script_never_starts_a_server_also_where_there_is_nothing_to_choose(make_hub):
-    hub = make_hub(*LINES, "c.GPUSpawner.gpu_limit = 0")
+def test_a_script_never_starts_a_server_also_where_there_is_nothing_to_choose(hub):
+    hub.add_to_group("without-gpus", "ada")
     session = hub.log_in("ada")
     answer = session.get(f"{hub.url}/hub/spawn", headers=asking({}))
     assert (answer.status_code, answer.text) == (200, "")
     assert hub.api("GET", "/users/ada").json()["servers"] == {}
 
 
-def test_open_pages_are_told_what_changes_until_the_server_starts(make_hub):
-    hub = make_hub(*LINES)
+def test_open_pages_are_told_what_changes_until_the_server_starts(hub):
     session = hub.log_in("ada")
     page = Listener(session, f"{hub.url}/hub/spawn", {"gpus": 2, "hours": 2})
     other = Listener(hub.log_in("eve"), f"{hub.url}/hub/spawn", {"gpus": 1, "hours": 2})

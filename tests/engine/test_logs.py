@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socketserver
-from collections.abc import Callable
 
 import docker
 import pytest
@@ -13,7 +12,7 @@ from traitlets.config import Config
 from gpuspawner.backends.docker.container_config import with_log
 from gpuspawner.spawner import GPUSpawner
 
-from ..support.hubs import PLAIN_SAYS, Hub, until
+from ..support.hubs import PLAIN_SAYS, until, with_groups
 from ..support.paths import ROOT
 from ..support.registry import serve_inside
 
@@ -32,34 +31,41 @@ def handbook_examples() -> list[Config]:
     return examples
 
 
+# What those in a group have.
+GROUPS: dict[str, dict[str, object]] = {
+    "local": {"log_driver": "local", "log_options": {"max-size": "1m", "max-file": "2"}},
+    "extra": {"extra_host_config": {"log_config": {"type": "local"}}},
+    "unread": {"log_driver": "none"},
+    "dying-unread": {
+        "log_driver": "none",
+        "cmd": ["bash", "-c", "echo no licence; exit 3"],
+    },
+}
+
+
 def config_of(engine: docker.APIClient) -> dict[str, object]:
     return engine.inspect_container("jupyter-ada")["HostConfig"]["LogConfig"]
 
 
+LINES = (with_groups(GROUPS),)
+
+
 @pytest.fixture
-def start(make_hub, engine) -> Callable[..., Hub]:
-    """Start ada's server on a hub with more lines of configuration."""
-
-    def make(*lines: str) -> Hub:
-        hub = make_hub(*lines)
-        hub.start_server("ada", {"gpus": 1})
-        return hub
-
-    return make
+def hub(module_hub):
+    """In these tests the hub is the one with these groups."""
+    return module_hub
 
 
-def test_the_engines_own_log_is_rotated(start, engine):
+def test_the_engines_own_log_is_rotated(hub, engine):
     assert engine.info()["LoggingDriver"] == "json-file"
-    start()
+    hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "json-file", "Config": THIRTY_MB}
     assert PLAIN_SAYS.encode() in engine.logs("jupyter-ada")
 
 
-def test_another_driver_with_its_options(start, engine):
-    start(
-        'c.GPUSpawner.log_driver = "local"',
-        'c.GPUSpawner.log_options = {"max-size": "1m", "max-file": "2"}',
-    )
+def test_another_driver_with_its_options(hub, engine):
+    hub.add_to_group("local", "ada")
+    hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
     assert PLAIN_SAYS.encode() in engine.logs("jupyter-ada")
 
@@ -81,24 +87,23 @@ def test_an_engine_takes_what_the_handbook_shows(engine, minimal_image, kind):
         engine.remove_container(created["Id"])
 
 
-def test_extra_host_config_goes_before(start, engine):
-    start('c.GPUSpawner.extra_host_config = {"log_config": {"type": "local"}}')
+def test_extra_host_config_goes_before(hub, engine):
+    hub.add_to_group("extra", "ada")
+    hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "local", "Config": {}}
 
 
-def test_a_server_whose_log_nobody_keeps_starts(start, engine):
-    hub = start('c.GPUSpawner.log_driver = "none"')
+def test_a_server_whose_log_nobody_keeps_starts(hub, engine):
+    hub.add_to_group("unread", "ada")
+    hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "none", "Config": {}}
     with pytest.raises(docker.errors.APIError, match="does not support reading"):
         engine.logs("jupyter-ada")
     hub.stop_server("ada")
 
 
-def test_last_words_are_heard_also_where_the_log_can_not_be_read(make_hub):
-    hub = make_hub(
-        'c.GPUSpawner.log_driver = "none"',
-        'c.GPUSpawner.cmd = ["bash", "-c", "echo no licence; exit 3"]',
-    )
+def test_last_words_are_heard_also_where_the_log_can_not_be_read(hub):
+    hub.add_to_group("dying-unread", "ada")
     answer = hub.spawn("ada", {"gpus": 0})
     assert answer.status_code == 500
     assert answer.json()["message"].splitlines() == [
@@ -107,7 +112,7 @@ def test_last_words_are_heard_also_where_the_log_can_not_be_read(make_hub):
     ]
 
 
-def test_what_a_server_says_arrives_at_a_fluentd(start, engine, host):
+def test_what_a_server_says_arrives_at_a_fluentd(make_hub, engine, host):
     pid = int((host.directory / "docker.pid").read_text())
     heard = bytearray()
 
@@ -120,7 +125,10 @@ def test_what_a_server_says_arrives_at_a_fluentd(start, engine, host):
     address = "{}:{}".format(*serve_inside(pid, "127.0.0.1", fluentd))
     options = {"fluentd-address": address, "tag": "jupyter.{{.Name}}"}
     try:
-        start('c.GPUSpawner.log_driver = "fluentd"', f"c.GPUSpawner.log_options = {options!r}")
+        hub = make_hub(
+            'c.GPUSpawner.log_driver = "fluentd"', f"c.GPUSpawner.log_options = {options!r}"
+        )
+        hub.start_server("ada", {"gpus": 1})
         until(lambda: PLAIN_SAYS.encode() in heard, "its words are there")
         assert b"jupyter.jupyter-ada" in heard
     finally:

@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 
 from gpuspawner.simulation.state import describe
 
-from ..support.hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port, until
+from ..support.hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port, until, with_groups
 from ..support.nvml import environment
 from ..support.paths import ROOT
 from ..support.queues import ask, journal, message
@@ -30,38 +30,38 @@ c.ProcessSpawner.hour_limit = 8
 c.ProcessSpawner.images = {{"minimal": "none"}}
 """
 
-
+# After what every hub of the tests has.
 HOOKS = """
 def pre_spawn_hook(spawner):
     spawner.environment = {"WHO": "the hook"}
 
 c.ProcessSpawner.pre_spawn_hook = pre_spawn_hook
-c.JupyterHub.load_groups = {"lab": {"users": ["ada", "cyd"]}}
-c.Spawner.group_overrides = {
-    "the lab's": {
-        "groups": ["lab"],
-        "spawner_override": {"default_gpus": 2, "environment": {"WHO": "the override"}},
-    }
-}
 """
+LAB = {"default_gpus": 2, "environment": {"WHO": "the override"}}
+
+
+@pytest.fixture(scope="module")
+def _hub(binaries, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    state = folder / "state"
+    describe([("T4", 2)]).write(state)
+    ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
+    config = [CONFIG, ALWAYS.format(token=TOKEN, **ports), HOOKS, with_groups({"lab": LAB})]
+    (folder / "jupyterhub_config.py").write_text("".join(config))
+    (folder / "ports").write_text("\n".join(map(str, ports.values())))
+    nowhere = f"unix://{folder / 'no-engine'}"
+    names = environment(Path(binaries.directory), state, PYTHONPATH=str(ROOT), DOCKER_HOST=nowhere)
+    hub = Hub(folder, names)
+    hub.start()
+    yield hub
+    hub.stop()
 
 
 @pytest.fixture
-def hub(request, binaries, tmp_path):
+def hub(_hub):
     """A hub on a simulated NVML with two GPUs, and no Docker Engine for anybody to call."""
-    state = tmp_path / "state"
-    describe([("T4", 2)]).write(state)
-    ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
-    config = CONFIG + getattr(request, "param", "") + ALWAYS.format(token=TOKEN, **ports)
-    (tmp_path / "jupyterhub_config.py").write_text(config)
-    (tmp_path / "ports").write_text("\n".join(map(str, ports.values())))
-    nowhere = f"unix://{tmp_path / 'no-engine'}"
-    names = environment(Path(binaries.directory), state, PYTHONPATH=str(ROOT), DOCKER_HOST=nowhere)
-    hub = Hub(tmp_path, names)
-    hub.start()
-    yield hub
-    hub.stop_all_servers()
-    hub.stop()
+    yield _hub
+    _hub.begin_anew()
 
 
 def variable(hub: Hub, user: str, name: str) -> str:
@@ -103,8 +103,8 @@ def test_what_is_over_a_limit_is_refused(hub):
     assert "2" in answer.json()["message"]
 
 
-@pytest.mark.parametrize("hub", [HOOKS], indirect=True)
 def test_what_a_hook_sets_holds_at_once_and_after_a_wait(hub):
+    hub.add_to_group("lab", "ada", "cyd")
     hub.start_server("ada")
     assert variable(hub, "ada", "WHO") == "the hook"
     ask(hub, "cyd", {})
@@ -114,8 +114,8 @@ def test_what_a_hook_sets_holds_at_once_and_after_a_wait(hub):
     assert variable(hub, "cyd", "WHO") == "the hook"
 
 
-@pytest.mark.parametrize("hub", [HOOKS], indirect=True)
 def test_who_leaves_a_group_while_waiting_gets_what_applies_then(hub):
+    hub.add_to_group("lab", "ada")
     hub.start_server("ben", {"gpus": 1})
     ask(hub, "ada", {})
     assert "You are next in line for 2 GPUs." in message(hub, "ada")

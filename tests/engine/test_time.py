@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from typing import Any
 
@@ -11,20 +12,39 @@ import pytest
 
 from gpuspawner.hub.control_socket import ask as ask_hub
 
-from ..support.hubs import WAITING, until
+from ..support.hubs import WAITING, until, with_groups
 from ..support.looks import containers, free_gpus, inside
 from ..support.queues import ask, journal, message
 
 pytestmark = pytest.mark.engine
 
 SECONDS = 1 / 3600
+# What those in a group have.
+GROUPS = {
+    "students": {"hour_limit": 4},
+    "few": {"gpu_limit": 1},
+    # A tenth of a minute before the end; who was away warns as long before as that.
+    "hasty": {"warning_minutes": 0.1},
+    "watched": {"idle_minutes": 0.2, "idle_warning_minutes": 0.1},
+    "staff": {},
+}
 LINES = (
     WAITING,
     "c.GPUSpawner.poll_interval = 1",
     "c.JupyterHub.concurrent_spawn_limit = 0",
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
     "c.GPUSpawner.home_volume = 'home-{username}'",
+    "c.GPUSpawner.hour_limit = 8",
+    "c.GPUSpawner.default_hours = 2",
+    with_groups(GROUPS),
+    "c.GPUSpawner.idle_exempt_groups = ['staff']",
 )
+
+
+@pytest.fixture
+def hub(module_hub):
+    """In these tests the hub is the one with these lines."""
+    return module_hub
 
 
 def control(hub: Any, **question: Any) -> dict[str, Any]:
@@ -40,8 +60,7 @@ def events(hub: Any, user: str, *kinds: str) -> list[tuple[str, str]]:
     ]
 
 
-def test_a_server_whose_time_is_over_is_warned_and_stopped_and_its_user_reads_why(make_hub, engine):
-    hub = make_hub(*LINES, "c.GPUSpawner.hour_limit = 1")
+def test_a_server_whose_time_is_over_is_warned_and_stopped_and_its_user_reads_why(hub, engine):
     hub.start_server("ada", {"gpus": 1, "hours": 20 * SECONDS})
     inside(engine, "ada", "echo kept > ~/work/note")
     until(lambda: not hub._has("ada", ""), "ada's time is over", log=hub.log)
@@ -56,8 +75,7 @@ def test_a_server_whose_time_is_over_is_warned_and_stopped_and_its_user_reads_wh
     assert "of GPU time were over" not in hub.log_in("ada").get(f"{hub.url}/hub/spawn/ada").text
 
 
-def test_over_the_limit_is_refused_with_key_value_and_limit(make_hub):
-    hub = make_hub(*LINES, "c.GPUSpawner.hour_limit = 8", "c.GPUSpawner.default_hours = 2")
+def test_over_the_limit_is_refused_with_key_value_and_limit(hub):
     refused = hub.spawn("ada", {"gpus": 1, "hours": 9})
     assert (refused.status_code, refused.json()["message"]) == (
         403,
@@ -73,10 +91,7 @@ def test_over_the_limit_is_refused_with_key_value_and_limit(make_hub):
     assert (lease["user"], lease["hours"]) == ("ben", 2)
 
 
-def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody_waits(
-    make_hub, engine
-):
-    hub = make_hub(*LINES, "c.GPUSpawner.hour_limit = 8")
+def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody_waits(hub, engine):
     hub.start_server("ada", {"gpus": 4, "hours": 1})
     before = control(hub, do="status")["leases"][0]["until"]
     extended = control(hub, do="extend", user="ada", server="", hours=2)["until"]
@@ -103,34 +118,21 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     assert control(hub, do="nonsense", user="ada", server="")["status"] == 404
 
 
-def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(make_hub):
-    hub = make_hub(
-        *LINES,
-        "c.GPUSpawner.hour_limit = 48",
-        "c.JupyterHub.load_groups = {'students': {'users': ['ada']}}",
-        "c.Spawner.group_overrides = "
-        "{'few': {'groups': ['students'], 'spawner_override': {'hour_limit': 4}}}",
-    )
+def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(hub):
+    hub.add_to_group("students", "ada")
     hub.start_server("ada", {"gpus": 1, "hours": 4})
     hub.kill()
     hub.start()
     until(lambda: control(hub, do="status")["leases"], "ada's lease is known", log=hub.log)
-    # A few seconds of the four hours are over, and can be had again; the other 40 can't.
+    # A few seconds of the four hours are over, and can be had again; the others' 8 hours can't.
     control(hub, do="extend", user="ada", server="", hours=40)
     (lease,) = control(hub, do="status")["leases"]
     assert lease["until"] - time.time() < 5 * 3600
     assert control(hub, do="status")["leases"][0]["hour_limit"] == 4
 
 
-def test_a_lease_that_a_crash_has_lost_is_taken_up_from_its_container(make_hub):
-    import sqlite3
-
-    hub = make_hub(
-        *LINES,
-        "c.GPUSpawner.hour_limit = 8",
-        # A tenth of a minute before the end; who was away warns as long before as that.
-        "c.GPUSpawner.warning_minutes = 0.1",
-    )
+def test_a_lease_that_a_crash_has_lost_is_taken_up_from_its_container(hub):
+    hub.add_to_group("hasty", "ada")
     hub.start_server("ada", {"gpus": 1, "hours": 20 * SECONDS})
     hub.kill()
     with sqlite3.connect(hub.folder / "jupyterhub.sqlite") as database:
@@ -143,31 +145,19 @@ def test_a_lease_that_a_crash_has_lost_is_taken_up_from_its_container(make_hub):
     until(lambda: len(free_gpus()) == 4, "the GPU is back", log=hub.log)
 
 
-def test_a_limit_that_changes_while_one_waits_is_held_when_its_turn_comes(make_hub):
-    hub = make_hub(
-        *LINES,
-        "c.GPUSpawner.gpu_limit = 1",
-        "c.JupyterHub.load_groups = {'lab': {'users': ['ben', 'ada']}}",
-        "c.Spawner.group_overrides = "
-        "{'lab': {'groups': ['lab'], 'spawner_override': {'gpu_limit': 4}}}",
-    )
+def test_a_limit_that_changes_while_one_waits_is_held_when_its_turn_comes(hub):
     hub.start_server("ada", {"gpus": 4})
     ask(hub, "ben", {"gpus": 2})
     until(lambda: "next in line" in message(hub, "ben"), "ben waits", log=hub.log)
-    assert hub.api("DELETE", "/groups/lab/users", {"users": ["ben"]}).status_code == 200
+    hub.add_to_group("few", "ben")
     hub.stop_server("ada")
     until(lambda: "gpus is 2, and your limit is 1" in hub.log(), "ben is refused", log=hub.log)
     until(lambda: len(free_gpus()) == 4, "nothing stays reserved", log=hub.log)
 
 
-def test_idle_gpus_are_warned_about_and_come_back_and_busy_ones_stay(make_hub, host):
-    hub = make_hub(
-        *LINES,
-        "c.GPUSpawner.idle_minutes = 0.2",
-        "c.GPUSpawner.idle_warning_minutes = 0.1",
-        "c.JupyterHub.load_groups = {'staff': {'users': ['eve']}}",
-        "c.GPUSpawner.idle_exempt_groups = ['staff']",
-    )
+def test_idle_gpus_are_warned_about_and_come_back_and_busy_ones_stay(hub, host):
+    hub.add_to_group("watched", "ada", "ben", "eve")
+    hub.add_to_group("staff", "eve")
     hub.start_server("ada", {"gpus": 1})
     hub.start_server("ben", {"gpus": 1})
     hub.start_server("eve", {"gpus": 1})

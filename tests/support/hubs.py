@@ -60,6 +60,20 @@ PLAIN_SERVER = f"c.DockerSpawner.cmd = {['python', '-I', '-S', '-c', PLAIN]!r}"
 # What an image itself starts, in ours JupyterLab.
 IMAGES_OWN = "c.DockerSpawner.cmd = None"
 
+
+def with_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return lines of a configuration: groups without members, and what their servers have.
+
+    Many tests need a hub whose servers are odd in one way or another. One hub has them all.
+    """
+    members = {name: {"users": []} for name in groups}
+    overrides = {
+        name: {"groups": [name], "spawner_override": dict(traits)}
+        for name, traits in groups.items()
+    }
+    return f"c.JupyterHub.load_groups = {members!r}\nc.Spawner.group_overrides = {overrides!r}\n"
+
+
 ALWAYS = """
 c.JupyterHub.bind_url = "http://127.0.0.1:{public}"
 c.JupyterHub.hub_port = {hub}
@@ -110,6 +124,7 @@ class Hub:
         path = os.pathsep.join([*bins, environment.get("PATH", "")])
         self.environment = {**environment, "PATH": path, "CONFIGPROXY_AUTH_TOKEN": "for-tests"}
         self._process: subprocess.Popen[bytes] | HubProcess | None = None
+        self._log_from = 0
         self._admin = requests.Session()
         self._admin.trust_env = False
         self._admin.headers["Authorization"] = f"token {TOKEN}"
@@ -168,8 +183,17 @@ class Hub:
         return False
 
     def log(self) -> str:
-        """Return what it logged so far."""
-        return (self.folder / "hub.log").read_text(errors="replace")
+        """Return what it logged so far, in the test that runs."""
+        written = (self.folder / "hub.log").read_bytes()[self._log_from :]
+        return written.decode(errors="replace")
+
+    def begin_anew(self) -> None:
+        """End its servers and forget its users, and what it logged of them: for another test."""
+        self.stop_all_servers()
+        for user in self.api("GET", "/users").json():
+            quoted = requests.utils.quote(user["name"], safe="")
+            assert self.api("DELETE", f"/users/{quoted}").status_code == 204
+        self._log_from = (self.folder / "hub.log").stat().st_size
 
     # -- its REST API, as an administrator -----------------------------------------------------
 
@@ -182,6 +206,13 @@ class Hub:
         response = self.api("POST", "/users", {"usernames": [name]})
         assert response.status_code in (201, 409), response.text
         return requests.utils.quote(name, safe="")
+
+    def add_to_group(self, group: str, *users: str) -> None:
+        """Put users into a group that there is, whose overrides hold for their next spawn."""
+        for user in users:
+            self.add_user(user)
+        answer = self.api("POST", f"/groups/{group}/users", {"users": [*users]})
+        assert answer.status_code == 200, answer.text
 
     def spawn(self, user: str, options: Any = None, server: str = "") -> Any:
         """Ask for a server over REST, and return the answer."""
@@ -203,6 +234,10 @@ class Hub:
     def ready(self, user: str, server: str = "") -> bool:
         """Return whether a server can be used now."""
         return bool(self.server(user, server).get("ready"))
+
+    def ready_users(self) -> set[str]:
+        """Return whose servers can be used now."""
+        return {user["name"] for user in self.api("GET", "/users?state=ready").json()}
 
     def stop_server(self, user: str, server: str = "") -> None:
         """Stop a server, and return when it is gone."""
