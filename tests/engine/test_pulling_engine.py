@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +82,23 @@ def registry(_registry) -> Iterator[Registry]:
     _registry.reset()
 
 
+@pytest.fixture(scope="module")
+def _pushed(_registry, host, server) -> str:
+    reference = f"{_registry.name}/lab/torch"
+    files = [{"server": server}, {"data": os.urandom(20 * MB)}, {"more": os.urandom(10 * MB)}]
+    with closing(docker.APIClient(host.docker_host, version="auto", timeout=60)) as client:
+        registries.push(client, f"{reference}:1", files, 'CMD ["/server"]')
+    return reference
+
+
 @pytest.fixture
-def image(registry, engine, server) -> Iterator[Callable[[str], str]]:
-    """Put a server's image with 30 MB that nobody has into the registry; the reference without tag.
+def image(registry, engine, _pushed) -> Iterator[str]:
+    """A server's image of 30 MB in the registry, which the engine hasn't: its name without tag.
 
     What a test pulled is removed afterwards.
     """
-
-    def make(name: str) -> str:
-        reference = f"{registry.name}/lab/{name}"
-        files = [{"server": server}, {"data": os.urandom(20 * MB)}, {"more": os.urandom(10 * MB)}]
-        registries.push(engine, f"{reference}:1", files, 'CMD ["/server"]')
-        registry.paths.clear()
-        return reference
-
-    yield make
+    registry.paths.clear()
+    yield _pushed
     registry.gate.set()
     for each in engine.images():
         names = [*(each["RepoTags"] or []), *(each["RepoDigests"] or [])]
@@ -106,22 +108,42 @@ def image(registry, engine, server) -> Iterator[Callable[[str], str]]:
             engine.remove_image(each["Id"], force=True)
 
 
+# Read at each spawn: what those have who are in the group.
+OVERRIDES = """
+import json, pathlib
+file = pathlib.Path("overrides.json").absolute()
+c.JupyterHub.load_groups = {"lab": {"users": []}}
+c.Spawner.group_overrides = lambda spawner: json.loads(file.read_text())
+"""
+
+
+@pytest.fixture(scope="module")
+def _hub(hubs_of_run, minimal_image, host, tmp_path_factory) -> Iterator[Hub]:
+    hub = hubs_of_run(
+        IMAGES_OWN,
+        "c.GPUSpawner.images = {}",
+        "c.GPUSpawner.default_gpus = 0",
+        'c.GPUSpawner.pull_policy = "ifnotpresent"',
+        'c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}',
+        OVERRIDES,
+        environment={**host.environment, "DOCKER_CONFIG": str(tmp_path_factory.mktemp("config"))},
+    )
+    yield hub
+    hub.stop()
+
+
 @pytest.fixture
-def make_pulling_hub(make_hub) -> Callable[..., Hub]:
-    """Start hubs whose users choose among images that have to be pulled."""
+def offer(idle_host, _hub) -> Iterator[Callable[..., Hub]]:
+    """Let users of a hub choose among images that have to be pulled."""
 
-    def make(images: dict[str, str], *lines: str, **how: Any) -> Hub:
-        return make_hub(
-            IMAGES_OWN,
-            f"c.GPUSpawner.images = {images!r}",
-            "c.GPUSpawner.default_gpus = 0",
-            'c.GPUSpawner.pull_policy = "ifnotpresent"',
-            'c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}',
-            *lines,
-            **how,
-        )
+    def make(images: dict[str, str], **more: str) -> Hub:
+        override = {"groups": ["lab"], "spawner_override": {"images": images, **more}}
+        (_hub.folder / "overrides.json").write_text(json.dumps({"these images": override}))
+        _hub.add_to_group("lab", "ada", "ben", "cleo")
+        return _hub
 
-    return make
+    yield make
+    _hub.begin_anew()
 
 
 class Page:
@@ -163,10 +185,10 @@ def manifests(registry: Registry) -> int:
 
 
 def test_a_pull_is_seen_by_all_who_wait_for_it_and_holds_up_nobody_else(
-    make_pulling_hub, registry, engine, image
+    offer, registry, engine, image
 ):
-    reference = f"{image('torch')}:1"
-    hub = make_pulling_hub({"torch": reference, "minimal": "gpuspawner/minimal:py3.11"})
+    reference = f"{image}:1"
+    hub = offer({"torch": reference, "minimal": "gpuspawner/minimal:py3.11"})
     registry.gate.clear()
     assert hub.spawn("ada", {"image": "torch"}).status_code == 202
     adas = Page(hub, "ada")
@@ -194,9 +216,9 @@ def test_a_pull_is_seen_by_all_who_wait_for_it_and_holds_up_nobody_else(
     assert "never retrieved" not in hub.log()
 
 
-def test_who_gives_up_stops_the_pull_for_nobody(make_pulling_hub, registry, engine, image):
-    reference = f"{image('torch')}:1"
-    hub = make_pulling_hub({"torch": reference})
+def test_who_gives_up_stops_the_pull_for_nobody(offer, registry, engine, image):
+    reference = f"{image}:1"
+    hub = offer({"torch": reference})
     registry.gate.clear()
     for user in ("ada", "ben"):
         assert hub.spawn(user).status_code == 202
@@ -211,9 +233,9 @@ def test_who_gives_up_stops_the_pull_for_nobody(make_pulling_hub, registry, engi
     assert "never retrieved" not in hub.log()
 
 
-def test_a_pull_that_nobody_waits_for_any_more_goes_on(make_pulling_hub, registry, engine, image):
-    reference = f"{image('torch')}:1"
-    hub = make_pulling_hub({"torch": reference})
+def test_a_pull_that_nobody_waits_for_any_more_goes_on(offer, registry, engine, image):
+    reference = f"{image}:1"
+    hub = offer({"torch": reference})
     registry.gate.clear()
     assert hub.spawn("ada").status_code == 202
     Page(hub, "ada").shows(" MB")
@@ -225,14 +247,12 @@ def test_a_pull_that_nobody_waits_for_any_more_goes_on(make_pulling_hub, registr
     assert "never retrieved" not in hub.log()
 
 
-def test_a_hub_that_ends_while_it_pulls_waits_for_nothing(
-    make_pulling_hub, registry, engine, image, host
-):
+def test_a_hub_that_ends_while_it_pulls_waits_for_nothing(offer, registry, engine, image, host):
     def ended() -> int:
         return (host.directory / "dockerd.log").read_text().count("context canceled")
 
-    reference = f"{image('torch')}:1"
-    hub = make_pulling_hub({"torch": reference})
+    reference = f"{image}:1"
+    hub = offer({"torch": reference})
     registry.gate.clear()
     assert hub.spawn("ada").status_code == 202
     Page(hub, "ada").shows(" MB")
@@ -240,22 +260,22 @@ def test_a_hub_that_ends_while_it_pulls_waits_for_nothing(
     hub.end()
     until(lambda: ended() > before, "the engine ends the pull with the hub")
     assert not present(engine, reference)
+    hub.start()
 
 
 @pytest.mark.parametrize("kind", ["digest", "no tag", "tag and digest"])
 def test_references_with_a_port_or_a_digest_are_pulled_and_run(
-    make_pulling_hub, registry, engine, image, kind
+    offer, registry, engine, image, kind
 ):
-    name = image("torch")
     digest = registries.digest(registry, "lab/torch", "1")
     if kind == "no tag":
         registries.tag(registry, "lab/torch", "1", "latest")
     reference = {
-        "digest": f"{name}@{digest}",
-        "tag and digest": f"{name}:1@{digest}",
-        "no tag": name,
+        "digest": f"{image}@{digest}",
+        "tag and digest": f"{image}:1@{digest}",
+        "no tag": image,
     }[kind]
-    hub = make_pulling_hub({"torch": reference})
+    hub = offer({"torch": reference})
     hub.start_server("ada")
     assert engine.inspect_container("jupyter-ada")["Config"]["Image"] == reference
     hub.stop_server("ada")
@@ -267,29 +287,25 @@ def test_references_with_a_port_or_a_digest_are_pulled_and_run(
 # -- what fails ------------------------------------------------------------------------------------
 
 
-# The answer over REST comes with the failure.
-PATIENT = 'c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 60}'
-
-
 def failure(hub: Hub, key: str) -> str:
-    """Return why a start failed, of a patient hub."""
-    answer = hub.spawn("ada", {"image": key})
-    assert answer.status_code == 500, answer.text
-    return answer.json()["message"]
+    """Return why a start failed."""
+    assert hub.spawn("ada", {"image": key}).ok  # nobody waits for more than that it begins
+    last = hub.progress("ada")[-1]
+    assert last["failed"]
+    return last["message"].removeprefix("Spawn failed: ")
 
 
-def test_a_failed_pull_says_why(make_pulling_hub, registry, engine, image, host):
-    name = image("torch")
+def test_a_failed_pull_says_why(offer, registry, engine, image, host):
     nobody = "127.0.0.1:1"
     plain = registry.open_door(engine_address(host))
     keys = {
-        "torch": f"{name}:1",
-        "no-tag": f"{name}:9",
+        "torch": f"{image}:1",
+        "no-tag": f"{image}:9",
         "no-name": f"{registry.name}/nothing:1",
         "nobody": f"{nobody}/torch:1",
         "plain": f"{plain}/lab/torch:1",
     }
-    hub = make_pulling_hub(keys, PATIENT)
+    hub = offer(keys)
     known = f"the registry {registry.name}"
     broken = f"{known} is broken: what it sends isn't the image"
     denied = f"{known} has no such image, or an administrator must log in there (`docker login`)"
@@ -326,30 +342,28 @@ def engine_address(host) -> str:
     return str(ipaddress.ip_address(host.hub_ip) + 1)
 
 
-def test_whoever_logs_in_is_let_in_without_a_restart_of_the_hub(
-    make_pulling_hub, registry, image, host, tmp_path
-):
-    reference = f"{image('torch')}:1"
+def test_whoever_logs_in_is_let_in_without_a_restart_of_the_hub(offer, registry, image):
+    reference = f"{image}:1"
     secret = base64.b64encode(b"ada:secret").decode()
     registry.login = f"Basic {secret}"
 
+    hub = offer({"torch": reference})
+    config = Path(hub.environment["DOCKER_CONFIG"]) / "config.json"
+
     def log_in(name: str) -> None:
-        known = {"auths": {name: {"auth": secret}}}
-        (tmp_path / "config.json").write_text(json.dumps(known))
+        config.write_text(json.dumps({"auths": {name: {"auth": secret}}}))
 
     log_in("127.0.0.1:1")
-    environment = {**host.environment, "DOCKER_CONFIG": str(tmp_path)}
-    hub = make_pulling_hub({"torch": reference}, PATIENT, environment=environment)
     assert failure(hub, "torch") == (
         f"The image {reference} can't be had: the registry {registry.name} refused it; an "
         "administrator must log in there (`docker login`)."
     )
     log_in(registry.name)
     hub.start_server("ada", {"image": "torch"})
+    config.unlink()
 
 
-def test_a_certificate_that_nobody_vouches_for(make_pulling_hub, registry, image, host, tmp_path):
-    image("torch")
+def test_a_certificate_that_nobody_vouches_for(offer, registry, image, host, tmp_path):
     address = engine_address(host)
     subprocess.run(
         [
@@ -364,16 +378,16 @@ def test_a_certificate_that_nobody_vouches_for(make_pulling_hub, registry, image
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
     door = registry.open_door(address, context)
-    hub = make_pulling_hub({"torch": f"{door}/lab/torch:1"}, PATIENT)
+    hub = offer({"torch": f"{door}/lab/torch:1"})
     assert failure(hub, "torch") == (
         f"The image {door}/lab/torch:1 can't be had: the GPU machine doesn't trust "
         f"the TLS certificate of the registry {door}, or it has none."
     )
 
 
-def test_no_space_for_the_image(make_pulling_hub, registry, engine, image, host):
-    reference = f"{image('torch')}:1"
-    hub = make_pulling_hub({"torch": reference}, PATIENT)
+def test_no_space_for_the_image(offer, registry, engine, image, host):
+    reference = f"{image}:1"
+    hub = offer({"torch": reference})
     pid = (host.directory / "docker.pid").read_text()
     # The engine's own mounts only: nobody else sees a small disk there.
     inside = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--"]
@@ -391,21 +405,19 @@ def test_no_space_for_the_image(make_pulling_hub, registry, engine, image, host)
     hub.start_server("ada")
 
 
-def test_an_image_that_is_never_pulled_and_is_not_here(make_hub, registry):
+def test_an_image_that_is_never_pulled_and_is_not_here(offer, registry):
     reference = f"{registry.name}/lab/torch:1"
-    hub = make_hub(f"c.GPUSpawner.images = {{'torch': {reference!r}}}")
-    answer = hub.spawn("ada", {"gpus": 0})
-    assert answer.status_code == 500
-    assert answer.json()["message"] == (
+    hub = offer({"torch": reference}, pull_policy="never")
+    assert failure(hub, "torch") == (
         f'The image {reference} isn\'t on the GPU machine, and pull_policy is "never": an '
         "administrator can put it there, with `docker pull` or `gpuspawner image build`."
     )
     assert registry.paths == []
 
 
-def test_an_engine_that_goes_away_while_it_pulls(make_pulling_hub, registry, engine, image, host):
-    reference = f"{image('torch')}:1"
-    hub = make_pulling_hub({"torch": reference})
+def test_an_engine_that_goes_away_while_it_pulls(offer, registry, engine, image, host):
+    reference = f"{image}:1"
+    hub = offer({"torch": reference})
     registry.gate.clear()
     assert hub.spawn("ada").status_code == 202
     page = Page(hub, "ada")
