@@ -9,17 +9,36 @@ from typing import Any
 import pytest
 
 from ..support.flaky import flaky_engine
-from ..support.hubs import WAITING, until
+from ..support.hubs import WAITING, until, with_groups
 from ..support.looks import containers, inside, labelled
 from ..support.queues import ask, journal, message
 
 pytestmark = pytest.mark.engine
 
-SHORT = (WAITING, "c.GPUSpawner.poll_interval = 1", "c.JupyterHub.concurrent_spawn_limit = 0")
+# What those in a group have.
+GROUPS = {
+    "hasty": {"longest_wait_minutes": 0},
+    "short-of-time": {"longest_wait_minutes": 0.2},
+    "limited": {"user_gpu_limit": 3},
+}
+LINES = (
+    WAITING,
+    "c.GPUSpawner.poll_interval = 1",
+    "c.JupyterHub.concurrent_spawn_limit = 0",
+    "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    with_groups(GROUPS),
+)
+# For who is told with the answer of being refused at the start.
+PATIENT = "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 4}"
 
 
-def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(make_hub, engine):
-    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}")
+@pytest.fixture
+def hub(module_hub):
+    """In these tests the hub is the one with these lines."""
+    return module_hub
+
+
+def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(hub, engine):
     hub.start_server("ada", {"gpus": 3, "hours": 2})
     ask(hub, "ben", {"gpus": 2})
     ask(hub, "cyd", {"gpus": 4})
@@ -47,29 +66,30 @@ def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(
     ]
 
 
-def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(make_hub, engine):
-    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(hub, engine):
     users = [f"user-{number:02}" for number in range(20)]
     for user in users:
         ask(hub, user, {"gpus": 1})
     double: list[Any] = []
+    waiting = {*users}
 
-    def serve(user: str) -> None:
-        until(lambda: hub.ready(user), f"{user} is served", seconds=250, log=hub.log)
+    def serve() -> bool:
+        ready = hub.ready_users() & waiting
         held = [uuid for uuids in labelled(engine).values() for uuid in uuids]
         double.extend(held if len(held) != len(set(held)) else [])
-        hub.stop_server(user)
+        with ThreadPoolExecutor(4) as at_once:
+            list(at_once.map(hub.stop_server, ready))
+        waiting.difference_update(ready)
+        return not waiting
 
-    with ThreadPoolExecutor(len(users)) as pool:
-        list(pool.map(serve, users))
+    until(serve, "all are served", seconds=250, log=hub.log)
     assert double == []
     grants = dict.fromkeys(line["user"] for line in journal(hub) if line["event"] == "grant")
     assert list(grants) == users
     assert containers(engine) == []
 
 
-def test_a_cancel_leaves_the_queue_and_the_next_moves_up(make_hub):
-    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}")
+def test_a_cancel_leaves_the_queue_and_the_next_moves_up(hub):
     hub.start_server("ada", {"gpus": 4})
     ask(hub, "ben", {"gpus": 4})
     ask(hub, "cyd", {"gpus": 1})
@@ -84,15 +104,9 @@ def test_a_cancel_leaves_the_queue_and_the_next_moves_up(make_hub):
 
 
 def test_no_wait_a_full_queue_and_the_longest_wait_are_refusals_with_a_sentence(make_hub):
-    hub = make_hub(
-        *SHORT,
-        "c.JupyterHub.load_groups = {'hasty': {'users': ['ada']}, 'short': {'users': ['dan']}}",
-        "c.GPUSpawner.queue_length = 1",
-        "c.Spawner.group_overrides = {"
-        "'a': {'groups': ['hasty'], 'spawner_override': {'longest_wait_minutes': 0}},"
-        "'b': {'groups': ['short'], 'spawner_override': {'longest_wait_minutes': 0.05}}}",
-        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
-    )
+    hub = make_hub(*LINES, PATIENT, "c.GPUSpawner.queue_length = 1")
+    hub.add_to_group("hasty", "ada")
+    hub.add_to_group("short-of-time", "dan")
     hub.start_server("eve", {"gpus": 4})
     refused = hub.spawn("ada", {"gpus": 2})
     assert (refused.status_code, refused.json()["message"]) == (
@@ -108,11 +122,8 @@ def test_no_wait_a_full_queue_and_the_longest_wait_are_refusals_with_a_sentence(
 
 
 def test_a_user_limit_counts_other_servers_and_those_that_wait(make_hub):
-    hub = make_hub(
-        *SHORT,
-        "c.GPUSpawner.user_gpu_limit = 3",
-        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
-    )
+    hub = make_hub(*LINES, PATIENT)
+    hub.add_to_group("limited", "ada")
     hub.start_server("ada", {"gpus": 2}, "one")
     refused = hub.spawn("ada", {"gpus": 2}, "two")
     assert refused.status_code == 403
@@ -124,8 +135,7 @@ def test_a_user_limit_counts_other_servers_and_those_that_wait(make_hub):
     assert "have or wait for 3" in again.text
 
 
-def test_a_restart_ends_waits_with_a_clear_message_and_keeps_servers_and_ends(make_hub, engine):
-    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}")
+def test_a_restart_ends_waits_with_a_clear_message_and_keeps_servers_and_ends(hub, engine):
     hub.start_server("ada", {"gpus": 4, "hours": 3})
     end = inside(engine, "ada", "echo $GPUSPAWNER_UNTIL")
     ask(hub, "ben", {"gpus": 1})
@@ -147,11 +157,7 @@ def test_where_events_fail_a_listing_notices_and_a_stream_that_broke_is_opened_a
 ):
     with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
         environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
-        hub = make_hub(
-            *SHORT,
-            "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
-            environment=environment,
-        )
+        hub = make_hub(*LINES, environment=environment)
         hub.start_server("ada", {"gpus": 4})
         flaky.refuse("/events")
         ask(hub, "ben", {"gpus": 4})
@@ -167,9 +173,8 @@ def test_where_events_fail_a_listing_notices_and_a_stream_that_broke_is_opened_a
         until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
 
 
-def test_four_gpus_are_gathered_among_a_stream_of_single_ones(make_hub, engine):
+def test_four_gpus_are_gathered_among_a_stream_of_single_ones(hub, engine):
     """Who comes later and would stay longer than the wait doesn't overtake."""
-    hub = make_hub(*SHORT, "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
     for number in range(4):
         hub.start_server(f"first-{number}", {"gpus": 1, "hours": 1})
     ask(hub, "big", {"gpus": 4, "hours": 1})
