@@ -9,14 +9,14 @@ import asyncio
 import inspect
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jupyterhub.utils import maybe_future
 from tornado import web
-from traitlets import default
+from traitlets import TraitError, default
 
 from .backends.base import Backend
 from .backends.launch import ensure_cleared, launch
@@ -27,10 +27,10 @@ from .choices.check import (
     check_choice,
     forecast_choice,
 )
-from .choices.limits import without
+from .choices.limits import Limits, without
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
-from .group_overrides import GroupOverrides, OverrideError
+from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
 from .hub.progress import Steps
 from .hub.state import HubState, build_early, hub_state_of
@@ -41,7 +41,7 @@ from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import turn_words
 from .scheduling.plan import QueuedRequest, Turn
-from .scheduling.queue import held_by_person
+from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
 
 # Under which our part of a server's state is kept.
@@ -59,8 +59,6 @@ class SpawnAttempt:
         waiting_since: `since`, once its user has been told to wait.
         reservation: what was granted, until `launch` takes it over.
         granted: the same, for as long as there is a spawn.
-        image: the administrator's own, which the choice has replaced; None: it hasn't.
-        chosen_image: what it was replaced by; a hook may have replaced that again.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that is known to be there.
     """
@@ -70,8 +68,6 @@ class SpawnAttempt:
     waiting_since: float | None = None
     reservation: Reservation | None = None
     granted: Reservation | None = None
-    image: str | None = None
-    chosen_image: str | None = None
     reserved_at: float = 0.0
     pulled: str | None = None
 
@@ -82,6 +78,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # Until it is made: traits that are functions are called before.
     _hub_state: HubState | None = None
     _is_made = False
+    # While its spawner class stops it, what its spawn has set stays for the hooks that follow.
+    _is_stopping = False
+    # Whether an earlier hub started this server, and what of that one's hooks counts still.
+    _rules_unknown = False
+    _kept_rules: Mapping[str, Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that leaves out a step, as `abc` does; traitlets has its own metaclass."""
@@ -101,6 +102,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         # What was picked last, where that was refused: the form has it still, to be mended.
         self._refused_choice: Any = None
         build_early(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self._is_made:
+            self.overrides.was_assigned(name)
 
     # -- Who and where ---------------------------------------------------------------------------
 
@@ -229,35 +235,40 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def apply_group_overrides(self) -> None:
         """Apply group overrides to the configured values: rights end with the membership.
 
-        For the form too, which is made before a spawn applies them.
-
         Raises:
             web.HTTPError: one can't be applied; its sentence names group override and trait.
         """
-        try:
-            await self.overrides.apply(super().apply_group_overrides)
-        except OverrideError as error:
-            self.log.exception("%s", error)
-            raise http_errors.failure(f"{error} Please tell an administrator.") from error
+        self._apply_overrides_of(await self._overrides_that_apply())
 
-    def apply_override(self, override: dict[str, Any]) -> None:
-        """Apply what one group override sets."""
-        self.overrides.apply_one(override)
+    async def _overrides_that_apply(self) -> list[dict[str, Any]]:
+        try:
+            return await self.overrides_that_apply()
+        except Exception as error:
+            raise self._wrong_override(OverrideError(error)) from error
+
+    def _apply_overrides_of(self, overrides: list[dict[str, Any]]) -> None:
+        self._rules_unknown = False
+        try:
+            self.overrides.apply(overrides)
+        except OverrideError as error:
+            raise self._wrong_override(error) from error
+
+    def _wrong_override(self, error: OverrideError) -> web.HTTPError:
+        self.log.error("%s", error, exc_info=error)
+        return http_errors.failure(f"{error} Please tell an administrator.")
 
     async def check_options(self, user_options: Any) -> None:
         """Check the choice; the one place that form, link and REST share."""
         self.progress_steps.begin()
         self.attempt.since = self.hub_state.queue.since()
         try:
-            checked = await self._check(user_options)
+            checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             self._refused_choice = user_options
             raise self.refusal(error) from None
-        self.attempt.request = checked.request
-        if checked.image is not None:
-            self._choose_image(checked.image)
+        self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
 
@@ -271,9 +282,24 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._has_own_options(),
         )
 
-    async def _check(self, raw: Any) -> CheckedChoice:
+    async def _applicant_for_form(self) -> tuple[Applicant, str]:
+        """Return this server's user and `pull_policy` by the rules of now; leave the traits alone.
+
+        JupyterHub asks the default server for the form of a named one, also while it runs or waits.
+        """
+        overrides = await self._overrides_that_apply()
+        if self.active:
+            await self.know_rules()
+            return self.applicant(), self.pull_policy
         try:
-            return await check_choice(raw, self.applicant(), self.ledger, self.hub_state.queue)
+            self._apply_overrides_of(overrides)
+            return self.applicant(), self.pull_policy
+        finally:
+            self.overrides.put_back()
+
+    async def _check(self, raw: Any, applicant: Applicant) -> CheckedChoice:
+        try:
+            return await check_choice(raw, applicant, self.ledger, self.hub_state.queue)
         except Unknown as error:
             hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
             raise Unknown(together(str(error), hint)) from error
@@ -282,11 +308,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return what refuses a request, in the language of who made it."""
         return http_errors.refused(error, self.language())
 
-    def _choose_image(self, image: str) -> None:
-        """Use an image for this spawn; its end puts the administrator's own back."""
-        if self.attempt.image is None:
-            self.attempt.image = self.image
-        self.image = self.attempt.chosen_image = image
+    def _take(self, checked: CheckedChoice) -> None:
+        self.attempt.request = checked.request
+        if checked.image is not None:
+            self.overrides.choose("image", checked.image)
 
     def _has_own_options(self) -> bool:
         """Return whether the administrator's own hooks read `user_options`, and so own its keys."""
@@ -302,10 +327,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         Raises:
             web.Finish: it was asked for by the form's own script, which has its answer.
         """
-        await self.apply_group_overrides()
-        asked = form_stream.choice_asked()
-        applicant, open_forms = self.applicant(), self.hub_state.open_forms
-        limits = without(applicant.limits, await self._absent_versions())
+        asked, open_forms = form_stream.choice_asked(), self.hub_state.open_forms
+        applicant, pull_policy = await self._applicant_for_form()
+        absent = await self._absent_versions(applicant.limits, pull_policy)
+        limits = without(applicant.limits, absent)
 
         def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
             seen = view or View()
@@ -338,11 +363,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         answer = await form_stream.answer(again, open_forms.watch, lambda: self.active)
         raise compat.answer_instead_of_page(answer)
 
-    async def _absent_versions(self) -> frozenset[str]:
+    async def _absent_versions(self, limits: Limits, pull_policy: str) -> frozenset[str]:
         """Return the keys of the versions whose image isn't here and won't be fetched."""
-        if self.pull_policy != "never":
+        if pull_policy != "never":
             return frozenset()
-        versions = self.limits().versions
+        versions = limits.versions
         images = {each.image for each in versions.values()}
         missing = await self.hub_state.local_images.missing(images)
         return frozenset(key for key, each in versions.items() if each.image in missing)
@@ -370,7 +395,6 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         await maybe_future(super().run_pre_spawn_hook())
         try:
             await self.pull_image(self.image)
-            self.attempt.pulled = self.image
             await ensure_cleared(self.server_key, self.hub_state.leftovers)
             self.attempt.reservation = await self._take_turn()
         except Exception as error:
@@ -385,15 +409,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.progress_steps.say(5 + int(55 * fraction), words, about="image")
 
         await self.backend.pull(image, self.pull_policy, report)
+        self.attempt.pulled = image
 
     async def _take_turn(self) -> Reservation:
         """Return when GPUs are reserved for this server, by the rules of then."""
         attempt = self.attempt
         if attempt.request is None:
-            checked = await self._check(self.user_options)
-            attempt.request = checked.request
-            if checked.image is not None:
-                self._choose_image(checked.image)
+            with self.overrides.without_hooks():
+                applicant = self.applicant()
+            self._take(await self._check(self.user_options, applicant))
+        assert attempt.request
         await self.remove_leftovers(attempt.request)
         attempt.since = attempt.since or self.hub_state.queue.since()
         while True:
@@ -401,9 +426,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             reservation = await self._wait(request)
             try:
                 if attempt.waiting_since is not None:
-                    attempt.request = await self._check_again(request)
-                    if replace(attempt.request, image=request.image) != request:
-                        # Another number of GPUs, or another model, by the rules of now.
+                    granted_by = reservation.groups, self.request_limits()
+                    await self._check_again()
+                    asked = replace(attempt.request, image=request.image)
+                    rules = self.groups, self.request_limits()
+                    if asked != request or (request.gpus and rules != granted_by):
+                        # Another number of GPUs, another model, or another share, by the rules of
+                        # now. Nothing awaits until it is in the queue again, in its place.
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
@@ -423,7 +452,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         queue, since = self.hub_state.queue, self.attempt.since or time.time()
         waiting = QueuedRequest(self.holder, request, since, self.groups)
         try:
-            reservation = await queue.wait(waiting, self.request_limits(), self._tell_turn)
+            reservation = await queue.wait(
+                waiting,
+                self.request_limits(),
+                self._tell_turn,
+                rules=lambda: (self.groups, self.request_limits()),
+                again=self.attempt.waiting_since is not None,
+            )
         except asyncio.CancelledError:
             self.lease.note("leave", gpus=request.gpus, waited=_waited(since))
             raise
@@ -446,26 +481,24 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if reservation.gpus:
             self.lease.note("release", gpus=reservation.uuids, rule="given up before the start")
 
-    async def _check_again(self, request: Request) -> Request:
-        """Hold the rules that apply now against a choice that has waited; return its request now.
+    async def _check_again(self) -> None:
+        """Hold the rules that apply now against a choice that has waited.
 
-        What the administrator's hooks have set since stays as it is: rules are looked at, and no
-        trait is written that isn't an override's.
+        They are those of its first check: before the hooks that run after it, whose settings stay.
         """
-        attempt, hooked = self.attempt, self.overrides.changed_since()
-        hooks_image = self.image if self.image != attempt.chosen_image else None
-        try:
-            await self.apply_group_overrides()
-            self.overrides.keep(hooked)
-            checked = await self._check(self.user_options)
-        except Unknown:  # no reason to lose one's turn
-            return request
-        if attempt.chosen_image is not None and hooks_image is not None:
-            self.image = hooks_image
-        elif checked.image is not None:
-            self._choose_image(checked.image)
-            await self.pull_image(self.image)
-        return checked.request
+        while True:
+            overrides = await self._overrides_that_apply()
+            with self.overrides.without_hooks():
+                self._apply_overrides_of(overrides)
+                applicant = self.applicant()
+            try:
+                self._take(await self._check(self.user_options, applicant))
+            except Unknown as error:
+                # No reason to lose one's turn, nor to have it by rules that nobody has looked at.
+                self._tell_turn(str(error))
+                await asyncio.sleep(PERIOD_SECONDS)
+                continue
+            return await self.pull_image(self.image)
 
     def _tell_turn(self, turn: Turn | str) -> None:
         """Say on the progress page where this server stands in the queue."""
@@ -544,13 +577,20 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def get_state(self) -> dict[str, Any]:
         """Return what the hub keeps for `load_state`: the lease, or since when the server waits."""
-        ours = {**self.lease.saved(), "waiting_since": self.attempt.waiting_since}
+        hooks = self._kept_rules if self._rules_unknown else self._rules_of_hooks()
+        ours = {
+            **self.lease.saved(),
+            "waiting_since": self.attempt.waiting_since,
+            "hooks": hooks if any(hooks.values()) else None,
+        }
         return {**super().get_state(), **({STATE: ours} if any(ours.values()) else {})}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up what an earlier hub kept."""
         super().load_state(state)
         ours = state.get(STATE) or {}
+        # Nobody has applied the group overrides here, nor does any hook run again.
+        self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
@@ -562,8 +602,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Forget the last spawn; called before every start and after every stop."""
         super().clear_state()
         attempt, self.attempt = self.attempt, self.new_attempt()
-        if attempt.image is not None:
-            self.image = attempt.image
+        self._rules_unknown = False
+        if not self._is_stopping:
+            self.overrides.begin()
         if attempt.reservation:
             self.ledger.release(attempt.reservation)  # given up between its turn and its start
         self.lease.end()
@@ -575,10 +616,38 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """How many wait for GPUs."""
         return len(self.hub_state.queue.waiting)
 
-    async def apply_rules(self) -> None:
-        """Apply the group overrides, where no spawn has."""
+    async def know_rules(self) -> None:
+        """Have the rules that hold for a server which an earlier hub started.
+
+        JupyterHub applies group overrides and runs hooks at a spawn only.
+        """
+        if not self._rules_unknown:
+            return
+        self._rules_unknown = False
+        overrides: list[dict[str, Any]] = []
         with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
-            await self.apply_group_overrides()
+            overrides = await self._overrides_that_apply()
+        self.overrides.begin()
+        self._set_rules(self._kept_rules.get("before", {}))
+        with suppress(web.HTTPError):
+            self._apply_overrides_of(overrides)
+        self._set_rules(self._kept_rules.get("after", {}))
+
+    def _rules_of_hooks(self) -> dict[str, dict[str, Any]]:
+        """Return what hooks have set, before and after group overrides, that counts from now on."""
+        names = self.traits(config=True, **{WHILE_RUNNING: True})
+        both = {"before": self.overrides.before_overrides(), "after": self.overrides.by_hooks()}
+        return {
+            when: {name: change.after for name, change in changes.items() if name in names}
+            for when, changes in both.items()
+        }
+
+    def _set_rules(self, rules: Mapping[str, Any]) -> None:
+        for name, value in rules.items():
+            try:
+                setattr(self, name, value)
+            except TraitError as error:
+                self.log.warning("What a hook had set can't be set again: %s", error)
 
     def lease_begins(self) -> None:
         """Have the lease looked after."""
@@ -611,6 +680,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         JupyterHub forgets a server whose stop failed. It would run on with its GPUs.
         """
+        await self.know_rules()
         await self.leave_nothing()
         await maybe_future(super().run_post_stop_hook())
 

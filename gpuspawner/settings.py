@@ -79,7 +79,7 @@ class GPUTraits(SpawnerMixin):
         allow_none=True,
         help="""The most hours that a server may keep its GPUs; at the end it is stopped. None: for
         ever. Servers without GPUs have no end.""",
-    ).tag(config=True, stricter=lower)
+    ).tag(config=True, while_running=True, stricter=lower)
 
     default_hours = Float(
         None,
@@ -93,7 +93,7 @@ class GPUTraits(SpawnerMixin):
         15,
         min=0,
         help="""How long before the end of a server's time its user is warned.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     longest_wait_minutes = Float(
         24 * 60,
@@ -122,30 +122,30 @@ class GPUTraits(SpawnerMixin):
         min=0,
         help="""After how long a server is warned whose GPUs all do nothing: their utilization stays
         at `idle_utilization` or below, and their memory in use doesn't grow. 0: never.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     idle_warning_minutes = Float(
         10,
         min=0,
         help="""How long after that warning it is stopped.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     idle_utilization = Float(
         5,
         min=0,
         max=100,
         help="""Up to which utilization, in percent, a GPU counts as doing nothing.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     idle_exempt_groups = List(
         Unicode(),
         help="""Groups whose members' idle GPUs are left to them.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     idle_only_while_waiting = Bool(
         False,
         help="""Warn and stop idle servers only while somebody waits for GPUs.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     control_socket = Unicode(
         "gpuspawner.sock",

@@ -281,10 +281,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         A hook may have replaced the option itself, and a subclass what `check_allowed` makes of it.
         """
         wanted = self.user_options.get("image")
-        if wanted and self.image in (self.attempt.chosen_image, None):
-            image = await self.check_allowed(wanted)
-            if image != self.image:
-                self._choose_image(image)
+        if wanted and "image" not in self.overrides.by_hooks():
+            self.overrides.choose("image", await self.check_allowed(wanted))
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise where the container was created with other GPUs than are reserved."""
@@ -369,6 +367,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return _keep if self.attempt.resumed else self.backend.remove
 
     # -- While it runs, and its end --------------------------------------------------------------
+
+    async def stop(self, now: bool = False) -> None:
+        """Stop the container, and remove it where `remove` says so."""
+        await self.know_rules()
+        self._is_stopping = True
+        try:
+            await super().stop(now)
+        finally:
+            self._is_stopping = False
 
     async def get_object(self) -> Any:
         """Inspect this server's container; None where there is none, or its name is another's.

@@ -6,12 +6,16 @@ JupyterHub 5.5.0 and 6.1.1, and has a test that fails when JupyterHub changes it
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 from tornado import web
 from traitlets import observe
 
 from ..settings import SpawnerMixin
+
+# The group overrides that apply, while they are looked for.
+_found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
 
 
 class UnofficialHooks(SpawnerMixin):
@@ -29,20 +33,26 @@ class UnofficialHooks(SpawnerMixin):
         if self.apply_user_options:
             await super()._run_apply_user_options(user_options)
 
-    def apply_override(self, override: dict[str, Any]) -> None:
-        """Apply what one group override sets."""
-        self.apply_override_as_is(override)
+    async def overrides_that_apply(self) -> list[dict[str, Any]]:
+        """Return what the group overrides that apply to the user now set, each in its order."""
+        # `apply_group_overrides` is official; what it calls for each override isn't. Without this
+        # nobody could say which override is wrong, undo one when its group is left, let the
+        # stricter of two hold, or keep what a hook has set since.
+        # ref: Spawner.apply_group_overrides in jupyterhub/spawner.py
+        found: list[dict[str, Any]] = []
+        token = _found.set(found)
+        try:
+            await super().apply_group_overrides()
+        finally:
+            _found.reset(token)
+        return found
 
-    def apply_override_as_is(self, override: dict[str, Any]) -> None:
+    def apply_override(self, override: dict[str, Any]) -> None:
         """Apply what a group override sets, as JupyterHub does."""
         super()._apply_overrides(override)
 
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
-        # `apply_group_overrides` is official; what it calls for each override isn't. Without this
-        # nobody could say which override is wrong, undo one when its group is left, or let the
-        # stricter of two hold.
-        # ref: Spawner.apply_group_overrides in jupyterhub/spawner.py
-        self.apply_override(spawner_override)
+        _found.get().append(spawner_override)
 
     def request_began(self, handler: Any) -> None:
         """Take note of the request that is being answered, as a tornado handler; None: none is."""

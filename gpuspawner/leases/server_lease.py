@@ -47,8 +47,8 @@ class LeasedServer(Protocol):
     def is_waited_for(self) -> int:
         """How many wait for GPUs."""
 
-    async def apply_rules(self) -> None:
-        """Apply the group overrides."""
+    async def know_rules(self) -> None:
+        """Have the rules, where an earlier hub started it."""
 
     def lease_begins(self) -> None:
         """Have the lease looked after."""
@@ -80,8 +80,6 @@ class ServerLease:
         self._uuids: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
-        # Whether an earlier hub started it: then nobody has applied the group overrides here.
-        self._rules_unknown = False
         # Why the last server was stopped, for its user; outlives `end`.
         self.notice = ""
 
@@ -109,7 +107,6 @@ class ServerLease:
             # How long it was isn't known: long enough for a warning at its end.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
-        self._rules_unknown = True
         self.hold(lease.gpus)
 
     def end(self) -> None:
@@ -117,7 +114,6 @@ class ServerLease:
         if self._uuids:
             self.note("release", gpus=self._uuids)
         self._term = None
-        self._rules_unknown = False
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.lease_ends()
@@ -136,17 +132,11 @@ class ServerLease:
         if saved.get("gpus"):
             term = saved.get("term")
             self._term = Term.restored(term, self._clock) if term else None
-            self._rules_unknown = True
             self.hold(saved["gpus"])
 
     async def know_rules(self) -> None:
-        """Apply the group overrides to a server that an earlier hub started.
-
-        JupyterHub does that at a spawn only; time and idleness are counted long afterwards.
-        """
-        if self._rules_unknown:
-            self._rules_unknown = False
-            await self._server.apply_rules()
+        """Have the rules that hold for it."""
+        await self._server.know_rules()
 
     def note(self, event: audit_log.Event, **facts: Any) -> None:
         """Write a line for the administrator about this server's GPUs."""

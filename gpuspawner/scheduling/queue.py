@@ -60,6 +60,9 @@ class RequestLimits:
     longest: float | None = None
 
 
+Rules = Callable[[], tuple[frozenset[str], RequestLimits]]
+
+
 @dataclass(eq=False)
 class QueueEntry:
     """One that waits.
@@ -68,12 +71,16 @@ class QueueEntry:
         waiting: who, for what and since when.
         request_limits: what applies to it.
         tell: called with each change of its turn, and with the sentence where there is trouble.
+        rules: returns its groups and what applies to it now; None: what they were when it joined.
+        has_place: whether it was told to wait already, if only before it came again.
     """
 
     waiting: QueuedRequest
     request_limits: RequestLimits
     tell: Callable[[Turn | str], None]
     answer: asyncio.Future[Reservation]
+    rules: Rules | None = None
+    has_place: bool = False
     # Its turn when the host was last looked at.
     turn: Turn | None = None
 
@@ -81,6 +88,12 @@ class QueueEntry:
     def holder(self) -> Holder:
         """Whose server waits."""
         return self.waiting.holder
+
+    def refresh(self) -> None:
+        """Take the groups and limits of now."""
+        if self.rules is not None:
+            groups, self.request_limits = self.rules()
+            self.waiting = replace(self.waiting, groups=groups)
 
 
 class Queue:
@@ -133,26 +146,32 @@ class Queue:
         waiting: QueuedRequest,
         request_limits: RequestLimits,
         tell: Callable[[Turn | str], None],
+        rules: Rules | None = None,
+        again: bool = False,
     ) -> Reservation:
         """Return GPUs, reserved, when it is this one's turn. A cancel leaves the queue.
+
+        Args:
+            waiting, request_limits, tell, rules: as of a `QueueEntry`.
+            again: whether it has waited before, since `waiting.since`, and so has its place.
 
         Raises:
             Refused: it may not wait, or waited long enough, or its user holds too many already.
             Unknown: NVML or the engine couldn't be read when it joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        entry = QueueEntry(waiting, request_limits, tell, answer)
+        entry = QueueEntry(waiting, request_limits, tell, answer, rules, has_place=again)
+        longest = request_limits.longest
+        left = longest and max(1.0, longest - (time.time() - waiting.since if again else 0))
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
             self._serving = asyncio.ensure_future(self._serve())
         try:
             # Of those who may not wait, the first look decides.
-            await asyncio.wait([answer], timeout=request_limits.longest or None)
+            await asyncio.wait([answer], timeout=left or None)
             if not answer.done():
-                raise Refused(
-                    _too_long(waiting.request, request_limits.longest or 0), "no_gpu", 503
-                )
+                raise Refused(_too_long(waiting.request, longest or 0), "no_gpu", 503)
             return answer.result()
         except BaseException:
             if answer.done() and not answer.exception():
@@ -199,9 +218,13 @@ class Queue:
     async def _serve(self) -> None:
         watcher = self._watch(self.wake)
         listening = False
+        refreshed_at = time.monotonic()
         try:
             while self._entries:
                 self._changed.clear()
+                if time.monotonic() - refreshed_at >= PERIOD_SECONDS:
+                    refreshed_at = time.monotonic()
+                    self._refresh()
                 try:
                     view = await self._ledger.look()
                     # From here to the reservations nothing may await: it would choose them twice.
@@ -224,6 +247,13 @@ class Queue:
             if listening:
                 watcher.end()
 
+    def _refresh(self) -> None:
+        for entry in self._open():
+            try:
+                entry.refresh()
+            except Exception as error:  # its groups can't be read: it fails alone
+                entry.answer.set_exception(error)
+
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)
         entries = {entry.holder: entry for entry in self._open()}
@@ -236,13 +266,13 @@ class Queue:
                 # Who is refused after this one reads what is free now.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
                 view = view.with_lease(lease)
-            elif entry.turn is None and (
+            elif (not entry.has_place or entry.request_limits.longest == 0) and (
                 refused := self.refusal(entry.waiting.request, entry.request_limits, turn, view)
             ):
                 entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
                 news = entry.turn is None or _as_told(turn) != _as_told(entry.turn)
-                entry.turn = turn
+                entry.turn, entry.has_place = turn, True
                 if news:
                     self._tell(entry, turn)
 
@@ -294,7 +324,7 @@ class Queue:
         for entry in self._open():
             request = entry.waiting.request
             limit = entry.request_limits.user_limit
-            if entry.turn is None and limit is not None:
+            if not entry.has_place and limit is not None:
                 held = held_by(entry.holder, claims)
                 if held + request.gpus > limit:
                     sentence = over_user_limit(request.gpus, held, limit)
@@ -313,7 +343,7 @@ class Queue:
 
     def _say_trouble(self, error: Unknown) -> None:
         for entry in self._open():
-            if entry.turn is None:
+            if not entry.has_place:
                 entry.answer.set_exception(error)
             else:
                 self._tell(entry, together(lazy_gettext("You keep your place."), str(error)))
@@ -328,7 +358,7 @@ class Queue:
 
     def _fail_newcomers(self, error: Exception) -> None:
         for entry in self._open():
-            if entry.turn is None:
+            if not entry.has_place:
                 entry.answer.set_exception(error)
 
 

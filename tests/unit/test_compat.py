@@ -69,7 +69,8 @@ async def test_every_override_of_a_group_comes_by_our_way() -> None:
     seen: list[dict[str, Any]] = []
     one.apply_override = seen.append
     await one.apply_group_overrides()
-    assert seen == [{"gpu_limit": 4}, {"default_gpus": 2}]
+    made = [{name: value(one) for name, value in each.items()} for each in seen]
+    assert made == [{"gpu_limit": 4}, {"default_gpus": 2}]
 
 
 def test_the_handler_is_set_for_each_request_before_the_form_is_made() -> None:
