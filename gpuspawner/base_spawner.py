@@ -613,8 +613,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     @property
     def is_waited_for(self) -> int:
-        """How many wait for GPUs."""
-        return len(self.hub_state.queue.waiting)
+        """How many wait who could use its GPUs."""
+        return self.hub_state.queue.waiting_for(self.lease.uuids)
 
     async def know_rules(self) -> None:
         """Have the rules that hold for a server which an earlier hub started.

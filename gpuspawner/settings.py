@@ -95,6 +95,15 @@ class GPUTraits(SpawnerMixin):
         help="""How long before the end of a server's time its user is warned.""",
     ).tag(config=True, while_running=True)
 
+    extend_minutes = Float(
+        60,
+        min=0,
+        allow_none=True,
+        help="""From how long before the end of a server's time its user can extend it; of a short
+        time its second half, and from the warning on always. None: at any time. An administrator
+        can extend others' servers at any time.""",
+    ).tag(config=True, stricter=lower, while_running=True)
+
     longest_wait_minutes = Float(
         24 * 60,
         min=0,
@@ -144,7 +153,7 @@ class GPUTraits(SpawnerMixin):
 
     idle_only_while_waiting = Bool(
         False,
-        help="""Warn and stop idle servers only while somebody waits for GPUs.""",
+        help="""Warn and stop idle servers only while somebody waits who could use their GPUs.""",
     ).tag(config=True, while_running=True)
 
     control_socket = Unicode(

@@ -23,6 +23,8 @@ from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
 NO_ANSWER = lazy_gettext("JupyterHub doesn't answer. Please try again.")
+# Who does something, where that is no user: for the hub's log.
+SERVICE = "(a service)"
 # A stop is answered once the server is gone, or by the hub's own 10 seconds.
 STOP_SECONDS = 60
 
@@ -49,7 +51,9 @@ class Actions:
         Args:
             hours: how much more; None: as much as it began with.
         """
-        answer = await self._ask(person, "extend", user, server, hours=hours)
+        # With their own server an administrator is a user as others are.
+        who = {"by": person.name or SERVICE, "over_all": not person.is_user(user)}
+        answer = await self._ask(person, "extend", user, server, hours=hours, **who)
         return float(answer["until"])
 
     async def here(self, person: Person, user: str, server: str) -> None:

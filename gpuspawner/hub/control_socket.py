@@ -7,6 +7,9 @@ starts can, users can't. The service decides which user may ask for what: it has
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
 
+Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
+`extend_minutes` nor the queue binds.
+
 An error has its status, and in the body {"error": "a sentence", "status": 409, "sentence": …}: the
 sentence once more, as `lazy_text.restored` takes it. The server's name is "" for the default one.
 """
@@ -153,6 +156,8 @@ class _ExtendRequest(_ServerRequest):
     """The body of a request for more time: hours, or as many as the server began with."""
 
     hours: int | float | None = None
+    by: str = Field(default="", max_length=LONGEST_NAME)
+    over_all: bool = False
 
 
 class _Handler(web.RequestHandler):
@@ -218,7 +223,7 @@ class _Extend(_Server):
 
     def do(self, server: Any, asked: _ExtendRequest) -> dict[str, Any]:
         """Give it, and return the server's new end."""
-        return {"until": server.extend(asked.hours)}
+        return {"until": server.extend(asked.hours, asked.by, asked.over_all)}
 
 
 class _Here(_Server):

@@ -25,6 +25,7 @@ class LeasedServer(Protocol):
     log: Any
     hour_limit: float | None
     warning_minutes: float
+    extend_minutes: float | None
     idle_minutes: float
     idle_warning_minutes: float
     idle_utilization: float
@@ -45,7 +46,7 @@ class LeasedServer(Protocol):
 
     @property
     def is_waited_for(self) -> int:
-        """How many wait for GPUs."""
+        """How many wait who could use its GPUs."""
 
     async def know_rules(self) -> None:
         """Have the rules, where an earlier hub started it."""
@@ -160,6 +161,22 @@ class ServerLease:
         return self._term.until if self._term else None
 
     @property
+    def extend_from(self) -> float | None:
+        """From when its user can extend it, in seconds since the epoch; None: there is no end."""
+        if self._term is None:
+            return None
+        window, now = self._extend_seconds, self._clock.wall()
+        if window is None or self._term.can_be_extended(window):
+            return now
+        return now + self._term.until_extension(window)
+
+    @property
+    def _extend_seconds(self) -> float | None:
+        minutes, warned = self._server.extend_minutes, self._server.warning_minutes
+        # Who is told to extend it can.
+        return None if minutes is None else 60 * max(minutes, warned)
+
+    @property
     def measured(self) -> bool:
         """Whether the server can be stopped for idle GPUs."""
         server = self._server
@@ -176,38 +193,69 @@ class ServerLease:
             "hours": self._term.seconds / 3600 if self._term else None,
             "hour_limit": self._server.hour_limit,
             "warned": bool(self._term and self._term.warned),
+            "extend_from": self.extend_from,
+            "waited_for": self._server.is_waited_for,
             "idle_since": None if since is None else Deadline(since, self._clock).until,
             "idle_until": idle.until if idle else None,
         }
 
     # -- What its user can do --------------------------------------------------------------------
 
-    def extend(self, hours: float | None = None) -> float:
+    def extend(self, hours: float | None = None, by: str = "", over_all: bool = False) -> float:
         """Give the server more time; return its new end, in seconds since the epoch.
 
         Args:
             hours: how much more; None: as much as it began with. At most `hour_limit` is left then.
+            by: who does it, for the administrator; "": its user.
+            over_all: whether an administrator does it for somebody else: at any time, and also
+                where others wait.
 
         Raises:
-            Refused: there is no end, somebody waits, or no time can be added.
+            Refused: there is no end, it is too early, somebody waits who could use the GPUs, or no
+                time can be added. Nothing has changed then.
         """
         self._refuse_if_ending()
-        if self._term is None:
+        term = self._term
+        if term is None:
             raise Refused(
                 lazy_gettext("This server's time doesn't end, so there is nothing to extend.")
             )
+        if not over_all:
+            self._refuse_extension(term)
+        seconds = self._seconds_to_add(term, hours, over_all)
+        term.extend(seconds)
+        self._server.save_state()
+        self.note(
+            "extend", until=round(term.until), added=round(seconds), by=by or self.holder.user
+        )
+        return term.until
+
+    def _refuse_extension(self, term: Term) -> None:
+        """Raise where its user can't extend it now."""
         if waiting := self._server.is_waited_for:
             raise Refused(
                 lazy_ngettext(
-                    "Nobody can extend while 1 other waits for GPUs. Your server's time ends at "
-                    "%(time)s; save your work before.",
-                    "Nobody can extend while %(num)s others wait for GPUs. Your server's time "
-                    "ends at %(time)s; save your work before.",
+                    "You can't extend while 1 other waits who could use your GPUs. Your server's "
+                    "time ends at %(time)s; save your work before.",
+                    "You can't extend while %(num)s others wait who could use your GPUs. Your "
+                    "server's time ends at %(time)s; save your work before.",
                     waiting,
-                    time=clock_time(self._term.until),
+                    time=clock_time(term.until),
                 ),
                 status=409,
             )
+        if not term.can_be_extended(self._extend_seconds):
+            raise Refused(
+                lazy_gettext(
+                    "It is too early: you can extend your server from %(time)s on. Its time ends "
+                    "at %(end)s.",
+                    time=clock_time(self.extend_from or 0),
+                    end=clock_time(term.until),
+                ),
+                status=409,
+            )
+
+    def _seconds_to_add(self, term: Term, hours: float | None, over_all: bool) -> float:
         if hours is not None and not 0 < hours <= MAX_HOURS:
             raise Refused(
                 lazy_gettext(
@@ -216,21 +264,26 @@ class ServerLease:
                     value=str(hours)[:MAX_SHOWN],
                 )
             )
-        seconds = self._term.seconds if hours is None else hours * 3600.0
+        asked = term.seconds if hours is None else hours * 3600.0
+        if asked < 1:
+            raise Refused(lazy_gettext("hours is less than a second."))
         limit = self._server.hour_limit
         most = 3600 * (MAX_HOURS if limit is None else limit)
-        if self._term.extend(seconds, most) < 1:
-            raise Refused(
-                lazy_gettext(
-                    "hours: your server has %(left)s left, and the limit is %(most)s.",
-                    left=hours_words(self._term.deadline.remaining),
-                    most=hours_words(most),
-                ),
-                status=403,
+        seconds = term.extension(asked, most)
+        if seconds >= 1:
+            return seconds
+        facts = {"left": hours_words(term.deadline.remaining), "most": hours_words(most)}
+        if over_all:
+            words = lazy_gettext(
+                "hours: the server of %(holder)s has %(left)s left, and its limit is %(most)s.",
+                holder=str(self.holder),
+                **facts,
             )
-        self._server.save_state()
-        self.note("extend", until=round(self._term.until))
-        return self._term.until
+        else:
+            words = lazy_gettext(
+                "hours: your server has %(left)s left, and the limit is %(most)s.", **facts
+            )
+        raise Refused(words, status=403)
 
     def still_here(self) -> None:
         """Take the user's word that the GPUs aren't forgotten: idle time begins anew.

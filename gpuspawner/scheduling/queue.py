@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import lazy_gettext, together
 from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, Reservation, View
-from .plan import QueuedRequest, QueueSnapshot, Turn, plan
+from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
 
 # Where the hub's own handlers write what goes wrong.
 log = logging.getLogger("tornado.application")
@@ -130,6 +130,20 @@ class Queue:
         """Those who were told to wait, in the queue's order."""
         entries = [entry for entry in self._entries if entry.turn and not entry.answer.done()]
         return tuple(sorted(entries, key=lambda entry: entry.turn.place if entry.turn else 0))
+
+    def waiting_for(self, uuids: Collection[str]) -> int:
+        """Return how many wait who could use these GPUs, if they came back."""
+        view, back = self._ledger.seen or View(), set(uuids)
+        alike: dict[Any, list[Turn]] = {}
+        for entry in self._open():
+            if turn := entry.turn:
+                request = turn.waiting.request
+                alike.setdefault((request.kind, request.gpus, turn.because), []).append(turn)
+        return sum(
+            len(turns)
+            for turns in alike.values()
+            if could_use(turns[0], view.gpus, view.leases, back)
+        )
 
     def wake(self) -> None:
         """Look at the host again: something may have changed."""

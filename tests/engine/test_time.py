@@ -76,7 +76,7 @@ def test_over_the_limit_is_refused_with_key_value_and_limit(make_hub):
 def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody_waits(
     make_hub, engine
 ):
-    hub = make_hub(*LINES, "c.GPUSpawner.hour_limit = 8")
+    hub = make_hub(*LINES, "c.GPUSpawner.hour_limit = 8", "c.GPUSpawner.extend_minutes = None")
     hub.start_server("ada", {"gpus": 4, "hours": 1})
     before = control(hub, do="status")["leases"][0]["until"]
     extended = control(hub, do="extend", user="ada", server="", hours=2)["until"]
@@ -98,7 +98,7 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     until(lambda: "in 8 hours" in message(hub, "ben") or "in 7 hours" in message(hub, "ben"), "ben")
     refused = control(hub, do="extend", user="ada", server="")
     assert refused["status"] == 409
-    assert refused["error"].startswith("Nobody can extend while 1 other waits for GPUs.")
+    assert refused["error"].startswith("You can't extend while 1 other waits who could use your")
     assert control(hub, do="extend", user="ben", server="")["status"] == 404
     assert control(hub, do="nonsense", user="ada", server="")["status"] == 404
 
@@ -107,6 +107,7 @@ def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(make_hub):
     hub = make_hub(
         *LINES,
         "c.GPUSpawner.hour_limit = 48",
+        "c.GPUSpawner.extend_minutes = None",
         "c.JupyterHub.load_groups = {'students': {'users': ['ada']}}",
         "c.Spawner.group_overrides = "
         "{'few': {'groups': ['students'], 'spawner_override': {'hour_limit': 4}}}",
