@@ -54,6 +54,18 @@ class UnofficialHooks(SpawnerMixin):
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
         _found.get().append(spawner_override)
 
+    @property
+    def pending(self) -> Any:
+        """What is under way; "stop" as soon as a start is given up."""
+        # `pending` is documented; that a start which is being cancelled is still "spawn" isn't. The
+        # hub takes the next request to give it up for the first one then, waits for a second, and
+        # answers it with 500, as the server is gone.
+        # ref: UserServerAPIHandler.delete in jupyterhub/apihandlers/users.py
+        found = super().pending
+        # Before Python 3.11 a task doesn't tell.
+        given_up = getattr(self._spawn_future, "cancelling", int)()
+        return "stop" if found == "spawn" and given_up else found
+
     def request_began(self, handler: Any) -> None:
         """Take note of the request that is being answered, as a tornado handler; None: none is."""
 

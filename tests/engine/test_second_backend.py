@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,33 @@ def test_what_is_over_a_limit_is_refused(hub):
     answer = hub.spawn("ada", {"gpus": 3})
     assert answer.status_code == 400
     assert "2" in answer.json()["message"]
+
+
+def at_once(hub: Hub, method: str, path: str, times: int) -> list[int]:
+    """Send the hub a request several times, so that it reads all before it answers one."""
+    lines = (
+        f"{method} /hub/api{path} HTTP/1.1",
+        f"Host: 127.0.0.1:{hub.hub_port}",
+        f"Authorization: token {TOKEN}",
+        "Connection: close",
+    )
+    request = "\r\n".join([*lines, "", ""]).encode()
+    with ExitStack() as stack:
+        address = ("127.0.0.1", hub.hub_port)
+        calls = [stack.enter_context(socket.create_connection(address)) for _ in range(times)]
+        for call in calls:
+            call.sendall(request)
+        return [int(call.makefile("rb").readline().split()[1]) for call in calls]
+
+
+def test_who_leaves_twice_at_once_has_left(hub):
+    hub.start_server("ada", {"gpus": 2})
+    for _ in range(3):
+        ask(hub, "cyd", {"gpus": 1})
+        message(hub, "cyd")
+        assert set(at_once(hub, "DELETE", "/users/cyd/server", 4)) <= {202, 204}, hub.log()[-3000:]
+        until(lambda: not hub._has("cyd", ""), "cyd has left", log=hub.log)
+    assert [line["event"] for line in journal(hub) if line["user"] == "cyd"] == 3 * ["wait", "leave"]
 
 
 @pytest.mark.parametrize("hub", [HOOKS], indirect=True)
