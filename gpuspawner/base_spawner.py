@@ -374,6 +374,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     # -- What the hub's own pages ask, in hub/templates -------------------------------------------
 
+    def start_link(self, spawn_url: str, static_url: Any) -> str:
+        """Return where the button leads that starts this server, with what a link has asked for."""
+        return compat.start_link(spawn_url, static_url)
+
     def steps_so_far(self) -> list[dict[str, Any]]:
         """Return what has happened in this start."""
         return self.progress_steps.so_far()

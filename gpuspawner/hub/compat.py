@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
+from jupyterhub.handlers.pages import SpawnPendingHandler
 from tornado import web
 from traitlets import observe
 
@@ -121,6 +122,19 @@ def handler_of_page(static_url: Any) -> Any:
     in the handler only, whose method `static_url` is.
     """
     return getattr(static_url, "__self__", None)
+
+
+def start_link(spawn_url: str, static_url: Any) -> str:
+    """Return where a page's button starts a server: with the options of the link that led there.
+
+    Who opens a link while the server stops is led to a page that waits, with the link's options in
+    its address; once the server has stopped JupyterHub's page there has a button without them.
+    """
+    handler = handler_of_page(static_url)
+    if not isinstance(handler, SpawnPendingHandler):
+        return spawn_url
+    link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf"])
+    return link
 
 
 def process_wide(spawner: Any) -> dict[str, Any]:

@@ -33,6 +33,19 @@ c.ProcessSpawner.images = {{"minimal": "none"}}
 """
 
 
+SLOW_STOP = """
+import asyncio
+from pathlib import Path
+from gpuspawner.pages import TEMPLATES
+
+async def post_stop_hook(spawner):
+    while not Path("go").exists():
+        await asyncio.sleep(0.05)
+
+c.ProcessSpawner.post_stop_hook = post_stop_hook
+c.JupyterHub.tornado_settings = {"slow_stop_timeout": 0.1}
+c.JupyterHub.template_paths = [TEMPLATES]
+"""
 HOOKS = """
 def pre_spawn_hook(spawner):
     spawner.environment = {"WHO": "the hook"}
@@ -129,7 +142,10 @@ def test_who_leaves_twice_at_once_has_left(hub):
         message(hub, "cyd")
         assert set(at_once(hub, "DELETE", "/users/cyd/server", 4)) <= {202, 204}, hub.log()[-3000:]
         until(lambda: not hub._has("cyd", ""), "cyd has left", log=hub.log)
-    assert [line["event"] for line in journal(hub) if line["user"] == "cyd"] == 3 * ["wait", "leave"]
+    assert [line["event"] for line in journal(hub) if line["user"] == "cyd"] == 3 * [
+        "wait",
+        "leave",
+    ]
 
 
 @pytest.mark.parametrize("hub", [HOOKS], indirect=True)
@@ -153,3 +169,24 @@ def test_who_leaves_a_group_while_waiting_gets_what_applies_then(hub):
     until(lambda: hub.ready("ada"), "ada's turn", log=hub.log)
     assert len(uuids(hub, "ada").split(",")) == 1
     hub.start_server("ben", {"gpus": 1})
+
+
+@pytest.mark.parametrize("hub", [SLOW_STOP], indirect=True)
+def test_a_link_that_is_opened_while_the_server_stops_keeps_its_options(hub):
+    hub.start_server("ada", {"gpus": 1})
+    ada = hub.log_in("ada")
+    assert hub.api("DELETE", "/users/ada/server").status_code == 202
+    waits = ada.get(f"{hub.url}/hub/spawn/ada?opt-gpus=2&opt-hours=0.5")
+    assert "stopping" in waits.text
+    (hub.folder / "go").touch()
+    until(lambda: not hub._has("ada", ""), "it has stopped", log=hub.log)
+    page = BeautifulSoup(ada.get(waits.url).text, "html.parser")
+    button = page.find(id="start")
+    assert button.text == "Start with the link's options"
+    ada.get(f"{hub.url}{button['href']}", allow_redirects=False)
+    until(lambda: hub.ready("ada"), "it starts", log=hub.log)
+    assert len(uuids(hub, "ada").split(",")) == 2
+    # Without a link the button leads to the form.
+    hub.stop_server("ada")
+    page = BeautifulSoup(ada.get(f"{hub.url}/hub/spawn-pending/ada").text, "html.parser")
+    assert page.find(id="start")["href"].endswith("/hub/spawn/ada")
