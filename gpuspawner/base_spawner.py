@@ -37,6 +37,8 @@ from .hub.state import HubState, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import lazy_gettext, together
 from .i18n.phrases import ordinal
+from .leases import audit_log
+from .leases.audit_log import one_line
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import turn_words
@@ -59,6 +61,7 @@ class SpawnAttempt:
         waiting_since: `since`, once its user has been told to wait.
         reservation: what was granted, until `launch` takes it over.
         granted: the same, for as long as there is a spawn.
+        granted_at: when GPUs were granted last, by the monotonic clock.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that is known to be there.
     """
@@ -68,6 +71,7 @@ class SpawnAttempt:
     waiting_since: float | None = None
     reservation: Reservation | None = None
     granted: Reservation | None = None
+    granted_at: float = 0.0
     reserved_at: float = 0.0
     pulled: str | None = None
 
@@ -114,6 +118,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def holder(self) -> Holder:
         """This server, as the holder of its GPUs."""
         return Holder(self.user.name, self.name) if self.user else Holder("")
+
+    @property
+    def log_name(self) -> str:
+        """This server, for a line of the log."""
+        return one_line(self._log_name)
 
     @property
     def hub_address(self) -> str:
@@ -185,6 +194,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Return the server's address once it answers."""
 
+    @abstractmethod
+    async def stop_server(self, now: bool) -> None:
+        """Stop the server; `now`: without waiting for it to end by itself."""
+
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return what undoes `create_server` of this try."""
         return self.backend.remove
@@ -254,7 +267,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise self._wrong_override(error) from error
 
     def _wrong_override(self, error: OverrideError) -> web.HTTPError:
-        self.log.error("%s", error, exc_info=error)
+        self.log.error("%s", one_line(error), exc_info=error)
         return http_errors.failure(f"{error} Please tell an administrator.")
 
     async def check_options(self, user_options: Any) -> None:
@@ -464,12 +477,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 again=self.attempt.waiting_since is not None,
             )
         except asyncio.CancelledError:
-            self.lease.note("leave", gpus=request.gpus, waited=_waited(since))
+            waited = _waited(since)
+            facts = {"gpus": request.gpus, "waited": waited, "rule": "given up"}
+            self.lease.note("leave", audit_log.HUB, **facts)
             raise
         except (Refused, Unknown) as error:
-            self.lease.note("refuse", gpus=request.gpus, waited=_waited(since), rule=str(error))
+            waited = _waited(since)
+            self.lease.note("refuse", gpus=request.gpus, waited=waited, rule=str(error))
             raise
         self.lease.begin_term(request.seconds)
+        self.attempt.granted_at = time.monotonic()
         metrics.WAITS.observe(_waited(since))
         self.lease.note(
             "grant",
@@ -482,8 +499,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def _give_back(self, reservation: Reservation) -> None:
         self.ledger.release(reservation)
-        if reservation.gpus:
-            self.lease.note("release", gpus=reservation.uuids, rule="given up before the start")
+        self._note_unused(self.attempt, reservation, "other rules, or given up before the start")
+
+    def _note_unused(
+        self, attempt: SpawnAttempt, granted: Reservation, rule: str, by: str = audit_log.RULES
+    ) -> None:
+        """Write that GPUs are free again whose server never ran."""
+        if granted.gpus:
+            held = round(time.monotonic() - attempt.granted_at, 1)
+            self.lease.note("release", by, gpus=granted.uuids, held=held, rule=rule)
 
     async def _check_again(self) -> None:
         """Hold the rules that apply now against a choice that has waited.
@@ -527,12 +551,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         try:
             launched = await launch(self, self.ledger, self.hub_state.leftovers)
         except asyncio.CancelledError:
-            self._note_failed_start()
             if time.monotonic() - began < self.start_timeout * 0.98:
+                self._note_failed_start("the start was given up", audit_log.HUB)
                 raise  # the user gave up, not the clock
+            self._note_failed_start("the start took too long")
             raise http_errors.StartTimeout(self.start_timeout, self.last_lines()) from None
         except Exception as error:
-            self._note_failed_start()
+            self._note_failed_start(f"the start failed: {error}")
             raise self.translated(error) from error
         self.lease.hold(launched.reservation.uuids)
         seconds = time.monotonic() - self.attempt.reserved_at
@@ -550,13 +575,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def will_start_again(self, reason: StartAgain) -> None:
         """Write why there is another try."""
-        self._note_failed_start()
-        self.log.warning("Starting %s once more: %s", self._log_name, reason)
+        self._note_failed_start(f"the start is tried again: {reason}")
+        self.log.warning("Starting %s once more: %s", self.log_name, one_line(reason))
 
-    def _note_failed_start(self) -> None:
-        granted = self.attempt.granted
-        if granted and granted.gpus:
-            self.lease.note("release", gpus=granted.uuids, rule="the start failed")
+    def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
+        if self.attempt.granted:
+            self._note_unused(self.attempt, self.attempt.granted, rule, by)
         self.attempt.granted = None
 
     def translated(self, error: Exception) -> Exception:
@@ -567,9 +591,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             return self.refusal(error)
         if isinstance(error, GPUSpawnerError):
             said = getattr(error, "said", "")  # the engine's own words
-            self.log.error("Starting %s failed: %s %s", self._log_name, error, said)
+            self.log.error(
+                "Starting %s failed: %s %s", self.log_name, one_line(error), one_line(said)
+            )
             return http_errors.failure(str(error))
-        self.log.error("Starting %s failed", self._log_name, exc_info=error)
+        self.log.error("Starting %s failed", self.log_name, exc_info=error)
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
@@ -609,8 +635,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._rules_unknown = False
         if not self._is_stopping:
             self.overrides.begin()
-        if attempt.reservation:
-            self.ledger.release(attempt.reservation)  # given up between its turn and its start
+        if attempt.reservation:  # given up between its turn and its start
+            self.ledger.release(attempt.reservation)
+            self._note_unused(attempt, attempt.reservation, "given up before the start")
         self.lease.end()
 
     # -- What the lease asks of its server -------------------------------------------------------
@@ -651,7 +678,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             try:
                 setattr(self, name, value)
             except TraitError as error:
-                self.log.warning("What a hook had set can't be set again: %s", error)
+                self.log.warning("What a hook had set can't be set again: %s", one_line(error))
 
     def lease_begins(self) -> None:
         """Have the lease looked after."""
@@ -673,6 +700,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def save_state(self) -> None:
         """Keep the lease in the hub's database."""
         compat.save_state(self)
+
+    async def stop(self, now: bool = False) -> None:
+        """Stop the server; what its spawn had set stays for the hooks that follow."""
+        await self.know_rules()
+        self.lease.will_stop(audit_log.HUB, "stopped")
+        self._is_stopping = True
+        try:
+            await self.stop_server(now)
+        finally:
+            self._is_stopping = False
 
     async def stop_and_notice(self) -> None:
         """Stop the server as its user would, and have the hub notice: route, database, hooks."""

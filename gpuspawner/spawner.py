@@ -31,6 +31,7 @@ from .errors import Refused
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
+from .leases.audit_log import one_line
 from .leases.labels import (
     LABEL_HUB,
     LABEL_SERVER,
@@ -239,7 +240,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         left = {container["Id"] for container in await self._own_containers()}
         left |= {existing["Id"]} if existing else set()
         for container_id in left - ({existing["Id"]} if resumed else set()):
-            self.log.warning("Removing container %s, left by an earlier server", container_id[:12])
+            said = one_line(container_id[:12])
+            self.log.warning("Removing container %s, left by an earlier server", said)
             await self.backend.remove(container_id)
         if not resumed:
             self.object_id = ""
@@ -269,9 +271,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         container_id = str(created["Id"])
         self.log.info(
             "Created container %s (id: %s) from image %s",
-            self.object_name,
-            container_id[:7],
-            image,
+            one_line(self.object_name),
+            one_line(container_id[:7]),
+            one_line(image),
         )
         return container_id
 
@@ -368,14 +370,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     # -- While it runs, and its end --------------------------------------------------------------
 
-    async def stop(self, now: bool = False) -> None:
+    async def stop_server(self, now: bool) -> None:
         """Stop the container, and remove it where `remove` says so."""
-        await self.know_rules()
-        self._is_stopping = True
-        try:
-            await super().stop(now)
-        finally:
-            self._is_stopping = False
+        await DockerSpawner.stop(self, now)
 
     async def get_object(self) -> Any:
         """Inspect this server's container; None where there is none, or its name is another's.
@@ -393,7 +390,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if found["Id"] != self.container_id and not belongs_to(
             found_labels, self.holder, self.hub_address
         ):
-            self.log.warning("Container %s is another hub's or server's", self.object_name)
+            self.log.warning(
+                "Container %s is another hub's or server's", one_line(self.object_name)
+            )
             self.object_id = ""
             return None
         self.object_id = found["Id"]
@@ -408,7 +407,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             return await super().poll()
         except engine_errors.UNREACHABLE as error:
-            self.log.warning("Whether %s runs isn't known: %s", self._log_name, error)
+            self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
 
     async def get_url(self) -> str:
@@ -438,6 +437,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     await self.docker("stop", container["Id"])
             await leftovers.cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
-            self.log.warning("Container %s may remain: %s", self.object_name, error)
+            self.log.warning(
+                "Container %s may remain: %s", one_line(self.object_name), one_line(error)
+            )
             if self.container_id and self.remove:
                 leftovers.remove_later(self.server_key, remove, self.container_id)

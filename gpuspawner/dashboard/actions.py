@@ -19,12 +19,11 @@ from ..backends.docker import marks
 from ..errors import Refused
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
+from ..leases import audit_log
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
 NO_ANSWER = lazy_gettext("JupyterHub doesn't answer. Please try again.")
-# Who does something, where that is no user: for the hub's log.
-SERVICE = "(a service)"
 # A stop is answered once the server is gone, or by the hub's own 10 seconds.
 STOP_SECONDS = 60
 
@@ -52,8 +51,10 @@ class Actions:
             hours: how much more; None: as much as it began with.
         """
         # With their own server an administrator is a user as others are.
-        who = {"by": person.name or SERVICE, "over_all": not person.is_user(user)}
-        answer = await self._ask(person, "extend", user, server, hours=hours, **who)
+        who = audit_log.user(person.name) if person.name else audit_log.SERVICE
+        answer = await self._ask(
+            person, "extend", user, server, hours=hours, by=who, over_all=not person.is_user(user)
+        )
         return float(answer["until"])
 
     async def here(self, person: Person, user: str, server: str) -> None:

@@ -36,6 +36,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
+from ..leases.audit_log import one_line
 from ..scheduling.queue import Queue, QueueEntry
 
 # As long as the names that JupyterHub's database takes.
@@ -74,8 +75,8 @@ class ControlSocket:
         """Open the socket, in place of one that a killed hub left; log a warning if it can't be."""
         if _is_answered(self._path):
             self._log.warning(
-                "Another hub answers on %s: give each its own c.GPUSpawner.control_socket",
-                self._path,
+                "Another hub answers on %r: give each its own c.GPUSpawner.control_socket",
+                str(self._path),
             )
             return
         try:
@@ -85,7 +86,9 @@ class ControlSocket:
             self._log.warning(
                 "c.GPUSpawner.control_socket = %r can't be opened (%s): pages won't show who waits",
                 str(self._path),
-                error if isinstance(error, OSError) else "a file that isn't a socket is there",
+                one_line(
+                    error if isinstance(error, OSError) else "a file that isn't a socket is there"
+                ),
             )
             return
         self._server = HTTPServer(
@@ -156,7 +159,7 @@ class _ExtendRequest(_ServerRequest):
     """The body of a request for more time: hours, or as many as the server began with."""
 
     hours: int | float | None = None
-    by: str = Field(default="", max_length=LONGEST_NAME)
+    by: str = Field(default="", max_length=2 * LONGEST_NAME)
     over_all: bool = False
 
 

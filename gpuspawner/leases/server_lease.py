@@ -81,6 +81,10 @@ class ServerLease:
         self._uuids: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
+        # Since when it holds them; None where that isn't known.
+        self._began: Deadline | None = None
+        # Who stops it, and why.
+        self._cause: tuple[str, str] | None = None
         # Why the last server was stopped, for its user; outlives `end`.
         self.notice = ""
 
@@ -97,6 +101,10 @@ class ServerLease:
 
     def hold(self, uuids: Collection[str]) -> None:
         """Look after these GPUs from now on."""
+        self._began = Deadline.after(0, self._clock)
+        self._look_after(uuids)
+
+    def _look_after(self, uuids: Collection[str]) -> None:
         self._uuids = frozenset(uuids)
         if self._uuids:
             self._server.lease_begins()
@@ -108,13 +116,14 @@ class ServerLease:
             # How long it was isn't known: long enough for a warning at its end.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
-        self.hold(lease.gpus)
+        self._look_after(lease.gpus)
 
     def end(self) -> None:
         """Forget the GPUs; the notice stays until the next start."""
         if self._uuids:
-            self.note("release", gpus=self._uuids)
-        self._term = None
+            by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
+            self.note("release", by, gpus=self._uuids, held=self.held, rule=rule)
+        self._term = self._began = self._cause = None
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.lease_ends()
@@ -124,6 +133,7 @@ class ServerLease:
         return {
             "gpus": sorted(self._uuids),
             "term": self._term.saved() if self._term else None,
+            "began": self._began.saved() if self._began and self._uuids else None,
             "notice": kept(self.notice),
         }
 
@@ -131,17 +141,27 @@ class ServerLease:
         """Take up what an earlier hub kept."""
         self.notice = restored(saved.get("notice")) or ""
         if saved.get("gpus"):
-            term = saved.get("term")
+            term, began = saved.get("term"), saved.get("began")
+            self._began = Deadline.restored(began, self._clock) if began else None
             self._term = Term.restored(term, self._clock) if term else None
-            self.hold(saved["gpus"])
+            self._look_after(saved["gpus"])
 
     async def know_rules(self) -> None:
         """Have the rules that hold for it."""
         await self._server.know_rules()
 
-    def note(self, event: audit_log.Event, **facts: Any) -> None:
-        """Write a line for the administrator about this server's GPUs."""
-        audit_log.record(self._server.log, event, self._server.holder, **facts)
+    def note(self, event: audit_log.Event, by: str = audit_log.RULES, **facts: Any) -> None:
+        """Write a line for the administrator about this server's GPUs, and who did it."""
+        audit_log.record(self._server.log, event, self._server.holder, by, **facts)
+
+    def will_stop(self, by: str, rule: str) -> None:
+        """Take note of who stops the server, and why: the first one does."""
+        self._cause = self._cause or (by, rule)
+
+    @property
+    def held(self) -> float | None:
+        """For how many seconds the server has had its GPUs; None where that isn't known."""
+        return round(-self._began.remaining, 1) if self._began else None
 
     # -- What there is to know of it -------------------------------------------------------------
 
@@ -225,9 +245,8 @@ class ServerLease:
         seconds = self._seconds_to_add(term, hours, over_all)
         term.extend(seconds)
         self._server.save_state()
-        self.note(
-            "extend", until=round(term.until), added=round(seconds), by=by or self.holder.user
-        )
+        who = by or audit_log.user(self.holder.user)
+        self.note("extend", who, until=round(term.until), added=round(seconds), held=self.held)
         return term.until
 
     def _refuse_extension(self, term: Term) -> None:
@@ -320,7 +339,7 @@ class ServerLease:
         if step == "warn":
             term.warn(self._server.warning_minutes * 60)
             self._server.save_state()
-            self.note("warn", rule="time limit", until=round(term.until))
+            self.note("warn", rule="time limit", until=round(term.until), held=self.held)
             return
         self._stop(
             "time limit",
@@ -342,7 +361,7 @@ class ServerLease:
         if step == "warn":
             self._idleness.warn(server.idle_warning_minutes * 60)
             stop = self._clock.wall() + server.idle_warning_minutes * 60
-            self.note("warn", rule="idle GPUs", until=round(stop))
+            self.note("warn", rule="idle GPUs", until=round(stop), held=self.held)
             return
         minutes = server.idle_minutes + server.idle_warning_minutes
         self._stop(
@@ -357,16 +376,16 @@ class ServerLease:
 
     def _stop(self, rule: str, sentence: str) -> None:
         self.notice = sentence
-        self.note("stop", gpus=self._uuids, rule=rule)
+        self.will_stop(audit_log.RULES, rule)
+        self.note("stop", gpus=self._uuids, rule=rule, held=self.held)
         self._ending = asyncio.ensure_future(self._server.stop_and_notice())
         self._ending.add_done_callback(self._stopped)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         self._ending = None
         if not task.cancelled() and (error := task.exception()):
-            self._server.log.error(
-                "Stopping %s failed; it is tried again", self.holder, exc_info=error
-            )
+            said = audit_log.one_line(self.holder)
+            self._server.log.error("Stopping %s failed; it is tried again", said, exc_info=error)
 
 
 def iso_time(seconds: float) -> str:

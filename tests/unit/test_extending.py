@@ -56,10 +56,12 @@ class Server:
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, Any]]]:
+    found: list[tuple[str, str, dict[str, Any]]] = []
     monkeypatch.setattr(
-        audit_log, "record", lambda log, event, holder, **facts: found.append((event, facts))
+        audit_log,
+        "record",
+        lambda log, event, holder, by, **facts: found.append((event, by, facts)),
     )
     return found
 
@@ -106,13 +108,13 @@ async def test_a_refusal_changes_nothing_and_warns_nobody_again(events, rules, h
     ada.groups: frozenset[str] = frozenset()
     ada.now += 4 * HOUR - 5 * 60
     await ada.lease.look_after()
-    assert [event for event, _ in events] == ["warn"]
+    assert [event for event, *_ in events] == ["warn"]
     before = ada.lease.saved()
     with pytest.raises(Refused):
         ada.lease.extend(hours)
     assert ada.lease.saved() == before
     await ada.lease.look_after()
-    assert [event for event, _ in events] == ["warn"]
+    assert [event for event, *_ in events] == ["warn"]
 
 
 def test_an_administrator_extends_over_the_queue_and_at_any_time_up_to_the_limit(events) -> None:
@@ -120,7 +122,7 @@ def test_an_administrator_extends_over_the_queue_and_at_any_time_up_to_the_limit
     ada.lease.extend(2, by="boss", over_all=True)
     assert ada.left == 6 * HOUR
     assert events == [
-        ("extend", {"until": round(ada.lease.until), "added": 2 * HOUR, "by": "boss"})
+        ("extend", "boss", {"until": round(ada.lease.until), "added": 2 * HOUR, "held": 0.0})
     ]
     ada.lease.extend(100, by="boss", over_all=True)
     with pytest.raises(Refused, match="the server of ada has 12 hours left, and its limit is 12"):
@@ -130,7 +132,7 @@ def test_an_administrator_extends_over_the_queue_and_at_any_time_up_to_the_limit
 def test_ada_s_own_name_is_in_the_log_where_she_did_it(events) -> None:
     ada = Server(extend_minutes=None)
     ada.lease.extend(1)
-    assert events[0][1]["by"] == "ada"
+    assert events[0][1] == "user:ada"
 
 
 def gpus(*states: str, model: str = "A100", node: str = "", first: int = 0) -> list[GPU]:

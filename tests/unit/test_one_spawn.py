@@ -248,7 +248,7 @@ async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_gra
     hub, monkeypatch
 ):
     events: list[str] = []
-    monkeypatch.setattr(audit_log, "record", lambda log, event, holder, **_: events.append(event))
+    monkeypatch.setattr(audit_log, "record", lambda log, event, *_, **__: events.append(event))
     hub.occupy()
     one = hub.spawner(images={}, image="configured:1")
     one.pre_spawn_hook = lambda spawner: setattr(spawner, "image", "hooked:1")
