@@ -138,8 +138,8 @@ class GroupOverrides:
 
     def put_back(self) -> None:
         """Put back what the administrator configured: the spawn is over."""
-        for trait in self._touched:
-            self._put_back(trait)
+        if self._below is not None:
+            self._restore()
         self._touched, self._below, self._above = set(), None, None
 
     def by_hooks(self) -> dict[str, Change]:
@@ -182,7 +182,7 @@ class GroupOverrides:
             self._assigned = assigned
 
     def _restore(self) -> None:
-        """Have the traits as they were before anything was set here, while hooks are off."""
+        """Have the traits as they were before anything was set here."""
         assert self._below is not None
         # A default that was made since may have been made of what an override had set.
         made = self._snapshot().keys() - self._below.keys()

@@ -170,12 +170,13 @@ async def waited(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> None:
 
 
 async def retried(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> None:
-    """Wait, lose what was granted to another hub, and wait once more."""
-    await waited(one, hub, then=then)
+    """Wait, lose what was granted to another hub, and wait once more; each time groups change."""
+    await waited(one, hub, then=() if then else ("lab",))
     hub.ledger.release(await one.reserve_gpus())
     hub.occupy()
     task = asyncio.ensure_future(one.reserve_gpus())
     await told(hub)
+    put(one, *then)
     hub.free_all()
     await task
 

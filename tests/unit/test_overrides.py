@@ -89,3 +89,12 @@ async def test_an_override_s_own_value_stays_what_it_is_where_a_hook_adds_to_it(
         one.args.append("--hook")
         one.environment["LAB"]["HOOK"] = "1"
     assert override == {"args": ["--lab"], "environment": {"LAB": {}}}
+
+
+async def test_a_default_that_was_made_of_an_override_s_value_ends_with_it():
+    one = in_group(network_name="lab")
+    await one.apply_group_overrides()
+    assert one.use_internal_ip  # DockerSpawner makes it of network_name
+    one.user.groups = []
+    await one.apply_group_overrides()
+    assert not one.use_internal_ip
