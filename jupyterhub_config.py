@@ -34,6 +34,9 @@ c.SharedPasswordAuthenticator.user_password = kept_secret("user-password", 9)
 c.SharedPasswordAuthenticator.admin_password = kept_secret("admin-password", 27)
 c.Authenticator.allow_all = True
 c.Authenticator.admin_users = {"admin"}
+# What a name may be. JupyterHub writes names into its log as they are, and by itself takes any: one
+# with a line break would write lines that others take for the hub's.
+c.Authenticator.username_pattern = r"[\w.@+-]{1,64}\Z"
 # Members of this group write the course material (see `course_volumes`).
 c.JupyterHub.load_groups = {"instructors": {"users": ["admin"]}}
 

@@ -9,14 +9,14 @@ import asyncio
 import inspect
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jupyterhub.utils import maybe_future
 from tornado import web
-from traitlets import default
+from traitlets import TraitError, default
 
 from .backends.base import Backend
 from .backends.launch import ensure_cleared, launch
@@ -27,21 +27,23 @@ from .choices.check import (
     check_choice,
     forecast_choice,
 )
-from .choices.limits import without_absent_versions
+from .choices.limits import Limits, without_absent_versions
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
-from .group_overrides import GroupOverrides, OverrideError
+from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
 from .hub.progress import Steps
 from .hub.state import HubState, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .i18n.phrases import ordinal
+from .leases import audit_log
+from .leases.audit_log import one_line
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import turn_words
 from .scheduling.plan import QueuedRequest, Turn
-from .scheduling.queue import held_by_person
+from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
 
 # The key of our part of a spawner's state.
@@ -53,14 +55,13 @@ class SpawnAttempt:
     """The state of one spawn; `clear_state` replaces it as a whole.
 
     Args:
-        since: when the choice was made, in seconds since the epoch: the time at which its request
-            joins the queue.
-        request: the request of the choice.
-        waiting_since: `since`, once the request waits in the queue.
-        reservation: the granted reservation, until `launch` takes it over.
-        granted: the granted reservation, for as long as the spawn lasts.
-        image: the administrator's `image`, if the choice has replaced it.
-        chosen_image: the choice's image; a hook may have replaced it again.
+        since: when the choice was made, in seconds since the epoch: a place in the queue counts
+            from then.
+        request: what the choice asks for.
+        waiting_since: `since`, once its user has been told to wait.
+        reservation: what was granted, until `launch` takes it over.
+        granted: the same, for as long as there is a spawn.
+        granted_at: when GPUs were granted last, by the monotonic clock.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
     """
@@ -70,8 +71,7 @@ class SpawnAttempt:
     waiting_since: float | None = None
     reservation: Reservation | None = None
     granted: Reservation | None = None
-    image: str | None = None
-    chosen_image: str | None = None
+    granted_at: float = 0.0
     reserved_at: float = 0.0
     pulled: str | None = None
 
@@ -82,6 +82,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # Class attributes, as traits that are functions are called before `__init__` sets them.
     _hub_state: HubState | None = None
     _is_initialised = False
+    # While its spawner class stops it, what its spawn has set stays for the hooks that follow.
+    _is_stopping = False
+    # Whether an earlier hub started this server, and what of that one's hooks counts still.
+    _rules_unknown = False
+    _kept_rules: Mapping[str, Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`."""
@@ -102,12 +107,22 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._refused_choice: Any = None
         build_early(self)
 
-    # -- Identity and shared state ---------------------------------------------------------------
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self._is_initialised:
+            self.overrides.was_assigned(name)
+
+    # -- Who and where ---------------------------------------------------------------------------
 
     @property
     def holder(self) -> Holder:
         """This server as the holder of its GPUs."""
         return Holder(self.user.name, self.name) if self.user else Holder("")
+
+    @property
+    def log_name(self) -> str:
+        """This server, for a line of the log."""
+        return one_line(self._log_name)
 
     @property
     def hub_address(self) -> str:
@@ -179,6 +194,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait until the server answers; return its (ip, port)."""
 
+    @abstractmethod
+    async def stop_server(self, now: bool) -> None:
+        """Stop the server; `now`: without waiting for it to end by itself."""
+
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
@@ -229,35 +248,40 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def apply_group_overrides(self) -> None:
         """Apply the group overrides to the configured values, so that rights end with membership.
 
-        Also called for the form, which JupyterHub renders before it applies the overrides.
-
         Raises:
             web.HTTPError: an override can't be applied; the message names override and trait.
         """
-        try:
-            await self.overrides.apply(super().apply_group_overrides)
-        except OverrideError as error:
-            self.log.exception("%s", error)
-            raise http_errors.failure(f"{error} Please tell an administrator.") from error
+        self._apply_overrides_of(await self._overrides_that_apply())
 
-    def apply_override(self, override: dict[str, Any]) -> None:
-        """Apply one group override."""
-        self.overrides.apply_one(override)
+    async def _overrides_that_apply(self) -> list[dict[str, Any]]:
+        try:
+            return await self.overrides_that_apply()
+        except Exception as error:
+            raise self._wrong_override(OverrideError(error)) from error
+
+    def _apply_overrides_of(self, overrides: list[dict[str, Any]]) -> None:
+        self._rules_unknown = False
+        try:
+            self.overrides.apply(overrides)
+        except OverrideError as error:
+            raise self._wrong_override(error) from error
+
+    def _wrong_override(self, error: OverrideError) -> web.HTTPError:
+        self.log.error("%s", one_line(error), exc_info=error)
+        return http_errors.failure(f"{error} Please tell an administrator.")
 
     async def check_options(self, user_options: Any) -> None:
         """Check the choice of a spawn, whether by form, link or REST API."""
         self.progress_steps.begin()
         self.attempt.since = self.hub_state.queue.join_time()
         try:
-            checked = await self._check(user_options)
+            checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             self._refused_choice = user_options
             raise self.refusal(error) from None
-        self.attempt.request = checked.request
-        if checked.image is not None:
-            self._use_image(checked.image)
+        self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
 
@@ -271,9 +295,24 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._has_own_options(),
         )
 
-    async def _check(self, raw: Any) -> CheckedChoice:
+    async def _applicant_for_form(self) -> tuple[Applicant, str]:
+        """Return this server's user and `pull_policy` by the rules of now; leave the traits alone.
+
+        JupyterHub asks the default server for the form of a named one, also while it runs or waits.
+        """
+        overrides = await self._overrides_that_apply()
+        if self.active:
+            await self.ensure_rules_applied()
+            return self.applicant(), self.pull_policy
         try:
-            return await check_choice(raw, self.applicant(), self.ledger, self.hub_state.queue)
+            self._apply_overrides_of(overrides)
+            return self.applicant(), self.pull_policy
+        finally:
+            self.overrides.put_back()
+
+    async def _check(self, raw: Any, applicant: Applicant) -> CheckedChoice:
+        try:
+            return await check_choice(raw, applicant, self.ledger, self.hub_state.queue)
         except Unknown as error:
             hint = lazy_gettext("Until then, servers with 0 GPUs can be started.")
             raise Unknown(join_sentences(str(error), hint)) from error
@@ -282,11 +321,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the HTTP error for a refused request, in its user's language."""
         return http_errors.refusal(error, self.language())
 
-    def _use_image(self, image: str) -> None:
-        """Use an image for this spawn; `clear_state` restores the administrator's."""
-        if self.attempt.image is None:
-            self.attempt.image = self.image
-        self.image = self.attempt.chosen_image = image
+    def _take(self, checked: CheckedChoice) -> None:
+        self.attempt.request = checked.request
+        if checked.image is not None:
+            self.overrides.choose("image", checked.image)
 
     def _has_own_options(self) -> bool:
         """Return whether the administrator's hooks may read further keys of `user_options`."""
@@ -302,10 +340,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         Raises:
             web.Finish: the form's script has requested it and has been answered.
         """
-        await self.apply_group_overrides()
-        asked = form_stream.requested_choice()
-        applicant, open_forms = self.applicant(), self.hub_state.open_forms
-        limits = without_absent_versions(applicant.limits, await self._absent_versions())
+        asked, open_forms = form_stream.requested_choice(), self.hub_state.open_forms
+        applicant, pull_policy = await self._applicant_for_form()
+        absent = await self._absent_versions(applicant.limits, pull_policy)
+        limits = without_absent_versions(applicant.limits, absent)
 
         def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
             seen = view or View()
@@ -338,16 +376,20 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         answer = await form_stream.answer(render_again, open_forms.watcher, lambda: self.active)
         raise compat.answer_instead_of_page(answer)
 
-    async def _absent_versions(self) -> frozenset[str]:
-        """Return the keys of the versions whose image isn't on the engine and won't be pulled."""
-        if self.pull_policy != "never":
+    async def _absent_versions(self, limits: Limits, pull_policy: str) -> frozenset[str]:
+        """Return the keys of the versions whose image isn't here and won't be fetched."""
+        if pull_policy != "never":
             return frozenset()
-        versions = self.limits().versions
+        versions = limits.versions
         images = {each.image for each in versions.values()}
         missing = await self.hub_state.local_images.missing(images)
         return frozenset(key for key, each in versions.items() if each.image in missing)
 
     # -- For the templates in hub/templates ------------------------------------------------------
+
+    def start_link(self, spawn_url: str, static_url: Any) -> str:
+        """Return where the button leads that starts this server, with what a link has asked for."""
+        return compat.start_link(spawn_url, static_url)
 
     def steps_so_far(self) -> list[dict[str, Any]]:
         """Return the progress events of this start so far."""
@@ -370,7 +412,6 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         await maybe_future(super().run_pre_spawn_hook())
         try:
             await self.pull_image(self.image)
-            self.attempt.pulled = self.image
             await ensure_cleared(self.server_key, self.hub_state.leftovers)
             self.attempt.reservation = await self._wait_for_turn()
         except Exception as error:
@@ -385,15 +426,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.progress_steps.add(5 + int(55 * fraction), words, about="image")
 
         await self.backend.pull(image, self.pull_policy, report)
+        self.attempt.pulled = image
 
     async def _wait_for_turn(self) -> Reservation:
         """Wait in the queue; return the reservation, granted by the rules at that time."""
         attempt = self.attempt
         if attempt.request is None:
-            checked = await self._check(self.user_options)
-            attempt.request = checked.request
-            if checked.image is not None:
-                self._use_image(checked.image)
+            with self.overrides.without_hooks():
+                applicant = self.applicant()
+            self._take(await self._check(self.user_options, applicant))
+        assert attempt.request
         await self.remove_leftovers(attempt.request)
         attempt.since = attempt.since or self.hub_state.queue.join_time()
         while True:
@@ -401,9 +443,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             reservation = await self._wait_in_queue(request)
             try:
                 if attempt.waiting_since is not None:
-                    attempt.request = await self._recheck(request)
-                    if replace(attempt.request, image=request.image) != request:
-                        # The rules have changed: other GPUs have to be reserved.
+                    granted_by = reservation.groups, self.request_limits()
+                    await self._check_again()
+                    asked = replace(attempt.request, image=request.image)
+                    rules = self.groups, self.request_limits()
+                    if asked != request or (request.gpus and rules != granted_by):
+                        # Another number of GPUs, another model, or another share, by the rules of
+                        # now. Nothing awaits until it is in the queue again, in its place.
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
@@ -423,16 +469,24 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         queue, since = self.hub_state.queue, self.attempt.since or time.time()
         waiting = QueuedRequest(self.holder, request, since, self.groups)
         try:
-            reservation = await queue.wait(waiting, self.request_limits(), self._show_turn)
+            reservation = await queue.wait(
+                waiting,
+                self.request_limits(),
+                self._show_turn,
+                rules=lambda: (self.groups, self.request_limits()),
+                again=self.attempt.waiting_since is not None,
+            )
         except asyncio.CancelledError:
-            self.lease.log_event("leave", gpus=request.gpus, waited=_waited(since))
+            waited = _waited(since)
+            facts = {"gpus": request.gpus, "waited": waited, "rule": "given up"}
+            self.lease.log_event("leave", audit_log.HUB, **facts)
             raise
         except (Refused, Unknown) as error:
-            self.lease.log_event(
-                "refuse", gpus=request.gpus, waited=_waited(since), rule=str(error)
-            )
+            waited = _waited(since)
+            self.lease.log_event("refuse", gpus=request.gpus, waited=waited, rule=str(error))
             raise
         self.lease.begin_term(request.seconds)
+        self.attempt.granted_at = time.monotonic()
         metrics.WAITS.observe(_waited(since))
         self.lease.log_event(
             "grant",
@@ -445,30 +499,34 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def _give_back(self, reservation: Reservation) -> None:
         self.ledger.release(reservation)
-        if reservation.gpus:
-            self.lease.log_event(
-                "release", gpus=reservation.uuids, rule="given up before the start"
-            )
+        self._note_unused(self.attempt, reservation, "other rules, or given up before the start")
 
-    async def _recheck(self, request: Request) -> Request:
-        """Check the choice again after a wait, by the rules that apply now; return its request.
+    def _note_unused(
+        self, attempt: SpawnAttempt, granted: Reservation, rule: str, by: str = audit_log.RULES
+    ) -> None:
+        """Write that GPUs are free again whose server never ran."""
+        if granted.gpus:
+            held = round(time.monotonic() - attempt.granted_at, 1)
+            self.lease.log_event("release", by, gpus=granted.uuids, held=held, rule=rule)
 
-        Traits that the administrator's hooks have set since the first check keep their values.
+    async def _check_again(self) -> None:
+        """Hold the rules that apply now against a choice that has waited.
+
+        They are those of its first check: before the hooks that run after it, whose settings stay.
         """
-        attempt, hooked = self.attempt, self.overrides.changed_since()
-        hooks_image = self.image if self.image != attempt.chosen_image else None
-        try:
-            await self.apply_group_overrides()
-            self.overrides.keep(hooked)
-            checked = await self._check(self.user_options)
-        except Unknown:  # the request keeps its turn
-            return request
-        if attempt.chosen_image is not None and hooks_image is not None:
-            self.image = hooks_image
-        elif checked.image is not None:
-            self._use_image(checked.image)
-            await self.pull_image(self.image)
-        return checked.request
+        while True:
+            overrides = await self._overrides_that_apply()
+            with self.overrides.without_hooks():
+                self._apply_overrides_of(overrides)
+                applicant = self.applicant()
+            try:
+                self._take(await self._check(self.user_options, applicant))
+            except Unknown as error:
+                # No reason to lose one's turn, nor to have it by rules that nobody has looked at.
+                self._show_turn(str(error))
+                await asyncio.sleep(PERIOD_SECONDS)
+                continue
+            return await self.pull_image(self.image)
 
     def _show_turn(self, turn: Turn | str) -> None:
         """Show the server's place in the queue on the progress page."""
@@ -493,12 +551,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         try:
             launched = await launch(self, self.ledger, self.hub_state.leftovers)
         except asyncio.CancelledError:
-            self._log_failed_start()
             if time.monotonic() - began < self.start_timeout * 0.98:
+                self._note_failed_start("the start was given up", audit_log.HUB)
                 raise  # the user gave up, not the clock
+            self._note_failed_start("the start took too long")
             raise http_errors.StartTimeout(self.start_timeout, self.last_lines()) from None
         except Exception as error:
-            self._log_failed_start()
+            self._note_failed_start(f"the start failed: {error}")
             raise self.to_http_error(error) from error
         self.lease.hold(launched.reservation.uuids)
         seconds = time.monotonic() - self.attempt.reserved_at
@@ -516,13 +575,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def on_retry(self, reason: StartAgain) -> None:
         """Log why the start is tried again."""
-        self._log_failed_start()
-        self.log.warning("Starting %s again: %s", self._log_name, reason)
+        self._note_failed_start(f"the start is tried again: {reason}")
+        self.log.warning("Starting %s again: %s", self.log_name, one_line(reason))
 
-    def _log_failed_start(self) -> None:
-        granted = self.attempt.granted
-        if granted and granted.gpus:
-            self.lease.log_event("release", gpus=granted.uuids, rule="the start failed")
+    def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
+        if self.attempt.granted:
+            self._note_unused(self.attempt, self.attempt.granted, rule, by)
         self.attempt.granted = None
 
     def to_http_error(self, error: Exception) -> Exception:
@@ -533,9 +591,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             return self.refusal(error)
         if isinstance(error, GPUSpawnerError):
             said = getattr(error, "said", "")  # the engine's own words
-            self.log.error("Starting %s failed: %s %s", self._log_name, error, said)
+            self.log.error(
+                "Starting %s failed: %s %s", self.log_name, one_line(error), one_line(said)
+            )
             return http_errors.failure(str(error))
-        self.log.error("Starting %s failed", self._log_name, exc_info=error)
+        self.log.error("Starting %s failed", self.log_name, exc_info=error)
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
@@ -546,14 +606,21 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # -- What survives a restart of the hub ------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state for `load_state`, with the lease or since when the server waits."""
-        ours = {**self.lease.saved(), "waiting_since": self.attempt.waiting_since}
+        """Return what the hub keeps for `load_state`: the lease, or since when the server waits."""
+        hooks = self._kept_rules if self._rules_unknown else self._rules_of_hooks()
+        ours = {
+            **self.lease.saved(),
+            "waiting_since": self.attempt.waiting_since,
+            "hooks": hooks if any(hooks.values()) else None,
+        }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state that an earlier hub process saved."""
         super().load_state(state)
         ours = state.get(STATE_KEY) or {}
+        # Nobody has applied the group overrides here, nor does any hook run again.
+        self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
@@ -565,23 +632,53 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Reset the state of the last spawn; called before every start and after every stop."""
         super().clear_state()
         attempt, self.attempt = self.attempt, self.new_attempt()
-        if attempt.image is not None:
-            self.image = attempt.image
-        if attempt.reservation:
-            self.ledger.release(attempt.reservation)  # cancelled between its turn and its start
+        self._rules_unknown = False
+        if not self._is_stopping:
+            self.overrides.begin()
+        if attempt.reservation:  # given up between its turn and its start
+            self.ledger.release(attempt.reservation)
+            self._note_unused(attempt, attempt.reservation, "given up before the start")
         self.lease.end()
 
     # -- The lease's server (`LeasedServer`) -----------------------------------------------------
 
     @property
     def waiting_requests(self) -> int:
-        """The number of requests that wait for GPUs."""
-        return len(self.hub_state.queue.waiting)
+        """How many wait who could use its GPUs."""
+        return self.hub_state.queue.waiting_for(self.lease.uuids)
 
-    async def apply_rules(self) -> None:
-        """Apply the group overrides to a server that an earlier hub process started."""
-        with suppress(web.HTTPError):  # an invalid override, which has been logged
-            await self.apply_group_overrides()
+    async def ensure_rules_applied(self) -> None:
+        """Have the rules that hold for a server which an earlier hub started.
+
+        JupyterHub applies group overrides and runs hooks at a spawn only.
+        """
+        if not self._rules_unknown:
+            return
+        self._rules_unknown = False
+        overrides: list[dict[str, Any]] = []
+        with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
+            overrides = await self._overrides_that_apply()
+        self.overrides.begin()
+        self._set_rules(self._kept_rules.get("before", {}))
+        with suppress(web.HTTPError):
+            self._apply_overrides_of(overrides)
+        self._set_rules(self._kept_rules.get("after", {}))
+
+    def _rules_of_hooks(self) -> dict[str, dict[str, Any]]:
+        """Return what hooks have set, before and after group overrides, that counts from now on."""
+        names = self.traits(config=True, **{WHILE_RUNNING: True})
+        both = {"before": self.overrides.before_overrides(), "after": self.overrides.by_hooks()}
+        return {
+            when: {name: change.after for name, change in changes.items() if name in names}
+            for when, changes in both.items()
+        }
+
+    def _set_rules(self, rules: Mapping[str, Any]) -> None:
+        for name, value in rules.items():
+            try:
+                setattr(self, name, value)
+            except TraitError as error:
+                self.log.warning("What a hook had set can't be set again: %s", one_line(error))
 
     def on_lease_begin(self) -> None:
         """Register the lease with the reclaimer."""
@@ -604,8 +701,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Save the lease in the hub's database."""
         compat.save_state(self)
 
+    async def stop(self, now: bool = False) -> None:
+        """Stop the server; what its spawn had set stays for the hooks that follow."""
+        await self.ensure_rules_applied()
+        self.lease.will_stop(audit_log.HUB, "stopped")
+        self._is_stopping = True
+        try:
+            await self.stop_server(now)
+        finally:
+            self._is_stopping = False
+
     async def stop_through_hub(self) -> None:
-        """Stop the server and let the hub update its route, database and hooks."""
+        """Stop the server as its user would, and have the hub notice: route, database, hooks."""
         await self.stop()
         await self.poll_and_notify()
 
@@ -614,6 +721,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
+        await self.ensure_rules_applied()
         await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
 

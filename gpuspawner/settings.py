@@ -79,7 +79,7 @@ class GPUTraits(SpawnerMixin):
         allow_none=True,
         help="""The most hours that a server may keep its GPUs; at the end it is stopped. None: for
         ever. Servers without GPUs have no end.""",
-    ).tag(config=True, stricter=lower)
+    ).tag(config=True, while_running=True, stricter=lower)
 
     default_hours = Float(
         None,
@@ -93,7 +93,16 @@ class GPUTraits(SpawnerMixin):
         15,
         min=0,
         help="""How long before the end of a server's time its user is warned.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
+
+    extend_minutes = Float(
+        60,
+        min=0,
+        allow_none=True,
+        help="""From how long before the end of a server's time its user can extend it; of a short
+        time its second half, and from the warning on always. None: at any time. An administrator
+        can extend others' servers at any time.""",
+    ).tag(config=True, stricter=lower, while_running=True)
 
     longest_wait_minutes = Float(
         24 * 60,
@@ -121,32 +130,32 @@ class GPUTraits(SpawnerMixin):
     idle_minutes = Float(
         0,
         min=0,
-        help="""After how long a user is warned if all GPUs of a server are idle: their utilization
-        stays at `idle_utilization` or below, and their memory in use doesn't grow. 0: never.""",
-    ).tag(config=True)
+        help="""After how long a server is warned whose GPUs all do nothing: their utilization stays
+        at `idle_utilization` or below, and their memory in use doesn't grow. 0: never.""",
+    ).tag(config=True, while_running=True)
 
     idle_warning_minutes = Float(
         10,
         min=0,
-        help="""How long after that warning the server is stopped.""",
-    ).tag(config=True)
+        help="""How long after that warning it is stopped.""",
+    ).tag(config=True, while_running=True)
 
     idle_utilization = Float(
         5,
         min=0,
         max=100,
-        help="""The utilization, in percent, up to which a GPU counts as idle.""",
-    ).tag(config=True)
+        help="""Up to which utilization, in percent, a GPU counts as doing nothing.""",
+    ).tag(config=True, while_running=True)
 
     idle_exempt_groups = List(
         Unicode(),
-        help="""Groups whose members' servers aren't stopped for idle GPUs.""",
-    ).tag(config=True)
+        help="""Groups whose members' idle GPUs are left to them.""",
+    ).tag(config=True, while_running=True)
 
     idle_only_while_waiting = Bool(
         False,
-        help="""Warn about and stop idle servers only while requests wait for GPUs.""",
-    ).tag(config=True)
+        help="""Warn and stop idle servers only while somebody waits who could use their GPUs.""",
+    ).tag(config=True, while_running=True)
 
     control_socket = Unicode(
         "gpuspawner.sock",

@@ -31,6 +31,7 @@ from .errors import Refused
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
+from .leases.audit_log import one_line
 from .leases.labels import (
     LABEL_HUB,
     LABEL_SERVER,
@@ -244,7 +245,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         left = {container["Id"] for container in await self._own_containers()}
         left |= {existing["Id"]} if existing else set()
         for container_id in left - ({existing["Id"]} if resumed else set()):
-            self.log.warning("Removing container %s, left by an earlier server", container_id[:12])
+            said = one_line(container_id[:12])
+            self.log.warning("Removing container %s, left by an earlier server", said)
             await self.backend.remove(container_id)
         if not resumed:
             self.object_id = ""
@@ -274,9 +276,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         container_id = str(created["Id"])
         self.log.info(
             "Created container %s (id: %s) from image %s",
-            self.object_name,
-            container_id[:7],
-            image,
+            one_line(self.object_name),
+            one_line(container_id[:7]),
+            one_line(image),
         )
         return container_id
 
@@ -287,10 +289,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         that a hook has set takes precedence.
         """
         wanted = self.user_options.get("image")
-        if wanted and self.image in (self.attempt.chosen_image, None):
-            image = await self.check_allowed(wanted)
-            if image != self.image:
-                self._use_image(image)
+        if wanted and "image" not in self.overrides.by_hooks():
+            self.overrides.choose("image", await self.check_allowed(wanted))
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise an exception if the container was created with other GPUs than were reserved."""
@@ -376,6 +376,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     # -- While the server runs, and its end ------------------------------------------------------
 
+    async def stop_server(self, now: bool) -> None:
+        """Stop the container, and remove it where `remove` says so."""
+        await DockerSpawner.stop(self, now)
+
     async def get_object(self) -> Any:
         """Inspect this server's container; return None if there is none.
 
@@ -393,7 +397,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if found["Id"] != self.container_id and not belongs_to(
             found_labels, self.holder, self.hub_address
         ):
-            self.log.warning("Container %s is another hub's or server's", self.object_name)
+            self.log.warning(
+                "Container %s is another hub's or server's", one_line(self.object_name)
+            )
             self.object_id = ""
             return None
         self.object_id = found["Id"]
@@ -408,7 +414,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             return await super().poll()
         except engine_errors.UNREACHABLE as error:
-            self.log.warning("Can't find out whether %s runs: %s", self._log_name, error)
+            self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
 
     async def get_url(self) -> str:
@@ -438,6 +444,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     await self.docker("stop", container["Id"])
             await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
-            self.log.warning("Container %s may remain: %s", self.object_name, error)
+            self.log.warning(
+                "Container %s may remain: %s", one_line(self.object_name), one_line(error)
+            )
             if self.container_id and self.remove:
                 leftovers.remove_later(self.server_key, remove, self.container_id)

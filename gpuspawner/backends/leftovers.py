@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..leases.audit_log import one_line
 from ..leases.labels import ServerRecord
 from ..leases.ledger import Ledger, Reservation
 
@@ -129,7 +130,9 @@ class StaleServerReaper:
         self._first_seen = {each: self._first_seen.get(each, now) for each in unstarted}
         for server_id, since in self._first_seen.items():
             if now - since > STALE_SECONDS:
-                self._log.warning("Removing server %s, which was never started", server_id[:12])
+                self._log.warning(
+                    "Removing server %s, which was never started", one_line(server_id[:12])
+                )
                 task = asyncio.ensure_future(self._remove_quietly(server_id))
                 self._removals.add(task)
                 task.add_done_callback(self._removals.discard)

@@ -19,6 +19,7 @@ from ..backends.docker import marks
 from ..errors import Refused
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
+from ..leases import audit_log
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
@@ -54,7 +55,11 @@ class Actions:
         Raises:
             Refused: it isn't theirs, or can't be extended.
         """
-        answer = await self._ask(person, "extend", user, server, hours=hours)
+        # With their own server an administrator is a user as others are.
+        who = audit_log.user(person.name) if person.name else audit_log.SERVICE
+        answer = await self._ask(
+            person, "extend", user, server, hours=hours, by=who, over_all=not person.is_user(user)
+        )
         return float(answer["until"])
 
     async def keep_alive(self, person: Person, user: str, server: str) -> None:

@@ -164,6 +164,8 @@ def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
         "hours": lease.get("hours"),
         "hour_limit": lease.get("hour_limit"),
         "warned": bool(lease.get("warned")),
+        "extend_from": iso_time(lease.get("extend_from")),
+        "waited_for": lease.get("waited_for", 0),
         "idle_since": iso_time(lease.get("idle_since")),
         "idle_until": iso_time(lease.get("idle_until")),
     }

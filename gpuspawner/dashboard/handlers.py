@@ -12,8 +12,10 @@ from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
 from ..errors import Refused
+from ..gpus.model import Holder
 from ..i18n.languages import Language, language_for
 from ..i18n.lazy_text import lazy_gettext
+from ..i18n.phrases import clock_time
 from . import pages
 from .actions import Actions
 from .facts import Person, iso_time, status
@@ -146,8 +148,14 @@ class Page(Handler):
         user, server = self.get_body_argument("user", ""), self.get_body_argument("server", "")
         gpu = self.get_body_argument("gpu", "")
         if what == "extend":
-            await self.actions.extend(self.person, user, server)
-            return lazy_gettext("The server has more time.")
+            until = await self.actions.extend(self.person, user, server)
+            if self.person.is_user(user):
+                return lazy_gettext("Your server now ends at %(time)s.", time=clock_time(until))
+            return lazy_gettext(
+                "The server of %(name)s now ends at %(time)s.",
+                name=str(Holder(user, server)),
+                time=clock_time(until),
+            )
         if what == "here":
             await self.actions.keep_alive(self.person, user, server)
             return lazy_gettext("The server's GPUs stay yours.")

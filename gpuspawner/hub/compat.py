@@ -6,12 +6,17 @@ and 6.1.1, and has a test that fails when JupyterHub changes it.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
+from jupyterhub.handlers.pages import SpawnPendingHandler
 from tornado import web
 from traitlets import observe
 
 from ..settings import SpawnerMixin
+
+# The group overrides that apply, while they are looked for.
+_found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
 
 
 class UnofficialHooks(SpawnerMixin):
@@ -29,20 +34,38 @@ class UnofficialHooks(SpawnerMixin):
         if self.apply_user_options:
             await super()._run_apply_user_options(user_options)
 
-    def apply_override(self, override: dict[str, Any]) -> None:
-        """Apply one group override."""
-        self.apply_override_as_is(override)
+    async def overrides_that_apply(self) -> list[dict[str, Any]]:
+        """Return what the group overrides that apply to the user now set, each in its order."""
+        # `apply_group_overrides` is official; what it calls for each override isn't. Without this
+        # nobody could say which override is wrong, undo one when its group is left, let the
+        # stricter of two hold, or keep what a hook has set since.
+        # ref: Spawner.apply_group_overrides in jupyterhub/spawner.py
+        found: list[dict[str, Any]] = []
+        token = _found.set(found)
+        try:
+            await super().apply_group_overrides()
+        finally:
+            _found.reset(token)
+        return found
 
-    def apply_override_as_is(self, override: dict[str, Any]) -> None:
-        """Apply one group override as JupyterHub does."""
+    def apply_override(self, override: dict[str, Any]) -> None:
+        """Apply what a group override sets, as JupyterHub does."""
         super()._apply_overrides(override)
 
     def _apply_overrides(self, spawner_override: dict[str, Any]) -> None:
-        # `apply_group_overrides` is official; what it calls for each override isn't. Without this
-        # nobody could say which override is wrong, undo one when its group is left, or let the
-        # stricter of two hold.
-        # ref: Spawner.apply_group_overrides in jupyterhub/spawner.py
-        self.apply_override(spawner_override)
+        _found.get().append(spawner_override)
+
+    @property
+    def pending(self) -> Any:
+        """What is under way; "stop" as soon as a start is given up."""
+        # `pending` is documented; that a start which is being cancelled is still "spawn" isn't. The
+        # hub takes the next request to give it up for the first one then, waits for a second, and
+        # answers it with 500, as the server is gone.
+        # ref: UserServerAPIHandler.delete in jupyterhub/apihandlers/users.py
+        found = super().pending
+        # Before Python 3.11 a task doesn't tell.
+        given_up = getattr(self._spawn_future, "cancelling", int)()
+        return "stop" if found == "spawn" and given_up else found
 
     def on_request(self, handler: Any) -> None:
         """Called with the tornado handler of each request for this spawner; None: it has ended."""
@@ -99,6 +122,19 @@ def handler_of_page(static_url: Any) -> Any:
     knows the language. `static_url` is one of the handler's methods.
     """
     return getattr(static_url, "__self__", None)
+
+
+def start_link(spawn_url: str, static_url: Any) -> str:
+    """Return where a page's button starts a server: with the options of the link that led there.
+
+    Who opens a link while the server stops is led to a page that waits, with the link's options in
+    its address; once the server has stopped JupyterHub's page there has a button without them.
+    """
+    handler = handler_of_page(static_url)
+    if not isinstance(handler, SpawnPendingHandler):
+        return spawn_url
+    link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf"])
+    return link
 
 
 def process_wide(spawner: Any) -> dict[str, Any]:

@@ -8,8 +8,11 @@ users and decides what each of them may do.
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
 
-The body of an error is {"error": "a sentence", "status": 409, "sentence": …}, where "sentence" is
-the same sentence for `lazy_text.restored`. The name of the default server is "".
+Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
+`extend_minutes` nor the queue binds.
+
+An error has its status, and in the body {"error": "a sentence", "status": 409, "sentence": …}: the
+sentence once more, as `lazy_text.restored` takes it. The server's name is "" for the default one.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
+from ..leases.audit_log import one_line
 from ..scheduling.queue import Queue, QueueEntry
 
 # The longest name in JupyterHub's database.
@@ -72,8 +76,8 @@ class ControlSocket:
         """Open the socket, replacing that of a killed hub; log a warning if it can't be opened."""
         if _is_answered(self._path):
             self._log.warning(
-                "Another hub answers on %s: give each its own c.GPUSpawner.control_socket",
-                self._path,
+                "Another hub answers on %r: give each its own c.GPUSpawner.control_socket",
+                str(self._path),
             )
             return
         try:
@@ -83,7 +87,9 @@ class ControlSocket:
             self._log.warning(
                 "c.GPUSpawner.control_socket = %r can't be opened (%s): pages won't show who waits",
                 str(self._path),
-                error if isinstance(error, OSError) else "a file that isn't a socket is there",
+                one_line(
+                    error if isinstance(error, OSError) else "a file that isn't a socket is there"
+                ),
             )
             return
         self._server = HTTPServer(
@@ -158,6 +164,8 @@ class _ExtendRequest(_ServerRequest):
     """The body of a request to extend a lease: by `hours`, or by its original length."""
 
     hours: int | float | None = None
+    by: str = Field(default="", max_length=2 * MAX_NAME_LENGTH)
+    over_all: bool = False
 
 
 class _Handler(web.RequestHandler):
@@ -230,8 +238,8 @@ class _Extend(_Server):
     request_model = _ExtendRequest
 
     def do(self, server: Any, asked: _ExtendRequest) -> dict[str, Any]:
-        """Extend the lease; return its new end."""
-        return {"until": server.extend(asked.hours)}
+        """Give it, and return the server's new end."""
+        return {"until": server.extend(asked.hours, asked.by, asked.over_all)}
 
 
 class _KeepAlive(_Server):

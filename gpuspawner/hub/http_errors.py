@@ -13,6 +13,7 @@ from tornado import web
 from ..errors import Refused, Unknown
 from ..i18n.languages import ENGLISH, Language
 from ..i18n.lazy_text import join_sentences, lazy_gettext
+from ..leases.audit_log import one_line
 from . import metrics
 
 try:
@@ -39,13 +40,14 @@ def refusal(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPE
         reason, status = error.reason, error.status
     metrics.REFUSALS.labels(reason).inc()
     sentence = str(error)
-    answer = SpawnException(sentence, reason=reason, status_code=status)
+    # The hub logs it, and a name may be in it.
+    answer = SpawnException(one_line(sentence), reason=reason, status_code=status)
     return _with_message(answer, language.say(sentence))
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:
-    """Return the HTTP error for a spawn that has failed, with a sentence for the user."""
-    return _with_message(web.HTTPError(status, "%s", sentence), sentence)
+    """Return the exception that shows a user a sentence where something broke."""
+    return _with_message(web.HTTPError(status, "%s", one_line(sentence)), sentence)
 
 
 class StartTimeout(TimeoutError):

@@ -1,29 +1,59 @@
-"""The audit log: one line of the hub's log for each thing that happens to a lease."""
+"""What is done with GPUs, by whom and why, for the administrator: one line of the log each.
+
+What others can choose, as a user's or a server's name, goes into no line of ours as it is.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import time
 from typing import Any, Literal
 
 from ..gpus.model import Holder
 
 Event = Literal["grant", "wait", "leave", "refuse", "release", "extend", "warn", "stop"]
 
+# Who does it. A user is "user:NAME", which no name can be taken for.
+RULES = "gpuspawner"
+HUB = "jupyterhub"
+SERVER = "server"
+SERVICE = "service"
 
-def record(log: Any, event: Event, holder: Holder, **facts: Any) -> None:
-    """Log one event as `gpuspawner {"event": …, "user": …, "server": …, …}`.
+# Below the hub's own logger, so that its lines can be told from all others by the logger's name.
+LOGGER = "gpuspawner"
+
+
+def user(name: str) -> str:
+    """Return a user, as who does something."""
+    return f"user:{name}"
+
+
+def record(log: Any, event: Event, holder: Holder, by: str, **facts: Any) -> None:
+    """Log one event as `gpuspawner {"event": …, "at": …, "user": …, "server": …, "by": …, …}`.
 
     The line is JSON, so that programs can parse it, whatever the user's name contains.
 
     Args:
-        log: a logger.
+        log: the hub's logger.
         event: what happened.
-        holder: the server that it happened to.
-        facts: the event's data: `gpus` (UUIDs, or the number requested), `waited` (seconds),
-            `rule` (the rule that caused it), `until` (seconds since the epoch).
+        holder: whose server it is about.
+        by: who or what did it, one of the words above.
+        facts: `gpus` (UUIDs, or how many are asked for), `waited` and `held` (seconds), `rule`
+            (why), `until` (seconds since the epoch) and whatever else belongs to the event.
     """
-    line = {"event": event, "user": holder.user, "server": holder.server, **facts}
-    log.info("gpuspawner %s", json.dumps(line, ensure_ascii=True, default=_plain))
+    who = {"user": holder.user, "server": holder.server, "by": by}
+    line = {"event": event, "at": round(time.time(), 3), **who, **facts}
+    words = json.dumps(line, ensure_ascii=True, default=_plain)
+    logging.getLogger(f"{log.name}.{LOGGER}").info("gpuspawner %s", words)
+
+
+def one_line(words: Any) -> str:
+    """Return words with no line break or other control character in them, for a line of the log."""
+    text = str(words)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _plain(value: Any) -> Any:

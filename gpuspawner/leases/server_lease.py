@@ -25,6 +25,7 @@ class LeasedServer(Protocol):
     log: Any
     hour_limit: float | None
     warning_minutes: float
+    extend_minutes: float | None
     idle_minutes: float
     idle_warning_minutes: float
     idle_utilization: float
@@ -45,10 +46,10 @@ class LeasedServer(Protocol):
 
     @property
     def waiting_requests(self) -> int:
-        """The number of requests that wait for GPUs."""
+        """How many wait who could use its GPUs."""
 
-    async def apply_rules(self) -> None:
-        """Apply the group overrides."""
+    async def ensure_rules_applied(self) -> None:
+        """Have the rules, where an earlier hub started it."""
 
     def on_lease_begin(self) -> None:
         """Register the lease with the reclaimer."""
@@ -80,9 +81,11 @@ class ServerLease:
         self._uuids: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
-        # Whether an earlier hub process started the server: group overrides aren't applied yet.
-        self._needs_rules = False
-        # Why the last server was stopped, for its user; kept after `end`.
+        # Since when it holds them; None where that isn't known.
+        self._began: Deadline | None = None
+        # Who stops it, and why.
+        self._cause: tuple[str, str] | None = None
+        # Why the last server was stopped, for its user; outlives `end`.
         self.notice = ""
 
     # -- Beginning and end of the lease ----------------------------------------------------------
@@ -97,7 +100,11 @@ class ServerLease:
         self._term = Term(after, seconds) if after and seconds else None
 
     def hold(self, uuids: Collection[str]) -> None:
-        """Hold GPUs (by UUID) for the server that has started, and register with the reclaimer."""
+        """Look after these GPUs from now on."""
+        self._began = Deadline.after(0, self._clock)
+        self._register(uuids)
+
+    def _register(self, uuids: Collection[str]) -> None:
         self._uuids = frozenset(uuids)
         if self._uuids:
             self._server.on_lease_begin()
@@ -109,15 +116,14 @@ class ServerLease:
             # The term's length isn't known: it is at least long enough for a warning.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
-        self._needs_rules = True
-        self.hold(lease.gpus)
+        self._register(lease.gpus)
 
     def end(self) -> None:
         """End the lease; the notice stays until the next start."""
         if self._uuids:
-            self.log_event("release", gpus=self._uuids)
-        self._term = None
-        self._needs_rules = False
+            by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
+            self.log_event("release", by, gpus=self._uuids, held=self.held, rule=rule)
+        self._term = self._began = self._cause = None
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.on_lease_end()
@@ -127,6 +133,7 @@ class ServerLease:
         return {
             "gpus": sorted(self._uuids),
             "term": self._term.saved() if self._term else None,
+            "began": self._began.saved() if self._began and self._uuids else None,
             "notice": kept(self.notice),
         }
 
@@ -134,23 +141,27 @@ class ServerLease:
         """Restore the state that an earlier hub process saved."""
         self.notice = restored(saved.get("notice")) or ""
         if saved.get("gpus"):
-            term = saved.get("term")
+            term, began = saved.get("term"), saved.get("began")
+            self._began = Deadline.restored(began, self._clock) if began else None
             self._term = Term.restored(term, self._clock) if term else None
-            self._needs_rules = True
-            self.hold(saved["gpus"])
+            self._register(saved["gpus"])
 
     async def ensure_rules_applied(self) -> None:
-        """Apply the group overrides if an earlier hub process started the server.
+        """Have the rules that hold for it."""
+        await self._server.ensure_rules_applied()
 
-        JupyterHub applies them only at a spawn, but the rules are enforced as long as it runs.
-        """
-        if self._needs_rules:
-            self._needs_rules = False
-            await self._server.apply_rules()
+    def log_event(self, event: audit_log.Event, by: str = audit_log.RULES, **facts: Any) -> None:
+        """Write a line for the administrator about this server's GPUs, and who did it."""
+        audit_log.record(self._server.log, event, self._server.holder, by, **facts)
 
-    def log_event(self, event: audit_log.Event, **facts: Any) -> None:
-        """Write an event of this lease to the audit log."""
-        audit_log.record(self._server.log, event, self._server.holder, **facts)
+    def will_stop(self, by: str, rule: str) -> None:
+        """Take note of who stops the server, and why: the first one does."""
+        self._cause = self._cause or (by, rule)
+
+    @property
+    def held(self) -> float | None:
+        """For how many seconds the server has had its GPUs; None where that isn't known."""
+        return round(-self._began.remaining, 1) if self._began else None
 
     # -- Facts about the lease -------------------------------------------------------------------
 
@@ -170,8 +181,24 @@ class ServerLease:
         return self._term.until if self._term else None
 
     @property
+    def extend_from(self) -> float | None:
+        """From when its user can extend it, in seconds since the epoch; None: there is no end."""
+        if self._term is None:
+            return None
+        window, now = self._extend_seconds, self._clock.wall()
+        if window is None or self._term.can_be_extended(window):
+            return now
+        return now + self._term.until_extension(window)
+
+    @property
+    def _extend_seconds(self) -> float | None:
+        minutes, warned = self._server.extend_minutes, self._server.warning_minutes
+        # Who is told to extend it can.
+        return None if minutes is None else 60 * max(minutes, warned)
+
+    @property
     def is_measured(self) -> bool:
-        """Whether the server can be stopped because its GPUs are idle."""
+        """Whether the server can be stopped for idle GPUs."""
         server = self._server
         return server.idle_minutes > 0 and not server.groups & set(server.idle_exempt_groups)
 
@@ -186,39 +213,68 @@ class ServerLease:
             "hours": self._term.seconds / 3600 if self._term else None,
             "hour_limit": self._server.hour_limit,
             "warned": bool(self._term and self._term.warned),
+            "extend_from": self.extend_from,
+            "waited_for": self._server.waiting_requests,
             "idle_since": None if since is None else Deadline(since, self._clock).until,
             "idle_until": idle.until if idle else None,
         }
 
     # -- Actions of the user ---------------------------------------------------------------------
 
-    def extend(self, hours: float | None = None) -> float:
-        """Extend the lease; return its new end, in seconds since the epoch.
+    def extend(self, hours: float | None = None, by: str = "", over_all: bool = False) -> float:
+        """Give the server more time; return its new end, in seconds since the epoch.
 
         Args:
-            hours: the time to add; None: as much as it began with. Afterwards at most `hour_limit`
-                hours are left.
+            hours: how much more; None: as much as it began with. At most `hour_limit` is left then.
+            by: who does it, for the administrator; "": its user.
+            over_all: whether an administrator does it for somebody else: at any time, and also
+                where others wait.
 
         Raises:
-            Refused: the lease has no end, a request waits for GPUs, or no time can be added.
+            Refused: there is no end, it is too early, somebody waits who could use the GPUs, or no
+                time can be added. Nothing has changed then.
         """
         self._refuse_if_ending()
-        if self._term is None:
+        term = self._term
+        if term is None:
             raise Refused(
                 lazy_gettext("This server's time doesn't end, so there is nothing to extend.")
             )
+        if not over_all:
+            self._refuse_extension(term)
+        seconds = self._seconds_to_add(term, hours, over_all)
+        term.extend(seconds)
+        self._server.save_state()
+        who = by or audit_log.user(self.holder.user)
+        self.log_event("extend", who, until=round(term.until), added=round(seconds), held=self.held)
+        return term.until
+
+    def _refuse_extension(self, term: Term) -> None:
+        """Raise where its user can't extend it now."""
         if waiting := self._server.waiting_requests:
             raise Refused(
                 lazy_ngettext(
-                    "Nobody can extend while 1 other waits for GPUs. Your server's time ends at "
-                    "%(time)s; save your work before.",
-                    "Nobody can extend while %(num)s others wait for GPUs. Your server's time "
-                    "ends at %(time)s; save your work before.",
+                    "You can't extend while 1 other waits who could use your GPUs. Your server's "
+                    "time ends at %(time)s; save your work before.",
+                    "You can't extend while %(num)s others wait who could use your GPUs. Your "
+                    "server's time ends at %(time)s; save your work before.",
                     waiting,
-                    time=clock_time(self._term.until),
+                    time=clock_time(term.until),
                 ),
                 status=409,
             )
+        if not term.can_be_extended(self._extend_seconds):
+            raise Refused(
+                lazy_gettext(
+                    "It is too early: you can extend your server from %(time)s on. Its time ends "
+                    "at %(end)s.",
+                    time=clock_time(self.extend_from or 0),
+                    end=clock_time(term.until),
+                ),
+                status=409,
+            )
+
+    def _seconds_to_add(self, term: Term, hours: float | None, over_all: bool) -> float:
         if hours is not None and not 0 < hours <= MAX_HOURS:
             raise Refused(
                 lazy_gettext(
@@ -227,21 +283,26 @@ class ServerLease:
                     value=str(hours)[:MAX_SHOWN],
                 )
             )
-        seconds = self._term.seconds if hours is None else hours * 3600.0
+        asked = term.seconds if hours is None else hours * 3600.0
+        if asked < 1:
+            raise Refused(lazy_gettext("hours is less than a second."))
         limit = self._server.hour_limit
         most = 3600 * (MAX_HOURS if limit is None else limit)
-        if self._term.extend(seconds, most) < 1:
-            raise Refused(
-                lazy_gettext(
-                    "hours: your server has %(left)s left, and the limit is %(most)s.",
-                    left=hours_words(self._term.deadline.remaining),
-                    most=hours_words(most),
-                ),
-                status=403,
+        seconds = term.extension(asked, most)
+        if seconds >= 1:
+            return seconds
+        facts = {"left": hours_words(term.deadline.remaining), "most": hours_words(most)}
+        if over_all:
+            words = lazy_gettext(
+                "hours: the server of %(holder)s has %(left)s left, and its limit is %(most)s.",
+                holder=str(self.holder),
+                **facts,
             )
-        self._server.save_state()
-        self.log_event("extend", until=round(self._term.until))
-        return self._term.until
+        else:
+            words = lazy_gettext(
+                "hours: your server has %(left)s left, and the limit is %(most)s.", **facts
+            )
+        raise Refused(words, status=403)
 
     def keep_alive(self) -> None:
         """Reset the idle time, as the user has said that they still need the GPUs.
@@ -278,7 +339,7 @@ class ServerLease:
         if step == "warn":
             term.warn(self._server.warning_minutes * 60)
             self._server.save_state()
-            self.log_event("warn", rule="time limit", until=round(term.until))
+            self.log_event("warn", rule="time limit", until=round(term.until), held=self.held)
             return
         self._stop(
             "time limit",
@@ -300,7 +361,7 @@ class ServerLease:
         if step == "warn":
             self._idleness.warn(server.idle_warning_minutes * 60)
             stop = self._clock.wall() + server.idle_warning_minutes * 60
-            self.log_event("warn", rule="idle GPUs", until=round(stop))
+            self.log_event("warn", rule="idle GPUs", until=round(stop), held=self.held)
             return
         minutes = server.idle_minutes + server.idle_warning_minutes
         self._stop(
@@ -315,14 +376,16 @@ class ServerLease:
 
     def _stop(self, rule: str, sentence: str) -> None:
         self.notice = sentence
-        self.log_event("stop", gpus=self._uuids, rule=rule)
+        self.will_stop(audit_log.RULES, rule)
+        self.log_event("stop", gpus=self._uuids, rule=rule, held=self.held)
         self._ending = asyncio.ensure_future(self._server.stop_through_hub())
         self._ending.add_done_callback(self._stopped)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         self._ending = None
         if not task.cancelled() and (error := task.exception()):
-            self._server.log.error("Stopping %s failed; trying again", self.holder, exc_info=error)
+            said = audit_log.one_line(self.holder)
+            self._server.log.error("Stopping %s failed; it is tried again", said, exc_info=error)
 
 
 def iso_time(seconds: float) -> str:

@@ -56,18 +56,34 @@ class Term:
         """When the server is stopped at the earliest, in seconds since the epoch."""
         return max(each.until for each in (self.deadline, self.warned) if each)
 
-    def extend(self, seconds: float, most: float) -> float:
-        """Extend the term; return how many seconds were added.
+    def can_be_extended(self, seconds: float | None) -> bool:
+        """Return whether its user may extend it already.
+
+        Args:
+            seconds: how long before the end that begins; None: at any time.
+        """
+        return seconds is None or self.warned is not None or self.until_extension(seconds) <= 0
+
+    def until_extension(self, seconds: float) -> float:
+        """Return how many seconds there are until its user may extend it, from `seconds` before."""
+        # Half of a short term at most, as for a warning.
+        return self.deadline.remaining - min(seconds, self.seconds / 2)
+
+    def extension(self, seconds: float, most: float) -> float:
+        """Return how many seconds an extension would add.
 
         Args:
             seconds: the time to add.
             most: the most seconds that may be left afterwards.
         """
         left = max(0.0, self.deadline.remaining)
-        new = min(left + seconds, max(most, left))
-        self.deadline = Deadline.after(new, self.deadline.clock)
+        return min(left + seconds, max(most, left)) - left
+
+    def extend(self, seconds: float) -> None:
+        """Add seconds; of its new end there is a warning anew."""
+        left = max(0.0, self.deadline.remaining)
+        self.deadline = Deadline.after(left + seconds, self.deadline.clock)
         self.warned = None
-        return new - left
 
     def saved(self) -> dict[str, Any]:
         """Return the term as a JSON value for `restored`."""

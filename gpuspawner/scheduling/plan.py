@@ -150,6 +150,26 @@ def plan(
     )
 
 
+def could_use(turn: Turn, gpus: Sequence[GPU], leases: Sequence[Lease], back: set[str]) -> bool:
+    """Return whether one who waits would be helped if some held GPUs came back.
+
+    Args:
+        turn: of the one who waits.
+        gpus: every GPU of every node, with the leases on them.
+        leases: what is held.
+        back: the UUIDs of those that would come back.
+    """
+    request = turn.waiting.request
+    kind, _colon, group = turn.because.partition(":")
+    if kind == "group":
+        # Whose share is used up is helped by GPUs of that share alone.
+        return any(lease.gpus & back for lease in leases if group in lease.groups)
+    # What is sick or kept out isn't handed out when it comes back.
+    fitting = [gpu for gpu in gpus if gpu.state in ("free", "leased") and request.takes(gpu)]
+    sizes = Counter(gpu.node for gpu in fitting)
+    return any(gpu.uuid in back and sizes[gpu.node] >= request.gpus for gpu in fitting)
+
+
 class QueueSnapshot:
     """A planned queue, to forecast the turn of one more request again and again.
 

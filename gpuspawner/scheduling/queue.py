@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +22,7 @@ from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, Reservation, View
-from .plan import QueuedRequest, QueueSnapshot, Turn, plan
+from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
 
 # The logger of the hub's own handlers.
 log = logging.getLogger("tornado.application")
@@ -61,6 +61,9 @@ class RequestLimits:
     max_wait_seconds: float | None = None
 
 
+Rules = Callable[[], tuple[frozenset[str], RequestLimits]]
+
+
 @dataclass(eq=False)
 class QueueEntry:
     """A request in the queue.
@@ -70,6 +73,8 @@ class QueueEntry:
         request_limits: its limits.
         notify: called with each change of its turn, and with a sentence if the nodes can't be read.
         answer: set to the reservation when it is granted, or to an exception when it is refused.
+        rules: returns its user's groups and its limits now; None: as when it joined.
+        has_place: whether it waits already, if only before it came again.
         turn: its turn by the last plan; None before the first one.
     """
 
@@ -77,12 +82,20 @@ class QueueEntry:
     request_limits: RequestLimits
     notify: Callable[[Turn | str], None]
     answer: asyncio.Future[Reservation]
+    rules: Rules | None = None
+    has_place: bool = False
     turn: Turn | None = None
 
     @property
     def holder(self) -> Holder:
         """The server that waits."""
         return self.waiting.holder
+
+    def refresh(self) -> None:
+        """Take the groups and limits of now."""
+        if self.rules is not None:
+            groups, self.request_limits = self.rules()
+            self.waiting = replace(self.waiting, groups=groups)
 
 
 class Queue:
@@ -120,6 +133,20 @@ class Queue:
         entries = [entry for entry in self._entries if entry.turn and not entry.answer.done()]
         return tuple(sorted(entries, key=lambda entry: entry.turn.place if entry.turn else 0))
 
+    def waiting_for(self, uuids: Collection[str]) -> int:
+        """Return how many wait who could use these GPUs, if they came back."""
+        view, back = self._ledger.last_view or View(), set(uuids)
+        alike: dict[Any, list[Turn]] = {}
+        for entry in self._unanswered():
+            if turn := entry.turn:
+                request = turn.waiting.request
+                alike.setdefault((request.kind, request.gpus, turn.because), []).append(turn)
+        return sum(
+            len(turns)
+            for turns in alike.values()
+            if could_use(turns[0], view.gpus, view.leases, back)
+        )
+
     def wake(self) -> None:
         """Plan again, as something may have changed."""
         self._changed.set()
@@ -135,33 +162,34 @@ class Queue:
         waiting: QueuedRequest,
         request_limits: RequestLimits,
         notify: Callable[[Turn | str], None],
+        rules: Rules | None = None,
+        again: bool = False,
     ) -> Reservation:
         """Wait until it is the request's turn; return its reservation. A cancel leaves the queue.
 
         Args:
             waiting: the request.
             request_limits: its limits.
-            notify: as for `QueueEntry`.
+            notify, rules: as for `QueueEntry`.
+            again: whether it has waited before, since `waiting.since`, and so has its place.
 
         Raises:
             Refused: it may not wait, has waited too long, or its user holds too many GPUs.
             Unknown: NVML or the engine couldn't be read when the request joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        entry = QueueEntry(waiting, request_limits, notify, answer)
+        entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place=again)
+        longest = request_limits.max_wait_seconds
+        left = longest and max(1.0, longest - (time.time() - waiting.since if again else 0))
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
             self._serving = asyncio.ensure_future(self._serve())
         try:
             # A request that may not wait is granted or refused by the first plan.
-            await asyncio.wait([answer], timeout=request_limits.max_wait_seconds or None)
+            await asyncio.wait([answer], timeout=left or None)
             if not answer.done():
-                raise Refused(
-                    _waited_too_long(waiting.request, request_limits.max_wait_seconds or 0),
-                    "no_gpu",
-                    503,
-                )
+                raise Refused(_waited_too_long(waiting.request, longest or 0), "no_gpu", 503)
             return answer.result()
         except BaseException:
             if answer.done() and not answer.exception():
@@ -214,9 +242,13 @@ class Queue:
     async def _serve(self) -> None:
         watcher = self._watch(self.wake)
         listening = False
+        refreshed_at = time.monotonic()
         try:
             while self._entries:
                 self._changed.clear()
+                if time.monotonic() - refreshed_at >= PERIOD_SECONDS:
+                    refreshed_at = time.monotonic()
+                    self._refresh()
                 try:
                     view = await self._ledger.read()
                     # No await between the read and the reservations: another spawn could choose
@@ -241,6 +273,13 @@ class Queue:
             if listening:
                 watcher.end()
 
+    def _refresh(self) -> None:
+        for entry in self._unanswered():
+            try:
+                entry.refresh()
+            except Exception as error:  # its groups can't be read: it fails alone
+                entry.answer.set_exception(error)
+
     def _decide(self, view: View) -> None:
         self._refuse_over_limit(view.leases)
         entries = {entry.holder: entry for entry in self._unanswered()}
@@ -253,13 +292,13 @@ class Queue:
                 # A refusal of a later request says what is free after this grant.
                 lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
                 view = view.with_lease(lease)
-            elif entry.turn is None and (
+            elif (not entry.has_place or entry.request_limits.max_wait_seconds == 0) and (
                 refused := self.refusal(entry.waiting.request, entry.request_limits, turn, view)
             ):
                 entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
                 news = entry.turn is None or _shown_turn(turn) != _shown_turn(entry.turn)
-                entry.turn = turn
+                entry.turn, entry.has_place = turn, True
                 if news:
                     self._notify(entry, turn)
 
@@ -311,7 +350,7 @@ class Queue:
         for entry in self._unanswered():
             request = entry.waiting.request
             limit = entry.request_limits.user_limit
-            if entry.turn is None and limit is not None:
+            if not entry.has_place and limit is not None:
                 held = held_by_other_servers(entry.holder, claims)
                 if held + request.gpus > limit:
                     sentence = over_user_limit(request.gpus, held, limit)
@@ -330,7 +369,7 @@ class Queue:
 
     def _report_unknown(self, error: Unknown) -> None:
         for entry in self._unanswered():
-            if entry.turn is None:
+            if not entry.has_place:
                 entry.answer.set_exception(error)
             else:
                 self._notify(
@@ -347,7 +386,7 @@ class Queue:
 
     def _fail_newcomers(self, error: Exception) -> None:
         for entry in self._unanswered():
-            if entry.turn is None:
+            if not entry.has_place:
                 entry.answer.set_exception(error)
 
 

@@ -66,7 +66,7 @@ def test_extend_and_stop_by_a_press(hub, open_page):
     hub.start_server("ada", {"gpus": 1, "hours": 1})
     page = open_page("ada")
     page.get_by_role("button", name="Extend").click()
-    page.get_by_text("The server has more time.").wait_for()
+    page.get_by_text("Your server now ends at").wait_for()
     page.get_by_text("Stop…").click()
     page.get_by_role("button", name="Stop the server").click()
     page.get_by_text("The server is stopped.").wait_for()
@@ -95,7 +95,7 @@ def test_without_the_script_it_shows_and_does_the_same(hub, open_page):
     assert 'http-equiv="refresh"' in page.content()
     page.locator(".gs-says", has_text="yours until").wait_for()
     page.get_by_role("button", name="Extend").click()
-    page.get_by_text("The server has more time.").wait_for()
+    page.get_by_text("Your server now ends at").wait_for()
 
 
 def test_times_are_the_reader_s_own(hub, open_page):

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.browser]
 MORE = f"""
 here = PyFileConfigLoader("jupyterhub_config.py", path={str(ROOT)!r}).load_config().GPUSpawner
 c.GPUSpawner.oauth_client_allowed_scopes = here.oauth_client_allowed_scopes
+c.GPUSpawner.extend_minutes = 60
 c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
 """
@@ -113,6 +114,8 @@ def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
     shown = panel(page).inner_text()
     assert shown.count("NVIDIA A100-SXM4-40GB") == shown.count("33 of 40 GB") == 2
     assert re.search(r"Your time ends at (\w+, \w+ \d+, )?\d+:\d\d", shown)
+    assert re.search(r"It can be extended from (\w+, \w+ \d+, )?\d+:\d\d on\.", shown)
+    assert not panel(page).get_by_role("button", name="Extend").is_visible()
     assert item(page).get_attribute("aria-expanded") == "true"
     use(host, 12)
     panel(page).get_by_text("12 %").first.wait_for()
@@ -129,11 +132,12 @@ def test_the_warning_says_why_not_and_extends_once_nobody_waits(hub, host, page,
     open_lab(page, hub, "ada")
     item(page).click()  # who looks at it is told at once
     warning = notice(page, "when its time ends. Save your work")
-    warning.get_by_text("It can't be extended while others wait for GPUs (1).").wait_for()
+    why = "Others wait for its GPUs (1), so it can't be extended."
+    warning.get_by_text(why).wait_for()
     picture(page, "lab-refused")
     assert warning.get_by_role("button", name="Extend").count() == 0
-    panel(page).get_by_role("button", name="Extend").click()
-    panel(page).get_by_text("Nobody can extend while 1 other waits for GPUs.").wait_for()
+    panel(page).get_by_text(why).wait_for()
+    assert not panel(page).get_by_role("button", name="Extend").is_visible()
     hub.stop_server("ben")
     warning.get_by_role("button", name="Extend").click()
     notice(page, re.compile(r"This server now ends at \d+:\d\d")).wait_for()

@@ -86,7 +86,7 @@ def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
     hub.start_server("ada", {"gpus": 4, "hours": 1})
     ada, program = Visitor(hub, "ada"), Program(hub, "ada")
     before = server(program)["until"]
-    assert ada.said(do="extend", user="ada", server="") == "The server has more time."
+    assert ada.said(do="extend", user="ada", server="").startswith("Your server now ends at ")
     after = server(program)["until"]
     assert after > before
     answer = program.ask("POST", "/users/ada/server/extend", {"hours": 2})
@@ -101,9 +101,13 @@ def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
     hub.spawn("ben", {"gpus": 2})
     until(lambda: program.status()["queue"]["waiting"], "ben waits", log=hub.log)
     said = ada.said(do="extend", user="ada", server="")
-    assert said.startswith("Nobody can extend while 1 other waits for GPUs.")
+    assert said.startswith("You can't extend while 1 other waits who could use your GPUs.")
+    assert server(program)["waited_for"] == 1
+    assert "You can't extend it while 1 other waits" in ada.page()
     refused = program.ask("POST", "/users/ada/server/extend")
     assert (refused.status_code, refused.json()["message"]) == (409, said)
+    over_all = Visitor(hub, "boss").said(do="extend", user="ada", server="")
+    assert over_all.startswith(("The server of ada now ends at ", "hours: the server of ada has "))
     entry = program.status()["queue"]["waiting"][0]
     assert (entry["place"], entry["gpus"], entry["yours"], entry["holder"]) == (1, 2, False, None)
     assert "somebody" in ada.page()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,21 @@ c.ProcessSpawner.hour_limit = 8
 c.ProcessSpawner.images = {{"minimal": "none"}}
 """
 
+# A stop lasts while there is a file "slow".
+SLOW_STOP = """
+import asyncio
+from pathlib import Path
+from gpuspawner.pages import TEMPLATES
+
+async def post_stop_hook(spawner):
+    while Path("slow").exists():
+        await asyncio.sleep(0.05)
+
+c.ProcessSpawner.post_stop_hook = post_stop_hook
+c.JupyterHub.tornado_settings = {"slow_stop_timeout": 0.1}
+c.JupyterHub.template_paths = [TEMPLATES]
+"""
+
 # After what every hub of the tests has.
 HOOKS = """
 def pre_spawn_hook(spawner):
@@ -46,7 +63,13 @@ def _hub(binaries, tmp_path_factory):
     state = folder / "state"
     describe([("T4", 2)]).write(state)
     ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
-    config = [CONFIG, ALWAYS.format(token=TOKEN, **ports), HOOKS, with_groups({"lab": LAB})]
+    config = [
+        CONFIG,
+        ALWAYS.format(token=TOKEN, **ports),
+        SLOW_STOP,
+        HOOKS,
+        with_groups({"lab": LAB}),
+    ]
     (folder / "jupyterhub_config.py").write_text("".join(config))
     (folder / "ports").write_text("\n".join(map(str, ports.values())))
     nowhere = f"unix://{folder / 'no-engine'}"
@@ -103,6 +126,36 @@ def test_what_is_over_a_limit_is_refused(hub):
     assert "2" in answer.json()["message"]
 
 
+def at_once(hub: Hub, method: str, path: str, times: int) -> list[int]:
+    """Send the hub a request several times, so that it reads all before it answers one."""
+    lines = (
+        f"{method} /hub/api{path} HTTP/1.1",
+        f"Host: 127.0.0.1:{hub.hub_port}",
+        f"Authorization: token {TOKEN}",
+        "Connection: close",
+    )
+    request = "\r\n".join([*lines, "", ""]).encode()
+    with ExitStack() as stack:
+        address = ("127.0.0.1", hub.hub_port)
+        calls = [stack.enter_context(socket.create_connection(address)) for _ in range(times)]
+        for call in calls:
+            call.sendall(request)
+        return [int(call.makefile("rb").readline().split()[1]) for call in calls]
+
+
+def test_who_leaves_twice_at_once_has_left(hub):
+    hub.start_server("ada", {"gpus": 2})
+    for _ in range(3):
+        ask(hub, "cyd", {"gpus": 1})
+        message(hub, "cyd")
+        assert set(at_once(hub, "DELETE", "/users/cyd/server", 4)) <= {202, 204}, hub.log()[-3000:]
+        until(lambda: not hub._has("cyd", ""), "cyd has left", log=hub.log)
+    assert [line["event"] for line in journal(hub) if line["user"] == "cyd"] == 3 * [
+        "wait",
+        "leave",
+    ]
+
+
 def test_what_a_hook_sets_holds_at_once_and_after_a_wait(hub):
     hub.add_to_group("lab", "ada", "cyd")
     hub.start_server("ada")
@@ -124,3 +177,24 @@ def test_who_leaves_a_group_while_waiting_gets_what_applies_then(hub):
     until(lambda: hub.ready("ada"), "ada's turn", log=hub.log)
     assert len(uuids(hub, "ada").split(",")) == 1
     hub.start_server("ben", {"gpus": 1})
+
+
+def test_a_link_that_is_opened_while_the_server_stops_keeps_its_options(hub):
+    hub.start_server("ada", {"gpus": 1})
+    ada = hub.log_in("ada")
+    (hub.folder / "slow").touch()
+    assert hub.api("DELETE", "/users/ada/server").status_code == 202
+    waits = ada.get(f"{hub.url}/hub/spawn/ada?opt-gpus=2&opt-hours=0.5")
+    assert "stopping" in waits.text
+    (hub.folder / "slow").unlink()
+    until(lambda: not hub._has("ada", ""), "it has stopped", log=hub.log)
+    page = BeautifulSoup(ada.get(waits.url).text, "html.parser")
+    button = page.find(id="start")
+    assert button.text == "Start with the link's options"
+    ada.get(f"{hub.url}{button['href']}", allow_redirects=False)
+    until(lambda: hub.ready("ada"), "it starts", log=hub.log)
+    assert len(uuids(hub, "ada").split(",")) == 2
+    # Without a link the button leads to the form.
+    hub.stop_server("ada")
+    page = BeautifulSoup(ada.get(f"{hub.url}/hub/spawn-pending/ada").text, "html.parser")
+    assert page.find(id="start")["href"].endswith("/hub/spawn/ada")

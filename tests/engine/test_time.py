@@ -36,6 +36,7 @@ LINES = (
     "c.GPUSpawner.home_volume = 'home-{username}'",
     "c.GPUSpawner.hour_limit = 8",
     "c.GPUSpawner.default_hours = 2",
+    "c.GPUSpawner.extend_minutes = None",
     with_groups(GROUPS),
     "c.GPUSpawner.idle_exempt_groups = ['staff']",
 )
@@ -113,7 +114,7 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     until(lambda: "in 8 hours" in message(hub, "ben") or "in 7 hours" in message(hub, "ben"), "ben")
     refused = control(hub, do="extend", user="ada", server="")
     assert refused["status"] == 409
-    assert refused["error"].startswith("Nobody can extend while 1 other waits for GPUs.")
+    assert refused["error"].startswith("You can't extend while 1 other waits who could use your")
     assert control(hub, do="extend", user="ben", server="")["status"] == 404
     assert control(hub, do="nonsense", user="ada", server="")["status"] == 404
 

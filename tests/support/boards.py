@@ -24,7 +24,8 @@ def gpu(index: int, holder: Holder | None = None, **values: Any) -> GPU:
 def lease(holder: Holder, *uuids: str, **values: Any) -> dict[str, Any]:
     nothing = dict.fromkeys(("hours", "hour_limit", "idle_since", "idle_until"))
     named = {"user": holder.user, "server": holder.server, "gpus": list(uuids), "until": UNTIL}
-    return {**nothing, **named, "warned": False, **values}
+    now = {"warned": False, "extend_from": 0.0, "waited_for": 0}
+    return {**nothing, **named, **now, **values}
 
 
 def waits(holder: Holder, **values: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ c.SharedPasswordAuthenticator.admin_password = {password!r}
 c.GPUSpawner.poll_interval = 1
 c.GPUSpawner.default_hours = 2
 c.GPUSpawner.hour_limit = 8
+c.GPUSpawner.extend_minutes = None
 c.GPUSpawner.longest_wait_minutes = 60
 c.JupyterHub.concurrent_spawn_limit = 0
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 1}}

@@ -195,7 +195,7 @@ class ProcessSpawner(BaseGPUSpawner, Spawner):
         server = self.backend.servers.get(self._server_id)
         return None if server and server.runs else 0
 
-    async def stop(self, now: bool = False) -> None:
+    async def stop_server(self, now: bool) -> None:
         await self.backend.remove(self._server_id)
 
     def _process(self, server_id: str) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
+import sys
 import textwrap
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +71,8 @@ async def test_every_override_of_a_group_comes_by_our_way() -> None:
     seen: list[dict[str, Any]] = []
     one.apply_override = seen.append
     await one.apply_group_overrides()
-    assert seen == [{"gpu_limit": 4}, {"default_gpus": 2}]
+    made = [{name: value(one) for name, value in each.items()} for each in seen]
+    assert made == [{"gpu_limit": 4}, {"default_gpus": 2}]
 
 
 def test_the_handler_is_set_for_each_request_before_the_form_is_made() -> None:
@@ -82,6 +85,17 @@ def test_the_handler_is_set_for_each_request_before_the_form_is_made() -> None:
     one.handler = request
     one.handler = None
     assert told == [request, None]
+
+
+async def test_a_start_that_is_given_up_is_a_stop_at_once() -> None:
+    one = spawner()
+    one._spawn_pending = True
+    one._spawn_future = asyncio.ensure_future(asyncio.sleep(60))
+    assert one.pending == "spawn"
+    one._spawn_future.cancel()
+    assert one.pending == ("stop" if sys.version_info >= (3, 11) else "spawn")
+    one._spawn_pending = False
+    assert one.pending is None
 
 
 def test_pages_have_a_method_of_their_handler() -> None:

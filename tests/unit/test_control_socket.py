@@ -41,8 +41,9 @@ class Server:
         assert self.rules_known
         return {"user": self.holder.user, "server": self.holder.server}
 
-    def extend(self, hours: float | None) -> float:
+    def extend(self, hours: float | None, by: str, over_all: bool) -> float:
         assert self.rules_known
+        self.extended_by = by, over_all
         if hours is not None and not 0 < hours < 10:
             raise Refused(lazy_gettext("hours: at most %(most)s.", most=10), status=403)
         return 1000.0 + 3600 * (hours or 1)
@@ -110,6 +111,9 @@ async def test_it_gives_more_time_and_takes_a_user_s_word(hub: Hub) -> None:
     assert await hub.ask("extend", user="ada", server="", hours=2) == {"until": 8200.0}
     assert await hub.ask("extend", user="ada", server="", hours=0.5) == {"until": 2800.0}
     assert await hub.ask("extend", user="ada") == {"until": 4600.0}
+    assert hub.ada.extended_by == ("", False)
+    assert await hub.ask("extend", user="ada", by="boss", over_all=True) == {"until": 4600.0}
+    assert hub.ada.extended_by == ("boss", True)
     assert await hub.ask("here", user="ben", server="second") == {}
     assert (hub.ada.was_here, hub.ben.was_here) == (False, True)
 

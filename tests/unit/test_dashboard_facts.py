@@ -40,6 +40,25 @@ def test_nobody_but_an_administrator_reads_a_name_anywhere(server):
     assert "zacharias" in render(everybody)
 
 
+@pytest.mark.parametrize(
+    ("values", "said", "can_press"),
+    [
+        ({}, "", True),
+        ({"extend_from": UNTIL}, "You can extend it from ", False),
+        ({"waited_for": 2}, "You can't extend it while 2 others wait", False),
+        ({"until": None, "extend_from": None}, "", False),
+    ],
+)
+def test_who_can_extend_reads_from_when_and_an_administrator_can_always(values, said, can_press):
+    seen = picture(gpu(0, Holder("ada")), leases=[lease(Holder("ada"), "GPU-0", **values)])
+    mine = render(check("Status", status(seen, ADA)))
+    assert ('value="extend"' in mine) is can_press
+    sentences = ("You can extend it from ", "You can't extend it while 2 others wait")
+    assert [each for each in sentences if each in mine] == ([said] if said else [])
+    bosses = render(check("Status", status(seen, BOSS)))
+    assert ('value="extend"' in bosses) is ("until" not in values)
+
+
 def test_hostile_names_are_text_on_the_page():
     holder = Holder(HOSTILE, HOSTILE)
     mark = parse_marks([{"Labels": {LABEL: "GPU-1", LABEL_WHY: HOSTILE, LABEL_BY: HOSTILE}}])

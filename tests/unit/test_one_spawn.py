@@ -13,108 +13,28 @@ import pytest
 from tornado import web
 from traitlets.config import Config
 
+from gpuspawner import base_spawner
 from gpuspawner.backends.launch import ensure_cleared
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.base_spawner import BaseGPUSpawner
 from gpuspawner.choices import form_stream
-from gpuspawner.choices.open_forms import OpenForms
-from gpuspawner.errors import Refused
-from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.errors import Refused, Unknown
+from gpuspawner.gpus.model import Holder, Request
 from gpuspawner.hub import compat
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.labels import ServerRecord, labels
-from gpuspawner.leases.ledger import Ledger
-from gpuspawner.scheduling.queue import Queue, QueueSettings
+from gpuspawner.scheduling import queue
+from gpuspawner.scheduling.plan import QueuedRequest
+from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
 from gpuspawner.spawner import GPUSpawner
 
 from ..support.ledgers import NoWatcher
-
-IMAGES = {"plain": "ref/plain", "secret": {"image": "ref/secret", "default": True}}
-
-
-class Hub:
-    """What a hub's spawners share, with two GPUs, and what runs on them."""
-
-    def __init__(self) -> None:
-        self.servers: list[ServerRecord] = []
-        self.ledger = Ledger(self._list, self._read)
-        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
-        self.leftovers = Leftovers()
-        self.open_forms = OpenForms(self.ledger, self.queue)
-        self.leases: set[Any] = set()
-        self.pulled: list[str] = []
-        self.removed: list[str] = []
-        self.backend = SimpleNamespace(pull=self._pull, remove=self._remove)
-
-    async def _list(self) -> list[ServerRecord]:
-        return list(self.servers)
-
-    async def _read(self) -> tuple[Node, ...]:
-        gpus = tuple(GPU(f"GPU-{n}", n, "A100", 40960, 0, 0) for n in range(2))
-        return (Node(driver="570.133.20", cuda="12.8", gpus=gpus),)
-
-    async def _pull(self, image: str, policy: str, report: Any) -> None:
-        self.pulled.append(image)
-
-    async def _remove(self, server_id: str) -> None:
-        self.removed.append(server_id)
-
-    def occupy(self) -> None:
-        """Have somebody else hold the GPUs."""
-        self.servers.append(ServerRecord("other", labels(Holder("else"), "x", ["GPU-0", "GPU-1"])))
-
-    def free_all(self) -> None:
-        """End what others hold."""
-        self.servers.clear()
-        self.queue.wake()
-
-    def spawner(self, groups: tuple[str, ...] = (), **traits: Any) -> GPUSpawner:
-        """Return a user's spawner on this hub, whose engine has nothing of theirs."""
-        user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name=each) for each in groups])
-        one = Spawner(user=user, config=Config({"GPUSpawner": {"images": IMAGES, **traits}}))
-        one._hub_state = self  # type: ignore[assignment]
-        return one
-
-    def held(self) -> int:
-        """Return how many reservations are open."""
-        return len([each for each in self.ledger._reservations if each.ended_tick is None])
-
-
-class Spawner(GPUSpawner):
-    """Its engine has nothing of its user's."""
-
-    @property
-    def backend(self) -> Any:
-        return self.hub_state.backend
-
-    async def remove_leftovers(self, request: Any) -> None:
-        pass
+from ..support.spawns import Hub, begin, lab, waiting
 
 
 @pytest.fixture
 async def hub() -> Hub:
     return Hub()
-
-
-async def begin(one: GPUSpawner, **options: Any) -> None:
-    """Do what JupyterHub does before the pre-spawn stage."""
-    one.user_options = options
-    one.clear_state()
-    await one.apply_group_overrides()
-    await one._run_apply_user_options(options)
-
-
-async def waiting(one: GPUSpawner, hub: Hub) -> asyncio.Task[None]:
-    """Begin the pre-spawn stage of one who has to wait."""
-    task = asyncio.ensure_future(one.run_pre_spawn_hook())
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert hub.queue.waiting
-    return task
-
-
-def lab(**overrides: Any) -> dict[str, Any]:
-    return {"lab": {"groups": ["lab"], "spawner_override": overrides}}
 
 
 def handler(method: str, choice: dict[str, Any]) -> Any:
@@ -215,11 +135,165 @@ async def test_the_image_of_who_leaves_a_group_is_one_that_may_still_be_had(hub)
     assert hub.pulled == ["ref/secret", "ref/plain"]
 
 
+OWN = {
+    "gpu_limit": 1,
+    "hour_limit": 2,
+    "default_hours": 1,
+    "allowed_versions": ["plain"],
+    "allowed_models": ["A100"],
+}
+LABS = {
+    "gpu_limit": 2,
+    "default_gpus": 2,
+    "hour_limit": 48,
+    "default_hours": 24,
+    "allowed_versions": ["secret", "plain"],
+    "allowed_models": ["A100", "H100"],
+}
+OF_NOBODY, OF_LAB = ("plain", 1, 1.0, {"A100"}), ("secret", 2, 24.0, {"A100", "H100"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "joins", "granted"),
+    [
+        ({}, False, OF_NOBODY),
+        ({}, True, OF_LAB),
+        ({"gpus": 1}, False, OF_NOBODY),
+        ({"gpus": 1}, True, ("secret", 1, 24.0, {"A100", "H100"})),
+        ({"hours": 2}, False, ("plain", 1, 2.0, {"A100"})),
+        ({"hours": 2}, True, ("secret", 2, 2.0, {"A100", "H100"})),
+        ({"image": "plain"}, True, ("plain", 2, 24.0, {"A100", "H100"})),
+        ({"model": "A100"}, True, OF_LAB),
+        ({"model": "A100"}, False, OF_NOBODY),
+        ({"gpus": 2}, False, "gpus is 2, and your limit is 1."),
+        ({"hours": 3}, False, "hours is 3, and your limit is 2."),
+        ({"image": "secret"}, False, "image must be one of plain, got "),
+    ],
+)
+async def test_what_a_choice_says_and_leaves_out_goes_by_the_rules_of_its_turn(
+    hub, choice, joins, granted
+):
+    hub.occupy()
+    one = hub.spawner(() if joins else ("lab",), **OWN)
+    one.group_overrides = lab(**LABS)
+    await begin(one, **choice)
+    task = await waiting(one, hub)
+    one.user.groups = [SimpleNamespace(name="lab")] if joins else []
+    hub.free_all()
+    if isinstance(granted, str):
+        with pytest.raises(web.HTTPError, match=granted):
+            await task
+        assert hub.held() == 0
+        return
+    await task
+    image, gpus, hours, models = granted
+    request = one.attempt.request
+    assert (request.image, request.gpus, request.models) == (image, gpus, models)
+    assert request.seconds == hours * 3600
+    assert one.image == f"ref/{image}"
+    assert len(one.attempt.granted.gpus) == gpus
+    assert one.lease.until == pytest.approx(time.time() + hours * 3600, abs=600)
+
+
+@pytest.mark.parametrize("joins", [False, True])
+async def test_the_share_of_a_group_counts_for_who_is_in_it_now(hub, monkeypatch, joins):
+    monkeypatch.setattr(queue, "PERIOD_SECONDS", 0.01)
+    hub.servers.append(
+        ServerRecord("other", labels(Holder("else"), "x", ["GPU-0"], None, {"class"}))
+    )
+    if joins:
+        hub.servers.append(ServerRecord("more", labels(Holder("more"), "x", ["GPU-1"])))
+    one = hub.spawner(() if joins else ("class",), group_gpu_limits={"class": 1})
+    await begin(one, gpus=1)
+    task = await waiting(one, hub)
+    one.user.groups = [SimpleNamespace(name="class")] if joins else []
+    if not joins:
+        # Nothing else happens: GPU-1 has been free all the time.
+        await task
+        assert hub.held() == 1
+        return
+    hub.servers.pop()
+    while hub.queue.waiting[0].turn.because != "group:class":
+        await asyncio.sleep(0)
+    assert hub.held() == 0
+    hub.free_all()
+    await task
+    assert hub.held() == 1
+
+
+async def test_who_joins_a_group_in_the_moment_of_the_grant_is_under_its_share(hub):
+    hub.servers.append(
+        ServerRecord("other", labels(Holder("else"), "x", ["GPU-0"], None, {"class"}))
+    )
+    hub.servers.append(ServerRecord("more", labels(Holder("more"), "x", ["GPU-1"])))
+    one = hub.spawner(group_gpu_limits={"class": 1})
+    await begin(one, gpus=1)
+    task = await waiting(one, hub)
+    since = hub.queue.waiting[0].waiting.since
+    one.user.groups = [SimpleNamespace(name="class")]
+    hub.servers.pop()
+    hub.queue.wake()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not task.done()
+    assert hub.held() == 0
+    assert [each.waiting.since for each in hub.queue.waiting] == [since]
+    hub.free_all()
+    await task
+    assert one.attempt.granted.groups == {"class"}
+
+
+async def test_who_comes_again_by_other_rules_keeps_the_place_in_a_full_queue(hub):
+    hub.occupy()
+    hub.queue = Queue(hub.ledger, QueueSettings(length=1), NoWatcher)
+    one = hub.spawner(("lab",), gpu_limit=2, default_gpus=1)
+    one.group_overrides = lab(default_gpus=2)
+    await begin(one)
+    task = await waiting(one, hub)
+    late = asyncio.ensure_future(
+        hub.queue.wait(
+            QueuedRequest(Holder("late"), Request("plain", 2), hub.queue.join_time()),
+            RequestLimits(),
+            lambda turn: None,
+            again=True,
+        )
+    )
+    one.user.groups = []
+    hub.free_all()
+    await task
+    assert len(one.attempt.granted.gpus) == 1
+    assert not late.done()
+    late.cancel()
+
+
+async def test_rules_that_nobody_can_look_at_hand_out_nothing_and_cost_no_place(hub, monkeypatch):
+    monkeypatch.setattr(base_spawner, "PERIOD_SECONDS", 0.0)
+    hub.occupy()
+    one = hub.spawner(("lab",), **OWN)
+    one.group_overrides = lab(**LABS)
+    await begin(one)
+    task = await waiting(one, hub)
+    one.user.groups = []
+    read, failures = hub.ledger.read, iter(range(3))
+
+    async def away(except_for: Holder | None = None) -> Any:
+        if except_for is not None and next(failures, None) is not None:
+            raise Unknown("NVML is away.")
+        return await read(except_for)
+
+    monkeypatch.setattr(hub.ledger, "read", away)
+    hub.free_all()
+    await task
+    assert next(failures, None) is None
+    assert one.attempt.request.gpus == 1
+    assert any("NVML is away." in str(each["message"]) for each in one.steps_so_far())
+
+
 async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_grant(
     hub, monkeypatch
 ):
     events: list[str] = []
-    monkeypatch.setattr(audit_log, "record", lambda log, event, holder, **_: events.append(event))
+    monkeypatch.setattr(audit_log, "record", lambda log, event, *_, **__: events.append(event))
     hub.occupy()
     one = hub.spawner(images={}, image="configured:1")
     one.pre_spawn_hook = lambda spawner: setattr(spawner, "image", "hooked:1")

@@ -69,3 +69,32 @@ async def test_overrides_that_a_function_makes_are_named_by_their_trait():
     }
     with pytest.raises(web.HTTPError, match="gpu_limit"):
         await one.apply_group_overrides()
+
+
+async def test_what_a_group_may_have_is_nobody_else_s():
+    one, other = in_group(allowed_images={"secret": "lab/secret"}), in_group()
+    other.user.groups = []
+    await one.apply_group_overrides()
+    await other.apply_group_overrides()
+    assert one.allowed_images == {"secret": "lab/secret"}
+    assert not other.allowed_images
+    assert not GPUSpawner().allowed_images
+
+
+async def test_an_override_s_own_value_stays_what_it_is_where_a_hook_adds_to_it():
+    one = in_group(args=["--lab"], environment={"LAB": {}})
+    override = one.group_overrides["for the lab"]["spawner_override"]
+    for _ in range(2):
+        await one.apply_group_overrides()
+        one.args.append("--hook")
+        one.environment["LAB"]["HOOK"] = "1"
+    assert override == {"args": ["--lab"], "environment": {"LAB": {}}}
+
+
+async def test_a_default_that_was_made_of_an_override_s_value_ends_with_it():
+    one = in_group(network_name="lab")
+    await one.apply_group_overrides()
+    assert one.use_internal_ip  # DockerSpawner makes it of network_name
+    one.user.groups = []
+    await one.apply_group_overrides()
+    assert not one.use_internal_ip

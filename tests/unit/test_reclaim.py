@@ -126,17 +126,25 @@ def test_a_warning_of_which_nobody_could_hear_is_given_anew_after_a_restart() ->
     assert steps(again, times, HOUR) == [("warn", 0), ("stop", 300)]
 
 
+def extended(running: Term, seconds: float, most: float) -> float:
+    """Extend a term as far as it may be; return how much that was."""
+    added = running.extension(seconds, most)
+    running.extend(added)
+    return added
+
+
 def test_an_extension_counts_from_the_end_up_to_what_may_be_left_and_is_warned_about_anew() -> None:
     times = Times()
     running = term(times)
     times.pass_(4 * HOUR - WARNING)
     running.warn(WARNING)
-    assert running.extend(2 * HOUR, DAY) == 2 * HOUR
+    assert extended(running, 2 * HOUR, DAY) == 2 * HOUR
     assert running.deadline.remaining == 2 * HOUR + WARNING
     assert running.step(WARNING) is None
-    assert running.extend(9 * HOUR, 4 * HOUR) == 2 * HOUR - WARNING
+    assert extended(running, 9 * HOUR, 4 * HOUR) == 2 * HOUR - WARNING
     assert running.deadline.remaining == 4 * HOUR
-    assert running.extend(HOUR, 2 * HOUR) == 0  # a limit that fell takes nothing away
+    # A limit that fell takes nothing away.
+    assert running.extension(HOUR, 2 * HOUR) == 0
     assert running.deadline.remaining == 4 * HOUR
 
 
@@ -144,8 +152,37 @@ def test_an_extension_after_the_end_begins_now() -> None:
     times = Times()
     running = term(times)
     times.pass_(5 * HOUR)
-    running.extend(HOUR, DAY)
+    assert extended(running, HOUR, DAY) == HOUR
     assert running.deadline.remaining == HOUR
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "after"),
+    [
+        (4 * HOUR, HOUR, 3 * HOUR),
+        (HOUR, HOUR, HOUR / 2),
+        (4 * HOUR, None, 0),
+        (4 * HOUR, 0, 4 * HOUR),
+    ],
+)
+def test_a_term_can_be_extended_near_its_end_only(length, window, after) -> None:
+    times = Times()
+    running = term(times, length)
+    assert running.can_be_extended(window) is (after == 0)
+    times.pass_(after - 1)
+    assert running.can_be_extended(window) is (after == 0)
+    times.pass_(1)
+    assert running.can_be_extended(window)
+    # Of what was added it is so as well.
+    running.extend(length)
+    assert running.can_be_extended(window) is (window is None)
+
+
+def test_who_was_warned_can_extend() -> None:
+    times = Times()
+    running = term(times)
+    running.warn(WARNING)
+    assert running.can_be_extended(0)
 
 
 def gpu(number: int = 0, use: int | None = 0, memory: int | None = 1000) -> GPU:

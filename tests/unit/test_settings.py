@@ -49,8 +49,8 @@ def test_a_mistake_is_named_with_trait_and_value(trait, value, says):
 
 def test_a_trait_that_one_spawn_replaced_is_put_back():
     one = spawner(image="configured:1")
-    one._use_image("chosen:1")
-    one._use_image("chosen:2")
+    one.overrides.choose("image", "chosen:1")
+    one.overrides.choose("image", "chosen:2")
     assert one.image == "chosen:2"
     one.clear_state()
     assert one.image == "configured:1"
@@ -58,7 +58,7 @@ def test_a_trait_that_one_spawn_replaced_is_put_back():
 
 def test_group_overrides_end_with_the_membership():
     one = spawner(gpu_limit=1, environment={"KEPT": "1"})
-    one.apply_override({"gpu_limit": 4, "environment": {"COURSE": "ml"}})
+    one.overrides.apply([{"gpu_limit": 4, "environment": {"COURSE": "ml"}}])
     assert one.gpu_limit == 4
     assert one.environment == {"KEPT": "1", "COURSE": "ml"}
     one.overrides.put_back()

@@ -60,7 +60,7 @@ class DockerTraits(GPUTraits):
         True,
         help="""Remove a server's container when it stops. Where this is False, a stopped container
         holds no GPUs; one that had none is started again, and one that had some is replaced.""",
-    ).tag(config=True)
+    ).tag(config=True, while_running=True)
 
     @default("client_kwargs")
     def _client_kwargs_default(self) -> dict[str, Any]:

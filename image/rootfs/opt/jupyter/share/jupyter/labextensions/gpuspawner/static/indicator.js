@@ -1,6 +1,6 @@
 /* The item in the status bar, and the panel behind it. */
 
-import { gigabytes } from "./words.js";
+import { gigabytes, WAITED_FOR } from "./words.js";
 
 /** Return an element; `attributes` may be none, what comes after them goes into it. */
 function element(tag, attributes, ...children) {
@@ -32,6 +32,7 @@ export class Indicator {
     const title = element("h2", { id: "gpuspawner-title" }, say("GPUs of this server"));
     this._rows = element("ul", {});
     this._time = element("p", {});
+    this._later = element("p", {});
     this._news = element("p", { class: "gpuspawner-news" });
     this._said = element("p", { role: "status" });
     this._extend = this._action("extend", say("Extend"), (until) =>
@@ -49,7 +50,7 @@ export class Indicator {
         tabindex: "-1",
         popover: "auto",
       },
-      ...[title, this._rows, this._time, this._news, buttons, this._said]
+      ...[title, this._rows, this._time, this._later, this._news, buttons, this._said]
     );
     if (this._dashboard) {
       const link = element("a", { href: this._dashboard, target: "_blank" });
@@ -132,7 +133,18 @@ export class Indicator {
         : words.say("JupyterHub doesn't answer. What is shown is from {moment}.", {
             moment: words.moment(facts.at),
           });
-    this._extend.hidden = !facts.live || facts.until === null;
+    const early = facts.extendFrom !== null && facts.extendFrom > Date.now();
+    this._later.textContent =
+      !facts.live || facts.until === null
+        ? ""
+        : facts.waiting
+          ? words.say(WAITED_FOR, { count: facts.waiting })
+          : early
+            ? words.say("It can be extended from {moment} on.", {
+                moment: words.moment(facts.extendFrom),
+              })
+            : "";
+    this._extend.hidden = !facts.live || facts.until === null || early || facts.waiting > 0;
     this._here.hidden = !facts.live || facts.idleUntil === null;
     this._place();
   }

@@ -16,7 +16,8 @@ const WARN_MS = 15 * 60_000;
  * - `gpus`: each with `number` (as `nvidia-smi` in the server counts), `model`, `use` (percent),
  *   `used` and `total` (MiB); null where it isn't known. Empty where only the count is known.
  * - `until`: when its time ends; null: never, or nobody knows.
- * - `endsSoon`: whether its user is to be warned. `waiting`: how many wait for GPUs.
+ * - `endsSoon`: whether its user is to be warned. `waiting`: how many wait who could use its GPUs.
+ * - `extendFrom`: from when its user can extend it; null: never.
  * - `idleSince`, `idleUntil`: since when they do nothing, and when the server is stopped for it;
  *   null: it isn't.
  * - `live`: whether the hub answers; only then can something be done. `at`: when it answered last.
@@ -47,7 +48,9 @@ function fromAnswer(server, answer) {
       })),
     until,
     endsSoon: server.warned || (!answer.fresh && isSoon(until)),
-    waiting: answer.queue.waiting.length,
+    waiting: server.waited_for ?? answer.queue.waiting.length,
+    // A hub of before lets it be extended at any time.
+    extendFrom: server.extend_from === undefined ? 0 : moment(server.extend_from),
     idleSince: moment(server.idle_since),
     idleUntil: moment(server.idle_until),
     live: answer.fresh,
@@ -69,6 +72,7 @@ function fromStart(start) {
     until,
     endsSoon: isSoon(until),
     waiting: 0,
+    extendFrom: null,
     idleSince: null,
     idleUntil: null,
     live: false,

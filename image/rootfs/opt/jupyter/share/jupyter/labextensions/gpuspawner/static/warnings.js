@@ -4,6 +4,7 @@
  */
 
 import { Refusal } from "./hub.js";
+import { WAITED_FOR } from "./words.js";
 
 // Good news may go by itself.
 const GOOD_NEWS_MS = 10_000;
@@ -38,8 +39,7 @@ export class Warnings {
     );
     if (!facts.live) return { message: stopped };
     if (facts.waiting) {
-      const why = "It can't be extended while others wait for GPUs ({count}).";
-      return { message: `${stopped} ${words.say(why, { count: facts.waiting })}` };
+      return { message: `${stopped} ${words.say(WAITED_FOR, { count: facts.waiting })}` };
     }
     if (this._refusal) return { message: this._refusal };
     return {

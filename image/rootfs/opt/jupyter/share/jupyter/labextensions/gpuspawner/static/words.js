@@ -1,5 +1,8 @@
 /* What is said, in the reader's language. */
 
+/** Why a server can't be extended now. */
+export const WAITED_FOR = "Others wait for its GPUs ({count}), so it can't be extended.";
+
 // By the English words. A number or a name stands where {…} is.
 const CHINESE = {
   "{count} × {model}": "{count} × {model}",
@@ -29,8 +32,8 @@ const CHINESE = {
     "此服务器的使用时间到 {moment} 结束，届时会被停止。请保存工作，或者延长时间。",
   "This server is stopped at {moment}, when its time ends. Save your work.":
     "此服务器的使用时间到 {moment} 结束，届时会被停止。请保存工作。",
-  "It can't be extended while others wait for GPUs ({count}).":
-    "有人在排队等 GPU（{count} 人），因此现在不能延长。",
+  [WAITED_FOR]: "有 {count} 人在等它的 GPU，现在不能延长。",
+  "It can be extended from {moment} on.": "从 {moment} 起可以延长时间。",
   "This server now ends at {moment}.": "此服务器的使用时间已延长到 {moment}。",
   "The GPUs of this server have done nothing since {since}. At {moment} it is stopped.":
     "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
