@@ -146,6 +146,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """The ledger of leases and reservations."""
         return self.hub_state.ledger
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the hub takes this server to run, to start or to stop, or holds GPUs for it."""
+        attempt = self.attempt
+        return bool(self.active or self.lease.uuids or attempt.reservation or attempt.granted)
+
     # -- Methods that a subclass for a backend implements ----------------------------------------
 
     def new_attempt(self) -> SpawnAttempt:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import docker
 import docker.errors
 
-from .backends.docker.backend import server_record
 from .backends.docker.errors import explain
+from .backends.docker.listing import Listing
 from .backends.docker.marks import list_marks
-from .gpus.allocation import apply_leases
+from .gpus.allocation import with_leases
 from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
-from .leases.labels import LABEL_GPUS, leases_of
+from .leases.labels import leases_of
+from .leases.ledger import outsiders_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,34 +33,47 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the host's GPUs; 1 and a sentence on stderr where NVML or the engine can't be read."""
     try:
         found = read_node()
-        gpus = _with_ledger(found.gpus) if found.gpus else ()
+        gpus, outside = _with_ledger(found) if found.gpus else ((), {})
     except InventoryError as error:
         print(f"gpuspawner: {error}", file=sys.stderr)
         return 1
     except (docker.errors.DockerException, OSError) as error:
         print(f"gpuspawner: {explain(error)}", file=sys.stderr)
         return 1
-    print(json.dumps(as_json(found, gpus), indent=2) if arguments.json else as_text(found, gpus))
+    if arguments.json:
+        print(json.dumps(as_json(found, gpus, outside), indent=2))
+    else:
+        print(as_text(found, gpus, outside))
     return 0
 
 
-def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
-    """Return the GPUs with their holders and the marks of those out of service."""
+# UUID -> the containers that have a GPU without a lease.
+Outside = Mapping["str | None", Sequence[str]]
+
+
+def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
+    """Return the GPUs with their holders and marks, and the containers that have them."""
     client = docker.from_env(timeout=20)
     try:
-        marked = apply_marks(gpus, list_marks(client.api))
-        containers = client.api.containers(all=True, filters={"label": LABEL_GPUS})
-        return apply_leases(marked, leases_of(map(server_record, containers)))
+        marked = replace(found, gpus=apply_marks(found.gpus, list_marks(client.api)))
+        servers = Listing()(client.api)
     finally:
         client.close()
+    outsiders = outsiders_of(servers, [marked])
+    (node,) = with_leases([marked], leases_of(servers), outsiders)
+    names = {
+        gpu.uuid: [each.name for each in outsiders if gpu.uuid in each.gpus] for gpu in node.gpus
+    }
+    return node.gpus, names
 
 
-def as_json(found: Node, gpus: Sequence[GPU]) -> dict[str, Any]:
+def as_json(found: Node, gpus: Sequence[GPU], outside: Outside) -> dict[str, Any]:
     """Return the documented JSON value."""
-    return {"driver": found.driver, "cuda": found.cuda, "gpus": [_entry(gpu) for gpu in gpus]}
+    entries = [_entry(gpu, outside.get(gpu.uuid, ())) for gpu in gpus]
+    return {"driver": found.driver, "cuda": found.cuda, "gpus": entries}
 
 
-def _entry(gpu: GPU) -> dict[str, Any]:
+def _entry(gpu: GPU, containers: Sequence[str]) -> dict[str, Any]:
     holder = gpu.holder
     return {
         "node": gpu.node,
@@ -71,11 +86,12 @@ def _entry(gpu: GPU) -> dict[str, Any]:
         "compute_capability": gpu.compute_capability,
         "state": gpu.state,
         "holder": {"user": holder.user, "server": holder.server} if holder else None,
+        "containers": list(containers),
         "reason": gpu.reason,
     }
 
 
-def as_text(found: Node, gpus: Sequence[GPU]) -> str:
+def as_text(found: Node, gpus: Sequence[GPU], outside: Outside) -> str:
     """Return a table for a terminal."""
     if found.driver is None:
         return "No NVIDIA driver on this machine."
@@ -85,7 +101,8 @@ def as_text(found: Node, gpus: Sequence[GPU]) -> str:
         memory = f"{_known(gpu.memory_used_mib)}/{_known(gpu.memory_total_mib)}"
         use = "?" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
         reason = "" if gpu.state in ("free", "leased") else gpu.reason
-        cells = (str(gpu.index), gpu.model, memory, use, gpu.state, str(gpu.holder or ""), reason)
+        holder = str(gpu.holder or ", ".join(outside.get(gpu.uuid, ())))
+        cells = (str(gpu.index), gpu.model, memory, use, gpu.state, holder, reason)
         rows.append(tuple(map(_printable, cells)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -164,6 +164,15 @@ class GPUTraits(SpawnerMixin):
         none.""",
     ).tag(config=True)
 
+    unknown_server_minutes = Float(
+        5,
+        min=0,
+        allow_none=True,
+        help="""How long after its announcement in the log a server is stopped that runs with this
+        hub's label past its end, and that the hub doesn't know, as after a loss of its database.
+        None: administrators see it on the dashboard and stop it there. The same for everybody.""",
+    ).tag(config=True)
+
     gpu_policy = Enum(
         sorted(POLICIES),
         "pack",

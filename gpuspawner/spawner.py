@@ -14,7 +14,7 @@ from dockerspawner import DockerSpawner
 from jupyterhub.utils import url_path_join
 
 from .backends.docker import errors as engine_errors
-from .backends.docker.backend import ENDED_STATES, DockerBackend, UlimitRefused, connect
+from .backends.docker.backend import DockerBackend, UlimitRefused, connect
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
@@ -23,11 +23,12 @@ from .backends.docker.container_config import (
     with_lease,
     with_log,
 )
+from .backends.docker.listing import ENDED_STATES
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.settings import DockerTraits
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
-from .errors import Refused
+from .errors import GPUSpawnerError, Refused
 from .gpus.model import Request
 from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
@@ -101,7 +102,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def make_backend(self) -> DockerBackend:
         """Make the backend for the engine that the configuration names."""
         tls, more = dict(self.tls_config), dict(self.client_kwargs)
-        return DockerBackend(lambda: connect(tls, more), self.log)
+        return DockerBackend(lambda: connect(tls, more), self.log, not self.remove)
 
     @property
     def backend(self) -> DockerBackend:
@@ -234,7 +235,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def remove_leftovers(self, request: Request) -> None:
         """Remove the containers of earlier starts, except one that can be started again."""
-        existing = await self.get_object()
+        found = await self._inspect()
+        existing = self._own(found)
+        if found and not existing:
+            raise GPUSpawnerError(self._name_is_taken(found))
         resumed = (
             existing
             and not self.remove
@@ -250,6 +254,24 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             await self.backend.remove(container_id)
         if not resumed:
             self.object_id = ""
+
+    def _name_is_taken(self, found: Any) -> str:
+        """Say which container has this server's container name, and what to do about it."""
+        hub = (found["Config"]["Labels"] or {}).get(LABEL_HUB, self.hub_address)
+        if hub == self.hub_address:
+            return lazy_gettext(
+                "Container %(name)s is another server's of this hub, and has the name that this "
+                "server's container would get. Give this server another name.",
+                name=self.object_name,
+            )
+        return lazy_gettext(
+            "Container %(name)s is left from a hub at %(hub)s, or is another hub's, and has the "
+            "name that this server's container would get. An administrator can remove it with "
+            "docker rm -f %(name)s if nobody needs it, or else give each hub its own "
+            "c.DockerSpawner.prefix.",
+            name=self.object_name,
+            hub=hub,
+        )
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
@@ -388,9 +410,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         this server nor be stopped. The lease of a running container that this hub lost in a crash
         is adopted.
         """
+        return self._own(await self._inspect())
+
+    async def _inspect(self) -> Any:
+        """Inspect the container of this server's container name, whoever has it; None: nobody."""
         try:
-            found = await self.docker("inspect_container", self.object_name)
+            return await self.docker("inspect_container", self.object_name)
         except docker.errors.NotFound:
+            return None
+
+    def _own(self, found: Any) -> Any:
+        """Return a container of this server's name if it is this server's, else None."""
+        if found is None:
             self.object_id = ""
             return None
         found_labels = found["Config"]["Labels"] or {}

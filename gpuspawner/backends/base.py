@@ -30,13 +30,23 @@ class Backend(Protocol):
     """
 
     async def list(self) -> Sequence[ServerRecord]:
-        """Return every server with the labels of a lease, of all hubs, ended ones too."""
+        """Return every server with the labels of a lease, of all hubs, ended ones too.
+
+        And what else runs with GPUs, whose `gpu_names` say which.
+        """
 
     async def start(self, server_id: str) -> None:
         """Start a server that has been created."""
 
     async def remove(self, server_id: str) -> None:
         """Remove a server, running or not, and wait until it is gone. Idempotent."""
+
+    async def stop(self, server_id: str) -> None:
+        """Stop a server as its user would, with the time that programs have to end by themselves.
+
+        What is left of it is removed, unless the administrator keeps what has stopped. It may be
+        gone already.
+        """
 
     async def remove_unstarted(self, server_id: str) -> None:
         """Remove a server unless it has been started. Idempotent."""

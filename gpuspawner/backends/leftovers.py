@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..leases.audit_log import one_line
-from ..leases.labels import ServerRecord
+from ..leases.labels import LABEL_HUB, ServerRecord
 from ..leases.ledger import Ledger, Reservation
 
 # A server that was created and isn't started within this time belongs to a dead hub.
@@ -124,9 +124,14 @@ class StaleServerReaper:
         self._removals: set[asyncio.Task[None]] = set()
 
     def reap(self, servers: Sequence[ServerRecord]) -> None:
-        """Begin to remove the stale servers in a listing of every server; return at once."""
+        """Begin to remove the stale servers in a listing of every server; return at once.
+
+        What bears no hub's label somebody made by hand, and may mean to start.
+        """
         now = asyncio.get_running_loop().time()
-        unstarted = {each.id for each in servers if each.state == "created"}
+        unstarted = {
+            each.id for each in servers if each.state == "created" and LABEL_HUB in each.labels
+        }
         self._first_seen = {each: self._first_seen.get(each, now) for each in unstarted}
         for server_id, since in self._first_seen.items():
             if now - since > STALE_SECONDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from tornado.httputil import url_concat
 
 from ..backends.docker import errors as engine_errors
 from ..backends.docker import marks
-from ..errors import Refused
+from ..errors import Refused, Unknown
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases import audit_log
@@ -71,13 +71,15 @@ class Actions:
     ) -> dict[str, Any]:
         if not (person.administrator or person.is_user(user)):
             raise Refused(lazy_gettext("This is somebody else's server."), status=403)
-        question = {"do": what, "user": user, "server": server, **more}
+        return await self._send({"do": what, "user": user, "server": server, **more})
+
+    async def _send(
+        self, question: Mapping[str, Any], seconds: float = control_socket.TIMEOUT_SECONDS
+    ) -> dict[str, Any]:
         try:
-            answer = await control_socket.ask(self.socket, question)
+            answer = await control_socket.ask(self.socket, question, seconds)
         except (OSError, ValueError, asyncio.TimeoutError):
-            raise Refused(
-                lazy_gettext("JupyterHub doesn't answer. Please try again."), status=503
-            ) from None
+            raise Refused(NO_ANSWER, status=503) from None
         if "error" in answer:
             raise Refused(
                 restored(answer.get("sentence")) or answer["error"],
@@ -110,9 +112,7 @@ class Actions:
         except HTTPClientError as error:
             raise _hub_refusal(error) from None
         except OSError:
-            raise Refused(
-                lazy_gettext("JupyterHub doesn't answer. Please try again."), status=503
-            ) from None
+            raise Refused(NO_ANSWER, status=503) from None
         await self.monitor.refresh()
 
     async def leave(self, person: Person, token: str, user: str, server: str) -> None:
@@ -131,6 +131,15 @@ class Actions:
             raise Refused(words, status=409)
         await self.stop(token, user, server)
 
+    async def stop_orphan(self, person: Person, server_id: str) -> None:
+        """Stop a server that runs with the hub's label, and that the hub doesn't know.
+
+        Args:
+            server_id: as in the status.
+        """
+        _require_administrator(person)
+        await self._send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
+
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service."""
         await self._mark(
@@ -142,8 +151,7 @@ class Actions:
         await self._mark(person, uuid, lambda client: marks.put_back(client, uuid))
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
-        if not person.administrator:
-            raise Refused(lazy_gettext("Only an administrator can do that."), status=403)
+        _require_administrator(person)
         snapshot = await self.monitor.snapshot()
         # A GPU that was taken out and then removed from the machine can still be put back.
         if uuid not in {gpu.uuid for gpu in snapshot.gpus} | set(snapshot.marks):
@@ -163,9 +171,16 @@ class Actions:
 
         try:
             await asyncio.get_running_loop().run_in_executor(None, run)
+        except Unknown as error:
+            raise Refused(str(error), status=503) from None
         except engine_errors.UNREACHABLE as error:
             raise Refused(engine_errors.explain(error), status=503) from None
         await self.monitor.refresh()
+
+
+def _require_administrator(person: Person) -> None:
+    if not person.administrator:
+        raise Refused(lazy_gettext("Only an administrator can do that."), status=403)
 
 
 def _hub_refusal(error: HTTPClientError) -> Refused:

@@ -72,6 +72,9 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
         "gpus": [_gpu(gpu, snapshot, person, ends, now, history) for gpu in snapshot.gpus],
         "servers": [_server(each) for each in leases if person.sees(each["user"])],
         "queue": _queue(snapshot, person),
+        # Whose they are is in their containers' names too.
+        "orphans": _orphans(snapshot) if person.administrator else [],
+        "outsiders": _outsiders(snapshot) if person.administrator else [],
     }
 
 
@@ -169,6 +172,18 @@ def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
         "idle_since": iso_time(lease.get("idle_since")),
         "idle_until": iso_time(lease.get("idle_until")),
     }
+
+
+def _orphans(snapshot: Snapshot) -> list[dict[str, Any]]:
+    found = snapshot.hub.get("orphans", []) if snapshot.hub else []
+    return [
+        {**each, "until": iso_time(each["until"]), "stops_at": iso_time(each["stops_at"])}
+        for each in found
+    ]
+
+
+def _outsiders(snapshot: Snapshot) -> list[dict[str, Any]]:
+    return [{"name": each.name, "gpus": sorted(each.gpus)} for each in snapshot.outsiders]
 
 
 def _queue(snapshot: Snapshot, person: Person) -> dict[str, Any]:

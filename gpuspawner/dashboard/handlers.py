@@ -162,6 +162,9 @@ class Page(Handler):
         if what == "stop":
             await self.actions.stop(self.token, user, server)
             return lazy_gettext("The server is stopped.")
+        if what == "stop-orphan":
+            await self.actions.stop_orphan(self.person, self.get_body_argument("id", ""))
+            return lazy_gettext("The server is stopped.")
         if what == "leave":
             await self.actions.leave(self.person, self.token, user, server)
             if self.person.is_user(user):
@@ -258,6 +261,15 @@ class KeepAlive(API):
         self.set_status(204)
 
 
+class OrphanServer(API):
+    """A server that the hub doesn't know."""
+
+    async def delete(self, server_id: str) -> None:
+        """Stop it."""
+        await self.answer(self.actions.stop_orphan(self.person, server_id))
+        self.set_status(204)
+
+
 class OutOfService(API):
     """Whether a GPU is out of service."""
 
@@ -305,6 +317,7 @@ def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
         (f"{server}/extend", Extend),
         (f"{server}/here", KeepAlive),
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
+        ("api/orphans/([^/]+)", OrphanServer),
     ]
     return [
         (rf"{below}oauth_callback", HubOAuthCallbackHandler),

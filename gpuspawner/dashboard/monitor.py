@@ -13,14 +13,14 @@ from typing import Any
 import docker
 
 from ..backends.docker import errors as engine_errors
-from ..backends.docker.backend import server_record
-from ..backends.docker.marks import FILTER, parse_marks
+from ..backends.docker.listing import Listing
+from ..backends.docker.marks import list_marks
 from ..errors import Unknown
-from ..gpus.model import GPU, Node
+from ..gpus.model import GPU, Node, Outsider
 from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
 from ..gpus.reader import Reader
 from ..hub import control_socket
-from ..leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, lease_of
+from ..leases.labels import LABEL_HUB, ServerRecord, lease_of
 from ..leases.ledger import Ledger
 from .history import History
 
@@ -47,6 +47,7 @@ class Snapshot:
         nodes: as they were at `at`.
         ours: UUIDs of the GPUs that servers of this hub hold.
         marks: the GPUs out of service.
+        outsiders: what has GPUs and no lease.
         hub: the hub's status (`control_socket.ControlSocket.status`); None if it doesn't answer.
         hub_trouble: why it doesn't answer.
         history: the history of every GPU.
@@ -58,6 +59,7 @@ class Snapshot:
     nodes: tuple[Node, ...] = ()
     ours: frozenset[str] = frozenset()
     marks: Mapping[str, OutOfServiceMark] = field(default_factory=dict)
+    outsiders: tuple[Outsider, ...] = ()
     hub: Mapping[str, Any] | None = None
     hub_trouble: str = ""
     history: History = field(default_factory=History)
@@ -84,6 +86,7 @@ class HostReader:
         self._socket = socket
         self._hub = hub
         self._client: docker.APIClient | None = None
+        self._listing = Listing()
         self._servers: Sequence[ServerRecord] = ()
         self._settings: Mapping[str, Any] = {}
         self._configure_reader({})
@@ -113,6 +116,7 @@ class HostReader:
             nodes=view.nodes,
             ours=self._ours(),
             marks=self._reader.marks,
+            outsiders=view.outsiders,
         )
 
     async def _ask_hub(self) -> tuple[Mapping[str, Any] | None, str]:
@@ -125,16 +129,12 @@ class HostReader:
         return answer, ""
 
     async def _list_servers(self) -> Sequence[ServerRecord]:
-        found = await self._call(
-            lambda client: client.containers(all=True, filters={"label": LABEL_GPUS})
-        )
-        self._servers = [server_record(entry) for entry in found]
+        self._servers = await self._call(self._listing)
         return self._servers
 
     async def _list_marks(self) -> Mapping[str, OutOfServiceMark]:
-        return parse_marks(
-            (await self._call(lambda client: client.volumes(filters=FILTER)))["Volumes"]
-        )
+        marks: Mapping[str, OutOfServiceMark] = await self._call(list_marks)
+        return marks
 
     async def _call(self, call: Callable[[docker.APIClient], Any]) -> Any:
         def run() -> Any:

@@ -65,7 +65,7 @@ class _Servers:
         return None if gpu["other_hub"] else self._by_gpu.get(gpu["uuid"])
 
     def gpus(self, server: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Return a server's GPUs that are there, by node and index."""
+        """Return the GPUs of a server, or of what else has `gpus`, that are there: in order."""
         there = (self._gpus[uuid] for uuid in server["gpus"] if uuid in self._gpus)
         return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
 

@@ -9,6 +9,7 @@ from . import (
     gpus,
     images,
     networks,
+    outsiders,
     surroundings,
     toolkit,
 )
@@ -22,12 +23,13 @@ WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
 
 CHECKS = (
     Check(DRIVER, gpus.driver, is_slow=True),
-    Check(GPUS, gpus.gpus, needs=(DRIVER,)),
     Check(ENGINE, engine.engine, is_slow=True),
     Check(TOOLKIT, toolkit.toolkit, needs=(DRIVER, ENGINE)),
     Check(SETTING, toolkit.setting, needs=(DRIVER, ENGINE, TOOLKIT)),
     Check(CONFIGURATION, configuration.configuration, is_slow=True),
     Check(SETTINGS, configuration.settings, needs=(CONFIGURATION,)),
+    Check(GPUS, gpus.gpus, needs=(DRIVER,)),
+    Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
     Check(PROXY, surroundings.proxy, is_slow=True),
     Check("Disk space", surroundings.disk),

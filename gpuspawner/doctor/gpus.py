@@ -1,4 +1,4 @@
-"""Checks of the NVIDIA driver and the GPUs, by NVML."""
+"""Checks of the NVIDIA driver and the GPUs, by NVML and by what keeps them out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..backends.docker.marks import list_marks
 from ..gpus import nvml
 from ..gpus.model import GPU
 from ..gpus.reader import read_node
@@ -23,6 +24,7 @@ INSTALL_DRIVER = (
     "install NVIDIA's driver and restart the machine: on Ubuntu `sudo ubuntu-drivers install`, "
     "on Debian `sudo apt-get install nvidia-driver` (section non-free)"
 )
+BACK_INTO_SERVICE = "to hand it out again: a press on the dashboard"
 HANGING = "see what `sudo dmesg | grep -i nvrm` says; where nvidia-smi hangs too, sudo reboot"
 
 
@@ -102,13 +104,28 @@ def gpus(context: Context) -> Iterator[Finding]:
             "see lspci -d 10de: and sudo dmesg | grep -i nvrm",
         )
         return
-    usable = sum(gpu.state == "ok" for gpu in found.gpus)
+    marks = list_marks(context.engine.api) if context.engine else {}
+    given = context.configuration
+    excluded = (
+        {uuid.lower() for uuid in (given.spawner.get("excluded_gpus") or [])} if given else set()
+    )
+    kept_out = {gpu.uuid for gpu in found.gpus if gpu.uuid in marks} | {
+        gpu.uuid for gpu in found.gpus if gpu.uuid and gpu.uuid.lower() in excluded
+    }
+    usable = sum(gpu.state == "ok" and gpu.uuid not in kept_out for gpu in found.gpus)
     kinds = ", ".join(sorted({gpu.name for gpu in found.gpus}))
     yield Finding(
         "ok" if usable else "warning",
         f"{usable} of {len(found.gpus)} can be handed out ({kinds})",
     )
     for gpu in found.gpus:
+        if gpu.uuid in marks:
+            why = f": {marks[gpu.uuid].why}" if marks[gpu.uuid].why else ""
+            yield Finding("note", f"GPU {gpu.index} is out of service{why}", BACK_INTO_SERVICE)
+        elif gpu.uuid in kept_out:
+            assert given is not None
+            what = f"GPU {gpu.index} is kept out by {given.where('excluded_gpus')}"
+            yield Finding("note", what)
         yield from _warnings(gpu)
 
 

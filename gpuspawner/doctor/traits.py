@@ -43,6 +43,7 @@ SPAWNER_VALUES = (
     "mem_limit",
     "mounts",
     "network_name",
+    "prefix",
     "pull_policy",
     "queue_length",
     "read_only_volumes",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from math import inf
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from .model import GPU, Lease, Node, Request
+from .model import GPU, Lease, Node, Outsider, Request
 
 # Called with a node's free GPUs sorted by index, the indexes of its busy GPUs, and a count.
 Policy = Callable[[Sequence[GPU], Sequence[int], int], Sequence[GPU]]
@@ -227,16 +227,25 @@ def apply_leases(gpus: Iterable[GPU], leases: Iterable[Lease]) -> tuple[GPU, ...
     return _apply(gpus, _by_gpu(leases))
 
 
-def with_leases(nodes: Sequence[Node], leases: Iterable[Lease]) -> tuple[Node, ...]:
+def with_leases(
+    nodes: Sequence[Node], leases: Iterable[Lease], outsiders: Iterable[Outsider] = ()
+) -> tuple[Node, ...]:
     """Return the nodes with the holder of each GPU filled in, as `apply_leases` does.
 
-    If two nodes report the same UUID, neither GPU keeps it, and neither is handed out.
+    A GPU without a lease that an outsider was given is "foreign", used by it or not. If two nodes
+    report the same UUID, neither GPU keeps it, and neither is handed out.
     """
     found = _by_gpu(leases)
+    outside = {uuid for outsider in outsiders for uuid in outsider.gpus} - found.keys()
     times = Counter(gpu.uuid for node in nodes for gpu in node.gpus if gpu.uuid)
     duplicates = {uuid for uuid, number in times.items() if number > 1}
     return tuple(
-        replace(node, gpus=_apply(_without_duplicate_uuids(node.gpus, duplicates), found))
+        replace(
+            node,
+            gpus=_apply(
+                _given_outside(_without_duplicate_uuids(node.gpus, duplicates), outside), found
+            ),
+        )
         for node in nodes
     )
 
@@ -247,6 +256,20 @@ def _without_duplicate_uuids(gpus: Sequence[GPU], duplicates: Collection[str]) -
     why = lazy_gettext("Another GPU has the same UUID.")
     return [
         replace(gpu, uuid=None, state="unknown", reason=why) if gpu.uuid in duplicates else gpu
+        for gpu in gpus
+    ]
+
+
+GIVEN_OUTSIDE = lazy_gettext("A container outside the hub was given it.")
+
+
+def _given_outside(gpus: Sequence[GPU], uuids: Collection[str]) -> Sequence[GPU]:
+    if not uuids:
+        return gpus
+    return [
+        replace(gpu, state="foreign", reason=GIVEN_OUTSIDE)
+        if gpu.uuid in uuids and gpu.state in ("free", "foreign")
+        else gpu
         for gpu in gpus
     ]
 
@@ -311,6 +334,7 @@ def _lease(gpu: GPU, lease: Lease) -> GPU:
     values = leased.__dict__
     values |= gpu.__dict__
     values["holder"], values["until"] = lease.holder, lease.until
+    values["overdue"] = lease.overdue
     if gpu.state in ("free", "foreign"):
         values["state"], values["reason"] = "leased", TAKEN_REASON
     return leased

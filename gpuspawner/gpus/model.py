@@ -36,12 +36,29 @@ class Lease:
 
     `until` is when the lease ends, in seconds since the epoch; None if it has no known end.
     `groups` are the groups of the holder's user at the spawn.
+    `overdue` is whether its end is long past, so that it may go at any time or never.
     """
 
     holder: Holder
     gpus: frozenset[str]
     until: float | None = None
     groups: frozenset[str] = frozenset()
+    overdue: bool = False
+
+
+@dataclass(frozen=True)
+class Outsider:
+    """What runs with GPUs and without a lease: a container that somebody started by hand.
+
+    Args:
+        id: its backend's name for it.
+        name: people's name for it, for administrators only: a user's may be in it.
+        gpus: the UUIDs of the GPUs that it has, or may have.
+    """
+
+    id: str
+    name: str
+    gpus: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -50,8 +67,8 @@ class GPU:
 
     `uuid` is None if an unhealthy GPU doesn't report it; such a GPU is never free. `reason` is a
     sentence for users if `state` isn't "free". `compute_capability` is "8.0" for an A100, None if
-    NVML doesn't report it. `until` is when its lease ends, in seconds since the epoch. `node` is
-    its node's name, `index` its number on that node: only GPUs of one node can be neighbours.
+    NVML doesn't report it. `until` and `overdue` are those of its lease. `node` is its node's
+    name, `index` its number on that node: only GPUs of one node can be neighbours.
     """
 
     uuid: str | None
@@ -66,6 +83,7 @@ class GPU:
     compute_capability: str | None = None
     until: float | None = None
     node: str = ""
+    overdue: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ users and decides what each of them may do.
     GET  /status                                             -> {"queue": […], "leases": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
+    POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
 
 Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
 `extend_minutes` nor the queue binds.
@@ -38,6 +39,7 @@ from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
 from ..leases.audit_log import one_line
+from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 
 # The longest name in JupyterHub's database.
@@ -55,6 +57,7 @@ class ControlSocket:
         servers: lists the `ServerLease`s of servers that hold GPUs.
         log: a logger.
         reading: how this hub reads NVML: the arguments of `gpus.reader.Reader`.
+        reconciler: knows the servers that the hub doesn't.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class ControlSocket:
         servers: Callable[[], Iterable[Any]],
         log: Any,
         reading: Mapping[str, Any],
+        reconciler: Reconciler,
     ) -> None:
         self._reading = reading
+        self.reconciler = reconciler
         self._path = Path(path)
         self._queue = queue
         self._servers = servers
@@ -116,6 +121,7 @@ class ControlSocket:
                 ("/status", _Status, shared),
                 ("/extend", _Extend, shared),
                 ("/here", _KeepAlive, shared),
+                ("/stop-orphan", _StopOrphan, shared),
             ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
@@ -133,6 +139,7 @@ class ControlSocket:
             "reading": dict(self._reading),
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
+            "orphans": self.reconciler.facts(),
         }
 
     async def find_lease(self, holder: Holder) -> Any:
@@ -168,6 +175,15 @@ class _ExtendRequest(_ServerRequest):
     over_all: bool = False
 
 
+class _OrphanRequest(BaseModel):
+    """The body of a request to stop a server that the hub doesn't know; `by`, who wants it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = Field(max_length=MAX_NAME_LENGTH)
+    by: str = Field(max_length=MAX_NAME_LENGTH)
+
+
 class _Handler(web.RequestHandler):
     """Base class of the handlers, which answer with JSON, errors too."""
 
@@ -200,10 +216,10 @@ class _Status(_Handler):
         self.finish(await self._control.status())
 
 
-class _Server(_Handler, ABC):
-    """Base class of actions on one server's lease."""
+class _Request(_Handler, ABC):
+    """Base class of requests with a body."""
 
-    request_model: type[_ServerRequest] = _ServerRequest
+    request_model: type[BaseModel]
 
     async def post(self) -> None:
         """Perform the action, or answer why it is refused."""
@@ -212,12 +228,36 @@ class _Server(_Handler, ABC):
         except ValidationError as error:
             raise web.HTTPError(400, _first_error(error)) from None
         try:
-            server = await self._control.find_lease(Holder(asked.user, asked.server))
-            self.finish(self.do(server, asked))
+            self.finish(await self.answer(asked))
         except Refused as error:
             sentence = str(error)
             self.set_status(error.status)
             self.finish({"error": sentence, "sentence": kept(sentence), "status": error.status})
+
+    @abstractmethod
+    async def answer(self, asked: Any) -> dict[str, Any]:
+        """Do it, and return the answer."""
+
+
+class _StopOrphan(_Request):
+    """The end of a server that the hub doesn't know."""
+
+    request_model = _OrphanRequest
+
+    async def answer(self, asked: _OrphanRequest) -> dict[str, Any]:
+        """Stop it."""
+        await self._control.reconciler.stop(asked.id, asked.by)
+        return {}
+
+
+class _Server(_Request):
+    """What is done with one server."""
+
+    request_model = _ServerRequest
+
+    async def answer(self, asked: _ServerRequest) -> dict[str, Any]:
+        """Find it, and do it."""
+        return self.do(await self._control.find_lease(Holder(asked.user, asked.server)), asked)
 
     @abstractmethod
     def do(self, server: Any, asked: Any) -> dict[str, Any]:
@@ -297,12 +337,16 @@ class _SocketResolver(Resolver):
         return [(socket.AF_UNIX, self._path)]
 
 
-async def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
+async def ask(
+    path: str, question: Mapping[str, Any], seconds: float = TIMEOUT_SECONDS
+) -> dict[str, Any]:
     """Send a request to the hub's control socket; return the answer, which may be an error's.
 
     Args:
         path: the socket's path.
-        question: `do` ("status", "extend" or "here"), and the fields of the request's body.
+        question: `do` ("status", "extend", "here" or "stop-orphan"), and the fields of its
+            body.
+        seconds: how long to wait for the answer.
 
     Raises:
         OSError: the hub doesn't answer.
@@ -315,7 +359,7 @@ async def ask(path: str, question: Mapping[str, Any]) -> dict[str, Any]:
         method="GET" if what == "status" else "POST",
         body=None if what == "status" else json.dumps(fields),
         connect_timeout=TIMEOUT_SECONDS,
-        request_timeout=TIMEOUT_SECONDS,
+        request_timeout=seconds,
         follow_redirects=False,
     )
     client = SimpleAsyncHTTPClient(force_instance=True, resolver=_SocketResolver(path=path))

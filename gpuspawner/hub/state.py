@@ -17,6 +17,7 @@ from ..gpus.reader import Reader
 from ..images.local_images import LocalImages
 from ..leases.ledger import Ledger
 from ..leases.reclaimer import Reclaimer
+from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, metrics
@@ -37,6 +38,8 @@ class HubState:
         leftovers: the cleanup after failed starts.
         leases: the leases of this hub's running servers.
         reclaimer: enforces these leases.
+        spawners: those of all servers that the hub has had since it started.
+        reconciler: looks for servers that none of these knows.
         open_forms: what all open forms share.
         local_images: the images on the engine.
         host_metrics: the collector of the hub's metrics.
@@ -50,6 +53,8 @@ class HubState:
     leftovers: Leftovers
     leases: WeakSet[ServerLease]
     reclaimer: Reclaimer
+    spawners: WeakSet[KnownServer]
+    reconciler: Reconciler
     open_forms: OpenForms
     local_images: LocalImages
     host_metrics: metrics.HostMetrics
@@ -79,6 +84,16 @@ class HubState:
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
+        spawners: WeakSet[KnownServer] = WeakSet()
+        minutes = spawner.unknown_server_minutes
+        reconciler = Reconciler(
+            ledger.servers,
+            lambda: list(spawners),
+            backend.stop,
+            spawner.hub_address,
+            None if minutes is None else 60 * minutes,
+            log,
+        )
         state = cls(
             backend,
             ledger,
@@ -86,6 +101,8 @@ class HubState:
             Leftovers(),
             leases,
             Reclaimer(ledger, lambda: list(leases), log),
+            spawners,
+            reconciler,
             OpenForms(ledger, queue),
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
@@ -93,9 +110,12 @@ class HubState:
         state.host_metrics.register()
         if spawner.control_socket:
             state.control = control = ControlSocket(
-                spawner.control_socket, queue, lambda: list(leases), log, reading
+                spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
             )
             state.tasks.append(loop.create_task(control.begin()))
+        # Begins once this is returned to the loop: by then the hub has the spawners of all servers
+        # that its database knows. ref: init_spawners in jupyterhub/app.py
+        state.tasks.append(loop.create_task(reconciler.run()))
         return state
 
     def close(self) -> None:
@@ -118,11 +138,14 @@ def hub_state_of(spawner: Any) -> HubState:
 
 
 def build_early(spawner: Any) -> None:
-    """Build the state with a hub's first spawner, as services may ask for the queue at once."""
+    """Build the state with a hub's first spawner, as services may ask for the queue at once.
+
+    Each spawner is part of it: the servers of none are unknown to the hub.
+    """
     if spawner.user and spawner.hub:
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             asyncio.get_running_loop()
-            hub_state_of(spawner)
+            hub_state_of(spawner).spawners.add(spawner)
 
 
 def _explain_unknown(explain: Any, error: Exception) -> str:

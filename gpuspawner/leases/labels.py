@@ -38,12 +38,17 @@ class ServerRecord:
         state: "created" until it is started, "ended" once it no longer holds its GPUs.
         created: when it was created, in seconds since the epoch by the backend's clock, which may
             be coarse.
+        name: its name for administrators.
+        gpu_names: the GPUs that it was started with if it has no lease, by the names that
+            `gpus.names.gpus_named` takes.
     """
 
     id: str
     labels: Mapping[str, str]
     state: ServerState = "running"
     created: float = 0.0
+    name: str = ""
+    gpu_names: frozenset[str] = frozenset()
 
 
 def labels(

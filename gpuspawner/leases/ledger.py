@@ -17,10 +17,15 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
-from ..gpus.model import GPU, Holder, Lease, Node
+from ..gpus.model import GPU, Holder, Lease, Node, Outsider
+from ..gpus.names import gpus_named
 from .labels import ServerRecord, lease_of, leases_of
 
 T = TypeVar("T")
+
+# A server whose end is longer past ends no more by it: whoever is to stop it is away, or gave it
+# more time. A hub's own late warning leaves half of this.
+OVERDUE_SECONDS = 600.0
 
 
 @dataclass(eq=False)
@@ -46,10 +51,14 @@ class Reservation:
 
 @dataclass
 class View:
-    """A snapshot of the nodes, with the holders of their GPUs, and of the leases."""
+    """A snapshot of the nodes, with the holders of their GPUs, and of the leases.
+
+    `outsiders` are what has GPUs and no lease.
+    """
 
     nodes: tuple[Node, ...] = ()
     leases: tuple[Lease, ...] = ()
+    outsiders: tuple[Outsider, ...] = ()
 
     @cached_property
     def gpus(self) -> tuple[GPU, ...]:
@@ -66,7 +75,8 @@ class Ledger:
     """The leases and reservations on all nodes of a backend.
 
     Args:
-        list_servers: lists every server with the label `LABEL_GPUS`, ended ones too.
+        list_servers: lists every server with the label `LABEL_GPUS`, ended ones too,
+            and whatever else runs with GPUs.
         read_inventory: reads the nodes from NVML, their GPUs without holders.
         explain_error: makes a sentence for users of an error that one of these two raises.
         hub: this hub's address, as in the label of its servers; "": there is no other hub.
@@ -86,6 +96,7 @@ class Ledger:
     last_view: View | None = None
     last_view_at: float = 0.0
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
+    _last_outsiders: Sequence[Outsider] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -112,11 +123,22 @@ class Ledger:
             self._reads_under_way.discard(began)
         there = {server.id for server in servers}
         self.ends = {name: end for name, end in self.ends.items() if name in there}
-        leases = leases_of(servers, self.ends, self.hub) + self._reserved(listed_at)
+        overdue = time.time() - OVERDUE_SECONDS
+        leases = [
+            replace(lease, until=None, overdue=True)
+            if lease.until is not None and lease.until < overdue
+            else lease
+            for lease in leases_of(servers, self.ends, self.hub) + self._reserved(listed_at)
+        ]
         self._drop_ended_reservations()
         self._last_inventory = inventory
+        self._last_outsiders = outsiders_of(servers, inventory)
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
         return self._last_view_without(except_for)
+
+    async def servers(self) -> Sequence[ServerRecord]:
+        """Return what the backend lists now; raises what that raises."""
+        return (await self._listing())[1]
 
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
         """Return the last view if it is no older than `seconds`, else read. Only for display.
@@ -135,7 +157,8 @@ class Ledger:
         return self.last_view if len(others) == len(self.last_view.leases) else self._view(others)
 
     def _view(self, leases: Sequence[Lease]) -> View:
-        return View(with_leases(self._last_inventory, leases), tuple(leases))
+        outsiders = tuple(self._last_outsiders)
+        return View(with_leases(self._last_inventory, leases, outsiders), tuple(leases), outsiders)
 
     def reserve(self, reservation: Reservation) -> Reservation:
         """Reserve GPUs that a read has just shown to be free.
@@ -188,11 +211,14 @@ class Ledger:
         if ours is None:
             raise Contested("the server was removed before it was started")
         others = ((each, lease_of(each)) for each in servers if each.id != server_id)
-        return [
+        rivals = [
             other.state != "created" or _creation_order(other) < _creation_order(ours)
             for other, lease in others
             if lease and lease.gpus & uuids
         ]
+        # What has no lease gives way to nobody.
+        outsiders = outsiders_of(servers, self._last_inventory)
+        return rivals + [True for outsider in outsiders if outsider.gpus & uuids]
 
     def _reserved(self, listed_at: int) -> list[Lease]:
         return [
@@ -216,6 +242,22 @@ class Ledger:
 
     def _tick(self) -> int:
         return next(self._ticks)  # type: ignore[call-overload]
+
+
+def outsiders_of(servers: Iterable[ServerRecord], nodes: Sequence[Node]) -> tuple[Outsider, ...]:
+    """Return what has GPUs without a lease.
+
+    Args:
+        servers: what a backend lists.
+        nodes: with all their GPUs, of which the names mean some.
+    """
+    gpus = [gpu for node in nodes for gpu in node.gpus]
+    found = (
+        Outsider(each.id, each.name, gpus_named(each.gpu_names, gpus))
+        for each in servers
+        if each.gpu_names
+    )
+    return tuple(outsider for outsider in found if outsider.gpus)
 
 
 def _creation_order(server: ServerRecord) -> tuple[float, str]:

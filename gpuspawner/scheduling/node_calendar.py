@@ -137,7 +137,8 @@ class NodePool:
 
     def add(self, gpu: GPU) -> None:
         """Add a GPU of the node."""
-        self.usable += gpu.state in ("free", "leased")
+        # What is overdue comes back by itself or never, as what others use.
+        self.usable += gpu.state in ("free", "leased") and not gpu.overdue
         if gpu.uuid:
             self.gpus.append(gpu)
             self.gaps.append(self.node.gaps[gpu.uuid])

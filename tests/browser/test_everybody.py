@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from docker.types import DeviceRequest
 
+from gpuspawner.leases.labels import LABEL_GPUS, LABEL_UNTIL, LABEL_USER
 from gpuspawner.simulation.state import State, describe
 
 from ..support import dashboards
@@ -35,6 +37,7 @@ LANGUAGES = {"en": "en-GB", "zh-CN": "zh-CN"}
 NAMES = r"GPUs?|CUDA|Python|NVIDIA|NVML|UUID|MIG|MiB|GB|JupyterHub|JupyterLab|Docker|Engine"
 NAMES += r"|A100-SXM4-40GB|Tesla"
 NAMES += r"|Plain|Next|NEXT|Old|Gone|Broken|UTC|ada|ben|boss|eve|fan|nvidia-smi|Unknown Error"
+NAMES += r"|jupyter-fay|fay|zoe|docker stop"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def _hub(hubs_of_run, minimal_image) -> Iterator[Hub]:
         f"c.GPUSpawner.images = {IMAGES!r}",
         "c.GPUSpawner.pull_policy = 'never'",
         "c.GPUSpawner.user_gpu_limit = 3",
+        "c.GPUSpawner.unknown_server_minutes = 0.05",
         "from gpuspawner.pages import TEMPLATES",
         "c.JupyterHub.template_paths = [TEMPLATES]",
     )
@@ -202,7 +206,17 @@ def test_the_page_of_a_start(hub, readers, looked_at):
             tab.locator("#start").wait_for()
 
 
-def test_the_dashboard(hub, idle_host, readers, looked_at):
+def strangers(engine: Any, uuid: str) -> None:
+    """Start a server with the hub's label that it doesn't know, and a container past all hubs."""
+    bears = engine.inspect_container("jupyter-ada")["Config"]["Labels"]
+    label = {**bears, LABEL_USER: "fay", LABEL_GPUS: "", LABEL_UNTIL: "4000000000"}
+    request = DeviceRequest(device_ids=[uuid], capabilities=[["gpu"]])
+    host = engine.create_host_config(device_requests=[request])
+    for name, more in (("jupyter-fay", {"labels": label}), ("zoe", {"host_config": host})):
+        engine.start(engine.create_container(MINIMAL, ["sleep", "1000"], name=name, **more)["Id"])
+
+
+def test_the_dashboard(hub, idle_host, readers, looked_at, engine):
     ada, boss = readers("ada"), readers("boss")
     with looked_at(ada, "dashboard-free", "body"):
         board(hub, ada)
@@ -212,12 +226,15 @@ def test_the_dashboard(hub, idle_host, readers, looked_at):
     visitor = Visitor(hub, "boss")
     free = [gpu["uuid"] for gpu in visitor.status()["gpus"] if gpu["state"] == "free"]
     visitor.press(do="out-of-service", gpu=free[0], why="fan")
+    strangers(engine, free[0])
+    until(lambda: visitor.status()["orphans"], "the hub tells of it", log=hub.log)
     with looked_at(ada, "dashboard-user", "body"):
         board(hub, ada)
     with looked_at(boss, "dashboard-administrator", "body"):
         board(hub, boss)
         for tab in boss.values():
-            tab.locator("summary").first.click()
+            tab.locator("#outsiders", has_text="zoe").wait_for()
+            tab.locator("#orphans summary").click()
     hub.stop_all_servers()
     before = idle_host.read()
     idle_host.write(replace(before, fault="unknown"))
@@ -257,6 +274,22 @@ def test_the_form_by_keyboard_alone(hub, readers):
     assert [*dict.fromkeys(reached)] == ["image", "gpus", "hours", "submit"]
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/user/kim/**")
+
+
+def test_an_unknown_server_is_stopped_by_keyboard_alone(hub, readers, engine):
+    hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
+    visitor = Visitor(hub, "boss")
+    strangers(engine, visitor.status()["gpus"][3]["uuid"])
+    until(lambda: visitor.status()["orphans"], "the hub tells of it", log=hub.log)
+    tab = readers("boss")["en"]
+    board(hub, {"en": tab})
+    tab.locator("#orphans summary").focus()
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="Stop the server").wait_for()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("The server is stopped.").wait_for()
+    assert visitor.status()["orphans"] == []
 
 
 def test_the_dashboard_by_keyboard_alone(hub, readers):

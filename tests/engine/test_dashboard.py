@@ -185,6 +185,17 @@ def test_a_gpu_out_of_service_is_handed_out_by_nobody_until_it_is_back(hub, make
     other.stop_all_servers()
 
 
+def test_a_gpu_that_was_taken_out_by_hand_is_out_and_put_back_by_a_press(hub, engine):
+    uuid, boss = free_gpus()[0], Program(hub, "boss")
+    engine.create_volume(f"gpuspawner-out-of-service-{uuid}")
+    assert uuid not in free_gpus()
+    assert boss.ask("PUT", f"/gpus/{uuid}/out-of-service", {"why": "fan"}).status_code == 204
+    hub.start_server("ada", {"gpus": 3})
+    assert uuid not in labelled(engine)["ada"]
+    assert boss.ask("DELETE", f"/gpus/{uuid}/out-of-service").status_code == 204
+    assert free_gpus() == [uuid]
+
+
 def test_out_of_service_outlives_the_hub_and_pages_press_for_it(make_hub):
     hub = make_hub(lines())
     uuid = free_gpus()[3]

@@ -10,19 +10,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import docker
 import docker.errors
 import pytest
+from docker.types import DeviceRequest
 
 from gpuspawner.backends.docker.network import ensure_network
-from gpuspawner.doctor import containers, images, networks, trial
+from gpuspawner.doctor import containers, gpus, images, networks, outsiders, trial
 from gpuspawner.doctor import engine as engines
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.gpus.model import GPU, Holder
-from gpuspawner.gpus.nvml import Inventory
+from gpuspawner.gpus.nvml import GPUFacts, Inventory
 from gpuspawner.images.catalogue import ImageVersion
 from gpuspawner.leases.labels import LABEL_HUB, labels
 from gpuspawner.simulation.changes import parse
@@ -211,6 +213,49 @@ def running(engine: Any) -> list[dict[str, Any]]:
 
 def ours(engine: Any) -> list[dict[str, Any]]:
     return [c for c in engine.containers(all=True) if "doctor" in c["Names"][0]]
+
+
+# ---- What others have, and what is kept out ------------------------------------------------------
+
+
+def test_containers_in_the_way_are_named_with_what_removes_them(seen, idle_host, engine) -> None:
+    seen.gpus = tuple(GPU(g.uuid, n, "A100") for n, g in enumerate(idle_host.read().gpus))
+    seen.configuration = replace(
+        given(seen.folder, prefix="jupyter"), hub={"connects": ["10.0.0.1", 8081]}
+    )
+    here, there = "http://10.0.0.1:8081/hub/api", "http://10.9.9.9:8081/hub/api"
+    bears = labels(Holder("ada"), "minimal", [])
+    for name, hub in (("jupyter-ada", here), ("jupyter-ben", there), ("other-cyd", there)):
+        label = {**bears, LABEL_HUB: hub}
+        seen.engine.containers.create(MINIMAL.image, ["true"], name=name, labels=label)
+    (name,) = outsiders.outsiders(seen)
+    assert (name.state, name.found.split()[0]) == ("warning", "jupyter-ben")
+    assert there in name.found
+    assert "docker rm -f jupyter-ben" in name.advice
+    every = DeviceRequest(count=2, capabilities=[["gpu"]])
+    seen.engine.containers.run(
+        MINIMAL.image, ["sleep", "60"], name="zoe", detach=True, device_requests=[every]
+    )
+    holds, _ = outsiders.outsiders(seen)
+    assert holds.state == "warning"
+    assert holds.found.startswith("zoe was given GPU 0, 1 without a lease")
+    assert "docker stop zoe" in holds.advice
+    seen.configuration = None
+    engine.remove_container("zoe", force=True)
+    assert [each.state for each in outsiders.outsiders(seen)] == ["ok"]
+
+
+def test_what_is_kept_out_is_not_counted_as_to_be_handed_out(seen, idle_host, engine) -> None:
+    uuids = [gpu.uuid for gpu in idle_host.read().gpus]
+    facts = tuple(GPUFacts(uuid, n, "A100", 1, 0, 0, 0) for n, uuid in enumerate(uuids))
+    seen.inventory = Inventory("570.133.20", "12.8", facts)
+    seen.configuration = given(seen.folder, excluded_gpus=[uuids[3].upper()])
+    engine.create_volume(f"gpuspawner-out-of-service-{uuids[1]}")
+    all_of_them, *kept_out = gpus.gpus(seen)
+    assert all_of_them.found.startswith("2 of 4 can be handed out")
+    assert [each.state for each in kept_out] == ["note", "note"]
+    assert kept_out[0].found == "GPU 1 is out of service"
+    assert "excluded_gpus" in kept_out[1].found
 
 
 # ---- A container with a GPU ----------------------------------------------------------------------

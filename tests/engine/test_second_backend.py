@@ -120,6 +120,32 @@ def test_a_server_ends_when_its_time_is_over(hub):
     hub.start_server("ben", {"gpus": 2})
 
 
+ORPHAN = """
+from gpuspawner.leases.labels import LABEL_HUB, labels
+from gpuspawner.gpus.model import Holder
+
+async def pre_spawn_hook(spawner):
+    for user, until in (("past", 1.0), ("endless", None)):
+        bears = {**labels(Holder(user), "x", [], until), LABEL_HUB: spawner.hub_address}
+        await spawner.backend.start(spawner.backend.create(bears, {}))
+
+c.ProcessSpawner.pre_spawn_hook = pre_spawn_hook
+c.ProcessSpawner.unknown_server_minutes = 0.02
+"""
+
+
+@pytest.mark.parametrize("hub", [ORPHAN], indirect=True)
+def test_what_the_hub_does_not_know_and_is_past_its_end_is_stopped(hub):
+    hub.start_server("ada", {"gpus": 2})
+    until(lambda: "stop" in [line["event"] for line in journal(hub)], "it is stopped", log=hub.log)
+    by_rule = [line for line in journal(hub) if line.get("rule") == "unknown to the hub"]
+    assert [(line["event"], line["user"]) for line in by_rule] == [
+        ("warn", "past"),
+        ("stop", "past"),
+    ]
+    assert hub.ready("ada")
+
+
 def test_what_is_over_a_limit_is_refused(hub):
     answer = hub.spawn("ada", {"gpus": 3})
     assert answer.status_code == 400

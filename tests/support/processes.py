@@ -90,6 +90,13 @@ class ProcessBackend:
             server.process.kill()
             await asyncio.to_thread(server.process.wait)
 
+    async def stop(self, server_id: str) -> None:
+        server = self.servers.get(server_id)
+        if server and server.process:
+            server.process.terminate()
+            await asyncio.to_thread(server.process.wait)
+        await self.remove(server_id)
+
     async def remove_unstarted(self, server_id: str) -> None:
         if self.servers[server_id].process is None:
             del self.servers[server_id]

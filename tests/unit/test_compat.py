@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.spawner import Spawner
@@ -46,6 +47,24 @@ def test_a_choice_is_checked_after_the_overrides_and_before_the_administrator_s_
     assert [name for name in order if name in wanted] == wanted
     # A choice is saved before, and state is cleared before anything of this spawn is set.
     assert order.index("clear_state") < order.index("apply_group_overrides")
+
+
+def test_a_hub_has_the_spawners_of_all_known_servers_before_anything_else_runs() -> None:
+    """Else the reconciler could take one of them for unknown."""
+    (made,) = ast.parse(textwrap.dedent(inspect.getsource(JupyterHub.init_spawners))).body
+    assert isinstance(made, ast.AsyncFunctionDef)
+    own = [
+        each for each in made.body if not isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    waits = [n.lineno for each in own for n in ast.walk(each) if isinstance(n, ast.Await)]
+    makes = [
+        n.lineno
+        for each in own
+        for n in ast.walk(each)
+        if isinstance(n, ast.Subscript) and ast.unparse(n.value) == "user.spawners"
+    ]
+    assert makes
+    assert max(makes) < min(waits)
 
 
 async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is() -> None:

@@ -58,6 +58,26 @@ def waiting(user: str, place: int | None = None) -> Any:
     return SimpleNamespace(holder=request.holder, waiting=request, turn=turn)
 
 
+class Reconciler:
+    """Knows one server that the hub doesn't."""
+
+    def __init__(self) -> None:
+        self.stopped: list[tuple[str, str]] = []
+
+    def facts(self) -> list[dict[str, Any]]:
+        return [{"id": "7f3a", "user": "ada"}]
+
+    async def stop(self, server_id: str, by: str) -> None:
+        if server_id != "7f3a":
+            raise Refused(
+                lazy_gettext(
+                    "It has ended, or JupyterHub knows it by now: stop it as other servers."
+                ),
+                status=404,
+            )
+        self.stopped.append((server_id, by))
+
+
 class Hub:
     """A hub's socket, its servers and its queue."""
 
@@ -65,8 +85,14 @@ class Hub:
         self.path = path
         self.ada, self.ben = Server("ada"), Server("ben", "second")
         self.queue: Any = SimpleNamespace(settings=SimpleNamespace(order="fair"), waiting=[])
+        self.reconciler: Any = Reconciler()
         self.control = ControlSocket(
-            str(path), self.queue, lambda: [self.ada, self.ben], LOG, {"excluded": ["GPU-9"]}
+            str(path),
+            self.queue,
+            lambda: [self.ada, self.ben],
+            LOG,
+            {"excluded": ["GPU-9"]},
+            self.reconciler,
         )
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
@@ -105,6 +131,16 @@ async def test_it_tells_who_waits_and_whose_time_ends(hub: Hub) -> None:
         "place": 1, "start": 60.0, "because": "gpus",
     }  # fmt: skip
     assert (answer["queue"][1]["place"], answer["queue"][1]["because"]) == (None, "")
+
+
+async def test_it_stops_a_server_that_the_hub_does_not_know(hub: Hub) -> None:
+    assert (await hub.ask("status"))["orphans"] == [{"id": "7f3a", "user": "ada"}]
+    assert await hub.ask("stop-orphan", id="7f3a", by="boss") == {}
+    assert hub.reconciler.stopped == [("7f3a", "boss")]
+    refused = await hub.ask("stop-orphan", id="other", by="boss")
+    assert (refused["status"], refused["error"][:12]) == (404, "It has ended")
+    assert (await hub.post("/stop-orphan", b'{"id": "7f3a"}'))[0] == 400
+    assert (await hub.post("/stop-orphan", b'{"id": "7f3a", "by": "x", "user": "ada"}'))[0] == 400
 
 
 async def test_it_gives_more_time_and_takes_a_user_s_word(hub: Hub) -> None:

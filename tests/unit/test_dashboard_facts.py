@@ -10,12 +10,22 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, parse_marks
+from gpuspawner.backends.docker.marks import (
+    LABEL,
+    LABEL_BY,
+    LABEL_SINCE,
+    LABEL_WHY,
+    list_marks,
+    parse_marks,
+    put_back,
+    take_out,
+)
 from gpuspawner.dashboard import monitor, pages
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import POINTS, SECONDS_PER_POINT, History
 from gpuspawner.dashboard.monitor import Monitor, Snapshot
-from gpuspawner.gpus.model import Holder, Node
+from gpuspawner.errors import Unknown
+from gpuspawner.gpus.model import Holder, Node, Outsider
 from gpuspawner.gpus.out_of_service import apply_marks
 
 from ..support.boards import ADA, BOSS, HOSTILE, UNTIL, gpu, lease, picture, render, waits
@@ -150,6 +160,46 @@ def test_a_machine_without_a_driver_is_no_trouble():
     assert "alert-warning" not in html
 
 
+# What the hub doesn't know, and containers outside it ------------------------------------------
+
+
+def orphan(**values):
+    named = {"id": "7f3a", "name": "jupyter-zacharias", "user": "zacharias", "server": ""}
+    return {**named, "gpus": ["GPU-0"], "until": UNTIL, "stops_at": None, **values}
+
+
+def test_orphans_and_outsiders_are_for_administrators_and_text_on_the_page():
+    seen = picture(
+        gpu(0, Holder("zacharias")),
+        gpu(1, state="foreign", reason="A container outside the hub was given it."),
+        outsiders=(Outsider("x", f"zacharias{HOSTILE}", frozenset({"GPU-1", "GPU-gone"})),),
+    )
+    seen.hub["orphans"] = [
+        orphan(),
+        orphan(id=HOSTILE, name=HOSTILE, user=HOSTILE, gpus=[], until=None, stops_at=UNTIL),
+    ]
+    for person in (ADA, replace(ADA, sees_names=True)):
+        mine = check("Status", status(seen, person))
+        assert (mine["orphans"], mine["outsiders"]) == ([], [])
+        html = render(mine)
+        assert "stop-orphan" not in html
+        assert "Containers outside the hub" not in html
+    assert "zacharias" not in json.dumps(status(seen, ADA)) + render(status(seen, ADA))
+    everything = check("Status", status(seen, BOSS))
+    html = render(everything)
+    assert "<script" not in html
+    assert html.count('value="stop-orphan"') == 2
+    assert "Its time is over: it is stopped at" in html
+    assert "jupyter-zacharias" in html
+    assert "Containers outside the hub that have GPUs" in html
+    assert everything["outsiders"][0]["gpus"] == ["GPU-1", "GPU-gone"]
+
+
+def test_an_older_hub_that_tells_of_no_orphans_is_understood():
+    assert status(picture(gpu(0)), BOSS)["orphans"] == []
+    assert status(picture(gpu(0), hub=None), BOSS)["orphans"] == []
+
+
 # Out of service -----------------------------------------------------------------------------------
 
 
@@ -165,6 +215,65 @@ def test_marks_are_read_from_labels_and_rubbish_is_none():
     assert list(marks) == ["GPU-0", "GPU-1"]
     assert (marks["GPU-0"].since, marks["GPU-1"].since) == (100.0, None)
     assert parse_marks(None) == {}
+
+
+def test_a_volume_made_by_hand_is_a_mark_by_its_name():
+    name = "gpuspawner-out-of-service-"
+    volumes = [
+        {"Name": f"{name}GPU-0", "Labels": None},
+        {"Name": f"{name}GPU-1", "Labels": {"by": "hand"}},
+        {"Name": f"{name}GPU-2", "Labels": {LABEL: "GPU-2", LABEL_WHY: "fan"}},
+        {"Name": f"{name}GPU-3", "Labels": {LABEL: "GPU-4"}},
+        {"Name": f"my-{name}GPU-5"},
+        {"Name": name},
+    ]
+    marks = parse_marks(volumes)
+    assert sorted(marks) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3", "GPU-4"]
+    assert (marks["GPU-0"].why, marks["GPU-2"].why) == ("", "fan")
+
+
+class Engine:
+    """An engine's volumes; `stuck` has those that it neither makes nor removes."""
+
+    def __init__(self, *volumes):
+        self.kept = {each["Name"]: each for each in volumes}
+        self.stuck = set()
+
+    def volumes(self, filters):
+        assert filters == {"name": "gpuspawner-out-of-service-"}
+        return {"Volumes": list(self.kept.values()) or None}
+
+    def create_volume(self, name, labels):
+        if name not in self.stuck:
+            self.kept.setdefault(name, {"Name": name, "Labels": labels})
+
+    def remove_volume(self, name):
+        if name not in self.stuck:
+            del self.kept[name]
+
+
+def test_what_is_done_to_a_mark_is_read_back():
+    by_hand = {"Name": "gpuspawner-out-of-service-GPU-0", "Labels": None}
+    engine = Engine(by_hand)
+    take_out(engine, "GPU-0", "boss", "fan")
+    assert list(list_marks(engine)) == ["GPU-0"]
+    put_back(engine, "GPU-0")
+    assert engine.kept == {}
+    put_back(engine, "GPU-0")
+    engine.stuck.add("gpuspawner-out-of-service-GPU-1")
+    with pytest.raises(Unknown, match="doesn't keep that the GPU is out of service"):
+        take_out(engine, "GPU-1", "boss", "fan")
+    # One that says another GPU than its name is both's.
+    engine.kept["gpuspawner-out-of-service-GPU-2"] = {
+        "Name": "gpuspawner-out-of-service-GPU-2",
+        "Labels": {LABEL: "GPU-3"},
+    }
+    put_back(engine, "GPU-3")
+    assert engine.kept == {}
+    engine.stuck.add("gpuspawner-out-of-service-GPU-0")
+    engine.kept[by_hand["Name"]] = by_hand
+    with pytest.raises(Unknown, match="keeps the GPU out of service"):
+        put_back(engine, "GPU-0")
 
 
 @pytest.mark.parametrize(

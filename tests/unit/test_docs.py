@@ -343,7 +343,7 @@ def test_every_metric_of_this_process_is_in_the_reference() -> None:
 
 def test_the_commands_json_is_what_is_written() -> None:
     page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
-    found = as_json(Node(), [GPU("GPU-0", 0, "A100")])
+    found = as_json(Node(), [GPU("GPU-0", 0, "A100")], {})
     for key in [*found, *found["gpus"][0]]:
         assert f"`{key}`" in page or key == "gpus"
     assert set(table("reference/command-line.md", "state")) == set(get_args(model.GPUState))

@@ -27,13 +27,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuspawner.backends import leftovers as leftovers_module
-from gpuspawner.backends.docker.backend import remove, server_record
+from gpuspawner.backends.docker.backend import remove
+from gpuspawner.backends.docker.listing import server_record
 from gpuspawner.backends.launch import launch
 from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
 from gpuspawner.errors import Refused, StartAgain, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.gpus.nvml import InventoryError
-from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels
+from gpuspawner.leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest
 from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
@@ -274,6 +275,7 @@ class Server:
 
     async def create_server(self, reservation: Reservation) -> str:
         lease = labels(self.holder, self.request.image, sorted(reservation.uuids))
+        lease[LABEL_HUB] = f"http://{self.hub.name}"
         creating = self.hub.docker("create_container", self.name, lease, self.age)
         self.creating[reservation] = creating
         return str((await creating)["Id"])

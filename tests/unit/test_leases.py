@@ -6,6 +6,7 @@ import asyncio
 import copy
 import gc
 import itertools
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,19 +16,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.backends.docker.backend import server_record
+from gpuspawner.backends.docker.listing import server_record
 from gpuspawner.errors import Contested, Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.leases.labels import (
     LABEL_GPUS,
     LABEL_HUB,
+    LABEL_UNTIL,
     LABEL_USER,
     ServerRecord,
     lease_of,
     leases_of,
 )
 from gpuspawner.leases.labels import labels as labels_of
-from gpuspawner.leases.ledger import Ledger, SharedRead
+from gpuspawner.leases.ledger import OVERDUE_SECONDS, Ledger, SharedRead
+from gpuspawner.scheduling.plan import QueuedRequest, plan
 
 from ..support.ledgers import reserve
 
@@ -250,6 +253,61 @@ async def test_an_error_is_told_as_it_is_where_nobody_explains_it(
     host.broken["engine"] = OSError("gone")
     with pytest.raises(Unknown, match=r"^gone$"):
         await ledger.read()
+
+
+async def test_what_has_gpus_without_a_lease_holds_them(host: Host) -> None:
+    async def listing() -> list[ServerRecord]:
+        by_hand = ServerRecord("x", {}, name="by-hand", gpu_names=frozenset({"1"}))
+        return [*await host.listing(), by_hand]
+
+    ledger = Ledger(listing, host.nvml)
+    host.create(ANN, ["GPU-0"], "running")
+    for view in (await ledger.read(), await ledger.read_recent(60, BOB)):
+        assert [gpu.state for gpu in view.gpus] == ["leased", "foreign", "free"]
+        assert [each.name for each in view.outsiders] == ["by-hand"]
+    view = await ledger.read_recent(60, ANN)
+    assert [gpu.state for gpu in view.gpus] == ["free", "foreign", "free"]
+    assert (await reserve(ledger, BOB, ONE)).uuids == {"GPU-2"}
+    with pytest.raises(Refused, match="1 in use outside the hub"):
+        await reserve(ledger, Holder("eve"), ONE)
+
+
+async def test_who_was_created_for_what_an_outsider_has_got_meanwhile_gives_way(
+    host: Host,
+) -> None:
+    outside: list[ServerRecord] = []
+
+    async def listing() -> list[ServerRecord]:
+        return [*await host.listing(), *outside]
+
+    ledger = Ledger(listing, host.nvml)
+    reservation = await reserve(ledger, ANN, TWO)
+    ours = host.create(ANN, sorted(reservation.uuids))["Id"]
+    await ledger.claim(ours, reservation.uuids)
+    outside.append(ServerRecord("x", {}, gpu_names=frozenset({"0"})))
+    with pytest.raises(Contested):
+        await ledger.claim(ours, reservation.uuids)
+
+
+@pytest.mark.parametrize(
+    ("past", "waits"), [(5, "order"), (OVERDUE_SECONDS - 60, "order"), (3600, "")]
+)
+async def test_nothing_is_kept_for_who_would_need_what_is_long_past_its_end(
+    host: Host, past: float, waits: str
+) -> None:
+    """Nobody may ever stop it: as with what programs outside use."""
+    now = time.time()
+    host.create(ANN, ["GPU-0"], "running")["Labels"][LABEL_UNTIL] = str(round(now - past))
+    view = await host.ledger().read()
+    large = QueuedRequest(Holder("large"), Request("torch", 3, seconds=3600.0), now - 10)
+    small = QueuedRequest(Holder("small"), Request("torch", 1, seconds=3600.0), now - 5)
+    first, second = plan([large, small], view.gpus, view.leases, now)
+    assert (second.gpus == ()) == bool(waits)
+    if waits:
+        assert second.because == waits
+    else:
+        assert (first.start, first.because) == (None, "never")
+        assert [gpu.until for gpu in view.gpus] == [None] * 3
 
 
 # Reserving

@@ -15,21 +15,19 @@ from docker.utils import kwargs_from_env
 
 from ...errors import StartAgain
 from ...gpus.out_of_service import OutOfServiceMark
-from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
+from ...leases.labels import ServerRecord
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
 from . import marks, pull
 from .events import EndWatcher
+from .listing import Listing
 from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 THREADS = 48
 # How long a removal that is already in progress may take, in seconds.
 REMOVAL_SECONDS = 30
-# A container in any other state may run, now or in a moment.
-# ref: StateString in moby's container/state.go
-ENDED_STATES = frozenset({"exited", "dead", "removing"})
 
 
 class UlimitRefused(StartAgain):
@@ -53,14 +51,19 @@ class DockerBackend:
     Args:
         make_client: returns a `docker.APIClient`; called when the engine is first needed.
         log: a logger.
+        keeps_stopped: whether a container that has stopped is to stay.
     """
 
-    def __init__(self, make_client: Callable[[], Any], log: Any) -> None:
+    def __init__(
+        self, make_client: Callable[[], Any], log: Any, keeps_stopped: bool = False
+    ) -> None:
         self._make_client = make_client
         self._log = log
         self._client: Any = None
         self._connecting = threading.Lock()
         self._pulls = pull.Pulls()
+        self._keeps_stopped = keeps_stopped
+        self._listing = Listing()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
         self.volume_owners = VolumeOwners(lambda: self.client)
@@ -94,9 +97,8 @@ class DockerBackend:
     # -- Backend -----------------------------------------------------------------------------
 
     async def list(self) -> Sequence[ServerRecord]:
-        """Return every container with the labels of a lease, of all hubs, ended ones too."""
-        found = await self.call("containers", all=True, filters={"label": LABEL_GPUS})
-        servers = [server_record(entry) for entry in found]
+        """Return every container with a lease's labels, and what else runs with GPUs."""
+        servers: Sequence[ServerRecord] = await self.in_thread(lambda: self._listing(self.client))
         self._reaper.reap(servers)
         return servers
 
@@ -108,6 +110,15 @@ class DockerBackend:
         """Remove a container, running or not, and wait until it is gone."""
         await remove(self.call, server_id)
 
+    async def stop(self, server_id: str) -> None:
+        """Stop a container, which has the engine's ten seconds to end by itself; remove it."""
+        try:
+            await self.call("stop", server_id)
+        except docker.errors.NotFound:
+            return
+        if not self._keeps_stopped:
+            await self.remove(server_id)
+
     async def remove_unstarted(self, server_id: str) -> None:
         """Remove a container unless it runs: without force, so a started one stays."""
         await self.call("remove_container", server_id, v=True)
@@ -118,7 +129,7 @@ class DockerBackend:
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
-        return marks.parse_marks((await self.call("volumes", filters=marks.FILTER))["Volumes"])
+        return await self.in_thread(lambda: marks.list_marks(self.client))
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""
@@ -160,18 +171,6 @@ class DockerBackend:
                 about = await self.call("info")
                 self._default_log_driver = about.get("LoggingDriver") or ""
         return self._default_log_driver
-
-
-def server_record(entry: Mapping[str, Any]) -> ServerRecord:
-    """Convert an entry of the engine's list of containers to a record."""
-    state: ServerState = "running"
-    if entry.get("State") == "created":
-        state = "created"
-    elif entry.get("State") in ENDED_STATES:
-        state = "ended"
-    return ServerRecord(
-        entry.get("Id", ""), entry.get("Labels") or {}, state, entry.get("Created") or 0.0
-    )
 
 
 async def remove(call: Callable[..., Any], container_id: str) -> None:

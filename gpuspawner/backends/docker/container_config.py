@@ -140,8 +140,9 @@ def asks_for_gpus(request: Mapping[str, Any]) -> bool:
     # CDI names, for any driver: "nvidia.com/gpu=0" and "runtime.nvidia.com/gpu=0".
     if any("nvidia.com/gpu" in str(name) for name in ids):
         return True
-    driver = request.get("Driver")
-    return driver == "nvidia" or (not driver and not GPU_CAPABILITIES.isdisjoint(words))
+    driver = request.get("Driver") or ""
+    # Newer engines have "nvidia.cdi" and "nvidia.runtime-hook" as well.
+    return driver.startswith("nvidia") or (not driver and not GPU_CAPABILITIES.isdisjoint(words))
 
 
 def granted_uuids(container: Mapping[str, Any]) -> list[str]:

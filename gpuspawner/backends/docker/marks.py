@@ -2,6 +2,7 @@
 
 All hubs on the engine, their pages and the command line read the same marks, which outlive them.
 Creating a volume that exists and removing one that doesn't are harmless, so no lock is needed.
+The name is what counts, so that one made by hand does too.
 
 `docker volume prune` removes marks, as it removes users' volumes: always on engines before 23, with
 `--all` on newer ones.
@@ -17,13 +18,17 @@ from typing import Any
 
 import docker.errors
 
+from ...errors import Unknown
 from ...gpus.out_of_service import MAX_REASON_LENGTH, OutOfServiceMark
+from ...i18n.lazy_text import lazy_gettext
 
+PREFIX = "gpuspawner-out-of-service-"
 LABEL = "gpuspawner.out-of-service"
 LABEL_BY = "gpuspawner.out-of-service.by"
 LABEL_WHY = "gpuspawner.out-of-service.why"
 LABEL_SINCE = "gpuspawner.out-of-service.since"
-FILTER = {"label": LABEL}
+# The engine's own takes names that have this in them anywhere.
+FILTER = {"name": PREFIX}
 
 Volume = Mapping[str, Any]
 
@@ -33,7 +38,7 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
     found = {}
     for volume in volumes or ():
         labels = volume.get("Labels") or {}
-        if uuid := labels.get(LABEL):
+        for uuid in _uuids(volume):
             since = labels.get(LABEL_SINCE, "")
             found[uuid] = OutOfServiceMark(
                 uuid,
@@ -44,6 +49,13 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
     return found
 
 
+def _uuids(volume: Volume) -> set[str]:
+    """Return the GPU that a volume takes out of service; where name and label disagree, both."""
+    name, labelled = volume.get("Name") or "", (volume.get("Labels") or {}).get(LABEL) or ""
+    named = name.removeprefix(PREFIX) if name.startswith(PREFIX) else ""
+    return {labelled} if labelled and _name(labelled) == name else {labelled, named} - {""}
+
+
 def take_out(client: Any, uuid: str, by: str, why: str) -> None:
     """Take a GPU out of service: it isn't handed out any more; a server that has it keeps it.
 
@@ -52,6 +64,9 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
         uuid: the GPU's.
         by: the name of the administrator, shown to administrators.
         why: the reason, shown to everybody. If the GPU is out of service already, its mark stays.
+
+    Raises:
+        Unknown: it isn't out of service afterwards.
     """
     labels = {
         LABEL: uuid,
@@ -60,19 +75,35 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
         LABEL_SINCE: str(round(time.time())),
     }
     client.create_volume(_name(uuid), labels=labels)
+    if uuid not in list_marks(client):
+        raise Unknown(
+            lazy_gettext("The Docker Engine doesn't keep that the GPU is out of service.")
+        )
 
 
 def put_back(client: Any, uuid: str) -> None:
-    """Put a GPU back into service. Idempotent."""
-    with suppress(docker.errors.NotFound):
-        client.remove_volume(_name(uuid))
+    """Put a GPU into service again.
+
+    Raises:
+        Unknown: it is out of service still.
+    """
+    for volume in _listed(client):
+        if uuid in _uuids(volume):
+            with suppress(docker.errors.NotFound):
+                client.remove_volume(volume["Name"])
+    if uuid in list_marks(client):
+        raise Unknown(lazy_gettext("The Docker Engine keeps the GPU out of service."))
 
 
 def list_marks(client: Any) -> dict[str, OutOfServiceMark]:
-    """Return UUID -> mark of all GPUs that are out of service. Blocks."""
+    """Read UUID -> mark from the engine. Blocks."""
+    return parse_marks(_listed(client))
+
+
+def _listed(client: Any) -> Sequence[Volume]:
     listed: Sequence[Volume] | None = client.volumes(filters=FILTER)["Volumes"]
-    return parse_marks(listed)
+    return listed or ()
 
 
 def _name(uuid: str) -> str:
-    return f"gpuspawner-out-of-service-{uuid.replace('/', '-')}"
+    return f"{PREFIX}{uuid.replace('/', '-')}"

@@ -1,0 +1,145 @@
+"""What runs on an engine: servers with a lease, and other containers that have GPUs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import docker.errors
+
+from ...gpus.names import ALL
+from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
+from .container_config import VISIBLE_DEVICES, asks_for_gpus
+
+# Whoever is in another state may run, now or in a moment.
+# ref: StateString in moby's container/state.go
+ENDED_STATES = frozenset({"exited", "dead", "removing"})
+# In these the variable does nothing. Any other may be NVIDIA's, whatever it is called.
+PLAIN_RUNTIMES = frozenset({"", "runc", "crun", "io.containerd.runc.v2"})
+# What the toolkit takes for "no GPU".
+NONE = frozenset({"", "void", "none"})
+# A GPU's own file, and not one that all programs of the driver open. Its number needn't be NVML's.
+DEVICE_FILE = re.compile(r"/dev/nvidia[0-9]+|/dev/?")
+# NVIDIA's major number, in a rule of the devices cgroup.
+DEVICE_RULE = re.compile(r"[ac] +(\*|195):.*")
+
+
+class Listing:
+    """Lists an engine's containers; blocks.
+
+    The engine's list doesn't say what a container was given, so each that has no lease is inspected
+    once: that never changes.
+    """
+
+    def __init__(self) -> None:
+        self._gpu_names: dict[str, frozenset[str]] = {}
+
+    def __call__(self, client: Any) -> list[ServerRecord]:
+        """Return every server with a lease's labels, ended ones too, and what else has GPUs.
+
+        Args:
+            client: a `docker.APIClient`.
+
+        Raises:
+            docker.errors.APIError: the engine can't tell.
+        """
+        servers, known = [], {}
+        for entry in client.containers(all=True):
+            if LABEL_GPUS in (entry.get("Labels") or {}):
+                servers.append(server_record(entry))
+            elif entry.get("State") not in ENDED_STATES | {"created"}:
+                with suppress(docker.errors.NotFound):  # gone meanwhile
+                    names = self._names(client, entry["Id"])
+                    known[entry["Id"]] = names
+                    if names:
+                        servers.append(server_record(entry, names))
+        self._gpu_names = known
+        return servers
+
+    def _names(self, client: Any, container_id: str) -> frozenset[str]:
+        if container_id in self._gpu_names:
+            return self._gpu_names[container_id]
+        return gpu_names(client.inspect_container(container_id))
+
+
+def server_record(
+    entry: Mapping[str, Any], gpu_names: frozenset[str] = frozenset()
+) -> ServerRecord:
+    """Convert an entry of the engine's list of containers to a record.
+
+    Args:
+        gpu_names: the GPUs that it was given without a lease.
+    """
+    state: ServerState = "running"
+    if entry.get("State") == "created":
+        state = "created"
+    elif entry.get("State") in ENDED_STATES:
+        state = "ended"
+    # A link to a container is a name of it too, with one more "/".
+    names = [str(name)[1:] for name in entry.get("Names") or [] if "/" not in str(name)[1:]]
+    return ServerRecord(
+        entry.get("Id", ""),
+        entry.get("Labels") or {},
+        state,
+        entry.get("Created") or 0.0,
+        names[0] if names else entry.get("Id", "")[:12],
+        gpu_names,
+    )
+
+
+def gpu_names(container: Mapping[str, Any]) -> frozenset[str]:
+    """Return the GPUs that a container was given, or may have been, from an inspection of it.
+
+    By a device request, by NVIDIA's runtime and its variable, by device files, or with all that the
+    host has. A privileged container counts where its variable asks for GPUs: others are privileged
+    for another reason, and count as soon as they use one.
+
+    Returns:
+        Names for `gpus.names.gpus_named`; what isn't understood is `ALL`.
+    """
+    try:
+        return frozenset(_names(container))
+    except (AttributeError, KeyError, TypeError, ValueError):  # of a shape that no engine makes
+        return frozenset({ALL})
+
+
+def _names(container: Mapping[str, Any]) -> Iterator[str]:
+    config, host = container.get("Config") or {}, container.get("HostConfig") or {}
+    requested = [each for each in host.get("DeviceRequests") or [] if asks_for_gpus(each)]
+    for request in requested:
+        yield from _requested(request)
+    variables = dict(line.partition("=")[::2] for line in config.get("Env") or [])
+    wanted = [each.strip() for each in variables.get(VISIBLE_DEVICES, "").split(",")]
+    is_plain = (host.get("Runtime") or "") in PLAIN_RUNTIMES and not host.get("Privileged")
+    # The engine writes a request into the variable itself, in place of what was there.
+    if not requested and not is_plain:
+        yield from (_bare(name) for name in wanted if name.lower() not in NONE)
+    for device in host.get("Devices") or []:
+        if DEVICE_FILE.fullmatch(device.get("PathOnHost") or ""):
+            yield ALL
+    for rule in host.get("DeviceCgroupRules") or []:
+        if DEVICE_RULE.fullmatch(rule):
+            yield ALL
+
+
+def _requested(request: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names in a device request.
+
+    With a count the engine gives the first so many by index.
+    ref: countToDevices in moby's daemon/nvidia_linux.go
+    """
+    count = request.get("Count") or 0
+    if count < 0 or count > 1000:
+        yield ALL
+    yield from map(str, range(count if count <= 1000 else 0))
+    for name in request.get("DeviceIDs") or []:
+        # A request may name other devices as well.
+        if "=" not in name or "nvidia.com/gpu=" in name:
+            yield _bare(name)
+
+
+def _bare(name: str) -> str:
+    """Return a name without CDI's words before it: "0" of "nvidia.com/gpu=0"."""
+    return name.rpartition("=")[2]

@@ -1,0 +1,125 @@
+"""Containers that a hub doesn't know: its own of a lost database, DockerSpawner's, by hand."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+from docker.types import DeviceRequest
+
+from gpuspawner.leases.labels import LABEL_HUB, LABEL_UNTIL, LABEL_USER
+
+from ..support.dashboards import Program, Visitor, lines
+from ..support.hubs import until
+from ..support.looks import containers, free_gpus, gpus
+from ..support.queues import journal
+
+pytestmark = pytest.mark.engine
+
+IMAGE = "gpuspawner/minimal:py3.11"
+QUICK = 'c.GPUSpawner.cmd = ["python", "-S", "-m", "http.server", "8888"]'
+
+
+def run(engine: Any, name: str, **values: Any) -> str:
+    """Start a container that does nothing, past every hub; return its id."""
+    host = {key: values.pop(key) for key in ("device_requests", "devices") if key in values}
+    made = engine.create_container(
+        IMAGE,
+        ["sleep", "1000"],
+        name=name,
+        host_config=engine.create_host_config(**host),
+        **values,
+    )
+    engine.start(made["Id"])
+    return str(made["Id"])
+
+
+def names(engine: Any) -> set[str]:
+    return {each["Names"][0][1:] for each in containers(engine)}
+
+
+def seen_inside(engine: Any, container_id: str) -> set[str]:
+    """Return the UUIDs of the GPUs that a container sees."""
+    job = engine.exec_create(container_id, ["nvidia-smi", "-L"])
+    return set(re.findall(r"GPU-[0-9a-f-]{36}", engine.exec_start(job["Id"]).decode()))
+
+
+def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_other(
+    make_hub, engine
+):
+    hub = make_hub(lines(), QUICK, "c.GPUSpawner.unknown_server_minutes = 0.05")
+    hub.start_server("ben", {"gpus": 1})
+    hub.kill()
+    (hub.folder / "jupyterhub.sqlite").unlink()
+    bears = engine.inspect_container("jupyter-ben")["Config"]["Labels"]
+    past = {**bears, LABEL_USER: "ada", LABEL_UNTIL: str(round(time.time()) - 3600)}
+    run(engine, "jupyter-ada", labels=past)
+    run(engine, "others", labels={**past, LABEL_HUB: "http://10.9.9.9:8081/hub/api"})
+    run(engine, "by-hand", labels={key: past[key] for key in past if key != LABEL_HUB})
+    hub.start()
+    boss = Visitor(hub, "boss")
+    until(lambda: "jupyter-ada" not in names(engine), "what is past its end is gone", log=hub.log)
+    assert names(engine) == {"jupyter-ben", "others", "by-hand"}
+    lines_of_ada = [line for line in journal(hub) if line["user"] == "ada"]
+    assert [line["event"] for line in lines_of_ada] == ["warn", "stop"]
+    assert {line["rule"] for line in lines_of_ada} == {"unknown to the hub"}
+    assert "jupyter-ada of 'ada'" in hub.log()
+    assert "past its end" in hub.log()
+    # What isn't past its end is shown, and ends by a press.
+    until(lambda: len(boss.status()["orphans"]) == 1, "only ben's is left", log=hub.log)
+    (orphan,) = boss.status()["orphans"]
+    assert (orphan["user"], orphan["name"], orphan["stops_at"]) == ("ben", "jupyter-ben", None)
+    assert "Servers that JupyterHub doesn" in boss.page()
+    assert Program(hub, "eve").ask("DELETE", f"/orphans/{orphan['id']}").status_code == 403
+    program = Program(hub, "boss")
+    assert program.ask("DELETE", "/orphans/another").status_code == 404
+    assert boss.said(do="stop-orphan", id=orphan["id"]) == "The server is stopped."
+    assert names(engine) == {"others", "by-hand"}
+    assert program.ask("DELETE", f"/orphans/{orphan['id']}").status_code == 404
+    assert journal(hub)[-1]["by"] == "user:boss"
+    # Who uses the hub is no orphan, though its database begins anew.
+    hub.start_server("cyd", {"gpus": 1})
+    time.sleep(5)
+    assert hub.ready("cyd")
+
+
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [
+        (lambda uuids: DeviceRequest(count=-1, capabilities=[["gpu"]]), 4),
+        (lambda uuids: DeviceRequest(count=2, capabilities=[["gpu"]]), 2),
+        (lambda uuids: DeviceRequest(device_ids=[uuids[1], "3"], capabilities=[["gpu"]]), 2),
+    ],
+    ids=["all", "a count", "ids"],
+)
+def test_what_dockerspawner_gave_a_container_is_held_while_it_runs(hub, engine, how, number):
+    uuids = free_gpus()
+    container = run(engine, "jupyter-zoe", device_requests=[how(uuids)])
+    given = seen_inside(engine, container)
+    assert len(given) == number
+    seen = {gpu["uuid"]: gpu for gpu in gpus()}
+    assert {uuid for uuid, gpu in seen.items() if gpu["state"] == "foreign"} == given
+    assert {uuid for uuid, gpu in seen.items() if gpu["containers"] == ["jupyter-zoe"]} == given
+    assert set(free_gpus()) == set(uuids) - given
+    refused = hub.spawn("ada", {"gpus": 5 - number})
+    assert refused.status_code == 503, refused.text
+    assert f"{number} in use outside the hub" in refused.json()["message"]
+    if number < 4:
+        hub.start_server("ada", {"gpus": 4 - number})
+        assert seen_inside(engine, "jupyter-ada") == set(uuids) - given
+    engine.remove_container(container, force=True)
+    hub.start_server("ben", {"gpus": number})
+
+
+def test_a_container_left_from_another_address_is_named_with_what_removes_it(hub, engine):
+    label = {LABEL_HUB: "http://10.9.9.9:8081/hub/api", LABEL_USER: "ada"}
+    made = engine.create_container(IMAGE, ["true"], name="jupyter-ada", labels=label)
+    refused = hub.spawn("ada", {"gpus": 1})
+    assert refused.status_code == 500
+    said = refused.json()["message"]
+    for word in ("jupyter-ada", "http://10.9.9.9:8081/hub/api", "docker rm -f jupyter-ada"):
+        assert word in said
+    engine.remove_container(made["Id"])
+    hub.start_server("ada", {"gpus": 1})
