@@ -128,6 +128,13 @@ class Ledger:
             return await self.read(except_for)
         return self._last_view_without(except_for)
 
+    async def servers(self) -> Sequence[ServerRecord]:
+        """Return every server with a lease's labels, from a listing that begins now.
+
+        Concurrent callers share one. Raises what `list_servers` raises.
+        """
+        return (await self._listing())[1]
+
     def _last_view_without(self, holder: Holder | None) -> View:
         """Return the last view without the leases of a holder."""
         assert self.last_view is not None
@@ -181,7 +188,7 @@ class Ledger:
         if not uuids:
             return []
         try:
-            _, servers = await self._listing()
+            servers = await self.servers()
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
         ours = next((each for each in servers if each.id == server_id), None)
