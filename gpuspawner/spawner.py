@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import docker.errors
@@ -23,7 +23,7 @@ from .backends.docker.container_config import (
     with_lease,
     with_log,
 )
-from .backends.docker.listing import ENDED_STATES
+from .backends.docker.limit_trials import LimitTrial
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.settings import DockerTraits
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
@@ -77,15 +77,17 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: the inspection of the stopped container to start again; None: a new one is created.
-        new_volumes: the names of the volumes that are created with the container.
+        volumes: the inspections of its volumes that existed before the container, by their names.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
+        limit_trial: set if this start finds out which ulimits the engine may set.
     """
 
     resumed: Any = None
-    new_volumes: frozenset[str] = frozenset()
+    volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
     output: Output | None = None
+    limit_trial: LimitTrial | None = None
 
 
 class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
@@ -189,6 +191,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 return planned
             if not _creating.get() and kwargs.get("name") == self.object_name:
                 return asyncio.ensure_future(self._create_leased(kwargs))
+        if method == "inspect_image" and len(args) == 1 and not kwargs:
+            return asyncio.ensure_future(self.backend.inspect_image(*args))
         return super().docker(method, *args, **kwargs)
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
@@ -231,6 +235,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
 
+    async def start(self) -> tuple[str, int]:
+        """Start a server with the GPUs of its request; return (ip, port) once it answers."""
+        attempt = self.attempt
+        try:
+            return await super().start()
+        finally:
+            if attempt.limit_trial:
+                attempt.limit_trial.given_up()
+
     # -- The steps of a start, in their order ----------------------------------------------------
 
     async def remove_leftovers(self, request: Request) -> None:
@@ -246,7 +259,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             and await self._is_unchanged(existing)
         )
         self.attempt.resumed = existing if resumed else None
-        left = {container["Id"] for container in await self._own_containers()}
+        left = {container.id for container in await self._own_containers()}
         left |= {existing["Id"]} if existing else set()
         for container_id in left - ({existing["Id"]} if resumed else set()):
             said = one_line(container_id[:12])
@@ -292,8 +305,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         await self.pull_image(self.image)  # where a subclass or a hook has changed it
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
         writable = [volume for volume in self.mounted_volumes() if volume.writable]
+        if self.ulimits and not self.attempt.limit_trial:
+            self.attempt.limit_trial = await self.backend.limit_trials.join(self.ulimits)
         owners = self.backend.volume_owners
-        self.attempt.new_volumes = await self.backend.in_thread(owners.missing_volumes, writable)
+        self.attempt.volumes = await self.backend.in_thread(owners.existing, writable)
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
@@ -332,7 +347,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
-            self.attempt.new_volumes,
+            self.attempt.volumes,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful
@@ -340,6 +355,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             await self.start_object()
             output.started = True
+            if self.attempt.limit_trial:
+                self.attempt.limit_trial.succeeded()
         except docker.errors.APIError as error:
             name = refused_ulimit(error, self.ulimits)
             if name is None:
@@ -365,7 +382,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
             path = url_path_join(self.server.base_url if self.server else "/", "api")
             url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            ready = await wait_until_answering(url, ip, port, output.ended, self.http_timeout)
+            pace = self.backend.pace
+            ready = await wait_until_answering(url, ip, port, output.ended, self.http_timeout, pace)
             if not ready and output.ended.is_set() and await super().poll() is not None:
                 raise await self._start_failure(server_id, output)
             return ip, port
@@ -456,23 +474,24 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
 
-    async def _own_containers(self) -> list[Any]:
+    async def _own_containers(self) -> list[ServerRecord]:
         """List this server's containers by their labels, whatever their names are."""
         whose = {**labels(self.holder, "", ()), LABEL_HUB: self.hub_address}
-        wanted = [f"{label}={whose[label]}" for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)]
-        found: list[Any] = await self.docker("containers", all=True, filters={"label": wanted})
-        return found
+        wanted = {label: whose[label] for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)}
+        # Of many that start or stop at once, the engine lists all containers for all of them.
+        servers = await self.ledger.servers()
+        return [each for each in servers if wanted.items() <= each.labels.items()]
 
     async def clean_up_ended(self) -> None:
         """Remove or stop the containers of a server that has ended, for whatever reason."""
         leftovers, remove = self.hub_state.leftovers, self.backend.remove
         try:
             for container in await self._own_containers():
-                if self.remove or container["State"] == "created":
-                    leftovers.remove_later(self.server_key, remove, container["Id"])
+                if self.remove or container.state == "created":
+                    leftovers.remove_later(self.server_key, remove, container.id)
                     self.object_id = ""
-                elif container["State"] not in ENDED_STATES:
-                    await self.docker("stop", container["Id"])
+                elif container.state != "ended":
+                    await self.docker("stop", container.id)
             await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning(

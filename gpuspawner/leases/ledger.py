@@ -136,10 +136,6 @@ class Ledger:
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
         return self._last_view_without(except_for)
 
-    async def servers(self) -> Sequence[ServerRecord]:
-        """Return what the backend lists now; raises what that raises."""
-        return (await self._listing())[1]
-
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
         """Return the last view if it is no older than `seconds`, else read. Only for display.
 
@@ -149,6 +145,13 @@ class Ledger:
         if self.last_view is None or time.monotonic() - self.last_view_at > seconds:
             return await self.read(except_for)
         return self._last_view_without(except_for)
+
+    async def servers(self) -> Sequence[ServerRecord]:
+        """Return every server that the backend lists, from a listing that begins now.
+
+        Concurrent callers share one. Raises what `list_servers` raises.
+        """
+        return (await self._listing())[1]
 
     def _last_view_without(self, holder: Holder | None) -> View:
         """Return the last view without the leases of a holder."""
@@ -204,7 +207,7 @@ class Ledger:
         if not uuids:
             return []
         try:
-            _, servers = await self._listing()
+            servers = await self.servers()
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
         ours = next((each for each in servers if each.id == server_id), None)

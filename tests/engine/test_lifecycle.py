@@ -222,6 +222,9 @@ def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_
     assert all(answer.status_code in (201, 202) for answer in answers), [a.text for a in answers]
     until(lambda: hub.ready_users() == {*users}, "all are ready", log=hub.log)
     assert len({uuid for uuids in labelled(engine).values() for uuid in uuids}) == 4
+    # One of them finds out for all, in one more try for each limit.
+    assert hub.log().count("Created container") - len(users) == hub.log().count("may not set")
+    assert hub.log().count("may not set") <= 2
 
 
 def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):

@@ -182,6 +182,12 @@ class Hub:
             return self._admin.get(f"{self.url}/hub/health", timeout=5).ok
         return False
 
+    @property
+    def pid(self) -> int:
+        """The hub's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def log(self) -> str:
         """Return what it logged so far, in the test that runs."""
         written = (self.folder / "hub.log").read_bytes()[self._log_from :]

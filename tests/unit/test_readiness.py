@@ -6,12 +6,15 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
-from gpuspawner.backends.docker.readiness import wait_until_answering
+from gpuspawner.backends.docker.pace import LOOKS_PER_SECOND, POLL_SECONDS, Pace
+from gpuspawner.backends.docker.readiness import (
+    wait_until_answering,
+)
 from gpuspawner.hub.progress import Steps
 
 # How long a server is waited for, where that isn't the point; and how long a test waits for that.
@@ -53,6 +56,7 @@ class Server:
 
     async def answers(self, ended: asyncio.Event | None = None, **changes: Any) -> bool:
         arguments = {"url": self.url, "ip": "127.0.0.1", "port": self.port, "seconds": LONG}
+        arguments["pace"] = Pace()
         waiting = wait_until_answering(**{**arguments, **changes}, ended=ended or asyncio.Event())
         return await asyncio.wait_for(waiting, PATIENCE)
 
@@ -136,6 +140,40 @@ async def test_waiting_ends_with_the_container_while_the_server_fails() -> None:
         await server.connected.wait()
         ended.set()
         assert not await waiting
+
+
+def test_a_server_that_starts_alone_is_looked_at_most_often_and_many_no_more_in_all() -> None:
+    pace = Pace()
+    with pace.one_more():
+        assert pace.seconds == POLL_SECONDS
+        with ExitStack() as others:
+            for _ in range(29):
+                others.enter_context(pace.one_more())
+            assert pace.seconds > POLL_SECONDS
+            assert 30 / pace.seconds == pytest.approx(LOOKS_PER_SECOND)
+        assert pace.seconds == POLL_SECONDS
+
+
+@pytest.mark.parametrize("how", ["answers", "ends", "is given up"])
+async def test_who_waits_no_more_slows_down_nobody(silent: Server, how: str) -> None:
+    pace, ended = Pace(), asyncio.Event()
+    with ExitStack() as others:
+        for _ in range(LOOKS_PER_SECOND):
+            others.enter_context(pace.one_more())
+        silent.script = [200]
+        waiting = asyncio.ensure_future(silent.answers(ended, pace=pace))
+        await asyncio.sleep(0.1)
+        assert pace.seconds > 1
+        if how == "answers":
+            async with await asyncio.start_server(silent.handle, sock=silent.socket):
+                assert await waiting
+        elif how == "ends":
+            ended.set()
+            assert not await waiting
+        else:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        assert pace.seconds == 1
 
 
 class Follower:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import docker.errors
@@ -55,3 +56,17 @@ async def test_where_the_engine_cannot_be_asked_nothing_is_called_missing() -> N
     engine = Engine()
     engine.away = True
     assert await local(engine).missing({"a"}) == frozenset()
+
+
+async def test_many_who_ask_at_once_share_what_the_engine_says_of_an_image() -> None:
+    engine = Engine("a", "b")
+    backend = DockerBackend(lambda: engine, logging.getLogger("test"))
+    asked = [backend.inspect_image(image) for image in ("a", "b", "c") * 10]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    missing = [isinstance(answer, docker.errors.ImageNotFound) for answer in answers]
+    assert missing == [False, False, True] * 10
+    assert {image: engine.asked.count(image) <= 2 for image in "abc"} == dict.fromkeys("abc", True)
+    # Later it is asked anew: an image may have got another tag.
+    engine.there.remove("a")
+    with pytest.raises(docker.errors.ImageNotFound):
+        await backend.inspect_image("a")

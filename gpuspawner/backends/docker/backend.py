@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import docker
@@ -16,12 +17,15 @@ from docker.utils import kwargs_from_env
 from ...errors import StartAgain
 from ...gpus.out_of_service import OutOfServiceMark
 from ...leases.labels import ServerRecord
+from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
 from . import marks, pull
 from .events import EndWatcher
+from .limit_trials import LimitTrials
 from .listing import Listing
+from .pace import Pace
 from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
@@ -64,13 +68,18 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # Image -> what inspects it for all who ask.
+        self._inspections: dict[str, SharedRead[Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
+        # Of looking at the servers that start.
+        self.pace = Pace()
         self.volume_owners = VolumeOwners(lambda: self.client)
         # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
-        # The names of the ulimits that this engine isn't allowed to set.
+        # The ulimits that this engine isn't allowed to set, by name, and the starts that find out.
         self.refused_ulimits: set[str] = set()
+        self.limit_trials = LimitTrials()
 
     @property
     def client(self) -> Any:
@@ -134,7 +143,7 @@ class DockerBackend:
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""
         try:
-            await self.call("inspect_image", image)
+            await self.inspect_image(image)
         except docker.errors.NotFound:
             return False
         except engine_errors.UNREACHABLE:
@@ -153,16 +162,23 @@ class DockerBackend:
             pull.PullFailed: the image can't be pulled.
         """
 
-        async def inspect(reference: str) -> Any:
-            return await self.call("inspect_image", reference)
-
         def stream(repository: str, tag: str) -> Any:
             self.client.reload_config()  # the administrator may have logged in to the registry
             return self.client.pull(repository, tag=tag, stream=True, decode=True)
 
-        await self._pulls.ensure(image, policy, inspect, stream, report)
+        await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
 
     # -- Docker only -----------------------------------------------------------------------------
+
+    async def inspect_image(self, image: str) -> Any:
+        """Return an inspection of an image; of many that start at once, the engine makes two.
+
+        Raises:
+            docker.errors.NotFound: there is none.
+        """
+        if image not in self._inspections:
+            self._inspections[image] = SharedRead(partial(self.call, "inspect_image", image))
+        return await self._inspections[image]()
 
     async def default_log_driver(self) -> str:
         """Return the engine's default log driver; "" if unknown."""

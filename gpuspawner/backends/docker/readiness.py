@@ -11,8 +11,8 @@ from typing import Any
 
 from tornado.httpclient import AsyncHTTPClient
 
-# Short compared with a start of half a second, and long enough to cost nothing.
-POLL_SECONDS = 0.025
+from .pace import Pace
+
 LAST_LINES = 12
 
 # Makes our images defer imports that a start doesn't need, which halves it. Others ignore it.
@@ -88,7 +88,7 @@ def exit_code(client: Any, container_id: str) -> int | None:
 
 
 async def wait_until_answering(
-    url: str, ip: str, port: int, ended: asyncio.Event, seconds: float
+    url: str, ip: str, port: int, ended: asyncio.Event, seconds: float, pace: Pace
 ) -> bool:
     """Wait until a server answers over HTTP; return False if it ends first or time runs out.
 
@@ -97,14 +97,16 @@ async def wait_until_answering(
         ip, port: the server's address.
         ended: set when the server's container ends.
         seconds: the longest wait.
+        pace: shared by all servers that this process waits for.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    while not ended.is_set() and loop.time() < deadline:
-        if await _listens(ip, port) and (not url or await _responds(url)):
-            return True
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(ended.wait(), POLL_SECONDS)
+    with pace.one_more():
+        while not ended.is_set() and loop.time() < deadline:
+            if await _listens(ip, port) and (not url or await _responds(url)):
+                return True
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(ended.wait(), pace.seconds)
     return False
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from docker.errors import NotFound
@@ -108,18 +112,19 @@ def user_volumes(
     ]
 
 
-# Prefix of `_created` if the time of creation is known.
-CREATED_PREFIX = "created "
-# After this time a volume's owner is read again: a backup may have been restored into it.
+# After this an owner is looked at again: somebody may have restored a backup into the volume.
 RECHECK_SECONDS = 3600.0
+# What an engine says of itself whose containers' users have other numbers outside.
+MAPPED = ("name=userns", "name=rootless")
 
 
 class VolumeOwners:
-    """The owners of the writable volumes of one engine.
+    """Who the writable volumes of one engine belong to, asked of the engine no more than needed.
 
-    Reading files of a container costs the engine as much as starting one, so results are cached for
-    the lifetime of this process: the uids of an image's users, whether the image's folders give new
-    volumes the right owner, and which volumes have it.
+    To look into a container costs the engine more than to start one. A hub that may read the
+    engine's folders sees there whose a volume is. Else what was found out is kept for as long as
+    this process lives: whether an image's folders give a new volume the right owner, and which
+    volumes have it. So are an image's users.
 
     The methods block: call them in a thread.
 
@@ -129,23 +134,28 @@ class VolumeOwners:
 
     def __init__(self, client: Callable[[], Any]) -> None:
         self._client = client
-        # (image id, user) -> (uid, gid); None if they can't be determined.
+        # (image id, user) -> (uid, gid) of a container of both; None where it can't be told.
         self._user_ids: dict[tuple[str, str], tuple[int, int] | None] = {}
-        # (image id, folder, uid) for which the image's folder gives a new volume the right owner.
+        # Held while the engine is asked for these: of many starts at once, one asks.
+        self._asking = threading.Lock()
+        # Whether users in containers have the same numbers outside; None: the engine wasn't asked.
+        self._same_users: bool | None = None
+        # (image id, folder, uid) where a new volume gets the right owner from the image's folder.
         self._right_from_start: set[tuple[str, str, int]] = set()
         # Volume -> when it was created, as the engine writes it; its owner's uid; and when that was
         # read, by the monotonic clock.
         self._owned: dict[str, tuple[str, int, float]] = {}
 
-    def missing_volumes(self, volumes: Collection[Volume]) -> frozenset[str]:
-        """Return the names of those volumes that don't exist yet."""
-        return frozenset(each.name for each in volumes if not self._created(each.name))
+    def existing(self, volumes: Collection[Volume]) -> dict[str, Mapping[str, Any]]:
+        """Return inspections of those volumes that the engine has, by their names."""
+        found = {each.name: self._inspect(each.name) for each in volumes}
+        return {name: each for name, each in found.items() if each is not None}
 
     def chown_to_user(
         self,
         container: Mapping[str, Any],
         volumes: Collection[Volume],
-        new: Collection[str] = (),
+        before: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Make the container's user the owner of writable volumes that belong to root.
 
@@ -154,36 +164,79 @@ class VolumeOwners:
         no process has to run as root.
 
         Args:
-            container: the container's inspection.
-            volumes: the volumes that are mounted in it.
-            new: the names of the volumes that were created with it.
+            container: an inspection of it.
+            volumes: what is mounted in it.
+            before: inspections of those that were there before it was created.
 
         Raises:
             docker.errors.APIError: the engine refused.
         """
-        wanted = [volume for volume in volumes if volume.writable]
-        if not wanted:
-            return
-        image, user = container["Image"], container["Config"].get("User") or ""
-        if (image, user) not in self._user_ids:
-            self._user_ids[image, user] = _user_ids(self._client(), container["Id"], user)
-        ids = self._user_ids[image, user]
-        if ids is None or ids[0] == 0:
-            return
-        for volume in wanted:
-            created, now = self._created(volume.name), time.monotonic()
-            known, uid, seen_at = self._owned.get(volume.name, ("", -1, 0.0))
-            right = (image, volume.path, ids[0])
-            if volume.name in new:
-                if right not in self._right_from_start and self._chown(container, volume, ids):
-                    self._right_from_start.add(right)
-            elif (known, uid) == (created, ids[0]) and now - seen_at < RECHECK_SECONDS:
+        for volume in (each for each in volumes if each.writable):
+            is_new = volume.name not in before
+            about = self._inspect(volume.name) if is_new else before[volume.name]
+            owner = self._owner_seen(about)
+            if owner:  # not root's
                 continue
-            else:
-                self._chown(container, volume, ids)
-            self._owned.pop(volume.name, None)
-            if created.startswith(CREATED_PREFIX):
-                self._owned[volume.name] = (created, ids[0], now)
+            ids = self._ids_in(container)
+            if ids is None or ids[0] == 0:
+                return
+            right = (container["Image"], volume.path, ids[0])
+            known = right in self._right_from_start if is_new else self._is_known(about, ids[0])
+            if owner == 0 or not known:
+                was_right = self._chown(container, volume, ids)
+                if is_new and was_right:
+                    self._right_from_start.add(right)
+            self._remember(about, ids[0])
+
+    def _ids_in(self, container: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return (uid, gid) of a container's user; None where it can't be told."""
+        image, user = container["Image"], container["Config"].get("User") or ""
+        with self._asking:
+            if (image, user) not in self._user_ids:
+                self._user_ids[image, user] = _user_ids(self._client(), container["Id"], user)
+            return self._user_ids[image, user]
+
+    def _owner_seen(self, about: Mapping[str, Any] | None) -> int | None:
+        """Return the uid that a volume's folder belongs to; None where it can't be seen from here.
+
+        Args:
+            about: an inspection of the volume.
+        """
+        # With options it is another file system, which may be mounted elsewhere, or later.
+        if about is None or about.get("Driver") != "local" or about.get("Options"):
+            return None
+        if not self._users_are_the_same():
+            return None
+        try:
+            folder = about["Mountpoint"]
+            inside, outside = os.lstat(folder), os.lstat(Path(folder).parent)
+            created = datetime.fromisoformat(about["CreatedAt"].replace("Z", "+00:00"))
+        except (OSError, KeyError, ValueError):
+            return None
+        # The engine may be another machine's, or the hub in a container: where the folder of that
+        # name is another one, it wasn't made in the same second. What engines call a volume's
+        # creation is when the folder itself last changed, and since 23 the one above it.
+        is_it = int(created.timestamp()) in (int(inside.st_ctime), int(outside.st_ctime))
+        return inside.st_uid if is_it else None
+
+    def _users_are_the_same(self) -> bool:
+        with self._asking:
+            if self._same_users is None:
+                options = self._client().info().get("SecurityOptions") or []
+                self._same_users = not any(each.startswith(MAPPED) for each in options)
+            return self._same_users
+
+    def _is_known(self, about: Mapping[str, Any] | None, uid: int) -> bool:
+        """Return whether a volume was seen to be a user's not long ago."""
+        name, created = _identity(about)
+        known, owner, seen_at = self._owned.get(name, ("", -1, 0.0))
+        recently = time.monotonic() - seen_at < RECHECK_SECONDS
+        return (known, owner) == (created, uid) and recently
+
+    def _remember(self, about: Mapping[str, Any] | None, uid: int) -> None:
+        name, created = _identity(about)
+        if created and not self._is_known(about, uid):
+            self._owned[name] = (created, uid, time.monotonic())
 
     def _chown(self, container: Mapping[str, Any], volume: Volume, ids: tuple[int, int]) -> bool:
         """Make a user the owner of a volume of root's; return whether it was the user's already."""
@@ -196,15 +249,20 @@ class VolumeOwners:
             client.put_archive(container["Id"], above or "/", _owned_folder(name, *ids))
         return entry is not None and entry.uid == ids[0]
 
-    def _created(self, name: str) -> str:
-        """Return when a volume was created, as the engine writes it; "" if it doesn't exist."""
+    def _inspect(self, name: str) -> Mapping[str, Any] | None:
+        """Return an inspection of a volume; None where there is none."""
         try:
-            found = self._client().inspect_volume(name)
+            found: Mapping[str, Any] = self._client().inspect_volume(name)
         except NotFound:
-            return ""
-        # Other drivers often report the same time for every volume.
-        known = found.get("Driver") == "local" and found.get("CreatedAt")
-        return f"{CREATED_PREFIX}{found['CreatedAt']}" if known else "unknown"
+            return None
+        return found
+
+
+def _identity(about: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return a volume's name, and when it was created in the engine's words; "": unknown."""
+    if about is None or about.get("Driver") != "local":
+        return "", ""  # what other drivers say is often the same for every volume
+    return about["Name"], about.get("CreatedAt") or ""
 
 
 def _user_ids(client: Any, container_id: str, user: str) -> tuple[int, int] | None:
