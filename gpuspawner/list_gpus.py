@@ -19,7 +19,9 @@ from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
+from .gpus.surroundings import without_driver
 from .leases.labels import LABEL_GPUS, leases_of
+from .simulation.joining import joining_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +40,19 @@ def run(arguments: argparse.Namespace) -> int:
     except (docker.errors.DockerException, OSError) as error:
         print(f"gpuspawner: {explain(error)}", file=sys.stderr)
         return 1
+    if found.driver is None and (not arguments.json or without_driver().is_error):
+        return _without_driver()
     print(json.dumps(as_json(found, gpus), indent=2) if arguments.json else as_text(found, gpus))
     return 0
+
+
+def _without_driver() -> int:
+    """Say why there is no driver here; 1 where that isn't simply a machine without GPUs."""
+    why = without_driver()
+    print(why.words, file=sys.stderr if why.is_error else sys.stdout)
+    if words := joining_words("gpus"):
+        print(f"{words[:1].upper()}{words[1:]}")
+    return int(why.is_error)
 
 
 def _with_ledger(gpus: Sequence[GPU]) -> tuple[GPU, ...]:
@@ -77,8 +90,6 @@ def _entry(gpu: GPU) -> dict[str, Any]:
 
 def as_text(found: Node, gpus: Sequence[GPU]) -> str:
     """Return a table for a terminal."""
-    if found.driver is None:
-        return "No NVIDIA driver on this machine."
     names = ("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")
     rows: list[tuple[str, ...]] = [names]
     for gpu in gpus:

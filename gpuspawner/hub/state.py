@@ -12,8 +12,10 @@ from weakref import WeakSet
 from ..backends.base import Backend
 from ..backends.leftovers import Leftovers
 from ..choices.open_forms import OpenForms
+from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
+from ..gpus.surroundings import without_driver
 from ..images.local_images import LocalImages
 from ..leases.ledger import Ledger
 from ..leases.reclaimer import Reclaimer
@@ -69,7 +71,8 @@ class HubState:
             "excluded": spawner.excluded_gpus,
             "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
         }
-        read = InServiceReader(Reader(spawner.nvml_timeout, **reading), backend.out_of_service)
+        reader = Reader(spawner.nvml_timeout, **reading)
+        read = InServiceReader(reader, backend.out_of_service)
         ledger = Ledger(
             backend.list,
             read,
@@ -91,6 +94,7 @@ class HubState:
             metrics.HostMetrics(ledger, queue, loop),
         )
         state.host_metrics.register()
+        state.tasks.append(loop.create_task(_warn_without_gpus(reader, log)))
         if spawner.control_socket:
             state.control = control = ControlSocket(
                 spawner.control_socket, queue, lambda: list(leases), log, reading
@@ -106,6 +110,17 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+async def _warn_without_gpus(read: Reader, log: Any) -> None:
+    """Say in the log at a hub's start why it hands out no GPUs, where it won't."""
+    try:
+        nodes = await read()
+    except InventoryError as error:
+        log.warning("No GPUs are handed out: %s", error)
+        return
+    if all(node.driver is None for node in nodes):
+        log.warning("Servers get no GPUs: %s", without_driver().words)
 
 
 def hub_state_of(spawner: Any) -> HubState:
