@@ -20,8 +20,10 @@ from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
+from .gpus.surroundings import without_driver
 from .leases.labels import leases_of
 from .leases.ledger import outsiders_of
+from .simulation.joining import joining_words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,11 +42,22 @@ def run(arguments: argparse.Namespace) -> int:
     except (docker.errors.DockerException, OSError) as error:
         print(f"gpuspawner: {explain(error)}", file=sys.stderr)
         return 1
+    if found.driver is None and (not arguments.json or without_driver().is_error):
+        return _without_driver()
     if arguments.json:
         print(json.dumps(as_json(found, gpus, outside), indent=2))
     else:
         print(as_text(found, gpus, outside))
     return 0
+
+
+def _without_driver() -> int:
+    """Say why there is no driver here; 1 where that isn't simply a machine without GPUs."""
+    why = without_driver()
+    print(why.words, file=sys.stderr if why.is_error else sys.stdout)
+    if words := joining_words("gpus"):
+        print(f"{words[:1].upper()}{words[1:]}")
+    return int(why.is_error)
 
 
 # UUID -> the containers that have a GPU without a lease.
@@ -93,8 +106,6 @@ def _entry(gpu: GPU, containers: Sequence[str]) -> dict[str, Any]:
 
 def as_text(found: Node, gpus: Sequence[GPU], outside: Outside) -> str:
     """Return a table for a terminal."""
-    if found.driver is None:
-        return "No NVIDIA driver on this machine."
     names = ("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")
     rows: list[tuple[str, ...]] = [names]
     for gpu in gpus:

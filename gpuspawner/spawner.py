@@ -14,13 +14,13 @@ from dockerspawner import DockerSpawner
 from jupyterhub.utils import url_path_join
 
 from .backends.docker import errors as engine_errors
+from .backends.docker.arguments import REFUSALS, CheckedClient, leased
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
     refused_ulimit,
-    with_lease,
     with_log,
 )
 from .backends.docker.limit_trials import LimitTrial
@@ -48,6 +48,10 @@ from .leases.ledger import Reservation
 # What a call of "create_container" does: "plan": return its arguments; "lease": create the
 # container of a lease; "": any other call, e.g. by a subclass.
 _creating: ContextVar[str] = ContextVar("creating", default="")
+
+
+# Traits that are templates, and what DockerSpawner makes of them.
+MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
 
 
 @contextmanager
@@ -119,7 +123,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if self._hub_state is None and not (self._is_initialised and _has_loop()):
             # Called by a trait that is a function, or without a hub.
             return connect(self.tls_config, self.client_kwargs)
-        return self.backend.client
+        client = self.backend.client
+        if _creating.get() == "plan":
+            return CheckedClient(client, self.extra_host_config, self.extra_create_kwargs)
+        return client
 
     @property
     def executor(self) -> Any:
@@ -186,6 +193,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """
         if method == "create_container":
             if _creating.get() == "plan":
+                self.client.create_container(**kwargs)
                 planned = asyncio.get_running_loop().create_future()
                 planned.set_result(kwargs)
                 return planned
@@ -196,27 +204,38 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return super().docker(method, *args, **kwargs)
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
-        leased = await self._leased(plan)
+        create = await self._leased(plan)
         with _creating_as("lease"):
-            return await self.docker("create_container", **leased)
+            return await self.docker("create_container", **create)
 
-    async def _plan(self) -> dict[str, Any]:
-        """Return the arguments with which DockerSpawner would create the container."""
+    async def plan(self) -> dict[str, Any]:
+        """Return what DockerSpawner would create the container with: docker-py's arguments.
+
+        Raises:
+            Misconfigured: docker-py doesn't take them.
+        """
+        for setting, name in MOUNTED:
+            try:
+                getattr(self, name)
+            except REFUSALS as error:
+                raise engine_errors.Misconfigured(
+                    f"{type(error).__name__}: {error}", setting
+                ) from error
         with _creating_as("plan"):
             plan: dict[str, Any] = await super().create_object()
         return plan
 
     async def _leased(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Return these arguments with the lease, the log driver and the fingerprint."""
-        leased = self._with_lease(plan)
+        """Return what the container is created with."""
+        create = self._with_lease(plan)
         driver = self.log_driver or await self.backend.default_log_driver()
-        leased = with_log(leased, driver, self.log_options)
-        leased["labels"][LABEL_SETTINGS] = fingerprint(leased)
-        return leased
+        create = with_log(create, driver, self.log_options)
+        create["labels"][LABEL_SETTINGS] = fingerprint(create)
+        return create
 
     async def create_object(self) -> Any:
-        """Create the container, whose labels hold the GPUs from then on."""
-        return await self._create_leased(await self._plan())
+        """Create the container; from then on its labels hold the GPUs."""
+        return await self._create_leased(await self.plan())
 
     def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
         held, request = self.attempt.granted, self.attempt.request
@@ -224,7 +243,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         key = request.image if request else self.image
         until = held.until if held else None
         refused = self.backend.refused_ulimits
-        return with_lease(
+        return leased(
             create_kwargs,
             labels={
                 **labels(self.holder, key, uuids, until, self.groups),
@@ -288,7 +307,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
-        plan = await self._leased(await self._plan())
+        plan = await self._leased(await self.plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
 

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +217,18 @@ def hubs_of_run(host, nursery, tmp_path_factory):
     """
     started: list[Hub] = []
 
-    def make(*lines: str, shipped: bool = False, environment: Mapping[str, str] | None = None):
+    def make(
+        *lines: str,
+        shipped: bool = False,
+        environment: Mapping[str, str] | None = None,
+        doctor: Collection[str] = (),
+        prefix: str = "",
+    ):
         folder = tmp_path_factory.mktemp("hub")
-        write_config(folder, [PLAIN_SERVER, *lines], shipped=shipped)
+        write_config(folder, [PLAIN_SERVER, *lines], shipped, prefix)
         hub = Hub(folder, host.environment if environment is None else environment, nursery)
         started.append(hub)
-        hub.start()
+        hub.start(doctor)
         return hub
 
     yield make

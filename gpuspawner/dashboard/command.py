@@ -86,8 +86,8 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
         "names": arguments.names,
     }
     return web.Application(
-        handlers.routes(prefix, shared),
-        # Only errors are logged: pages send a request every few seconds.
+        handlers.routes(prefix, environment.get("JUPYTERHUB_BASE_URL", "/"), shared),
+        # Only what is worth a line: pages ask every few seconds.
         log_function=_log_request,
         # Signed cookies end with the process; the hub's log-in goes on, so nobody is asked again.
         cookie_secret=secrets.token_bytes(32),

@@ -304,9 +304,18 @@ class Static(web.StaticFileHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
 
-def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
-    """Return the routes below the service's prefix."""
+def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
+    """Return what is where, below the service's prefix.
+
+    Programs in servers come past the proxy, by an address that a configuration has in a line, so
+    the API is there without the hub's own prefix too.
+
+    Args:
+        prefix: as "/jupyter/services/gpus/".
+        base_url: the hub's own of that, as "/jupyter/".
+    """
     below = re.escape(prefix)
+    of_api = f"(?:{below}|/{re.escape(prefix.removeprefix(base_url))})"
     server = r"api/users/([^/]+)/server(?:s/([^/]+))?"
     handlers: list[tuple[str, Callable[..., Any]]] = [
         ("", Page),
@@ -321,7 +330,10 @@ def routes(prefix: str, shared: dict[str, Any]) -> list[Any]:
     ]
     return [
         (rf"{below}oauth_callback", HubOAuthCallbackHandler),
-        *((f"{below}{path}", handler, shared) for path, handler in handlers),
+        *(
+            (f"{of_api if path.startswith('api/') else below}{path}", handler, shared)
+            for path, handler in handlers
+        ),
         (".*", NotFound, shared),
     ]
 

@@ -37,5 +37,10 @@ CHECKS = (
     Check(NETWORK, networks.network, needs=(ENGINE, CONFIGURATION)),
     Check(WITHOUT_GPU, containers.without_gpu, needs=(ENGINE,), is_slow=True),
     Check(HUB, containers.hub_address, needs=(ENGINE, CONFIGURATION, NETWORK), is_slow=True),
-    Check(WITH_GPU, containers.with_gpu, needs=(ENGINE, DRIVER, GPUS, TOOLKIT), is_slow=True),
+    Check(
+        WITH_GPU,
+        containers.with_gpu,
+        needs=(ENGINE, DRIVER, GPUS, TOOLKIT, SETTING),
+        is_slow=True,
+    ),
 )

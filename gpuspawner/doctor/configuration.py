@@ -8,14 +8,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ..images.catalogue import ImageVersion
-from .findings import Configuration, Context, Finding
-from .rules import RULES
+from .findings import NAME, NO_SUCH_USER, Configuration, Context, Finding
+from .rules import RULES, missing_folders
 
 LOADING_SECONDS = 90
 
@@ -72,12 +72,8 @@ def load(file: Path, folder: Path) -> dict[str, Any]:
     Raises:
         subprocess.TimeoutExpired: it doesn't come to an end.
     """
-    with tempfile.TemporaryDirectory(prefix="gpuspawner-doctor-") as made:
-        result, there = Path(made, "result"), Path(made, "folder")
-        there.mkdir()
-        with suppress(OSError):  # a folder that can't be listed has nothing to be found either
-            for entry in folder.iterdir():
-                (there / entry.name).symlink_to(entry)
+    with tempfile.TemporaryDirectory(prefix="gpuspawner-doctor-") as made, linked(folder) as there:
+        result = Path(made, "result")
         words = [sys.executable, "-m", "gpuspawner.doctor.loading", str(file), str(result)]
         done = subprocess.run(
             words,
@@ -105,10 +101,20 @@ def load(file: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def linked(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder with links to all that is in another."""
+    with tempfile.TemporaryDirectory(prefix="gpuspawner-doctor-") as made:
+        with suppress(OSError):  # a folder that can't be listed has nothing to be found either
+            for entry in folder.iterdir():
+                Path(made, entry.name).symlink_to(entry)
+        yield Path(made)
+
+
 def from_loaded(file: Path, loaded: Mapping[str, Any]) -> Configuration:
     """Return the configuration that `loading.load` found in a file."""
     lines = lines_of(file)
-    errors = [each["error"] for each in loaded["networks"] if each["error"]]
+    errors = [each for each in loaded["networks"] if each["error"]]
     return Configuration(
         file=file,
         spawner_class=loaded["spawner_class"],
@@ -117,9 +123,11 @@ def from_loaded(file: Path, loaded: Mapping[str, Any]) -> Configuration:
         hub=loaded["hub"],
         versions={key: ImageVersion(**fields) for key, fields in loaded["versions"].items()},
         problems=[Finding(**_with_line(problem, lines)) for problem in loaded["problems"]],
-        network_error=errors[0] if errors else "",
+        network_error=errors[0]["error"] if errors else "",
+        network_advice=errors[0]["advice"] if errors else "",
         sections=loaded["sections"],
         lines=lines,
+        plan=loaded["plan"],
     )
 
 
@@ -166,9 +174,28 @@ def settings(context: Context) -> Iterator[Finding]:
         found.append(Finding("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
     else:
         found += [finding for rule in RULES for finding in rule(given, usable)]
+        if context.engine_is_here:
+            found += missing_folders(given)
+        found += _of_plan(given, found)
     yield from (_unblocking(finding) for finding in found)
     if not found:
         yield Finding("ok", "nothing to change")
+
+
+def _of_plan(given: Configuration, found: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield why nobody's server can be created with these settings.
+
+    Args:
+        found: what was said already; of a setting that has to be mended anyhow that is enough.
+    """
+    if error := given.plan.get("error"):
+        setting = given.plan["setting"]
+        where = given.where(setting) if setting else "what servers are created with"
+        if not any(each.state == "failure" and each.found.startswith(where) for each in found):
+            yield Finding("failure", f"{where}: {error}", "mend it: no server starts with it")
+    elif reason := given.plan.get("unknown"):
+        what = f"what a server is created with can't be told for a user {NAME!r}: {reason}"
+        yield Finding("note", what, NO_SUCH_USER)
 
 
 def _unblocking(finding: Finding) -> Finding:

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
-from ..errors import Refused, Unknown
+from ..backends.docker.network import HOST_NETWORK, shares_host_network
+from ..errors import GPUSpawnerError, Refused
 from . import toolkit
 from .engine import is_rootless
 from .findings import Context, Finding
-from .trial import TrialContainer, TrialError, run_trial
+from .trial import NoServer, TrialContainer, run_trial
 
 NO_IMAGE = Finding("skipped", "no image version is on this machine: see Images")
 
@@ -57,8 +58,8 @@ def with_gpu(context: Context) -> Iterator[Finding]:
         yield run_trial(context, 1, lambda here: _compare(context, here))
     except Refused as error:
         yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
-    except (Unknown, TrialError) as error:
-        yield _not_started(context, str(error))
+    except GPUSpawnerError as error:
+        yield _not_started(context, error)
 
 
 def _compare(context: Context, here: TrialContainer) -> Finding:
@@ -77,7 +78,8 @@ def _compare(context: Context, here: TrialContainer) -> Finding:
         )
     what = f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees {', '.join(seen) or 'none'}"
     if context.variable_accepted is False:
-        return Finding("failure", f"{what}: {toolkit.SETTING} is false", toolkit.ACCEPT)
+        advice = toolkit.setting_line(toolkit.SETTING, "true")
+        return Finding("failure", f"{what}: {toolkit.SETTING} is false", advice)
     what += f" ({' '.join(said.split())[:200]})" if said else ""
     return Finding("failure", what, toolkit.CONFIGURE)
 
@@ -89,20 +91,38 @@ def _visible_gpus(here: TrialContainer) -> tuple[list[str], list[str], str]:
     return sorted(set(uuids)), re.findall(r"^/dev/nvidia\d+$", said, re.MULTILINE), said
 
 
-def _not_started(context: Context, reason: str) -> Finding:
+def _not_started(context: Context, error: GPUSpawnerError) -> Finding:
+    if isinstance(error, NoServer):
+        return Finding("skipped", str(error))
+    reason = str(error).rstrip(".")
     low = reason.lower()
-    advice = "see what the engine says: sudo journalctl -u docker --since -5min"
-    if "can't hand out gpus" in low:
-        advice = toolkit.INSTALL
-    elif "unknown device" in low or "cdi device" in low:
-        advice = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-    elif "nvml error" in low or "driver" in low:
-        advice = "restart the machine, as after an update of the driver; then: nvidia-smi"
-    elif "no space left" in low or "disk is full" in low:
-        advice = "docker system df; docker image prune"
-    elif "create_host_config" in low or "device_requests" in low or "argument" in low:
-        advice = "mend c.GPUSpawner.extra_host_config"
-    return Finding("failure", reason.rstrip("."), advice)
+    advice = next((cure for words, cure in CURES if any(word in low for word in words)), "")
+    return Finding("failure", reason, advice or ASK_ENGINE)
+
+
+ASK_ENGINE = "see what the engine says: sudo journalctl -u docker --since -5min"
+# Words of the engine's or ours -> what to do. The first that fits.
+CURES = (
+    (("can't hand out gpus",), toolkit.INSTALL),
+    (
+        ("unknown device", "cdi device"),
+        "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+    ),
+    (
+        ("nvml error", "driver/library", "driver rpc", "driver not loaded"),
+        "restart the machine, as after an update of the driver; then: nvidia-smi",
+    ),
+    (("no space left", "disk is full"), "docker system df; docker image prune"),
+    (
+        ("volume specification", "invalid mode", "mount", "bind source", "volume"),
+        "mend c.GPUSpawner.volumes and mounts, and binds and mounts in extra_host_config",
+    ),
+    (("unable to find user",), "mend user in c.GPUSpawner.extra_create_kwargs"),
+    (
+        ("c.gpuspawner.", "runtime", "invalid", "sysctl", "capabilit"),
+        "mend c.GPUSpawner.extra_host_config and extra_create_kwargs",
+    ),
+)
 
 
 def without_gpu(context: Context) -> Iterator[Finding]:
@@ -123,8 +143,8 @@ def without_gpu(context: Context) -> Iterator[Finding]:
 
     try:
         yield run_trial(context, 0, examine)
-    except (Unknown, TrialError) as error:
-        yield _not_started(context, str(error))
+    except GPUSpawnerError as error:
+        yield _not_started(context, error)
 
 
 # ---- The way to the hub --------------------------------------------------------------------------
@@ -153,7 +173,11 @@ def hub_address(context: Context) -> Iterator[Finding]:
         listener = _listen(listens)
     except OSError as error:
         what = f"the hub can't listen at {_address_text(listens)}: {error.strerror}"
+        own = context.own_container
         advice = ROOTLESS_LINES if is_rootless(context.engine_info) else HUB_IP_LINE
+        if own is not None and not shares_host_network(own):
+            what = f"{what} in its container {str(own['Name']).lstrip('/')}"
+            advice = HOST_NETWORK
         yield Finding("failure", what, advice)
         return
     with closing(listener) if listener else nullcontext():
@@ -218,8 +242,8 @@ def _check_reached(context: Context, place: Any, hub_runs: bool) -> Finding:
 
     try:
         return run_trial(context, 0, examine, network)
-    except (Unknown, TrialError) as error:
-        return _not_started(context, str(error))
+    except GPUSpawnerError as error:
+        return _not_started(context, error)
 
 
 def _firewall_advice(context: Context, network: str, port: str) -> str:

@@ -16,6 +16,8 @@ import docker.errors
 import requests.exceptions
 
 from ..backends.docker.errors import UNREACHABLE, explain
+from ..backends.docker.network import own_container, shares_host_network
+from ..gpus.surroundings import own_container_id
 from .findings import Context, Finding
 
 ANSWER_SECONDS = 20
@@ -53,11 +55,23 @@ def engine(context: Context) -> Iterator[Finding]:
         yield unreachable(error)
         return
     context.engine, context.engine_info = client, info
+    context.own_container = own_container(client)
     # Its socket alone may be in a container's reach, as where the hub runs in one.
     root = Path(str(info.get("DockerRootDir") or "/nowhere"))
     context.engine_is_here = socket_path() is not None and _is_folder(root)
     yield judge_version(about)
+    if context.own_container is not None:
+        yield _in_container(context.own_container)
     yield from _warnings(info)
+
+
+def _in_container(container: Mapping[str, Any]) -> Finding:
+    name = str(container["Name"]).lstrip("/")
+    network = "in the host's network" if shares_host_network(container) else "in one of its own"
+    what = (
+        f"this is its container {name}, {network}: driver, files and programs are looked for in it"
+    )
+    return Finding("note", what)
 
 
 def judge_version(about: Mapping[str, Any]) -> Finding:
@@ -95,6 +109,9 @@ def unreachable(error: Exception) -> Finding:
     elif path is None:
         found = f"nothing answers {where}"
         advice = "start it there, or unset DOCKER_HOST to use this machine's"
+    elif not path.exists() and own_container_id():
+        found = f"there is no socket {where} in this container"
+        advice = f"start the hub's container with -v {path}:{path}"
     elif not path.exists():
         found = f"there is no socket {where}"
         advice = (
@@ -105,7 +122,9 @@ def unreachable(error: Exception) -> Finding:
     elif not os.access(path, os.R_OK | os.W_OK):
         found = f"you ({_user()}) may not speak with it {where}"
         advice = (
-            f"sudo usermod -aG docker {_user()}    (then log in anew; whoever is in that "
+            f"start the hub's container with --group-add {path.stat().st_gid}"
+            if own_container_id()
+            else f"sudo usermod -aG docker {_user()}    (then log in anew; whoever is in that "
             "group is root on this machine)"
         )
     else:
@@ -159,10 +178,7 @@ def _warnings(info: Mapping[str, Any]) -> Iterator[Finding]:
         )
     if is_rootless(info):
         yield Finding(
-            "note",
-            "it runs without root: the toolkit needs a line for that, and limits may have no "
-            "effect",
-            "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place",
+            "note", "it runs without root, so limits may have no effect", "see docker info"
         )
 
 

@@ -13,6 +13,10 @@ from ..gpus.model import GPU
 from ..gpus.nvml import Inventory
 from ..images.catalogue import ImageVersion
 
+# A user that no hub has, for whom servers are described.
+NAME = "doctor"
+NO_SUCH_USER = "well if it knows your users: there is none of this name"
+
 State = Literal["ok", "note", "warning", "failure", "skipped"]
 
 
@@ -40,7 +44,8 @@ class Configuration:
     """A hub's configuration as it was read: values that JSON has, everything else left out.
 
     `spawner` and `hub` map the names of traits to their values; a function is `{"function": …}`.
-    `lines` has the line of each `c.SECTION.NAME` in the file itself.
+    `lines` has the line of each `c.SECTION.NAME` in the file itself. `plan` is what a server
+    would be created with, as `someone.plan` returns it.
     """
 
     file: Path
@@ -51,8 +56,14 @@ class Configuration:
     versions: Mapping[str, ImageVersion]
     problems: Sequence[Finding] = ()
     network_error: str = ""
+    network_advice: str = ""
     sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+    def sets(self, name: str) -> bool:
+        """Return whether the configuration has a line for a spawner's setting."""
+        return any(name in names for names in self.sections.values())
 
     def where(self, name: str) -> str:
         """Return how a spawner's setting is written, and in which line: "c.GPUSpawner.x (line 3)".
@@ -81,6 +92,8 @@ class Context:
     engine_info: Mapping[str, Any] = field(default_factory=dict)
     # Whether the engine runs on this machine, so that its files can be looked at.
     engine_is_here: bool = False
+    # An inspection of the engine's container that this runs in; None: it runs in none.
+    own_container: Mapping[str, Any] | None = None
     # What the toolkit's configuration says of devices by variable; None: not known.
     variable_accepted: bool | None = None
     configuration: Configuration | None = None

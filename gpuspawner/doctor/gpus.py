@@ -11,20 +11,19 @@ from ..backends.docker.marks import list_marks
 from ..gpus import nvml
 from ..gpus.model import GPU
 from ..gpus.reader import read_node
+from ..gpus.surroundings import GIVE_GPUS, without_driver
+from ..simulation.joining import joining_words
 from .findings import Context, Finding
 
 NVML_SECONDS = 15.0
-PCI_DEVICES = Path("/sys/bus/pci/devices")
 NOUVEAU = Path("/sys/module/nouveau")
-# ref: https://pci-ids.ucw.cz; class 03 is a display controller, 0x0302 a GPU without a screen
-NVIDIA_VENDOR = "0x10de"
-DISPLAY_CLASS = "0x03"
 
 INSTALL_DRIVER = (
     "install NVIDIA's driver and restart the machine: on Ubuntu `sudo ubuntu-drivers install`, "
     "on Debian `sudo apt-get install nvidia-driver` (section non-free)"
 )
 BACK_INTO_SERVICE = "to hand it out again: a press on the dashboard"
+SIMULATE = "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor"
 HANGING = "see what `sudo dmesg | grep -i nvrm` says; where nvidia-smi hangs too, sudo reboot"
 
 
@@ -40,19 +39,28 @@ def driver(context: Context) -> Iterator[Finding]:
     context.inventory = found
     if found.driver is not None:
         yield Finding("ok", f"version {found.driver}, CUDA {found.cuda or 'not known'}")
-    elif nvidia_boards(PCI_DEVICES):
-        nouveau = " (the nouveau driver has them, and can't compute)" if NOUVEAU.is_dir() else ""
-        yield Finding(
-            "failure",
-            f"there are NVIDIA GPUs in this machine and no driver{nouveau}",
-            INSTALL_DRIVER,
-        )
     else:
-        yield Finding(
-            "note",
-            "none, and no NVIDIA GPU either: servers start, without GPUs",
-            "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
-        )
+        yield _without_driver()
+
+
+def _without_driver() -> Finding:
+    why = without_driver()
+    if why.in_container:
+        what = why.words.partition(": ")[0]
+        if why.is_wrong:
+            return Finding("failure", what, GIVE_GPUS)
+        return Finding("warning", what, f"if this machine has GPUs, {GIVE_GPUS}")
+    if why.is_wrong:
+        nouveau = " (the nouveau driver has them, and can't compute)" if NOUVEAU.is_dir() else ""
+        what = f"there are NVIDIA GPUs in this machine and no driver{nouveau}"
+        return Finding("failure", what, INSTALL_DRIVER)
+    what = "none, and no NVIDIA GPU either: servers start, without GPUs"
+    joining = joining_words("doctor")
+    return Finding(
+        "note",
+        what,
+        joining or "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
+    )
 
 
 def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
@@ -73,22 +81,6 @@ def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
         raise nvml.InventoryError(what) from None
     if isinstance(found, Exception):
         raise found
-    return found
-
-
-def nvidia_boards(devices: Path) -> int:
-    """Return how many NVIDIA display controllers the PCI bus has, driver or not.
-
-    Args:
-        devices: the kernel's folder of them.
-    """
-    found = 0
-    for device in devices.iterdir() if devices.is_dir() else ():
-        try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-        except OSError:
-            continue
-        found += vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS)
     return found
 
 

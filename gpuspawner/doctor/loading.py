@@ -56,9 +56,9 @@ def _watched(real: Any, networks: list[dict[str, str]]) -> Any:
         try:
             found = real(name)
         except network.NetworkError as error:
-            networks.append({"name": name, "error": str(error)})
+            networks.append({"name": name, "error": error.words, "advice": error.advice})
             return NO_ADDRESS
-        networks.append({"name": name, "error": ""})
+        networks.append({"name": name, "error": "", "advice": ""})
         return str(found)
 
     return ensure_network

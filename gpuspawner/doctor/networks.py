@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..backends.docker.network import BETWEEN_CONTAINERS
 from .findings import Context, Finding
 
-BETWEEN_CONTAINERS = "com.docker.network.bridge.enable_icc"
 OUR_NETWORK = (
     'c.JupyterHub.hub_ip = ensure_network("gpuspawner")    (from gpuspawner.network)\n'
     'c.GPUSpawner.network_name = "gpuspawner"'
@@ -20,7 +20,8 @@ def network(context: Context) -> Iterator[Finding]:
     if given is None or client is None:
         return
     if given.network_error:
-        yield Finding("failure", given.network_error.partition(": ")[2], OUR_NETWORK)
+        words = given.network_error.partition(": ")[2]
+        yield Finding("failure", words, given.network_advice or OUR_NETWORK)
         return
     name = str(given.spawner.get("network_name") or "bridge")
     if name in ("host", "none"):

@@ -6,7 +6,9 @@ findings.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
@@ -37,6 +39,18 @@ DANGEROUS_CAPABILITIES = (
 )
 SAFE = '"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 4096'
 FEW_STARTS = 5
+# Each default, and what is more than it.
+DEFAULTS = (
+    ("default_gpus", "gpu_limit"),
+    ("default_gpus", "user_gpu_limit"),
+    ("default_hours", "hour_limit"),
+    ("cpu_guarantee", "cpu_limit"),
+    ("mem_guarantee", "mem_limit"),
+)
+# Variables by which Jupyter's own images become another user, and what that takes.
+# ref: start.sh in jupyter/docker-stacks
+AS_ROOT = ("NB_UID", "NB_GID", "NB_USER", "CHOWN_HOME", "CHOWN_EXTRA", "GRANT_SUDO")
+ROOT_NEEDS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
 GIB = 1024**3
 
 
@@ -182,7 +196,7 @@ def host_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[F
     places["read_only_volumes"] = given.spawner.get("read_only_volumes")
     places["extra_host_config"] = host_config(given).get("binds")
     for name, value in places.items():
-        for source in _sources(value):
+        for source in filter(None, _sources(value)):
             if source.endswith("docker.sock"):
                 what = (
                     f"{given.where(name)}: who has docker.sock in their server is root on the host"
@@ -249,6 +263,95 @@ def gpu_numbers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Fi
             yield Finding("warning", what, f"it has: {', '.join(sorted(models)) or 'none'}")
 
 
+def defaults(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Defaults beyond their limit: who doesn't choose gets less than the default says."""
+    for default, limit in DEFAULTS:
+        usual, most = given.spawner.get(default), given.spawner.get(limit)
+        if not given.sets(default) or not isinstance(usual, NUMBER) or not isinstance(most, NUMBER):
+            continue
+        if usual > most:
+            many, few = (_amount(default, value) for value in (usual, most))
+            what = f"{given.where(default)} is {many}, and {given.where(limit)} {few}: that counts"
+            yield Finding("warning", what, f"write c.GPUSpawner.{default} = {few}, or less")
+
+
+NUMBER = (int, float)
+
+
+def _amount(name: str, value: float) -> str:
+    return f'"{value / GIB:g}G"' if name.startswith("mem_") else f"{value:g}"
+
+
+def users_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """A folder of the host for each user, which the engine makes as root's at the first start."""
+    if given.spawner.get("pre_spawn_hook") or _begins_as_root(given):
+        return  # it may make them, or give them to the user
+    for name, source in _mounted_folders(given):
+        if "{" in source:
+            what = (
+                f"{given.where(name)}: where {source} isn't there yet, the engine makes it as "
+                "root's, and its user can't save"
+            )
+            advice = (
+                f"make it before, as the image's user's: sudo install -d -o 1000 -g 100 {source}\n"
+                'or keep homes in volumes: c.GPUSpawner.home_volume = "home-{username}"'
+            )
+            yield Finding("warning", what, advice)
+
+
+def missing_folders(given: Configuration, here: Path = Path("/")) -> Iterator[Finding]:
+    """Folders of this host that aren't there: the engine makes them as root's, or refuses.
+
+    Args:
+        here: what stands for "/".
+    """
+    for name, source in _mounted_folders(given):
+        if "{" in source or (here / source.lstrip("/")).exists():
+            continue
+        what = f"{given.where(name)}: there is no {source}, and the engine makes it as root's"
+        if name == "mounts":
+            what = f"{given.where(name)}: there is no {source}, and no server starts without it"
+        state = "failure" if name == "mounts" else "warning"
+        yield Finding(state, what, f"sudo install -d -o 1000 -g 100 {source}")  # type: ignore[arg-type]
+
+
+def _mounted_folders(given: Configuration) -> Iterator[tuple[str, str]]:
+    """Yield (trait, folder of the host) of all that is mounted in servers."""
+    places = {name: given.spawner.get(name) for name in ("volumes", "read_only_volumes", "mounts")}
+    places["extra_host_config"] = host_config(given).get("binds")
+    for name, value in places.items():
+        for source in _sources(value):
+            if source.startswith("/"):
+                yield name, source
+
+
+def root_starts(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Jupyter's images with NB_UID begin as root to become that user, which takes capabilities."""
+    variables = given.spawner.get("environment") or {}
+    asked = [name for name in AS_ROOT if name in variables]
+    if not asked:
+        return
+    where = f"{given.where('environment')}: {asked[0]}"
+    if not _begins_as_root(given):
+        what = f"{where} has no effect where a server doesn't begin as root"
+        line = 'c.GPUSpawner.extra_create_kwargs = {"user": "root"}'
+        yield Finding("warning", what, f"{line}\nor remove {asked[0]}")
+        return
+    extra = host_config(given)
+    dropped = {str(word).upper() for word in extra.get("cap_drop") or []}
+    added = {str(word).upper().removeprefix("CAP_") for word in extra.get("cap_add") or []}
+    missing = [word for word in ROOT_NEEDS if "ALL" in dropped and not {word, "ALL"} & added]
+    if missing:
+        what = f"{where}: a server that begins as root can't become its user without capabilities"
+        words = ", ".join(f'"{word}"' for word in missing)
+        yield Finding("warning", what, f'in extra_host_config: "cap_add": [{words}]')
+
+
+def _begins_as_root(given: Configuration) -> bool:
+    create = given.spawner.get("extra_create_kwargs") or {}
+    return str(create.get("user", "")).partition(":")[0] in ("root", "0")
+
+
 def allowed_versions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Keys of image versions that the catalogue doesn't have."""
     for key in given.spawner.get("allowed_versions") or []:
@@ -294,6 +397,18 @@ def log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding
         yield Finding("note" if has_password else "warning", what, advice)
 
 
+def broken_log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """A log-in of others that doesn't work with this JupyterHub."""
+    if given.hub.get("native_is_broken"):
+        what = (
+            f"c.JupyterHub.authenticator_class = {given.hub.get('authenticator')!r}: every log-in "
+            "is answered with error 500, as this NativeAuthenticator uses what JupyterHub 6 hasn't "
+            "got any more (statsd, in its LoginHandler.post)"
+        )
+        advice = f"{sys.executable} -m pip install 'jupyterhub<6'    (or another log-in)"
+        yield Finding("failure", what, advice)
+
+
 Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     privileges,
@@ -304,10 +419,14 @@ RULES: tuple[Rule, ...] = (
     missing_fences,
     memory,
     gpu_numbers,
+    defaults,
+    users_folders,
+    root_starts,
     allowed_versions,
     set_twice,
     starts,
     log_in,
+    broken_log_in,
     kept_containers,
     unread_functions,
 )

@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .engine import find_program
+from .engine import find_program, is_rootless
 from .findings import Context, Finding
 
 # ref: CVE-2025-23266 and CVE-2025-23267, NVIDIA's security bulletin of July 2025
 SAFE_TOOLKIT = (1, 17, 8)
 CONFIG_FILE = Path("/etc/nvidia-container-runtime/config.toml")
 SETTING = "accept-nvidia-visible-devices-envvar-when-unprivileged"
-ACCEPT = f"sudo nvidia-ctk config --set {SETTING}=true --in-place"
+NO_CGROUPS = "no-cgroups"
+# The first whose nvidia-ctk changes its configuration.
+SETS_ITSELF = (1, 14)
 PROGRAMS = ("nvidia-ctk", "nvidia-container-cli", "nvidia-container-runtime-hook")
 # Set by `gpuspawner simulate`, where a stand-in takes the toolkit's place.
 SIMULATION_VARIABLE = "GPUSPAWNER_HUB_IP"
@@ -135,6 +137,7 @@ def setting(context: Context) -> Iterator[Finding]:
         yield Finding("note", f"{CONFIG_FILE} can't be read: {error.strerror}", "run this as root")
         return
     context.variable_accepted = accepts_variable(text)
+    yield from _control_groups(context, text)
     by_hook = find_program("nvidia-container-runtime-hook") is not None
     if context.variable_accepted and context.engine_info.get("DefaultRuntime") == "nvidia":
         yield Finding(
@@ -152,17 +155,59 @@ def setting(context: Context) -> Iterator[Finding]:
             "note",
             f"{SETTING} is false in {CONFIG_FILE}: fine where Docker hands out GPUs by CDI, which "
             "the container with a GPU below shows",
-            f"only if that one gets no GPU: {ACCEPT}",
+            f"only if that one gets no GPU: {setting_line(SETTING, 'true')}",
         )
     elif by_hook:
         yield Finding(
             "warning",
             f"{SETTING} is false in {CONFIG_FILE}: NVIDIA's hook, which this Docker uses, then "
             "gives containers no GPU",
-            ACCEPT,
+            setting_line(SETTING, "true"),
         )
     else:
         yield Finding("ok", "devices by a variable are refused, and Docker hands out GPUs by CDI")
+
+
+def _control_groups(context: Context, text: str) -> Iterator[Finding]:
+    """Whether containers may use the devices that they are given, which takes control groups.
+
+    Only an engine without root can't set those; it goes without, and the kernel lets it.
+    ref: NVIDIA's install guide, "Rootless mode"
+    """
+    is_off = sets_no_cgroups(text)
+    if is_off and not is_rootless(context.engine_info):
+        what = (
+            f"{NO_CGROUPS} is true in {CONFIG_FILE}, and Docker runs as root: containers are given "
+            "GPUs that they may not use"
+        )
+        yield Finding("failure", what, setting_line(f"nvidia-container-cli.{NO_CGROUPS}", "false"))
+    elif not is_off and is_rootless(context.engine_info) and not _by_cdi_only(context):
+        what = f"{NO_CGROUPS} isn't set in {CONFIG_FILE}, and Docker runs without root"
+        yield Finding("warning", what, setting_line(f"nvidia-container-cli.{NO_CGROUPS}", "true"))
+
+
+def _by_cdi_only(context: Context) -> bool:
+    return "CDI" in gpu_mechanisms(context.engine_info)
+
+
+def sets_no_cgroups(text: str) -> bool:
+    """Return whether a toolkit's configuration leaves control groups alone."""
+    sections = re.split(r"^\s*(\[[^]\n]*\])", text, flags=re.MULTILINE)
+    for name, lines in zip(sections[1::2], sections[2::2], strict=True):
+        if name.strip("[] \"'") == "nvidia-container-cli":
+            found = re.search(rf"^\s*\"?{NO_CGROUPS}\"?\s*=\s*true\b", lines, re.MULTILINE)
+            return found is not None
+    return False
+
+
+def setting_line(name: str, value: str) -> str:
+    """Return how a setting of the toolkit is changed: a command, or with an older one the line."""
+    version = installed_version()
+    if version is not None and version >= SETS_ITSELF and find_program("nvidia-ctk"):
+        return f"sudo nvidia-ctk config --set {name}={value} --in-place"
+    section, _, key = name.rpartition(".")
+    where = f"in [{section}] of {CONFIG_FILE}" if section else f"in {CONFIG_FILE}"
+    return f"{where} write: {key} = {value}"
 
 
 def accepts_variable(text: str) -> bool:

@@ -9,25 +9,33 @@ import difflib
 import logging
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlparse
 
 from jupyterhub.app import JupyterHub
+from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.objects import Hub
+from jupyterhub.traitlets import ByteSpecification
 from traitlets import TraitError
 from traitlets.config import Config
 
 from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
+from . import someone, values
+from .findings import NAME, NO_SUCH_USER
 
 SPAWNER_VALUES = (
     "allowed_images",
     "allowed_models",
     "allowed_versions",
     "course_volumes",
+    "cpu_guarantee",
+    "cpu_limit",
     "default_gpus",
+    "default_hours",
     "environment",
     "excluded_gpus",
     "extra_create_kwargs",
@@ -38,19 +46,23 @@ SPAWNER_VALUES = (
     "group_overrides",
     "home_volume",
     "host_ip",
+    "hour_limit",
     "hub_connect_url",
     "longest_wait_minutes",
+    "mem_guarantee",
     "mem_limit",
     "mounts",
     "network_name",
     "prefix",
     "pull_policy",
+    "pre_spawn_hook",
     "queue_length",
     "read_only_volumes",
     "remove",
     "shm_size",
     "ulimits",
     "use_internal_ip",
+    "user_gpu_limit",
     "volumes",
 )
 HUB_VALUES = ("concurrent_spawn_limit", "cookie_secret_file", "db_url", "active_server_limit")
@@ -63,28 +75,39 @@ USUAL_SECTIONS = (
     "Authenticator",
     "ConfigurableHTTPProxy",
 )
-SECRETS = ("secret", "password", "token", "key")
+SECRETS = ("secret", "password", "token", "key", "environment")
 
 
 def describe(config: Config) -> dict[str, Any]:
     """Return what a configuration sets: see the keys below. No value of it is a secret."""
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)
     problems: list[dict[str, str]] = []
-    hub = _instantiate(JupyterHub, config, problems)
+    hub = JupyterHub(config=_valid(JupyterHub, config, problems, {}))
     cls = _spawner_class(config, problems)
-    spawner = _instantiate(cls, config, problems)
+    place = _hub_place(hub)
+    given = someone.arguments(hub, place)
+    valid = _valid(cls, config, problems, given)
+    spawner = cls(config=valid, **given)
     problems += _unknown_sections(config, cls)
-    problems += _overrides(cls, spawner.group_overrides)
+    problems += _overrides(cls, spawner.group_overrides, given)
     is_ours = issubclass(cls, BaseGPUSpawner)
     return {
         "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
         "is_ours": is_ours,
-        "spawner": {name: json_value(getattr(spawner, name, None)) for name in SPAWNER_VALUES},
+        "spawner": {
+            # What a function returns for one user says nothing of the others.
+            name: json_value(
+                each if callable(each := _set(cls, config, name)) else getattr(spawner, name, None)
+            )
+            for name in SPAWNER_VALUES
+        },
+        "plan": someone.plan(cls, valid, given) if is_ours else {},
         "versions": _versions(spawner) if is_ours else {},
         "hub": {
             **{name: json_value(getattr(hub, name)) for name in HUB_VALUES},
             **_addresses(hub),
             "authenticator": _class_name(config.JupyterHub.get("authenticator_class", "")),
+            "native_is_broken": _uses_what_is_gone(hub.authenticator_class),
             "dummy_password": bool(
                 config.DummyAuthenticator.get("password")
                 or config.SharedPasswordAuthenticator.get("user_password")
@@ -103,6 +126,12 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
+def _set(cls: Any, config: Config, name: str) -> Any:
+    """Return what a configuration has for a trait; None where it leaves it alone."""
+    sections = [each.__name__ for each in cls.__mro__ if each.__name__ in config]
+    return next((config[each][name] for each in sections if name in config[each]), None)
+
+
 def _spawner_class(config: Config, problems: list[dict[str, str]]) -> Any:
     wanted = config.JupyterHub.get("spawner_class")
     only = Config({"JupyterHub": {} if wanted is None else {"spawner_class": wanted}})
@@ -115,8 +144,14 @@ def _spawner_class(config: Config, problems: list[dict[str, str]]) -> Any:
         return JupyterHub(config=Config({"JupyterHub": {"spawner_class": "gpu"}})).spawner_class
 
 
-def _instantiate(cls: Any, config: Config, problems: list[dict[str, str]]) -> Any:
-    """Return an instance with every setting that is valid; what isn't becomes a problem."""
+def _valid(
+    cls: Any, config: Config, problems: list[dict[str, str]], given: Mapping[str, Any]
+) -> Config:
+    """Return the settings that a class takes; each that it doesn't take becomes a problem.
+
+    Args:
+        given: what an instance is made with beside its configuration.
+    """
     valid: dict[str, dict[str, Any]] = {}
     known = cls.class_traits(config=True)
     for section in (each.__name__ for each in cls.__mro__ if each.__name__ in config):
@@ -128,18 +163,21 @@ def _instantiate(cls: Any, config: Config, problems: list[dict[str, str]]) -> An
                 continue
             if (cls, name) == (JupyterHub, "spawner_class"):
                 continue  # judged by itself
-            error = _validation_error(cls, section, name, value)
+            error = _refused(cls, section, name, value, given)
             if error is None:
                 valid.setdefault(section, {})[name] = value
             else:
-                problems.append(_invalid(f"c.{section}.{name}", name, error))
-    return cls(config=Config(valid))
+                setting = f"c.{section}.{name}"
+                problems.append(_invalid(setting, known[name], value, error))
+    return Config(valid)
 
 
-def _validation_error(cls: Any, section: str, name: str, value: Any) -> Exception | None:
+def _refused(
+    cls: Any, section: str, name: str, value: Any, given: Mapping[str, Any]
+) -> Exception | None:
     """Return what a class says against a value; None where it takes it."""
     try:
-        getattr(cls(config=Config({section: {name: value}})), name)
+        getattr(cls(config=Config({section: {name: value}}), **given), name)
     except Exception as error:
         return error
     return None
@@ -152,22 +190,40 @@ def _unknown_name(section: str, name: str, cls: Any, known: Mapping[str, Any]) -
     return _problem("failure", what, advice)
 
 
-def _invalid(setting: str, name: str, error: Exception) -> dict[str, str]:
-    if any(word in name for word in SECRETS):
+def _invalid(
+    setting: str, trait: Any, value: Any, error: Exception, line: str = ""
+) -> dict[str, str]:
+    """Return what is wrong with a value: in our words, or in those of the check that refused it.
+
+    Args:
+        line: how a value is set, up to the value; "" for an assignment.
+    """
+    if any(word in trait.name for word in SECRETS):
         return _problem("failure", f"{setting} has a value of a wrong kind", "")
+    if callable(value) and values.takes_functions(trait):
+        what = f"{setting} is a function, which fails for a user {NAME!r}"
+        return _problem("note", f"{what}: {type(error).__name__}: {_text(error)}", NO_SUCH_USER)
     text = _text(error)
-    if not isinstance(error, TraitError):
-        return _problem("failure", f"{setting}: {text}", "")
-    # Ours name the setting, the value and the cure; traitlets' own name objects in memory.
-    text = _OF_TRAITLETS.sub("it", text).replace("it expected", "it must be", 1)
-    first, _, cure = text.rstrip(".").partition(". ")
+    words, example = values.expected(trait)
+    write = f"write {line or f'{setting} = '}{example}" if example else ""
+    is_of_its_kind = not isinstance(error, TraitError) or _OF_TRAITLETS.match(text)
+    if words and (is_of_its_kind or isinstance(trait, ByteSpecification)):
+        what = f"{setting}: it must be {words}, not {values.shown(value)}"
+        return _problem("failure", what, write)
+    # Ours name the setting, the value and the cure.
+    first, _, cure = _OF_TRAITLETS.sub("it", text).rstrip(".").partition(". ")
     first = first.removeprefix(f"{setting} = ")
     found = first if first.startswith(setting) else f"{setting}: {first}"
-    return _problem("failure", found, cure[:1].lower() + cure[1:])
+    advice = cure[:1].lower() + cure[1:] or write
+    return _problem("failure", found, advice)
 
 
-# "The 'x' trait of a Y instance expected an int", "The value of the 'x' trait of … should not …"
-_OF_TRAITLETS = re.compile(r"The (?:value of the )?'\w+' trait of an? \w+ instance")
+# "The 'x' trait of a Y instance expected an int", "The value of the 'x' trait of … should not …",
+# "Values of the 'x' trait …", "Element of the 'x' trait …".
+_OF_TRAITLETS = re.compile(
+    r"(?:The |Values of the |Keys of the |Element(?: \d+)? of the |The value of the )"
+    r"'\w+' trait of an? \w+ instance"
+)
 
 
 def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
@@ -188,7 +244,7 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
         yield _problem("note", what, 'c.JupyterHub.spawner_class = "gpu"')
 
 
-def _overrides(cls: Any, overrides: Any) -> Iterator[dict[str, str]]:
+def _overrides(cls: Any, overrides: Any, given: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Yield what is wrong in `group_overrides`, which nothing checks before a member's start."""
     if not isinstance(overrides, Mapping):
         return  # a function
@@ -211,9 +267,10 @@ def _overrides(cls: Any, overrides: Any) -> Iterator[dict[str, str]]:
                 advice = f"did you mean {close[0]!r}?" if close else "remove it"
                 yield _problem("failure", what, advice)
             elif not callable(value):
-                error = _validation_error(cls, cls.__name__, name, value)
+                error = _refused(cls, cls.__name__, name, value, given)
                 if error is not None:
-                    yield _invalid(f"{where}: {name}", str(name), error)
+                    line = f"{values.written(name)}: "
+                    yield _invalid(setting, known[name], value, error, line)
 
 
 def _versions(spawner: Any) -> dict[str, Any]:
@@ -229,18 +286,22 @@ def _addresses(hub: Any) -> dict[str, Any]:
 
     ref: JupyterHub.init_hub
     """
+    if hub.hub_bind_url.startswith("unix+"):
+        return {"listens": None, "connects": _place(hub.hub_connect_url)}
+    place = _hub_place(hub)
+    return {"listens": [place.ip, place.port], "connects": _place(place.api_url)}
+
+
+def _hub_place(hub: Any) -> Hub:
     if hub.hub_bind_url:
         place = Hub(bind_url=hub.hub_bind_url, base_url=hub.hub_prefix)
-        if hub.hub_bind_url.startswith("unix+"):
-            return {"listens": None, "connects": _place(hub.hub_connect_url)}
     else:
         place = Hub(ip=hub.hub_ip, port=hub.hub_port, base_url=hub.hub_prefix)
-    listens = [place.ip, place.port]
     if hub.hub_connect_ip:
         place.connect_ip = hub.hub_connect_ip
     if hub.hub_connect_url:
         place.connect_url = hub.hub_connect_url
-    return {"listens": listens, "connects": _place(place.api_url)}
+    return place
 
 
 def _place(url: str) -> list[Any] | None:
@@ -255,6 +316,17 @@ def _proxy_command(config: Config) -> Any:
     if hasattr(command, "get_value"):  # what the configuration adds to the usual one
         command = command.get_value(usual)
     return [command] if isinstance(command, str) else list(command)
+
+
+def _uses_what_is_gone(authenticator: Any) -> bool:
+    """Return whether an authenticator's page of log-in asks for a part of an older JupyterHub.
+
+    NativeAuthenticator 1.3.0 does, with JupyterHub 6.
+    """
+    module = sys.modules.get(f"{authenticator.__module__.rpartition('.')[0]}.handlers")
+    post = getattr(getattr(module, "LoginHandler", None), "post", None)
+    code = getattr(post, "__code__", None)
+    return bool(code and "statsd" in code.co_names and not hasattr(BaseHandler, "statsd"))
 
 
 def _class_name(value: Any) -> str:

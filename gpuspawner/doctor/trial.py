@@ -16,13 +16,15 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
 import docker.errors
 
+from ..backends.docker.arguments import leased
 from ..backends.docker.backend import DockerBackend, UlimitRefused
-from ..backends.docker.container_config import refused_ulimit, with_lease
+from ..backends.docker.container_config import refused_ulimit
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch
 from ..backends.leftovers import Leftovers
@@ -35,7 +37,6 @@ from ..leases.ledger import Ledger, Reservation
 from ..scheduling.plan import QueuedRequest
 from ..scheduling.queue import Queue, QueueSettings, RequestLimits
 from .findings import Configuration, Context
-from .rules import host_config, texts
 
 log = logging.getLogger(__name__)
 
@@ -47,22 +48,28 @@ NVML_SECONDS = 15.0
 LIFETIME_SECONDS = 180
 # From when on a container that was never started is one of a doctor that was killed before.
 STALE_SECONDS = 120
-# What isn't taken over from the configuration: what would leave something behind.
-EXCLUDED_SETTINGS = {
-    "auto_remove",
-    "binds",
-    "mounts",
-    "port_bindings",
-    "publish_all_ports",
-    "restart_policy",
+# What isn't taken over from a server's host config: what would outlive the container, publish its
+# port, or need another container.
+LEFT_OUT = {
+    "AutoRemove",
+    "Links",
+    "PortBindings",
+    "PublishAllPorts",
+    "RestartPolicy",
+    "VolumesFrom",
 }
-EXCLUDED_SETTINGS |= {"links", "volumes_from"}
+# Volumes of this beginning are a doctor's own.
+OWN = "gpuspawner-doctor-"
 
 T = TypeVar("T")
 
 
 class TrialError(GPUSpawnerError):
     """A container couldn't be created, started or looked into. `str()` says why."""
+
+
+class NoServer(GPUSpawnerError):
+    """Of what the configuration says no container can be made. `str()` says where to look."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +105,16 @@ def run_trial(
     Raises:
         errors.Refused: too few GPUs are free.
         errors.Unknown: NVML or the engine can't be read.
+        NoServer: the configuration's servers can't be created.
         TrialError: the rest.
     """
+    given = context.configuration
+    if given and "error" in given.plan:
+        raise NoServer("no server can be created: see Settings")
     try:
         return _run_until_signal(_start_and_examine(context, gpus, look, network))
     except UNREACHABLE as error:
         raise TrialError(explain(error)) from error
-    except (TypeError, ValueError) as error:  # what docker-py and we say against extra_host_config
-        raise TrialError(str(error)) from error
 
 
 def _run_until_signal(work: Coroutine[Any, Any, T]) -> T:
@@ -163,6 +172,7 @@ async def _start_and_examine(
     finally:
         # No task may outlive this: what ends the loop cancels it, and the container would stay.
         await asyncio.shield(asyncio.ensure_future(leftovers.wait_until_cleared(trial.server_key)))
+        await asyncio.shield(asyncio.to_thread(_remove_volumes, client))
         backend.executor.shutdown(wait=False)
 
 
@@ -242,41 +252,85 @@ def _create_arguments(
     client, given, image = context.engine, context.configuration, context.trial_image
     assert client is not None
     assert image is not None
-    extra: dict[str, Any] = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
-    if given:
-        # A template stands for a user's name, and there is no user.
-        extra = {
-            name: value
-            for name, value in host_config(given).items()
-            if name not in EXCLUDED_SETTINGS and not any("{" in text for text in texts(value))
-        }
-        if isinstance(limit := _value(given, "mem_limit"), int):
-            extra.setdefault("mem_limit", limit)
-    extra |= {"network_mode": network or "none", "auto_remove": True}
+    name = f"{OWN}{secrets.token_hex(4)}"
+    plan = dict(given.plan.get("create") or {}) if given else {}
+    host: dict[str, Any] = client.api.create_host_config(
+        cap_drop=["ALL"], security_opt=["no-new-privileges"]
+    )
+    if plan:
+        host = {key: each for key, each in plan["host_config"].items() if key not in LEFT_OUT}
+        host |= _own_volumes(host, name, is_here=context.engine_is_here)
+    host |= {"NetworkMode": network or "none", "AutoRemove": True}
     create = {
+        **plan,
         "image": image[1],
         "entrypoint": ["sleep"],
         "command": [str(LIFETIME_SECONDS)],
-        "name": f"gpuspawner-doctor-{secrets.token_hex(4)}",
-        "host_config": client.api.create_host_config(**extra),
+        "name": name,
+        "host_config": host,
     }
-    leased = sorted(uuids)
-    return with_lease(
+    create.pop("networking_config", None)
+    named = sorted(uuids)
+    return leased(
         create,
         labels={
-            **labels(HOLDER, image[0], leased, time.time() + LIFETIME_SECONDS),
+            **labels(HOLDER, image[0], named, time.time() + LIFETIME_SECONDS),
             LABEL_HUB: HUB,
         },
-        uuids=leased,
+        uuids=named,
         shm_size=_value(given, "shm_size"),
         ulimits={n: v for n, v in _ulimits(given).items() if n not in refused},
     )
 
 
+def _own_volumes(host: Mapping[str, Any], name: str, is_here: bool) -> dict[str, Any]:
+    """Return a host config's mounts with volumes of the doctor's own in place of users'.
+
+    Folders of the host are mounted as they are, but for those that aren't there: the engine would
+    make them.
+
+    Args:
+        is_here: whether the engine runs on this machine, so that its folders can be looked at.
+    """
+
+    def own(source: str, number: int) -> str | None:
+        if not source.startswith("/"):
+            return f"{name}-{number}"
+        return source if is_here and Path(source).exists() else None
+
+    binds, mounts = [], []
+    bound = host.get("Binds") or []
+    for number, bind in enumerate(bound):
+        source, _, rest = str(bind).partition(":")
+        if not rest:  # a path in the container, or nonsense, which the engine is to judge
+            binds.append(bind)
+        elif kept := own(source, number):
+            binds.append(f"{kept}:{rest}")
+    for number, mount in enumerate(host.get("Mounts") or [], len(bound)):
+        if mount.get("Type") != "volume" or not mount.get("Source"):
+            mounts.append(mount)
+        else:
+            mounts.append({**mount, "Source": own(mount["Source"], number)})
+    return {"Binds": binds, "Mounts": mounts}
+
+
 def _remove_stale_containers(client: docker.DockerClient) -> None:
-    """Remove what was created and never started: it would keep its GPUs for ever."""
+    """Remove what doctors that were killed have left.
+
+    What was created and never started would keep its GPUs for ever.
+    """
     for left in client.api.containers(all=True, filters={"label": f"{LABEL_HUB}={HUB}"}):
         if left["State"] == "created" and time.time() - left["Created"] > STALE_SECONDS:
             # Not by force: what was started after all stays.
             with suppress(docker.errors.APIError):
                 client.api.remove_container(left["Id"], v=True)
+    _remove_volumes(client)
+
+
+def _remove_volumes(client: docker.DockerClient) -> None:
+    """Remove volumes of doctors whose containers are gone."""
+    unused = client.api.volumes(filters={"name": OWN, "dangling": True})["Volumes"] or []
+    for volume in unused:
+        if volume["Name"].startswith(OWN):
+            with suppress(docker.errors.APIError):  # a doctor beside this one uses it by now
+                client.api.remove_volume(volume["Name"])

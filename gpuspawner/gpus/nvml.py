@@ -22,6 +22,7 @@ import pynvml
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
 from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
+from .surroundings import own_container_id
 
 MIB = 1024 * 1024
 # How long a read waits for another thread's read that hangs in the driver.
@@ -360,6 +361,16 @@ def _explain_failure(error: Exception) -> str:
         return lazy_gettext(
             "This process may not use the NVIDIA driver. "
             "Check the permissions of /dev/nvidia*, in a container its device rules."
+        )
+    own = own_container_id()
+    if own:
+        # ref: NVIDIA's troubleshooting, "Containers losing access to GPUs"
+        return lazy_gettext(
+            "NVML fails: %(error)s. A container loses its GPUs when systemd reloads, and this is "
+            "one: restart it with `docker restart %(container)s`; if that doesn't help, see "
+            "whether `nvidia-smi` works on the host.",
+            error=_error_text(error),
+            container=own[:12],
         )
     return lazy_gettext(
         "NVML fails: %(error)s. See whether `nvidia-smi` works on the host.",

@@ -12,9 +12,12 @@ from weakref import WeakSet
 from ..backends.base import Backend
 from ..backends.leftovers import Leftovers
 from ..choices.open_forms import OpenForms
+from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
+from ..gpus.surroundings import without_driver
 from ..images.local_images import LocalImages
+from ..leases.audit_log import one_line
 from ..leases.ledger import Ledger
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
@@ -74,7 +77,8 @@ class HubState:
             "excluded": spawner.excluded_gpus,
             "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
         }
-        read = InServiceReader(Reader(spawner.nvml_timeout, **reading), backend.out_of_service)
+        reader = Reader(spawner.nvml_timeout, **reading)
+        read = InServiceReader(reader, backend.out_of_service)
         ledger = Ledger(
             backend.list,
             read,
@@ -108,6 +112,7 @@ class HubState:
             metrics.HostMetrics(ledger, queue, loop),
         )
         state.host_metrics.register()
+        state.tasks.append(loop.create_task(_warn_without_gpus(reader, log)))
         if spawner.control_socket:
             state.control = control = ControlSocket(
                 spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
@@ -126,6 +131,17 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+async def _warn_without_gpus(read: Reader, log: Any) -> None:
+    """Say in the log at a hub's start why it hands out no GPUs, where it won't."""
+    try:
+        nodes = await read()
+    except InventoryError as error:
+        log.warning("No GPUs are handed out: %s", one_line(error))
+        return
+    if all(node.driver is None for node in nodes):
+        log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
 
 
 def hub_state_of(spawner: Any) -> HubState:

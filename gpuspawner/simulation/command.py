@@ -12,17 +12,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
-from . import changes, slots
+from . import changes
 from .host import SimulatedHost, change
+from .joining import chosen, environment_of
 from .programs import SimulationError
 from .state import (
     DEFAULT_DRIVER,
     MAX_GPUS,
     MODELS,
-    STATE_PATH_VARIABLE,
     State,
     describe,
 )
@@ -55,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"changes:\n{changes.explanation()}"
     parser.usage = (
         "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] -- COMMAND…\n"
-        "       gpuspawner simulate --change CHANGE…"
+        "       gpuspawner simulate --change CHANGE…\n"
+        "       gpuspawner simulate --join -- COMMAND…"
     )
     parser.add_argument(
         "--gpus", metavar="N", type=_gpus, help=f"how many, 0 to {MAX_GPUS} (default: 4)"
@@ -81,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what happens to the simulated host that runs, such as 'gpu 1 process 4242 2000'; "
         "may be repeated",
     )
+    parser.add_argument(
+        "--join",
+        action="store_true",
+        help="run COMMAND on the simulated host that runs, instead of one of its own",
+    )
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
 
 
@@ -98,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         if not words:
             raise ValueError("COMMAND is missing: gpuspawner simulate -- COMMAND")
+        if arguments.join:
+            return _join(words)
         state = describe(models(arguments.model, arguments.gpus), arguments.driver)
     except ValueError as error:
         return _failed(error, 2)
@@ -185,6 +192,15 @@ def _simulate(state: State, words: Sequence[str]) -> int:
         return command.run(words, host.environment)
 
 
+def _join(words: Sequence[str]) -> int:
+    """Become COMMAND, on the simulated host that runs."""
+    environment = environment_of(chosen())
+    try:
+        os.execvpe(words[0], list(words), environment)  # noqa: S606
+    except OSError as error:
+        return _failed(SimulationError(f"{words[0]}: {error.strerror}"), 127)
+
+
 def _end(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
@@ -232,7 +248,7 @@ class _Command:
 
 
 def _apply(wanted: Sequence[changes.Change]) -> None:
-    path = find_state()
+    path = chosen() / "state"
 
     def all_of_them(state: State) -> State:
         for each in wanted:
@@ -243,23 +259,3 @@ def _apply(wanted: Sequence[changes.Change]) -> None:
         change(path, all_of_them)
     except OSError as error:
         raise SimulationError(f"{path} can't be changed: {error.strerror}") from error
-
-
-def find_state() -> Path:
-    """The state file of the simulated host that is meant: the one we are on, or the only one.
-
-    SimulationError if there is none, or more than one.
-    """
-    named = os.environ.get(STATE_PATH_VARIABLE)
-    if named:
-        return Path(named)
-    states = [directory / "state" for directory in slots.running()]
-    found = [path for path in states if path.exists()]
-    if not found:
-        raise SimulationError(
-            "no simulated host runs: start one with gpuspawner simulate -- COMMAND"
-        )
-    if len(found) > 1:
-        choice = " or ".join(map(str, found))
-        raise SimulationError(f"several run: set {STATE_PATH_VARIABLE} to {choice}")
-    return found[0]

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from . import hook
+from .joining import ENVIRONMENT
 from .library import BuildError, build
 from .programs import SimulationError, require
 from .state import STATE_PATH_VARIABLE, State
@@ -93,6 +94,7 @@ class SimulatedHost:
             raise
         self.hub_ip = about["hub_ip"]
         self.storage_driver = about["driver"]
+        (self._directory / ENVIRONMENT).write_text(json.dumps(self.additions))
 
     def stop(self) -> None:
         """Take everything down; nothing is done if it is down already."""

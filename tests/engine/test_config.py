@@ -110,6 +110,19 @@ def test_secrets_are_made_once_and_readable_by_the_hub_alone(shipped):
 
 
 def test_a_mistake_in_the_configuration_is_named_in_the_log(make_hub):
-    hub = make_hub('c.GPUSpawner.home_volume = "{raw_username}"')
+    hub = make_hub('c.GPUSpawner.home_volume = "{raw_username}"', doctor=("isn't escaped",))
     assert hub.spawn("ada", {"gpus": 0}).status_code == 500
     assert "c.GPUSpawner.home_volume = '{raw_username}': {raw_username} isn't" in hub.log()
+
+
+def test_what_docker_py_refuses_is_told_with_its_words_and_the_setting(make_hub):
+    hub = make_hub(
+        'c.GPUSpawner.extra_host_config = {"mem_reservation": "12Q"}',
+        doctor=("mem_reservation: The specified value",),
+    )
+    answer = hub.spawn("ada", {"gpus": 0})
+    assert answer.status_code == 500
+    said = "c.GPUSpawner.extra_host_config: mem_reservation: The specified value for memory (12Q)"
+    assert said in answer.json()["message"]
+    assert said in hub.log()
+    assert "can't be reached" not in hub.log()

@@ -11,7 +11,7 @@ import pytest
 from gpuspawner.simulation.state import describe
 
 from ..support.dashboards import Program, Visitor, check, lines, server, states
-from ..support.hubs import until
+from ..support.hubs import IMAGES_OWN, until
 from ..support.looks import containers, free_gpus, gpus, inside, labelled
 
 pytestmark = pytest.mark.engine
@@ -213,19 +213,22 @@ def test_out_of_service_outlives_the_hub_and_pages_press_for_it(make_hub):
     assert uuid in free_gpus()
 
 
+# What a program in a server asks the dashboard.
+CALL = (
+    "import os, sys, urllib.request as u;"
+    "r = u.Request(os.environ['GPUSPAWNER_API_URL'] + sys.argv[2], method=sys.argv[1],"
+    " headers={'Authorization': 'token ' + os.environ['JUPYTERHUB_API_TOKEN']});"
+    "print(u.urlopen(r).read().decode())"
+)
+
+
 def test_a_program_in_a_server_reads_and_extends_and_is_no_administrator(hub, engine):
     hub.start_server("boss", {"gpus": 1})
     hub.start_server("ada", {"gpus": 1})
-    call = (
-        "import os, sys, urllib.request as u;"
-        "r = u.Request(os.environ['GPUSPAWNER_API_URL'] + sys.argv[2], method=sys.argv[1],"
-        " headers={'Authorization': 'token ' + os.environ['JUPYTERHUB_API_TOKEN']});"
-        "print(u.urlopen(r).read().decode())"
-    )
 
     def ask(method: str, path: str) -> str:
         # Under `docker exec` the variables are the server's.
-        return inside(engine, "boss", f'python -c "{call}" {method} {path} 2>&1 | tail -1')
+        return inside(engine, "boss", f'python -c "{CALL}" {method} {path} 2>&1 | tail -1')
 
     until(lambda: json.loads(ask("GET", "/status"))["servers"], "it is seen", log=hub.log)
     seen = check("Status", json.loads(ask("GET", "/status")))
@@ -237,6 +240,24 @@ def test_a_program_in_a_server_reads_and_extends_and_is_no_administrator(hub, en
     assert "404" in ask("DELETE", "/users/ada/server")
     assert "403" in ask("PUT", f"/gpus/{seen['gpus'][0]['uuid']}/out-of-service")
     assert hub.ready("ada")
+
+
+def test_under_a_prefix_pages_programs_and_the_lab_find_the_same_dashboard(make_hub, engine):
+    hub = make_hub(lines(), IMAGES_OWN, prefix="/jupyter")
+    ada = Visitor(hub, "ada")
+    hub.start_server("ada", {"gpus": 1})
+    assert '"/jupyter/services/gpus/"' in ada.session.get(f"{hub.url}/hub/home").text
+    until(lambda: server_of(ada), "it is seen", log=hub.log)
+    assert ada.said(do="extend", user="ada", server="")
+    asked = inside(engine, "ada", f'python -c "{CALL}" GET /status 2>&1 | tail -1')
+    assert check("Status", json.loads(asked))["servers"] == server_of(ada)
+    # The lab's status bar asks where its page's own hub is, as who looks at it.
+    page = ada.session.get(f"{hub.url}/user/ada/lab").text
+    assert '"hubPrefix": "/jupyter/hub/"' in page
+
+
+def server_of(visitor):
+    return visitor.status()["servers"]
 
 
 def test_idle_gpus_are_warned_of_and_their_user_says_that_they_are_there(make_hub):

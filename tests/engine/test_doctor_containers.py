@@ -31,6 +31,7 @@ from gpuspawner.simulation.changes import parse
 
 from ..support.hubs import free_port, until
 from ..support.paths import ROOT
+from ..support.plans import planned
 
 pytestmark = pytest.mark.engine
 
@@ -100,6 +101,48 @@ def test_a_machine_that_is_well_passes_every_check(folder, environment, engine) 
     assert "is reached from the network gpuspawner" in found["Hub's address"][0]["found"]
     assert engine.containers(all=True) == []
     assert sorted(path.name for path in folder.iterdir()) == ["jupyterhub_config.py"]
+
+
+# Configurations of other kinds that work: each is all well.
+FUNCTIONS = """
+from gpuspawner import ensure_network
+
+def of_group(spawner):
+    return "8G" if not spawner.user.groups else "16G"
+
+c.JupyterHub.spawner_class = "gpuspawner.GPUSpawner"
+c.JupyterHub.bind_url = "http://127.0.0.1:8000/jupyter/"
+c.JupyterHub.hub_ip = ensure_network("gpuspawner")
+c.JupyterHub.hub_port = {port}
+c.DockerSpawner.network_name = "gpuspawner"
+c.DockerSpawner.allowed_images = lambda spawner: {{spawner.user.name: "gpuspawner/minimal:py3.11"}}
+c.DockerSpawner.image = "gpuspawner/minimal:py3.11"
+c.DockerSpawner.pull_policy = "never"
+c.DockerSpawner.prefix = "lab"
+c.DockerSpawner.mem_limit = of_group
+c.DockerSpawner.cpu_limit = lambda spawner: 1.0
+c.DockerSpawner.volumes = {{"home-{{username}}": "/home/jovyan/work"}}
+c.DockerSpawner.extra_host_config = lambda spawner: {{
+    "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 512
+}}
+c.DockerSpawner.extra_create_kwargs = lambda spawner: {{"hostname": spawner.user.name}}
+c.Spawner.environment = {{"WHO": lambda spawner: spawner.user.name}}
+c.GPUSpawner.shm_size = "1G"
+"""
+
+
+def test_functions_a_prefix_and_docker_spawner_s_own_section_pass_every_check(
+    folder, environment, engine
+) -> None:
+    config = folder / "jupyterhub_config.py"
+    config.write_text(FUNCTIONS.format(port=free_port()))
+    status, found = run(folder, environment)
+    bad = [e for each in found.values() for e in each if e["state"] not in ("ok", "note")]
+    assert bad == []
+    assert status == 0
+    assert volumes(engine) == []
+    notes = [e["found"] for e in found["Settings"] if e["state"] == "note"]
+    assert all("is a function: what it returns isn't seen here" in each for each in notes), notes
 
 
 def test_a_machine_without_gpus_is_told_so_and_passes(folder, environment, tmp_path) -> None:
@@ -283,6 +326,7 @@ def given(folder: Path, versions: Any = None, **spawner: Any) -> Configuration:
         {**values, **spawner},
         {},
         versions or {"minimal": MINIMAL},
+        plan=planned({**values, **spawner}),
     )
 
 
@@ -292,12 +336,14 @@ import json, sys
 from pathlib import Path
 from gpuspawner.doctor import containers, engine
 from gpuspawner.doctor.findings import Configuration, Context
+from tests.support.plans import planned
 context = Context(None, Path())
 list(engine.engine(context))
 context.inventory = object()
 context.trial_image = ("minimal", "gpuspawner/minimal:py3.11")
 context.variable_accepted = {accepted}
-context.configuration = Configuration(Path(), "", True, {spawner!r}, {{}}, {{}})
+plan = planned({spawner!r})
+context.configuration = Configuration(Path(), "", True, {spawner!r}, {{}}, {{}}, plan=plan)
 CHANGES
 print(json.dumps([[f.state, f.found, f.advice] for f in containers.with_gpu(context)]))
 """
@@ -354,7 +400,7 @@ def test_a_gpu_that_the_container_does_not_get_is_told(idle_host, engine) -> Non
     """As with a runtime that passes over the request: here the container gets none."""
     change = (
         "from gpuspawner.doctor import trial\n"
-        "trial.with_lease = lambda c, labels, **_: {**c, 'labels': labels}"
+        "trial.leased = lambda c, labels, **_: {**c, 'labels': labels}"
     )
     found = with_gpu(idle_host, change)
     assert found.state == "failure"
@@ -369,10 +415,10 @@ def test_a_gpu_that_the_container_does_not_get_is_told(idle_host, engine) -> Non
 def test_more_gpus_than_were_granted_are_told(idle_host, engine) -> None:
     change = """
 from gpuspawner.doctor import trial
-lease = trial.with_lease
+lease = trial.leased
 def more(create, uuids, **words):
     return lease(create, uuids=[*uuids, *(u for u in UUIDS if u not in uuids)], **words)
-trial.with_lease = more
+trial.leased = more
 """.replace("UUIDS", repr([gpu.uuid for gpu in idle_host.read().gpus]))
     found = with_gpu(idle_host, change)
     assert found.state == "failure"
@@ -381,25 +427,67 @@ trial.with_lease = more
     assert engine.containers(all=True) == []
 
 
-def test_a_host_config_that_the_engine_or_docker_py_refuses_is_told(idle_host, engine) -> None:
-    for extra, word in (
-        ({"no_such_thing": 1}, "no_such_thing"),
-        ({"device_requests": [{"Driver": "nvidia", "DeviceIDs": ["0"]}]}, "device_requests"),
-        ({"runtime": "nowhere"}, "nowhere"),
-    ):
-        found = with_gpu(idle_host, extra_host_config=extra)
-        assert found.state == "failure"
-        assert word in found.found
-        assert found.advice
+@pytest.mark.parametrize(
+    ("settings", "word", "advice"),
+    [
+        (
+            {"extra_host_config": {"device_requests": [{"Driver": "nvidia", "DeviceIDs": ["0"]}]}},
+            "device_requests",
+            "extra_host_config",
+        ),
+        ({"extra_host_config": {"runtime": "nowhere"}}, "nowhere", "extra_host_config"),
+        ({"extra_host_config": {"binds": ["/tmp:relative"]}}, "relative", "binds"),
+        ({"extra_host_config": {"binds": ["/tmp:/x:odd"]}}, "odd", "binds"),
+        ({"volumes": {"home-{username}": "/"}}, "'/'", "volumes"),
+        ({"extra_create_kwargs": {"user": "nobody-here"}}, "nobody-here", "user"),
+    ],
+)
+def test_what_the_engine_would_refuse_of_every_server_is_told(
+    idle_host, engine, settings, word, advice
+) -> None:
+    found = with_gpu(idle_host, **settings)
+    assert found.state == "failure", found
+    assert word in found.found
+    assert advice in found.advice
     assert engine.containers(all=True) == []
+    assert volumes(engine) == []
+
+
+def test_what_docker_py_refuses_is_told_once(idle_host) -> None:
+    found = with_gpu(idle_host, extra_host_config={"mem_reservation": "12Q"})
+    assert (found.state, found.found) == ("skipped", "no server can be created: see Settings")
+
+
+def volumes(engine: Any) -> list[str]:
+    return [each["Name"] for each in engine.volumes()["Volumes"] or []]
+
+
+def test_users_volumes_are_not_touched_and_folders_of_the_host_not_made(
+    idle_host, engine, tmp_path
+) -> None:
+    """What is mounted in servers is in the container too, as volumes of its own."""
+    missing = tmp_path / "missing"
+    settings = {
+        "home_volume": "home-{username}",
+        "volumes": {str(tmp_path): "/there", str(missing): "/made", "shared": "/shared"},
+        "mounts": [{"source": "mounted", "target": "/mounted"}],
+    }
+    engine.create_volume("shared")
+    try:
+        found = with_gpu(idle_host, **settings)
+        assert found.state == "ok", found
+        assert volumes(engine) == ["shared"]
+        assert not missing.exists()
+    finally:
+        engine.remove_volume("shared")
 
 
 def test_a_gpu_that_is_lost_on_the_way_is_told_in_the_engine_s_words(idle_host, engine) -> None:
     """The engine's hook refuses it at start."""
     change = """
 from gpuspawner.doctor import trial
-lease = trial.with_lease
-trial.with_lease = lambda c, uuids, **words: lease(c, uuids=["GPU-nope"], **words)
+lease = trial.leased
+trial.leased = lambda c, uuids, **words: lease(c, uuids=["GPU-nope"], **words)
 """
     found = with_gpu(idle_host, change)
     assert found.state == "failure"
@@ -414,7 +502,7 @@ def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> 
     )
     from gpuspawner.backends.docker.errors import explain
 
-    told = containers._not_started(seen, explain(error))
+    told = containers._not_started(seen, trial.TrialError(explain(error)))
     assert told.state == "failure"
     assert "install-guide" in told.advice
 

@@ -15,6 +15,7 @@ def test_an_override_that_cannot_be_applied_is_told_to_user_and_log(make_hub, en
         "c.JupyterHub.load_groups = {'lab': {'users': ['ada']}}",
         "c.Spawner.group_overrides = {'the lab': {'groups': ['lab'],"
         " 'spawner_override': {'gpu_limit': 'four'}}}",
+        doctor=("gpu_limit: it must be a whole number",),
     )
     sentence = (
         "c.Spawner.group_overrides['the lab'] can't be applied: The 'gpu_limit' trait of a "

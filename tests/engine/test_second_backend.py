@@ -65,13 +65,14 @@ def _hub(binaries, tmp_path_factory):
     ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
     config = [
         CONFIG,
-        ALWAYS.format(token=TOKEN, **ports),
+        ALWAYS.format(token=TOKEN, prefix="", **ports),
         SLOW_STOP,
         HOOKS,
         with_groups({"lab": LAB}),
     ]
     (folder / "jupyterhub_config.py").write_text("".join(config))
     (folder / "ports").write_text("\n".join(map(str, ports.values())))
+    (folder / "prefix").touch()
     nowhere = f"unix://{folder / 'no-engine'}"
     names = environment(Path(binaries.directory), state, PYTHONPATH=str(ROOT), DOCKER_HOST=nowhere)
     hub = Hub(folder, names)

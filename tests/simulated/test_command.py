@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gpuspawner.simulation import changes, command
+from gpuspawner.simulation import changes, command, joining
 from gpuspawner.simulation.state import describe
 
 from ..support.labs import STATE, UUIDS, ended, left_by, simulate, until
@@ -151,6 +151,7 @@ def test_the_announcement_says_what_is_simulated():
         (["--driver", "new", "--", "true"], 2, "a version such as"),
         (["--change", "explode"], 2, "gpu GPU process PID MIB"),
         (["--change", "driver gone", "--", "true"], 2, "leave COMMAND out"),
+        (["--join"], 2, "COMMAND is missing"),
         (["--", "no-such-program"], 127, "no-such-program: command not found"),
     ],
 )
@@ -183,6 +184,23 @@ def test_the_host_can_be_changed_from_another_shell(session):
     assert "77" in shown.stdout
     wrong = simulate("--change", "gpu 9 lost", **variables)
     assert (wrong.returncode, "there is no GPU" in wrong.stderr) == (2, True)
+    begun.process.terminate()
+    begun.end()
+
+
+@pytest.mark.engine
+def test_a_command_in_another_shell_joins_the_host_that_runs(session, monkeypatch):
+    begun = session(signals=1)
+    variables = {"GPUSPAWNER_SIMULATED_STATE": begun.environment["GPUSPAWNER_SIMULATED_STATE"]}
+    words = ["sh", "-c", "echo $DOCKER_HOST; nvidia-smi -L | wc -l; exit 7"]
+    done = simulate("--join", "--", *words, **variables)
+    assert (done.returncode, done.stdout) == (7, f"unix://{begun.directory}/docker.sock\n1\n")
+    # Who hasn't joined is told how.
+    monkeypatch.delenv("GPUSPAWNER_SIMULATED_STATE", raising=False)
+    words = "sudo gpuspawner simulate --join -- gpuspawner gpus"
+    assert joining.joining_words("gpus").endswith(words)
+    monkeypatch.setenv("GPUSPAWNER_SIMULATED_STATE", variables["GPUSPAWNER_SIMULATED_STATE"])
+    assert joining.joining_words("gpus") == ""
     begun.process.terminate()
     begun.end()
 

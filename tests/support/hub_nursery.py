@@ -26,6 +26,10 @@ from .paths import ROOT
 READ_AT_START = ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ")
 
 
+# What a doctor says of a hub's configuration, in the hub's folder.
+DOCTORS = "doctor.json"
+
+
 class HubProcess:
     """A hub that was forked, with what `subprocess.Popen` has and the tests use."""
 
@@ -82,15 +86,27 @@ class HubNursery:
         """Return whether a hub with this environment can be a fork."""
         return all(environment.get(n) == self._environment.get(n) for n in READ_AT_START)
 
-    def start(self, folder: Path, environment: Mapping[str, str], log: Path) -> HubProcess:
-        """Start a hub in the folder that has its configuration; it appends to `log`."""
+    def start(
+        self, folder: Path, environment: Mapping[str, str], log: Path, program: str = "hub"
+    ) -> HubProcess:
+        """Start a hub in the folder that has its configuration; it appends to `log`.
+
+        Args:
+            program: "doctor" for what only reads the configuration, as `gpuspawner doctor` does,
+                and writes what it found to doctor.json.
+        """
         assert self._process.stdout is not None
         if not self._process.stdout.closed:
             assert self._process.stdout.readline() == b"ready\n"
             self._process.stdout.close()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(str(self._socket))
-        wanted = {"folder": str(folder), "environment": dict(environment), "log": str(log)}
+        wanted = {
+            "folder": str(folder),
+            "environment": dict(environment),
+            "log": str(log),
+            "program": program,
+        }
         connection.sendall(json.dumps(wanted).encode() + b"\n")
         return HubProcess(connection)
 
@@ -112,6 +128,18 @@ def _become_hub(wanted: Mapping[str, str], environment: Mapping[str, str]) -> No
     os.environ.update(environment)
     time.tzset()
     sys.argv = ["jupyterhub", "-f", "jupyterhub_config.py"]
+
+
+def _examine(folder: Path) -> int:
+    from gpuspawner.doctor.configuration import linked
+    from gpuspawner.doctor.loading import load
+
+    file = folder / "jupyterhub_config.py"
+    with linked(folder) as there:
+        os.chdir(there)
+        (folder / DOCTORS).write_text(json.dumps(load(file)))
+        os.chdir(folder)
+    return 0
 
 
 def serve(path: str) -> None:
@@ -166,6 +194,8 @@ def serve(path: str) -> None:
             listener.close()
             connection.close()
             _become_hub(wanted, wanted["environment"])
+            if wanted["program"] == "doctor":
+                sys.exit(_examine(Path(wanted["folder"])))
             sys.exit(jupyterhub.app.main())
         connection.sendall(f"{pid}\n".encode())
         hubs[os.pidfd_open(pid)] = (pid, connection)

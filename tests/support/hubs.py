@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from .hub_nursery import HubNursery, HubProcess
+from gpuspawner.doctor import configuration
+from gpuspawner.doctor.findings import Context
+
+from .hub_nursery import DOCTORS, HubNursery, HubProcess
 from .paths import ROOT
 
 PASSWORD = "a password for tests"
@@ -37,6 +41,8 @@ c.GPUSpawner.pull_policy = "never"
 # What can't be had is refused at once, but in the tests of the queue.
 c.GPUSpawner.longest_wait_minutes = 0
 """
+# What doctor rightly says of the usual configuration: nobody's server is kept from anything.
+OF_EVERY_HUB = ("without no-new-privileges and cap_drop ALL", "no mem_limit")
 WAITING = "c.GPUSpawner.longest_wait_minutes = 60"
 
 # The least that a hub takes for a server, and up in a moment. Most tests aren't about JupyterLab,
@@ -75,7 +81,7 @@ def with_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 ALWAYS = """
-c.JupyterHub.bind_url = "http://127.0.0.1:{public}"
+c.JupyterHub.bind_url = "http://127.0.0.1:{public}{prefix}"
 c.JupyterHub.hub_port = {hub}
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api}"
 c.ConfigurableHTTPProxy.should_start = True
@@ -97,17 +103,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_config(folder: Path, lines: Iterable[str], shipped: bool = False) -> None:
-    """Write a hub's configuration: the usual one or the repository's own, then `lines`."""
+def write_config(
+    folder: Path, lines: Iterable[str], shipped: bool = False, prefix: str = ""
+) -> None:
+    """Write a hub's configuration: the usual one or the repository's own, then `lines`.
+
+    Args:
+        prefix: what its paths begin with, as "/jupyter".
+    """
     ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
     first = (
         f"load_subconfig({str(ROOT / 'jupyterhub_config.py')!r})\n"
         if shipped
         else USUAL.format(password=PASSWORD)
     )
-    text = "\n".join(["c = get_config()", first, ALWAYS.format(token=TOKEN, **ports), *lines, ""])
+    text = "\n".join(
+        ["c = get_config()", first, ALWAYS.format(token=TOKEN, prefix=prefix, **ports), *lines, ""]
+    )
     (folder / "jupyterhub_config.py").write_text(text)
     (folder / "ports").write_text("\n".join(map(str, ports.values())))
+    (folder / "prefix").write_text(prefix)
 
 
 class Hub:
@@ -119,7 +134,8 @@ class Hub:
         self.folder = folder
         self._nursery = nursery
         self.port, self.hub_port, self.api_port = map(int, (folder / "ports").read_text().split())
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.prefix = (folder / "prefix").read_text()
+        self.url = f"http://127.0.0.1:{self.port}{self.prefix}"
         bins = [str(ROOT / "node_modules" / ".bin"), str(Path(sys.executable).parent)]
         path = os.pathsep.join([*bins, environment.get("PATH", "")])
         self.environment = {**environment, "PATH": path, "CONFIGPROXY_AUTH_TOKEN": "for-tests"}
@@ -131,8 +147,13 @@ class Hub:
 
     # -- its process ---------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start it, and return when it answers."""
+    def start(self, doctor: Collection[str] = ()) -> None:
+        """Start it, and return when it answers. `gpuspawner doctor` has to be right about it.
+
+        Args:
+            doctor: what it warns of in this configuration, a part of each finding's words, but for
+                what it says of every hub here.
+        """
         path = self.folder / "hub.log"
         if self._nursery is not None and self._nursery.can_start(self.environment):
             self._process = self._nursery.start(self.folder, self.environment, path)
@@ -147,6 +168,34 @@ class Hub:
                     start_new_session=True,
                 )
         until(self._answers, "the hub answers", log=self.log)
+        # Not beside its start: both would make the servers' network, and an engine lets them.
+        examination = self._begin_examination()
+        if examination is not None:
+            assert examination.wait(60) == 0, self.log()
+            self._examined(doctor)
+
+    def _begin_examination(self) -> HubProcess | None:
+        """Have a doctor read the configuration, the first time."""
+        if (self.folder / DOCTORS).exists() or self._nursery is None:
+            return None
+        if not self._nursery.can_start(self.environment):
+            return None
+        log = self.folder / "doctor.log"
+        return self._nursery.start(self.folder, self.environment, log, "doctor")
+
+    def _examined(self, expected: Collection[str]) -> None:
+        file = self.folder / "jupyterhub_config.py"
+        loaded = json.loads((self.folder / DOCTORS).read_text())
+        assert "error" not in loaded, loaded
+        context = Context(file, self.folder)
+        context.configuration = configuration.from_loaded(file, loaded)
+        bad = ("failure", "warning")
+        found = [each for each in configuration.settings(context) if each.state in bad]
+        words = [*expected, *OF_EVERY_HUB]
+        wrong = [each for each in found if not any(word in each.found for word in words)]
+        assert wrong == [], "doctor says this of a hub that works"
+        unsaid = [word for word in expected if not any(word in each.found for each in found)]
+        assert unsaid == [], found
 
     def kill(self) -> None:
         """SIGKILL the hub, not its proxy: what a crash leaves."""
@@ -269,8 +318,6 @@ class Hub:
 
     def follow(self, user: str, server: str = "") -> Iterator[dict[str, Any]]:
         """Yield the events of a spawn's progress page as they come."""
-        import json
-
         quoted = requests.utils.quote(user, safe="")
         where = f"servers/{server}" if server else "server"
         answer = self._admin.get(
@@ -287,7 +334,7 @@ class Hub:
         session = requests.Session()
         session.trust_env = False
         session.get(f"{self.url}/hub/login")
-        xsrf = session.cookies.get("_xsrf", path="/hub/")
+        xsrf = session.cookies.get("_xsrf", path=f"{self.prefix}/hub/")
         form = {"username": user, "password": password, "_xsrf": xsrf}
         # Not followed: it may lead to a server that starts, or to one that is no JupyterLab.
         response = session.post(f"{self.url}/hub/login", data=form, allow_redirects=False)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyterhub.handlers.base import BaseHandler
 
-from gpuspawner.doctor import configuration
+from gpuspawner.doctor import configuration, rules
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.doctor.loading import load
 from gpuspawner.doctor.traits import SPAWNER_VALUES, json_value
@@ -92,15 +93,20 @@ SAID = [
     (
         "c.GPUSpawner.gpu_limit = 'two'",
         "failure",
-        "it must be an int, not the str 'two'",
-        "line 10",
+        'it must be a whole number, at least 0 or None, not "two"',
+        "write c.GPUSpawner.gpu_limit = 1",
     ),
-    ("c.DockerSpawner.gpu_limit = -1", "failure", "c.DockerSpawner.gpu_limit (line 10)", "line 10"),
-    ("c.Spawner.mem_guarantee = '1X'", "failure", "c.Spawner.mem_guarantee (line 10)", "suffix"),
-    ("c.GPUSpawner.ulimits = {'nofile': 'many'}", "failure", "ulimits['nofile']", "line 10"),
+    ("c.DockerSpawner.gpu_limit = -1", "failure", "c.DockerSpawner.gpu_limit (line 10)", "= 1"),
+    ("c.Spawner.mem_guarantee = '1X'", "failure", "c.Spawner.mem_guarantee (line 10)", '= "16G"'),
+    (
+        "c.GPUSpawner.ulimits = {'nofile': 'many'}",
+        "failure",
+        "ulimits['nofile'] must be a whole number or -1",
+        'write c.GPUSpawner.ulimits = {"memlock": -1',
+    ),
     ("c.GPUSpawner.images = {'a': 7}", "failure", "images['a']", ""),
     ("c.JupyterHub.hub_prt = 8081", "failure", "c.JupyterHub.hub_prt", "c.JupyterHub.hub_port?"),
-    ("c.JupyterHub.hub_port = 'x'", "failure", "c.JupyterHub.hub_port", "line 10"),
+    ("c.JupyterHub.hub_port = 'x'", "failure", "it must be a whole number", "hub_port = 8081"),
     ("c.GpuSpawner.gpu_limit = 1", "failure", "c.GpuSpawner is nobody's", "write c.GPUSpawner"),
     ("c.DokcerSpawner.remove = True", "failure", "c.DokcerSpawner", "write c.DockerSpawner"),
     ("c.Juypterhub.port = 1", "failure", "c.Juypterhub", "write c.JupyterHub"),
@@ -127,8 +133,8 @@ SAID = [
     (
         "c.Spawner.group_overrides = {'a': {'groups': [], 'spawner_override': {'gpu_limit': ''}}}",
         "failure",
-        "group_overrides['a'] (line 10): gpu_limit: it must be an int",
-        "",
+        "group_overrides['a'] (line 10): gpu_limit: it must be a whole number",
+        'write "gpu_limit": 1',
     ),
     (
         "c.Spawner.group_overrides = {'a': {'groups': 'x', 'spawner_override': {}}}",
@@ -151,7 +157,7 @@ SAID = [
         "{username}",
     ),
     (
-        "c.GPUSpawner.volumes = {'/srv/{username}': '/h/{raw_username}'}",
+        "c.GPUSpawner.volumes = {'vol-{username}': '/h/{raw_username}'}",
         "failure",
         "isn't escaped",
         "",
@@ -163,7 +169,7 @@ SAID = [
         "{raw_servername}",
         "{servername}",
     ),
-    (extra("{'binds': ['/srv/{raw_username}:/h']}"), "failure", "isn't escaped", "{username}"),
+    (extra("{'binds': ['vol-{raw_username}:/h']}"), "failure", "isn't escaped", "{username}"),
     # Out of the container.
     (extra("{'privileged': True}"), "failure", "see every GPU", 'remove "privileged"'),
     ("c.GPUSpawner.extra_create_kwargs = {'privileged': True}", "failure", "see every GPU", ""),
@@ -239,6 +245,74 @@ SAID = [
     ("c.JupyterHub.concurrent_spawn_limit = 2", "note", "turned away", "queue_length"),
     ("c.JupyterHub.concurrent_spawn_limit = 50", "note", "turned away", "queue_length"),
     ("c.GPUSpawner.remove = False", "note", "stopped containers stay", "docker ps --all"),
+    (
+        "c.GPUSpawner.default_hours = 24; c.GPUSpawner.hour_limit = 12",
+        "warning",
+        "default_hours (line 10) is 24, and c.GPUSpawner.hour_limit (line 10) 12",
+        "write c.GPUSpawner.default_hours = 12",
+    ),
+    (
+        "c.GPUSpawner.default_gpus = 2; c.GPUSpawner.gpu_limit = 1",
+        "warning",
+        "default_gpus (line 10) is 2",
+        "default_gpus = 1",
+    ),
+    ("c.GPUSpawner.mem_guarantee = '32G'", "warning", 'is "32G"', 'mem_guarantee = "16G"'),
+    # Who can write what.
+    (
+        "c.GPUSpawner.volumes = {'/srv/homes/{username}': '/home/jovyan'}",
+        "warning",
+        "the engine makes it as root's",
+        "sudo install -d -o 1000",
+    ),
+    ("c.GPUSpawner.environment = {'NB_UID': '1001'}", "warning", "NB_UID", '{"user": "root"}'),
+    (
+        "c.GPUSpawner.environment = {'NB_UID': '1001'}; "
+        "c.GPUSpawner.extra_create_kwargs = {'user': 'root'}",
+        "warning",
+        "without capabilities",
+        '"cap_add": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]',
+    ),
+    # What docker-py refuses, whatever it says it with.
+    (extra("{'mem_reservation': '12Q'}"), "failure", "extra_host_config (line 10): mem_reser", ""),
+    (extra("{'nope': 1}"), "failure", "unexpected keyword argument 'nope'", "no server starts"),
+    (extra("{'binds': '/x'}"), "failure", "extra_host_config (line 10): binds: ", ""),
+    (
+        "c.GPUSpawner.extra_create_kwargs = {'device_requests': []}",
+        "failure",
+        "extra_create_kwargs (line 10): device_requests: ",
+        "no server starts",
+    ),
+    ("c.GPUSpawner.extra_create_kwargs = {'labels': {'a': open}}", "failure", "labels: Obj", ""),
+    ("c.GPUSpawner.volumes = {'{nope}': '/x'}", "failure", "(line 10): KeyError: 'nope'", "mend"),
+    ("c.GPUSpawner.mounts = [{'sourc': 'x', 'target': '/x'}]", "failure", "'source'", "mend it"),
+    # Functions: for somebody whom no hub knows.
+    (
+        "c.GPUSpawner.mem_limit = lambda spawner: {'ada': '1G'}[spawner.user.name]",
+        "note",
+        "mem_limit (line 10) is a function, which fails for a user 'doctor': KeyError",
+        "if it knows your users",
+    ),
+    (
+        "c.Spawner.environment = {'A': lambda spawner: {'ada': '1'}[spawner.user.name]}",
+        "note",
+        "can't be told for a user 'doctor': KeyError",
+        "if it knows your users",
+    ),
+    ("c.GPUSpawner.home_path = lambda spawner: '/'", "failure", "be a text, not a function", "= "),
+    # Raw words of traitlets.
+    ("c.GPUSpawner.remove = 'yes'", "failure", 'True or False, not "yes"', "remove = True"),
+    ("c.GPUSpawner.gpu_policy = 'x'", "failure", 'one of "pack", "spread"', '= "pack"'),
+    ("c.GPUSpawner.warning_minutes = -1", "failure", "a number, at least 0, not -1", "= 15"),
+    ("c.GPUSpawner.idle_utilization = 101", "failure", "from 0 to 100, not 101", "= 5"),
+    (
+        "c.GPUSpawner.group_gpu_limits = {'a': 'x'}",
+        "failure",
+        "a mapping whose values are each a whole number, at least 0",
+        '= {"…": 1}',
+    ),
+    ("c.GPUSpawner.excluded_gpus = [7]", "failure", "a list whose values are each a text", '["…"]'),
+    ("c.GPUSpawner.hour_limit = 0", "failure", "must be more than 0", "hour_limit = 1"),
     # Who may log in.
     ("c.JupyterHub.authenticator_class = 'dummy'", "warning", "without any password", "pam"),
     # What can't be known.
@@ -264,8 +338,18 @@ def test_a_line_that_is_a_mistake_or_a_danger_is_told(
     "line",
     [
         "c.GPUSpawner.volumes = {'home-{username}': '/home/jovyan'}",
+        "c.GPUSpawner.volumes = {'/srv/homes/{username}': '/home/jovyan'}; "
+        "c.Spawner.pre_spawn_hook = lambda spawner: None",
+        "c.GPUSpawner.extra_create_kwargs = {'user': 'root'}; "
         "c.GPUSpawner.volumes = {'/srv/homes/{username}': '/home/jovyan'}",
         "c.GPUSpawner.mem_limit = lambda spawner: '32G'",
+        "c.GPUSpawner.cpu_limit = lambda spawner: 2.0 if spawner.user.name else 1.0",
+        "c.DockerSpawner.image = 'torch:2.7'",
+        "c.Spawner.environment = {'WHO': lambda spawner: spawner.user.escaped_name}",
+        "c.GPUSpawner.default_gpus = 1; c.GPUSpawner.gpu_limit = 2; c.GPUSpawner.hour_limit = 5",
+        "c.GPUSpawner.gpu_limit = 0",
+        "c.JupyterHub.bind_url = 'http://127.0.0.1:8000/jupyter/'",
+        "c.JupyterHub.spawner_class = 'gpuspawner.GPUSpawner'",
         "c.GPUSpawner.gpu_limit = 2",
         f"c.GPUSpawner.excluded_gpus = ['{UUID.upper()}']",
         "c.Spawner.environment = {'EDITOR': 'vim'}",
@@ -287,6 +371,57 @@ def test_a_line_that_is_a_mistake_or_a_danger_is_told(
 )
 def test_a_line_that_is_well_is_not_spoken_of(tmp_path: Path, line: str) -> None:
     assert settings(tmp_path, line) == [Finding("ok", "nothing to change")]
+
+
+def test_folders_of_the_host_that_are_missing_are_told(tmp_path: Path) -> None:
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.mkdir()
+    given = read(
+        tmp_path,
+        f"c.GPUSpawner.volumes = {{'{there}': '/a', '{missing}': '/b', 'named': '/c'}}",
+        f"c.GPUSpawner.mounts = [{{'source': '{missing}', 'target': '/d', 'type': 'bind'}}]",
+    )
+    made, refused = rules.missing_folders(given)
+    assert (made.state, refused.state) == ("warning", "failure")
+    assert made.found.startswith("c.GPUSpawner.volumes (line 10): there is no ")
+    assert refused.found.startswith("c.GPUSpawner.mounts (line 11): there is no ")
+    assert made.advice == f"sudo install -d -o 1000 -g 100 {missing}"
+
+
+NATIVE = """
+class Statsd:
+    async def post(self):
+        self.statsd.timer("login.authenticate").start()
+
+class Plain:
+    async def post(self):
+        self.finish()
+"""
+
+
+@pytest.mark.parametrize(("handler", "is_broken"), [("Statsd", True), ("Plain", False)])
+def test_a_log_in_that_asks_for_what_jupyterhub_6_has_not_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str, is_broken: bool
+) -> None:
+    """As NativeAuthenticator 1.3.0 does, with JupyterHub 6 only."""
+    package = tmp_path / "lent"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "handlers.py").write_text(f"{NATIVE}\nLoginHandler = {handler}\n")
+    (package / "auth.py").write_text(
+        "from jupyterhub.auth import Authenticator\n"
+        "from . import handlers\n"
+        "class Lent(Authenticator):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("lent", "lent.handlers", "lent.auth"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    told = settings(tmp_path, "c.JupyterHub.authenticator_class = 'lent.auth.Lent'")
+    failed = [each for each in told if each.state == "failure"]
+    assert bool(failed) is (is_broken and not hasattr(BaseHandler, "statsd"))
+    for each in failed:
+        assert "every log-in is answered with error 500" in each.found
+        assert "'jupyterhub<6'" in each.advice
 
 
 def test_without_a_driver_nothing_is_said_of_the_number_of_gpus(tmp_path: Path) -> None:

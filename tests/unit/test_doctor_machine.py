@@ -23,9 +23,17 @@ from typing import Any
 
 import pytest
 
+from gpuspawner.__main__ import main
+from gpuspawner.backends.docker.network import (
+    BETWEEN_CONTAINERS,
+    HOST_NETWORK,
+    NetworkError,
+    ensure_network,
+)
+from gpuspawner.doctor import containers, gpus, surroundings, toolkit
 from gpuspawner.doctor import engine as engines
-from gpuspawner.doctor import gpus, surroundings, toolkit
 from gpuspawner.doctor.findings import Configuration, Context, Finding
+from gpuspawner.gpus import surroundings as surroundings_of_gpus
 from gpuspawner.gpus.nvml import Inventory
 from gpuspawner.simulation import changes
 from gpuspawner.simulation.library import Binaries
@@ -150,10 +158,10 @@ def test_boards_are_found_without_a_driver(
     device = tmp_path / "0000:01:00.0"
     device.mkdir()
     (device / "vendor").write_text(vendor + "\n")
-    assert gpus.nvidia_boards(tmp_path) == 0  # half a device
+    assert surroundings_of_gpus.nvidia_boards(tmp_path) == 0  # half a device
     (device / "class").write_text(kind + "\n")
-    assert gpus.nvidia_boards(tmp_path) == boards
-    assert gpus.nvidia_boards(tmp_path / "none") == 0
+    assert surroundings_of_gpus.nvidia_boards(tmp_path) == boards
+    assert surroundings_of_gpus.nvidia_boards(tmp_path / "none") == 0
 
 
 def test_gpus_without_a_driver_are_a_failure_and_no_gpus_are_none(
@@ -161,7 +169,7 @@ def test_gpus_without_a_driver_are_a_failure_and_no_gpus_are_none(
 ) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has a driver")
-    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(surroundings_of_gpus, "PCI_DEVICES", tmp_path)
     (none,) = gpus.driver(context(tmp_path))
     assert (none.state, none.blocks_others) == ("note", False)
     device = tmp_path / "0000:01:00.0"
@@ -214,7 +222,9 @@ def answering(path: Path, answers: Mapping[str, Any]) -> Iterator[None]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             answer = answers.get(re.sub(r"^/v[\d.]+", "", self.path), 404)
-            status, value = (answer, {}) if isinstance(answer, int) else (200, answer)
+            status, value = (
+                (answer, {"message": "no"}) if isinstance(answer, int) else (200, answer)
+            )
             body = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -567,6 +577,187 @@ def test_the_setting_is_what_the_engine_needs(
     assert found.state == state
     assert advice in found.advice
     assert machine.variable_accepted is (toml != FALSE)
+
+
+ROOTLESS = {"SecurityOptions": ["name=rootless"]}
+OF_CLI = "[nvidia-container-cli]\nload-kmods = true\n"
+
+
+@pytest.mark.parametrize(
+    ("toml", "info", "state", "advice"),
+    [
+        (f"{OF_CLI}no-cgroups = true\n", {}, "failure", "no-cgroups=false --in-place"),
+        (f"{OF_CLI}no-cgroups = true # as for rootless\n", {}, "failure", "no-cgroups=false"),
+        (f"{OF_CLI}#no-cgroups = true\n", {}, "ok", ""),
+        (f"{OF_CLI}no-cgroups = false\n", {}, "ok", ""),
+        (f"{OF_CLI}[other]\nno-cgroups = true\n", {}, "ok", ""),
+        (f"{OF_CLI}no-cgroups = true\n", ROOTLESS, "ok", ""),
+        (OF_CLI, ROOTLESS, "warning", "no-cgroups=true --in-place"),
+        (OF_CLI, {**ROOTLESS, **CDI}, "ok", ""),
+    ],
+)
+def test_control_groups_are_left_alone_only_by_an_engine_without_root(
+    machine: Context, toml: str, info: dict, state: str, advice: str
+) -> None:
+    toolkit.CONFIG_FILE.write_text(toml)
+    machine.engine_info = info
+    has(machine, "nvidia-ctk", CTK.format("1.17.8"))
+    found = next(iter(toolkit.setting(machine)))
+    assert (found.state, advice in found.advice) == (state, True), found
+
+
+def test_what_an_older_toolkit_cannot_set_itself_is_a_line_of_its_file(machine: Context) -> None:
+    toolkit.CONFIG_FILE.write_text(f"{FALSE}{OF_CLI}no-cgroups = true\n")
+    has(machine, "nvidia-container-cli", "version: 1.3.0\nbuild date: 2020-09-16")
+    has(machine, "nvidia-container-runtime-hook")
+    cgroups, variable = toolkit.setting(machine)
+    where = toolkit.CONFIG_FILE
+    assert cgroups.advice == f"in [nvidia-container-cli] of {where} write: no-cgroups = false"
+    assert variable.advice == f"in {where} write: {toolkit.SETTING} = true"
+
+
+# ---- A hub in a container ------------------------------------------------------------------------
+
+ID = "5a" * 32
+
+
+@pytest.fixture
+def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say to this process what an engine's mounts in a container say."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "612 599 0:53 / /proc rw - proc proc rw\n"
+        f"618 604 8:1 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw - ext4 /dev/sda1\n"
+        f"619 604 8:1 /var/lib/docker/containers/{ID}/hosts /etc/hosts rw - ext4 /dev/sda1 rw\n"
+    )
+    monkeypatch.setattr(surroundings_of_gpus, "MOUNTS", mounts)
+
+
+def board(folder: Path) -> None:
+    device = folder / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text("0x10de")
+    (device / "class").write_text("0x030200")
+
+
+@pytest.mark.parametrize(
+    ("boards", "state", "found"),
+    [
+        (1, "failure", f"1 NVIDIA GPU(s), and the hub's container {ID[:12]} was given none"),
+        (0, "warning", f"The hub's container {ID[:12]} was given none"),
+    ],
+)
+def test_a_container_without_the_machine_s_gpus_is_to_be_given_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_container: None, boards, state, found
+) -> None:
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has a driver")
+    devices = tmp_path / "devices"
+    devices.mkdir()
+    if boards:
+        board(devices)
+    monkeypatch.setattr(surroundings_of_gpus, "PCI_DEVICES", devices)
+    (told,) = gpus.driver(context(tmp_path))
+    assert told.state == state
+    assert found in told.found
+    assert "`--gpus all` (in a compose file: `gpus: all`)" in told.advice
+    assert "install" not in told.advice
+
+
+def test_the_command_for_gpus_fails_where_there_are_some_that_it_cannot_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has a driver")
+    monkeypatch.setattr(surroundings_of_gpus, "PCI_DEVICES", tmp_path)
+    assert main(["gpus"]) == 0
+    assert "No NVIDIA driver on this machine.\n" in capsys.readouterr().out
+    board(tmp_path)
+    for words in (["gpus"], ["gpus", "--json"]):
+        assert main(words) == 1
+        told = capsys.readouterr()
+        assert "1 NVIDIA GPU(s) and no driver" in told.err
+        assert "{" not in told.out
+
+
+def test_in_a_container_the_engine_s_socket_is_to_be_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_container: None
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    (missing,) = engines.engine(context(tmp_path))
+    assert missing.advice == (
+        f"start the hub's container with -v {tmp_path}/none.sock:{tmp_path}/none.sock"
+    )
+
+
+CONTAINER = {
+    "Name": "/hub",
+    "HostConfig": {"NetworkMode": "bridge"},
+    "NetworkSettings": {"Networks": {"bridge": {"IPAddress": "172.17.0.2"}}},
+}
+NETWORK = {
+    "Id": "b" * 64,
+    "Name": "gpuspawner",
+    "IPAM": {"Config": [{"Gateway": "172.30.0.1"}]},
+    "Options": {BETWEEN_CONTAINERS: "false"},
+}
+
+
+def hub_address(path: Path, container: Any, network: Any = NETWORK) -> str:
+    """Return what a hub in a container would listen at, by an engine that answers so."""
+    listed = "/networks?filters=%7B%22name%22%3A+%5B%22%5Egpuspawner%24%22%5D%7D"
+    answers = {
+        "/version": DOCKER,
+        listed: [network],
+        f"/networks/{network['Id']}": network,
+        f"/containers/{ID}/json": container,
+    }
+    with answering(path, answers):
+        return ensure_network("gpuspawner")
+
+
+def test_a_hub_in_a_container_is_told_how_servers_would_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_container: None
+) -> None:
+    path = tmp_path / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    monkeypatch.delenv("GPUSPAWNER_HUB_IP", raising=False)
+    with pytest.raises(NetworkError) as error:
+        hub_address(path, CONTAINER)
+    assert "the hub's container hub isn't in the host's network" in str(error.value)
+    assert "`--network host`" in error.value.advice
+    # Nobody's of this engine: as on the host. In the host's network: the same.
+    for container in (404, {**CONTAINER, "HostConfig": {"NetworkMode": "host"}}):
+        path.unlink()
+        assert hub_address(path, container) == "172.30.0.1"
+    # In the servers' network, if that lets its containers reach each other.
+    there = {"Networks": {"gpuspawner": {"IPAddress": "172.30.0.7"}}}
+    attached = {**CONTAINER, "NetworkSettings": there}
+    path.unlink()
+    assert hub_address(path, attached, {**NETWORK, "Options": {}}) == "172.30.0.7"
+    path.unlink()
+    with pytest.raises(NetworkError):
+        hub_address(path, attached)
+
+
+def test_the_doctor_in_a_container_names_it_and_what_its_network_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_container: None
+) -> None:
+    path = tmp_path / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    seen = context(tmp_path)
+    answers = {"/version": DOCKER, "/info": {}, f"/containers/{ID}/json": CONTAINER}
+    with answering(path, answers):
+        _, here = engines.engine(seen)
+    assert seen.engine
+    seen.engine.close()
+    assert (here.state, "its container hub, in one of its own" in here.found) == ("note", True)
+    seen.trial_image = ("m", "m")
+    hub = {"listens": ["192.0.2.1", 8081], "connects": ["192.0.2.1", 8081]}
+    seen.configuration = Configuration(tmp_path, "", True, {}, hub, {})
+    (told,) = containers.hub_address(seen)
+    assert told.found.endswith("in its container hub")
+    assert told.advice == HOST_NETWORK
 
 
 def test_the_disk_that_is_looked_at_is_the_one_with_the_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ NO_TOOLKIT = (
 )
 
 
+CLIENT = docker.APIClient("tcp://127.0.0.1:9", version="1.43")
+
+
+def refused_by_docker_py(call: Callable[[], Any]) -> Exception:
+    """What docker-py raises of itself, without an engine."""
+    with pytest.raises(docker.errors.DockerException) as error:
+        call()
+    return error.value
+
+
+def wrong(words: str) -> str:
+    return f"The hub's configuration of servers is wrong: {words}. An administrator can mend it."
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -86,7 +101,31 @@ NO_TOOLKIT = (
         (requests.exceptions.ConnectionError("refused"), AWAY),
         (requests.exceptions.ChunkedEncodingError("cut"), AWAY),
         (ConnectionResetError(104, "Connection reset by peer"), AWAY),
-        (docker.errors.DockerException("Error while fetching server API version"), AWAY),
+        (
+            refused_by_docker_py(lambda: CLIENT.create_host_config(mem_reservation="12Q")),
+            wrong(
+                "The specified value for memory (12Q) should specify the units. The postfix should "
+                "be one of the `b` `k` `m` `g` characters"
+            ),
+        ),
+        (
+            refused_by_docker_py(
+                lambda: CLIENT.create_host_config(network_mode="host", port_bindings={8888: 8888})
+            ),
+            wrong('"host" network_mode is incompatible with port_bindings'),
+        ),
+        (
+            refused_by_docker_py(lambda: docker.tls.TLSConfig(client_cert=("one",))),
+            wrong(
+                "client_cert must be a tuple of (client certificate, key file). "
+                "TLS configurations should map the Docker CLI client configurations. See "
+                "https://docs.docker.com/engine/articles/https/ for API details"
+            ),
+        ),
+        (
+            refused_by_docker_py(lambda: docker.APIClient("nowhere://x", version="1.43")),
+            wrong("Invalid bind address protocol: nowhere://x"),
+        ),
         (requests.exceptions.ReadTimeout("60 seconds"), SLOW),
         (requests.exceptions.ConnectTimeout("60 seconds"), SLOW),
         (KeyError("Id"), "KeyError: 'Id'"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
+from gpuspawner.gpus import surroundings
 from gpuspawner.hub.state import HubState, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
 
@@ -47,6 +51,25 @@ async def test_another_hub_of_the_same_process_has_its_own(settings):
     finally:
         if theirs:
             theirs.close()
+
+
+async def test_a_hub_that_hands_out_no_gpus_says_so_in_its_log(
+    settings, tmp_path, monkeypatch, caplog
+):
+    if Path("/proc/driver/nvidia").exists():
+        pytest.skip("this machine has a driver")
+    (tmp_path / "mountinfo").write_text(
+        f"1 2 8:1 /containers/{'5a' * 32}/hosts /etc/hosts rw - x\n"
+    )
+    monkeypatch.setattr(surroundings, "MOUNTS", tmp_path / "mountinfo")
+    one = spawner(settings)
+    one.log = logging.getLogger("a hub of tests")
+    assert one.hub_state
+    while not caplog.messages:
+        await asyncio.sleep(0.01)
+    (said,) = caplog.messages
+    assert said.startswith("Servers get no GPUs: ")
+    assert "container 5a5a5a5a5a5a was given none: start the hub's container with `--gpus" in said
 
 
 async def test_it_is_closed_by_the_same(settings):

@@ -42,6 +42,21 @@ def test_a_driver_that_goes_and_comes_back(program: Program, fault: str, part: s
     assert len(program.read(HOST).gpus) == 3
 
 
+def test_a_container_that_lost_its_gpus_is_named_with_its_restart(
+    program: Program, tmp_path: Path
+) -> None:
+    mounts, own = tmp_path / "mountinfo", "0f" * 32
+    mounts.write_text(f"1 2 8:1 /docker/containers/{own}/hosts /etc/hosts rw - ext4 /dev/sda1 rw")
+    program.run("from pathlib import Path; from gpuspawner.gpus import surroundings as place")
+    before = program.run("result = str(place.MOUNTS)")
+    program.run(f"place.MOUNTS = Path({str(mounts)!r})")
+    try:
+        with pytest.raises(InventoryError, match=f"`docker restart {own[:12]}`"):
+            program.read(State(fault="unknown", gpus=HOST.gpus))
+    finally:
+        program.run(f"place.MOUNTS = Path({before!r})")
+
+
 def test_a_driver_that_was_reloaded_between_two_reads(program: Program) -> None:
     program.read(State(gpus=HOST.gpus, loads=1))
     inventory = program.read(State(driver="580.65.06", gpus=HOST.gpus, loads=2))

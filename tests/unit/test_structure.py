@@ -59,6 +59,8 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "i18n.lazy_text",
         "gpus.state",
         "gpus.model",
+        "gpus.surroundings",
+        "backends.docker.pace",
         "leases.labels",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import docker.errors
 import requests.exceptions
 
+from ...errors import GPUSpawnerError
 from ...gpus.nvml import InventoryError
 from ...i18n.lazy_text import join_sentences, lazy_gettext
 
@@ -14,6 +15,41 @@ UNREACHABLE = (
     requests.exceptions.RequestException,
     ConnectionError,
 )
+
+
+class Misconfigured(GPUSpawnerError):
+    """What the configuration says that a container is, docker-py refuses: no engine was asked.
+
+    `str()` is a sentence for the user.
+
+    Args:
+        words: docker-py's own.
+        setting: the spawner's trait that is at fault; "" where that can't be told.
+    """
+
+    def __init__(self, words: str, setting: str = "") -> None:
+        where = f"c.GPUSpawner.{setting}: {words}" if setting else words
+        super().__init__(_misconfigured(where))
+        self.words = words
+        self.setting = setting
+
+
+def refuses_configuration(error: BaseException) -> bool:
+    """Return whether docker-py raised an error by itself: no engine was asked, none is away.
+
+    Its plain `DockerException` means either: that it can't reach the engine, for which it names a
+    cause, or that it doesn't take a value.
+    """
+    if isinstance(error, docker.errors.APIError) or not isinstance(
+        error, docker.errors.DockerException
+    ):
+        return False
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, (requests.exceptions.RequestException, OSError)):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
 
 
 def explain(error: BaseException) -> str:
@@ -26,6 +62,8 @@ def explain(error: BaseException) -> str:
         return _explain_api_error(error)
     if isinstance(error, requests.exceptions.Timeout):
         return lazy_gettext("The Docker Engine of the GPU machine didn't answer in time.")
+    if refuses_configuration(error):
+        return _misconfigured(on_one_line(error))
     if isinstance(error, UNREACHABLE):
         return lazy_gettext(
             "The Docker Engine of the GPU machine can't be reached. An administrator can mend it."
@@ -67,4 +105,16 @@ def engine_message(error: docker.errors.APIError) -> str:
     words = error.explanation or str(error)
     if isinstance(words, bytes):
         words = words.decode("utf-8", "replace")
+    return on_one_line(words)
+
+
+def on_one_line(words: object) -> str:
+    """Return an error's words as a part of a sentence."""
     return " ".join(str(words).split()).rstrip(".")[:500]
+
+
+def _misconfigured(words: str) -> str:
+    return lazy_gettext(
+        "The hub's configuration of servers is wrong: %(words)s. An administrator can mend it.",
+        words=words,
+    )

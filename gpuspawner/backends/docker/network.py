@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import docker
 import docker.errors
 from docker.models.networks import Network
 
 from ...errors import GPUSpawnerError
+from ...gpus.surroundings import own_container_id
 from .errors import explain
 
 # Set by `gpuspawner simulate`: its engine's gateways are in another network namespace.
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
+# A bridge's option: whether its containers reach each other.
+BETWEEN_CONTAINERS = "com.docker.network.bridge.enable_icc"
+HOST_NETWORK = "start it with `--network host` (in a compose file: `network_mode: host`)"
 
 
 class NetworkError(GPUSpawnerError):
-    """The network can't be created or used. `str()` says what to do."""
+    """The network can't be had. `str()` says what to do.
+
+    Args:
+        words: what is wrong.
+        advice: what to do about it; "" where the words say that too.
+    """
+
+    def __init__(self, words: str, advice: str = "") -> None:
+        super().__init__(f"{words}: {advice}" if advice else words)
+        self.words = words
+        self.advice = advice
 
 
 def ensure_network(name: str = "gpuspawner") -> str:
@@ -36,9 +52,9 @@ def ensure_network(name: str = "gpuspawner") -> str:
         client = docker.from_env(timeout=20)
         found = client.networks.list(names=[f"^{name}$"])
         network = found[0] if found else _create(client, name)
+        return os.environ.get(HUB_IP_VARIABLE) or _hub_address(client, network)
     except (docker.errors.DockerException, OSError) as error:
         raise NetworkError(f"network {name!r}: {explain(error)}") from None
-    return os.environ.get(HUB_IP_VARIABLE) or _gateway(network)
 
 
 def _create(client: docker.DockerClient, name: str) -> Network:
@@ -47,13 +63,48 @@ def _create(client: docker.DockerClient, name: str) -> Network:
             name,
             driver="bridge",
             check_duplicate=True,
-            options={"com.docker.network.bridge.enable_icc": "false"},
+            options={BETWEEN_CONTAINERS: "false"},
             labels={"gpuspawner.network": name},
         )
     except docker.errors.APIError as error:
         if error.status_code == 409:  # another hub has created it
             return client.networks.get(name)
         raise
+
+
+def own_container(client: docker.DockerClient) -> Mapping[str, Any] | None:
+    """Inspect the container that this process is in; None where it is in none of this engine's."""
+    own = own_container_id()
+    if not own:
+        return None
+    try:
+        found: Mapping[str, Any] = client.api.inspect_container(own)
+    except docker.errors.NotFound:
+        return None
+    return found
+
+
+def shares_host_network(container: Mapping[str, Any]) -> bool:
+    """Return whether a container has the addresses of its host."""
+    return bool(container["HostConfig"].get("NetworkMode") == "host")
+
+
+def _hub_address(client: docker.DockerClient, network: Network) -> str:
+    """Return where a hub that runs here can listen for a network's servers."""
+    container = own_container(client)
+    if container is None or shares_host_network(container):
+        return _gateway(network)
+    network.reload()
+    name = str(container["Name"]).lstrip("/")
+    attached = container["NetworkSettings"]["Networks"].get(network.name)
+    apart = (network.attrs.get("Options") or {}).get(BETWEEN_CONTAINERS) == "false"
+    if attached and attached.get("IPAddress") and not apart:
+        return str(attached["IPAddress"])
+    raise NetworkError(
+        f"network {network.name!r}: the hub's container {name} isn't in the host's network, so it "
+        "can't listen where servers look for it",
+        HOST_NETWORK,
+    )
 
 
 def _gateway(network: Network) -> str:
@@ -64,6 +115,7 @@ def _gateway(network: Network) -> str:
         if subnet := config.get("Subnet"):
             return str(next(ipaddress.ip_network(subnet).hosts()))
     raise NetworkError(
-        f"network {network.name!r} has no gateway, so containers on it can't reach a hub on this "
-        "machine: remove it with `docker network rm`, or choose another name"
+        f"network {network.name!r}: it has no gateway, so containers on it can't reach a hub on "
+        "this machine",
+        "remove it with `docker network rm`, or choose another name",
     )

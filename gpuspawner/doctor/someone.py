@@ -1,0 +1,82 @@
+"""Somebody for whom a server is described: traits that are functions want to know whose it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import docker
+from jupyterhub import orm
+from jupyterhub.app import JupyterHub
+from jupyterhub.objects import Hub
+from jupyterhub.user import User
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from traitlets.config import Config
+
+from ..backends.docker.arguments import CheckedClient
+from ..backends.docker.errors import Misconfigured, on_one_line
+from .findings import NAME
+
+# That of Docker 20.10, the oldest engine that we work with. None is asked.
+API_VERSION = "1.41"
+
+
+def arguments(hub: JupyterHub, place: Hub) -> dict[str, Any]:
+    """Return what a hub would make this user's spawner with, but for its configuration."""
+    settings = {"hub": place, "base_url": hub.base_url, "config": Config()}
+    user = User(orm.User.find(_database(), NAME), settings)
+    return {
+        "user": user,
+        "orm_spawner": user.orm_spawners[""],
+        "hub": place,
+        "oauth_client_id": f"jupyterhub-user-{NAME}",
+    }
+
+
+@cache
+def _database() -> Session:
+    """Return a hub's database that knows this user only, in memory."""
+    database = create_engine("sqlite://")
+    orm.Base.metadata.create_all(database)
+    db = Session(database)
+    db.add(orm.User(name=NAME))
+    db.commit()
+    return db
+
+
+def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:
+    """Return what this user's server would be created with.
+
+    Returns:
+        "create": docker-py's arguments, without the environment, which may hold secrets; or "error"
+        and "setting": docker-py's words, and the trait at fault; or "unknown": in words why it
+        can't be told; nothing where servers are no containers of ours.
+    """
+    if not hasattr(cls, "plan"):
+        return {}
+    try:
+        spawner = _planning(cls)(config=config, **given)
+        # DockerSpawner would ask the engine for the image's own.
+        spawner.cmd = spawner.cmd or ["jupyterhub-singleuser"]
+        create = asyncio.run(spawner.plan())
+        return {"create": json.loads(json.dumps({**create, "environment": {}}))}
+    except Misconfigured as error:
+        return {"error": error.words, "setting": error.setting}
+    except Exception as error:  # of a function of the administrator's, or of a class of theirs
+        return {"unknown": f"{type(error).__name__}: {on_one_line(error)}"}
+
+
+def _planning(cls: Any) -> Callable[..., Any]:
+    """Return a spawner class of the same settings that knows no engine."""
+    client = docker.APIClient(base_url="unix:///nowhere", version=API_VERSION)
+
+    def checked(self: Any) -> CheckedClient:
+        return CheckedClient(client, self.extra_host_config, self.extra_create_kwargs)
+
+    others = {"client": property(checked), "executor": ThreadPoolExecutor(1)}
+    return type(cls.__name__, (cls,), others)

@@ -1,0 +1,80 @@
+"""Why there may be no driver here: what a process can tell of its machine without one.
+
+It knows nothing of an engine: the container that it runs in is known by its own mounts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+MOUNTS = Path("/proc/self/mountinfo")
+# ref: https://pci-ids.ucw.cz; class 03 is a display controller, 0x0302 a GPU without a screen
+NVIDIA_VENDOR = "0x10de"
+DISPLAY_CLASS = "0x03"
+# An engine mounts these into each container, out of a folder that has the container's id for a
+# name; also where the container has the host's network, and with it the host's name.
+_OWN_FILE = re.compile(r"/containers/([0-9a-f]{64})/\S+ /etc/(?:hostname|hosts|resolv\.conf) ")
+
+GIVE_GPUS = "start the hub's container with `--gpus all` (in a compose file: `gpus: all`)"
+
+
+def own_container_id() -> str:
+    """Return the id of the Docker container that this process is in; "" where it is in none."""
+    try:
+        found = _OWN_FILE.search(MOUNTS.read_text(errors="replace"))
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def nvidia_boards(devices: Path | None = None) -> int:
+    """Return how many NVIDIA display controllers the PCI bus has, driver or not.
+
+    Args:
+        devices: the kernel's folder of them. Containers see all of the host's.
+    """
+    found = 0
+    folder = devices or PCI_DEVICES
+    for device in folder.iterdir() if folder.is_dir() else ():
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        found += vendor == NVIDIA_VENDOR and kind.startswith(DISPLAY_CLASS)
+    return found
+
+
+@dataclass(frozen=True)
+class NoDriver:
+    """Why no driver is seen here.
+
+    Args:
+        words: a sentence for administrators.
+        is_wrong: whether there are GPUs all the same.
+        in_container: whether that is because a container was given none.
+    """
+
+    words: str
+    is_wrong: bool
+    in_container: bool
+
+    @property
+    def is_error(self) -> bool:
+        """Whether this isn't simply a machine without GPUs."""
+        return self.is_wrong or self.in_container
+
+
+def without_driver() -> NoDriver:
+    """Return why no driver is seen here, where none is."""
+    boards, own = nvidia_boards(), own_container_id()
+    if own:
+        there = f"This machine has {boards} NVIDIA GPU(s), and the" if boards else "The"
+        words = f"{there} hub's container {own[:12]} was given none: {GIVE_GPUS}."
+        return NoDriver(words, boards > 0, True)
+    if boards:
+        words = f"This machine has {boards} NVIDIA GPU(s) and no driver: see `gpuspawner doctor`."
+        return NoDriver(words, True, False)
+    return NoDriver("No NVIDIA driver on this machine.", False, False)

@@ -1,0 +1,60 @@
+"""A command beside a simulated host that runs: in its environment, or told of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from . import slots
+from .programs import SimulationError
+from .state import STATE_PATH_VARIABLE
+
+# In a simulated host's folder: the variables that make a program see it.
+ENVIRONMENT = "environment.json"
+
+
+def chosen() -> Path:
+    """Return the folder of the simulated host that is meant: the one we are on, or the only one.
+
+    Raises:
+        SimulationError: there is none, or more than one.
+    """
+    named = os.environ.get(STATE_PATH_VARIABLE)
+    if named:
+        return Path(named).parent
+    found = [directory for directory in slots.running() if (directory / "state").exists()]
+    if not found:
+        raise SimulationError(
+            "no simulated host runs: start one with gpuspawner simulate -- COMMAND"
+        )
+    if len(found) > 1:
+        choice = " or ".join(str(directory / "state") for directory in found)
+        raise SimulationError(f"several run: set {STATE_PATH_VARIABLE} to {choice}")
+    return found[0]
+
+
+def environment_of(directory: Path) -> dict[str, str]:
+    """Return the variables of a simulated host that runs; PATH and the like are whole.
+
+    Raises:
+        SimulationError: it isn't up yet.
+    """
+    try:
+        additions: Mapping[str, str] = json.loads((directory / ENVIRONMENT).read_text())
+    except (OSError, ValueError) as error:
+        raise SimulationError(f"the simulated host in {directory} isn't up") from error
+    return {**os.environ, **additions}
+
+
+def joining_words(subcommand: str) -> str:
+    """Return how a subcommand sees the simulated host that runs beside it; "" where none does."""
+    if STATE_PATH_VARIABLE in os.environ:
+        return ""
+    with suppress(OSError):
+        if slots.running():
+            line = f"sudo gpuspawner simulate --join -- gpuspawner {subcommand}"
+            return f"a simulated GPU host runs here; to see it: {line}"
+    return ""
