@@ -285,7 +285,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         except (Refused, Unknown) as error:
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
-            self._refused_choice = user_options
+            if options.is_too_large(user_options) and not self.has_own_options():
+                self.user_options: Any = {}  # else it would be kept until the next start
+            else:
+                self._refused_choice = user_options
             raise self.refusal(error) from None
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
@@ -298,7 +301,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.groups,
             self.limits(),
             self.request_limits(),
-            self._has_own_options(),
+            self.has_own_options(),
         )
 
     async def _applicant_for_form(self) -> tuple[Applicant, str]:
@@ -332,7 +335,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
-    def _has_own_options(self) -> bool:
+    def has_own_options(self) -> bool:
         """Return whether the administrator's hooks may read further keys of `user_options`."""
         return bool(
             self.apply_user_options

@@ -138,4 +138,5 @@ async def _listen(server: HTTPServer, port: int, address: str) -> None:
 
 def _log_request(handler: web.RequestHandler) -> None:
     if handler.get_status() >= 500:
-        log.warning("%d %s %s", handler.get_status(), handler.request.method, handler.request.path)
+        where = handler.request.path[: handlers.MAX_LOGGED]
+        log.warning("%d %s %s", handler.get_status(), handler.request.method, where)

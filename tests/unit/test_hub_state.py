@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
+from gpuspawner.hub.connections import ENOUGH
 from gpuspawner.hub.state import HubState, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
 
@@ -47,6 +49,16 @@ async def test_another_hub_of_the_same_process_has_its_own(settings):
     finally:
         if theirs:
             theirs.close()
+
+
+async def test_a_hub_may_have_more_connections_than_one_server_can_open(settings):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        assert spawner(settings).hub_state
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, ENOUGH), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_it_is_closed_by_the_same(settings):
