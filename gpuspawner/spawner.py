@@ -167,7 +167,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # -- The container ---------------------------------------------------------------------------
 
     def template_namespace(self) -> dict[str, Any]:
-        """Return the fields of templates; `pseudonym` is a name that tells neither user nor server."""
+        """Return the fields of templates; `pseudonym` tells neither user nor server."""
         secret = compat.process_wide(self).get("cookie_secret") or b""
         names: dict[str, Any] = super().template_namespace()
         return {**names, "pseudonym": pseudonym(self.holder, secret)}
