@@ -8,6 +8,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from tornado.httpserver import HTTPServer
+
 from gpuspawner.images import load_catalogue
 from gpuspawner.network import ensure_network
 from gpuspawner.pages import TEMPLATES
@@ -48,6 +50,14 @@ c.JupyterHub.bind_url = "http://127.0.0.1:8000"
 # listens for them on that network's address; no server's port is published on the host.
 c.JupyterHub.hub_ip = ensure_network("gpuspawner")
 c.GPUSpawner.network_name = "gpuspawner"
+
+# ---- How much anybody can ask for ----------------------------------------------------------------
+# Of what is sent to the hub it reads this much, and no connection is kept that asks for nothing.
+# Users' servers reach it past the proxy. Sizes are in bytes, times in seconds.
+HTTPServer.configure(None, max_body_size=256 * 1024, body_timeout=60, idle_connection_timeout=120)
+# Servers at a time, those without GPUs too. Each may take its memory limit and more of the disk:
+# docs/how-to/limits.md has the lines that stop idle servers, and docs/how-to/files.md disk quotas.
+c.JupyterHub.active_server_limit = 100
 
 # ---- What a server is ----------------------------------------------------------------------------
 c.JupyterHub.spawner_class = "gpu"

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jupyterhub.utils import maybe_future
+from markupsafe import Markup
 from tornado import web
 from traitlets import TraitError, default
 
 from .backends.base import Backend
 from .backends.launch import ensure_cleared, launch
-from .choices import form, form_stream, options
+from .choices import form, form_stream, options, start_link
 from .choices.check import (
     Applicant,
     CheckedChoice,
@@ -48,6 +49,8 @@ from .settings import GPUTraits
 
 # The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
+NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
+FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
 
 
 @dataclass(eq=False)
@@ -232,8 +235,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         )
 
     def on_request(self, handler: Any) -> None:
-        """Remember the current request and its language."""
+        """Remember the current request, its language and the choice of a link."""
         form_stream.remember_request(handler)
+        start_link.remember_link(handler)
         if handler is not None:
             self._accept_language = form_stream.accept_language_of()
 
@@ -285,7 +289,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         except (Refused, Unknown) as error:
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
-            self._refused_choice = user_options
+            if options.is_too_large(user_options) and not self.has_own_options():
+                self.user_options: Any = {}  # else it would be kept until the next start
+            else:
+                self._refused_choice = user_options
             raise self.refusal(error) from None
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
@@ -298,7 +305,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.groups,
             self.limits(),
             self.request_limits(),
-            self._has_own_options(),
+            self.has_own_options(),
         )
 
     async def _applicant_for_form(self) -> tuple[Applicant, str]:
@@ -332,7 +339,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
-    def _has_own_options(self) -> bool:
+    def has_own_options(self) -> bool:
         """Return whether the administrator's hooks may read further keys of `user_options`."""
         return bool(
             self.apply_user_options
@@ -364,10 +371,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             )
 
         if asked is None:
-            refused = self._refused_choice
-            choice = options.restore_choice(refused or compat.saved_options(self))
+            picked_before, notice = self._refused_choice, self.notice
+            if (linked := start_link.linked_choice()) is not None:
+                picked_before = self.options_from_query(dict(linked))
+                notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
+            choice = options.restore_choice(picked_before or compat.saved_options(self))
             seen = await open_forms.recent_view(self.holder)
-            return rendered(choice, *seen, notice=self.notice, keep=bool(refused))
+            return rendered(choice, *seen, notice=notice, keep=bool(picked_before))
         picked, rules = options.restore_choice(asked), str(limits)
 
         async def render_again(seconds: float) -> str:
@@ -381,6 +391,23 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         answer = await form_stream.answer(render_again, open_forms.watcher, lambda: self.active)
         raise compat.answer_instead_of_page(answer)
+
+    def _parse_error(self, raw: Any) -> str:
+        """Return why a choice is invalid; "" if it isn't."""
+        try:
+            options.parse(raw, others_allowed=self.has_own_options())
+        except Refused as error:
+            return str(error)
+        return ""
+
+    async def get_options_form(self) -> str:
+        """Return the form; without one, what holds the choice of a link from elsewhere."""
+        shown = await super().get_options_form()
+        linked = start_link.linked_choice()
+        if shown or linked is None:
+            return str(shown or "")
+        said = Markup("<p>{}</p>").format(self.language().say(NOTHING_STARTED))
+        return str(said + start_link.hidden_fields(linked))
 
     async def _absent_versions(self, limits: Limits, pull_policy: str) -> frozenset[str]:
         """Return the keys of the versions whose image isn't here and won't be fetched."""

@@ -20,6 +20,7 @@ from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
+    pseudonym,
     refused_ulimit,
     with_log,
 )
@@ -30,7 +31,7 @@ from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
 from .errors import GPUSpawnerError, Refused
 from .gpus.model import Request
-from .hub import http_errors
+from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
 from .leases.audit_log import one_line
 from .leases.labels import (
@@ -171,6 +172,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return limits.versions[key].image if key in limits.versions else key
 
     # -- The container ---------------------------------------------------------------------------
+
+    def template_namespace(self) -> dict[str, Any]:
+        """Return the fields of templates; `pseudonym` tells neither user nor server."""
+        secret = compat.process_wide(self).get("cookie_secret") or b""
+        names: dict[str, Any] = super().template_namespace()
+        return {**names, "pseudonym": pseudonym(self.holder, secret)}
+
+    def clear_state(self) -> None:
+        """Forget the last spawn; the next container is named by the templates of then."""
+        super().clear_state()
+        if self.user:
+            self.object_name = self._object_name_default()
 
     @property
     def volume_binds(self) -> dict[str, dict[str, Any]]:
@@ -331,9 +344,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
-            "Created container %s (id: %s) from image %s",
+            "Created container %s (id: %s) for %s from image %s",
             one_line(self.object_name),
             one_line(container_id[:7]),
+            self.log_name,
             one_line(image),
         )
         return container_id
@@ -450,14 +464,17 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return self._own(await self._inspect())
 
     async def _inspect(self) -> Any:
-        """Inspect the container of this server's container name, whoever has it; None: nobody."""
-        try:
-            return await self.docker("inspect_container", self.object_name)
-        except docker.errors.NotFound:
-            return None
+        """Inspect the container by its id, else by its name, whoever has it; None: there is none.
+
+        Its name alone wouldn't find it after a change of the templates or the image.
+        """
+        for key in filter(None, (self.object_id, self.object_name)):
+            with suppress(docker.errors.NotFound):
+                return await self.docker("inspect_container", key)
+        return None
 
     def _own(self, found: Any) -> Any:
-        """Return a container of this server's name if it is this server's, else None."""
+        """Return a container that `_inspect` found if it is this server's, else None."""
         if found is None:
             self.object_id = ""
             return None

@@ -49,9 +49,15 @@ def step(text: str) -> Iterator[None]:
     say(f"  done in {time.monotonic() - began:.0f} s")
 
 
+def make_run_folder() -> None:
+    """Make the folder for what a run leaves, secrets among it: nobody else looks into it."""
+    RUN.mkdir(exist_ok=True)
+    RUN.chmod(0o700)
+
+
 def call(words: Sequence[str | Path], failure: str, env: Mapping[str, str] | None = None) -> None:
     """Run a program, its output into the log. If it fails, Stop with `failure` and why."""
-    RUN.mkdir(exist_ok=True)
+    make_run_folder()
     command = [str(word) for word in words]
     with LOG.open("a+", errors="replace") as log:
         log.write(f"$ {shlex.join(command)}\n")

@@ -15,7 +15,7 @@ from jupyterhub import app
 from gpuspawner.backends.docker.network import NetworkError, ensure_network
 from gpuspawner.doctor.surroundings import engine_folders
 
-from .console import ROOT, RUN, Stop, finish, say
+from .console import ROOT, RUN, Stop, finish, make_run_folder, say
 from .ports import CONFIG, check_port, dashboard_port, hub_port, public_url
 from .root import give_to_owner, is_root
 
@@ -72,8 +72,9 @@ def _check_space() -> None:
 
 
 def _be_the_hub() -> int:
-    RUN.mkdir(exist_ok=True)
+    make_run_folder()
     os.chdir(RUN)
+    os.umask(0o077)  # of the hub's database and its log-ins
     # A proxy that outlived its hub would keep the port: it ends with it, however the hub ends.
     proxy = ["setpriv", "--pdeathsig", "TERM", "configurable-http-proxy"]
     words = [f"--ConfigurableHTTPProxy.command={word}" for word in proxy]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from . import packages
-from .console import LOG, ROOT, RUN, Stop, finish
+from .console import LOG, ROOT, Stop, finish, make_run_folder
 from .environment import ensure_environment, ensure_node_modules
 
 ENVIRONMENT = ROOT / ".venv"
@@ -14,7 +14,7 @@ OLDEST = ROOT / ".venv-oldest"
 
 def begin() -> None:
     """Begin the log of what is installed anew."""
-    RUN.mkdir(exist_ok=True)
+    make_run_folder()
     LOG.unlink(missing_ok=True)
 
 

@@ -21,6 +21,8 @@ from urllib.parse import unquote
 
 from tornado.iostream import StreamClosedError
 
+from ..i18n.languages import MAX_HEADER_LENGTH
+from ..untrusted import parse_json
 from .open_forms import POLLED_VIEW_SECONDS, RECENT_SECONDS, ChangeWatcher
 
 # The header with the choice, as percent-encoded JSON.
@@ -46,14 +48,20 @@ def remember_request(handler: Any) -> None:
     _handler.set(handler)
 
 
+def has_request() -> bool:
+    """Return whether a request is being handled that `remember_request` was called for."""
+    return _handler.get() is not None
+
+
 def accept_language_of(handler: Any = None) -> str:
-    """Return a request's Accept-Language header; "" if unknown.
+    """Return a request's Accept-Language header, cut to `MAX_HEADER_LENGTH`; "" if unknown.
 
     Args:
         handler: the request's handler; None: the one of `remember_request`.
     """
     handler = handler or _handler.get()
-    return handler.request.headers.get("Accept-Language", "") if handler else ""
+    header = handler.request.headers.get("Accept-Language", "") if handler else ""
+    return str(header)[:MAX_HEADER_LENGTH]
 
 
 def requested_choice() -> Any:
@@ -63,8 +71,8 @@ def requested_choice() -> Any:
         return None
     sent = handler.request.headers.get(HEADER)
     try:
-        return None if sent is None else json.loads(unquote(sent))
-    except (ValueError, RecursionError):
+        return None if sent is None else parse_json(unquote(sent))
+    except ValueError:
         return {}
 
 

@@ -23,6 +23,12 @@ from .limits import MAX_HOURS, Limits
 # The longest value of a choice, and how much of a wrong value a refusal quotes, in characters.
 MAX_KEY = 200
 MAX_SHOWN = 60
+# Characters of all keys and values, each number and bracket counted as one; and how deep they lie.
+MAX_CHOICE = 8 * 1024
+MAX_DEPTH = 20
+TOO_LARGE = lazy_gettext(
+    "The options are too long: at most %(most)s characters can be sent.", most=MAX_CHOICE
+)
 
 
 _DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
@@ -119,6 +125,8 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
     Raises:
         Refused: a key is unknown or its value invalid; the sentence names both.
     """
+    if not others_allowed and is_too_large(raw):
+        raise Refused(TOO_LARGE)
     if not isinstance(raw, Mapping):
         raise Refused(
             lazy_gettext(
@@ -150,6 +158,29 @@ def parse(raw: Any, others_allowed: bool = False) -> Choice:
                 "%(key)s must be %(what)s, got %(value)s.", key=key, what=what, value=value
             )
         ) from None
+
+
+def is_too_large(raw: Any) -> bool:
+    """Return whether something is more than a choice can be, by looking at no more than that."""
+    size, level = 0, [raw]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list | tuple):
+                inner += value
+            size += _size(value)
+            if size + len(inner) > MAX_CHOICE:
+                return True
+        level = inner
+    return bool(level)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 1 + value.bit_length() // 8 if isinstance(value, int) else 1
 
 
 def image_key(choice: Choice, limits: Limits) -> str:

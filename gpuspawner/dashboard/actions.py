@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,13 @@ from ..errors import Refused, Unknown
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases import audit_log
+from ..untrusted import parse_json
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
 
 NO_ANSWER = lazy_gettext("JupyterHub doesn't answer. Please try again.")
+# The hub doesn't reveal which servers other users have.
+NO_SUCH_SERVER = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
 # The hub answers a stop once the server is gone, or after 10 seconds of its own.
 STOP_SECONDS = 60
 
@@ -98,6 +100,8 @@ class Actions:
         Raises:
             Refused: the hub refuses or doesn't answer.
         """
+        if max(len(user), len(server)) > control_socket.MAX_NAME_LENGTH:
+            raise Refused(NO_SUCH_SERVER, status=404)  # the hub would log all of it
         path = f"/users/{quote(user, safe='')}" + (
             f"/servers/{quote(server, safe='')}" if server else "/server"
         )
@@ -186,11 +190,9 @@ def _require_administrator(person: Person) -> None:
 def _hub_refusal(error: HTTPClientError) -> Refused:
     """Return the refusal for an error of the hub's API."""
     if error.code in (403, 404):
-        # The hub doesn't reveal which servers other users have.
-        mine = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
-        return Refused(mine, status=404)
+        return Refused(NO_SUCH_SERVER, status=404)
     try:
-        words = str(json.loads(error.response.body)["message"]) if error.response else ""
+        words = str(parse_json(error.response.body)["message"]) if error.response else ""
     except (ValueError, KeyError, TypeError):
         words = ""
     if error.code == 599 or not words:

@@ -17,12 +17,15 @@ from jupyterhub.services.auth import HubOAuth
 from tornado import web
 from tornado.httpserver import HTTPServer
 
+from ..hub.connections import allow_many_connections
 from . import handlers
 from .actions import Actions
 from .monitor import HostReader, Monitor
 
 # How long to wait for the port, which the dashboard of a killed hub may still use.
 PORT_SECONDS = 60
+# How long a connection may be idle; the proxy keeps some for its next requests.
+IDLE_SECONDS = 60
 NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
 
 log = logging.getLogger("gpuspawner.dashboard")
@@ -98,17 +101,25 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     )
 
 
+def server_of(service: web.Application) -> HTTPServer:
+    """Return a server with limits: on a request's size, and on how long a connection is idle."""
+    return HTTPServer(
+        service,
+        xheaders=True,
+        max_body_size=handlers.MAX_BODY_BYTES,
+        body_timeout=IDLE_SECONDS,
+        idle_connection_timeout=IDLE_SECONDS,
+    )
+
+
 async def _serve(arguments: argparse.Namespace) -> int:
+    allow_many_connections()
     parent = os.getppid()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    server = HTTPServer(
-        application(arguments, dict(os.environ)),
-        xheaders=True,
-        max_body_size=handlers.MAX_BODY_BYTES,
-    )
+    server = server_of(application(arguments, dict(os.environ)))
     where = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     await _listen(server, where.port or 80, where.hostname or "127.0.0.1")
     while not ended.is_set():
@@ -138,4 +149,5 @@ async def _listen(server: HTTPServer, port: int, address: str) -> None:
 
 def _log_request(handler: web.RequestHandler) -> None:
     if handler.get_status() >= 500:
-        log.warning("%d %s %s", handler.get_status(), handler.request.method, handler.request.path)
+        where = handler.request.path[: handlers.MAX_LOGGED]
+        log.warning("%d %s %s", handler.get_status(), handler.request.method, where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..gpus.model import Holder
 from ..i18n.languages import Language, language_for
 from ..i18n.lazy_text import lazy_gettext
 from ..i18n.phrases import clock_time
+from ..untrusted import parse_json
 from . import pages
 from .actions import Actions
 from .facts import Person, iso_time, status
@@ -25,6 +26,10 @@ FOLDER = Path(__file__).parent
 # A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
 MAX_BODY_BYTES = 64 * 1024
+# How much of an address or a message a line of the log quotes, in characters.
+MAX_LOGGED = 200
+
+log = logging.getLogger("gpuspawner.dashboard")
 
 
 class Handler(HubOAuthenticated, web.RequestHandler):
@@ -106,6 +111,15 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish(self.page("error.html", {}, status=status_code, detail=_error_message(error)))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log an HTTP error in one short line, whatever was sent; others with their traceback."""
+        if not isinstance(value, web.HTTPError):
+            super().log_exception(typ, value, tb)
+        elif message := " ".join(_error_message(value).split()):
+            method, address = self.request.method, self.request.uri or ""
+            what = f"{method} {address[:MAX_LOGGED]}: {message[:MAX_LOGGED]}"
+            log.warning("%d %s", value.status_code, what)
 
 
 def _error_message(error: Any) -> str:
@@ -214,8 +228,8 @@ class API(Handler):
     def body(self) -> dict[str, Any]:
         """Return the request's JSON; {} where there is none."""
         try:
-            found = json.loads(self.request.body or b"{}")
-        except (ValueError, RecursionError):
+            found = parse_json(self.request.body or b"{}")
+        except ValueError:
             raise web.HTTPError(400, "The request isn't JSON.") from None
         if not isinstance(found, dict):
             raise web.HTTPError(400, "The request isn't a JSON object.")

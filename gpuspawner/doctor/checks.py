@@ -33,6 +33,7 @@ CHECKS = (
     Check(IMAGES, images.images, needs=(ENGINE,)),
     Check(PROXY, surroundings.proxy, is_slow=True),
     Check("Disk space", surroundings.disk),
+    Check("Connections", surroundings.connections),
     Check("Permissions", surroundings.permissions),
     Check(NETWORK, networks.network, needs=(ENGINE, CONFIGURATION)),
     Check(WITHOUT_GPU, containers.without_gpu, needs=(ENGINE,), is_slow=True),

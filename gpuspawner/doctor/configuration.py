@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images.catalogue import ImageVersion
+from ..untrusted import parse_json
 from .findings import NAME, NO_SUCH_USER, Configuration, Context, Finding
 from .rules import RULES, missing_folders
 
@@ -86,7 +86,7 @@ def load(file: Path, folder: Path) -> dict[str, Any]:
             check=False,
         )
         with suppress(OSError, ValueError):
-            loaded: dict[str, Any] = json.loads(result.read_text())
+            loaded: dict[str, Any] = parse_json(result.read_text())
             return loaded
     last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
     how = f"it ends the process (exit status {done.returncode})"

@@ -409,6 +409,20 @@ def broken_log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[
         yield Finding("failure", what, advice)
 
 
+def shared_address(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Administrators who can open servers whose pages have the hub's own address."""
+    if given.hub.get("has_administrators") and not given.hub.get("subdomain_host"):
+        what = (
+            "an administrator who opens somebody's server lends its pages all that they may do on "
+            "the hub"
+        )
+        advice = (
+            "where users aren't trusted: c.JupyterHub.subdomain_host, or a role that opens no "
+            "servers    (docs/how-to/log-in.md)"
+        )
+        yield Finding("warning", what, advice)
+
+
 Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     privileges,
@@ -427,6 +441,7 @@ RULES: tuple[Rule, ...] = (
     starts,
     log_in,
     broken_log_in,
+    shared_address,
     kept_containers,
     unread_functions,
 )

@@ -20,6 +20,7 @@ from traitlets.config import Config
 
 from ..backends.docker.arguments import CheckedClient
 from ..backends.docker.errors import Misconfigured, on_one_line
+from ..untrusted import parse_json
 from .findings import NAME
 
 # That of Docker 20.10, the oldest engine that we work with. None is asked.
@@ -64,7 +65,7 @@ def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:
         # DockerSpawner would ask the engine for the image's own.
         spawner.cmd = spawner.cmd or ["jupyterhub-singleuser"]
         create = asyncio.run(spawner.plan())
-        return {"create": json.loads(json.dumps({**create, "environment": {}}))}
+        return {"create": parse_json(json.dumps({**create, "environment": {}}))}
     except Misconfigured as error:
         return {"error": error.words, "setting": error.setting}
     except Exception as error:  # of a function of the administrator's, or of a class of theirs

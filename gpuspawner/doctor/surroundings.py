@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from . import rules
 from .engine import socket_path
 from .findings import Context, Finding
 
@@ -21,6 +23,7 @@ CONTAINERD = Path("/var/lib/containerd")
 # Below the first nothing starts any more, below the second it soon won't.
 ENGINE_FULL, ENGINE_TIGHT = 1 * GIB, 10 * GIB
 HUB_FULL, HUB_TIGHT = GIB // 10, 1 * GIB
+FEW_CONNECTIONS = 8192
 INODES_TIGHT = 0.02
 
 OTHERS_READ, OTHERS_WRITE, GROUP_WRITE = stat.S_IROTH, stat.S_IWOTH, stat.S_IWGRP
@@ -84,6 +87,10 @@ def disk(context: Context) -> Iterator[Finding]:
     tight = max(ENGINE_TIGHT, context.missing_bytes + GIB)
     for folder in engine_folders(context.engine_info) if context.engine_is_here else ():
         yield from _check_space("the Docker Engine's folder", folder, ENGINE_FULL, tight)
+    given = context.configuration
+    if given and given.is_ours and "storage_opt" not in rules.host_config(given):
+        what = "nothing limits how much of it one server writes, outside of its volume too"
+        yield Finding("note", what, "see docs/how-to/files.md, Limit the disk")
     yield from _check_space("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
 
 
@@ -120,6 +127,20 @@ def _check_space(what: str, folder: Path, full: int, tight: int) -> Iterator[Fin
         yield Finding("warning", what_else, advice)
     else:
         yield Finding("ok", said)
+
+
+# ---- Connections ---------------------------------------------------------------------------------
+
+
+def connections(context: Context) -> Iterator[Finding]:
+    """Whether the hub may have as many connections as users' servers can open to it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < FEW_CONNECTIONS:
+        what = f"a process started here can have {most} files and connections open, at most"
+        advice = "in the hub's systemd unit: LimitNOFILE=65536    (in a shell: ulimit -Hn 65536)"
+        yield Finding("warning", f"{what}: one server can take them all", advice)
+        return
+    yield Finding("ok", "the hub can have as many connections as it needs")
 
 
 # ---- Who may read and write what -----------------------------------------------------------------

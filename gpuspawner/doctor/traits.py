@@ -65,7 +65,13 @@ SPAWNER_VALUES = (
     "user_gpu_limit",
     "volumes",
 )
-HUB_VALUES = ("concurrent_spawn_limit", "cookie_secret_file", "db_url", "active_server_limit")
+HUB_VALUES = (
+    "active_server_limit",
+    "concurrent_spawn_limit",
+    "cookie_secret_file",
+    "db_url",
+    "subdomain_host",
+)
 # Sections that people mean when they write something near it.
 USUAL_SECTIONS = (
     "GPUSpawner",
@@ -112,6 +118,7 @@ def describe(config: Config) -> dict[str, Any]:
                 config.DummyAuthenticator.get("password")
                 or config.SharedPasswordAuthenticator.get("user_password")
             ),
+            "has_administrators": _has_administrators(config),
             "proxy": _class_name(config.JupyterHub.get("proxy_class", "")),
             "proxy_command": json_value(_proxy_command(config)),
             "proxy_is_started": config.ConfigurableHTTPProxy.get("should_start", True) is not False,
@@ -233,7 +240,8 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
             continue
         usual = {name.casefold(): name for name in USUAL_SECTIONS}
         close = difflib.get_close_matches(section.casefold(), usual, 1, cutoff=0.85)
-        if close and section.casefold() != "dummyauthenticator":
+        # Each class of log-ins has a section of its own.
+        if close and not section.endswith("Authenticator"):
             what = f"c.{section} is nobody's, so its lines have no effect"
             yield _problem("failure", what, f"write c.{usual[close[0]]}")
         elif section.endswith("Spawner"):
@@ -308,6 +316,16 @@ def _place(url: str) -> list[Any] | None:
     parts = urlparse(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     return [parts.hostname or socket.gethostname(), port] if url else None
+
+
+def _has_administrators(config: Config) -> bool:
+    """Return whether a log-in makes somebody an administrator, who may open everybody's server."""
+    return any(
+        config[section].get(name)
+        for section in config
+        if section.endswith("Authenticator")
+        for name in ("admin_users", "admin_groups")
+    )
 
 
 def _proxy_command(config: Config) -> Any:

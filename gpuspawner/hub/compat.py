@@ -6,10 +6,13 @@ and 6.1.1, and has a test that fails when JupyterHub changes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from jupyterhub import orm
 from jupyterhub.handlers.pages import SpawnPendingHandler
+from sqlalchemy import event
 from tornado import web
 from traitlets import observe
 
@@ -93,6 +96,31 @@ def save_options(spawner: Any, user_options: Any) -> None:
     """
     if spawner.orm_spawner:
         spawner.orm_spawner.user_options = user_options
+
+
+def guard_saved_options(
+    may_be_saved: Callable[[Any], bool], refusal: Callable[[], Exception | None]
+) -> Callable[[], None]:
+    """Have the hub save no choice that may not be; return what ends that.
+
+    It writes a choice to its database as it came, before a spawner can look at it: of a start, and
+    (PUT and PATCH of a server) of a later one.
+
+    Args:
+        may_be_saved: tells that of a choice.
+        refusal: returns what to raise instead; None: the choice of before stays, and somebody else
+            refuses, since what the hub does then can't be broken off there.
+    """
+
+    def guard(orm_spawner: Any, value: Any, before: Any, initiator: Any) -> Any:
+        if may_be_saved(value):
+            return value
+        if error := refusal():
+            raise error
+        return before if isinstance(before, dict) else None
+
+    event.listen(orm.Spawner.user_options, "set", guard, retval=True, active_history=True)
+    return lambda: event.remove(orm.Spawner.user_options, "set", guard)
 
 
 def save_state(spawner: Any) -> None:

@@ -41,6 +41,7 @@ from ..i18n.lazy_text import kept, lazy_gettext
 from ..leases.audit_log import one_line
 from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
+from ..untrusted import parse_json
 
 # The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
@@ -364,7 +365,7 @@ async def ask(
     )
     client = SimpleAsyncHTTPClient(force_instance=True, resolver=_SocketResolver(path=path))
     try:
-        answer = json.loads((await client.fetch(request, raise_error=False)).body)
+        answer = parse_json((await client.fetch(request, raise_error=False)).body)
     except HTTPClientError as error:  # no answer within the time, or not the whole of one
         raise OSError(f"the hub doesn't answer: {error}") from error
     finally:

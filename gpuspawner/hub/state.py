@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,9 @@ from weakref import WeakSet
 
 from ..backends.base import Backend
 from ..backends.leftovers import Leftovers
+from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
+from ..errors import Refused
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
@@ -23,7 +25,8 @@ from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..scheduling.queue import Queue, QueueSettings
-from . import compat, metrics
+from . import compat, http_errors, metrics
+from .connections import allow_many_connections
 from .control_socket import ControlSocket
 
 # Its key in the settings of the hub's web application.
@@ -47,6 +50,7 @@ class HubState:
         local_images: the images on the engine.
         host_metrics: the collector of the hub's metrics.
         control: the control socket; None if it is turned off.
+        unguard: ends the check of choices before the hub saves them; None if there is none.
         tasks: strong references to tasks, as the event loop holds them only weakly.
     """
 
@@ -62,6 +66,7 @@ class HubState:
     local_images: LocalImages
     host_metrics: metrics.HostMetrics
     control: ControlSocket | None = None
+    unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -113,6 +118,11 @@ class HubState:
         )
         state.host_metrics.register()
         state.tasks.append(loop.create_task(_warn_without_gpus(reader, log)))
+        allow_many_connections()
+        if not spawner.has_own_options():
+            state.unguard = compat.guard_saved_options(
+                lambda choice: not options.is_too_large(choice), _too_large
+            )
         if spawner.control_socket:
             state.control = control = ControlSocket(
                 spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
@@ -126,6 +136,9 @@ class HubState:
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""
         self.host_metrics.unregister()
+        if self.unguard:
+            self.unguard()
+            self.unguard = None
         if self.control:
             self.control.close()
         self.backend.close()
@@ -162,6 +175,13 @@ def build_early(spawner: Any) -> None:
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             asyncio.get_running_loop()
             hub_state_of(spawner).spawners.add(spawner)
+
+
+def _too_large() -> Exception | None:
+    """Return the refusal of a choice to be saved; None for a start, where the check refuses it."""
+    if form_stream.has_request():
+        return None
+    return http_errors.refusal(Refused(options.TOO_LARGE))
 
 
 def _explain_unknown(explain: Any, error: Exception) -> str:

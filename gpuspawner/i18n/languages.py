@@ -121,13 +121,17 @@ def translations(text: str) -> dict[str, str]:
     return {language.tag: language.say(text) for language in TRANSLATED}
 
 
-@lru_cache(maxsize=64)
 def language_for(accept_language: str = "") -> Language:
     """Return the best language for a browser's Accept-Language header; English if none matches.
 
     Traditional Chinese doesn't match simplified Chinese unless the header also accepts any Chinese.
     (`tornado.locale` can't tell them apart: it knows languages and countries, but no scripts.)
     """
+    return _best_match(accept_language[:MAX_HEADER_LENGTH])
+
+
+@lru_cache(maxsize=64)
+def _best_match(accept_language: str) -> Language:
     for tag in _by_weight(accept_language):
         try:
             wanted = _written(Locale.parse(tag, sep="-"))
@@ -141,7 +145,7 @@ def language_for(accept_language: str = "") -> Language:
 
 def _by_weight(accept_language: str) -> list[str]:
     """Return the tags of a header by weight, highest first; equal ones in their order."""
-    entries = accept_language[:MAX_HEADER_LENGTH].split(",")[:MAX_TAGS]
+    entries = accept_language.split(",")[:MAX_TAGS]
     found = [match for match in map(_TAG.fullmatch, entries) if match]
     weights = [(float(match[2] or 1), match[1]) for match in found]
     weights.sort(key=lambda each: each[0], reverse=True)

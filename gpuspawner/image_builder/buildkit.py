@@ -22,6 +22,8 @@ from typing import Any
 import docker
 import requests
 
+from ..untrusted import parse_json
+
 # Lines kept of a step's output, to say why it failed.
 KEPT_LINES = 60
 
@@ -76,7 +78,7 @@ def build(
 def _messages(response: requests.Response) -> Iterator[dict[str, Any]]:
     for line in response.iter_lines():
         if line:
-            yield json.loads(line)
+            yield parse_json(line)
 
 
 def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import docker
 import docker.errors
 
+from ..untrusted import parse_json
 from .recipe import BuildingError, Recipe
 
 # What any image version must be, whatever is in it.
@@ -59,7 +59,7 @@ def _run_scripts(client: docker.DockerClient, image: str, scripts: list[Path]) -
         )
         description: dict[str, Any] = {}
         for script in scripts:
-            description |= json.loads(_run(container, script) or "{}")
+            description |= parse_json(_run(container, script) or "{}")
         return description
     except (docker.errors.DockerException, ValueError) as error:
         raise BuildingError(f"the image {image} can't be looked at: {error}") from None

@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..untrusted import parse_yaml
 
 # A longer text is a mistake, and would break the form's layout.
 MAX_TEXT = 200
@@ -116,8 +117,8 @@ def load_catalogue(
     """
     name = "the catalogue" if isinstance(source, Mapping) else f"the catalogue {source}"
     try:
-        entries = source if isinstance(source, Mapping) else yaml.safe_load(_text(source))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        entries = source if isinstance(source, Mapping) else parse_yaml(_text(source))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{name} can't be read: {error}") from None
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{name} must map each version's key to its entry")

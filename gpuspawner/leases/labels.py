@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..gpus.model import Holder, Lease
+from ..untrusted import parse_json
 
 LABEL_GPUS = "gpuspawner.gpus"
 LABEL_USER = "gpuspawner.user"
@@ -142,8 +143,8 @@ def _seconds(text: str) -> float | None:
 
 
 def _names(text: str) -> frozenset[str]:
-    with suppress(ValueError, RecursionError):
-        found = json.loads(text)
+    with suppress(ValueError):
+        found = parse_json(text)
         if isinstance(found, list):
             return frozenset(name for name in found if isinstance(name, str))
     return frozenset()

@@ -21,6 +21,7 @@ from ..support import dashboards
 from ..support.browsers import assert_accessible, log_in
 from ..support.dashboards import ADMIN_PASSWORD, Visitor
 from ..support.hubs import PASSWORD, Hub, until
+from ..support.looks import container_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
@@ -208,7 +209,7 @@ def test_the_page_of_a_start(hub, readers, looked_at):
 
 def strangers(engine: Any, uuid: str) -> None:
     """Start a server with the hub's label that it doesn't know, and a container past all hubs."""
-    bears = engine.inspect_container("jupyter-ada")["Config"]["Labels"]
+    bears = engine.inspect_container(container_of(engine, "ada"))["Config"]["Labels"]
     label = {**bears, LABEL_USER: "fay", LABEL_GPUS: "", LABEL_UNTIL: "4000000000"}
     request = DeviceRequest(device_ids=[uuid], capabilities=[["gpu"]])
     host = engine.create_host_config(device_requests=[request])

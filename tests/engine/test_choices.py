@@ -7,7 +7,7 @@ from bs4 import BeautifulSoup
 
 from ..support.forms import submit
 from ..support.hubs import until
-from ..support.looks import containers, free_gpus, inside, labelled
+from ..support.looks import container_of, containers, free_gpus, inside, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -79,7 +79,7 @@ def test_a_saved_choice_that_is_no_longer_allowed_is_refused(hub, make_hub, engi
 def test_an_empty_choice_is_the_administrator_s(hub, engine):
     hub.start_server("newcomer", {})
     assert len(labelled(engine)["newcomer"]) == 1
-    container = engine.inspect_container("jupyter-newcomer")
+    container = engine.inspect_container(container_of(engine, "newcomer"))
     assert container["Config"]["Labels"]["gpuspawner.image"] == "minimal"
 
 
@@ -93,18 +93,58 @@ def test_a_refused_choice_is_not_the_one_remembered(hub, engine):
 
 def test_a_link_with_a_choice_starts_it(hub, engine):
     session = hub.log_in("ada")
-    session.get(f"{hub.url}/hub/spawn?opt-gpus=2&opt-image=minimal")
+    link, page = f"{hub.url}/hub/spawn?opt-gpus=2&opt-image=minimal", f"{hub.url}/hub/home"
+    session.get(link, headers={"Referer": page})
     until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
     assert len(labelled(engine)["ada"]) == 2
 
 
 def test_a_link_with_a_bad_choice_shows_the_form_with_the_reason(hub, engine):
     session = hub.log_in("ada")
-    page = session.get(f"{hub.url}/hub/spawn?opt-gpus=many")
+    here = {"Referer": f"{hub.url}/hub/home"}
+    page = session.get(f"{hub.url}/hub/spawn?opt-gpus=many", headers=here)
     assert page.status_code == 400
     error = BeautifulSoup(page.content, "html.parser").select_one(".spawn-error-msg")
     assert 'gpus must be a whole number, 0 or more, got "many".' in error.text
     assert containers(engine) == []
+
+
+def test_a_link_on_another_site_fills_the_form_and_starts_nothing(hub, engine):
+    session = hub.log_in("ada")
+    elsewhere = {"Referer": "https://elsewhere.example.org/"}
+
+    def opened(query: str) -> BeautifulSoup:
+        answer = session.get(f"{hub.url}/hub/spawn?{query}", headers=elsewhere)
+        assert answer.status_code == 200, answer.text
+        return BeautifulSoup(answer.content, "html.parser")
+
+    page = opened("opt-gpus=2&opt-image=minimal")
+    assert page.select_one("input[name=gpus][checked]")["value"] == "2"
+    notice = page.select_one("#gpuspawner .alert-info").text
+    assert notice == "A link has filled in this form. Nothing starts until you press Start."
+    assert "opt-gpus" not in page.select_one("#spawn_form")["action"]
+    # What is no choice at all is said.
+    assert "gpus must be a whole number" in opened("opt-gpus=many").select_one(".alert-info").text
+    assert opened("opt-gpus=%FF&opt-x=%00").select_one("#spawn_form")
+    assert containers(engine) == []
+    assert hub.server("ada").get("pending") is None
+    # One press of Start is all that it takes.
+    session.post(hub.url + page.select_one("#spawn_form")["action"], data={"gpus": "2"})
+    until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
+
+
+def test_nor_does_one_where_there_is_no_form(make_hub, engine):
+    hub = make_hub("c.GPUSpawner.options_form = ''", "c.GPUSpawner.default_gpus = 0")
+    session = hub.log_in("ada")
+    page = BeautifulSoup(session.get(f"{hub.url}/hub/spawn?opt-gpus=2").content, "html.parser")
+    assert "Nothing starts until you press Start." in page.text
+    assert containers(engine) == []
+    form = page.select_one("#spawn_form")
+    sent = {each["name"]: each["value"] for each in form.select("input[type=hidden]")}
+    assert sent["gpus"] == "2"
+    session.post(hub.url + form["action"], data=sent)
+    until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
+    assert len(labelled(engine)["ada"]) == 2
 
 
 def test_the_form_starts_what_was_picked_and_remembers_it(hub, engine):

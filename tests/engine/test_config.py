@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from contextlib import suppress
+from pathlib import Path
 
-from ..support.looks import containers, inside, labelled
+import pytest
+import requests
+
+from ..support.looks import container_of, containers, inside, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -26,7 +31,7 @@ def shipped(idle_host, _hub):
 
 def test_a_server_has_no_rights_that_it_does_not_need(shipped, engine):
     shipped.start_server("ada", {"gpus": 1, "image": "minimal"})
-    container = engine.inspect_container("jupyter-ada")
+    container = engine.inspect_container(container_of(engine, "ada"))
     host = container["HostConfig"]
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges"]
@@ -57,7 +62,7 @@ def test_dataloaders_find_room_to_share_memory(shipped, engine):
 def test_servers_reach_the_hub_and_not_each_other(shipped, engine):
     shipped.start_server("ada", {"gpus": 0, "image": "minimal"})
     shipped.start_server("ben", {"gpus": 0, "image": "minimal"})
-    networks = engine.inspect_container("jupyter-ben")["NetworkSettings"]["Networks"]
+    networks = engine.inspect_container(container_of(engine, "ben"))["NetworkSettings"]["Networks"]
     (network,) = networks.values()
     hub = inside(engine, "ada", "echo $JUPYTERHUB_API_URL")
     fetch = "curl -s -o /dev/null -m 3 -w %{http_code} "
@@ -66,13 +71,26 @@ def test_servers_reach_the_hub_and_not_each_other(shipped, engine):
     assert inside(engine, "ada", fetch + f"http://{network['IPAddress']}:8888/") == "000"
 
 
+def test_no_server_is_told_who_else_runs_one(shipped, engine):
+    """The engine's own name server answers every container on the network."""
+    shipped.start_server("ada", {"gpus": 0, "image": "minimal"})
+    shipped.start_server("ben", {"gpus": 0, "image": "minimal"})
+    ben = engine.inspect_container(container_of(engine, "ben"))
+    (network,) = ben["NetworkSettings"]["Networks"].values()
+    code = "import socket, sys; print(socket.gethostbyaddr(sys.argv[1]))"
+    told = inside(engine, "ada", f"python -c '{code}' {network['IPAddress']}")
+    assert ben["Name"].lstrip("/") in told
+    assert "ben" not in told
+    assert inside(engine, "ada", "getent hosts jupyter-ben; true") == ""
+
+
 def test_users_have_volumes_of_their_own_that_stay(shipped, engine):
     for user in ("ada", "ben"):
         shipped.start_server(user, {"gpus": 0, "image": "minimal"})
         assert inside(engine, user, "stat -c '%U %a' ~/work").split()[0] == "jovyan"
         assert inside(engine, user, f"echo {user} > ~/work/mine; cat ~/work/mine") == user
     shipped.stop_server("ada")
-    assert [c["Names"] for c in containers(engine)] == [["/jupyter-ben"]]
+    assert list(labelled(engine)) == ["ben"]
     shipped.start_server("ada", {"gpus": 1, "image": "minimal"})
     assert inside(engine, "ada", "cat ~/work/mine") == "ada"
     # JupyterLab opens where things stay.
@@ -87,6 +105,26 @@ def test_everybody_reads_the_course_and_instructors_write_it(shipped, engine):
     assert written == "jovyan"
     assert inside(engine, "ada", f"cat {COURSE}/1.txt") == "lesson"
     assert "Read-only" in inside(engine, "ada", f"rm -f {COURSE}/1.txt 2>&1")
+
+
+def test_what_anybody_sends_the_hub_has_a_size(shipped):
+    body = '{"gpus": "' + "9" * 25_000_000 + '"}'
+    with suppress(requests.ConnectionError):  # it may hang up before all is sent
+        answer = shipped._admin.post(f"{shipped.url}/hub/api/users/ada/server", data=body)
+        assert answer.status_code in (400, 413, 502, 503)
+    assert "Content-Length too long" in shipped.log()
+    limits = Path(f"/proc/{shipped._process.pid}/limits").read_text()
+    soft, hard = re.search(r"Max open files +(\d+) +(\d+)", limits).groups()
+    assert int(soft) == min(int(hard), 65_536)
+    # A name that would make a line of the log is no name.
+    page = shipped.log_in("ada", shipped_password(shipped)).get(f"{shipped.url}/hub/home")
+    assert page.ok
+    with pytest.raises(AssertionError):
+        shipped.log_in("ada\ngpuspawner {}", shipped_password(shipped))
+
+
+def shipped_password(hub):
+    return (hub.folder / "user-password").read_text()
 
 
 def test_two_gpus_are_the_limit_and_one_the_default(shipped, engine):

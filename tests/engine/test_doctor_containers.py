@@ -30,6 +30,7 @@ from gpuspawner.leases.labels import LABEL_HUB, labels
 from gpuspawner.simulation.changes import parse
 
 from ..support.hubs import free_port, until
+from ..support.looks import container_of
 from ..support.paths import ROOT
 from ..support.plans import planned
 
@@ -189,7 +190,7 @@ def test_beside_a_hub_that_runs_it_passes_and_the_hub_counts_its_gpu(
     _, found = run(hub.folder, environment)
     assert "a hub runs there" in found["Hub's address"][0]["found"]
     assert found["Container with a GPU"][0]["state"] == "ok"
-    assert [c["Names"] for c in engine.containers(all=True)] == [["/jupyter-ada"]]
+    assert [c["Id"] for c in engine.containers(all=True)] == [container_of(engine, "ada")]
     assert hub.ready("ada")
 
 

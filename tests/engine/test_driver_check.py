@@ -15,7 +15,7 @@ from gpuspawner.simulation.state import State, describe
 
 from ..support.forms import submit
 from ..support.hubs import Hub, until
-from ..support.looks import containers, gpus, inside, labelled
+from ..support.looks import container_of, containers, gpus, inside, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -174,5 +174,5 @@ def test_a_version_by_its_digest_starts(make_hub, engine):
     digest = engine.inspect_image(REFERENCE)["Id"]
     hub = make_hub(f"c.GPUSpawner.images = {{'pinned': {digest!r}}}")
     hub.start_server("ada", {"image": "pinned", "gpus": 1})
-    found = engine.inspect_container("jupyter-ada")
+    found = engine.inspect_container(container_of(engine, "ada"))
     assert (found["Config"]["Image"], found["Image"]) == (digest, digest)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ..support.hubs import until
-from ..support.looks import containers, inside, labelled
+from ..support.looks import container_of, containers, inside, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -37,7 +39,7 @@ def test_allowed_images_are_the_catalogue(make_hub, no_driver, engine, allowed, 
         environment=no_driver,
     )
     hub.start_server("ada", {"image": key})
-    assert engine.inspect_container("jupyter-ada")["Config"]["Image"] == REFERENCE
+    assert engine.inspect_container(container_of(engine, "ada"))["Config"]["Image"] == REFERENCE
     assert labelled(engine) == {"ada": []}
     refused = hub.spawn("ben", {"image": "ubuntu"})
     assert refused.status_code == 400
@@ -71,7 +73,7 @@ def test_the_administrator_s_extras_are_joined_and_not_lost(make_hub, engine):
         "c.DockerSpawner.cpu_limit = 1.5",
     )
     hub.start_server("ada", {"gpus": 1})
-    container = engine.inspect_container("jupyter-ada")
+    container = engine.inspect_container(container_of(engine, "ada"))
     host, config = container["HostConfig"], container["Config"]
     (request,) = host["DeviceRequests"]
     granted = labelled(engine)["ada"]
@@ -107,26 +109,26 @@ def test_own_options_of_the_administrator_reach_their_hook(make_hub, engine):
 def test_a_kept_container_without_gpus_is_started_again(make_hub, engine):
     hub = make_hub("c.DockerSpawner.remove = False")
     hub.start_server("ada", {"gpus": 0})
-    first = engine.inspect_container("jupyter-ada")["Id"]
+    first = engine.inspect_container(container_of(engine, "ada"))["Id"]
     inside(engine, "ada", "touch ~/kept")
     hub.stop_server("ada")
     assert [c["State"] for c in containers(engine)] == ["exited"]
     hub.start_server("ada", {"gpus": 0})
-    assert engine.inspect_container("jupyter-ada")["Id"] == first
+    assert engine.inspect_container(container_of(engine, "ada"))["Id"] == first
     assert inside(engine, "ada", "ls ~/kept").endswith("kept")
 
 
 def test_a_kept_container_is_replaced_where_gpus_were_or_are_granted(make_hub, engine):
     hub = make_hub("c.DockerSpawner.remove = False")
     hub.start_server("ada", {"gpus": 2})
-    first = engine.inspect_container("jupyter-ada")["Id"]
+    first = engine.inspect_container(container_of(engine, "ada"))["Id"]
     hub.stop_server("ada")
     # A stopped container holds nothing.
     hub.start_server("ben", {"gpus": 4})
     hub.stop_server("ben")
     for count in (2, 0):
         hub.start_server("ada", {"gpus": count})
-        second = engine.inspect_container("jupyter-ada")["Id"]
+        second = engine.inspect_container(container_of(engine, "ada"))["Id"]
         assert second != first
         assert len(labelled(engine)["ada"]) == count
         assert "left by an earlier server" in hub.log()
@@ -149,11 +151,30 @@ def test_a_kept_container_is_replaced_where_anything_else_has_changed(make_hub, 
         ' "instructors": "instructors"}}',
     )
     hub.start_server("ada", {"gpus": 0})
-    first = engine.inspect_container("jupyter-ada")
+    first = engine.inspect_container(container_of(engine, "ada"))
     assert [mount["RW"] for mount in first["Mounts"]] == [True]
     hub.stop_server("ada")
     hub.api("DELETE", "/groups/instructors/users", {"users": ["ada"]})
     hub.start_server("ada", {"gpus": 0})
-    second = engine.inspect_container("jupyter-ada")
+    second = engine.inspect_container(container_of(engine, "ada"))
     assert second["Id"] != first["Id"]
     assert [mount["RW"] for mount in second["Mounts"]] == [False]
+
+
+def test_a_server_that_runs_under_another_name_is_taken_up(make_hub, engine):
+    """As those of DockerSpawner, and of versions of ours that named containers by their users."""
+    line = 'c.GPUSpawner.name_template = "{prefix}-{username}"'
+    hub = make_hub(line)
+    hub.start_server("ada", {"gpus": 1})
+    first = engine.inspect_container("jupyter-ada")["Id"]
+    config = hub.folder / "jupyterhub_config.py"
+    config.write_text(config.read_text().replace(line, ""))
+    hub.stop()
+    hub.start()
+    assert hub.ready("ada")
+    assert container_of(engine, "ada") == first
+    hub.stop_server("ada")
+    assert engine.containers(all=True) == []
+    hub.start_server("ada", {"gpus": 1})
+    name = engine.inspect_container(container_of(engine, "ada"))["Name"]
+    assert re.fullmatch("/jupyter-[0-9a-f]{16}", name)

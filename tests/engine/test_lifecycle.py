@@ -12,7 +12,7 @@ import pytest
 
 from ..support.flaky import flaky_engine
 from ..support.hubs import IMAGES_OWN, until, with_groups
-from ..support.looks import containers, free_gpus, gpus, labelled
+from ..support.looks import container_of, containers, free_gpus, gpus, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -23,7 +23,7 @@ def all_free() -> bool:
 
 def test_a_container_that_dies_by_itself_gives_its_gpus_back(hub, engine):
     hub.start_server("ada", {"gpus": 4})
-    engine.kill("jupyter-ada")
+    engine.kill(container_of(engine, "ada"))
     until(all_free, "the GPUs are free")
     assert containers(engine) == []
     until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
@@ -32,7 +32,7 @@ def test_a_container_that_dies_by_itself_gives_its_gpus_back(hub, engine):
 
 def test_a_container_that_is_removed_by_force_gives_its_gpus_back(hub, engine):
     hub.start_server("ada", {"gpus": 4})
-    engine.remove_container("jupyter-ada", force=True)
+    engine.remove_container(container_of(engine, "ada"), force=True)
     assert all_free()
     until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
     hub.start_server("ada", {"gpus": 4})

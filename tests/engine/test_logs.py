@@ -13,6 +13,7 @@ from gpuspawner.backends.docker.container_config import with_log
 from gpuspawner.spawner import GPUSpawner
 
 from ..support.hubs import PLAIN_SAYS, until, with_groups
+from ..support.looks import container_of
 from ..support.paths import ROOT
 from ..support.registry import serve_inside
 
@@ -44,7 +45,7 @@ GROUPS: dict[str, dict[str, object]] = {
 
 
 def config_of(engine: docker.APIClient) -> dict[str, object]:
-    return engine.inspect_container("jupyter-ada")["HostConfig"]["LogConfig"]
+    return engine.inspect_container(container_of(engine, "ada"))["HostConfig"]["LogConfig"]
 
 
 LINES = (with_groups(GROUPS),)
@@ -60,14 +61,14 @@ def test_the_engines_own_log_is_rotated(hub, engine):
     assert engine.info()["LoggingDriver"] == "json-file"
     hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "json-file", "Config": THIRTY_MB}
-    assert PLAIN_SAYS.encode() in engine.logs("jupyter-ada")
+    assert PLAIN_SAYS.encode() in engine.logs(container_of(engine, "ada"))
 
 
 def test_another_driver_with_its_options(hub, engine):
     hub.add_to_group("local", "ada")
     hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}}
-    assert PLAIN_SAYS.encode() in engine.logs("jupyter-ada")
+    assert PLAIN_SAYS.encode() in engine.logs(container_of(engine, "ada"))
 
 
 @pytest.mark.parametrize("kind", ["journald", "fluentd"])
@@ -98,7 +99,7 @@ def test_a_server_whose_log_nobody_keeps_starts(hub, engine):
     hub.start_server("ada", {"gpus": 1})
     assert config_of(engine) == {"Type": "none", "Config": {}}
     with pytest.raises(docker.errors.APIError, match="does not support reading"):
-        engine.logs("jupyter-ada")
+        engine.logs(container_of(engine, "ada"))
     hub.stop_server("ada")
 
 
@@ -130,7 +131,8 @@ def test_what_a_server_says_arrives_at_a_fluentd(make_hub, engine, host):
         )
         hub.start_server("ada", {"gpus": 1})
         until(lambda: PLAIN_SAYS.encode() in heard, "its words are there")
-        assert b"jupyter.jupyter-ada" in heard
+        name = engine.inspect_container(container_of(engine, "ada"))["Name"].lstrip("/")
+        assert f"jupyter.{name}".encode() in heard
     finally:
         fluentd.shutdown()
         fluentd.server_close()

@@ -21,7 +21,7 @@ import pytest
 
 from ..support import registry as registries
 from ..support.hubs import IMAGES_OWN, Hub, until
-from ..support.looks import containers
+from ..support.looks import container_of, containers
 from ..support.registry import Registry
 from ..support.requirements import cannot
 
@@ -277,7 +277,7 @@ def test_references_with_a_port_or_a_digest_are_pulled_and_run(
     }[kind]
     hub = offer({"torch": reference})
     hub.start_server("ada")
-    assert engine.inspect_container("jupyter-ada")["Config"]["Image"] == reference
+    assert engine.inspect_container(container_of(engine, "ada"))["Config"]["Image"] == reference
     hub.stop_server("ada")
     pulled = manifests(registry)
     hub.start_server("ada")  # it is here now

@@ -13,7 +13,7 @@ from gpuspawner.leases.labels import LABEL_HUB, LABEL_UNTIL, LABEL_USER
 
 from ..support.dashboards import Program, Visitor, lines
 from ..support.hubs import until
-from ..support.looks import containers, free_gpus, gpus
+from ..support.looks import container_of, containers, free_gpus, gpus
 from ..support.queues import journal
 
 pytestmark = pytest.mark.engine
@@ -53,7 +53,8 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     hub.start_server("ben", {"gpus": 1})
     hub.kill()
     (hub.folder / "jupyterhub.sqlite").unlink()
-    bears = engine.inspect_container("jupyter-ben")["Config"]["Labels"]
+    of_ben = engine.inspect_container(container_of(engine, "ben"))
+    name, bears = of_ben["Name"].lstrip("/"), of_ben["Config"]["Labels"]
     past = {**bears, LABEL_USER: "ada", LABEL_UNTIL: str(round(time.time()) - 3600)}
     run(engine, "jupyter-ada", labels=past)
     run(engine, "others", labels={**past, LABEL_HUB: "http://10.9.9.9:8081/hub/api"})
@@ -61,7 +62,7 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     hub.start()
     boss = Visitor(hub, "boss")
     until(lambda: "jupyter-ada" not in names(engine), "what is past its end is gone", log=hub.log)
-    assert names(engine) == {"jupyter-ben", "others", "by-hand"}
+    assert names(engine) == {name, "others", "by-hand"}
     lines_of_ada = [line for line in journal(hub) if line["user"] == "ada"]
     assert [line["event"] for line in lines_of_ada] == ["warn", "stop"]
     assert {line["rule"] for line in lines_of_ada} == {"unknown to the hub"}
@@ -70,7 +71,7 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     # What isn't past its end is shown, and ends by a press.
     until(lambda: len(boss.status()["orphans"]) == 1, "only ben's is left", log=hub.log)
     (orphan,) = boss.status()["orphans"]
-    assert (orphan["user"], orphan["name"], orphan["stops_at"]) == ("ben", "jupyter-ben", None)
+    assert (orphan["user"], orphan["name"], orphan["stops_at"]) == ("ben", name, None)
     assert "Servers that JupyterHub doesn" in boss.page()
     assert Program(hub, "eve").ask("DELETE", f"/orphans/{orphan['id']}").status_code == 403
     program = Program(hub, "boss")
@@ -108,18 +109,21 @@ def test_what_dockerspawner_gave_a_container_is_held_while_it_runs(hub, engine, 
     assert f"{number} in use outside the hub" in refused.json()["message"]
     if number < 4:
         hub.start_server("ada", {"gpus": 4 - number})
-        assert seen_inside(engine, "jupyter-ada") == set(uuids) - given
+        assert seen_inside(engine, container_of(engine, "ada")) == set(uuids) - given
     engine.remove_container(container, force=True)
     hub.start_server("ben", {"gpus": number})
 
 
 def test_a_container_left_from_another_address_is_named_with_what_removes_it(hub, engine):
+    hub.start_server("ada", {"gpus": 0})
+    name = engine.inspect_container(container_of(engine, "ada"))["Name"].lstrip("/")
+    hub.stop_server("ada")
     label = {LABEL_HUB: "http://10.9.9.9:8081/hub/api", LABEL_USER: "ada"}
-    made = engine.create_container(IMAGE, ["true"], name="jupyter-ada", labels=label)
+    made = engine.create_container(IMAGE, ["true"], name=name, labels=label)
     refused = hub.spawn("ada", {"gpus": 1})
     assert refused.status_code == 500
     said = refused.json()["message"]
-    for word in ("jupyter-ada", "http://10.9.9.9:8081/hub/api", "docker rm -f jupyter-ada"):
+    for word in (name, "http://10.9.9.9:8081/hub/api", f"docker rm -f {name}"):
         assert word in said
     engine.remove_container(made["Id"])
     hub.start_server("ada", {"gpus": 1})

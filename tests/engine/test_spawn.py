@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ..support.hubs import until
-from ..support.looks import containers, free_gpus, gpus, inside, labelled
+from ..support.looks import container_of, containers, free_gpus, gpus, inside, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -26,7 +26,7 @@ def test_a_server_sees_exactly_the_gpus_of_its_label(hub, engine):
         " for i in range(n.nvmlDeviceGetCount())])"
     )
     assert inside(engine, "ada", f'python -c "{code}"') == str(granted)
-    container = engine.inspect_container("jupyter-ada")
+    container = engine.inspect_container(container_of(engine, "ada"))
     requests = container["HostConfig"]["DeviceRequests"]
     assert [request["DeviceIDs"] for request in requests] == [granted]
     labels = container["Config"]["Labels"]
@@ -82,7 +82,9 @@ def test_no_gpus_means_none_even_in_an_image_that_says_all(hub, engine, minimal_
             lines = inside(engine, "ada", variables).splitlines()
             assert [line for line in lines if "VISIBLE" in line] == ["NVIDIA_VISIBLE_DEVICES=void"]
         assert inside(engine, "ada", "ls /dev | grep -c nvidia; command -v nvidia-smi") == "0"
-        assert not engine.inspect_container("jupyter-ada")["HostConfig"]["DeviceRequests"]
+        assert not engine.inspect_container(container_of(engine, "ada"))["HostConfig"][
+            "DeviceRequests"
+        ]
         assert len(free_gpus()) == 4
     finally:
         client.images.get("gpuspawner/kept").tag(*reference.split(":"))
@@ -97,12 +99,12 @@ def test_another_count_is_another_container_with_the_same_volume(make_hub, engin
         ' "other": "gpuspawner/minimal:py3.11"}',
     )
     hub.start_server("ada", {"gpus": 1})
-    first = engine.inspect_container("jupyter-ada")["Id"]
+    first = engine.inspect_container(container_of(engine, "ada"))["Id"]
     assert inside(engine, "ada", "echo kept > ~/work/file && stat -c %U ~/work") == "jovyan"
     hub.stop_server("ada")
     assert containers(engine) == []
     hub.start_server("ada", {"gpus": 2, "image": "other"})
-    second = engine.inspect_container("jupyter-ada")
+    second = engine.inspect_container(container_of(engine, "ada"))
     assert second["Id"] != first
     assert second["Config"]["Labels"]["gpuspawner.image"] == "other"
     assert len(inside(engine, "ada", "nvidia-smi -L").splitlines()) == 2

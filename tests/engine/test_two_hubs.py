@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from ..support.hubs import until
-from ..support.looks import containers, free_gpus, gpus, labelled
+from ..support.looks import container_of, containers, free_gpus, gpus, labelled
 
 pytestmark = pytest.mark.engine
 
@@ -63,15 +63,15 @@ def test_what_the_other_hub_has_is_neither_offered_nor_granted(make_hub, engine)
 
 
 def test_a_container_of_another_hub_is_neither_taken_over_nor_stopped(make_hub, engine):
-    """Two hubs with one prefix and a user of one name."""
-    first = make_hub()
-    second = make_hub()
+    """Two hubs with one template and a user of one name."""
+    template = 'c.GPUSpawner.name_template = "{prefix}-{username}"'
+    first, second = make_hub(template), make_hub(template)
     first.start_server("ada", {"gpus": 1})
-    theirs = engine.inspect_container("jupyter-ada")["Id"]
+    theirs = engine.inspect_container(container_of(engine, "ada"))["Id"]
     refused = second.spawn("ada", {"gpus": 1})
     assert refused.status_code == 500
     assert "c.DockerSpawner.prefix" in refused.json()["message"]
-    assert engine.inspect_container("jupyter-ada")["Id"] == theirs
-    assert engine.inspect_container("jupyter-ada")["State"]["Running"]
+    assert engine.inspect_container(container_of(engine, "ada"))["Id"] == theirs
+    assert engine.inspect_container(container_of(engine, "ada"))["State"]["Running"]
     assert len(free_gpus()) == 3
     assert first.ready("ada")

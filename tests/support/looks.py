@@ -11,9 +11,16 @@ from typing import Any
 import docker
 
 
+def container_of(engine: Any, user: str, server: str = "") -> str:
+    """Return the id of a user's container, in whatever state."""
+    wanted = [f"gpuspawner.user={user}", f"gpuspawner.server={server}"]
+    (found,) = engine.containers(all=True, filters={"label": wanted})
+    return str(found["Id"])
+
+
 def inside(engine: Any, user: str, command: str, server: str = "", root: bool = False) -> str:
     """Return what a command prints in a user's container, under `docker exec`."""
-    name = f"jupyter-{user}" + (f"--{server}" if server else "")
+    name = container_of(engine, user, server)
     job = engine.exec_create(name, ["bash", "-c", command], user="0" if root else "")
     return engine.exec_start(job["Id"]).decode().strip()
 

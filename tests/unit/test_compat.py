@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub import orm
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
@@ -177,3 +178,29 @@ def test_nothing_else_of_ours_uses_what_jupyterhub_keeps_to_itself() -> None:
             if isinstance(node, ast.Attribute)
         }
         assert used & (private - ours) == set(), path.name
+
+
+def test_what_may_not_be_saved_is_not_and_what_was_saved_stays() -> None:
+    refusal: list[Exception] = []
+    end = compat.guard_saved_options(
+        lambda choice: choice != {"gpus": "many"}, lambda: refusal[0] if refusal else None
+    )
+    try:
+        saved = orm.Spawner(name="")
+        for choice, kept in (({"gpus": "many"}, None), ({"gpus": 1}, {"gpus": 1})):
+            saved.user_options = choice
+            assert saved.user_options == kept
+        saved.user_options = {"gpus": "many"}
+        assert saved.user_options == {"gpus": 1}
+        refusal.append(ValueError("too many"))
+        with pytest.raises(ValueError, match="too many"):
+            saved.user_options = {"gpus": "many"}
+    finally:
+        end()
+    saved.user_options = {"gpus": "many"}
+    assert saved.user_options == {"gpus": "many"}
+
+
+def test_a_start_is_known_before_its_choice_is_saved() -> None:
+    source = inspect.getsource(User.spawn)
+    assert source.index("spawner.handler = handler") < source.index("orm_spawner.user_options =")

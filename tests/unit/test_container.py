@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import docker
@@ -10,16 +12,20 @@ import docker.errors
 import pytest
 import requests
 from docker.types import ContainerConfig, DeviceRequest, Ulimit
+from traitlets.config import Config
 
 from gpuspawner.backends.docker.container_config import (
     asks_for_gpus,
     can_resume,
     granted_uuids,
     join_device_requests,
+    pseudonym,
     refused_ulimit,
     with_lease,
 )
+from gpuspawner.gpus.model import Holder
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_SETTINGS
+from gpuspawner.spawner import GPUSpawner
 
 VERSION = "1.43"
 LABELS = {"gpuspawner.gpus": "GPU-1,GPU-2", "gpuspawner.user": "ann"}
@@ -373,3 +379,36 @@ def test_only_what_would_be_created_now_and_has_no_gpus_is_started_again(
         "HostConfig": {"DeviceRequests": None},
     }
     assert can_resume(stopped | changed, {"labels": labels}, "sha256:this") == resumes
+
+
+def test_a_container_s_name_names_nobody_and_is_the_same_each_time() -> None:
+    names = {
+        pseudonym(holder, secret)
+        for holder in (Holder("ada"), Holder("ada", "b"), Holder("ada-b"), Holder("A"), Holder("a"))
+        for secret in (b"", b"secret")
+    }
+    assert len(names) == 10
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in names)
+    assert pseudonym(Holder("ada"), b"secret") == pseudonym(Holder("ada"), b"secret")
+
+
+def spawner(**traits: Any) -> GPUSpawner:
+    user = SimpleNamespace(name="ada", groups=[], settings={"cookie_secret": b"secret"})
+    made = GPUSpawner(user=user, config=Config({"GPUSpawner": traits}))
+    made.hub = None
+    return made
+
+
+def test_an_administrator_s_template_holds() -> None:
+    assert re.fullmatch("jupyter-[0-9a-f]{16}", spawner().object_name)
+    assert re.fullmatch("lab-[0-9a-f]{16}", spawner(prefix="lab").object_name)
+    assert spawner(name_template="{prefix}-{username}").object_name == "jupyter-ada"
+
+
+def test_a_server_that_runs_keeps_its_name_and_the_next_has_todays() -> None:
+    one = spawner()
+    one.load_state({"object_id": "1", "object_name": "jupyter-ada"})
+    assert one.object_name == "jupyter-ada"
+    assert one.get_state()["object_name"] == "jupyter-ada"
+    one.clear_state()
+    assert re.fullmatch("jupyter-[0-9a-f]{16}", one.object_name)

@@ -64,7 +64,7 @@ def test_a_good_configuration_has_nothing_to_change(tmp_path: Path) -> None:
     assert settings(tmp_path) == [Finding("ok", "nothing to change")]
 
 
-def test_the_shipped_configuration_has_nothing_to_change(
+def test_of_the_shipped_configuration_only_what_its_administrator_can_lend_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
@@ -72,7 +72,8 @@ def test_the_shipped_configuration_has_nothing_to_change(
     loaded = configuration.load(shipped, tmp_path)
     given = configuration.from_loaded(shipped, loaded)
     context = Context(shipped, tmp_path, configuration=given)
-    assert list(configuration.settings(context)) == [Finding("ok", "nothing to change")]
+    (told,) = configuration.settings(context)
+    assert (told.state, "who opens somebody's server" in told.found) == ("warning", True)
     # It makes its secrets where it is loaded: neither in the hub's folder nor in ours.
     assert list(tmp_path.iterdir()) == []
     assert "network 'gpuspawner': The Docker Engine" in given.network_error
@@ -315,6 +316,8 @@ SAID = [
     ("c.GPUSpawner.hour_limit = 0", "failure", "must be more than 0", "hour_limit = 1"),
     # Who may log in.
     ("c.JupyterHub.authenticator_class = 'dummy'", "warning", "without any password", "pam"),
+    ("c.Authenticator.admin_users = {'ada'}", "warning", "opens somebody's server", "subdomain"),
+    ("c.PAMAuthenticator.admin_groups = {'wheel'}", "warning", "opens somebody's server", "role"),
     # What can't be known.
     ("c.GPUSpawner.extra_host_config = lambda spawner: {}", "note", "is a function", ""),
     ("c.Spawner.group_overrides = lambda spawner: {}", "note", "is a function", ""),
@@ -362,6 +365,8 @@ def test_a_line_that_is_a_mistake_or_a_danger_is_told(
         "c.JupyterHub.concurrent_spawn_limit = 0",
         "c.GPUSpawner.longest_wait_minutes = 0; c.JupyterHub.concurrent_spawn_limit = 50",
         "c.Authenticator.allow_all = True",
+        "c.Authenticator.admin_users = set()",
+        "c.Authenticator.admin_users = {'a'}; c.JupyterHub.subdomain_host = 'https://hub.example'",
         "c.DummyAuthenticator.password = 'x'",
         "c.JupyterHub.load_groups = {'lab': {'users': []}}",
         extra("{'cap_add': ['NET_BIND_SERVICE']}"),

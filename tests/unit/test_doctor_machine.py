@@ -882,6 +882,34 @@ def test_a_folder_that_is_gone_is_a_note(tmp_path: Path) -> None:
     assert states(list(surroundings.disk(context(tmp_path / "gone")))) == ["note"]
 
 
+CONNECTIONS = """
+import resource, sys
+from pathlib import Path
+from gpuspawner.doctor import surroundings
+from gpuspawner.doctor.findings import Context
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
+print([each.state for each in surroundings.connections(Context(None, Path()))])
+"""
+
+
+@pytest.mark.parametrize(("most", "state"), [("1024", "warning"), ("8192", "ok")])
+def test_where_one_server_could_take_all_connections_it_is_told(most: str, state: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECTIONS, most], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == f"[{state!r}]", done.stderr
+
+
+def test_what_lets_a_server_fill_the_disk_is_told(tmp_path: Path) -> None:
+    def told(extra: Any) -> str:
+        given = Configuration(tmp_path / "c.py", "", True, {"extra_host_config": extra}, {}, {})
+        return text(list(surroundings.disk(context(tmp_path, configuration=given))))
+
+    assert "nothing limits" in told({"cap_drop": ["ALL"]})
+    assert "nothing limits" in told(None)
+    assert "nothing limits" not in told({"storage_opt": {"size": "20G"}})
+
+
 # ---- Who may read and write what -----------------------------------------------------------------
 
 

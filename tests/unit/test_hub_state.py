@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from prometheus_client import REGISTRY
 from traitlets.config import Config
 
 from gpuspawner.gpus import surroundings
+from gpuspawner.hub.connections import ENOUGH
 from gpuspawner.hub.state import HubState, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
 
@@ -70,6 +72,16 @@ async def test_a_hub_that_hands_out_no_gpus_says_so_in_its_log(
     (said,) = caplog.messages
     assert said.startswith("Servers get no GPUs: ")
     assert "container 5a5a5a5a5a5a was given none: start the hub's container with `--gpus" in said
+
+
+async def test_a_hub_may_have_more_connections_than_one_server_can_open(settings):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        assert spawner(settings).hub_state
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, ENOUGH), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_it_is_closed_by_the_same(settings):

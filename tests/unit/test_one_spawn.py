@@ -40,7 +40,7 @@ async def hub() -> Hub:
 def handler(method: str, choice: dict[str, Any]) -> Any:
     """Return the hub's handler of a request, with a choice where the page's script has it."""
     headers = {form_stream.HEADER: quote(json.dumps(choice)), "Accept": "text/html"}
-    request = SimpleNamespace(method=method, headers=headers)
+    request = SimpleNamespace(method=method, headers=headers, query_arguments={})
     return SimpleNamespace(request=request, set_header=lambda name, value: None)
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import socketserver
+import stat
 import subprocess
 import sys
 import threading
@@ -326,6 +327,37 @@ def test_without_an_engine_gpus_are_simulated(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
     assert look(tmp_path, 2).lacks.endswith("but no Docker Engine answers")
+
+
+# ---- what is kept private ------------------------------------------------------------------------
+
+
+def test_nobody_else_looks_into_the_folder_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "RUN", tmp_path / "run")
+    (tmp_path / "run").mkdir(mode=0o755)  # of a run before
+    console.make_run_folder()
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+
+
+HUB = """
+import os, sys
+from pathlib import Path
+from scripts import console, serve
+console.RUN = serve.RUN = Path(sys.argv[1])
+# In place of JupyterHub: what writes a file as SQLite does.
+serve.JupyterHub.launch_instance = lambda argv: Path("jupyterhub.sqlite").touch()
+serve._be_the_hub()
+"""
+
+
+def test_nor_into_what_the_hub_writes_there(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", HUB, str(tmp_path / "run")], cwd=ROOT, check=True, umask=0o022
+    )
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "run" / "jupyterhub.sqlite").stat().st_mode) == 0o600
 
 
 # ---- giving up -----------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "gpus.surroundings",
         "backends.docker.pace",
         "leases.labels",
+        "untrusted",
     }
 
 
@@ -74,6 +75,17 @@ def test_the_simulation_imports_nothing_of_ours() -> None:
 
 def test_nothing_imports_the_spawner() -> None:
     assert [name for name in MODULES if "spawner" in ours(imports(name))] == []
+
+
+def test_what_others_have_written_is_read_in_one_place() -> None:
+    """Brackets that lie too deep raise what nobody expects: there it is an error of the text's."""
+    parsers = re.compile(r"\b(json\.loads?|yaml\.\w*load\w*)\(")
+    found = [
+        name
+        for name, path in MODULES.items()
+        if parsers.search(path.read_text()) and not name.startswith("simulation.")
+    ]
+    assert found == ["untrusted"]
 
 
 def test_an_exception_from_a_check_names_the_check() -> None:

@@ -6,12 +6,14 @@ Pure functions on the arguments of docker-py's `create_container`.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import re
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ...gpus.model import Holder
 from ...leases.labels import LABEL_GPUS, LABEL_SETTINGS
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
@@ -24,6 +26,17 @@ GPU_CAPABILITIES = frozenset(
 
 # json-file is the default of an engine, and doesn't limit its size by default.
 ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
+
+
+def pseudonym(holder: Holder, secret: bytes) -> str:
+    """Return the name of a holder's container: always the same, and not telling whose it is.
+
+    Args:
+        holder: whose it is.
+        secret: without it nobody can compute the name of somebody's container.
+    """
+    words = json.dumps([holder.user, holder.server]).encode()
+    return hmac.new(secret, words, hashlib.sha256).hexdigest()[:16]
 
 
 def refused_ulimit(error: Exception, ulimits: Iterable[str]) -> str | None:

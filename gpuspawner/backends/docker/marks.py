@@ -43,7 +43,7 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
             found[uuid] = OutOfServiceMark(
                 uuid,
                 labels.get(LABEL_BY, ""),
-                labels.get(LABEL_WHY, ""),
+                labels.get(LABEL_WHY, "")[:MAX_REASON_LENGTH],
                 float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
             )
     return found

@@ -66,6 +66,11 @@ class DockerTraits(GPUTraits):
     def _client_kwargs_default(self) -> dict[str, Any]:
         return {"max_pool_size": THREADS}
 
+    @default("name_template")
+    def _name_template_default(self) -> str:
+        # The engine tells every container the names of its neighbours.
+        return "{prefix}-{pseudonym}"
+
     @validate("home_volume")
     def _check_home_volume(self, proposal: Any) -> Any:
         return checked(volumes.check_home, proposal.value)
