@@ -46,6 +46,8 @@ from .settings import GPUTraits
 
 # The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
+# The service that the dashboard is, in the shipped configuration.
+DASHBOARD = "gpus"
 
 
 @dataclass(eq=False)
@@ -539,9 +541,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment; `GPUSPAWNER_UNTIL` is the end of its lease so far."""
-        until = {"GPUSPAWNER_UNTIL": iso_time(self.lease.until)} if self.lease.until else {}
-        return {**super().get_env(), **until}
+        """Return the server's environment, with when its time ends and where the dashboard is."""
+        ours = {
+            "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
+            "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
+        }
+        return {**super().get_env(), **{name: value for name, value in ours.items() if value}}
 
     # -- What survives a restart of the hub ------------------------------------------------------
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
@@ -23,6 +24,9 @@ FOLDER = Path(__file__).parent
 # A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
 MAX_BODY_BYTES = 64 * 1024
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# For how long a browser needn't ask again whether it may show a token.
+PREFLIGHT_SECONDS = 600
 
 
 class Handler(HubOAuthenticated, web.RequestHandler):
@@ -108,6 +112,26 @@ class Handler(HubOAuthenticated, web.RequestHandler):
 
 def _error_message(error: Any) -> str:
     # Tornado keeps the message as a format and its arguments.
+def is_below(origin: str, hub_host: str) -> bool:
+    """Return whether an origin is a domain below the hub's, as users' and services' are.
+
+    Args:
+        origin: what a browser says where a page comes from, as "https://ada.hub.example".
+        hub_host: the hub's own; "" without `subdomain_host`.
+    """
+    try:
+        (page, page_port), (hub, hub_port) = (
+            (parts, parts.port or DEFAULT_PORTS.get(parts.scheme))
+            for parts in map(urlsplit, (origin, hub_host))
+        )
+    except ValueError:
+        return False
+    below = bool(hub.hostname) and (page.hostname or "").endswith(f".{hub.hostname}")
+    return below and (page.scheme, page_port) == (hub.scheme, hub_port)
+
+
+def _words(error: Any) -> str:
+    # Tornado keeps them as a format, for its log.
     words = getattr(error, "log_message", None)
     return str(words) % error.args if words else ""
 
@@ -182,8 +206,26 @@ class LivePart(Handler):
 class API(Handler):
     """JSON. A token in the header, or the browser's log-in with its XSRF token in the header."""
 
+    def set_default_headers(self) -> None:
+        """Let JupyterLab's page ask where each user has a domain: with a token, not with cookies."""
+        super().set_default_headers()
+        self.set_header("Vary", "Origin")
+        origin = self.request.headers.get("Origin", "")
+        if is_below(origin, self.hub_auth.hub_host):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type")
+            self.set_header("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE")
+            self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
+
+    def options(self, *_: str) -> None:
+        """Answer what a browser asks before it shows a token to another domain."""
+        self.set_status(204)
+
     async def prepare(self) -> None:
         """Refuse users who aren't logged in."""
+        """Refuse who isn't logged in."""
+        if self.request.method == "OPTIONS":
+            return
         await super().prepare()
         if not self.current_user:
             raise web.HTTPError(403, "A token that may use this service is missing.")
