@@ -110,8 +110,6 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         self.finish(self.page("error.html", {}, status=status_code, detail=_error_message(error)))
 
 
-def _error_message(error: Any) -> str:
-    # Tornado keeps the message as a format and its arguments.
 def is_below(origin: str, hub_host: str) -> bool:
     """Return whether an origin is a domain below the hub's, as users' and services' are.
 
@@ -130,8 +128,8 @@ def is_below(origin: str, hub_host: str) -> bool:
     return below and (page.scheme, page_port) == (hub.scheme, hub_port)
 
 
-def _words(error: Any) -> str:
-    # Tornado keeps them as a format, for its log.
+def _error_message(error: Any) -> str:
+    # Tornado keeps the message as a format and its arguments.
     words = getattr(error, "log_message", None)
     return str(words) % error.args if words else ""
 
@@ -207,7 +205,7 @@ class API(Handler):
     """JSON. A token in the header, or the browser's log-in with its XSRF token in the header."""
 
     def set_default_headers(self) -> None:
-        """Let JupyterLab's page ask where each user has a domain: with a token, not with cookies."""
+        """Let JupyterLab's page ask from its user's domain: with a token, not with cookies."""
         super().set_default_headers()
         self.set_header("Vary", "Origin")
         origin = self.request.headers.get("Origin", "")

@@ -105,7 +105,7 @@ def url_of_service(spawner: Any, name: str) -> str:
     """Return where browsers find a service of the hub's; "" where there is no such service.
 
     A path, or with `subdomain_host`, which gives each service a domain, a whole address. JupyterHub
-    tells a service its own address, and nobody else's. ref: Service in jupyterhub/services/service.py
+    tells a service where it is, and nobody else. ref: Service in jupyterhub/services/service.py
     """
     service = process_wide(spawner).get("services", {}).get(name)
     return f"{service.host}{service.prefix}" if service and service.url else ""

@@ -6,10 +6,9 @@ import re
 from contextlib import contextmanager
 
 import pytest
-import requests
 
 from ..support.dashboards import ADMIN_PASSWORD, lines
-from ..support.hubs import PASSWORD, Hub, until
+from ..support.hubs import PASSWORD, Hub
 from ..support.paths import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -69,7 +68,7 @@ def test_form_lab_extend_and_dashboard(hub: Hub, page, picture) -> None:
     log_in(page, hub, "/hub/spawn")
     sentence = page.locator("#gpuspawner-sentence")
     sentence.get_by_text("Starts now, with 1 GPU.").wait_for()
-    page.get_by_text("2", exact=True).first.click()
+    page.locator("#gpuspawner-gpus-2").check()
     sentence.get_by_text("Starts now, with 2 GPUs.").wait_for()
     page.get_by_role("button", name="Start").click()
     page.locator("#jp-top-panel").wait_for()
@@ -141,7 +140,8 @@ async ({hub, dashboard}) => {
 def test_a_page_of_a_server_can_t_act_as_the_administrator_who_opens_it(hub: Hub, page) -> None:
     for user in ("ada", "ben"):
         hub.start_server(user, {"gpus": 1})
-    log_in(page, hub, "/services/gpus/", "boss")
+    log_in(page, hub, "/hub/admin", "boss")
+    page.get_by_text("Start All").wait_for()
     page.goto(at(hub, "ada.hub.test") + "/user/ada/lab")
     page.get_by_role("button", name=re.compile("authorize", re.I)).click()
     page.locator("#jp-top-panel").wait_for()
