@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from contextlib import contextmanager
 
 import pytest
 
 from ..support.dashboards import ADMIN_PASSWORD, lines
-from ..support.hubs import PASSWORD, Hub
+from ..support.hubs import IMAGES_OWN, PASSWORD, Hub
 from ..support.paths import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -25,7 +26,7 @@ c.GPUSpawner.hour_limit = 8
 
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image):
-    running = hubs_of_run(lines(), MORE)
+    running = hubs_of_run(lines(), IMAGES_OWN, MORE)
     yield running
     running.stop()
 
@@ -147,5 +148,20 @@ def test_a_page_of_a_server_can_t_act_as_the_administrator_who_opens_it(hub: Hub
     page.locator("#jp-top-panel").wait_for()
     where = {"hub": at(hub, "hub.test"), "dashboard": at(hub, "gpus--service.hub.test")}
     tried = page.evaluate(ATTEMPTS, where)
-    print(tried)
-    assert 0
+    assert "jupyterhub" not in tried.pop("cookies")
+    # "0": it was sent, and the answer is kept from the page.
+    assert set(tried.values()) <= {"no answer", "0", "403", "404"}, tried
+    assert hub.api("GET", "/users/eve").status_code == 404
+    assert hub.ready("ben")
+
+
+def test_ssh_goes_to_the_user_s_domain(hub: Hub) -> None:
+    hub.start_server("ada", {"gpus": 1})
+    token = hub.api("POST", "/users/ada/tokens", {"expires_in": 600}).json()["token"]
+    command = ["websocat", "--binary", "--one-message", "--unidirectional-reverse"]
+    for header in (f"Host: ada.hub.test:{hub.port}", f"Authorization: token {token}"):
+        command.append(f"-H={header}")
+    # The name is of no domain name server's, so that the address is said apart.
+    address = f"asyncstdio: ws://127.0.0.1:{hub.port}/user/ada/sshd"
+    said = subprocess.run([*command, *address.split()], capture_output=True, timeout=60)
+    assert said.stdout.startswith(b"SSH-2.0-"), said.stderr
