@@ -51,6 +51,8 @@ from .settings import GPUTraits
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
 FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
+# The service that the dashboard is, in the shipped configuration.
+DASHBOARD = "gpus"
 
 
 @dataclass(eq=False)
@@ -632,9 +634,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment; `GPUSPAWNER_UNTIL` is the end of its lease so far."""
-        until = {"GPUSPAWNER_UNTIL": iso_time(self.lease.until)} if self.lease.until else {}
-        return {**super().get_env(), **until}
+        """Return the server's environment, with when its time ends and where the dashboard is."""
+        ours = {
+            "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
+            "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
+        }
+        return {**super().get_env(), **{name: value for name, value in ours.items() if value}}
 
     # -- What survives a restart of the hub ------------------------------------------------------
 

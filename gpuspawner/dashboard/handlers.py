@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
@@ -30,6 +31,9 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_LOGGED = 200
 
 log = logging.getLogger("gpuspawner.dashboard")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# For how long a browser needn't ask again whether it may show a token.
+PREFLIGHT_SECONDS = 600
 
 
 class Handler(HubOAuthenticated, web.RequestHandler):
@@ -122,6 +126,24 @@ class Handler(HubOAuthenticated, web.RequestHandler):
             log.warning("%d %s", value.status_code, what)
 
 
+def is_below(origin: str, hub_host: str) -> bool:
+    """Return whether an origin is a domain below the hub's, as users' and services' are.
+
+    Args:
+        origin: what a browser says where a page comes from, as "https://ada.hub.example".
+        hub_host: the hub's own; "" without `subdomain_host`.
+    """
+    try:
+        (page, page_port), (hub, hub_port) = (
+            (parts, parts.port or DEFAULT_PORTS.get(parts.scheme))
+            for parts in map(urlsplit, (origin, hub_host))
+        )
+    except ValueError:
+        return False
+    below = bool(hub.hostname) and (page.hostname or "").endswith(f".{hub.hostname}")
+    return below and (page.scheme, page_port) == (hub.scheme, hub_port)
+
+
 def _error_message(error: Any) -> str:
     # Tornado keeps the message as a format and its arguments.
     words = getattr(error, "log_message", None)
@@ -207,8 +229,26 @@ class LivePart(Handler):
 class API(Handler):
     """JSON. A token in the header, or the browser's log-in with its XSRF token in the header."""
 
+    def set_default_headers(self) -> None:
+        """Let JupyterLab's page ask from its user's domain: with a token, not with cookies."""
+        super().set_default_headers()
+        self.set_header("Vary", "Origin")
+        origin = self.request.headers.get("Origin", "")
+        if is_below(origin, self.hub_auth.hub_host):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Headers", "Authorization, Content-Type")
+            self.set_header("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE")
+            self.set_header("Access-Control-Max-Age", str(PREFLIGHT_SECONDS))
+
+    def options(self, *_: str) -> None:
+        """Answer what a browser asks before it shows a token to another domain."""
+        self.set_status(204)
+
     async def prepare(self) -> None:
         """Refuse users who aren't logged in."""
+        """Refuse who isn't logged in."""
+        if self.request.method == "OPTIONS":
+            return
         await super().prepare()
         if not self.current_user:
             raise web.HTTPError(403, "A token that may use this service is missing.")

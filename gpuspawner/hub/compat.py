@@ -165,6 +165,16 @@ def start_link(spawn_url: str, static_url: Any) -> str:
     return link
 
 
+def url_of_service(spawner: Any, name: str) -> str:
+    """Return where browsers find a service of the hub's; "" where there is no such service.
+
+    A path, or with `subdomain_host`, which gives each service a domain, a whole address. JupyterHub
+    tells a service where it is, and nobody else. ref: Service in jupyterhub/services/service.py
+    """
+    service = process_wide(spawner).get("services", {}).get(name)
+    return f"{service.host}{service.prefix}" if service and service.url else ""
+
+
 def process_wide(spawner: Any) -> dict[str, Any]:
     """Return the settings of the hub's web application, as a place for process-wide state.
 

@@ -16,6 +16,7 @@ from jupyterhub import orm
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
+from jupyterhub.services.service import Service
 from jupyterhub.spawner import Spawner
 from jupyterhub.user import User
 from traitlets.config import Config
@@ -132,6 +133,20 @@ def test_spawners_of_one_hub_share_its_application_s_settings() -> None:
     one.user.settings = two.user.settings = settings
     assert compat.process_wide(one) is compat.process_wide(two) is settings
     assert compat.process_wide(spawner()) == {}
+
+
+def test_a_service_s_address_is_found_in_the_application_s_settings() -> None:
+    assert "tornado_settings['services']" in inspect.getsource(JupyterHub)
+    one = spawner()
+    assert compat.url_of_service(one, "gpus") == ""
+    known = {"base_url": "/jupyter/", "url": "http://127.0.0.1:8710", "hub": None}
+    gpus, idle = Service(name="gpus", **known), Service(name="idle", hub=None)
+    one.user.settings = {"services": {"gpus": gpus, "idle": idle}}
+    assert compat.url_of_service(one, "gpus") == "/jupyter/services/gpus/"
+    assert compat.url_of_service(one, "idle") == ""
+    gpus.host = "https://gpus--service.hub.test:8443"
+    there = "https://gpus--service.hub.test:8443/jupyter/services/gpus/"
+    assert compat.url_of_service(one, "gpus") == there
 
 
 def test_state_and_options_are_where_the_hub_keeps_them() -> None:

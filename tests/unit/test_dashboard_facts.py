@@ -415,3 +415,30 @@ def test_each_path_of_the_api_is_described_and_the_other_way_round():
     for path in paths:
         assert any(re.fullmatch(pattern, f"/p{path}") for pattern in patterns), path
     assert yaml.safe_dump(OPENAPI)
+
+
+@pytest.mark.parametrize(
+    ("origin", "hub", "below"),
+    [
+        ("https://ada.hub.example", "https://hub.example", True),
+        ("https://ada.hub.example", "https://Hub.Example:443", True),
+        ("http://ada.hub.test:8000", "http://hub.test:8000", True),
+        ("http://ada.hub.test:8001", "http://hub.test:8000", False),
+        ("http://ada.hub.example", "https://hub.example", False),
+        ("https://adahub.example", "https://hub.example", False),
+        ("https://hub.example.evil.example", "https://hub.example", False),
+        ("https://hub.example", "https://hub.example", False),
+        ("https://ada.hub.example", "", False),
+        ("", "https://hub.example", False),
+        ("null", "https://hub.example", False),
+        ("https://[::1", "https://hub.example", False),
+        ("https://ada.hub.example:x", "https://hub.example", False),
+        ("https://.", "https://", False),
+    ],
+)
+def test_a_page_below_the_hub_s_domain_is_told_from_others(
+    origin: str, hub: str, below: bool
+) -> None:
+    from gpuspawner.dashboard.handlers import is_below
+
+    assert is_below(origin, hub) is below

@@ -28,11 +28,13 @@ export class Hub {
     // Whose server this is, and its name. Hubs before 5 don't say who else may look at it.
     this.user = page.hubServerUser || page.hubUser;
     this.server = page.hubServerName ?? "";
-    const base = page.hubPrefix.replace(/hub\/?$/, "");
-    // With a domain for each user the service is elsewhere, out of this page's reach. Who looks at
-    // somebody else's server can't do anything for it.
-    this.reachable = Boolean(this._token && !page.hubHost && page.hubUser === this.user);
-    this.pageUrl = this.reachable ? `${base}services/gpus/` : "";
+    // Where each user has a domain, the dashboard has one too; only the hub knows which, and says it
+    // to the server. Hubs that say nothing have it beside themselves.
+    const beside = page.hubHost ? "" : `${page.hubPrefix.replace(/hub\/?$/, "")}services/gpus/`;
+    const dashboard = page.gpuspawner?.dashboard || beside;
+    // Who looks at somebody else's server can't do anything for it.
+    this.reachable = Boolean(this._token && dashboard && page.hubUser === this.user);
+    this.pageUrl = this.reachable ? dashboard : "";
   }
 
   /** Return what the service knows; `facts.status` of the dashboard says what that is. */
