@@ -60,13 +60,13 @@ class SpawnAttempt:
     """The state of one spawn; `clear_state` replaces it as a whole.
 
     Args:
-        since: when the choice was made, in seconds since the epoch: a place in the queue counts
-            from then.
-        request: what the choice asks for.
-        waiting_since: `since`, once its user has been told to wait.
-        reservation: what was granted, until `launch` takes it over.
-        granted: the same, for as long as there is a spawn.
-        granted_at: when GPUs were granted last, by the monotonic clock.
+        since: when the choice was made, in seconds since the epoch: the time at which its request
+            joins the queue.
+        request: the request of the choice.
+        waiting_since: `since`, once the request waits in the queue.
+        reservation: the granted reservation, until `launch` takes it over.
+        granted: the granted reservation, for as long as the spawn lasts.
+        granted_at: when the last reservation was granted, by the monotonic clock.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
     """
@@ -87,9 +87,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # Class attributes, as traits that are functions are called before `__init__` sets them.
     _hub_state: HubState | None = None
     _is_initialised = False
-    # While its spawner class stops it, what its spawn has set stays for the hooks that follow.
+    # Whether the server is being stopped: the hooks that run then read the traits of its spawn.
     _is_stopping = False
-    # Whether an earlier hub started this server, and what of that one's hooks counts still.
+    # Whether an earlier hub process started the server, so that overrides aren't applied yet; and
+    # the values that hooks had set for it there.
     _rules_unknown = False
     _kept_rules: Mapping[str, Mapping[str, Any]] = {}
 
@@ -117,7 +118,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if self._is_initialised:
             self.overrides.was_assigned(name)
 
-    # -- Who and where ---------------------------------------------------------------------------
+    # -- Identity and shared state ---------------------------------------------------------------
 
     @property
     def holder(self) -> Holder:
@@ -126,7 +127,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     @property
     def log_name(self) -> str:
-        """This server, for a line of the log."""
+        """The name of this server in the log."""
         return one_line(self._log_name)
 
     @property
@@ -311,9 +312,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         )
 
     async def _applicant_for_form(self) -> tuple[Applicant, str]:
-        """Return this server's user and `pull_policy` by the rules of now; leave the traits alone.
+        """Return this server's user and `pull_policy` by the current rules; change no trait.
 
-        JupyterHub asks the default server for the form of a named one, also while it runs or waits.
+        JupyterHub has the default server's spawner render the form of named servers, too, even
+        while the default server runs or waits.
         """
         overrides = await self._overrides_that_apply()
         if self.active:
@@ -412,7 +414,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return str(said + start_link.hidden_fields(linked))
 
     async def _absent_versions(self, limits: Limits, pull_policy: str) -> frozenset[str]:
-        """Return the keys of the versions whose image isn't here and won't be fetched."""
+        """Return the keys of the versions whose image isn't on the engine and won't be pulled."""
         if pull_policy != "never":
             return frozenset()
         versions = limits.versions
@@ -423,7 +425,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # -- For the templates in hub/templates ------------------------------------------------------
 
     def start_link(self, spawn_url: str, static_url: Any) -> str:
-        """Return where the button leads that starts this server, with what a link has asked for."""
+        """Return the URL of the start button, with the options of the link that was opened."""
         return compat.start_link(spawn_url, static_url)
 
     def steps_so_far(self) -> list[dict[str, Any]]:
@@ -483,8 +485,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                     asked = replace(attempt.request, image=request.image)
                     rules = self.groups, self.request_limits()
                     if asked != request or (request.gpus and rules != granted_by):
-                        # Another number of GPUs, another model, or another share, by the rules of
-                        # now. Nothing awaits until it is in the queue again, in its place.
+                        # By the current rules it is another request, or in another group's share.
+                        # Nothing awaits until it is back in the queue, at its place.
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
@@ -539,15 +541,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def _note_unused(
         self, attempt: SpawnAttempt, granted: Reservation, rule: str, by: str = audit_log.RULES
     ) -> None:
-        """Write that GPUs are free again whose server never ran."""
+        """Log the release of GPUs whose server never ran."""
         if granted.gpus:
             held = round(time.monotonic() - attempt.granted_at, 1)
             self.lease.log_event("release", by, gpus=granted.uuids, held=held, rule=rule)
 
     async def _check_again(self) -> None:
-        """Hold the rules that apply now against a choice that has waited.
+        """Check a choice that has waited by the rules that apply now.
 
-        They are those of its first check: before the hooks that run after it, whose settings stay.
+        As at its first check, these are the rules without what later hooks have set.
         """
         while True:
             overrides = await self._overrides_that_apply()
@@ -557,7 +559,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             try:
                 self._take(await self._check(self.user_options, applicant))
             except Unknown as error:
-                # No reason to lose one's turn, nor to have it by rules that nobody has looked at.
+                # The request keeps its turn, but isn't granted by rules that can't be checked.
                 self._show_turn(str(error))
                 await asyncio.sleep(PERIOD_SECONDS)
                 continue
@@ -644,7 +646,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # -- What survives a restart of the hub ------------------------------------------------------
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the hub keeps for `load_state`: the lease, or since when the server waits."""
+        """Return the state for `load_state`, with the lease or since when the server waits."""
         hooks = self._kept_rules if self._rules_unknown else self._rules_of_hooks()
         ours = {
             **self.lease.saved(),
@@ -657,7 +659,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Restore the state that an earlier hub process saved."""
         super().load_state(state)
         ours = state.get(STATE_KEY) or {}
-        # Nobody has applied the group overrides here, nor does any hook run again.
+        # JupyterHub applies group overrides and runs hooks only at a spawn.
         self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
         if ours.get("waiting_since"):
@@ -673,7 +675,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._rules_unknown = False
         if not self._is_stopping:
             self.overrides.begin()
-        if attempt.reservation:  # given up between its turn and its start
+        if attempt.reservation:  # cancelled between its turn and its start
             self.ledger.release(attempt.reservation)
             self._note_unused(attempt, attempt.reservation, "given up before the start")
         self.lease.end()
@@ -682,19 +684,19 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     @property
     def waiting_requests(self) -> int:
-        """How many wait who could use its GPUs."""
+        """The number of requests in the queue that could use its GPUs."""
         return self.hub_state.queue.waiting_for(self.lease.uuids)
 
     async def ensure_rules_applied(self) -> None:
-        """Have the rules that hold for a server which an earlier hub started.
+        """Apply the rules for a server that an earlier hub process has started.
 
-        JupyterHub applies group overrides and runs hooks at a spawn only.
+        JupyterHub applies group overrides and runs hooks only at a spawn.
         """
         if not self._rules_unknown:
             return
         self._rules_unknown = False
         overrides: list[dict[str, Any]] = []
-        with suppress(web.HTTPError):  # an override that is wrong, which is in the log now
+        with suppress(web.HTTPError):  # an invalid override, which has been logged
             overrides = await self._overrides_that_apply()
         self.overrides.begin()
         self._set_rules(self._kept_rules.get("before", {}))
@@ -703,7 +705,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._set_rules(self._kept_rules.get("after", {}))
 
     def _rules_of_hooks(self) -> dict[str, dict[str, Any]]:
-        """Return what hooks have set, before and after group overrides, that counts from now on."""
+        """Return what hooks have set before and after the overrides for `WHILE_RUNNING` traits."""
         names = self.traits(config=True, **{WHILE_RUNNING: True})
         both = {"before": self.overrides.before_overrides(), "after": self.overrides.by_hooks()}
         return {
@@ -740,7 +742,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         compat.save_state(self)
 
     async def stop(self, now: bool = False) -> None:
-        """Stop the server; what its spawn had set stays for the hooks that follow."""
+        """Stop the server; hooks that run then still read the traits of its spawn."""
         await self.ensure_rules_applied()
         self.lease.will_stop(audit_log.HUB, "stopped")
         self._is_stopping = True
@@ -750,7 +752,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._is_stopping = False
 
     async def stop_through_hub(self) -> None:
-        """Stop the server as its user would, and have the hub notice: route, database, hooks."""
+        """Stop the server and let the hub update its route, database and hooks."""
         await self.stop()
         await self.poll_and_notify()
 

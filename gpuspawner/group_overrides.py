@@ -1,9 +1,9 @@
-"""What sets a spawner's traits for one spawn, in which order, and how it is put back.
+"""Layers of trait values for one spawn, and how the configured values are restored afterwards.
 
-In this order, each over what was before: the configuration; hooks that JupyterHub runs before the
-group overrides; group overrides; the image that the choice means; hooks that run after them. While
-somebody waits, group overrides and image are set anew by the rules of then, below what the later
-hooks have set. A spawner object is used again for the next spawn, by whoever has which rights then.
+Each layer overrides the one before it: the configuration; hooks that JupyterHub runs before it
+applies group overrides; the group overrides; the image of the choice; hooks that run later. After a
+wait, group overrides and image are set again by the rules that apply then, and what the later hooks
+have set stays. JupyterHub uses a spawner object for many spawns, and groups may change in between.
 ref: https://jupyterhub.readthedocs.io/en/stable/reference/spawners.html
 """
 
@@ -21,8 +21,8 @@ NOTHING = "(nothing)"
 # The metadata key of a trait's function that returns the stricter of two values, for users in
 # several groups. Without one, the later override counts.
 STRICTER = "stricter"
-# Under which a trait's metadata says that it counts while a server runs, and so after a restart of
-# the hub: no hook runs then that could set it again.
+# The metadata key of traits that are used while a server runs. What hooks have set for them is
+# saved for a restart of the hub, after which no hook runs.
 WHILE_RUNNING = "while_running"
 
 
@@ -40,12 +40,12 @@ def common(one: Sequence[str], other: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """What hooks have made of a trait's value.
+    """A change that the administrator's hooks have made to a trait's value.
 
     Args:
-        before: what it was; where nobody had read it, its default.
-        after: what it is.
-        was_unread: whether nobody had read it.
+        before: the value before the hooks; the default if the trait had no value yet.
+        after: the value after the hooks.
+        was_unread: whether the trait had no value before the hooks.
     """
 
     before: Any
@@ -53,10 +53,10 @@ class Change:
     was_unread: bool = False
 
     def of(self, value: Any) -> Any:
-        """Return what the same change makes of another value.
+        """Return another value with the same change applied.
 
-        What else was in a mapping or a list was an override's, whose group may have been left
-        since: of a mapping it is made key by key, of a list that was made longer at its end.
+        In a mapping it is applied key by key, and to a list the same items are added: its other
+        items came from overrides that may not apply any more.
         """
         if all(isinstance(each, Mapping) for each in (self.before, self.after, value)):
             return self._of_mapping(value)
@@ -81,7 +81,7 @@ class Change:
 
 
 class GroupOverrides:
-    """The group overrides of one spawner, between what was set before them and after.
+    """The group overrides of one spawner, and the values that hooks set before and after them.
 
     Args:
         spawner: the spawner, an instance of `hub.compat.UnofficialHooks`.
@@ -89,33 +89,33 @@ class GroupOverrides:
 
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
-        # Each is trait -> value, of those that had one: when the spawn began; before anything was
-        # set here; and as that was left, before the later hooks. None: it isn't so far.
+        # Snapshots (trait -> value, of traits that have one): at the begin of the spawn; before the
+        # first override; after the overrides and before the later hooks. None: not taken yet.
         self._configured: dict[str, Any] | None = None
         self._below: dict[str, Any] | None = None
         self._above: dict[str, Any] | None = None
-        # What this spawn has set here.
+        # The traits that overrides or the choice have set in this spawn.
         self._touched: set[str] = set()
-        # What hooks have assigned, be it the value that was there.
+        # The traits that hooks have assigned, even if to an equal value.
         self._assigned: set[str] = set()
 
     def was_assigned(self, trait: str) -> None:
-        """Take note that a trait is assigned."""
+        """Record that a trait has been assigned."""
         self._assigned.add(trait)
 
     def begin(self) -> None:
-        """Begin a spawn: put back what the last one had set, before any hook of this one runs."""
+        """Begin a spawn: restore the values that the last one has changed, before any hook runs."""
         self.put_back()
         self._configured = self._snapshot()
         self._assigned = set()
 
     def apply(self, overrides: Sequence[Mapping[str, Any]]) -> None:
-        """Set what all of these set, and nothing of others: rights end with the membership.
+        """Set the traits of these overrides, and restore those of earlier ones.
 
-        What hooks have made of the traits since the last time holds all the same.
+        Changes that hooks have made since the last call are kept.
 
         Args:
-            overrides: each `spawner_override` that applies now, in its order.
+            overrides: each `spawner_override` that applies now, in JupyterHub's order.
 
         Raises:
             OverrideError: an override can't be applied. Then none is.
@@ -131,34 +131,34 @@ class GroupOverrides:
                     raise OverrideError(error, self._key_of(override)) from error
 
     def choose(self, trait: str, value: Any) -> None:
-        """Set what the choice means for a trait; what a hook has set goes before."""
+        """Set a trait by the user's choice; a value that a hook has set takes precedence."""
         with self.without_hooks():
             self._touched.add(trait)
             setattr(self._spawner, trait, value)
 
     def put_back(self) -> None:
-        """Put back what the administrator configured: the spawn is over."""
+        """Restore the configured values at the end of a spawn."""
         if self._below is not None:
             self._restore()
         self._touched, self._below, self._above = set(), None, None
 
     def by_hooks(self) -> dict[str, Change]:
-        """Return what hooks have made of traits since `apply`, by trait."""
+        """Return trait -> change that hooks have made since `apply`."""
         if self._above is None:
             return {}
         return self._changes(self._above, self._snapshot(), self._assigned)
 
     def before_overrides(self) -> dict[str, Change]:
-        """Return what hooks had made of traits before `apply`, by trait."""
+        """Return trait -> change that hooks had made before `apply`."""
         if self._configured is None or self._below is None:
             return {}
         return self._changes(self._configured, self._below)
 
     @contextmanager
     def without_hooks(self) -> Iterator[None]:
-        """Have the traits without what hooks have made of them since `apply`; nothing may await.
+        """Undo, within the context, what hooks have changed since `apply`. It mustn't await.
 
-        The check of a choice comes before these hooks, and so it does when it is made again.
+        A choice is checked before these hooks run, so it is checked again without them.
         """
         if self._below is None:
             self._below = self._snapshot()
@@ -175,16 +175,16 @@ class GroupOverrides:
         finally:
             self._above = self._snapshot()
             for trait, change in changes.items():
-                # A rule is what they have made it, not that and what a group has.
+                # A limit is the hooks' value, and isn't merged with a group's.
                 is_rule = STRICTER in self._spawner.traits()[trait].metadata
                 now = change.after if is_rule else change.of(getattr(self._spawner, trait))
                 setattr(self._spawner, trait, now)
             self._assigned = assigned
 
     def _restore(self) -> None:
-        """Have the traits as they were before anything was set here."""
+        """Restore the values from before the first override."""
         assert self._below is not None
-        # A default that was made since may have been made of what an override had set.
+        # Defaults that were computed since may depend on a value that an override has set.
         made = self._snapshot().keys() - self._below.keys()
         for trait in self._touched | made:
             self._put_back(trait)
@@ -197,11 +197,11 @@ class GroupOverrides:
             self._forget(trait)
 
     def _forget(self, trait: str) -> None:
-        # traitlets has no other way to have a default made anew.
+        # traitlets has no other way to compute a default again.
         self._spawner._trait_values.pop(trait, None)
 
     def _apply_one(self, override: Mapping[str, Any], strict: set[str]) -> None:
-        """Apply what one override sets; raise ValueError with a sentence that names the trait."""
+        """Apply one override; raise ValueError with a sentence that names the trait."""
         for trait, value in override.items():
             try:
                 self._apply_trait(trait, value(self._spawner) if callable(value) else value, strict)
@@ -215,14 +215,14 @@ class GroupOverrides:
         if known:
             stricter = spawner.traits()[trait].metadata.get(STRICTER)
             if trait in strict and stricter:
-                # Who is in several groups is under the rules of each.
+                # A user in several groups is under the rules of each.
                 value = stricter(getattr(spawner, trait), value)
             strict.add(trait)
             self._touched.add(trait)
-            # What it was is merged into, and may be the default of every spawner.
+            # JupyterHub merges mappings in place, and this may be the default of all spawners.
             setattr(spawner, trait, copied(getattr(spawner, trait)))
-        # A copy, since a hook may add to it, and the override is everybody's. JupyterHub calls what
-        # can be called, so that a trait which is a function itself is made by one.
+        # A copy, since hooks may change it, and all users share the override. JupyterHub calls
+        # callables, so a value that is a function itself has to be returned by one.
         spawner.apply_override({trait: lambda _spawner: copied(value)})
         if known:
             # JupyterHub merges mappings in place, which skips the trait's validation.
@@ -252,9 +252,9 @@ class GroupOverrides:
         }
 
     def _snapshot(self) -> dict[str, Any]:
-        """Return the traits that can be configured, as they are; of what nobody has read, nothing.
+        """Return the values of configurable traits that have one.
 
-        Reading it would make a default of what a hook has yet to set.
+        Reading the others would compute their defaults, which may depend on what hooks set later.
         """
         spawner = self._spawner
         return {
@@ -265,7 +265,7 @@ class GroupOverrides:
 
 
 def copied(value: Any) -> Any:
-    """Return a value that stays as it is where somebody changes mappings and lists in it."""
+    """Return a copy of a value, with its mappings, lists, tuples and sets copied too."""
     if type(value) is dict:
         return {key: copied(item) for key, item in value.items()}
     if type(value) in (list, tuple, set):
@@ -277,8 +277,8 @@ class OverrideError(GPUSpawnerError):
     """A group override can't be applied. `str()` names it, and the trait.
 
     Args:
-        error: what is wrong.
-        key: its own key, as "['lab']"; "" if unknown.
+        error: the reason.
+        key: the override's key, as "['lab']"; "" if unknown.
     """
 
     def __init__(self, error: Exception, key: str = "") -> None:

@@ -1,8 +1,8 @@
-"""Orphans: servers that run with this hub's label, and that this hub knows nothing of.
+"""Orphans: servers that run with this hub's label, but that this hub doesn't know.
 
-So it is where the hub's database was lost, or the engine was away while a server stopped. Nobody
-would keep the end that is written on them. Another hub's servers and whatever somebody started by
-hand are none of ours: the hub's label alone decides.
+They appear when the hub's database is lost, or when the engine is away while a server stops.
+Without this module nobody would enforce the end of their lease. Only the hub's label decides:
+servers of other hubs and containers that somebody started by hand are left alone.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from . import audit_log
 from .audit_log import one_line
 from .labels import LABEL_HUB, ServerRecord, lease_of
 
-# How often what runs is compared with what is known; more often where there is less time.
+# The time between two comparisons, in seconds; less if the grace period is short.
 PERIOD_SECONDS = 15.0
-# In how many looks a server must be unknown: what a hub has just begun it knows in the next one.
-LOOKS = 2
+# In how many comparisons in a row a server must be unknown: in the first one, its start or its
+# adoption may be under way.
+MIN_SIGHTINGS = 2
 
 
 class KnownServer(Protocol):
-    """A server as its spawner tells of it."""
+    """A server that the hub has a spawner for."""
 
     @property
     def holder(self) -> Holder:
-        """Whose it is."""
+        """The server as the holder of its GPUs."""
 
     @property
     def server_id(self) -> str:
-        """The backend's name for it; "" where there is none."""
+        """The backend's id of the server; "" if it has none."""
 
     @property
     def is_known(self) -> bool:
-        """Whether the hub takes it to run, to start or to stop, or looks after its GPUs."""
+        """Whether the server runs, starts or stops for the hub, or holds a lease."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,30 @@ class Orphan:
     """A server that the hub doesn't know.
 
     Args:
-        server: it.
-        lease: what its labels say.
-        looks: in how many looks on end it was unknown.
-        stops_at: when it is to be stopped, by the monotonic clock; None: that isn't announced.
+        server: the server as its backend lists it.
+        lease: its lease, from its labels.
+        sightings: the number of comparisons in a row in which it was unknown.
+        stops_at: when it is stopped, by the monotonic clock; None: its stop isn't announced.
     """
 
     server: ServerRecord
     lease: Lease
-    looks: int = 1
+    sightings: int = 1
     stops_at: float | None = None
 
     @property
     def is_certain(self) -> bool:
-        """Whether it was unknown often enough."""
-        return self.looks >= LOOKS
+        """Whether it has been unknown often enough to act on it."""
+        return self.sightings >= MIN_SIGHTINGS
 
     def overdue(self, now: float) -> float:
-        """Return for how long its end is past, in seconds; 0.0 where it isn't, or has none."""
+        """Return how long ago its lease ended, in seconds; 0.0 if it hasn't, or never does."""
         return max(0.0, now - self.lease.until) if self.lease.until else 0.0
 
 
 @dataclass(frozen=True)
 class Found:
-    """What follows from one look: all orphans by id, and which are to be announced or stopped."""
+    """The result of a comparison: all orphans by id, and those to announce and to stop."""
 
     orphans: Mapping[str, Orphan]
     announce: Sequence[Orphan] = ()
@@ -87,19 +88,20 @@ def compare(
     steady: float,
     grace: float | None,
 ) -> Found:
-    """Compare what runs with what the hub knows.
+    """Compare the servers that run with those that the hub knows.
 
-    An orphan is stopped only where it was unknown in each look since it was announced, and its end
-    is still past.
+    An orphan is stopped only if every comparison since its announcement has found it unknown and
+    past its end.
 
     Args:
-        servers: what a backend lists.
-        known: the servers that the hub has.
-        hub: its address, as on its servers' labels; "": it has none, and so no orphans.
-        before: the orphans of the last look.
-        now: in seconds since the epoch.
-        steady: by the monotonic clock, in seconds.
-        grace: seconds from the announcement to the stop; None: neither comes.
+        servers: the servers that a backend lists.
+        known: the servers that the hub has spawners for.
+        hub: the hub's address, as in its servers' labels; "": there are no orphans.
+        before: the orphans of the last comparison.
+        now: the time, in seconds since the epoch.
+        steady: the time by the monotonic clock, in seconds.
+        grace: seconds from the announcement to the stop; None: orphans are neither announced nor
+            stopped.
     """
     ids = {each.server_id for each in known if each.is_known}
     holders = {each.holder for each in known if each.is_known}
@@ -109,11 +111,11 @@ def compare(
         lease = lease_of(server, hub)
         if not hub or lease is None or server.labels.get(LABEL_HUB) != hub:
             continue
-        # By its id as well: a user may have another name by now.
+        # By id as well, as the user may have been renamed.
         if server.state != "running" or server.id in ids or lease.holder in holders:
             continue
         last = before.get(server.id)
-        orphan = Orphan(server, lease, *((last.looks + 1, last.stops_at) if last else ()))
+        orphan = Orphan(server, lease, *((last.sightings + 1, last.stops_at) if last else ()))
         if grace is None or not orphan.is_certain or not orphan.overdue(now):
             orphan = replace(orphan, stops_at=None)
         elif orphan.stops_at is None:
@@ -126,14 +128,14 @@ def compare(
 
 
 class Reconciler:
-    """Look for orphans for as long as the hub runs.
+    """A background task that finds orphans, announces them past their end, and stops them.
 
     Args:
-        list_servers: lists what the backend has; may raise, and then nothing is decided.
-        known: the servers that this hub has had since it started.
-        stop: stops one by its id.
+        list_servers: lists the backend's servers; if it raises, nothing is announced or stopped.
+        known: returns the servers that this hub has had spawners for since it started.
+        stop: stops a server by its id.
         hub: the hub's address.
-        grace: seconds from the announcement of a stop to the stop; None: only administrators stop.
+        grace: seconds from the announcement to the stop; None: only administrators stop orphans.
         log: a logger.
     """
 
@@ -156,21 +158,21 @@ class Reconciler:
         self._stopping: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Look again and again."""
+        """Compare periodically, until cancelled."""
         period = PERIOD_SECONDS if self._grace is None else min(PERIOD_SECONDS, self._grace / 2)
         while True:
             try:
-                await self.look()
+                await self.reconcile()
             except Exception as error:
-                # Where the backend is away, others say so: to whoever wants something of it.
+                # A backend that is away is reported to those who request something of it.
                 said = one_line(error)
                 self._log.debug("Looking for servers that the hub doesn't know failed: %s", said)
             await asyncio.sleep(max(period, 0.1))
 
-    async def look(self) -> None:
-        """Look once: announce what is to be stopped, and stop what was."""
+    async def reconcile(self) -> None:
+        """Compare once: announce orphans that are past their end, and stop announced ones."""
         servers = await self._list_servers()
-        # From here to the stops nothing may await: what is known now is so then.
+        # Nothing may await from here to the stops: the hub could learn of a server meanwhile.
         found = self._compare(servers, self._orphans)
         self._orphans = found.orphans
         for orphan in found.announce:
@@ -194,7 +196,7 @@ class Reconciler:
         )
 
     def facts(self) -> list[dict[str, Any]]:
-        """Return what administrators see of the orphans, for JSON; times since the epoch."""
+        """Return the orphans for administrators, as JSON; times in seconds since the epoch."""
         steady, now = time.monotonic(), time.time()
         return [
             {
@@ -214,8 +216,8 @@ class Reconciler:
         """Stop an orphan for an administrator, past its end or not.
 
         Args:
-            server_id: the backend's name for it.
-            by: who wants it, for the log.
+            server_id: the backend's id of the server.
+            by: the name of the administrator, for the audit log.
 
         Raises:
             Refused: there is no such orphan, or it can't be stopped.

@@ -46,10 +46,10 @@ class LeasedServer(Protocol):
 
     @property
     def waiting_requests(self) -> int:
-        """How many wait who could use its GPUs."""
+        """The number of requests in the queue that could use its GPUs."""
 
     async def ensure_rules_applied(self) -> None:
-        """Have the rules, where an earlier hub started it."""
+        """Apply the rules if an earlier hub process started the server."""
 
     def on_lease_begin(self) -> None:
         """Register the lease with the reclaimer."""
@@ -81,11 +81,11 @@ class ServerLease:
         self._uuids: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
-        # Since when it holds them; None where that isn't known.
+        # Since when the server has had its GPUs; None if unknown.
         self._began: Deadline | None = None
-        # Who stops it, and why.
+        # Who has the server stopped, and why.
         self._cause: tuple[str, str] | None = None
-        # Why the last server was stopped, for its user; outlives `end`.
+        # Why the last server was stopped, for its user; kept after `end`.
         self.notice = ""
 
     # -- Beginning and end of the lease ----------------------------------------------------------
@@ -100,7 +100,7 @@ class ServerLease:
         self._term = Term(after, seconds) if after and seconds else None
 
     def hold(self, uuids: Collection[str]) -> None:
-        """Look after these GPUs from now on."""
+        """Hold GPUs (by UUID) for the server that has started, and register with the reclaimer."""
         self._began = Deadline.after(0, self._clock)
         self._register(uuids)
 
@@ -147,20 +147,20 @@ class ServerLease:
             self._register(saved["gpus"])
 
     async def ensure_rules_applied(self) -> None:
-        """Have the rules that hold for it."""
+        """Apply the group overrides if an earlier hub process started the server."""
         await self._server.ensure_rules_applied()
 
     def log_event(self, event: audit_log.Event, by: str = audit_log.RULES, **facts: Any) -> None:
-        """Write a line for the administrator about this server's GPUs, and who did it."""
+        """Write an event of this lease to the audit log; `by`: who caused it."""
         audit_log.record(self._server.log, event, self._server.holder, by, **facts)
 
     def will_stop(self, by: str, rule: str) -> None:
-        """Take note of who stops the server, and why: the first one does."""
+        """Record who stops the server, and why; only the first call counts."""
         self._cause = self._cause or (by, rule)
 
     @property
     def held(self) -> float | None:
-        """For how many seconds the server has had its GPUs; None where that isn't known."""
+        """For how many seconds the server has had its GPUs; None if unknown."""
         return round(-self._began.remaining, 1) if self._began else None
 
     # -- Facts about the lease -------------------------------------------------------------------
@@ -182,7 +182,7 @@ class ServerLease:
 
     @property
     def extend_from(self) -> float | None:
-        """From when its user can extend it, in seconds since the epoch; None: there is no end."""
+        """When its user can extend the lease first, in seconds since the epoch; None: no end."""
         if self._term is None:
             return None
         window, now = self._extend_seconds, self._clock.wall()
@@ -193,12 +193,12 @@ class ServerLease:
     @property
     def _extend_seconds(self) -> float | None:
         minutes, warned = self._server.extend_minutes, self._server.warning_minutes
-        # Who is told to extend it can.
+        # A user who has been warned can extend the lease.
         return None if minutes is None else 60 * max(minutes, warned)
 
     @property
     def is_measured(self) -> bool:
-        """Whether the server can be stopped for idle GPUs."""
+        """Whether the server can be stopped because its GPUs are idle."""
         server = self._server
         return server.idle_minutes > 0 and not server.groups & set(server.idle_exempt_groups)
 
@@ -222,17 +222,18 @@ class ServerLease:
     # -- Actions of the user ---------------------------------------------------------------------
 
     def extend(self, hours: float | None = None, by: str = "", over_all: bool = False) -> float:
-        """Give the server more time; return its new end, in seconds since the epoch.
+        """Extend the lease; return its new end, in seconds since the epoch.
 
         Args:
-            hours: how much more; None: as much as it began with. At most `hour_limit` is left then.
-            by: who does it, for the administrator; "": its user.
-            over_all: whether an administrator does it for somebody else: at any time, and also
-                where others wait.
+            hours: the time to add; None: as much as it began with. Afterwards at most `hour_limit`
+                hours are left.
+            by: who extends it, for the audit log; "": its user.
+            over_all: whether an administrator extends another user's lease: at any time, and even
+                while requests wait.
 
         Raises:
-            Refused: there is no end, it is too early, somebody waits who could use the GPUs, or no
-                time can be added. Nothing has changed then.
+            Refused: the lease has no end, it is too early, a request waits that could use the GPUs,
+                or no time can be added. Nothing has changed then.
         """
         self._refuse_if_ending()
         term = self._term
@@ -250,7 +251,7 @@ class ServerLease:
         return term.until
 
     def _refuse_extension(self, term: Term) -> None:
-        """Raise where its user can't extend it now."""
+        """Raise Refused if its user can't extend the lease now."""
         if waiting := self._server.waiting_requests:
             raise Refused(
                 lazy_ngettext(

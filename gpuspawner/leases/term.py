@@ -57,15 +57,15 @@ class Term:
         return max(each.until for each in (self.deadline, self.warned) if each)
 
     def can_be_extended(self, seconds: float | None) -> bool:
-        """Return whether its user may extend it already.
+        """Return whether its user can extend the term now.
 
         Args:
-            seconds: how long before the end that begins; None: at any time.
+            seconds: how long before the end that is possible; None: at any time.
         """
         return seconds is None or self.warned is not None or self.until_extension(seconds) <= 0
 
     def until_extension(self, seconds: float) -> float:
-        """Return how many seconds there are until its user may extend it, from `seconds` before."""
+        """Return the time until its user can extend the term, in seconds; `seconds` as above."""
         # Half of a short term at most, as for a warning.
         return self.deadline.remaining - min(seconds, self.seconds / 2)
 
@@ -80,7 +80,7 @@ class Term:
         return min(left + seconds, max(most, left)) - left
 
     def extend(self, seconds: float) -> None:
-        """Add seconds; of its new end there is a warning anew."""
+        """Add seconds to the term; its user is warned again before the new end."""
         left = max(0.0, self.deadline.remaining)
         self.deadline = Deadline.after(left + seconds, self.deadline.clock)
         self.warned = None

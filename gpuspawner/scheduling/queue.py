@@ -92,7 +92,7 @@ class QueueEntry:
         return self.waiting.holder
 
     def refresh(self) -> None:
-        """Take the groups and limits of now."""
+        """Update the groups and limits."""
         if self.rules is not None:
             groups, self.request_limits = self.rules()
             self.waiting = replace(self.waiting, groups=groups)
@@ -134,7 +134,7 @@ class Queue:
         return tuple(sorted(entries, key=lambda entry: entry.turn.place if entry.turn else 0))
 
     def waiting_for(self, uuids: Collection[str]) -> int:
-        """Return how many wait who could use these GPUs, if they came back."""
+        """Return how many requests in the queue could use these GPUs if they were free."""
         view, back = self._ledger.last_view or View(), set(uuids)
         alike: dict[Any, list[Turn]] = {}
         for entry in self._unanswered():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder, Lease
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_HUB, LABEL_UNTIL, ServerRecord, labels
-from gpuspawner.leases.reconciler import LOOKS, Orphan, Reconciler, compare
+from gpuspawner.leases.reconciler import MIN_SIGHTINGS, Orphan, Reconciler, compare
 
 HUB, OTHER = "http://10.0.0.1:8081/hub/api", "http://10.0.0.2:8081/hub/api"
 NOW, GRACE = 2_000_000_000.0, 60.0
@@ -228,8 +228,8 @@ def test_whatever_happens_only_what_is_this_hub_s_unknown_and_past_its_end_is_st
             until = unknown[id].labels[LABEL_UNTIL]
             assert until
             assert float(until) < now
-            assert all(id in each for each in history[-LOOKS:])
-            assert len(history) >= LOOKS
+            assert all(id in each for each in history[-MIN_SIGHTINGS:])
+            assert len(history) >= MIN_SIGHTINGS
             assert steady - announced_at[id] >= grace
 
 
@@ -282,7 +282,7 @@ async def test_an_orphan_is_announced_in_the_log_and_stopped_with_a_line_each(ca
     backend = Backend(past(), server(BEN, None, id="two"))
     looking = reconciler(backend, [])
     for _ in range(4):
-        await looking.look()
+        await looking.reconcile()
         await settle()
     assert backend.stopped == ["one"]
     warn, stop = events(caplog)
@@ -299,15 +299,15 @@ async def test_an_orphan_is_announced_in_the_log_and_stopped_with_a_line_each(ca
 async def test_while_the_backend_is_away_nothing_is_decided(caplog) -> None:
     backend = Backend(past())
     looking = reconciler(backend, [])
-    await looking.look()
-    await looking.look()
+    await looking.reconcile()
+    await looking.reconcile()
     backend.trouble = OSError("away")
     for _ in range(5):
         with pytest.raises(OSError, match="away"):
-            await looking.look()
+            await looking.reconcile()
     backend.trouble = None
     backend.servers.clear()
-    await looking.look()
+    await looking.reconcile()
     assert (backend.stopped, looking.facts()) == ([], [])
 
 
@@ -315,8 +315,8 @@ async def test_a_stop_that_fails_is_tried_again(caplog) -> None:
     backend = Backend(past())
     looking = reconciler(backend, [])
     for _ in range(2):
-        await looking.look()
-    listed = asyncio.ensure_future(looking.look())
+        await looking.reconcile()
+    listed = asyncio.ensure_future(looking.reconcile())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     backend.trouble = OSError("full")
@@ -325,7 +325,7 @@ async def test_a_stop_that_fails_is_tried_again(caplog) -> None:
     assert "full" in caplog.text
     assert backend.stopped == []
     backend.trouble = None
-    await looking.look()
+    await looking.reconcile()
     await settle()
     assert backend.stopped == ["one"]
 
@@ -334,10 +334,10 @@ async def test_an_administrator_stops_one_that_is_not_past_its_end(caplog) -> No
     caplog.set_level(logging.INFO)
     backend = Backend(server(until=None))
     looking = reconciler(backend, [], None)
-    await looking.look()
+    await looking.reconcile()
     with pytest.raises(Refused):  # it may just have begun
         await looking.stop("one", "boss")
-    await looking.look()
+    await looking.reconcile()
     await looking.stop("one", "boss")
     assert backend.stopped == ["one"]
     (line,) = events(caplog)
@@ -349,8 +349,8 @@ async def test_an_administrator_stops_one_that_is_not_past_its_end(caplog) -> No
 async def test_what_is_known_by_now_is_stopped_by_no_press(caplog) -> None:
     backend, known = Backend(server(until=None)), []
     looking = reconciler(backend, known, None)
-    await looking.look()
-    await looking.look()
+    await looking.reconcile()
+    await looking.reconcile()
     known.append(Known(ADA))
     with pytest.raises(Refused, match="knows it by now") as refused:
         await looking.stop("one", "boss")
@@ -361,8 +361,8 @@ async def test_what_is_known_by_now_is_stopped_by_no_press(caplog) -> None:
 async def test_a_stop_that_an_administrator_asked_for_and_that_fails_is_told(caplog) -> None:
     backend = Backend(server(until=None))
     looking = reconciler(backend, [], None)
-    await looking.look()
-    await looking.look()
+    await looking.reconcile()
+    await looking.reconcile()
 
     async def fails(server_id: str) -> None:
         raise OSError("no")
