@@ -41,8 +41,13 @@ c.GPUSpawner.pull_policy = "never"
 # What can't be had is refused at once, but in the tests of the queue.
 c.GPUSpawner.longest_wait_minutes = 0
 """
-# What doctor rightly says of the usual configuration: nobody's server is kept from anything.
-OF_EVERY_HUB = ("without no-new-privileges and cap_drop ALL", "no mem_limit")
+# What doctor rightly says of the usual configuration: nobody's server is kept from anything, and
+# all have one address.
+OF_EVERY_HUB = (
+    "without no-new-privileges and cap_drop ALL",
+    "no mem_limit",
+    "an administrator who opens somebody's server lends its pages",
+)
 WAITING = "c.GPUSpawner.longest_wait_minutes = 60"
 
 # The least that a hub takes for a server, and up in a moment. Most tests aren't about JupyterLab,
