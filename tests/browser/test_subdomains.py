@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -141,6 +140,20 @@ def test_a_page_of_a_server_can_t_act_as_the_administrator_who_opens_it(hub: Hub
     assert hub.ready("ben")
 
 
+# No name server knows the domain, so the address is given apart from it, which websocat can't.
+FIRST_MESSAGE = """
+import asyncio, sys
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
+
+async def first(url, host, token):
+    headers = {"Host": host, "Authorization": f"token {token}"}
+    connection = await websocket_connect(HTTPRequest(url, headers=headers))
+    return await connection.read_message()
+
+print(asyncio.run(first(*sys.argv[1:])).decode())
+"""
+
 TOKEN_OF_USER = """
 async () => {
   const headers = {"X-XSRFToken": window.jhdata.xsrf_token, "Content-Type": "application/json"};
@@ -156,11 +169,8 @@ def test_ssh_goes_to_the_user_s_domain(hub: Hub, page) -> None:
     log_in(page, hub, "/hub/token")
     page.get_by_role("button", name="Request new API token").wait_for()
     token = page.evaluate(TOKEN_OF_USER)
-    websocat = str(Path(sys.executable).parent / "websocat")
-    command = [websocat, "--binary", "--one-message", "--unidirectional-reverse"]
-    for header in (f"Host: ada.hub.test:{hub.port}", f"Authorization: token {token}"):
-        command.append(f"-H={header}")
-    # No name server knows the domain, so the address is given apart from it.
-    address = f"asyncstdio: ws://127.0.0.1:{hub.port}/user/ada/sshd"
-    said = subprocess.run([*command, *address.split()], capture_output=True, timeout=60)
+    host = f"ada.hub.test:{hub.port}"
+    url = f"ws://127.0.0.1:{hub.port}/user/ada/sshd"
+    words = [sys.executable, "-c", FIRST_MESSAGE, url, host, token]
+    said = subprocess.run(words, capture_output=True, timeout=60)
     assert said.stdout.startswith(b"SSH-2.0-"), said.stderr

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,7 +234,8 @@ def test_a_container_that_nobody_removes_ends_and_goes_by_itself(
     assert about["HostConfig"]["AutoRemove"]
     assert about["Config"]["Entrypoint"] == ["sleep"]
     assert 0 < int(about["Config"]["Cmd"][0]) <= 300
-    engine.kill(left["Id"])
+    with suppress(docker.errors.APIError):  # it may have been about to end when doctor was killed
+        engine.kill(left["Id"])
     until(lambda: not ours(engine), "the engine removes it")
 
 
@@ -409,7 +410,7 @@ def test_a_gpu_that_the_container_does_not_get_is_told(idle_host, engine) -> Non
     assert "nvidia-ctk runtime configure" in found.advice
     found = with_gpu(idle_host, change, accepted=False)
     assert found.state == "failure"
-    assert "=true --in-place" in found.advice
+    assert "accept-nvidia-visible-devices-envvar-when-unprivileged" in found.advice
     assert engine.containers(all=True) == []
 
 

@@ -37,6 +37,11 @@ REFUSED = {
 NOT_BUILT = "isn't built for this machine's NVIDIA A100-SXM4-40GB (compute capability 8.0)"
 
 
+def press(hub, session, choice):
+    """Open a link with a choice, from a page of the hub's."""
+    return session.get(f"{hub.url}/hub/spawn?{choice}", headers={"Referer": f"{hub.url}/hub/home"})
+
+
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image) -> Hub:
     return hubs_of_run(
@@ -86,7 +91,7 @@ def test_a_version_whose_cuda_does_not_start_is_refused_through_every_door(
     sentence = f"image {key} {REFUSED[driver, key]}. With 0 GPUs it can be used."
     rest = checked.spawn("ada", {"image": key, "gpus": 1})
     assert (rest.status_code, rest.json()["message"]) == (400, sentence)
-    link = session.get(f"{checked.url}/hub/spawn?opt-image={key}&opt-gpus=1")
+    link = press(checked, session, f"opt-image={key}&opt-gpus=1")
     assert sentence in error_of(link)
     assert sentence in error_of(submit(checked, session, image=key, gpus="1"))
     assert containers(engine) == []
@@ -97,7 +102,7 @@ def test_without_gpus_it_starts_through_every_door(checked, idle_host, engine):
     session = checked.log_in("ada")
     doors = [
         lambda: checked.spawn("ada", {"image": "thirteen", "gpus": 0}),
-        lambda: session.get(f"{checked.url}/hub/spawn?opt-image=thirteen&opt-gpus=0"),
+        lambda: press(checked, session, "opt-image=thirteen&opt-gpus=0"),
         lambda: submit(checked, session, image="thirteen", gpus="0"),
     ]
     for door in doors:
@@ -131,7 +136,7 @@ def test_a_framework_without_the_gpu_s_architecture_is_refused_through_every_doo
     sentence = f"image hopper {NOT_BUILT}. With 0 GPUs it can be used."
     rest = checked.spawn("ada", {"image": "hopper", "gpus": 1})
     assert (rest.status_code, rest.json()["message"]) == (400, sentence)
-    link = session.get(f"{checked.url}/hub/spawn?opt-image=hopper&opt-gpus=1")
+    link = press(checked, session, "opt-image=hopper&opt-gpus=1")
     assert sentence in error_of(link)
     assert sentence in error_of(submit(checked, session, image="hopper", gpus="1"))
     assert containers(engine) == []

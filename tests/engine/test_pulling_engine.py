@@ -289,10 +289,7 @@ def test_references_with_a_port_or_a_digest_are_pulled_and_run(
 
 def failure(hub: Hub, key: str) -> str:
     """Return why a start failed."""
-    assert hub.spawn("ada", {"image": key}).ok  # nobody waits for more than that it begins
-    last = hub.progress("ada")[-1]
-    assert last["failed"]
-    return last["message"].removeprefix("Spawn failed: ")
+    return hub.failed_start("ada", {"image": key})["message"].removeprefix("Spawn failed: ")
 
 
 def test_a_failed_pull_says_why(offer, registry, engine, image, host):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,9 @@ c.ProcessSpawner.pre_spawn_hook = pre_spawn_hook
 LAB = {"default_gpus": 2, "environment": {"WHO": "the override"}}
 
 
-@pytest.fixture(scope="module")
-def _hub(binaries, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
+@contextmanager
+def started(binaries, folder: Path, *lines: str) -> Iterator[Hub]:
+    """Have a hub on a simulated NVML with two GPUs, with more lines of a configuration."""
     state = folder / "state"
     describe([("T4", 2)]).write(state)
     ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
@@ -69,6 +70,7 @@ def _hub(binaries, tmp_path_factory):
         SLOW_STOP,
         HOOKS,
         with_groups({"lab": LAB}),
+        *lines,
     ]
     (folder / "jupyterhub_config.py").write_text("".join(config))
     (folder / "ports").write_text("\n".join(map(str, ports.values())))
@@ -76,9 +78,17 @@ def _hub(binaries, tmp_path_factory):
     nowhere = f"unix://{folder / 'no-engine'}"
     names = environment(Path(binaries.directory), state, PYTHONPATH=str(ROOT), DOCKER_HOST=nowhere)
     hub = Hub(folder, names)
-    hub.start()
-    yield hub
-    hub.stop()
+    try:
+        hub.start()
+        yield hub
+    finally:
+        hub.stop()
+
+
+@pytest.fixture(scope="module")
+def _hub(binaries, tmp_path_factory):
+    with started(binaries, tmp_path_factory.mktemp("hub")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -135,16 +145,18 @@ c.ProcessSpawner.unknown_server_minutes = 0.02
 """
 
 
-@pytest.mark.parametrize("hub", [ORPHAN], indirect=True)
-def test_what_the_hub_does_not_know_and_is_past_its_end_is_stopped(hub):
-    hub.start_server("ada", {"gpus": 2})
-    until(lambda: "stop" in [line["event"] for line in journal(hub)], "it is stopped", log=hub.log)
-    by_rule = [line for line in journal(hub) if line.get("rule") == "unknown to the hub"]
-    assert [(line["event"], line["user"]) for line in by_rule] == [
-        ("warn", "past"),
-        ("stop", "past"),
-    ]
-    assert hub.ready("ada")
+def test_what_the_hub_does_not_know_and_is_past_its_end_is_stopped(binaries, tmp_path):
+    with started(binaries, tmp_path, ORPHAN) as hub:
+        hub.start_server("ada", {"gpus": 2})
+        stopped = "the server that is past its end is stopped"
+        until(lambda: "stop" in [line["event"] for line in journal(hub)], stopped, log=hub.log)
+        by_rule = [line for line in journal(hub) if line.get("rule") == "unknown to the hub"]
+        assert [(line["event"], line["user"]) for line in by_rule] == [
+            ("warn", "past"),
+            ("stop", "past"),
+        ]
+        assert hub.ready("ada")
+        hub.stop_server("ada")
 
 
 def test_what_is_over_a_limit_is_refused(hub):
@@ -211,14 +223,16 @@ def test_a_link_that_is_opened_while_the_server_stops_keeps_its_options(hub):
     ada = hub.log_in("ada")
     (hub.folder / "slow").touch()
     assert hub.api("DELETE", "/users/ada/server").status_code == 202
-    waits = ada.get(f"{hub.url}/hub/spawn/ada?opt-gpus=2&opt-hours=0.5")
+    home = {"Referer": f"{hub.url}/hub/home"}
+    waits = ada.get(f"{hub.url}/hub/spawn/ada?opt-gpus=2&opt-hours=0.5", headers=home)
     assert "stopping" in waits.text
     (hub.folder / "slow").unlink()
     until(lambda: not hub._has("ada", ""), "it has stopped", log=hub.log)
     page = BeautifulSoup(ada.get(waits.url).text, "html.parser")
     button = page.find(id="start")
     assert button.text == "Start with the link's options"
-    ada.get(f"{hub.url}{button['href']}", allow_redirects=False)
+    pressed = f"{hub.url}{button['href']}"
+    ada.get(pressed, headers={"Referer": waits.url}, allow_redirects=False)
     until(lambda: hub.ready("ada"), "it starts", log=hub.log)
     assert len(uuids(hub, "ada").split(",")) == 2
     # Without a link the button leads to the form.

@@ -299,6 +299,21 @@ class Hub:
         """Return whose servers can be used now."""
         return {user["name"] for user in self.api("GET", "/users?state=ready").json()}
 
+    def failed_start(self, user: str, options: Any = None) -> dict[str, Any]:
+        """Ask for a server whose start fails, on a hub that waits for no start; return how."""
+        response = self.spawn(user, options)
+        assert response.ok, response.text
+        events: list[dict[str, Any]] = []
+
+        def ended() -> bool:
+            # In the moment in which the hub clears up, it has nothing to say.
+            events[:] = self.progress(user)
+            return bool(events)
+
+        until(ended, f"{user}'s start ends", log=self.log)
+        assert events[-1]["failed"]
+        return events[-1]
+
     def stop_server(self, user: str, server: str = "") -> None:
         """Stop a server, and return when it is gone."""
         quoted = requests.utils.quote(user, safe="")
