@@ -15,6 +15,7 @@ from ..errors import Unknown
 from ..gpus.model import GPU, Holder
 from ..leases.ledger import Ledger, View
 from ..scheduling.queue import Queue
+from ..timeouts import within
 
 # How old the view of a page may be when the page is rendered.
 RECENT_SECONDS = 1.0
@@ -52,7 +53,7 @@ class ChangeWatcher:
     async def wait_for_change(self, seconds: float) -> bool:
         """Wait for a change for `seconds`; return whether there was one."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._change.wait(), seconds)
+            await within(seconds, self._change.wait())
             return True
         return False
 

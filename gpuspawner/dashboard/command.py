@@ -18,6 +18,7 @@ from tornado import web
 from tornado.httpserver import HTTPServer
 
 from ..hub.connections import allow_many_connections
+from ..timeouts import within
 from . import handlers
 from .actions import Actions
 from .monitor import HostReader, Monitor
@@ -127,7 +128,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
         if os.getppid() != parent:
             break
         try:
-            await asyncio.wait_for(ended.wait(), 0.5)
+            await within(0.5, ended.wait())
         except asyncio.TimeoutError:
             continue
     server.stop()

@@ -22,6 +22,7 @@ from ..gpus.reader import Reader
 from ..hub import control_socket
 from ..leases.labels import LABEL_HUB, ServerRecord, lease_of
 from ..leases.ledger import Ledger
+from ..timeouts import within
 from .history import History
 
 PERIOD_SECONDS = 2.0
@@ -176,7 +177,7 @@ class Monitor:
             first = self._snapshot.tried_at == -math.inf
             patience = FIRST_READING_SECONDS if first else NEXT_READING_SECONDS
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._news.wait(), patience)
+                await within(patience, self._news.wait())
         return self._snapshot
 
     async def refresh(self) -> Snapshot:

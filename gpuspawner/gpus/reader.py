@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..i18n.lazy_text import lazy_gettext
+from ..timeouts import within
 from . import nvml
 from .model import GPU, GPUState, Node
 
@@ -88,7 +89,7 @@ class Reader:
         )
         thread.start()
         try:
-            return (await asyncio.wait_for(answer, self._timeout),)
+            return (await within(self._timeout, answer),)
         except asyncio.TimeoutError:
             self._hanging = thread
             raise nvml.InventoryError(

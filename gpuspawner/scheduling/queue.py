@@ -22,6 +22,7 @@ from ..gpus.model import Holder, Lease, Request
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words
 from ..leases.ledger import Ledger, Reservation, View
+from ..timeouts import within
 from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
 
 # The logger of the hub's own handlers.
@@ -268,7 +269,7 @@ class Queue:
                     watcher.begin()
                     listening = True
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), PERIOD_SECONDS)
+                    await within(PERIOD_SECONDS, self._changed.wait())
         finally:
             if listening:
                 watcher.end()

@@ -61,6 +61,7 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "gpus.model",
         "gpus.surroundings",
         "backends.docker.pace",
+        "timeouts",
         "leases.labels",
         "untrusted",
     }
@@ -86,6 +87,11 @@ def test_what_others_have_written_is_read_in_one_place() -> None:
         if parsers.search(path.read_text()) and not name.startswith("simulation.")
     ]
     assert found == ["untrusted"]
+
+
+def test_nothing_loses_a_cancel() -> None:
+    found = [name for name, path in MODULES.items() if "asyncio.wait_for(" in path.read_text()]
+    assert [name for name in found if not name.startswith("simulation.")] == []
 
 
 def test_an_exception_from_a_check_names_the_check() -> None:

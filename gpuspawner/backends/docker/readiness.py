@@ -11,6 +11,7 @@ from typing import Any
 
 from tornado.httpclient import AsyncHTTPClient
 
+from ...timeouts import within
 from .pace import Pace
 
 LAST_LINES = 12
@@ -56,7 +57,7 @@ class Output:
     async def has_ended(self) -> bool:
         """Return whether the container has ended, or ends within half a second."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.ended.wait(), 0.5)
+            await within(0.5, self.ended.wait())
         return self.started and self._stream is not None and self.ended.is_set()
 
     def last_lines(self) -> list[str]:
@@ -106,13 +107,13 @@ async def wait_until_answering(
             if await _listens(ip, port) and (not url or await _responds(url)):
                 return True
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(ended.wait(), pace.seconds)
+                await within(pace.seconds, ended.wait())
     return False
 
 
 async def _listens(ip: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(ip, port), 1)
+        _, writer = await within(1, asyncio.open_connection(ip, port))
     except (OSError, asyncio.TimeoutError):
         return False
     writer.close()
