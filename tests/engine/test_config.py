@@ -6,8 +6,12 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import docker
 import pytest
 import requests
+from docker.models.networks import NetworkCollection
+
+from gpuspawner.backends.docker import network
 
 from ..support.looks import container_of, containers, inside, labelled
 
@@ -164,3 +168,22 @@ def test_what_docker_py_refuses_is_told_with_its_words_and_the_setting(make_hub)
     assert said in answer.json()["message"]
     assert said in hub.log()
     assert "can't be reached" not in hub.log()
+
+
+def test_of_a_network_that_two_hubs_create_at_once_one_stays(host, engine, monkeypatch):
+    """The engine's own check misses what is created in the same moment; here it is left out."""
+    create = NetworkCollection.create
+
+    def unchecked(self, name, **how):
+        return create(self, name, **{**how, "check_duplicate": False})
+
+    monkeypatch.setattr(NetworkCollection, "create", unchecked)
+    client = docker.DockerClient(base_url=host.docker_host, version="auto")
+    others = client.networks.create("race")
+    try:
+        assert network._create(client, "race").id == others.id
+        assert [each.id for each in client.networks.list(names=["^race$"])] == [others.id]
+    finally:
+        for each in client.networks.list(names=["^race$"]):
+            each.remove()
+        client.close()

@@ -59,7 +59,7 @@ def ensure_network(name: str = "gpuspawner") -> str:
 
 def _create(client: docker.DockerClient, name: str) -> Network:
     try:
-        return client.networks.create(
+        created = client.networks.create(
             name,
             driver="bridge",
             check_duplicate=True,
@@ -70,6 +70,13 @@ def _create(client: docker.DockerClient, name: str) -> Network:
         if error.status_code == 409:  # another hub has created it
             return client.networks.get(name)
         raise
+    # An engine may let two hubs create it in the same moment, and then attaches no server by a name
+    # that two networks have. The older one stays.
+    networks = client.networks.list(names=[f"^{name}$"])
+    oldest = min(networks, key=lambda each: (each.attrs["Created"], each.id))
+    if oldest.id != created.id:
+        created.remove()
+    return oldest
 
 
 def own_container(client: docker.DockerClient) -> Mapping[str, Any] | None:
