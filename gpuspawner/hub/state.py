@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,22 +116,27 @@ class HubState:
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
         )
-        state.host_metrics.register()
-        state.tasks.append(loop.create_task(_warn_without_gpus(reader, log)))
-        allow_many_connections()
         if not spawner.has_own_options():
             state.unguard = compat.guard_saved_options(
                 lambda choice: not options.is_too_large(choice), _too_large
             )
         if spawner.control_socket:
-            state.control = control = ControlSocket(
+            state.control = ControlSocket(
                 spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
             )
-            state.tasks.append(loop.create_task(control.begin()))
-        # Begins once this is returned to the loop: by then the hub has the spawners of all servers
-        # that its database knows. ref: init_spawners in jupyterhub/app.py
-        state.tasks.append(loop.create_task(reconciler.run()))
+        state._begin(_warn_without_gpus(reader, log))
         return state
+
+    def _begin(self, warn: Coroutine[Any, Any, None]) -> None:
+        """Begin what runs beside the servers' starts; `warn` says in the log what is missing."""
+        allow_many_connections()
+        self.host_metrics.register()
+        # They run once the event loop does: by then the hub has the spawners of all servers that
+        # its database knows, which the reconciler needs. ref: init_spawners in jupyterhub/app.py
+        work = [warn, self.reconciler.run()]
+        if self.control:
+            work.append(self.control.begin())
+        self.tasks += [asyncio.ensure_future(each) for each in work]
 
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""

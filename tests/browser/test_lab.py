@@ -10,16 +10,13 @@ from datetime import datetime
 import pytest
 
 from ..support.browsers import assert_accessible
-from ..support.dashboards import lines
+from ..support.dashboards import LAB_MAY_ASK, lines
 from ..support.hubs import IMAGES_OWN, PASSWORD
-from ..support.paths import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
-# What a page in JupyterLab may do, as the shipped configuration has it; and GPUs that idle soon.
-MORE = f"""
-here = PyFileConfigLoader("jupyterhub_config.py", path={str(ROOT)!r}).load_config().GPUSpawner
-c.GPUSpawner.oauth_client_allowed_scopes = here.oauth_client_allowed_scopes
+# GPUs that idle soon.
+MORE = """
 c.GPUSpawner.extend_minutes = 60
 c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
@@ -30,7 +27,7 @@ SHORT_HOURS = 100 / 3600
 
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image):
-    running = hubs_of_run(lines(), IMAGES_OWN, MORE)
+    running = hubs_of_run(lines(), LAB_MAY_ASK, IMAGES_OWN, MORE)
     yield running
     running.stop()
 

@@ -8,25 +8,22 @@ import sys
 
 import pytest
 
-from ..support.dashboards import ADMIN_PASSWORD, lines
+from ..support.dashboards import ADMIN_PASSWORD, LAB_MAY_ASK, lines
 from ..support.hubs import IMAGES_OWN, PASSWORD, Hub
-from ..support.paths import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
-MORE = f"""
+MORE = """
 from urllib.parse import urlsplit
 
-c.JupyterHub.subdomain_host = f"http://hub.test:{{urlsplit(c.JupyterHub.bind_url).port}}"
-here = PyFileConfigLoader("jupyterhub_config.py", path={str(ROOT)!r}).load_config().GPUSpawner
-c.GPUSpawner.oauth_client_allowed_scopes = here.oauth_client_allowed_scopes
+c.JupyterHub.subdomain_host = f"http://hub.test:{urlsplit(c.JupyterHub.bind_url).port}"
 c.GPUSpawner.extend_minutes = None
 """
 
 
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image):
-    running = hubs_of_run(lines(), IMAGES_OWN, MORE)
+    running = hubs_of_run(lines(), LAB_MAY_ASK, IMAGES_OWN, MORE)
     yield running
     running.stop()
 

@@ -37,6 +37,12 @@ c.JupyterHub.concurrent_spawn_limit = 0
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 1}}
 """
 
+# JupyterLab's page may ask the dashboard, as the shipped configuration has it. After LINES.
+LAB_MAY_ASK = f"""
+here = PyFileConfigLoader("jupyterhub_config.py", path={str(ROOT)!r}).load_config().GPUSpawner
+c.GPUSpawner.oauth_client_allowed_scopes = here.oauth_client_allowed_scopes
+"""
+
 OPENAPI = yaml.safe_load((Path(gpuspawner.dashboard.__file__).parent / "openapi.yaml").read_text())
 
 
