@@ -22,7 +22,7 @@ c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
 """
 # Long enough for a browser to come before the warning, which is given after half of it.
-SHORT_HOURS = 100 / 3600
+SHORT_HOURS = 70 / 3600
 
 
 @pytest.fixture(scope="module")
