@@ -59,6 +59,11 @@ class Version(Item):
     warning: str = ""
     absent: bool = False
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a server with GPUs can have it."""
+        return not (self.absent or self.reason)
+
 
 @dataclass(frozen=True)
 class Count(Item):
@@ -116,6 +121,8 @@ def render(
     forecast = next(item.forecast for item in counts if item.checked)
     return _templates.get_template("form.html").render(
         images=images if len(images) > 1 else [],
+        # Where no version can have GPUs that is no detail.
+        folds=any(item.has_gpus for item in images),
         any_image=limits.any_image,
         image=_preselected(limits, last),
         counts=counts,
@@ -124,7 +131,7 @@ def render(
         hours=hours if len(hours) > 1 else [],
         ends=_expected_end(forecast, hours),
         forecast=forecast,
-        waits=limits.waits,
+        without=forecast.kind == "wait" and counts[0].forecast.kind == "now",
         gpus=view.gpus if view else (),
         several=span_several_nodes(view.gpus) if view else False,
         offered=_offered(view),
@@ -183,7 +190,7 @@ def count_items(
     free = most_on_one_node(gpu for gpu in usable if gpu.state == "free")
     # The saved number isn't limited.
     wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
-    while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits, last):
+    while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits):
         wanted -= 1
     return [
         Count(
@@ -198,13 +205,17 @@ def count_items(
     ]
 
 
-def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits, last: Choice) -> bool:
-    """Return whether a number of GPUs may be preselected."""
+def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits) -> bool:
+    """Return whether a number of GPUs may be preselected: it starts now, or its turn will come.
+
+    Where all GPUs are taken the wish stays: who presses the button then joins the queue, and would
+    start without a GPU and without a place if 0 were preselected.
+    """
     if count >= len(forecasts):
         return False
-    # A number that the user didn't choose is preselected only if it starts now.
-    waits = last.gpus is not None and limits.waits
-    return forecasts[count].kind in (("now", "wait") if waits else ("now",))
+    found = forecasts[count]
+    comes = found.turn is not None and found.turn.because != "never"
+    return found.kind == "now" or (limits.waits and found.kind == "wait" and comes)
 
 
 def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:

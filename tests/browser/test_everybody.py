@@ -173,6 +173,7 @@ def test_the_form_again_where_a_choice_was_refused(hub, readers, looked_at):
     with looked_at(tabs, "form-refused", ".container:has(#gpuspawner)"):
         form(hub, tabs)
         for tab in tabs.values():
+            tab.locator(".gs-folded > summary").click()
             tab.locator("input[value=NEXT]").check()
             tab.locator("input[name=gpus][value='1']").check()
             tab.locator("button[type=submit]").click()
@@ -265,14 +266,15 @@ def test_the_form_by_keyboard_alone(hub, readers):
     reached = []
     tab.locator("#gpuspawner input:checked").first.focus()
     for _ in range(12):
-        reached.append(tab.evaluate("document.activeElement.name || document.activeElement.type"))
+        focused = "document.activeElement"
+        reached.append(tab.evaluate(f"{focused}.name || {focused}.type || {focused}.localName"))
         if reached[-1] == "gpus":
             tab.keyboard.press("ArrowRight")
             tab.get_by_role("status").filter(has_text="Starts now, with 2 GPUs.").wait_for()
         if reached[-1] == "submit":
             break
         tab.keyboard.press("Tab")
-    assert [*dict.fromkeys(reached)] == ["image", "gpus", "hours", "submit"]
+    assert [*dict.fromkeys(reached)] == ["image", "summary", "gpus", "hours", "submit"]
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/user/kim/**")
 

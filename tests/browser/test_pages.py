@@ -76,8 +76,10 @@ def test_the_line_follows_the_choice_and_the_machine_and_nothing_picked_is_lost(
     says(page, "Starts now, with 2 GPUs.")
     page.get_by_role("button", name="Start", exact=True).wait_for()
     assert page.evaluate("window.same === document.activeElement && window.same.checked")
+    page.get_by_text("1 more version, which can't have GPUs here").click()
     press(page, "Image", "New")
     says(page, "image new needs driver 999")
+    page.get_by_role("radio", name="New", exact=True).wait_for()  # it stays unfolded
     picture(page, "refused")
 
 
@@ -107,6 +109,7 @@ def test_hostile_names_are_text_in_the_browser(make_hub, page):
     )
     log_in(page, hub, "a<b>{0}")
     says(page, "Starts now, with 1 GPU.")
+    page.get_by_text("1 more version").click()
     page.get_by_label(hostile).check()
     says(page, "needs driver 999")
     page.get_by_role("button", name="Start", exact=True).click()
@@ -131,6 +134,18 @@ def test_who_waits_reads_the_place_and_leaves_the_queue_to_the_same_choice(hub, 
     assert page.get_by_role("radio", name="3", exact=True).is_checked()
     assert page.get_by_role("radio", name="4 hours").is_checked()
     assert hub.api("GET", "/users/ada").json()["servers"] == {}
+
+
+def test_who_wants_no_place_in_the_queue_starts_without_a_gpu(hub, page, picture):
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    log_in(page, hub, "ada")
+    says(page, "All GPUs are taken.")
+    assert page.get_by_role("radio", name="1", exact=True).is_checked()
+    page.get_by_role("button", name="Join the queue (1st)").wait_for()
+    picture(page, "default-taken")
+    page.get_by_role("button", name="Start without a GPU now").click()
+    page.wait_for_url("**/user/ada/")
+    assert hub.api("GET", "/users/ada").json()["servers"][""]["user_options"]["gpus"] == 0
 
 
 def test_who_is_served_lands_in_the_server(hub, page):
@@ -185,6 +200,7 @@ def test_a_failed_start_shows_the_reason_and_the_last_lines_and_keeps_the_choice
 
 def test_a_refused_choice_is_on_the_form_again_to_be_mended(hub, page):
     log_in(page, hub, "ada")
+    page.get_by_text("1 more version").click()
     press(page, "Image", "New")
     press(page, "GPUs", "2")
     says(page, "image new needs driver 999")

@@ -162,7 +162,7 @@ TWO_MODELS = host(
 
 def test_what_a_version_is_not_built_for_is_said_beside_it() -> None:
     soup = page(Limits(BUILT, "torch"), TWO_MODELS)
-    assert usable(soup, "image") == list(BUILT)
+    assert sorted(usable(soup, "image")) == sorted(BUILT)
     assert description(soup, "image", "new") == (
         f"9 GB only without GPUs: isn't built for this machine's {A100} "
         f"(compute capability 8.0) or {T4} (7.5)"
@@ -233,7 +233,7 @@ def test_what_is_taken_can_be_waited_for_and_says_for_how_long() -> None:
         "wait",
     ]
     assert listed(soup)[0] == f"GPU 0 · {A100}: taken until about {clock_time(end)}"
-    assert checked(soup, "gpus") == ["1"]  # who didn't choose isn't sent to the queue
+    assert checked(soup, "gpus") == ["1"]
 
 
 def test_why_one_would_wait_is_said_and_no_more_than_that() -> None:
@@ -266,6 +266,33 @@ def test_why_one_would_wait_is_said_and_no_more_than_that() -> None:
 def test_who_chose_to_wait_before_finds_that_choice_again() -> None:
     soup = page(view=host(gpu(0, **TAKEN), gpu(1, **TAKEN)), gpus=2)
     assert sent(soup)["gpus"] == ["2"]
+
+
+def test_where_all_are_taken_the_default_stays_and_the_button_says_what_it_does() -> None:
+    soup = page(view=host(gpu(0, **TAKEN), gpu(1, **TAKEN)))
+    assert sent(soup)["gpus"] == ["1"]
+    said = soup.select_one("#gpuspawner-sentence")
+    assert said["data-start"] == "Join the queue (1st)"
+    assert said["data-without"] == "true"  # so that the script shows the button that starts now
+    assert words(soup.select_one("button#gpuspawner-without[hidden]")) == "Start without a GPU now"
+    free = page().select_one("#gpuspawner-sentence")
+    assert (free["data-start"], free["data-without"]) == ("", "false")
+
+
+def test_versions_that_no_gpu_here_runs_are_folded_into_a_line() -> None:
+    soup = page(Limits(BUILT, "torch"), TWO_MODELS)
+    (folded,) = soup.select("details")
+    assert words(folded.summary) == "2 more versions, which can't have GPUs here"
+    assert [each["value"] for each in folded.select("input")] == ["new", "next"]
+    assert not folded.has_attr("open")
+    # Who had picked one finds it.
+    assert page(Limits(BUILT, "torch"), TWO_MODELS, image="new").details.has_attr("open")
+    absent = without_absent_versions(Limits(BUILT, "torch"), {"some"})
+    assert words(page(absent, TWO_MODELS).summary).startswith("3 more versions")
+    # Where no version can have a GPU, or there is no GPU, there is nothing to set apart.
+    old = host(gpu(0, compute_capability="8.0"), driver="450.1")
+    assert page(Limits(BUILT, "torch"), old).select("details") == []
+    assert page(Limits(BUILT, "torch"), NO_DRIVER).select("details") == []
 
 
 def test_hours_are_offered_up_to_the_limit_and_the_default_is_preselected() -> None:
@@ -322,6 +349,13 @@ def test_a_gpu_that_is_kept_out_is_shown_and_never_offered() -> None:
     assert description(soup, "gpus", "2") == asked
     shown = [line.rpartition(": ")[2] for line in listed(soup)]
     assert shown == ["kept for the screen", "free", "mig", "taken"]
+
+
+def test_why_a_gpu_is_out_of_service_stands_apart_from_the_end_of_who_holds_it() -> None:
+    end = time.time() + 3000
+    held = gpu(0, state="excluded", reason="fan is loud", holder=Holder("bob"), until=end)
+    expected = f"GPU 0 · {A100}: fan is loud; in use until about {clock_time(end)}"
+    assert listed(page(view=host(held, gpu(1))))[0] == expected
 
 
 def test_a_gpu_whose_memory_is_unknown_is_shown_without() -> None:
@@ -392,7 +426,10 @@ def test_the_default_count_is_preselected_as_far_as_it_can_be_had() -> None:
     assert checked(page(replace(LIMITS, default_gpus=0)), "gpus") == ["0"]
     assert checked(page(replace(LIMITS, default_gpus=2)), "gpus") == ["2"]
     assert checked(page(replace(LIMITS, default_gpus=9)), "gpus") == ["3"]
-    assert checked(page(replace(LIMITS, default_gpus=3), MIXED), "gpus") == ["2"]
+    assert checked(page(replace(LIMITS, default_gpus=3), MIXED), "gpus") == ["3"]  # in its turn
+    assert checked(page(replace(NO_QUEUE, default_gpus=3), MIXED), "gpus") == ["2"]
+    sick = host(gpu(0, **TAKEN), gpu(1, state="unhealthy", reason="fell off the bus"))
+    assert checked(page(replace(LIMITS, default_gpus=2), sick), "gpus") == ["1"]
 
 
 def test_any_image_is_a_text_to_type_with_the_last_one_in_it() -> None:
@@ -491,9 +528,8 @@ def test_every_form_can_be_read_aloud_and_sent_as_it_is(
     if fields:
         choice = parse(from_fields(fields))
         assert choice.gpus is not None
-        free = sum(gpu.state == "free" for gpu in view.gpus) if view else 0
-        # Only who chose so before is sent to the queue as it is.
-        assert choice.gpus <= max(free, last.gpus or 0)
+        # Nobody is sent to the queue for more than they asked for.
+        assert choice.gpus <= (limits.default_gpus if last.gpus is None else last.gpus)
 
 
 @given(
@@ -543,7 +579,7 @@ def test_a_version_that_is_not_on_the_machine_cannot_be_picked_and_another_is_pr
     assert values(soup, "image") == ["torch", "next"]
     assert usable(soup, "image") == ["next"]
     assert checked(soup, "image") == ["next"]
-    assert "isn't on this machine yet" in description(soup, "image", "torch")
+    assert "isn't on this machine" in description(soup, "image", "torch")
     both = page(
         without_absent_versions(LIMITS, {"torch", "next"})
     )  # then there is nothing to fall back on

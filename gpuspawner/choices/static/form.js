@@ -6,6 +6,7 @@ const form = root.closest("form");
 const button = form?.querySelector("[type=submit]");
 const forecast = document.getElementById("gpuspawner-forecast");
 const sentence = document.getElementById("gpuspawner-sentence");
+const without = document.getElementById("gpuspawner-without");
 const period = 1000 * root.dataset.period;
 const fields = ["image", "gpus", "model", "hours"];
 // JupyterHub's own word is English.
@@ -98,6 +99,7 @@ function say(said) {
     sentence.innerHTML = said.innerHTML;
   }
   sentence.className = said.className;
+  without.hidden = said.dataset.without !== "true";
   const start = said.dataset.start || label;
   if (!button) return;
   if (button.matches("input")) button.value = start;
@@ -210,6 +212,10 @@ if (form) {
   // After Back, the browser has restored what was picked, and this page is old.
   refresh();
   form.addEventListener("change", changed);
+  without.addEventListener("click", () => {
+    form.querySelector("input[name=gpus][value='0']").checked = true;
+    form.requestSubmit(button);
+  });
   form.addEventListener("input", (event) => event.target.type !== "radio" && changed(event));
   form.addEventListener("submit", () => {
     over = true;
