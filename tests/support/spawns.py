@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,8 @@ class Hub:
         user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name=each) for each in groups])
         one = Spawner(user=user, config=Config({"GPUSpawner": {"images": IMAGES, **traits}}))
         one._hub_state = self  # type: ignore[assignment]
+        # Traitlets' own is whatever application another test has made in this process.
+        one.log = logging.getLogger("hub-of-one-spawn")
         return one
 
     def held(self) -> int:
