@@ -30,7 +30,8 @@ manager.shutdown_kernel(now=True)
 
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image):
-    return hubs_of_run(IMAGES_OWN, shipped=True)
+    no_start = "c.JupyterHub.tornado_settings['slow_spawn_timeout'] = 0"
+    return hubs_of_run(IMAGES_OWN, no_start, shipped=True)
 
 
 @pytest.fixture
@@ -120,14 +121,18 @@ def test_a_home_that_is_full_to_the_last_byte_starts_and_can_be_tidied(hub, engi
 
 def test_settings_that_break_the_server_are_left_out_in_safe_mode(hub, engine):
     hub.start_server("ada", {"gpus": 0, "image": "minimal"})
-    inside(engine, "ada", "mkdir -p ~/.jupyter; echo raise > ~/.jupyter/jupyter_server_config.py")
+    inside(
+        engine,
+        "ada",
+        "mkdir -p ~/.jupyter; echo raise SystemExit > ~/.jupyter/jupyter_server_config.py",
+    )
     inside(engine, "ada", "mkdir -p ~/.local/lib/python3.11/site-packages/tornado")
     hub.stop_server("ada")
     assert "stopped while starting" in hub.failed_start("ada", CHOICE)["message"]
     hub.start_server("ada", {"gpus": 1, "image": "minimal", "safe_mode": True})
     about = engine.inspect_container(container_of(engine, "ada"))
     assert "GPUSPAWNER_SAFE_MODE=1" in about["Config"]["Env"]
-    assert inside(engine, "ada", "cat ~/.jupyter/jupyter_server_config.py") == "raise"
+    assert inside(engine, "ada", "cat ~/.jupyter/jupyter_server_config.py") == "raise SystemExit"
     inside(engine, "ada", "rm -r ~/.jupyter ~/.local/lib")
     hub.stop_server("ada")
     hub.start_server("ada", {"gpus": 0, "image": "minimal"})
