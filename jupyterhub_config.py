@@ -95,13 +95,15 @@ c.GPUSpawner.extra_host_config = {
 
 # ---- What is kept --------------------------------------------------------------------------------
 # Each user's own volume: kept when the server stops, and when the user picks another image version.
-# JupyterLab opens in it, since everything else in a server is gone when it stops.
-c.GPUSpawner.home_volume = "gpuspawner-home-{username}"
-c.GPUSpawner.home_path = "/home/jovyan/work"
-c.GPUSpawner.notebook_dir = "/home/jovyan/work"
+# It is the whole home: what lies elsewhere in a server is gone when it stops.
+c.GPUSpawner.home_volume = "gpuspawner-jovyan-{username}"
+c.GPUSpawner.home_path = "/home/jovyan"
+c.GPUSpawner.notebook_dir = "/home/jovyan"
+# An earlier version of this configuration kept ~/work only: who has such a volume finds it there.
+c.GPUSpawner.earlier_home_volumes = {"gpuspawner-home-{username}": "/home/jovyan/work"}
 # A volume that everybody reads and instructors write.
 c.GPUSpawner.course_volumes = {
-    "gpuspawner-course": {"path": "/home/jovyan/work/course", "instructors": ["instructors"]},
+    "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
 }
 
 # ---- The dashboard -------------------------------------------------------------------------------

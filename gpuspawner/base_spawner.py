@@ -53,6 +53,15 @@ NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you pr
 FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
 # The service that the dashboard is, in the shipped configuration.
 DASHBOARD = "gpus"
+# Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
+_SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
+SAFE_MODE = {
+    "GPUSPAWNER_SAFE_MODE": "1",
+    "JUPYTER_CONFIG_DIR": f"{_SCRATCH}/config",
+    "JUPYTER_DATA_DIR": f"{_SCRATCH}/data",
+    "IPYTHONDIR": f"{_SCRATCH}/ipython",
+    "PYTHONNOUSERSITE": "1",
+}
 
 
 @dataclass(eq=False)
@@ -69,6 +78,7 @@ class SpawnAttempt:
         granted_at: when the last reservation was granted, by the monotonic clock.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
+        safe_mode: whether the server starts without what its user has set up at home.
     """
 
     since: float | None = None
@@ -79,6 +89,7 @@ class SpawnAttempt:
     granted_at: float = 0.0
     reserved_at: float = 0.0
     pulled: str | None = None
+    safe_mode: bool = False
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -210,6 +221,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     async def stop_server(self, now: bool) -> None:
         """Stop the server; `now`: without waiting for it to end by itself."""
 
+    def keeps_settings(self) -> bool:
+        """Return whether what a user has set up outlives the server, so that it may break one."""
+        return False
+
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
@@ -339,7 +354,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return http_errors.refusal(error, self.language())
 
     def _take(self, checked: CheckedChoice) -> None:
-        self.attempt.request = checked.request
+        self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
@@ -371,6 +386,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 lambda each: forecast_choice(each, applicant, self.hub_state.queue, seen),
                 language=self.language(),
                 trouble=trouble,
+                safe_mode=self.keeps_settings(),
                 **more,
             )
 
@@ -641,7 +657,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
             "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
         }
-        return {**super().get_env(), **{name: value for name, value in ours.items() if value}}
+        safe = SAFE_MODE if self.attempt.safe_mode else {}
+        return {**safe, **super().get_env(), **{name: each for name, each in ours.items() if each}}
 
     # -- What survives a restart of the hub ------------------------------------------------------
 

@@ -27,6 +27,7 @@ from .backends.docker.container_config import (
 from .backends.docker.limit_trials import LimitTrial
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.settings import DockerTraits
+from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
 from .errors import GPUSpawnerError, Refused
@@ -51,6 +52,8 @@ from .leases.ledger import Reservation
 _creating: ContextVar[str] = ContextVar("creating", default="")
 
 
+# Sockets and the like of a running server: off the home, which may be full, or hold another's.
+RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
 # Traits that are templates, and what DockerSpawner makes of them.
 MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
 
@@ -185,9 +188,20 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if self.user:
             self.object_name = self._object_name_default()
 
+    def mounted_volumes(self) -> list[Volume]:
+        """Return the volumes that are mounted: of the earlier ones those that the user has."""
+        there = self.attempt.volumes
+        return [each for each in self.volumes_of_user() if not each.earlier or each.name in there]
+
+    async def _find_volumes(self) -> None:
+        """Look which of the user's volumes there are."""
+        writable = [each for each in self.volumes_of_user() if each.writable]
+        owners = self.backend.volume_owners
+        self.attempt.volumes = await self.backend.in_thread(owners.existing, writable)
+
     @property
     def volume_binds(self) -> dict[str, dict[str, Any]]:
-        """DockerSpawner's binds, and those of `home_volume` and `course_volumes`."""
+        """DockerSpawner's binds, and those of the users' own volumes and `course_volumes`."""
         ours = {
             volume.name: {"bind": volume.path, "mode": "rw" if volume.writable else "ro"}
             for volume in self.mounted_volumes()
@@ -196,7 +210,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; the administrator's variables override ours."""
-        return {**QUICK_START, **super().get_env()}
+        kept = RUNTIME if self.home_volume else {}
+        return {**QUICK_START, **kept, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call the engine in a thread.
@@ -320,6 +335,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
+        await self._find_volumes()
         plan = await self._leased(await self.plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
@@ -336,11 +352,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         await self._apply_image_option()
         await self.pull_image(self.image)  # where a subclass or a hook has changed it
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
-        writable = [volume for volume in self.mounted_volumes() if volume.writable]
         if self.ulimits and not self.attempt.limit_trial:
             self.attempt.limit_trial = await self.backend.limit_trials.join(self.ulimits)
-        owners = self.backend.volume_owners
-        self.attempt.volumes = await self.backend.in_thread(owners.existing, writable)
+        await self._find_volumes()
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
@@ -438,6 +452,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     async def _start_failure(self, server_id: str, output: Output) -> Exception:
         code = await self.backend.in_thread(exit_code, self.client, server_id)
         return http_errors.container_died(code, output.last_lines())
+
+    def keeps_settings(self) -> bool:
+        """Return whether users have a home that is kept."""
+        return bool(self.home_volume)
 
     def last_lines(self) -> list[str]:
         """Return the last lines of the container's output."""

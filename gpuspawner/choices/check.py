@@ -44,10 +44,12 @@ class CheckedChoice:
     Args:
         request: what the choice asks for.
         image: its image reference; None: the administrator's `image` is used.
+        safe_mode: whether the server is to start without what its user has set up at home.
     """
 
     request: Request
     image: str | None = None
+    safe_mode: bool = False
 
 
 async def check_choice(
@@ -72,10 +74,11 @@ async def check_choice(
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
     request = _request(choice, applicant, queue, view)
+    safe_mode = bool(choice.safe_mode)
     if choice.image is None and not limits.has_catalogue:
-        return CheckedChoice(request)
+        return CheckedChoice(request, safe_mode=safe_mode)
     known = limits.versions.get(key)
-    return CheckedChoice(request, known.image if known else key)
+    return CheckedChoice(request, known.image if known else key, safe_mode)
 
 
 def forecast_choice(

@@ -98,6 +98,7 @@ def render(
     notice: str = "",
     keep: bool = False,
     picked: bool = False,
+    safe_mode: bool = False,
 ) -> str:
     """Return the form as HTML, or "" if there is nothing to choose.
 
@@ -111,6 +112,7 @@ def render(
         notice: why the user's last server was stopped.
         keep: show `last` unchanged even if it would be refused, so that the user can correct it.
         picked: `last` is the choice in an open form, whose script asks for an update.
+        safe_mode: whether a server can be started without its user's settings.
     """
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
@@ -139,6 +141,7 @@ def render(
         trouble=trouble,
         notice=notice,
         picked=picked,
+        safe_mode=safe_mode,
         period=PERIOD_SECONDS,
         style="" if picked else _read_static("form.css"),
         script="" if picked else _read_static("form.js"),

@@ -89,6 +89,10 @@ class Choice(BaseModel):
             float,
         ),
     ] = None
+    safe_mode: Annotated[
+        bool | None,
+        Option(lazy_gettext("true or false"), "true|false", lambda text: text == "true"),
+    ] = None
 
 
 OPTIONS: dict[str, Option] = {

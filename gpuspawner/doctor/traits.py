@@ -36,6 +36,7 @@ SPAWNER_VALUES = (
     "cpu_limit",
     "default_gpus",
     "default_hours",
+    "earlier_home_volumes",
     "environment",
     "excluded_gpus",
     "extra_create_kwargs",

@@ -52,6 +52,7 @@ def shown(
     notice: str = "",
     picked: bool = False,
     language: Language = ENGLISH,
+    safe_mode: bool = False,
 ) -> str:
     """Return the form, with an empty queue before it."""
 
@@ -82,4 +83,5 @@ def shown(
         trouble=trouble,
         notice=notice,
         picked=picked,
+        safe_mode=safe_mode,
     )

@@ -295,6 +295,18 @@ def test_versions_that_no_gpu_here_runs_are_folded_into_a_line() -> None:
     assert page(Limits(BUILT, "torch"), NO_DRIVER).select("details") == []
 
 
+def test_who_has_a_home_that_is_kept_can_start_without_what_is_set_up_in_it() -> None:
+    assert inputs(page(), "safe_mode") == []
+    html = shown(LIMITS, Choice(gpus=0, safe_mode=True), FREE, safe_mode=True)
+    soup = BeautifulSoup(html, "html.parser")
+    assert "Your files are there as ever" in description(soup, "safe_mode", "true")
+    # It is for once: the next form begins without.
+    assert "safe_mode" not in {
+        str(each["name"]) for each in soup.select("input[checked], input[type=hidden]")
+    }
+    assert parse(from_fields({"gpus": ["0"], "safe_mode": ["true"]})).safe_mode is True
+
+
 def test_hours_are_offered_up_to_the_limit_and_the_default_is_preselected() -> None:
     assert inputs(page(), "hours") == []  # no limit and no default: nobody asked for ends
     soup = page(replace(LIMITS, hours=6, default_hours=2))

@@ -42,7 +42,7 @@ VERSIONS = catalogue(
 LIMITS = Limits(VERSIONS, "torch", default_gpus=1, gpus=2)
 UNLIMITED = replace(LIMITS, gpus=None)
 
-KEYS = "image, gpus, model, hours"
+KEYS = "image, gpus, model, hours, safe_mode"
 GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
 HOURS_EXPECTED = "hours must be a number of hours, more than 0 and at most 87600"
 
@@ -77,6 +77,8 @@ MALFORMED = [
     ({"gpus": [1, 2]}, f"{GPUS_EXPECTED}, got [1, 2]."),
     ({"image": 7}, "image must be the key of an image version, as text, got 7."),
     ({"image": ["torch"]}, 'image must be the key of an image version, as text, got ["torch"].'),
+    ({"safe_mode": 1}, "safe_mode must be true or false, got 1."),
+    ({"safe_mode": "true"}, 'safe_mode must be true or false, got "true".'),
     ({"model": 0}, "model must be the name of a GPU model, as text, got 0."),
     ({"model": False}, "model must be the name of a GPU model, as text, got false."),
     (

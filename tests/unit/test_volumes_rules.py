@@ -11,6 +11,7 @@ import pytest
 from gpuspawner.backends.docker.volumes import (
     Volume,
     check_courses,
+    check_earlier,
     check_home,
     check_template,
     user_volumes,
@@ -134,7 +135,7 @@ HOME = Volume("home-{username}", "/home/jovyan/work", True)
     ],
 )
 def test_everybody_reads_a_course_and_its_instructors_write(groups: Any, writes: bool) -> None:
-    assert user_volumes(HOME.name, HOME.path, COURSES, groups) == [
+    assert user_volumes(HOME.name, HOME.path, {}, COURSES, groups) == [
         HOME,
         Volume("ml-101", "/home/jovyan/ml", writes),
         Volume("open", "/home/jovyan/open", False),
@@ -142,9 +143,33 @@ def test_everybody_reads_a_course_and_its_instructors_write(groups: Any, writes:
 
 
 def test_without_a_home_volume_there_are_the_courses_and_without_both_nothing() -> None:
-    assert [volume.name for volume in user_volumes("", "/home/x", COURSES, [])] == [
+    assert [volume.name for volume in user_volumes("", "/home/x", {}, COURSES, [])] == [
         "ml-101",
         "open",
     ]
-    assert user_volumes("", "/home/x", {}, ["deans"]) == []
-    assert user_volumes(HOME.name, HOME.path, {}, []) == [HOME]
+    assert user_volumes("", "/home/x", {}, {}, ["deans"]) == []
+    assert user_volumes(HOME.name, HOME.path, {}, {}, []) == [HOME]
+
+
+def test_volumes_of_an_earlier_configuration_are_the_user_s_own() -> None:
+    old = {"old-{username}": "/home/jovyan/work"}
+    assert user_volumes("home-{username}", "/home/jovyan", old, {}, []) == [
+        Volume("home-{username}", "/home/jovyan", True),
+        Volume("old-{username}", "/home/jovyan/work", True, earlier=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "says"),
+    [
+        ({"old": "/home/jovyan/work"}, "without {username} all users would share one volume"),
+        ({"old-{raw_username}": "/x"}, "isn't escaped"),
+        ({"/srv/{username}": "/x"}, "name a volume, not a folder"),
+        ({"old-{username}": "work"}, "must be a folder in the container"),
+        ({"old-{username}": None}, "must be a folder in the container"),
+    ],
+)
+def test_a_wrong_earlier_volume_is_refused_with_its_name(earlier: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        check_earlier(earlier)
+    assert f"earlier_home_volumes[{next(iter(earlier))!r}]" in str(error.value)

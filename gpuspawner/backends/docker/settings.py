@@ -47,7 +47,15 @@ class DockerTraits(GPUTraits):
     ).tag(config=True)
 
     home_path = Unicode(
-        "/home/jovyan/work", help="Where the user's own volume is mounted in the container."
+        "/home/jovyan/work",
+        help="""Where the user's own volume is mounted in the container. With "/home/jovyan" all of
+        the home is kept; a new volume begins with what the image has there.""",
+    ).tag(config=True)
+
+    earlier_home_volumes = Dict(
+        help="""Users' own volumes of an earlier configuration: name -> path, as
+        {"home-{username}": "/home/jovyan/work"}. A user who has one finds it there, beside
+        `home_volume`; none is made anew.""",
     ).tag(config=True)
 
     course_volumes = Dict(
@@ -75,6 +83,10 @@ class DockerTraits(GPUTraits):
     def _check_home_volume(self, proposal: Any) -> Any:
         return checked(volumes.check_home, proposal.value)
 
+    @validate("earlier_home_volumes")
+    def _check_earlier_home_volumes(self, proposal: Any) -> Any:
+        return checked(volumes.check_earlier, proposal.value)
+
     @validate("course_volumes")
     def _check_course_volumes(self, proposal: Any) -> Any:
         return checked(volumes.check_courses, proposal.value)
@@ -86,10 +98,14 @@ class DockerTraits(GPUTraits):
                 raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
         return proposal.value
 
-    def mounted_volumes(self) -> list[volumes.Volume]:
-        """Return the user's own volume and the course volumes, by their names in the engine."""
+    def volumes_of_user(self) -> list[volumes.Volume]:
+        """Return the user's own volumes and the course volumes, by their names in the engine."""
         templates = volumes.user_volumes(
-            self.home_volume, self.home_path, self.course_volumes, sorted(self.groups)
+            self.home_volume,
+            self.home_path,
+            self.earlier_home_volumes,
+            self.course_volumes,
+            sorted(self.groups),
         )
         return [
             replace(

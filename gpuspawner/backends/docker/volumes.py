@@ -22,11 +22,15 @@ UNESCAPED = ("raw_username", "raw_servername")
 
 @dataclass(frozen=True)
 class Volume:
-    """A named volume, its path in the container, and whether this user may write to it."""
+    """A named volume, its path in the container, and whether this user may write to it.
+
+    One that is `earlier` is mounted only where it exists.
+    """
 
     name: str
     path: str
     writable: bool
+    earlier: bool = False
 
 
 def check_home(template: str) -> str:
@@ -65,6 +69,20 @@ def check_template(trait: str, template: str, per_user: bool) -> str:
     return template
 
 
+def check_earlier(earlier: Mapping[str, Any]) -> dict[str, str]:
+    """Validate the users' own volumes of an earlier configuration: name template -> path.
+
+    Raises:
+        ValueError: an entry is invalid; the message names the volume.
+    """
+    for name, path in earlier.items():
+        where = f"earlier_home_volumes[{name!r}]"
+        check_template(where, name, per_user=True)
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ValueError(f"{where} must be a folder in the container, as '/home/…'")
+    return dict(earlier)
+
+
 def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Validate course volumes; return name -> {"path", "instructors" (a list of groups)}.
 
@@ -95,17 +113,23 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def user_volumes(
-    home: str, home_path: str, courses: Mapping[str, Mapping[str, Any]], groups: Collection[str]
+    home: str,
+    home_path: str,
+    earlier: Mapping[str, str],
+    courses: Mapping[str, Mapping[str, Any]],
+    groups: Collection[str],
 ) -> list[Volume]:
     """Return the volumes that are mounted for a user.
 
     Args:
         home: the name template of the user's own volume; "": none.
         home_path: its path in the container.
+        earlier: the result of `check_earlier`.
         courses: the result of `check_courses`.
         groups: the names of the user's groups.
     """
     own = [Volume(home, home_path, True)] if home else []
+    own += [Volume(name, path, True, earlier=True) for name, path in earlier.items()]
     return own + [
         Volume(name, course["path"], bool(set(course["instructors"]) & set(groups)))
         for name, course in courses.items()
