@@ -96,8 +96,8 @@ def _browser(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
-def _take(hub: Hub, browser: Any, name: str, look: Callable[[Any], None]) -> None:
-    """Take a picture in each language of what ada sees once `look` has gone there with a page."""
+def _take(hub: Hub, browser: Any, name: str, visit: Callable[[Any], None]) -> None:
+    """Take a picture in each language of what ada sees once `visit` has gone there with a page."""
     for suffix, locale in LANGUAGES.items():
         context = browser.new_context(
             locale=locale,
@@ -107,7 +107,7 @@ def _take(hub: Hub, browser: Any, name: str, look: Callable[[Any], None]) -> Non
         context.set_default_timeout(60_000)
         page = context.new_page()
         log_in(page, hub, "ada")
-        look(page)
+        visit(page)
         file = PICTURES / f"{name}{suffix}.png"
         page.screenshot(path=file, full_page=True)
         say(f"  {file.relative_to(ROOT)}")
@@ -126,12 +126,12 @@ def _form(hub: Hub, browser: Any) -> None:
     hub.start_server("ben", {"gpus": 2, "hours": 3, "image": "minimal"})
     hub.start_server("eve", {"gpus": 1, "hours": 4, "image": "minimal"})
 
-    def look(page: Any) -> None:
+    def visit(page: Any) -> None:
         page.goto(f"{hub.url}/hub/spawn/ada")
         page.locator("input[name=gpus][value='2']").check()
         page.get_by_role("status").filter(has_text=":").first.wait_for()
 
-    _take(hub, browser, "form", look)
+    _take(hub, browser, "form", visit)
 
 
 def _queue(hub: Hub, browser: Any) -> None:
@@ -139,12 +139,12 @@ def _queue(hub: Hub, browser: Any) -> None:
     hub.spawn("gina", {"gpus": 2, "hours": 2, "image": "minimal"})
     hub.spawn("ada", {"gpus": 2, "hours": 2, "image": "minimal"})
 
-    def look(page: Any) -> None:
+    def visit(page: Any) -> None:
         page.goto(f"{hub.url}/hub/spawn-pending/ada")
         page.get_by_text("2").first.wait_for()
         page.wait_for_timeout(2500)
 
-    _take(hub, browser, "queue", look)
+    _take(hub, browser, "queue", visit)
     hub.stop_all_servers()
 
 
@@ -162,12 +162,12 @@ def _dashboard(host: SimulatedHost, hub: Hub, browser: Any) -> None:
     with step("Letting the GPUs work for a while"):
         _work(host, administrator)
 
-    def look(page: Any) -> None:
+    def visit(page: Any) -> None:
         page.goto(f"{hub.url}/services/gpus/")
         page.get_by_role("table").get_by_role("row").nth(2).wait_for()
         page.wait_for_timeout(1500)
 
-    _take(hub, browser, "dashboard", look)
+    _take(hub, browser, "dashboard", visit)
 
 
 def _work(host: SimulatedHost, watcher: Program) -> None:
