@@ -16,7 +16,7 @@ from typing import Any
 import docker
 import docker.errors
 
-from gpuspawner.backends.docker.pace import Pace
+from gpuspawner.backends.docker.poll_interval import PollInterval
 
 COMMAND = ["jupyter", "server", "--ip=0.0.0.0", "--no-browser", "--IdentityProvider.token="]
 PORT = 8888
@@ -48,7 +48,7 @@ class ByHand:
         self._volume = volume
         self._started: dict[int, str] = {}
         # Looks no more often than GPUSpawner does.
-        self._pace = Pace()
+        self._interval = PollInterval()
 
     def start(self, number: int) -> bool:
         """Start one, and return True once it answers.
@@ -67,8 +67,10 @@ class ByHand:
         container = self._started[number] = str(created["Id"])
         client.start(container)
         found = client.inspect_container(container)
-        with self._pace.one_more():
-            wait_for(found["NetworkSettings"]["Networks"][self._network]["IPAddress"], self._pace)
+        with self._interval.one_more():
+            wait_for(
+                found["NetworkSettings"]["Networks"][self._network]["IPAddress"], self._interval
+            )
         return True
 
     def stop(self, number: int) -> None:
@@ -92,14 +94,14 @@ class ByHand:
         return given
 
 
-def wait_for(address: str, pace: Pace) -> None:
+def wait_for(address: str, interval: PollInterval) -> None:
     """Wait until a Jupyter Server answers."""
     while True:
         try:
             socket.create_connection((address, PORT), 5).close()
             break
         except OSError:
-            time.sleep(pace.seconds)
+            time.sleep(interval.seconds)
     while True:
         connection = http.client.HTTPConnection(address, PORT, timeout=5)
         try:
@@ -107,6 +109,6 @@ def wait_for(address: str, pace: Pace) -> None:
             if connection.getresponse().status < 500:
                 return
         except (OSError, http.client.HTTPException):
-            time.sleep(pace.seconds)
+            time.sleep(interval.seconds)
         finally:
             connection.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import docker
 
-from gpuspawner.simulation import groups
+from gpuspawner.simulation import cgroups
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.slots import slot_name
 
@@ -99,7 +99,7 @@ class EngineProcesses:
         return int((self._directory / "docker.pid").read_text())
 
     def _pids(self) -> Collection[int]:
-        found = (groups.pids_in(group / "engine") for group in groups.of_name(self._name))
+        found = (cgroups.pids_in(group / "engine") for group in cgroups.of_name(self._name))
         return {pid for pids in found for pid in pids}
 
 

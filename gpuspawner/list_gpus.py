@@ -14,16 +14,16 @@ import docker.errors
 
 from .backends.docker.errors import explain
 from .backends.docker.listing import Listing
-from .backends.docker.marks import list_marks
+from .backends.docker.out_of_service import list_marks
 from .gpus.allocation import with_leases
+from .gpus.missing_driver import without_driver
 from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
-from .gpus.surroundings import without_driver
 from .leases.labels import leases_of
 from .leases.ledger import outsiders_of
-from .simulation.joining import joining_words
+from .simulation.running_host import join_hint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def _without_driver() -> int:
     """Say why there is no driver here; 1 where that isn't simply a machine without GPUs."""
     why = without_driver()
     print(why.words, file=sys.stderr if why.is_error else sys.stdout)
-    if words := joining_words("gpus"):
+    if words := join_hint("gpus"):
         print(f"{words[:1].upper()}{words[1:]}")
     return int(why.is_error)
 

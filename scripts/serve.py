@@ -13,7 +13,7 @@ import docker.errors
 from jupyterhub import app
 
 from gpuspawner.backends.docker.network import NetworkError, ensure_network
-from gpuspawner.doctor.surroundings import engine_folders
+from gpuspawner.doctor.hub_machine import engine_folders
 
 from .console import ROOT, RUN, Stop, finish, make_run_folder, say
 from .ports import CONFIG, check_port, dashboard_port, hub_port, public_url

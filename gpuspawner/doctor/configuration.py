@@ -14,8 +14,8 @@ from typing import Any
 
 from ..images.catalogue import ImageVersion
 from ..untrusted import parse_json
+from .configuration_rules import RULES, missing_folders
 from .findings import NAME, NO_SUCH_USER, Configuration, Context, Finding
-from .rules import RULES, missing_folders
 
 LOADING_SECONDS = 90
 

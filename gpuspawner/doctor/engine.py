@@ -17,7 +17,7 @@ import requests.exceptions
 
 from ..backends.docker.errors import UNREACHABLE, explain
 from ..backends.docker.network import own_container, shares_host_network
-from ..gpus.surroundings import own_container_id
+from ..gpus.missing_driver import own_container_id
 from .findings import Context, Finding
 
 ANSWER_SECONDS = 20
@@ -59,7 +59,7 @@ def engine(context: Context) -> Iterator[Finding]:
     # Its socket alone may be in a container's reach, as where the hub runs in one.
     root = Path(str(info.get("DockerRootDir") or "/nowhere"))
     context.engine_is_here = socket_path() is not None and _is_folder(root)
-    yield judge_version(about)
+    yield check_version(about)
     if context.own_container is not None:
         yield _in_container(context.own_container)
     yield from _warnings(info)
@@ -74,7 +74,7 @@ def _in_container(container: Mapping[str, Any]) -> Finding:
     return Finding("note", what)
 
 
-def judge_version(about: Mapping[str, Any]) -> Finding:
+def check_version(about: Mapping[str, Any]) -> Finding:
     """Return whether an engine's answer to `GET /version` is one to work with."""
     names = [str(part.get("Name", "")) for part in about.get("Components") or []]
     version = str(about.get("Version") or "")

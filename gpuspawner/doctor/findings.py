@@ -45,7 +45,7 @@ class Configuration:
 
     `spawner` and `hub` map the names of traits to their values; a function is `{"function": …}`.
     `lines` has the line of each `c.SECTION.NAME` in the file itself. `plan` is what a server
-    would be created with, as `someone.plan` returns it.
+    would be created with, as `example_user.plan` returns it.
     """
 
     file: Path

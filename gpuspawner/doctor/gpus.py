@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..backends.docker.marks import list_marks
+from ..backends.docker.out_of_service import list_marks
 from ..gpus import nvml
+from ..gpus.missing_driver import GIVE_GPUS, without_driver
 from ..gpus.model import GPU
 from ..gpus.reader import read_node
-from ..gpus.surroundings import GIVE_GPUS, without_driver
-from ..simulation.joining import joining_words
+from ..simulation.running_host import join_hint
 from .findings import Context, Finding
 
 NVML_SECONDS = 15.0
@@ -55,11 +55,11 @@ def _without_driver() -> Finding:
         what = f"there are NVIDIA GPUs in this machine and no driver{nouveau}"
         return Finding("failure", what, INSTALL_DRIVER)
     what = "none, and no NVIDIA GPU either: servers start, without GPUs"
-    joining = joining_words("doctor")
+    hint = join_hint("doctor")
     return Finding(
         "note",
         what,
-        joining or "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
+        hint or "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
     )
 
 

@@ -32,7 +32,7 @@ def network(context: Context) -> Iterator[Finding]:
         what = f"{given.where('network_name')} is {name!r}, and the engine has no such network"
         yield Finding("failure", what, _create_command(name))
         return
-    yield _judge(name, found[0])
+    yield _check_isolation(name, found[0])
 
 
 def _create_command(name: str) -> str:
@@ -40,7 +40,7 @@ def _create_command(name: str) -> str:
     return f"{make}\nor, for one that is made at the hub's start:\n{OUR_NETWORK}"
 
 
-def _judge(name: str, about: Mapping[str, Any]) -> Finding:
+def _check_isolation(name: str, about: Mapping[str, Any]) -> Finding:
     options = about.get("Options") or {}
     driver = about.get("Driver")
     if driver != "bridge":

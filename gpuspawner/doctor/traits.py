@@ -24,7 +24,7 @@ from traitlets.config import Config
 
 from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
-from . import someone, values
+from . import example_user, values
 from .findings import NAME, NO_SUCH_USER
 
 SPAWNER_VALUES = (
@@ -91,7 +91,7 @@ def describe(config: Config) -> dict[str, Any]:
     hub = JupyterHub(config=_valid(JupyterHub, config, problems, {}))
     cls = _spawner_class(config, problems)
     place = _hub_place(hub)
-    given = someone.arguments(hub, place)
+    given = example_user.arguments(hub, place)
     valid = _valid(cls, config, problems, given)
     spawner = cls(config=valid, **given)
     problems += _unknown_sections(config, cls)
@@ -107,7 +107,7 @@ def describe(config: Config) -> dict[str, Any]:
             )
             for name in SPAWNER_VALUES
         },
-        "plan": someone.plan(cls, valid, given) if is_ours else {},
+        "plan": example_user.plan(cls, valid, given) if is_ours else {},
         "versions": _versions(spawner) if is_ours else {},
         "hub": {
             **{name: json_value(getattr(hub, name)) for name in HUB_VALUES},

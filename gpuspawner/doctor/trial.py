@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 
-from ..backends.docker.arguments import leased
 from ..backends.docker.backend import DockerBackend, UlimitRefused
+from ..backends.docker.checked_client import leased
 from ..backends.docker.container_config import refused_ulimit
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch

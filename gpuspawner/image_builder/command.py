@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import docker.errors
 
-from . import base, bom, buildkit, checks, locks, reasons
+from . import base, bom, buildkit, checks, failures, locks
 from .engine import engine, image, remove_unnamed
 from .recipe import (
     BuildingError,
@@ -190,7 +190,7 @@ def _build_one(
         image_id = buildkit.build(client, wanted.build_context(network), arguments, labels, report)
     except buildkit.BuildFailed as failure:
         raise BuildingError(
-            f"{wanted.key} wasn't built: {reasons.explain_failure(failure)}"
+            f"{wanted.key} wasn't built: {failures.explain_failure(failure)}"
         ) from None
     _print_step(_check_announcement(wanted))
     try:

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from . import changes
 from .host import SimulatedHost, change
-from .joining import chosen, environment_of
 from .programs import SimulationError
+from .running_host import environment_of, find_running
 from .state import (
     DEFAULT_DRIVER,
     MAX_GPUS,
@@ -194,7 +194,7 @@ def _simulate(state: State, words: Sequence[str]) -> int:
 
 def _join(words: Sequence[str]) -> int:
     """Become COMMAND, on the simulated host that runs."""
-    environment = environment_of(chosen())
+    environment = environment_of(find_running())
     try:
         os.execvpe(words[0], list(words), environment)  # noqa: S606
     except OSError as error:
@@ -248,7 +248,7 @@ class _Command:
 
 
 def _apply(wanted: Sequence[changes.Change]) -> None:
-    path = chosen() / "state"
+    path = find_running() / "state"
 
     def all_of_them(state: State) -> State:
         for each in wanted:

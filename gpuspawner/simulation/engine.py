@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .groups import pids_in
+from .cgroups import pids_in
 from .network import Addresses, Namespaces
 from .programs import SimulationError, call, search_path
 

@@ -45,7 +45,7 @@ MS_RDONLY_REMOUNT_BIND = 0x1 | 0x20 | 0x1000
 CLONE_NEWNS = 0x20000
 
 
-class Refusal(Exception):
+class HookError(Exception):
     """The container can't have what it asks for; the engine shows the text to who started it."""
 
 
@@ -75,21 +75,21 @@ def only(text: str, uuids: list[str]) -> str:
 def chosen(value: str, text: str) -> list[str]:
     """The UUIDs that a value of NVIDIA_VISIBLE_DEVICES stands for: `all`, indices or UUIDs.
 
-    Refusal for a GPU that isn't there or has fallen off the bus, and without a driver.
+    HookError for a GPU that isn't there or has fallen off the bus, and without a driver.
     """
     fault = next((line[6:] for line in text.splitlines() if line.startswith("fault ")), "-")
     if fault != "-":
         problem = fault.replace("_", " ")
-        raise Refusal(f"nvidia-container-cli: initialization error: nvml error: {problem}")
+        raise HookError(f"nvidia-container-cli: initialization error: nvml error: {problem}")
     wanted: list[str] = []
     for name in value.split(","):
         named = [
             gpu for index, gpu in enumerate(gpus(text)) if name in ("all", gpu["uuid"], str(index))
         ]
         if not named and name != "all":
-            raise Refusal(f"nvidia-container-cli: device error: {name}: unknown device")
+            raise HookError(f"nvidia-container-cli: device error: {name}: unknown device")
         if any(gpu.get("fault") == "lost" for gpu in named):
-            raise Refusal("nvidia-container-cli: detection error: nvml error: gpu is lost")
+            raise HookError("nvidia-container-cli: detection error: nvml error: gpu is lost")
         wanted += [gpu["uuid"] for gpu in named if gpu["uuid"] not in wanted]
     return wanted
 
@@ -145,7 +145,7 @@ class _Kernel:
 
     def _check(self, result: int, what: str) -> int:
         if result < 0:
-            raise Refusal(f"gpuspawner's hook can't {what}: {os.strerror(ctypes.get_errno())}")
+            raise HookError(f"gpuspawner's hook can't {what}: {os.strerror(ctypes.get_errno())}")
         return result
 
     def copy_of(self, path: Path) -> int:
@@ -209,12 +209,12 @@ def _file(path: Path) -> Path:
 
 
 def root_of(config: dict[str, Any], bundle: str) -> Path:
-    """The container's root folder. Refusal for none or the host's own."""
+    """The container's root folder. HookError for none or the host's own."""
     path = config.get("root", {}).get("path", "")
     root = Path(bundle, path).resolve()
     # The container's mount namespace still has the host's files: with no root it would be them.
     if not path or root in (Path("/"), Path(bundle).resolve()):
-        raise Refusal(f"gpuspawner's hook doesn't work on a container whose root is {path!r}")
+        raise HookError(f"gpuspawner's hook doesn't work on a container whose root is {path!r}")
     return root
 
 
@@ -241,7 +241,7 @@ def main(directory: Path, stage: str, *added: str) -> int:
             show(directory, state["id"], [*before, *(each for each in uuids if each not in before)])
         numbers = [gpu["minor_number"] for gpu in gpus(text) if gpu["uuid"] in uuids]
         attach(state, root, numbers, directory)
-    except (Refusal, OSError) as error:
+    except (HookError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from . import hook
-from .joining import ENVIRONMENT
 from .library import BuildError, build
 from .programs import SimulationError, require
+from .running_host import ENVIRONMENT
 from .state import STATE_PATH_VARIABLE, State
 
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"

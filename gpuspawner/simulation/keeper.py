@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import groups, hook, network, slots
+from . import cgroups, hook, network, slots
 from .engine import (
     Engine,
     adopt_orphans,
@@ -69,7 +69,7 @@ class Keeper:
         addresses = network.choose_addresses(slot.number, network.taken_networks())
         self._namespaces = network.open_namespaces(slot.name, addresses)
         network.add_rules(slot.name, addresses)
-        group = groups.make(slot.name)
+        group = cgroups.make(slot.name)
         settings = configuration(
             slot.directory, data, slot.name, addresses, self._names(addresses, group), version()
         )

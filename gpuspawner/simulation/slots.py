@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import groups, machine
+from . import cgroups, machine
 from .programs import SimulationError, call
 
 SLOTS = 16
@@ -46,7 +46,7 @@ class _Hold:
         """Give the slot back; its folder and control group have to be empty."""
         with contextlib.suppress(OSError):
             (RUN / str(self.number)).rmdir()
-        groups.let_go(slot_name(self.number), self.group)
+        cgroups.let_go(slot_name(self.number), self.group)
         os.close(self.folder)
         self.name.close()
 
@@ -130,7 +130,7 @@ def running() -> list[Path]:
 def sweep(number: int) -> None:
     """Remove what carries this slot's name: processes, interface, rules, groups, files."""
     name = slot_name(number)
-    groups.end_all(name)
+    cgroups.end_all(name)
     call(["ip", "link", "delete", name], check=False)
     remove_rules(name)
     for entry in (RUN / str(number)).iterdir():
@@ -165,7 +165,7 @@ def _hold(number: int) -> _Hold | None:
             name.bind(f"\0{_lock_name(number)}")
         except OSError:
             return None
-        group = groups.hold(slot_name(number))
+        group = cgroups.hold(slot_name(number))
         if group is None:
             return None
         back.pop_all()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 PATIENCE_SECONDS = 10.0
 
 
-class LimitTrial:
+class UlimitTrial:
     """A start that is the first with its limits; others wait for what it finds out."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class LimitTrial:
         return bool((await asyncio.wait([self._known], timeout=left))[0])
 
 
-class LimitTrials:
+class UlimitTrials:
     """The first start with each set of limits.
 
     An engine that may not set one says so when a container starts. Of many that are created at
@@ -52,9 +52,9 @@ class LimitTrials:
     """
 
     def __init__(self) -> None:
-        self._trials: dict[frozenset[tuple[str, int]], LimitTrial] = {}
+        self._trials: dict[frozenset[tuple[str, int]], UlimitTrial] = {}
 
-    async def join(self, limits: Mapping[str, int]) -> LimitTrial | None:
+    async def join(self, limits: Mapping[str, int]) -> UlimitTrial | None:
         """Return a trial whose end the caller tells; None where there is nothing to find out.
 
         Args:
@@ -64,7 +64,7 @@ class LimitTrials:
         while True:
             trial = self._trials.get(key)
             if trial is None or trial.is_lost:
-                trial = self._trials[key] = LimitTrial()
+                trial = self._trials[key] = UlimitTrial()
                 return trial
             if trial.is_known:
                 return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from . import rules
+from . import configuration_rules
 from .engine import socket_path
 from .findings import Context, Finding
 
@@ -88,7 +88,7 @@ def disk(context: Context) -> Iterator[Finding]:
     for folder in engine_folders(context.engine_info) if context.engine_is_here else ():
         yield from _check_space("the Docker Engine's folder", folder, ENGINE_FULL, tight)
     given = context.configuration
-    if given and given.is_ours and "storage_opt" not in rules.host_config(given):
+    if given and given.is_ours and "storage_opt" not in configuration_rules.host_config(given):
         what = "nothing limits how much of it one server writes, outside of its volume too"
         yield Finding("note", what, "see docs/how-to/files.md, Limit the disk")
     yield from _check_space("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)

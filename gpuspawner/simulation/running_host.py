@@ -16,7 +16,7 @@ from .state import STATE_PATH_VARIABLE
 ENVIRONMENT = "environment.json"
 
 
-def chosen() -> Path:
+def find_running() -> Path:
     """Return the folder of the simulated host that is meant: the one we are on, or the only one.
 
     Raises:
@@ -49,7 +49,7 @@ def environment_of(directory: Path) -> dict[str, str]:
     return {**os.environ, **additions}
 
 
-def joining_words(subcommand: str) -> str:
+def join_hint(subcommand: str) -> str:
     """Return how a subcommand sees the simulated host that runs beside it; "" where none does."""
     if STATE_PATH_VARIABLE in os.environ:
         return ""

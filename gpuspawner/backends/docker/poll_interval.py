@@ -8,10 +8,10 @@ from contextlib import contextmanager
 # Between two attempts to reach a server: short compared with a start of half a second.
 POLL_SECONDS = 0.01
 # The most attempts per second, for all servers that start: each takes time that they need to start.
-LOOKS_PER_SECOND = 160
+ATTEMPTS_PER_SECOND = 160
 
 
-class Pace:
+class PollInterval:
     """How often servers that start are looked at: the more of them, the less often each."""
 
     def __init__(self) -> None:
@@ -29,4 +29,4 @@ class Pace:
     @property
     def seconds(self) -> float:
         """How long to wait between two looks at one server."""
-        return max(POLL_SECONDS, self._waiting / LOOKS_PER_SECOND)
+        return max(POLL_SECONDS, self._waiting / ATTEMPTS_PER_SECOND)

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from traitlets.config import Config
 
-from ..backends.docker.arguments import CheckedClient
+from ..backends.docker.checked_client import CheckedClient
 from ..backends.docker.errors import Misconfigured, on_one_line
 from ..untrusted import parse_json
 from .findings import NAME
@@ -61,7 +61,7 @@ def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:
     if not hasattr(cls, "plan"):
         return {}
     try:
-        spawner = _planning(cls)(config=config, **given)
+        spawner = _without_engine(cls)(config=config, **given)
         # DockerSpawner would ask the engine for the image's own.
         spawner.cmd = spawner.cmd or ["jupyterhub-singleuser"]
         create = asyncio.run(spawner.plan())
@@ -72,7 +72,7 @@ def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:
         return {"unknown": f"{type(error).__name__}: {on_one_line(error)}"}
 
 
-def _planning(cls: Any) -> Callable[..., Any]:
+def _without_engine(cls: Any) -> Callable[..., Any]:
     """Return a spawner class of the same settings that knows no engine."""
     client = docker.APIClient(base_url="unix:///nowhere", version=API_VERSION)
 
