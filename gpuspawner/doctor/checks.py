@@ -1,4 +1,4 @@
-"""The list of all checks, in the order of setting up a machine."""
+"""The list of all checks, in the order in which a machine is set up."""
 
 from __future__ import annotations
 

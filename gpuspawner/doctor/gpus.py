@@ -1,4 +1,4 @@
-"""Checks of the NVIDIA driver and the GPUs, by NVML and by what keeps them out."""
+"""Checks of the NVIDIA driver and the GPUs, by NVML and the marks of GPUs out of service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def driver(context: Context) -> Iterator[Finding]:
     try:
         found, context.gpus = _read()
     except nvml.InventoryError as error:
-        # What NVML's errors mean is told in a sentence, and what to do in those after it.
+        # The first sentence of the error is its meaning, the others are the advice.
         found_out, _, advice = str(error).partition(". ")
         yield Finding("failure", found_out.rstrip("."), advice or HANGING)
         return
@@ -64,7 +64,7 @@ def _without_driver() -> Finding:
 
 
 def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
-    """Read NVML, and give up on it where it hangs; its thread doesn't keep us from ending."""
+    """Read NVML with a timeout, in a daemon thread, which a hanging driver may block for ever."""
     answer: queue.Queue[tuple[nvml.Inventory, tuple[GPU, ...]] | Exception] = queue.Queue()
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""The network that servers live in: whether it is there, and keeps them apart."""
+"""The check of the servers' network: that it exists and isolates them from each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUR_NETWORK = (
 
 
 def network(context: Context) -> Iterator[Finding]:
-    """Look at the network that the configuration names."""
+    """Check the network that the configuration names."""
     given, client = context.configuration, context.engine
     if given is None or client is None:
         return
