@@ -1,4 +1,4 @@
-"""What runs on an engine: servers with a lease, and other containers that have GPUs."""
+"""The listing of an engine's containers: servers with a lease, and others that have GPUs."""
 
 from __future__ import annotations
 

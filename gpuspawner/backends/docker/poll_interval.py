@@ -1,25 +1,25 @@
-"""How often servers that start are asked whether they answer."""
+"""The interval at which starting servers are polled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Between two attempts to reach a server: short compared with a start of half a second.
+# The shortest interval: short compared with a start of half a second.
 POLL_SECONDS = 0.01
-# The most attempts per second, for all servers that start: each takes time that they need to start.
+# The most polls per second of all starting servers, since each takes processor time from them.
 ATTEMPTS_PER_SECOND = 160
 
 
 class PollInterval:
-    """How often servers that start are looked at: the more of them, the less often each."""
+    """The polling interval of all starting servers: longer, the more servers there are."""
 
     def __init__(self) -> None:
         self._waiting = 0
 
     @contextmanager
     def one_more(self) -> Iterator[None]:
-        """Have one more server to look at meanwhile."""
+        """Count one more starting server, in this context."""
         self._waiting += 1
         try:
             yield
@@ -28,5 +28,5 @@ class PollInterval:
 
     @property
     def seconds(self) -> float:
-        """How long to wait between two looks at one server."""
+        """The time between two polls of one server, in seconds."""
         return max(POLL_SECONDS, self._waiting / ATTEMPTS_PER_SECOND)

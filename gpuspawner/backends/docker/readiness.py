@@ -98,7 +98,7 @@ async def wait_until_answering(
         ip, port: the server's address.
         ended: set when the server's container ends.
         seconds: the longest wait.
-        interval: shared by all servers that this process waits for.
+        interval: the polling interval, shared by all servers that start.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
