@@ -1,7 +1,7 @@
-"""Starting a bare Jupyter Server by hand: what anybody's start is compared with.
+"""Starts of a bare Jupyter Server without a hub, with which other starts are compared.
 
-No hub: a container with `jupyter server`, created and started through the engine's API, and asked
-until it answers. Its limits, mounts and devices are those of a server of ours.
+A container with `jupyter server` is created and started by the engine's API, and polled until it
+answers. Its limits, mounts and devices are those of a GPUSpawner's server.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PORT = 8888
 
 
 class ByHand:
-    """Starts containers like a given one, with a bare Jupyter Server in them.
+    """Starts bare Jupyter Servers in containers that are like a given one.
 
     Args:
-        client: of the engine.
-        model: an inspection of a server's container.
-        uuids: of the host's GPUs.
+        client: a client of the engine.
+        model: the inspection of a server's container.
+        uuids: the UUIDs of the host's GPUs.
         network: the name of the containers' network.
-        volume: what begins the names of the volumes that take the place of the users' own.
+        volume: the beginning of the names of the volumes that replace users' own volumes.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class ByHand:
         self._network = network
         self._volume = volume
         self._started: dict[int, str] = {}
-        # Looks no more often than GPUSpawner does.
+        # Polls as often as GPUSpawner does.
         self._interval = PollInterval()
 
     def start(self, number: int) -> bool:
-        """Start one, and return True once it answers.
+        """Start a server; return True once it answers.
 
         Args:
-            number: which GPU it gets, and which volume.
+            number: the number of its GPU and its volume.
         """
         config, client = self._model["Config"], self._client
         created = client.create_container(
@@ -74,16 +74,16 @@ class ByHand:
         return True
 
     def stop(self, number: int) -> None:
-        """Remove one that was started."""
+        """Remove a server."""
         with suppress(docker.errors.NotFound):
             self._client.remove_container(self._started.pop(number), force=True, v=True)
 
     def seconds(self) -> tuple[float, float]:
-        """Return the processor seconds of this program, and of a proxy, which there isn't."""
+        """Return the processor seconds of this process, and 0.0 for a proxy, as there is none."""
         return time.process_time(), 0.0
 
     def _host_config(self, number: int) -> dict[str, Any]:
-        """Return the model's, with a GPU and a volume of its own."""
+        """Return the host config of the model, with another GPU and another volume."""
         given = dict(self._model["HostConfig"])
         given["DeviceRequests"] = [
             {**each, "DeviceIDs": [self._uuids[number]]} for each in given["DeviceRequests"] or []
