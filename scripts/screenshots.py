@@ -1,7 +1,7 @@
 """`make screenshots`: take the handbook's pictures from a hub that runs on a simulated GPU host.
 
-They are made of the `minimal` image alone. Nothing on them is drawn afterwards: what users hold and
-wait for is asked of the hub, and what the GPUs do is what the simulated NVML says.
+Only the `minimal` image is used. Nothing is drawn afterwards: leases and queue are those of real
+requests to the hub, and the GPUs' use is what the simulated NVML reports.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ c.GPUSpawner.default_hours = 4
 
 
 def main() -> int:
-    """Take them all, on the tests' own engine, which has the image already."""
+    """Take all pictures, on the tests' engine, which has the image already."""
     os.chdir(ROOT)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
@@ -97,7 +97,7 @@ def _browser(chromium: str) -> Iterator[Any]:
 
 
 def _take(hub: Hub, browser: Any, name: str, visit: Callable[[Any], None]) -> None:
-    """Take a picture in each language of what ada sees once `visit` has gone there with a page."""
+    """Take a picture in each language of the page to which `visit` leads ada's browser."""
     for suffix, locale in LANGUAGES.items():
         context = browser.new_context(
             locale=locale,
@@ -115,7 +115,7 @@ def _take(hub: Hub, browser: Any, name: str, visit: Callable[[Any], None]) -> No
 
 
 def _where_it_is_morning() -> str:
-    """Return a time zone in which it is about ten, so that no end is on another day."""
+    """Return a time zone in which it is about ten o'clock, so that leases end on the same day."""
     east = (10 - time.gmtime().tm_hour + 11) % 24 - 11
     # POSIX counts the hours to the west.
     return f"Etc/GMT{-east:+d}"
@@ -171,7 +171,7 @@ def _dashboard(host: SimulatedHost, hub: Hub, browser: Any) -> None:
 
 
 def _work(host: SimulatedHost, watcher: Program) -> None:
-    """Let the leased GPUs be used, each in its own way, while somebody looks."""
+    """Simulate a different use of each leased GPU while the dashboard is open."""
     deadline = time.monotonic() + BUSY_SECONDS
     for beat in itertools.count():
         if time.monotonic() > deadline:
