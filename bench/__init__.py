@@ -1,1 +1,1 @@
-"""`make bench`: figures side by side from one run, as medians and ratios."""
+"""The benchmarks of `make bench`: medians and ratios of figures from the same run."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: how long starts take, what open pages cost, how long a queue's people wait.
+"""`python -m bench`: the times of starts, the cost of open pages, the waiting times of a queue.
 
 `python -m bench starts`, `handover`, `pages`, `queue` and `planner` are one of them, with options
 (`--help`).
@@ -12,7 +12,7 @@ from . import handover, pages, planner, queue, starts
 
 
 def main() -> int:
-    """Measure what the arguments name, or all; return the exit status."""
+    """Run the benchmarks that the arguments name, or all; return the exit status."""
     name, options = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     parts = {
         "starts": starts.main,

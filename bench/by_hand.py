@@ -1,7 +1,7 @@
-"""Starting a bare Jupyter Server by hand: what anybody's start is compared with.
+"""Starts of a bare Jupyter Server without a hub, with which other starts are compared.
 
-No hub: a container with `jupyter server`, created and started through the engine's API, and asked
-until it answers. Its limits, mounts and devices are those of a server of ours.
+A container with `jupyter server` is created and started by the engine's API, and polled until it
+answers. Its limits, mounts and devices are those of a GPUSpawner's server.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 import docker
 import docker.errors
 
-from gpuspawner.backends.docker.pace import Pace
+from gpuspawner.backends.docker.poll_interval import PollInterval
 
 COMMAND = ["jupyter", "server", "--ip=0.0.0.0", "--no-browser", "--IdentityProvider.token="]
 PORT = 8888
 
 
 class ByHand:
-    """Starts containers like a given one, with a bare Jupyter Server in them.
+    """Starts bare Jupyter Servers in containers that are like a given one.
 
     Args:
-        client: of the engine.
-        model: an inspection of a server's container.
-        uuids: of the host's GPUs.
+        client: a client of the engine.
+        model: the inspection of a server's container.
+        uuids: the UUIDs of the host's GPUs.
         network: the name of the containers' network.
-        volume: what begins the names of the volumes that take the place of the users' own.
+        volume: the beginning of the names of the volumes that replace users' own volumes.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class ByHand:
         self._network = network
         self._volume = volume
         self._started: dict[int, str] = {}
-        # Looks no more often than GPUSpawner does.
-        self._pace = Pace()
+        # Polls as often as GPUSpawner does.
+        self._interval = PollInterval()
 
     def start(self, number: int) -> bool:
-        """Start one, and return True once it answers.
+        """Start a server; return True once it answers.
 
         Args:
-            number: which GPU it gets, and which volume.
+            number: the number of its GPU and its volume.
         """
         config, client = self._model["Config"], self._client
         created = client.create_container(
@@ -67,21 +67,23 @@ class ByHand:
         container = self._started[number] = str(created["Id"])
         client.start(container)
         found = client.inspect_container(container)
-        with self._pace.one_more():
-            wait_for(found["NetworkSettings"]["Networks"][self._network]["IPAddress"], self._pace)
+        with self._interval.one_more():
+            wait_for(
+                found["NetworkSettings"]["Networks"][self._network]["IPAddress"], self._interval
+            )
         return True
 
     def stop(self, number: int) -> None:
-        """Remove one that was started."""
+        """Remove a server."""
         with suppress(docker.errors.NotFound):
             self._client.remove_container(self._started.pop(number), force=True, v=True)
 
     def seconds(self) -> tuple[float, float]:
-        """Return the processor seconds of this program, and of a proxy, which there isn't."""
+        """Return the processor seconds of this process, and 0.0 for a proxy, as there is none."""
         return time.process_time(), 0.0
 
     def _host_config(self, number: int) -> dict[str, Any]:
-        """Return the model's, with a GPU and a volume of its own."""
+        """Return the host config of the model, with another GPU and another volume."""
         given = dict(self._model["HostConfig"])
         given["DeviceRequests"] = [
             {**each, "DeviceIDs": [self._uuids[number]]} for each in given["DeviceRequests"] or []
@@ -92,14 +94,14 @@ class ByHand:
         return given
 
 
-def wait_for(address: str, pace: Pace) -> None:
+def wait_for(address: str, interval: PollInterval) -> None:
     """Wait until a Jupyter Server answers."""
     while True:
         try:
             socket.create_connection((address, PORT), 5).close()
             break
         except OSError:
-            time.sleep(pace.seconds)
+            time.sleep(interval.seconds)
     while True:
         connection = http.client.HTTPConnection(address, PORT, timeout=5)
         try:
@@ -107,6 +109,6 @@ def wait_for(address: str, pace: Pace) -> None:
             if connection.getresponse().status < 500:
                 return
         except (OSError, http.client.HTTPException):
-            time.sleep(pace.seconds)
+            time.sleep(interval.seconds)
         finally:
             connection.close()

@@ -1,7 +1,7 @@
-"""How long a GPU lies idle while somebody waits: from its container's death to the next grant.
+"""The time for which a GPU is idle while users wait: from a container's end to the next grant.
 
-20 users want one GPU each, of 4. Each is served, stays a moment, and stops. When a container died
-is the engine's word, and when its GPU was granted again the hub's log's.
+20 users request one of 4 GPUs each. Each server starts, runs for a moment, and stops. The times of
+ends are from the engine's events, those of grants from the hub's audit log.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GRANT = re.compile(r'^\[I (\S+ \S+) .*gpuspawner (\{"event": "grant".*\})$', re.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Let them all be served, print how long GPUs lay idle, and return the exit status."""
+    """Serve all users, print for how long GPUs were idle, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench handover", description=__doc__)
     parser.add_argument("--users", type=int, default=USERS)
     options = parser.parse_args(arguments)
@@ -56,7 +56,7 @@ def _serve(hub: Hub, users: int) -> None:
     print(f"{users} users have asked for {GPUS} GPUs", file=sys.stderr)
 
     def stay(name: str) -> None:
-        # Not more often: the hub has enough to do.
+        # Not more often, so that the polling doesn't slow the hub.
         while not hub.ready(name):
             time.sleep(POLL_SECONDS)
         time.sleep(STAYS_SECONDS)
@@ -68,7 +68,7 @@ def _serve(hub: Hub, users: int) -> None:
 
 @contextmanager
 def _deaths(address: str) -> Iterator[list[tuple[float, str]]]:
-    """Collect when which GPU's container died, in seconds since the epoch."""
+    """Collect (time, UUID) of each end of a container with a GPU; seconds since the epoch."""
     client = docker.APIClient(base_url=address, version="auto")
     found: list[tuple[float, str]] = []
     stream = client.events(filters={"event": "die", "label": "gpuspawner.gpus"}, decode=True)
@@ -87,7 +87,7 @@ def _deaths(address: str) -> Iterator[list[tuple[float, str]]]:
 
 
 def grants(log: str) -> list[tuple[float, str]]:
-    """Return when which GPU was granted, from a hub's log, in seconds since the epoch."""
+    """Return (time, UUID) of each grant in a hub's log; seconds since the epoch."""
     found = []
     for moment, line in GRANT.findall(log):
         then = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S.%f").astimezone().timestamp()
@@ -97,7 +97,7 @@ def grants(log: str) -> list[tuple[float, str]]:
 
 
 def idle_seconds(deaths: list[tuple[float, str]], granted: list[tuple[float, str]]) -> list[float]:
-    """Return how long after each death its GPU was granted again; the last ones never are."""
+    """Return the seconds from each end to the next grant of its GPU; none for the last ends."""
     idle = []
     for died, uuid in sorted(deaths):
         # The engine's clock is the hub's, and its log is to the millisecond.

@@ -1,4 +1,4 @@
-"""One hub on a simulated host of its own, for what is measured of it."""
+"""A hub on a simulated host, for benchmarks of a single hub."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.hubs import Hub, write_config
 
 @contextmanager
 def one_hub(gpus: int, lines: Iterable[str]) -> Iterator[tuple[SimulatedHost, Hub]]:
-    """Have a hub run, with the image `minimal` built.
+    """Run a hub on a simulated host that has the image `minimal`; yield both.
 
     Args:
-        gpus: how many the host has.
-        lines: of the hub's configuration.
+        gpus: the number of the host's GPUs.
+        lines: further lines of the hub's configuration.
     """
-    # The images are those of `make run`, where that was used: there is no need for two of each.
+    # The images of `make run`, if there are any: they needn't be built twice.
     with (
         SimulatedHost(describe([("A100-40GB", gpus)]), cache=cache_folder()) as host,
         tempfile.TemporaryDirectory() as folder,

@@ -1,8 +1,8 @@
-"""What open pages cost the hub: how long its other requests take beside them, and NVML.
+"""The cost of open pages for the hub: the times of its other requests, and reads of NVML.
 
-By turns nobody has a page open, one person has each, and many have: 200 the spawn page and 20 the
-dashboard. The host changes all the time, so that there is something to tell. They are a process of
-their own, as browsers are, on the same machine: what they take of it is counted against us.
+In turns, no page is open, one of each, or 200 spawn pages and 20 dashboards. The host's state
+changes all the time, so that pages have to be updated. The pages are another process on the same
+machine, as browsers would be; their load counts against the hub.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from .one_hub import one_hub
 
 FORMS, BOARDS = 200, 20
 NONE, ONE, MANY = "no page open", "a form, a dashboard", "many forms, dashboards"
-# How often the probe asks, and how often a GPU changes.
+# The intervals of requests, and of changes of a GPU, in seconds.
 PROBE_SECONDS, CHANGE_SECONDS = 0.1, 2.0
-# What the hub's other requests may take longer, in milliseconds, of which 95 % are quicker.
+# The goal: by how much the 95th percentile of other requests may be longer, in milliseconds.
 GOAL_MS = 10.0
 # As the dashboard's script does.
 BOARD_SECONDS = 4.0
@@ -46,7 +46,7 @@ BOARD_SECONDS = 4.0
 
 @dataclass
 class Seen:
-    """What was measured with so many pages open: milliseconds of each request, reads a second."""
+    """The measurements for a number of open pages: milliseconds per request, reads per second."""
 
     milliseconds: list[float] = field(default_factory=list)
     reads: list[float] = field(default_factory=list)
@@ -54,12 +54,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pages:
-    """Pages to open: the cookies of who has them.
+    """The pages to open.
 
     Args:
-        url: the hub's.
-        forms: for each spawn page.
-        boards: for each dashboard.
+        url: the hub's URL.
+        forms: the cookies of each spawn page's user.
+        boards: the cookies of each dashboard's user.
     """
 
     url: str
@@ -68,7 +68,7 @@ class Pages:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the rounds and print what came out; return the exit status."""
+    """Run the rounds and print their results; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench pages", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of each round, for each kind")
@@ -96,7 +96,7 @@ def _log_in(hub: Hub, forms: int, boards: int) -> Pages:
 def measure(
     hub: Hub, host: SimulatedHost, pages: Pages, rounds: int, seconds: float
 ) -> dict[str, Seen]:
-    """Return what was measured, by how many pages were open."""
+    """Return the number of open pages, in words -> the measurements."""
     kinds = {
         NONE: replace(pages, forms=[], boards=[]),
         ONE: replace(pages, forms=pages.forms[:1], boards=pages.boards[:1]),
@@ -114,7 +114,7 @@ def measure(
 
 
 def _probe(hub: Hub, seconds: float) -> list[float]:
-    """Ask the hub again and again for what has nothing to do with pages; return milliseconds."""
+    """Send requests that don't depend on pages, for `seconds`; return the milliseconds of each."""
     taken = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -127,7 +127,7 @@ def _probe(hub: Hub, seconds: float) -> list[float]:
 
 @contextmanager
 def _changing(host: SimulatedHost) -> Iterator[None]:
-    """Let a program outside the hub come to a GPU and leave it, again and again."""
+    """Start and end a foreign program on a GPU, periodically, in this context."""
     over = threading.Event()
 
     def change() -> None:
@@ -154,7 +154,7 @@ def _changing(host: SimulatedHost) -> Iterator[None]:
 
 @contextmanager
 def _opened(pages: Pages) -> Iterator[None]:
-    """Have pages open meanwhile, each of which has been told something."""
+    """Open pages in this context; it begins once each has received an update."""
     if not pages.forms and not pages.boards:
         yield
         return
@@ -225,7 +225,7 @@ async def _board(url: str, cookies: str, told: Any) -> None:
 
 
 class Reads:
-    """Counts how often the simulated driver is asked, by anybody: it opens a file each time.
+    """Counts the calls of the simulated driver by all processes: each opens the state file.
 
     ref: inotify(7)
     """
@@ -235,7 +235,7 @@ class Reads:
     _EVENT = struct.Struct("iIII")
 
     def __init__(self, path: Path | str) -> None:
-        # A change exchanges the file.
+        # A change of the state replaces the file.
         self._folder, name = os.path.split(os.fsencode(path))
         self._name = name
 
@@ -251,7 +251,7 @@ class Reads:
         return self
 
     def _read(self) -> None:
-        # The kernel keeps no more than some thousand.
+        # The kernel's queue has room for some thousand events.
         while not self._over.wait(0.05):
             with suppress(BlockingIOError):
                 while events := os.read(self._file, 1 << 16):
@@ -265,7 +265,7 @@ class Reads:
             events = events[end:]
 
     def count(self) -> int:
-        """Return how often it was asked so far."""
+        """Return the number of calls so far."""
         return self._seen
 
     def __exit__(self, *_: object) -> None:
@@ -275,7 +275,7 @@ class Reads:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """Return what so many percent of some values are below."""
+    """Return the percentile of some values."""
     return statistics.quantiles(values, n=100)[percent - 1]
 
 

@@ -1,4 +1,4 @@
-"""The image to compare with: the finished one without what makes its servers start quickly."""
+"""The image for comparison: our image without what makes servers start quickly."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ LABEL = "gpuspawner.bench.from"
 
 
 def ensure(client: docker.DockerClient, finished: str) -> str:
-    """Return the image's reference, building it where it is missing or made from another one.
+    """Return the image's reference; build it if it is missing or made from another image.
 
     Args:
+        client: a client of the engine.
         finished: the reference of the image that it is made from.
 
     Raises:
@@ -41,7 +42,7 @@ def ensure(client: docker.DockerClient, finished: str) -> str:
 
 
 def _parcel() -> bytes:
-    """Return the build context: the Dockerfile, and how the builder's network is spoken to."""
+    """Return the build context: the Dockerfile and this machine's network settings."""
     files = {
         "Dockerfile": (Path(__file__).parent / "Dockerfile").read_bytes(),
         "network/network.sh": (image_folder() / "steps" / "network.sh").read_bytes(),

@@ -1,7 +1,6 @@
-"""How long the queue's plan takes on many nodes: what a hub does each time that something changes.
+"""The time of a plan of the queue on many nodes, which a hub makes at each change.
 
-Nothing is started and no clock runs. The figures are of the processor's time, the best of several
-rounds, and stand beside their goals.
+No server is started. The figures are processor times, the best of several rounds, with their goals.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot, plan
 
 HOUR = 3600.0
 NOW = 1_800_000_000.0
-# Milliseconds at most.
+# The goals, in milliseconds.
 PLAN_GOAL, LEASES_GOAL, FORECAST_GOAL = 150.0, 1.0, 1.0
 COUNTS, WEIGHTS = (1, 2, 4, 8), (60, 20, 12, 8)
 HOURS = (1, 2, 4, 8, 24)
 
 
 def nodes_of(number: int, size: int) -> list[GPU]:
-    """Return the GPUs of so many nodes, of one model."""
+    """Return the GPUs, of one model, of `number` nodes with `size` GPUs each."""
     return [
         GPU(f"GPU-{node}-{index}", index, "NVIDIA A100-SXM4-40GB", 40960, 0, 0, node=f"{node:03}")
         for node in range(number)
@@ -33,7 +32,7 @@ def nodes_of(number: int, size: int) -> list[GPU]:
 
 
 def leases_on(gpus: Sequence[GPU], number: int, seed: int) -> list[Lease]:
-    """Return leases of one GPU each that end some time in the next day."""
+    """Return `number` leases of one GPU each that end within a day, at random."""
     chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
     return [
         Lease(Holder(f"holder-{n}"), frozenset([str(gpu.uuid)]), NOW + chance.uniform(0, 24) * HOUR)
@@ -42,7 +41,7 @@ def leases_on(gpus: Sequence[GPU], number: int, seed: int) -> list[Lease]:
 
 
 def queue_of(number: int, seed: int) -> list[QueuedRequest]:
-    """Return who waits: most for one GPU, some for a whole node, for as long as the form offers."""
+    """Return queued requests: most for one GPU, some for a whole node, for the form's durations."""
     chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
     return [
         QueuedRequest(
@@ -55,7 +54,7 @@ def queue_of(number: int, seed: int) -> list[QueuedRequest]:
 
 
 def best(call: Callable[[], object], rounds: int) -> float:
-    """Return the fewest milliseconds of the processor's that a call took."""
+    """Return the least processor time of a call in several rounds, in milliseconds."""
     taken = []
     for _ in range(rounds):
         began = time.process_time()
@@ -65,11 +64,11 @@ def best(call: Callable[[], object], rounds: int) -> float:
 
 
 def measure(nodes: int, waiting: int, rounds: int, seed: int = 1) -> dict[str, tuple[float, float]]:
-    """Return what was measured -> milliseconds, and the goal."""
+    """Return name of the figure -> (milliseconds, goal)."""
     gpus = nodes_of(nodes, 8)
     leases = leases_on(gpus, min(1000, len(gpus)), seed)
     queue = queue_of(waiting, seed)
-    # Nobody of the queue starts now, so that it is settled.
+    # No request can start now, so the queue doesn't change.
     standing = QueueSnapshot(queue, gpus, leases_on(gpus, len(gpus), seed), NOW, {})
     one_more = [
         QueuedRequest(Holder("you"), Request("any", count, seconds=HOUR), NOW + 1)

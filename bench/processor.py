@@ -1,4 +1,4 @@
-"""What processes have used of the processor, and what an engine was asked: for what is compared."""
+"""Processor times of processes, and counts of the calls of an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import docker
 
-from gpuspawner.simulation import groups
+from gpuspawner.simulation import cgroups
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.slots import slot_name
 
@@ -26,19 +26,19 @@ ASKED = re.compile(
 
 
 def seconds_of(pid: int) -> float:
-    """Return the processor seconds of a process and of those children that it has seen end."""
+    """Return the processor seconds of a process and of the children that it has waited for."""
     with suppress(OSError):
-        # The name, in parentheses, may hold anything. ref: proc(5)
+        # The name, in parentheses, may contain spaces and parentheses. ref: proc(5)
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / TICKS
     return 0.0
 
 
 class EngineProcesses:
-    """The processes of a simulated host's engine: the daemon, and what it starts for containers.
+    """The processes of a simulated host's engine: the daemon, and those that it starts.
 
     Args:
-        host: it runs.
+        host: the simulated host, which runs.
     """
 
     def __init__(self, host: SimulatedHost) -> None:
@@ -49,7 +49,7 @@ class EngineProcesses:
     def seconds(self) -> tuple[float, float]:
         """Return the processor seconds of dockerd, and of containerd, shims, runc and hooks.
 
-        A shim's are gone with its container: compare before that ends.
+        A shim's time is lost when its container ends, so compare before that.
         """
         daemon = self._daemon()
         both = {daemon: 0.0, 0: 0.0}
@@ -59,14 +59,14 @@ class EngineProcesses:
 
     @contextmanager
     def asked(self) -> Iterator[Counter[str]]:
-        """Count the engine's calls meanwhile: what was asked -> how often, filled in at the end.
+        """Count the engine's calls in this context: call -> number, filled in at its end.
 
-        The engine writes each call into its log meanwhile, so that nothing else may be measured.
+        The engine logs each call, which takes time: measure nothing else at the same time.
         """
         log = self._directory / "dockerd.log"
         found: Counter[str] = Counter()
         self._debug(True)
-        # It says that it has read its configuration before it goes by it.
+        # The engine logs that it has read its configuration before it applies it.
         begin = log.stat().st_size
         with closing(docker.APIClient(base_url=self._address, version="auto")) as client:
             while not calls_in(log.read_bytes()[begin:].decode("utf-8", "replace")):
@@ -83,7 +83,7 @@ class EngineProcesses:
             self._debug(False)
 
     def _debug(self, on: bool) -> None:
-        """Have the engine write a line for each call, or no more."""
+        """Turn the engine's log of calls on or off."""
         path = self._directory / "daemon.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"debug": on}))
         log = self._directory / "dockerd.log"
@@ -99,12 +99,12 @@ class EngineProcesses:
         return int((self._directory / "docker.pid").read_text())
 
     def _pids(self) -> Collection[int]:
-        found = (groups.pids_in(group / "engine") for group in groups.of_name(self._name))
+        found = (cgroups.pids_in(group / "engine") for group in cgroups.of_name(self._name))
         return {pid for pids in found for pid in pids}
 
 
 def calls_in(log: str) -> list[str]:
-    """Return what an engine's log of calls says was asked, without versions, ids and arguments."""
+    """Return the calls in an engine's log, without API versions, ids and arguments."""
     found = []
     for old_method, old_path, method, path in ASKED.findall(log):
         plain = re.sub(r"\?.*|^/v[0-9.]+", "", old_path or path)

@@ -1,8 +1,8 @@
-"""A week of one host's queue, simulated: how long people wait under each order.
+"""A simulated week of one host's queue: the waiting times under each order.
 
-Nothing is started and no clock runs. `order.plan` decides, as it does in the hub, and every order
-gets the same requests. Beside ours are two others: a queue in which nobody passes the first, and
-none at all, as on most hubs, where who is refused tries again.
+No server is started. `scheduling.plan.plan` decides as in the hub, and every order gets the same
+requests. Two others are compared: a strict queue, in which no request passes the first one, and no
+queue at all, as on most hubs, where a refused user tries again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpuspawner.scheduling.plan import QueuedRequest, by_time, plan
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 STRICT = "strict: nobody passes"
 
-# Given who waits, the host's GPUs, the leases and the time: who gets which GPUs now.
+# (queue, the host's GPUs, leases, time) -> the requests that start now, with their GPUs.
 Decide = Callable[
     [Sequence[QueuedRequest], Sequence[GPU], Sequence[Lease], float],
     Iterable[tuple[QueuedRequest, Sequence[GPU]]],
@@ -29,7 +29,7 @@ Decide = Callable[
 
 @dataclass(frozen=True)
 class Job:
-    """A request that comes at `waiting.since` and, once it has GPUs, ends after `uses` seconds."""
+    """A request that joins at `waiting.since`; its server uses its GPUs for `uses` seconds."""
 
     waiting: QueuedRequest
     uses: float
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A job that got GPUs: from when until when, in seconds."""
+    """A job that got GPUs, with the begin and the end of its use, in seconds."""
 
     job: Job
     gpus: tuple[GPU, ...]
@@ -46,7 +46,7 @@ class Run:
 
     @property
     def wait(self) -> float:
-        """Seconds from the request to the GPUs."""
+        """The seconds from the request to the grant."""
         return self.start - self.job.waiting.since
 
 
@@ -56,16 +56,16 @@ def simulate(
     decide: Decide,
     wake: Callable[[], float | None] = lambda: None,
 ) -> list[Run]:
-    """Return what ran when, in the order of the starts.
+    """Simulate jobs; return their runs in the order of the starts.
 
     Args:
-        jobs: each with a holder of its own.
-        gpus: the host's, all free.
-        decide: is asked whenever somebody came or ended.
-        wake: when to ask it the next time if nothing happens before.
+        jobs: the jobs, each with another holder.
+        gpus: the host's GPUs, all free.
+        decide: called whenever a job joins or ends.
+        wake: returns when to call `decide` next if nothing happens before; None: not at all.
 
     Raises:
-        RuntimeError: somebody waits and nothing will ever happen.
+        RuntimeError: a job waits for ever.
     """
     coming = sorted(jobs, key=lambda job: job.waiting.since, reverse=True)
     by_holder = {job.waiting.holder: job for job in coming}
@@ -92,7 +92,7 @@ def simulate(
 
 
 def lease_of(waiting: QueuedRequest, gpus: Iterable[GPU], now: float) -> Lease:
-    """Return the lease that begins now, as the hub would write it."""
+    """Return the lease of a request that starts now, as in the hub."""
     seconds = waiting.request.seconds
     until = None if seconds is None else now + seconds
     return Lease(
@@ -101,7 +101,7 @@ def lease_of(waiting: QueuedRequest, gpus: Iterable[GPU], now: float) -> Lease:
 
 
 def ours(order: str) -> Decide:
-    """Decide as the hub does."""
+    """Return a function that decides as the hub does, in an order of `plan.ORDERS`."""
 
     def decide(
         queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
@@ -115,7 +115,7 @@ def ours(order: str) -> Decide:
 def strict(
     queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
 ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
-    """First come, first served, and whoever is first keeps all behind waiting."""
+    """Decide first come, first served: the first request that can't start blocks all later ones."""
     started: list[tuple[QueuedRequest, Sequence[GPU]]] = []
     leases = list(leases)
     for waiting in by_time(queue):
@@ -128,7 +128,7 @@ def strict(
 
 
 class Retries:
-    """No queue: who finds too few free GPUs is refused, and tries again some minutes later."""
+    """Decisions without a queue: a user who is refused tries again some minutes later."""
 
     def __init__(self, seed: int, mean: float = 15 * MINUTE) -> None:
         self._random = random.Random(seed)  # noqa: S311 # a simulation, no secret
@@ -137,7 +137,7 @@ class Retries:
         self.tries = 0
 
     def wake(self) -> float | None:
-        """Return when the next one tries."""
+        """Return the time of the next try."""
         return min(self._next.values(), default=None)
 
     def decide(
@@ -147,7 +147,7 @@ class Retries:
         leases: Sequence[Lease],
         now: float,
     ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
-        """Give to those who try just now what happens to be free."""
+        """Give free GPUs to the users who try now."""
         started: list[tuple[QueuedRequest, Sequence[GPU]]] = []
         leases = list(leases)
         for waiting in queue:
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 def compare(
     jobs: Sequence[Job], gpus: Sequence[GPU], seed: int
 ) -> dict[str, tuple[list[Run], float]]:
-    """Return order -> what ran, and how many times each had to ask."""
+    """Return order -> (runs, mean number of tries per request)."""
     orders = {
         'ours, "fifo"': ours("fifo"),
         'ours, "fair"': ours("fair"),

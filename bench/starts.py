@@ -1,8 +1,7 @@
-"""From the request to the hub until the server can be used: GPUSpawner, DockerSpawner, and neither.
+"""The time of a start, from the request to a usable server: GPUSpawner, DockerSpawner, by hand.
 
-All on one engine of one simulated host, and by turns: a single time says little on a machine that
-does other things as well, so what counts is each round's ratio, and of those the median. Processor
-time hardly depends on what else goes on.
+All kinds start in turns on one engine of one simulated host. Times depend on the machine's other
+load, so the results are the medians of each round's ratios. Processor times hardly depend on it.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from .processor import EngineProcesses, seconds_of
 
 LARGE = "pytorch-2.7"
 NETWORK = "gpuspawner"
-# Every kind of server has a volume for its user's files: by hand as well.
+# Every server has a volume for its user's files, those by hand, too.
 VOLUME, VOLUME_BY_HAND = "gpuspawner-bench-{username}", "gpuspawner-bench-by-hand-"
 HOME = "/home/jovyan/work"
-# How many start at once beside DockerSpawner, whose servers take a processor several times as long.
+# Concurrent starts beside DockerSpawner, whose servers need several times the processor time.
 RUSH = 8
 
 OURS, OURS_LARGE, OURS_BARE = "GPUSpawner", f"GPUSpawner, {LARGE}", "GPUSpawner, no GPU"
@@ -48,13 +47,13 @@ STOCK, STOCK_PLAIN = "DockerSpawner", "DockerSpawner, plain image"
 STOCK_ASKS = "DockerSpawner, asking for a quick start"
 FLOOR = "by hand, bare Jupyter Server"
 
-# Of which kind to which, and the goal: at most this ratio.
+# (kind, compared kind, goal: the largest ratio)
 GOALS: list[tuple[str, str, float | None]] = [
     (OURS, STOCK_PLAIN, 0.25),
     (OURS, STOCK, 0.6),
     (OURS, FLOOR, 0.9),
     (OURS_LARGE, OURS, 1.1),
-    # Without a goal: how much of it is the image's doing, and how much the spawner's.
+    # Without a goal: the parts of the image and of the spawner in it.
     (OURS_BARE, STOCK_ASKS, None),
     (STOCK, FLOOR, None),
 ]
@@ -63,13 +62,13 @@ CROWD_GOAL = 1.0
 # dockerd's processor seconds for a start of ours above those for one by hand: half of what an
 # earlier version took.
 EXTRA_GOAL = 0.16
-# A hub's start with servers running, to one without.
+# The ratio of a hub's start with running servers to one without.
 RESTART_GOAL = 1.2
 
 
 @dataclass
 class Start:
-    """One start: seconds until it could be used, and of processor time in the container."""
+    """One start: seconds until the server is usable, and processor seconds in the container."""
 
     seconds: float
     processor: float
@@ -77,7 +76,7 @@ class Start:
 
 @dataclass
 class Rush:
-    """Some starts at once: seconds until the last was ready or had failed, how many were ready."""
+    """Concurrent starts: seconds until the last is ready or has failed, and how many are ready."""
 
     seconds: float
     ready: int
@@ -87,14 +86,14 @@ class Rush:
 
 @dataclass(frozen=True)
 class Use:
-    """Seconds of processor time.
+    """Processor times in seconds.
 
     Args:
-        containers: in the servers.
-        daemon: in dockerd.
-        rest: in containerd, its shims, runc and the hook that gives GPUs.
-        starter: in the hub, or in the program that starts servers by hand.
-        proxy: in the hub's proxy.
+        containers: of the servers.
+        daemon: of dockerd.
+        rest: of containerd, its shims, runc and NVIDIA's hook.
+        starter: of the hub, or of the program that starts servers by hand.
+        proxy: of the hub's proxy.
     """
 
     containers: float
@@ -106,14 +105,14 @@ class Use:
 
 @dataclass
 class Measured:
-    """What was measured, a list by round for each kind.
+    """The measurements: kind of start -> a list with one item per round.
 
     Args:
-        starts: one at a time.
-        rushes: `RUSH` at once, beside DockerSpawner.
-        crowds: many at once, beside as many by hand.
-        calls: what the engine was asked for one start, and for many at once: kind -> both.
-        restarts: seconds of a hub's start, with no server running and with many.
+        starts: single starts.
+        rushes: `RUSH` concurrent starts, compared with DockerSpawner.
+        crowds: many concurrent starts, compared with as many by hand.
+        calls: kind -> the calls of the engine for one start and for many.
+        restarts: seconds of a hub's start, without running servers and with many.
     """
 
     starts: dict[str, list[Start]] = field(default_factory=dict)
@@ -125,14 +124,14 @@ class Measured:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the rounds and print what came out; return the exit status."""
+    """Run the rounds and print their results; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench starts", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="of single starts")
     parser.add_argument("--rushes", type=int, default=1, help=f"rounds of {RUSH} starts at once")
     parser.add_argument("--crowds", type=int, default=4, help="rounds of many starts at once")
     parser.add_argument("--users", type=int, default=30, help="how many start at once then")
     options = parser.parse_args(arguments)
-    # The images are those of `make run`, where that was used: there is no need for two of each.
+    # The images of `make run`, if there are any: they needn't be built twice.
     with (
         SimulatedHost(
             describe([("A100-40GB", max(options.users, RUSH))]), cache=cache_folder()
@@ -150,12 +149,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Bench:
-    """The hubs on one host, each of which starts servers in its own way.
+    """The hubs on one host, one for each kind of start.
 
     Args:
-        host: it runs.
-        folder: where the hubs have theirs.
-        beside: whether DockerSpawner starts servers, too.
+        host: the simulated host, which runs.
+        folder: the parent of the hubs' folders.
+        beside: whether to measure DockerSpawner, too.
     """
 
     def __init__(self, host: SimulatedHost, folder: Path, beside: bool) -> None:
@@ -228,7 +227,7 @@ class Bench:
         self._hubs[kind].start()
 
     def _model(self) -> Mapping[str, Any]:
-        """Return an inspection of a server's container of ours."""
+        """Return the inspection of a GPUSpawner's container."""
         hub = self._hubs[OURS]
         hub.start_server("model", {"image": "minimal", "gpus": 1})
         (container,) = self._client.containers.list()
@@ -237,13 +236,13 @@ class Bench:
         return found
 
     def measure(self, rounds: int, rushes: int, crowds: int, users: int) -> Measured:
-        """Start every kind in each round. The first round fills caches and isn't counted.
+        """Start every kind in each round; the first round fills caches and isn't counted.
 
         Args:
-            rounds: of single starts.
-            rushes: rounds of `RUSH` starts at once.
-            crowds: rounds of many starts at once.
-            users: how many these are.
+            rounds: the number of rounds of single starts.
+            rushes: the number of rounds of `RUSH` concurrent starts.
+            crowds: the number of rounds of many concurrent starts.
+            users: how many starts these are.
         """
         measured = Measured(users=users)
         for user in map(name, range(max(users, RUSH))):
@@ -297,7 +296,7 @@ class Bench:
             return Start(rush.seconds, rush.use.containers)
 
     def _in_containers(self) -> float:
-        """Return the seconds of processor time that all containers have used."""
+        """Return the processor seconds that all containers have used."""
 
         def used(container: Any) -> float:
             found = self._client.api.stats(container.id, stream=False, one_shot=True)
@@ -309,7 +308,7 @@ class Bench:
     # -- Many at once ----------------------------------------------------------------------------
 
     def _crowd(self, measured: Measured, users: int, counts: bool) -> None:
-        """Start all at once by hand and by the hub, and the hub with their servers and without."""
+        """Measure concurrent starts by hand and by the hub, and the hub's restart beside them."""
         with self._rush(FLOOR, users) as by_hand:
             pass
         with self._rush(OURS, users) as ours:
@@ -317,19 +316,19 @@ class Bench:
             known = sum(self._hubs[OURS].ready(name(number)) for number in range(users))
             assert known == ours.ready, f"of {ours.ready} servers the new hub knows {known}"
         without = self._restart()
-        self._start(OURS, {"image": "minimal", "gpus": 1})  # what a hub learns from its first
+        self._start(OURS, {"image": "minimal", "gpus": 1})  # a hub caches facts at its first start
         if counts:
             measured.crowds.setdefault(OURS, []).append(ours)
             measured.crowds.setdefault(FLOOR, []).append(by_hand)
             measured.restarts.append((without, beside))
 
     def _asked(self, kind: str, users: int) -> Counter[str]:
-        """Return what the engine is asked for so many starts at once, until all are ready."""
+        """Return the engine's calls for concurrent starts, until all servers are ready."""
         with self._rush(kind, users, count=True) as rush:
             return rush.calls
 
     def _restart(self) -> float:
-        """End the hub whose servers go on, and start it again; return seconds until it is up."""
+        """Restart a hub while its servers run; return the seconds until it is up."""
         hub = self._hubs[OURS]
         hub.end()
         began = time.perf_counter()
@@ -338,12 +337,12 @@ class Bench:
 
     @contextmanager
     def _rush(self, kind: str, users: int, count: bool = False) -> Iterator[Rush]:
-        """Start so many servers at once, and stop all of them at the end.
+        """Start servers concurrently; stop all of them at the end of the context.
 
         Args:
-            kind: how.
-            users: how many.
-            count: whether to count the engine's calls; that takes time.
+            kind: the kind of start.
+            users: the number of servers.
+            count: whether to count the engine's calls, which takes time.
         """
         way = self._by_hand if kind == FLOOR else ByHub(self._hubs[kind], kind == OURS)
         with ThreadPoolExecutor(users) as pool:
@@ -364,8 +363,8 @@ class ByHub:
     """Starts servers by a hub's REST API.
 
     Args:
-        hub: it runs.
-        ours: whether its users choose.
+        hub: the hub, which runs.
+        ours: whether its spawner is GPUSpawner, so that users send a choice.
     """
 
     def __init__(self, hub: Hub, ours: bool) -> None:
@@ -393,7 +392,7 @@ def name(number: int) -> str:
 
 
 def two_cores() -> str:
-    """Return the two processors that servers run on; "" where there are no more."""
+    """Return the two processors for servers, as a cpuset; "" if the machine has no more."""
     cores = sorted(os.sched_getaffinity(0))
     return ",".join(map(str, cores[:2])) if len(cores) > 2 else ""
 
@@ -442,7 +441,7 @@ def _rush_line(kind: str, found: Sequence[Rush]) -> str:
 
 
 def _show_crowds(measured: Measured) -> None:
-    """Print what many at once took, of the processor as well, and what the engine was asked."""
+    """Print the times and processor times of concurrent starts, and the engine's calls."""
     users = measured.users
     print(f"\n{f'{users} users at once on 2 cores':42} {'seconds':>8} {'ready':>10}")
     for kind, found in measured.crowds.items():
@@ -465,7 +464,7 @@ USED = ("containers", "dockerd", "its others", "hub, hand", "proxy")
 
 
 def _used(measured: Measured, kind: str) -> list[float]:
-    """Return the processor seconds of one start among many, the medians of the rounds."""
+    """Return the processor seconds per start of concurrent starts, as medians of the rounds."""
     uses = [astuple(each.use) for each in measured.crowds[kind] if each.use]
     return [statistics.median(found) / measured.users for found in zip(*uses, strict=True)]
 
@@ -482,7 +481,7 @@ def median_ratio(these: Sequence[Start | Rush], those: Sequence[Start | Rush]) -
 
 
 def line(called: str, ratio: float, goal: float | None, ready: bool = True) -> str:
-    """Return a ratio's line of the table. A goal is missed as well where not all were ready."""
+    """Return the line of a ratio; its goal is missed, too, if not all servers were ready."""
     met = goal is not None and ratio <= goal and ready
     beside = "" if goal is None else f"{goal:6.2f}  {'met' if met else 'missed'}"
     return f"{called:60} {ratio:6.2f} {beside}".rstrip()

@@ -14,16 +14,16 @@ import docker.errors
 
 from .backends.docker.errors import explain
 from .backends.docker.listing import Listing
-from .backends.docker.marks import list_marks
+from .backends.docker.out_of_service import list_marks
 from .gpus.allocation import with_leases
+from .gpus.missing_driver import without_driver
 from .gpus.model import GPU, Node
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
-from .gpus.surroundings import without_driver
 from .leases.labels import leases_of
 from .leases.ledger import outsiders_of
-from .simulation.joining import joining_words
+from .simulation.running_host import join_hint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the host's GPUs; 1 and a sentence on stderr where NVML or the engine can't be read."""
+    """Print this machine's GPUs; return 0, or 1 if NVML or the engine can't be read."""
     try:
         found = read_node()
         gpus, outside = _with_ledger(found) if found.gpus else ((), {})
@@ -52,20 +52,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _without_driver() -> int:
-    """Say why there is no driver here; 1 where that isn't simply a machine without GPUs."""
+    """Print why there is no driver; return 1 unless this is a machine without GPUs."""
     why = without_driver()
     print(why.words, file=sys.stderr if why.is_error else sys.stdout)
-    if words := joining_words("gpus"):
+    if words := join_hint("gpus"):
         print(f"{words[:1].upper()}{words[1:]}")
     return int(why.is_error)
 
 
-# UUID -> the containers that have a GPU without a lease.
+# UUID -> the names of the containers that have the GPU without a lease.
 Outside = Mapping["str | None", Sequence[str]]
 
 
 def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
-    """Return the GPUs with their holders and marks, and the containers that have them."""
+    """Return the GPUs with their holders and marks, and UUID -> containers without a lease."""
     client = docker.from_env(timeout=20)
     try:
         marked = replace(found, gpus=apply_marks(found.gpus, list_marks(client.api)))

@@ -14,8 +14,8 @@ from dockerspawner import DockerSpawner
 from jupyterhub.utils import url_path_join
 
 from .backends.docker import errors as engine_errors
-from .backends.docker.arguments import REFUSALS, CheckedClient, leased
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
+from .backends.docker.checked_client import REFUSALS, CheckedClient, leased
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
@@ -24,9 +24,9 @@ from .backends.docker.container_config import (
     refused_ulimit,
     with_log,
 )
-from .backends.docker.limit_trials import LimitTrial
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.settings import DockerTraits
+from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
@@ -88,14 +88,14 @@ class ContainerAttempt(SpawnAttempt):
         volumes: the inspections of its volumes that existed before the container, by their names.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
-        limit_trial: set if this start finds out which ulimits the engine may set.
+        ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
     resumed: Any = None
     volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
     output: Output | None = None
-    limit_trial: LimitTrial | None = None
+    ulimit_trial: UlimitTrial | None = None
 
 
 class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
@@ -288,8 +288,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             return await super().start()
         finally:
-            if attempt.limit_trial:
-                attempt.limit_trial.given_up()
+            if attempt.ulimit_trial:
+                attempt.ulimit_trial.given_up()
 
     # -- The steps of a start, in their order ----------------------------------------------------
 
@@ -352,8 +352,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         await self._apply_image_option()
         await self.pull_image(self.image)  # where a subclass or a hook has changed it
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
-        if self.ulimits and not self.attempt.limit_trial:
-            self.attempt.limit_trial = await self.backend.limit_trials.join(self.ulimits)
+        if self.ulimits and not self.attempt.ulimit_trial:
+            self.attempt.ulimit_trial = await self.backend.ulimit_trials.join(self.ulimits)
         await self._find_volumes()
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
@@ -402,8 +402,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             await self.start_object()
             output.started = True
-            if self.attempt.limit_trial:
-                self.attempt.limit_trial.succeeded()
+            if self.attempt.ulimit_trial:
+                self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
             name = refused_ulimit(error, self.ulimits)
             if name is None:
@@ -429,8 +429,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
             path = url_path_join(self.server.base_url if self.server else "/", "api")
             url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            pace = self.backend.pace
-            ready = await wait_until_answering(url, ip, port, output.ended, self.http_timeout, pace)
+            interval = self.backend.poll_interval
+            ready = await wait_until_answering(
+                url, ip, port, output.ended, self.http_timeout, interval
+            )
             if not ready and output.ended.is_set() and await super().poll() is not None:
                 raise await self._start_failure(server_id, output)
             return ip, port

@@ -1,7 +1,7 @@
-"""Waiting with a timeout that loses no cancel.
+"""A timeout for awaitables that never loses a cancel.
 
-Before Python 3.12 `asyncio.wait_for` loses a cancel that comes in the moment in which its awaitable
-ends, or its time: a loop around it, or a step after it, then goes on for somebody who has left.
+Before Python 3.12, `asyncio.wait_for` can lose a cancel that arrives just when its awaitable ends
+or its time runs out. The caller then goes on, although its user has left.
 ref: https://github.com/python/cpython/issues/86296
 """
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 async def within(seconds: float, awaitable: Awaitable[T]) -> T:
-    """Return the result of an awaitable, which is cancelled where the caller is or time runs out.
+    """Return the result of an awaitable; it is cancelled if the caller is, or if time runs out.
 
     Args:
-        seconds: the longest wait.
+        seconds: the timeout.
         awaitable: a coroutine or a future.
 
     Raises:
-        asyncio.TimeoutError: time has run out.
+        asyncio.TimeoutError: time ran out.
     """
     task = asyncio.ensure_future(awaitable)
     try:
@@ -32,4 +32,4 @@ async def within(seconds: float, awaitable: Awaitable[T]) -> T:
         raise asyncio.TimeoutError
     finally:
         if not task.cancel() and not task.cancelled():
-            task.exception()  # nobody may be left to retrieve it
+            task.exception()  # mark it as retrieved, as nobody else may do so

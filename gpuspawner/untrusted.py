@@ -1,4 +1,4 @@
-"""Values that others have written: one way to read them, which fails in one way."""
+"""Parsers of untrusted JSON and YAML, whose only error is ValueError."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is none, or its brackets lie deeper than Python's parser can follow.
+        ValueError: it is invalid, or nested deeper than Python's parser can follow.
     """
     try:
         return json.loads(text)
@@ -24,13 +24,13 @@ def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: it is none, or lies deeper than the parser can follow.
+        ValueError: it is invalid, or nested deeper than the parser can follow.
     """
     try:
         return yaml.safe_load(text)
     except RecursionError:
         raise ValueError("its brackets lie too deep") from None
-    except (LookupError, AttributeError):  # what PyYAML makes of `!!bool x` and `!!timestamp x`
+    except (LookupError, AttributeError):  # what PyYAML raises for `!!bool x` and `!!timestamp x`
         raise ValueError("a tag in it doesn't fit its value") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None

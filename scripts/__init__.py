@@ -1,6 +1,6 @@
-"""What `make` does: install what is missing, run the hub, test, renew the locks.
+"""The commands of the Makefile: install, run, test, and renew locks and catalogues.
 
-Only the standard library, since this runs before anything is installed.
+Only the standard library is imported, since these run before anything is installed.
 """
 
 import sys

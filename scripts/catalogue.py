@@ -1,6 +1,6 @@
 """`make catalogues`: bring the translations up to date with the sentences in the code, and compile.
 
-What is new comes without a translation, for a person to write; a test says which are missing.
+New sentences have no translation until somebody writes it; a test names the missing ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence in the code; `many` is "" where it is the same for every number."""
+    """A sentence in the code; `many` is its plural form, "" if it has none."""
 
     one: str
     many: str
@@ -37,7 +37,7 @@ class Sentence:
 
 
 def sentences() -> list[Sentence]:
-    """Return every sentence in the code, each once."""
+    """Return the sentences in the code and the templates, each once."""
     found: dict[tuple[str, str], Sentence] = {}
     for one, many, where in _extracted():
         found.setdefault((one, many), Sentence(one, many, where))
@@ -52,13 +52,13 @@ def _extracted() -> Iterator[tuple[str, str, str]]:
 
 
 def read(path: Path) -> Catalog:
-    """Return a catalogue."""
+    """Return the catalogue in a file."""
     with path.open("rb") as file:
         return read_po(file, abort_invalid=True)
 
 
 def renew(path: Path) -> Catalog:
-    """Write a catalogue with what the code has now, and without what it hasn't any more."""
+    """Write and return a catalogue with exactly the sentences that the code has now."""
     old = read(path)
     new = Catalog(old.locale)
     for sentence in sentences():
@@ -80,7 +80,7 @@ def renew(path: Path) -> Catalog:
 
 
 def main() -> int:
-    """Write and compile them anew."""
+    """Renew and compile all catalogues; return the exit status."""
     for path in sorted(ROOT.glob(CATALOGUES)):
         found = renew(path)
         left = len(missing(found))
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def missing(catalogue: Catalog) -> list[str]:
-    """Return the sentences that have no translation, or one that somebody must look at."""
+    """Return the sentences whose translation is missing or marked as fuzzy."""
     return [
         message.id if isinstance(message.id, str) else message.id[0]
         for message in catalogue

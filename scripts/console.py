@@ -1,4 +1,4 @@
-"""What the commands say, how they call other programs, and how they give up."""
+"""The commands' output, calls of other programs, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = ROOT / ".run"
 LOG = RUN / "setup.log"
 
 
-# What apt-get, pip and npm write, and what to do about it.
+# Parts of messages of apt-get, pip and npm -> what to do.
 ADVICE: Mapping[tuple[str, ...], str] = {
     ("certificate verify failed", "CERT_", "Certificate verification failed"): (
         ": if a proxy inspects TLS here, name its CA bundle in PIP_CERT, SSL_CERT_FILE and "
@@ -32,7 +32,7 @@ ADVICE: Mapping[tuple[str, ...], str] = {
 
 
 class Stop(Exception):
-    """It can't go on. The text is a sentence that says why, and what to do."""
+    """A command can't go on. `str()` is a sentence that says why and what to do."""
 
 
 def say(text: str) -> None:
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def step(text: str) -> Iterator[None]:
-    """Say what is being done, and afterwards how long it took."""
+    """Print a step, and how long it took at the end of the context."""
     say(f"{text} …")
     began = time.monotonic()
     yield
@@ -50,13 +50,22 @@ def step(text: str) -> Iterator[None]:
 
 
 def make_run_folder() -> None:
-    """Make the folder for what a run leaves, secrets among it: nobody else looks into it."""
+    """Create the run's folder, which only its owner can read, since it has secrets."""
     RUN.mkdir(exist_ok=True)
     RUN.chmod(0o700)
 
 
 def call(words: Sequence[str | Path], failure: str, env: Mapping[str, str] | None = None) -> None:
-    """Run a program, its output into the log. If it fails, Stop with `failure` and why."""
+    """Run a program with its output in the log.
+
+    Args:
+        words: the program and its arguments.
+        failure: the beginning of the error message.
+        env: the environment; None: this process's own.
+
+    Raises:
+        Stop: it fails; the message has the reason from its output.
+    """
     make_run_folder()
     command = [str(word) for word in words]
     with LOG.open("a+", errors="replace") as log:
@@ -75,7 +84,7 @@ def call(words: Sequence[str | Path], failure: str, env: Mapping[str, str] | Non
 
 
 def _telling(lines: Sequence[str]) -> str:
-    """The line that tells most: the first with an error's mark near the end, else the last."""
+    """Return the most helpful line: the first with an error's mark near the end, else the last."""
     marked = [
         line for line in lines[-30:] if line.startswith(("E:", "ERROR:", "npm error", "Error:"))
     ]
@@ -83,7 +92,7 @@ def _telling(lines: Sequence[str]) -> str:
 
 
 def _advice(lines: Sequence[str]) -> str:
-    """What to do where the cause shows in what apt-get, pip or npm wrote; "" where it doesn't."""
+    """Return what to do, by the output of apt-get, pip or npm; "" if the cause is unknown."""
     text = "\n".join(lines)
     for marks, advice in ADVICE.items():
         if any(mark in text for mark in marks):
@@ -92,12 +101,12 @@ def _advice(lines: Sequence[str]) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as a person in the checkout would write it."""
+    """Return a path relative to the checkout, if it is in it."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def finish(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` and end the process: if it stops with a sentence, not a traceback."""
+    """Run a command's `main` and exit with its status; print the message of a `Stop`."""
     try:
         status = main()
     except Stop as reason:

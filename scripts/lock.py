@@ -18,7 +18,7 @@ TEST = ("--extra", "test")
 
 
 def compile_words(uv: Path | str) -> list[str]:
-    """The beginning of each call: for every Python and machine, nothing of this machine's in it."""
+    """Return the beginning of each uv call: universal locks, without this machine's settings."""
     return [
         *(str(uv), "pip", "compile", "--no-config", "--quiet", "--upgrade"),
         *("--universal", "--python-version", "3.10", "--generate-hashes"),
@@ -31,7 +31,7 @@ LOWEST = ".run/lowest.txt"
 
 
 def locks() -> dict[str, list[str]]:
-    """What each lock is made from, by its name and in the order in which they are made."""
+    """Return name of the lock -> the arguments for its inputs, in the order of their making."""
     return {
         "requirements/build.txt": ["requirements/build.in"],
         "requirements/run.txt": [PROJECT, "requirements/run.in"],
@@ -59,7 +59,7 @@ def _uv() -> Path | str:
 
 
 def main() -> int:
-    """Write requirements/*.txt and package-lock.json anew."""
+    """Renew requirements/*.txt and package-lock.json; return the exit status."""
     os.chdir(ROOT)
     setup.begin()
     packages.install(packages.missing_for_environment())
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def _lock_node_modules() -> None:
-    # Elsewhere: npm would keep what the old lock and node_modules have.
+    # In another folder, since npm would keep the versions of the old lock and node_modules.
     with step("Writing package-lock.json"), tempfile.TemporaryDirectory() as folder:
         for name in ("package.json", ".npmrc"):
             shutil.copy(ROOT / name, folder)

@@ -1,4 +1,4 @@
-"""What has to come from the distribution: which programs are missing, and installing them."""
+"""The distribution's packages: which ones are missing, and their installation."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ BROWSER: Mapping[str, tuple[str, ...]] = {"chromium": ("chromium",)}
 
 
 def find(program: str) -> str | None:
-    """Where a program is, the administrator's folders included."""
+    """Return a program's path, from PATH or an administrator's folders; None if it is missing."""
     folders = [os.environ.get("PATH", os.defpath), *ADMINISTRATORS_FOLDERS]
     return shutil.which(program, path=os.pathsep.join(folders))
 
 
 def missing(programs: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The packages to install for those of the programs that aren't there."""
+    """Return the packages of the missing ones of these programs (program -> packages)."""
     wanted = [names for program, names in programs.items() if not find(program)]
     return [name for names in wanted for name in names]
 
 
 def missing_for_environment() -> list[str]:
-    """The package without which Debian's Python makes no environment."""
+    """Return the package that Debian's Python needs for environments, if it is missing."""
     return [] if importlib.util.find_spec("ensurepip") else ["python3-venv"]
 
 
 def missing_for_browser() -> list[str]:
-    """Chromium's package where it is missing and can be had."""
+    """Return Chromium's package, if it is missing and the distribution has it."""
     names = missing(BROWSER)
     if names and _is_ubuntu():
         say("there is no Chromium, which Ubuntu has only as a snap (`snap install chromium`): the")
@@ -57,7 +57,7 @@ def missing_for_browser() -> list[str]:
 
 
 def missing_for_chinese() -> list[str]:
-    """A font with Chinese letters where the machine has none, for pictures of Chinese pages."""
+    """Return the package of a Chinese font, if the machine has none, for screenshots."""
     listed = shutil.which("fc-list")
     found = (
         listed
@@ -77,7 +77,7 @@ def _is_ubuntu() -> bool:
 
 
 def install(packages: Iterable[str]) -> None:
-    """Install packages; nothing happens if there are none. Stop if it can't be done."""
+    """Install packages, if there are any; raise Stop if that fails."""
     names = list(packages)
     if not names:
         return

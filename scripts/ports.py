@@ -1,4 +1,4 @@
-"""The addresses that the hub and its proxy will listen on, as jupyterhub_config.py has them."""
+"""The addresses of the hub, the proxy and the dashboard, as in jupyterhub_config.py."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ CONFIG = ROOT / "jupyterhub_config.py"
 
 
 def public_url() -> str:
-    """What people open in a browser."""
+    """Return the URL for browsers."""
     return _setting(r"JupyterHub\.bind_url", "http://127.0.0.1:8000").rstrip("/")
 
 
 def check_ports() -> None:
-    """Stop if somebody else listens where the proxy will, on this machine's side."""
+    """Raise Stop if another process listens at the proxy's addresses."""
     api = _setting(r"ConfigurableHTTPProxy\.api_url", "http://127.0.0.1:8001")
     for url, setting in (
         (public_url(), "c.JupyterHub.bind_url"),
@@ -27,9 +27,9 @@ def check_ports() -> None:
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    """Stop if somebody else listens at an address."""
+    """Raise Stop, naming the setting to change, if another process listens at an address."""
     with socket.socket() as probe:
-        # Connections that ended a moment ago don't count.
+        # Connections that have just ended don't count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -42,19 +42,19 @@ def check_port(host: str, port: int, setting: str) -> None:
 
 
 def hub_port() -> int:
-    """The port of the hub itself, at the servers' network's address."""
+    """Return the hub's port, at the address of the servers' network."""
     found = re.search(r"^c\.JupyterHub\.hub_port\s*=\s*(\d+)", CONFIG.read_text(), re.MULTILINE)
     return int(found[1]) if found else 8081
 
 
 def dashboard_port() -> int | None:
-    """The dashboard's port, at the same address; None where there is no dashboard."""
+    """Return the dashboard's port, at the same address; None without a dashboard."""
     found = re.search(r"hub_ip\}:(\d+)\"", CONFIG.read_text())
     return int(found[1]) if found else None
 
 
 def _setting(name: str, otherwise: str) -> str:
-    """A text in the configuration. To run it would need the engine that isn't there yet."""
+    """Return a setting, by a search of the configuration's text, as running it needs an engine."""
     found = re.search(rf"""^c\.{name}\s*=\s*["']([^"']+)""", CONFIG.read_text(), re.MULTILINE)
     return found[1] if found else otherwise
 

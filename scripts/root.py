@@ -1,7 +1,6 @@
-"""Commands that take root: as they are for root, with sudo for anybody else.
+"""Commands that need root: as they are for root, with sudo for other users.
 
-As a program it runs the command that it is given, and hands the files that this leaves in the
-checkout to the checkout's owner.
+As a program it runs a command and gives the files that this leaves in the checkout to its owner.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from .console import ROOT, Stop, finish, say
 
-# sudo drops them. They say how this network is reached, and what the caller wants.
+# Variables that sudo drops: the network's settings, and the caller's options.
 KEPT = (
     *("http_proxy", "https_proxy", "ftp_proxy", "no_proxy"),
     *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY"),
@@ -28,12 +27,20 @@ KEPT = (
 
 
 def is_root() -> bool:
-    """Whether this process has all rights already."""
+    """Return whether this process is root's."""
     return os.geteuid() == 0
 
 
 def as_root(words: Sequence[str], purpose: str) -> list[str]:
-    """The command that runs another as root. Stop if there is neither root nor sudo."""
+    """Return the command that runs another one as root.
+
+    Args:
+        words: the other command.
+        purpose: what it is for, for the error message.
+
+    Raises:
+        Stop: the user isn't root, and there is no sudo.
+    """
     if is_root():
         return list(words)
     if shutil.which("sudo") is None:
@@ -43,12 +50,12 @@ def as_root(words: Sequence[str], purpose: str) -> list[str]:
     secret = [name for name, value in kept.items() if re.search("://[^/]*@", value)]
     plain = [f"{name}={value}" for name, value in kept.items() if name not in secret]
     keep = [f"--preserve-env={','.join(secret)}"] if secret else []
-    # Root's compiled modules in a user's checkout would be in that user's way.
+    # Else root's compiled modules would be left in the user's checkout.
     return ["sudo", *keep, "env", *plain, "PYTHONDONTWRITEBYTECODE=1", *words]
 
 
 def give_to_owner(folder: Path) -> None:
-    """Hand root's files below a folder to the owner of the checkout."""
+    """Give root's files below a folder to the owner of the checkout."""
     owner = ROOT.stat()
     for path in [folder, *folder.rglob("*")]:
         try:
@@ -72,7 +79,7 @@ def main() -> int:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command that Ctrl-C ends in its own time, and return its status."""
+    """Run a command, which gets Ctrl-C itself; return its exit status once it has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return subprocess.run(command, check=False, preexec_fn=_heed_ctrl_c).returncode
 

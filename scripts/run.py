@@ -15,7 +15,7 @@ SIMULATED_GPUS = 4
 
 
 def main() -> int:
-    """Become the hub, or what runs it."""
+    """Replace this process by the hub, or by the program that runs it."""
     os.chdir(ROOT)
     check_ports()
     host = inspect_machine()
@@ -40,7 +40,7 @@ def main() -> int:
         if not is_root():
             say(f"{purpose} takes root: going on with sudo")
         command = as_root(command, purpose)
-    # In place of this process, so that a signal has one way to go.
+    # In place of this process, so that signals reach it directly.
     sys.stdout.flush()
     os.execvp(command[0], command)  # noqa: S606  # no shell is what is wanted
 

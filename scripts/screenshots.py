@@ -1,7 +1,7 @@
 """`make screenshots`: take the handbook's pictures from a hub that runs on a simulated GPU host.
 
-They are made of the `minimal` image alone. Nothing on them is drawn afterwards: what users hold and
-wait for is asked of the hub, and what the GPUs do is what the simulated NVML says.
+Only the `minimal` image is used. Nothing is drawn afterwards: leases and queue are those of real
+requests to the hub, and the GPUs' use is what the simulated NVML reports.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ c.GPUSpawner.default_hours = 4
 
 
 def main() -> int:
-    """Take them all, on the tests' own engine, which has the image already."""
+    """Take all pictures, on the tests' engine, which has the image already."""
     os.chdir(ROOT)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
@@ -96,8 +96,8 @@ def _browser(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
-def _take(hub: Hub, browser: Any, name: str, look: Callable[[Any], None]) -> None:
-    """Take a picture in each language of what ada sees once `look` has gone there with a page."""
+def _take(hub: Hub, browser: Any, name: str, visit: Callable[[Any], None]) -> None:
+    """Take a picture in each language of the page to which `visit` leads ada's browser."""
     for suffix, locale in LANGUAGES.items():
         context = browser.new_context(
             locale=locale,
@@ -107,7 +107,7 @@ def _take(hub: Hub, browser: Any, name: str, look: Callable[[Any], None]) -> Non
         context.set_default_timeout(60_000)
         page = context.new_page()
         log_in(page, hub, "ada")
-        look(page)
+        visit(page)
         file = PICTURES / f"{name}{suffix}.png"
         page.screenshot(path=file, full_page=True)
         say(f"  {file.relative_to(ROOT)}")
@@ -115,7 +115,7 @@ def _take(hub: Hub, browser: Any, name: str, look: Callable[[Any], None]) -> Non
 
 
 def _where_it_is_morning() -> str:
-    """Return a time zone in which it is about ten, so that no end is on another day."""
+    """Return a time zone in which it is about ten o'clock, so that leases end on the same day."""
     east = (10 - time.gmtime().tm_hour + 11) % 24 - 11
     # POSIX counts the hours to the west.
     return f"Etc/GMT{-east:+d}"
@@ -126,12 +126,12 @@ def _form(hub: Hub, browser: Any) -> None:
     hub.start_server("ben", {"gpus": 2, "hours": 3, "image": "minimal"})
     hub.start_server("eve", {"gpus": 1, "hours": 4, "image": "minimal"})
 
-    def look(page: Any) -> None:
+    def visit(page: Any) -> None:
         page.goto(f"{hub.url}/hub/spawn/ada")
         page.locator("input[name=gpus][value='2']").check()
         page.get_by_role("status").filter(has_text=":").first.wait_for()
 
-    _take(hub, browser, "form", look)
+    _take(hub, browser, "form", visit)
 
 
 def _queue(hub: Hub, browser: Any) -> None:
@@ -139,12 +139,12 @@ def _queue(hub: Hub, browser: Any) -> None:
     hub.spawn("gina", {"gpus": 2, "hours": 2, "image": "minimal"})
     hub.spawn("ada", {"gpus": 2, "hours": 2, "image": "minimal"})
 
-    def look(page: Any) -> None:
+    def visit(page: Any) -> None:
         page.goto(f"{hub.url}/hub/spawn-pending/ada")
         page.get_by_text("2").first.wait_for()
         page.wait_for_timeout(2500)
 
-    _take(hub, browser, "queue", look)
+    _take(hub, browser, "queue", visit)
     hub.stop_all_servers()
 
 
@@ -162,16 +162,16 @@ def _dashboard(host: SimulatedHost, hub: Hub, browser: Any) -> None:
     with step("Letting the GPUs work for a while"):
         _work(host, administrator)
 
-    def look(page: Any) -> None:
+    def visit(page: Any) -> None:
         page.goto(f"{hub.url}/services/gpus/")
         page.get_by_role("table").get_by_role("row").nth(2).wait_for()
         page.wait_for_timeout(1500)
 
-    _take(hub, browser, "dashboard", look)
+    _take(hub, browser, "dashboard", visit)
 
 
 def _work(host: SimulatedHost, watcher: Program) -> None:
-    """Let the leased GPUs be used, each in its own way, while somebody looks."""
+    """Simulate a different use of each leased GPU while the dashboard is open."""
     deadline = time.monotonic() + BUSY_SECONDS
     for beat in itertools.count():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Build the images that are missing, and be the hub. Runs in the environment, on the GPU host."""
+"""Build missing images, and run the hub. A program in the environment, on the GPU host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import docker.errors
 from jupyterhub import app
 
 from gpuspawner.backends.docker.network import NetworkError, ensure_network
-from gpuspawner.doctor.surroundings import engine_folders
+from gpuspawner.doctor.hub_machine import engine_folders
 
 from .console import ROOT, RUN, Stop, finish, make_run_folder, say
 from .ports import CONFIG, check_port, dashboard_port, hub_port, public_url
@@ -28,7 +28,7 @@ SPACE_GIB_COPYING = 30
 
 
 def main() -> int:
-    """Be the hub until it ends."""
+    """Run the hub until it ends; return the exit status."""
     os.chdir(ROOT)
     try:
         address = ensure_network("gpuspawner")
@@ -57,11 +57,11 @@ def _build_images() -> None:
 
 
 def _check_space() -> None:
-    """Stop if the images surely don't fit."""
+    """Raise Stop if there is too little space for the images."""
     about = docker.from_env(timeout=20).info()
     needed = SPACE_GIB_COPYING if about["Driver"] == "vfs" else SPACE_GIB
     root, *_ = engine_folders(about)
-    if not root.is_dir():  # an engine that isn't on this machine
+    if not root.is_dir():  # the engine is on another machine
         return
     free = shutil.disk_usage(root).free / GIB
     if free < needed:
@@ -84,10 +84,10 @@ def _be_the_hub() -> int:
 
 
 class JupyterHub(app.JupyterHub):  # type: ignore[misc]  # it has no types
-    """The hub, which says how to log in when it is ready. The name is the one that it logs."""
+    """A JupyterHub that prints how to log in when it is ready; it logs under this class's name."""
 
     async def start(self) -> None:
-        """Start it."""
+        """Start the hub, and print how to log in."""
         await super().start()
         if is_root() and ROOT.stat().st_uid != 0:
             give_to_owner(RUN)

@@ -1,4 +1,4 @@
-"""Install what a command needs and isn't there: `python3 -m scripts.setup test|lint|docs|…`."""
+"""Install what a command needs: `python3 -m scripts.setup test|lint|docs|…`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ OLDEST = ROOT / ".venv-oldest"
 
 
 def begin() -> None:
-    """Begin the log of what is installed anew."""
+    """Create an empty log of the installation."""
     make_run_folder()
     LOG.unlink(missing_ok=True)
 
 
 def for_running(*, simulated: bool) -> None:
-    """What the hub needs, and a simulated host if it runs on one."""
+    """Install the hub's environment and proxy, and what a simulated host needs."""
     programs = packages.missing(packages.SIMULATION) if simulated else []
     packages.install(packages.missing_for_environment() + programs)
     ensure_environment(ENVIRONMENT, "run.txt")
@@ -27,13 +27,13 @@ def for_running(*, simulated: bool) -> None:
 
 
 def for_linting() -> None:
-    """The environment with the tests' packages, the linters among them."""
+    """Install the tests' environment, which includes the linters."""
     packages.install(packages.missing_for_environment())
     ensure_environment(ENVIRONMENT, "test.txt")
 
 
 def for_testing() -> None:
-    """All that the tests need, and the second environment with the oldest packages."""
+    """Install all that the tests need, and the environment with the oldest packages."""
     packages.install(
         packages.missing_for_environment()
         + packages.missing(packages.SIMULATION)
@@ -46,13 +46,13 @@ def for_testing() -> None:
 
 
 def for_documenting() -> None:
-    """What the handbook is built with."""
+    """Install what builds the handbook."""
     packages.install(packages.missing_for_environment())
     ensure_environment(ENVIRONMENT, "docs.txt")
 
 
 def for_screenshots() -> None:
-    """A simulated host, a browser, and letters for Chinese pages."""
+    """Install what a simulated host needs, a browser, and a Chinese font."""
     packages.install(
         packages.missing_for_environment()
         + packages.missing(packages.SIMULATION)
@@ -64,7 +64,7 @@ def for_screenshots() -> None:
 
 
 def main() -> int:
-    """Install what the command line names."""
+    """Install what the command line names; return the exit status."""
     wanted = {
         "test": for_testing,
         "lint": for_linting,

@@ -1,8 +1,9 @@
-"""A link with a choice, as `/hub/spawn?opt-gpus=2`: it starts a server from our own pages only.
+"""Links with a choice, `/hub/spawn?opt-gpus=2`, which start a server only from the hub's own pages.
 
-Anybody can put such a link on a page, or into a mail. From there it fills in the form, and its
-reader presses Start. Where a link was pressed is what the browser says: the page in `Referer`,
-which no other site can name, and `Sec-Fetch-Site`, which browsers send where the hub has TLS.
+Anybody can put such a link on a page or into a mail. Opened from there, it only fills in the form,
+and its reader presses Start. The browser tells where a link was opened: by `Referer`, in which no
+other site can name a page of ours, and by `Sec-Fetch-Site`, which it sends if the hub has TLS.
+ref: https://www.w3.org/TR/fetch-metadata/
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from urllib.parse import urlencode, urlsplit
 
 from markupsafe import Markup
 
-# What the hub keeps for itself of a link's arguments. ref: SpawnHandler in jupyterhub/handlers
+# The arguments of a link that are the hub's own. ref: SpawnHandler in jupyterhub/handlers
 RESERVED = frozenset({"next", "display_name"})
-# Of the hub's own pages those on which somebody starts a server. A log-in leads on to whatever link
-# led to it, so it counts for nothing.
+# The hub's pages from which users start servers. Not the log-in page, which redirects to any link.
 STARTING_PAGES = frozenset({"home", "spawn", "spawn-pending", "user"})
 
 _linked: ContextVar[Mapping[str, list[str]] | None] = ContextVar("linked", default=None)
 
 
 def remember_link(handler: Any) -> None:
-    """Take the choice out of a request for the spawn page that a link from elsewhere led to.
+    """Remove the choice from a request for the spawn page if its link is from elsewhere; keep it.
 
     Args:
         handler: a tornado handler, or None.
@@ -37,7 +37,7 @@ def remember_link(handler: Any) -> None:
     if not choice or is_from_this_hub(request, handler.hub.base_url):
         return
     _linked.set({key: [one.decode("utf-8", "replace") for one in choice[key]] for key in choice})
-    # The hub would start a server with it now, and the form's own address would have it still.
+    # Else the hub would start a server with it, and the form's URL would still have it.
     others = {key: each for key, each in request.query_arguments.items() if key in RESERVED}
     request.query_arguments = others
     request.query = urlencode(others, doseq=True)
@@ -45,12 +45,12 @@ def remember_link(handler: Any) -> None:
 
 
 def linked_choice() -> Mapping[str, list[str]] | None:
-    """Return the arguments of a link from elsewhere that led to this request, untrusted."""
+    """Return the untrusted arguments of this request's link from elsewhere; None: no such link."""
     return _linked.get()
 
 
 def is_from_this_hub(request: Any, hub_prefix: str) -> bool:
-    """Return whether a link was pressed on a page of this hub, or of a server or service of it.
+    """Return whether a link was opened on a page of this hub, or of a server or service of it.
 
     Args:
         request: a tornado request.
@@ -70,7 +70,7 @@ def is_from_this_hub(request: Any, hub_prefix: str) -> bool:
 
 
 def hidden_fields(choice: Mapping[str, Any]) -> Markup:
-    """Return a choice as fields of a form that nobody sees."""
+    """Return a choice as hidden fields of a form."""
     field = Markup('<input type="hidden" name="{}" value="{}">')
     return Markup("").join(
         field.format(key.removeprefix("opt-"), one) for key, each in choice.items() for one in each

@@ -14,7 +14,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httputil import url_concat
 
 from ..backends.docker import errors as engine_errors
-from ..backends.docker import marks
+from ..backends.docker import out_of_service
 from ..errors import Refused, Unknown
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
@@ -147,12 +147,12 @@ class Actions:
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service."""
         await self._mark(
-            person, uuid, lambda client: marks.take_out(client, uuid, person.name, why)
+            person, uuid, lambda client: out_of_service.take_out(client, uuid, person.name, why)
         )
 
     async def put_back(self, person: Person, uuid: str) -> None:
         """Put a GPU back into service."""
-        await self._mark(person, uuid, lambda client: marks.put_back(client, uuid))
+        await self._mark(person, uuid, lambda client: out_of_service.put_back(client, uuid))
 
     async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
         _require_administrator(person)

@@ -14,7 +14,7 @@ import docker
 
 from ..backends.docker import errors as engine_errors
 from ..backends.docker.listing import Listing
-from ..backends.docker.marks import list_marks
+from ..backends.docker.out_of_service import list_marks
 from ..errors import Unknown
 from ..gpus.model import GPU, Node, Outsider
 from ..gpus.out_of_service import InServiceReader, OutOfServiceMark

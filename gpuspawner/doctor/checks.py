@@ -1,4 +1,4 @@
-"""The list of all checks, in the order of setting up a machine."""
+"""The list of all checks, in the order in which a machine is set up."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from . import (
     containers,
     engine,
     gpus,
+    hub_machine,
     images,
     networks,
     outsiders,
-    surroundings,
     toolkit,
 )
 from .findings import Check
@@ -31,10 +31,10 @@ CHECKS = (
     Check(GPUS, gpus.gpus, needs=(DRIVER,)),
     Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
-    Check(PROXY, surroundings.proxy, is_slow=True),
-    Check("Disk space", surroundings.disk),
-    Check("Connections", surroundings.connections),
-    Check("Permissions", surroundings.permissions),
+    Check(PROXY, hub_machine.proxy, is_slow=True),
+    Check("Disk space", hub_machine.disk),
+    Check("Connections", hub_machine.connections),
+    Check("Permissions", hub_machine.permissions),
     Check(NETWORK, networks.network, needs=(ENGINE, CONFIGURATION)),
     Check(WITHOUT_GPU, containers.without_gpu, needs=(ENGINE,), is_slow=True),
     Check(HUB, containers.hub_address, needs=(ENGINE, CONFIGURATION, NETWORK), is_slow=True),

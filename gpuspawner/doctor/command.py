@@ -1,4 +1,4 @@
-"""The command line of `gpuspawner doctor`, and the output of its findings."""
+"""`gpuspawner doctor`: its arguments, and the output of findings for people and as JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make all checks and print what they found; 0, 1 for a failure, 2 for a wrong argument."""
+    """Run all checks and print their findings; return 0, 1 for a failure, 2 for wrong arguments."""
     config = arguments.config
     if config is not None and not config.is_file():
         print(f"gpuspawner doctor: there is no file {config}", file=sys.stderr)
@@ -56,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         config = Path(CONFIG_NAME)
     config = config.absolute() if config else None
     context = Context(config, hub_folder(config))
-    # Trial containers have to be removed, however this process is ended.
+    # However this process is ended, it has to remove its trial containers first.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # what is ignored, as by `nohup`, stays so
+        if (
+            signal.getsignal(number) != signal.SIG_IGN
+        ):  # a signal that is ignored, as under `nohup`, stays ignored
             signal.signal(number, _interrupt)
     try:
         return _run(context, as_json=arguments.json)
@@ -74,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def hub_folder(config: Path | None) -> Path:
-    """Return the folder in which the hub works: this one if a hub did, else its configuration's."""
+    """Return the hub's working folder: this one if a hub has run here, else the configuration's."""
     here = Path.cwd()
     if config is None or any((here / name).exists() for name in HUB_FILES):
         return here
@@ -114,7 +116,7 @@ def entry(title: str, finding: Finding) -> dict[str, str]:
 
 
 def summary(states: Iterable[str]) -> str:
-    """Return the last line: how many of what, and where to begin."""
+    """Return the last line of the output: how many findings of each state, and where to begin."""
     counts = Counter(states)
     parts = [
         f"{counts[state]} {state}{'' if counts[state] == 1 or state == 'skipped' else 's'}"
@@ -130,14 +132,14 @@ def summary(states: Iterable[str]) -> str:
 
 
 class Report:
-    """Findings as lines for people: state, check, what was found, and below it what to do."""
+    """The output for people: a line of state, check and finding, and the advice below it."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._colours = out.isatty() and "NO_COLOR" not in os.environ
         self._symbols = SYMBOLS if _can_write(out, "".join(SYMBOLS.values())) else PLAIN_SYMBOLS
         self._titles = max(len(check.title) for check in CHECKS)
-        # A file or a pipe has no width: what reads it may have any.
+        # A file or a pipe has no width, so lines aren't broken.
         width = shutil.get_terminal_size().columns if out.isatty() else 10_000
         self._width = max(60, width)
 
@@ -151,7 +153,7 @@ class Report:
         self._print(f"{self._coloured(head, finding.state)}  {begin}{first}")
         for line in others:
             self._print(indent + line)
-        # Commands and lines of a configuration are copied: they aren't broken.
+        # Commands and configuration lines are copied from here, so they aren't broken.
         for line in finding.advice.splitlines():
             self._print(f"{indent}> {line}")
 
@@ -164,25 +166,25 @@ class Report:
 
 
 class Progress:
-    """What goes on, in a line that is overwritten; nothing where nobody watches."""
+    """The name of the running check, in a line that is overwritten; nothing without a terminal."""
 
     def __init__(self, out: TextIO) -> None:
         self._out: TextIO | None = out if out.isatty() else None
 
     def show(self, check: Check) -> None:
-        """Name the check that is being made, if it takes long."""
+        """Show the title of a check that is slow."""
         if self._out and check.is_slow:
             self._out.write(f"\r  looking at: {check.title} …\x1b[K")
             self._out.flush()
 
     def clear(self) -> None:
-        """Make room for a finding."""
+        """Clear the line, for a finding."""
         if self._out:
             self._out.write("\r\x1b[K")
             self._out.flush()
 
     def close(self) -> None:
-        """Leave nothing on the line."""
+        """Clear the line, at the end."""
         self.clear()
 
 

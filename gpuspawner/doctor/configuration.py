@@ -1,4 +1,4 @@
-"""The hub's configuration: whether it can be loaded, and what in it is a mistake or a danger."""
+"""Checks of the hub's configuration: another process loads it, then the rules are applied."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 from ..images.catalogue import ImageVersion
 from ..untrusted import parse_json
+from .configuration_rules import RULES, missing_folders
 from .findings import NAME, NO_SUCH_USER, Configuration, Context, Finding
-from .rules import RULES, missing_folders
 
 LOADING_SECONDS = 90
 
 
 def configuration(context: Context) -> Iterator[Finding]:
-    """Whether the configuration can be loaded; keeps what it sets for the checks to come."""
+    """Check that the configuration can be loaded; keep what it sets for later checks."""
     file = context.config_file
     if file is None:
         yield Finding(
@@ -49,7 +49,7 @@ def configuration(context: Context) -> Iterator[Finding]:
 
 
 def not_loaded(context: Context, error: Mapping[str, Any]) -> Finding:
-    """Return what an error of `loading.load` means, and what to do."""
+    """Return the finding for an error of `loading.load`."""
     line = f", line {error['line']}" if error["line"] else ""
     found = f"{error['file']}{line}: {error['kind']}: {error['message']}"
     advice = "mend that line; a hub with this configuration wouldn't start"
@@ -64,13 +64,17 @@ def not_loaded(context: Context, error: Mapping[str, Any]) -> Finding:
 
 
 def load(file: Path, folder: Path) -> dict[str, Any]:
-    """Run a configuration in a process of its own, and return what `loading.load` does.
+    """Run a configuration in another process; return the result of `loading.load`.
 
-    Its working folder is a temporary one with links to all that is in the hub's: it finds its
-    secrets, and makes none here that the hub would make there.
+    It runs in a temporary folder with links to everything in the hub's folder, so that it finds
+    secrets there and creates none.
+
+    Args:
+        file: the configuration.
+        folder: the hub's working folder.
 
     Raises:
-        subprocess.TimeoutExpired: it doesn't come to an end.
+        subprocess.TimeoutExpired: it doesn't end.
     """
     with tempfile.TemporaryDirectory(prefix="gpuspawner-doctor-") as made, linked(folder) as there:
         result = Path(made, "result")
@@ -103,16 +107,16 @@ def load(file: Path, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def linked(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder with links to all that is in another."""
+    """Yield a temporary folder with links to everything in a folder."""
     with tempfile.TemporaryDirectory(prefix="gpuspawner-doctor-") as made:
-        with suppress(OSError):  # a folder that can't be listed has nothing to be found either
+        with suppress(OSError):  # nor can the hub find anything in a folder that can't be listed
             for entry in folder.iterdir():
                 Path(made, entry.name).symlink_to(entry)
         yield Path(made)
 
 
 def from_loaded(file: Path, loaded: Mapping[str, Any]) -> Configuration:
-    """Return the configuration that `loading.load` found in a file."""
+    """Return the result of `loading.load` for a file as a `Configuration`."""
     lines = lines_of(file)
     errors = [each for each in loaded["networks"] if each["error"]]
     return Configuration(
@@ -145,7 +149,7 @@ def _with_line(problem: Mapping[str, str], lines: Mapping[tuple[str, str], int])
 
 
 def lines_of(file: Path) -> dict[tuple[str, str], int]:
-    """Return in which line `c.SECTION.NAME` stands last; nothing where the file isn't Python."""
+    """Return (section, trait) -> the last line that sets it; {} if the file isn't Python."""
     try:
         tree = ast.parse(file.read_text())
     except (OSError, SyntaxError, ValueError):
@@ -161,7 +165,7 @@ def lines_of(file: Path) -> dict[tuple[str, str], int]:
 
 
 def settings(context: Context) -> Iterator[Finding]:
-    """What in the configuration is a mistake, or takes away what keeps users apart."""
+    """Check the configuration for mistakes and for settings that don't keep users apart."""
     given = context.configuration
     if given is None:
         return
@@ -183,10 +187,11 @@ def settings(context: Context) -> Iterator[Finding]:
 
 
 def _of_plan(given: Configuration, found: Sequence[Finding]) -> Iterator[Finding]:
-    """Yield why nobody's server can be created with these settings.
+    """Yield why no server can be created with these settings.
 
     Args:
-        found: what was said already; of a setting that has to be mended anyhow that is enough.
+        given: the configuration.
+        found: the findings so far. A setting that one of them names isn't reported again.
     """
     if error := given.plan.get("error"):
         setting = given.plan["setting"]
@@ -199,5 +204,5 @@ def _of_plan(given: Configuration, found: Sequence[Finding]) -> Iterator[Finding
 
 
 def _unblocking(finding: Finding) -> Finding:
-    """Return a finding that stops nobody: what the rest of the configuration says counts."""
+    """Return a finding that blocks no other check, since the other settings are valid."""
     return Finding(finding.state, finding.found, finding.advice, blocks=False)

@@ -85,7 +85,7 @@ def _compare(context: Context, here: TrialContainer) -> Finding:
 
 
 def _visible_gpus(here: TrialContainer) -> tuple[list[str], list[str], str]:
-    """Return the UUIDs and device files that a container sees, and all that was said."""
+    """Return the UUIDs and device files that a container sees, and the output of its programs."""
     _, said = here.run(["sh", "-c", SEE_GPUS, "sh", NVML])
     uuids = re.findall(r"GPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", said)
     return sorted(set(uuids)), re.findall(r"^/dev/nvidia\d+$", said, re.MULTILINE), said
@@ -101,7 +101,7 @@ def _not_started(context: Context, error: GPUSpawnerError) -> Finding:
 
 
 ASK_ENGINE = "see what the engine says: sudo journalctl -u docker --since -5min"
-# Words of the engine's or ours -> what to do. The first that fits.
+# Part of a message of the engine or of ours -> what to do. The first match counts.
 CURES = (
     (("can't hand out gpus",), toolkit.INSTALL),
     (
@@ -153,7 +153,7 @@ def without_gpu(context: Context) -> Iterator[Finding]:
 def hub_address(context: Context) -> Iterator[Finding]:
     """Check that a container in the servers' network reaches the hub's address.
 
-    If the hub doesn't run, doctor listens in its place.
+    If the hub doesn't run, doctor listens at its address instead.
     """
     given = context.configuration
     if given is None:
@@ -187,7 +187,7 @@ def hub_address(context: Context) -> Iterator[Finding]:
 HUB_IP_LINE = (
     'c.JupyterHub.hub_ip = ensure_network("gpuspawner")    (as in the shipped configuration)'
 )
-# Its networks' addresses are in a namespace of its own, where no hub is.
+# The engine's networks are in another network namespace, where no hub can listen.
 ROOTLESS_LINES = (
     "with rootless Docker a network's address isn't this machine's:\n"
     'c.JupyterHub.hub_ip = ""\n'
@@ -247,7 +247,7 @@ def _check_reached(context: Context, place: Any, hub_runs: bool) -> Finding:
 
 
 def _firewall_advice(context: Context, network: str, port: str) -> str:
-    """Return how to let a network's containers through this machine's firewall."""
+    """Return the command that lets a network's containers through this machine's firewall."""
     assert context.engine is not None
     bridge = "docker0"
     if network != "bridge":

@@ -1,4 +1,4 @@
-"""The Docker Engine: whether it answers, is one that can do this, and can hand out GPUs."""
+"""The check of the Docker Engine: its address, version, kind and warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import requests.exceptions
 
 from ..backends.docker.errors import UNREACHABLE, explain
 from ..backends.docker.network import own_container, shares_host_network
-from ..gpus.surroundings import own_container_id
+from ..gpus.missing_driver import own_container_id
 from .findings import Context, Finding
 
 ANSWER_SECONDS = 20
@@ -33,7 +33,7 @@ def find_program(name: str) -> str | None:
 
 
 def address() -> str:
-    """Return the engine's address, as docker-py will take it."""
+    """Return the engine's address, as docker-py finds it."""
     return os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
 
 
@@ -44,7 +44,7 @@ def socket_path() -> Path | None:
 
 
 def engine(context: Context) -> Iterator[Finding]:
-    """Whether an engine answers, new enough, and no Podman; keeps its client and what it says."""
+    """Check that a recent Docker Engine answers, not Podman; keep its client and `GET /info`."""
     client = None
     try:
         client = docker.from_env(timeout=ANSWER_SECONDS)
@@ -56,10 +56,10 @@ def engine(context: Context) -> Iterator[Finding]:
         return
     context.engine, context.engine_info = client, info
     context.own_container = own_container(client)
-    # Its socket alone may be in a container's reach, as where the hub runs in one.
+    # A container may have the engine's socket without the engine's files.
     root = Path(str(info.get("DockerRootDir") or "/nowhere"))
     context.engine_is_here = socket_path() is not None and _is_folder(root)
-    yield judge_version(about)
+    yield check_version(about)
     if context.own_container is not None:
         yield _in_container(context.own_container)
     yield from _warnings(info)
@@ -74,8 +74,8 @@ def _in_container(container: Mapping[str, Any]) -> Finding:
     return Finding("note", what)
 
 
-def judge_version(about: Mapping[str, Any]) -> Finding:
-    """Return whether an engine's answer to `GET /version` is one to work with."""
+def check_version(about: Mapping[str, Any]) -> Finding:
+    """Return the finding for an engine's `GET /version`."""
     names = [str(part.get("Name", "")) for part in about.get("Components") or []]
     version = str(about.get("Version") or "")
     if any("podman" in name.lower() for name in names):
@@ -99,7 +99,7 @@ def judge_version(about: Mapping[str, Any]) -> Finding:
 
 
 def unreachable(error: Exception) -> Finding:
-    """Return why the engine doesn't answer, as far as can be told, and what to do."""
+    """Return the finding for an engine that can't be reached: the likely cause, and what to do."""
     path = socket_path()
     where = f"at {address()}" + (" (DOCKER_HOST)" if os.environ.get("DOCKER_HOST") else "")
     if _timed_out(error):
@@ -134,7 +134,7 @@ def unreachable(error: Exception) -> Finding:
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    """Whether no answer in time is at the bottom of an error; docker-py wraps the first call's."""
+    """Return whether an error was caused by a timeout; docker-py wraps that of its first call."""
     while error is not None:
         if isinstance(error, requests.exceptions.Timeout):
             return True
@@ -150,7 +150,7 @@ def _user() -> str:
 
 
 def _warnings(info: Mapping[str, Any]) -> Iterator[Finding]:
-    """What an engine says of itself that servers will feel."""
+    """Yield findings about an engine's properties that affect servers."""
     if address().startswith("tcp://") and not os.environ.get("DOCKER_TLS_VERIFY"):
         yield Finding(
             "warning",
@@ -183,7 +183,7 @@ def _warnings(info: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def is_rootless(info: Mapping[str, Any]) -> bool:
-    """Return whether an engine runs without root, by its `GET /info`."""
+    """Return whether an engine runs in rootless mode, by its `GET /info`."""
     return any("rootless" in str(option) for option in info.get("SecurityOptions") or [])
 
 

@@ -1,4 +1,4 @@
-"""Checks and their findings, and the run of all checks."""
+"""The classes of checks and findings, and the function that runs all checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..gpus.model import GPU
 from ..gpus.nvml import Inventory
 from ..images.catalogue import ImageVersion
 
-# A user that no hub has, for whom servers are described.
+# The name of the user for whom a server is planned; no hub has such a user.
 NAME = "doctor"
 NO_SUCH_USER = "well if it knows your users: there is none of this name"
 
@@ -22,10 +22,14 @@ State = Literal["ok", "note", "warning", "failure", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, and advice: a command to run, or a line to change.
+    """The result of a check.
 
-    `blocks` is whether checks that need this one are skipped. None: failures and skipped checks
-    block, other findings don't.
+    Args:
+        state: "ok", "note", "warning", "failure" or "skipped".
+        found: what the check found, as a sentence.
+        advice: what to do: a command to run, or a line to change; "" for nothing.
+        blocks: whether the checks that need this one are skipped; None: if `state` is "failure" or
+            "skipped".
     """
 
     state: State
@@ -35,17 +39,17 @@ class Finding:
 
     @property
     def blocks_others(self) -> bool:
-        """Whether checks that need this one's are skipped."""
+        """Whether the checks that need this one are skipped."""
         return self.state in ("failure", "skipped") if self.blocks is None else self.blocks
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A hub's configuration as it was read: values that JSON has, everything else left out.
+    """A hub's configuration, as JSON values.
 
     `spawner` and `hub` map the names of traits to their values; a function is `{"function": …}`.
-    `lines` has the line of each `c.SECTION.NAME` in the file itself. `plan` is what a server
-    would be created with, as `someone.plan` returns it.
+    `lines` maps (section, trait) to the line of the file that sets it. `plan` is the result of
+    `example_user.plan`.
     """
 
     file: Path
@@ -62,13 +66,13 @@ class Configuration:
     plan: Mapping[str, Any] = field(default_factory=dict)
 
     def sets(self, name: str) -> bool:
-        """Return whether the configuration has a line for a spawner's setting."""
+        """Return whether the configuration sets a trait of the spawner."""
         return any(name in names for names in self.sections.values())
 
     def where(self, name: str) -> str:
-        """Return how a spawner's setting is written, and in which line: "c.GPUSpawner.x (line 3)".
+        """Return how a trait of the spawner is set, and in which line: "c.GPUSpawner.x (line 3)".
 
-        Where several sections set it, the one that counts.
+        If several sections set it, that is the one that counts.
         """
         for section in reversed(list(self.sections)):
             if name in self.sections[section]:
@@ -81,7 +85,8 @@ class Configuration:
 class Context:
     """The arguments of doctor, and the results of earlier checks for later ones.
 
-    `folder` is the hub's working folder, with its database and secrets.
+    `config_file` is the hub's configuration, `folder` its working folder, with its database and
+    secrets.
     """
 
     config_file: Path | None
@@ -90,16 +95,16 @@ class Context:
     gpus: tuple[GPU, ...] = ()
     engine: docker.DockerClient | None = None
     engine_info: Mapping[str, Any] = field(default_factory=dict)
-    # Whether the engine runs on this machine, so that its files can be looked at.
+    # Whether the engine runs on this machine, so that its files can be read.
     engine_is_here: bool = False
-    # An inspection of the engine's container that this runs in; None: it runs in none.
+    # The inspection of the container that doctor runs in; None: it runs in none.
     own_container: Mapping[str, Any] | None = None
-    # What the toolkit's configuration says of devices by variable; None: not known.
+    # Whether the toolkit accepts GPUs by the variable NVIDIA_VISIBLE_DEVICES; None: unknown.
     variable_accepted: bool | None = None
     configuration: Configuration | None = None
-    # Key and image reference of the version that containers are tried with.
+    # (key, image reference) of the version that trial containers use.
     trial_image: tuple[str, str] | None = None
-    # What images take that are still to be built or fetched, as the catalogue says.
+    # The size of the images that are still to be built or pulled, by the catalogue.
     missing_bytes: int = 0
 
 
@@ -110,16 +115,22 @@ class Check:
     title: str
     run: Callable[[Context], Iterable[Finding]]
     needs: tuple[str, ...] = ()
-    # Whether it takes so long that its title is shown meanwhile.
+    # Whether it takes long, so that its title is shown while it runs.
     is_slow: bool = False
 
 
 def examine(
     checks: Sequence[Check], context: Context, progress: Callable[[Check], None]
 ) -> Iterator[tuple[str, Finding]]:
-    """Run the checks in their order; yield each finding with its check's title.
+    """Run checks in their order; yield (title, finding) for each finding.
 
-    Checks that need a failed one are skipped, and name it. A check that raises has failed.
+    A check that needs a failed one is skipped, with a finding that names the latter. A check that
+    raises has failed.
+
+    Args:
+        checks: the checks.
+        context: passed to each check.
+        progress: called with each check before it runs.
     """
     causes: dict[str, str] = {}
     for check in checks:

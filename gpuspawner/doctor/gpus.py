@@ -1,4 +1,4 @@
-"""Checks of the NVIDIA driver and the GPUs, by NVML and by what keeps them out."""
+"""Checks of the NVIDIA driver and the GPUs, by NVML and the marks of GPUs out of service."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..backends.docker.marks import list_marks
+from ..backends.docker.out_of_service import list_marks
 from ..gpus import nvml
+from ..gpus.missing_driver import GIVE_GPUS, without_driver
 from ..gpus.model import GPU
 from ..gpus.reader import read_node
-from ..gpus.surroundings import GIVE_GPUS, without_driver
-from ..simulation.joining import joining_words
+from ..simulation.running_host import join_hint
 from .findings import Context, Finding
 
 NVML_SECONDS = 15.0
@@ -32,7 +32,7 @@ def driver(context: Context) -> Iterator[Finding]:
     try:
         found, context.gpus = _read()
     except nvml.InventoryError as error:
-        # What NVML's errors mean is told in a sentence, and what to do in those after it.
+        # The first sentence of the error is its meaning, the others are the advice.
         found_out, _, advice = str(error).partition(". ")
         yield Finding("failure", found_out.rstrip("."), advice or HANGING)
         return
@@ -55,16 +55,16 @@ def _without_driver() -> Finding:
         what = f"there are NVIDIA GPUs in this machine and no driver{nouveau}"
         return Finding("failure", what, INSTALL_DRIVER)
     what = "none, and no NVIDIA GPU either: servers start, without GPUs"
-    joining = joining_words("doctor")
+    hint = join_hint("doctor")
     return Finding(
         "note",
         what,
-        joining or "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
+        hint or "to try it with GPUs: sudo gpuspawner simulate -- gpuspawner doctor",
     )
 
 
 def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
-    """Read NVML, and give up on it where it hangs; its thread doesn't keep us from ending."""
+    """Read NVML with a timeout, in a daemon thread, which a hanging driver may block for ever."""
     answer: queue.Queue[tuple[nvml.Inventory, tuple[GPU, ...]] | Exception] = queue.Queue()
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""Checks of the image versions: is each on the engine, and can it run on this machine?"""
+"""Checks that each image version is on the engine and runs on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..images.catalogue import ImageVersion, default_key
 from ..images.compatibility import fit
 from .findings import Context, Finding
 
-# How the engine names what `uname -m` calls otherwise.
+# `uname -m` -> the engine's name of the architecture.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -41,7 +41,7 @@ def images(context: Context) -> Iterator[Finding]:
         return
     default = default_key(versions, "")
     is_any_there = any(images.values())
-    # The default first, since it is what most servers are made of.
+    # The default first, as the most used one.
     for key in sorted(versions, key=lambda key: key != default):
         version, image = versions[key], images[key]
         if image is None:
@@ -53,7 +53,7 @@ def images(context: Context) -> Iterator[Finding]:
 
 
 def _bytes(size: str) -> int:
-    """Return what a catalogue's "7.1 GB" is; 0 where it says something else."""
+    """Return the number of bytes of a catalogue's "7.1 GB"; 0 for text of another form."""
     found = re.fullmatch(r"([0-9.]+) *GB", size)
     return int(float(found[1]) * 1000**3) if found else 0
 

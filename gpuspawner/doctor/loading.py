@@ -1,9 +1,9 @@
-"""Read a hub's configuration without starting a hub. Run as a program of its own, for what is in
-a configuration runs: it may end the process, wait for ever, print, or change folders.
+"""Load a hub's configuration without starting a hub. A program of its own, since a configuration
+is code: it may end the process, hang, print, or change the working folder.
 
     python -m gpuspawner.doctor.loading FILE RESULT
 
-writes to RESULT what `load` returns, as JSON.
+writes the result of `load` to RESULT, as JSON.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from traitlets.config import Config, PyFileConfigLoader
 from ..backends.docker import network
 from .traits import describe
 
-# What a configuration gets for the hub's address while there is no network: nobody's address.
+# The hub's address for a configuration whose network is missing: an address for documentation.
 # ref: RFC 5737
 NO_ADDRESS = "192.0.2.1"
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Run a configuration and return what it sets, in values that JSON has.
+    """Run a configuration and return what it sets, as a JSON value.
 
-    Either "error" with "kind", "message", "line" (None where it isn't known) and "file", or what
-    `traits.describe` returns, with "networks": what calls of `ensure_network` led to.
+    Returns:
+        {"error": {"kind", "message", "line" (None if unknown), "file"}}, or the result of
+        `traits.describe` with "networks": the failures of `ensure_network`.
     """
     networks: list[dict[str, str]] = []
     real = network.ensure_network
@@ -47,9 +48,13 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def _watched(real: Any, networks: list[dict[str, str]]) -> Any:
-    """Return `ensure_network` that notes its failure: what comes after it can be read all the same.
+    """Return a variant of `ensure_network` that records its failures and doesn't raise.
 
-    A network that is missing is made, as it would be at the hub's start.
+    A missing network is created, as it would be at the hub's start.
+
+    Args:
+        real: `ensure_network`.
+        networks: the list to which failures are added.
     """
 
     def ensure_network(name: str = "gpuspawner") -> str:
@@ -71,7 +76,7 @@ def _described(error: BaseException, file: Path) -> dict[str, Any]:
         line, where = error.lineno, error.filename or where
         message = error.msg
     else:
-        # The last line of the configuration itself that led to it.
+        # The line of the configuration itself from which the error came.
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         line = frames[-1].lineno if frames else None
         message = " ".join(str(error).split())
@@ -86,9 +91,9 @@ def _described(error: BaseException, file: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Read the file that the first argument names, and write to the second."""
+    """Load the file that the first argument names, and write the result to the second."""
     file, result = map(Path, sys.argv[1:])
-    # `-m` puts the working folder there, and `jupyterhub` doesn't.
+    # `python -m` adds the working folder to the path, `jupyterhub` doesn't.
     sys.path.pop(0)
     result.write_text(json.dumps(load(file)))
     return 0

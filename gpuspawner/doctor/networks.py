@@ -1,4 +1,4 @@
-"""The network that servers live in: whether it is there, and keeps them apart."""
+"""The check of the servers' network: that it exists and isolates them from each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUR_NETWORK = (
 
 
 def network(context: Context) -> Iterator[Finding]:
-    """Look at the network that the configuration names."""
+    """Check the network that the configuration names."""
     given, client = context.configuration, context.engine
     if given is None or client is None:
         return
@@ -32,7 +32,7 @@ def network(context: Context) -> Iterator[Finding]:
         what = f"{given.where('network_name')} is {name!r}, and the engine has no such network"
         yield Finding("failure", what, _create_command(name))
         return
-    yield _judge(name, found[0])
+    yield _check_isolation(name, found[0])
 
 
 def _create_command(name: str) -> str:
@@ -40,7 +40,7 @@ def _create_command(name: str) -> str:
     return f"{make}\nor, for one that is made at the hub's start:\n{OUR_NETWORK}"
 
 
-def _judge(name: str, about: Mapping[str, Any]) -> Finding:
+def _check_isolation(name: str, about: Mapping[str, Any]) -> Finding:
     options = about.get("Options") or {}
     driver = about.get("Driver")
     if driver != "bridge":

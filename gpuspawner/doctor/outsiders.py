@@ -1,4 +1,4 @@
-"""Containers that are in a hub's way: with GPUs and no lease, or with its servers' names."""
+"""The check of other containers: GPUs without a lease, and names that the hub's servers need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .trial import HUB
 
 
 def outsiders(context: Context) -> Iterator[Finding]:
-    """Whether other containers hold GPUs without a lease, or names that servers would get."""
+    """Check that no other container has GPUs without a lease, or a name that a server would get."""
     assert context.engine is not None
     servers = Listing()(context.engine.api)
     found = [
@@ -39,7 +39,7 @@ def _with_gpus(servers: Sequence[ServerRecord], context: Context) -> Iterator[Fi
 
 
 def _with_names(servers: Sequence[ServerRecord], given: Configuration) -> Iterator[Finding]:
-    """Yield the containers of other hubs that have names which this hub's servers would get."""
+    """Yield findings for other hubs' containers with names that this hub's servers would get."""
     prefix, place = given.spawner.get("prefix"), given.hub.get("connects")
     if not isinstance(prefix, str) or not prefix or not place:
         return
@@ -61,5 +61,5 @@ def _is_at(hub: str, place: Sequence[object]) -> bool:
     parts = urlparse(hub)
     try:
         return [parts.hostname, parts.port or 80] == list(place)
-    except ValueError:  # no port that there could be
+    except ValueError:  # an invalid port
         return False

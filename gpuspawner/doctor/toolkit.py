@@ -1,4 +1,4 @@
-"""The NVIDIA Container Toolkit: whether it is there, new enough, and set up to hand out GPUs."""
+"""Checks of the NVIDIA Container Toolkit: its version and its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAFE_TOOLKIT = (1, 17, 8)
 CONFIG_FILE = Path("/etc/nvidia-container-runtime/config.toml")
 SETTING = "accept-nvidia-visible-devices-envvar-when-unprivileged"
 NO_CGROUPS = "no-cgroups"
-# The first whose nvidia-ctk changes its configuration.
+# The first version whose nvidia-ctk can change the configuration.
 SETS_ITSELF = (1, 14)
 PROGRAMS = ("nvidia-ctk", "nvidia-container-cli", "nvidia-container-runtime-hook")
 # Set by `gpuspawner simulate`, where a stand-in takes the toolkit's place.
@@ -34,7 +34,7 @@ CONFIGURE = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemct
 
 
 def toolkit(context: Context) -> Iterator[Finding]:
-    """Whether the toolkit is there, and one without known ways out of the container."""
+    """Check that the toolkit is installed, in a version without known container escapes."""
     if not _has_gpus(context):
         return
     ways = gpu_mechanisms(context.engine_info)
@@ -90,9 +90,9 @@ def _has_gpus(context: Context) -> bool:
 
 
 def gpu_mechanisms(info: Mapping[str, Any]) -> list[str]:
-    """Return what of the toolkit an engine's `GET /info` shows: its runtime, its CDI devices.
+    """Return the ways to GPUs that an engine's `GET /info` shows: NVIDIA's runtime, CDI devices.
 
-    The hook, which is enough, isn't shown.
+    NVIDIA's hook, which is enough, isn't shown there.
     """
     devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or []]
     found = ["its runtime `nvidia`"] if "nvidia" in (info.get("Runtimes") or {}) else []
@@ -102,7 +102,7 @@ def gpu_mechanisms(info: Mapping[str, Any]) -> list[str]:
 
 
 def installed_version() -> tuple[int, ...] | None:
-    """Return the toolkit's version on this machine; None where it isn't found or doesn't say."""
+    """Return the installed toolkit's version, (1, 17, 8); None if unknown."""
     for name in PROGRAMS:
         program = find_program(name)
         if program is None:
@@ -120,10 +120,10 @@ def installed_version() -> tuple[int, ...] | None:
 
 
 def setting(context: Context) -> Iterator[Finding]:
-    """Whether containers get GPUs by a variable, and whether that is what the engine needs.
+    """Check the toolkit's setting for GPUs by a variable, by what the engine needs.
 
-    The engine's own way to NVIDIA's hook is that variable: a hook that doesn't accept it gives no
-    GPU to any server. Only engines that hand out GPUs by CDI alone can do without.
+    The engine passes GPUs to NVIDIA's hook by that variable: a hook that doesn't accept it gives no
+    server a GPU. Only engines that hand out GPUs by CDI alone don't need it.
     ref: setNvidiaGPUs in moby's daemon/nvidia_linux.go, getDevices in the toolkit's
     cmd/nvidia-container-runtime-hook/container_config.go
     """
@@ -150,7 +150,7 @@ def setting(context: Context) -> Iterator[Finding]:
     elif context.variable_accepted:
         yield Finding("ok", "devices are taken from the request that GPUSpawner makes")
     elif by_hook and "CDI" in gpu_mechanisms(context.engine_info):
-        # Engines that know CDI try it first.
+        # Engines that support CDI try it first.
         yield Finding(
             "note",
             f"{SETTING} is false in {CONFIG_FILE}: fine where Docker hands out GPUs by CDI, which "
@@ -169,9 +169,9 @@ def setting(context: Context) -> Iterator[Finding]:
 
 
 def _control_groups(context: Context, text: str) -> Iterator[Finding]:
-    """Whether containers may use the devices that they are given, which takes control groups.
+    """Check that the toolkit gives containers access to devices by control groups.
 
-    Only an engine without root can't set those; it goes without, and the kernel lets it.
+    Only a rootless engine can't set these, and doesn't need to.
     ref: NVIDIA's install guide, "Rootless mode"
     """
     is_off = sets_no_cgroups(text)
@@ -191,7 +191,7 @@ def _by_cdi_only(context: Context) -> bool:
 
 
 def sets_no_cgroups(text: str) -> bool:
-    """Return whether a toolkit's configuration leaves control groups alone."""
+    """Return whether a toolkit's configuration has `no-cgroups = true`."""
     sections = re.split(r"^\s*(\[[^]\n]*\])", text, flags=re.MULTILINE)
     for name, lines in zip(sections[1::2], sections[2::2], strict=True):
         if name.strip("[] \"'") == "nvidia-container-cli":
@@ -201,7 +201,7 @@ def sets_no_cgroups(text: str) -> bool:
 
 
 def setting_line(name: str, value: str) -> str:
-    """Return how a setting of the toolkit is changed: a command, or with an older one the line."""
+    """Return how to change a setting: a command of nvidia-ctk, or the line if that is too old."""
     version = installed_version()
     if version is not None and version >= SETS_ITSELF and find_program("nvidia-ctk"):
         return f"sudo nvidia-ctk config --set {name}={value} --in-place"
@@ -211,8 +211,8 @@ def setting_line(name: str, value: str) -> str:
 
 
 def accepts_variable(text: str) -> bool:
-    """Return the setting in a toolkit's configuration; True, the default, where it isn't set."""
-    # Before the first section, where TOML's own keys are.
+    """Return whether a toolkit's configuration accepts GPUs by the variable, as by default."""
+    # Only the top-level keys, before the first table.
     head = re.split(r"^\s*\[", text, maxsplit=1, flags=re.MULTILINE)[0]
     found = re.search(rf"^\s*\"?{SETTING}\"?\s*=\s*(true|false)", head, re.MULTILINE)
     return found is None or found[1] == "true"

@@ -24,7 +24,7 @@ from traitlets.config import Config
 
 from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
-from . import someone, values
+from . import example_user, values
 from .findings import NAME, NO_SUCH_USER
 
 SPAWNER_VALUES = (
@@ -73,7 +73,7 @@ HUB_VALUES = (
     "db_url",
     "subdomain_host",
 )
-# Sections that people mean when they write something near it.
+# Sections that a misspelled one may mean.
 USUAL_SECTIONS = (
     "GPUSpawner",
     "DockerSpawner",
@@ -86,13 +86,13 @@ SECRETS = ("secret", "password", "token", "key", "environment")
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """Return what a configuration sets: see the keys below. No value of it is a secret."""
+    """Return what a configuration sets, without secrets, as a JSON value with the keys below."""
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)
     problems: list[dict[str, str]] = []
     hub = JupyterHub(config=_valid(JupyterHub, config, problems, {}))
     cls = _spawner_class(config, problems)
     place = _hub_place(hub)
-    given = someone.arguments(hub, place)
+    given = example_user.arguments(hub, place)
     valid = _valid(cls, config, problems, given)
     spawner = cls(config=valid, **given)
     problems += _unknown_sections(config, cls)
@@ -102,13 +102,13 @@ def describe(config: Config) -> dict[str, Any]:
         "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
         "is_ours": is_ours,
         "spawner": {
-            # What a function returns for one user says nothing of the others.
+            # A function may return something else for each user.
             name: json_value(
                 each if callable(each := _set(cls, config, name)) else getattr(spawner, name, None)
             )
             for name in SPAWNER_VALUES
         },
-        "plan": someone.plan(cls, valid, given) if is_ours else {},
+        "plan": example_user.plan(cls, valid, given) if is_ours else {},
         "versions": _versions(spawner) if is_ours else {},
         "hub": {
             **{name: json_value(getattr(hub, name)) for name in HUB_VALUES},
@@ -124,7 +124,7 @@ def describe(config: Config) -> dict[str, Any]:
             "proxy_command": json_value(_proxy_command(config)),
             "proxy_is_started": config.ConfigurableHTTPProxy.get("should_start", True) is not False,
         },
-        # In the order in which they count, the last most.
+        # In the order of precedence; the last one counts.
         "sections": {
             each.__name__: sorted(config[each.__name__])
             for each in reversed(cls.__mro__)
@@ -135,7 +135,7 @@ def describe(config: Config) -> dict[str, Any]:
 
 
 def _set(cls: Any, config: Config, name: str) -> Any:
-    """Return what a configuration has for a trait; None where it leaves it alone."""
+    """Return the value that a configuration sets for a trait; None if it doesn't set it."""
     sections = [each.__name__ for each in cls.__mro__ if each.__name__ in config]
     return next((config[each][name] for each in sections if name in config[each]), None)
 
@@ -148,17 +148,20 @@ def _spawner_class(config: Config, problems: list[dict[str, str]]) -> Any:
     except Exception:
         what = f"c.JupyterHub.spawner_class: there is no spawner {_class_name(wanted)!r}"
         problems.append(_problem("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
-        # What is set for ours is looked at all the same.
+        # The settings of our class are checked all the same.
         return JupyterHub(config=Config({"JupyterHub": {"spawner_class": "gpu"}})).spawner_class
 
 
 def _valid(
     cls: Any, config: Config, problems: list[dict[str, str]], given: Mapping[str, Any]
 ) -> Config:
-    """Return the settings that a class takes; each that it doesn't take becomes a problem.
+    """Return the settings that are valid for a class; add a problem for each other one.
 
     Args:
-        given: what an instance is made with beside its configuration.
+        cls: the class.
+        config: the configuration.
+        problems: the list to which problems are added.
+        given: the arguments of an instance besides its configuration.
     """
     valid: dict[str, dict[str, Any]] = {}
     known = cls.class_traits(config=True)
@@ -170,7 +173,7 @@ def _valid(
                 problems.append(_unknown_name(section, name, cls, known))
                 continue
             if (cls, name) == (JupyterHub, "spawner_class"):
-                continue  # judged by itself
+                continue  # checked by itself
             error = _refused(cls, section, name, value, given)
             if error is None:
                 valid.setdefault(section, {})[name] = value
@@ -183,7 +186,7 @@ def _valid(
 def _refused(
     cls: Any, section: str, name: str, value: Any, given: Mapping[str, Any]
 ) -> Exception | None:
-    """Return what a class says against a value; None where it takes it."""
+    """Return the error of a class for a value; None if it is valid."""
     try:
         getattr(cls(config=Config({section: {name: value}}), **given), name)
     except Exception as error:
@@ -201,9 +204,13 @@ def _unknown_name(section: str, name: str, cls: Any, known: Mapping[str, Any]) -
 def _invalid(
     setting: str, trait: Any, value: Any, error: Exception, line: str = ""
 ) -> dict[str, str]:
-    """Return what is wrong with a value: in our words, or in those of the check that refused it.
+    """Return the problem of an invalid value, in our words or in those of its validation.
 
     Args:
+        setting: the setting's name, for the message.
+        trait: the trait.
+        value: the value.
+        error: the error of the validation.
         line: how a value is set, up to the value; "" for an assignment.
     """
     if any(word in trait.name for word in SECRETS):
@@ -218,7 +225,7 @@ def _invalid(
     if words and (is_of_its_kind or isinstance(trait, ByteSpecification)):
         what = f"{setting}: it must be {words}, not {values.shown(value)}"
         return _problem("failure", what, write)
-    # Ours name the setting, the value and the cure.
+    # Our own validation names the setting, the value and what to write.
     first, _, cure = _OF_TRAITLETS.sub("it", text).rstrip(".").partition(". ")
     first = first.removeprefix(f"{setting} = ")
     found = first if first.startswith(setting) else f"{setting}: {first}"
@@ -241,7 +248,7 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
             continue
         usual = {name.casefold(): name for name in USUAL_SECTIONS}
         close = difflib.get_close_matches(section.casefold(), usual, 1, cutoff=0.85)
-        # Each class of log-ins has a section of its own.
+        # Each authenticator class has a section of its own.
         if close and not section.endswith("Authenticator"):
             what = f"c.{section} is nobody's, so its lines have no effect"
             yield _problem("failure", what, f"write c.{usual[close[0]]}")
@@ -254,7 +261,7 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
 
 
 def _overrides(cls: Any, overrides: Any, given: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Yield what is wrong in `group_overrides`, which nothing checks before a member's start."""
+    """Yield the problems of `group_overrides`, which JupyterHub checks only at a member's start."""
     if not isinstance(overrides, Mapping):
         return  # a function
     known = cls.class_traits()
@@ -284,14 +291,14 @@ def _overrides(cls: Any, overrides: Any, given: Mapping[str, Any]) -> Iterator[d
 
 def _versions(spawner: Any) -> dict[str, Any]:
     with suppress(Exception):  # a function of the administrator's that needs a user
-        # Those of our own first: what an allow-list leaves out is a version all the same.
+        # `images` first, since an allow-list may leave some of its versions out.
         known = catalogue(spawner.images) or spawner.limits().versions
         return {key: version.model_dump(mode="json") for key, version in known.items()}
     return {}
 
 
 def _addresses(hub: Any) -> dict[str, Any]:
-    """Return where a hub would listen and where servers would look for it: (ip, port) each.
+    """Return the (ip, port) at which a hub would listen, and that at which servers reach it.
 
     ref: JupyterHub.init_hub
     """
@@ -320,7 +327,7 @@ def _place(url: str) -> list[Any] | None:
 
 
 def _has_administrators(config: Config) -> bool:
-    """Return whether a log-in makes somebody an administrator, who may open everybody's server."""
+    """Return whether the configuration has administrators, who may open all servers."""
     return any(
         config[section].get(name)
         for section in config
@@ -332,15 +339,15 @@ def _has_administrators(config: Config) -> bool:
 def _proxy_command(config: Config) -> Any:
     usual = ["configurable-http-proxy"]
     command = config.ConfigurableHTTPProxy.get("command") or usual
-    if hasattr(command, "get_value"):  # what the configuration adds to the usual one
+    if hasattr(command, "get_value"):  # an addition to the default, as `c.…command.append()`
         command = command.get_value(usual)
     return [command] if isinstance(command, str) else list(command)
 
 
 def _uses_what_is_gone(authenticator: Any) -> bool:
-    """Return whether an authenticator's page of log-in asks for a part of an older JupyterHub.
+    """Return whether an authenticator's log-in page needs a part that JupyterHub has removed.
 
-    NativeAuthenticator 1.3.0 does, with JupyterHub 6.
+    NativeAuthenticator 1.3.0 does with JupyterHub 6.
     """
     module = sys.modules.get(f"{authenticator.__module__.rpartition('.')[0]}.handlers")
     post = getattr(getattr(module, "LoginHandler", None), "post", None)
@@ -353,7 +360,7 @@ def _class_name(value: Any) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """Return a value in a form that JSON has; of what has none, what it is."""
+    """Return a value as JSON has it; for other values, a description."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):

@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import docker
 import docker.errors
 
-from ..backends.docker.arguments import leased
 from ..backends.docker.backend import DockerBackend, UlimitRefused
+from ..backends.docker.checked_client import leased
 from ..backends.docker.container_config import refused_ulimit
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch
@@ -41,15 +41,15 @@ from .findings import Configuration, Context
 log = logging.getLogger(__name__)
 
 HOLDER = Holder("doctor")
-# No hub's address, so that no hub takes the container for one of its servers'.
+# Not a hub's address, so that no hub takes the container for its server.
 HUB = "gpuspawner doctor"
 NVML_SECONDS = 15.0
-# Should we be killed, it ends by itself, and its GPUs are free again.
+# If doctor is killed, the container ends by itself, which frees its GPUs.
 LIFETIME_SECONDS = 180
-# From when on a container that was never started is one of a doctor that was killed before.
+# The age from which a container that wasn't started is a killed doctor's.
 STALE_SECONDS = 120
-# What isn't taken over from a server's host config: what would outlive the container, publish its
-# port, or need another container.
+# Left out of a server's host config: what would outlive the container, publish its port, or need
+# another container.
 LEFT_OUT = {
     "AutoRemove",
     "Links",
@@ -58,32 +58,32 @@ LEFT_OUT = {
     "RestartPolicy",
     "VolumesFrom",
 }
-# Volumes of this beginning are a doctor's own.
+# The beginning of the names of doctor's own volumes.
 OWN = "gpuspawner-doctor-"
 
 T = TypeVar("T")
 
 
 class TrialError(GPUSpawnerError):
-    """A container couldn't be created, started or looked into. `str()` says why."""
+    """A trial container can't be created, started or examined. `str()` says why."""
 
 
 class NoServer(GPUSpawnerError):
-    """Of what the configuration says no container can be made. `str()` says where to look."""
+    """No container can be created with the configured settings. `str()` says where to look."""
 
 
 @dataclass(frozen=True)
 class TrialContainer:
-    """A running container: what can be asked of it, and the GPUs of its lease."""
+    """A running trial container, with the GPUs of its lease."""
 
     client: docker.DockerClient
     container_id: str
     gpus: tuple[GPU, ...]
-    # The limits that the engine may not set.
+    # The ulimits that the engine isn't allowed to set.
     refused_ulimits: tuple[str, ...]
 
     def run(self, words: Sequence[str]) -> tuple[int, str]:
-        """Run a program in it as its user; return exit status and output."""
+        """Run a program in it as its user; return the exit status and the output."""
         api = self.client.api
         made = api.exec_create(self.container_id, list(words))
         output = api.exec_start(made["Id"])
@@ -118,9 +118,10 @@ def run_trial(
 
 
 def _run_until_signal(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that whoever stops the program cancels, and nothing that it still waits for.
+    """Run a coroutine; a signal that ends the program cancels it, but not the tasks it waits for.
 
-    Else the event loop would end by cancelling all there is, what is being created among it.
+    Without these handlers the event loop would cancel all tasks at its end, such as one that is
+    creating a container.
     """
     if threading.current_thread() is not threading.main_thread():
         return asyncio.run(work)
@@ -177,7 +178,7 @@ async def _start_and_examine(
 
 
 class _Trial:
-    """A container that takes the way of a server, as `backends.launch.Launchable`."""
+    """A trial container as a `backends.launch.Launchable`, so that it starts as a server does."""
 
     def __init__(
         self, context: Context, gpus: int, network: str, queue: Queue, backend: DockerBackend
@@ -211,7 +212,7 @@ class _Trial:
         return str((await self._backend.call("create_container", **wanted))["Id"])
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        """Whether it has what was granted is what the doctor looks at from inside."""
+        """Do nothing: doctor compares the container's GPUs with the lease from inside."""
 
     async def start_server(self, server_id: str) -> None:
         try:
@@ -248,7 +249,7 @@ def _ulimits(given: Configuration | None) -> Mapping[str, int]:
 def _create_arguments(
     context: Context, uuids: Sequence[str] | frozenset[str], network: str, refused: Collection[str]
 ) -> dict[str, Any]:
-    """Return what the container is created with: as a server is, but for what it leaves behind."""
+    """Return the arguments of the container: a server's, without what would outlive it."""
     client, given, image = context.engine, context.configuration, context.trial_image
     assert client is not None
     assert image is not None
@@ -284,13 +285,15 @@ def _create_arguments(
 
 
 def _own_volumes(host: Mapping[str, Any], name: str, is_here: bool) -> dict[str, Any]:
-    """Return a host config's mounts with volumes of the doctor's own in place of users'.
+    """Return a host config's mounts with doctor's own volumes in place of users' volumes.
 
-    Folders of the host are mounted as they are, but for those that aren't there: the engine would
-    make them.
+    Folders of the host are mounted as they are. Missing ones aren't mounted, as the engine would
+    create them.
 
     Args:
-        is_here: whether the engine runs on this machine, so that its folders can be looked at.
+        host: the host config.
+        name: the beginning of the volumes' names.
+        is_here: whether the engine runs on this machine, so that its folders can be read.
     """
 
     def own(source: str, number: int) -> str | None:
@@ -315,22 +318,22 @@ def _own_volumes(host: Mapping[str, Any], name: str, is_here: bool) -> dict[str,
 
 
 def _remove_stale_containers(client: docker.DockerClient) -> None:
-    """Remove what doctors that were killed have left.
+    """Remove the containers of doctors that were killed.
 
-    What was created and never started would keep its GPUs for ever.
+    One that was created and not started would hold its GPUs for ever.
     """
     for left in client.api.containers(all=True, filters={"label": f"{LABEL_HUB}={HUB}"}):
         if left["State"] == "created" and time.time() - left["Created"] > STALE_SECONDS:
-            # Not by force: what was started after all stays.
+            # Not by force, so that one that was started meanwhile stays.
             with suppress(docker.errors.APIError):
                 client.api.remove_container(left["Id"], v=True)
     _remove_volumes(client)
 
 
 def _remove_volumes(client: docker.DockerClient) -> None:
-    """Remove volumes of doctors whose containers are gone."""
+    """Remove volumes of doctors whose containers don't exist any more."""
     unused = client.api.volumes(filters={"name": OWN, "dangling": True})["Volumes"] or []
     for volume in unused:
         if volume["Name"].startswith(OWN):
-            with suppress(docker.errors.APIError):  # a doctor beside this one uses it by now
+            with suppress(docker.errors.APIError):  # another doctor uses it by now
                 client.api.remove_volume(volume["Name"])

@@ -1,4 +1,4 @@
-"""What a trait takes, in the words of who writes a configuration, and how that is written."""
+"""The kinds of values that traits take, in the words of administrators, and how to write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDLESS = (float("-inf"), float("inf"))
 
 
 def expected(trait: Any) -> tuple[str, str]:
-    """Return what a trait takes, as "a whole number", and an example of it; "" for odd kinds."""
+    """Return the kind of a trait's values, "a whole number", and an example; "" if unknown."""
     parts = trait.trait_types if isinstance(trait, traitlets.Union) else [trait]
     told = [each for each in map(_of_kind, parts) if each[0]]
     if not told:
@@ -28,13 +28,13 @@ def expected(trait: Any) -> tuple[str, str]:
 
 
 def takes_functions(trait: Any) -> bool:
-    """Return whether a trait may be a function, which is called for each server."""
+    """Return whether a trait's value may be a function, which is called for each server."""
     parts = trait.trait_types if isinstance(trait, traitlets.Union) else [trait]
     return any(isinstance(part, (traitlets.Callable, HubCallable)) for part in parts)
 
 
 def shown(value: Any) -> str:
-    """Return a value as a configuration has it, not too long."""
+    """Return a value as Python code, shortened."""
     text = written(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
@@ -73,7 +73,7 @@ def _default(trait: Any) -> str:
 
 
 def written(value: Any) -> str:
-    """Return a value as this project's configurations have it, with double quotes."""
+    """Return a value as Python code with double quotes."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):

@@ -21,8 +21,8 @@ import pynvml
 
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
+from .missing_driver import own_container_id
 from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
-from .surroundings import own_container_id
 
 MIB = 1024 * 1024
 # How long a read waits for another thread's read that hangs in the driver.

@@ -14,10 +14,10 @@ from ..backends.leftovers import Leftovers
 from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
+from ..gpus.missing_driver import without_driver
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
-from ..gpus.surroundings import without_driver
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.ledger import Ledger

@@ -1,4 +1,4 @@
-"""The base image: pulled if a registry answers, else made from the distribution's packages."""
+"""The base image: pulled if a registry answers, else built from the distribution's packages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .recipe import BuildingError
 
 SUITE = "bookworm"
 PULLED = f"debian:{SUITE}-slim"
-# A name that no registry serves: BuildKit asks the registry of a name before the engine itself.
+# A name that no registry serves, since BuildKit asks the name's registry before the engine.
 MADE = f"localhost/gpuspawner/base:{SUITE}"
 
-# How long a pull may be silent. A registry that can be reached answers at once, a blocked one may
-# never. An image that an administrator named is worth a longer wait, and may take long to unpack.
+# How long a pull may be silent, in seconds. A registry answers at once or, if it is blocked, never.
+# An image that the administrator has named may take long to unpack.
 PULL_SECONDS = 20
 NAMED_PULL_SECONDS = 300
 
@@ -34,15 +34,16 @@ def ensure_base_image(
     *,
     fresh: bool = False,
 ) -> str:
-    """Return a base image that is on the engine, fetching or making one where there is none.
+    """Return the reference of a base image on the engine; pull or build one if there is none.
 
     Args:
-        report: is called with what is being done.
-        named: the image that an administrator wants; "" for Debian's.
-        fresh: get the newest, for its security updates, even if there is one.
+        client: a client of the engine.
+        report: called with each step, as a sentence.
+        named: the image that the administrator has named; "" for Debian's.
+        fresh: get the newest one, for its security updates, even if the engine has one.
 
     Raises:
-        BuildingError: there is none and none can be had.
+        BuildingError: there is none, and none can be pulled or built.
     """
     wanted = [named] if named else [PULLED, MADE]
     present = _newest_first(client, wanted)
@@ -64,18 +65,18 @@ def ensure_base_image(
 
 
 def _newest_first(client: docker.DockerClient, references: list[str]) -> list[str]:
-    """Return those that are on the engine: one that was made as a pull failed may be the newer."""
+    """Return the references that are on the engine, the newest image first."""
     found = [(image(client, reference), reference) for reference in references]
     here = [(str(each.attrs.get("Created", "")), reference) for each, reference in found if each]
     return [reference for _, reference in sorted(here, key=lambda each: each[0], reverse=True)]
 
 
 def _pull(reference: str, seconds: int) -> str:
-    """Pull an image; return "" or why it couldn't be."""
+    """Pull an image; return "", or why that failed."""
     try:
         with_limit = docker.from_env(timeout=seconds)
         try:
-            # docker-py's own `images.pull` takes what was there before for what broke off.
+            # docker-py's `images.pull` returns the image of before if a pull breaks off.
             for event in with_limit.api.pull(*split(reference), stream=True, decode=True):
                 if "error" in event:
                     return " ".join(str(event["error"]).split())[:200]
@@ -103,7 +104,7 @@ def _make_base_image(client: docker.DockerClient) -> None:
         )
     with tempfile.TemporaryDirectory(prefix="gpuspawner-base-") as folder:
         archive = Path(folder) / "base.tar"
-        # It leaves this machine's name servers and name in there, which are nobody's business.
+        # mmdebstrap leaves this machine's name and name servers in the image.
         clean = 'rm -f "$1/etc/resolv.conf" "$1/etc/hostname"'
         command = [
             *(program, "--variant=minbase", "--include=ca-certificates"),
@@ -112,7 +113,7 @@ def _make_base_image(client: docker.DockerClient) -> None:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             said = made.stderr.strip() or "it said nothing"
-            # Its own last words are only that something failed; the first error is what did.
+            # Its last line says only that something failed; the first error says what.
             errors = [line for line in said.splitlines() if line.startswith("E: ")] or [said]
             raise BuildingError(f"mmdebstrap couldn't make the base image: {errors[0][:300]}")
         before = image(client, MADE)

@@ -1,6 +1,6 @@
 """The bill of materials: which packages, at which versions, are in a built image.
 
-It is CycloneDX, as scanners for known holes read it. Nothing in it is of the moment or of the
+Its format is CycloneDX, which vulnerability scanners read. It has no time and nothing of the
 machine, so equal images have equal files.
 
 ref: https://cyclonedx.org/docs/1.6/json/
@@ -20,7 +20,12 @@ FILE = "sbom.cdx.json"
 
 
 def bill(description: Mapping[str, Any], recipe: Recipe) -> str:
-    """Return the bill of an image as JSON text, from what the image says of itself."""
+    """Return the bill of materials of an image, as JSON text.
+
+    Args:
+        description: the result of `checks.contents`.
+        recipe: the image version's inputs.
+    """
     name, _, tag = recipe.version.image.partition(":")
     image = {"type": "container", "name": name, "version": tag, "bom-ref": recipe.version.image}
     system = description["system"]

@@ -1,4 +1,4 @@
-"""Building through the engine's API with BuildKit, and reading its progress.
+"""Builds by the engine's API with BuildKit, and their progress.
 
 Why not the `docker` program: a host may have none (a hub in a container), an old one (20.10, with
 BuildKit behind a variable) or one without the buildx plug-in, which then can't use BuildKit at all.
@@ -29,7 +29,12 @@ KEPT_LINES = 60
 
 
 class BuildFailed(Exception):
-    """A build that didn't end well: the engine's message and the failing step's last lines."""
+    """A build failed.
+
+    Args:
+        message: the engine's error message.
+        lines: the last lines of the failed step's output.
+    """
 
     def __init__(self, message: str, lines: list[str]) -> None:
         super().__init__(message)
@@ -43,11 +48,14 @@ def build(
     labels: Mapping[str, str],
     report: Callable[[str], None],
 ) -> str:
-    """Build an image and return its id. It has no tag: nobody takes it for finished.
+    """Build an image and return its id. It gets no tag, so that it isn't used before its checks.
 
     Args:
-        parcel: the build context, a tar.
-        report: is called with each line that the steps write.
+        client: a client of the engine.
+        parcel: the build context, a tar archive.
+        arguments: the build arguments.
+        labels: the image's labels.
+        report: called with each line of the steps' output.
 
     Raises:
         BuildFailed: a step failed, or the engine refused.
@@ -82,13 +90,13 @@ def _messages(response: requests.Response) -> Iterator[dict[str, Any]]:
 
 
 def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -> str:
-    """Read a build's messages to the end and return the image's id."""
+    """Read a build's messages to the end; return the image's id, or raise BuildFailed."""
     kept: deque[str] = deque(maxlen=KEPT_LINES)
     image_id, unfinished = None, ""
     for message in messages:
         if message.get("id") == "moby.buildkit.trace":
             text = log_text(base64.b64decode(message["aux"]))
-        else:  # Podman's builder speaks the classic builder's words
+        else:  # Podman answers as the classic builder does
             text = str(message.get("stream", ""))
         # A message may end in the middle of a line.
         *lines, unfinished = (unfinished + text).replace("\r", "\n").split("\n")
@@ -108,7 +116,7 @@ def _follow(messages: Iterator[dict[str, Any]], report: Callable[[str], None]) -
 
 
 def log_text(trace: bytes) -> str:
-    """Return what steps wrote, out of one progress message.
+    """Return the output of steps in a progress message.
 
     It is a protobuf `StatusResponse`: its field 3 is a `VertexLog`, whose field 4 is the text.
     ref: https://github.com/moby/buildkit/blob/master/api/services/control/control.proto
@@ -124,7 +132,7 @@ def log_text(trace: bytes) -> str:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the length-delimited fields of a protobuf message; the numbers in between are skipped.
+    """Yield (number, bytes) of each length-delimited field of a protobuf message; skip the others.
 
     ref: https://protobuf.dev/programming-guides/encoding/
     """

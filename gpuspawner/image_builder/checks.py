@@ -1,4 +1,4 @@
-"""Checks, in a container, that an image has what its catalogue entry and its lock promise."""
+"""Checks, in a container, that an image matches its catalogue entry and its lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import docker.errors
 from ..untrusted import parse_json
 from .recipe import BuildingError, Recipe
 
-# What any image version must be, whatever is in it.
+# What every image version must have.
 USER = {"user": "jovyan", "uid": 1000, "home": "/home/jovyan", "process_1": "tini"}
 ENVIRONMENT = {
     "LANG": "C.UTF-8",
@@ -23,12 +23,12 @@ ENVIRONMENT = {
 }
 
 
-# One call each: how long one may be silent is bounded, and nvcc takes its time.
+# One call each, since the time of a call is limited and nvcc is slow.
 SCRIPTS = ("check-image", "check-start", "list-contents", "describe-image", "try-torch")
 
 
 def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
-    """Start an image without a network or any right, and return what it says of itself.
+    """Run the describing scripts in a container without network or capabilities; return the result.
 
     Raises:
         BuildingError: it doesn't start or run.
@@ -37,7 +37,7 @@ def describe(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[st
 
 
 def contents(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[str, Any]:
-    """Return which packages an image says it has.
+    """Return the packages that are installed in an image.
 
     Raises:
         BuildingError: it doesn't start or run.
@@ -46,7 +46,7 @@ def contents(client: docker.DockerClient, image: str, recipe: Recipe) -> dict[st
 
 
 def _run_scripts(client: docker.DockerClient, image: str, scripts: list[Path]) -> dict[str, Any]:
-    """Run scripts in a container, and return what all of them say together."""
+    """Run scripts in a container; return their JSON results, merged."""
     container = None
     try:
         container = client.containers.run(
@@ -78,7 +78,7 @@ def _run(container: Any, script: Path) -> str:
 
 
 def problems(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return what in a description differs from the promise, a sentence each."""
+    """Return how a description differs from the catalogue entry and the lock, as sentences."""
     found = [
         f"{name} is {description[name]!r}, not {wanted!r}"
         for name, wanted in USER.items()
@@ -115,7 +115,7 @@ def _not_working(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def has_nvcc(recipe: Recipe) -> bool:
-    """Return whether a version promises a compiler for CUDA."""
+    """Return whether a version has to have a compiler for CUDA."""
     return "nvidia-cuda-nvcc" in pins(recipe.lock.read_text())
 
 
@@ -151,7 +151,7 @@ def _differing_versions(description: Mapping[str, Any], recipe: Recipe) -> list[
 
 
 def pins(lock: str) -> dict[str, set[str]]:
-    """Return the versions that a lock allows for each package; several where platforms differ."""
+    """Return package -> the versions that a lock allows; several if platforms differ."""
     allowed: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", lock, re.MULTILINE):
         allowed.setdefault(normalized_name(name), set()).add(version)
@@ -159,12 +159,12 @@ def pins(lock: str) -> dict[str, set[str]]:
 
 
 def _unconditional(lock: str) -> list[str]:
-    """Return the packages that a lock wants on every platform: those without a condition."""
+    """Return the packages without an environment marker, which a lock wants on every platform."""
     found = re.findall(r"^([A-Za-z0-9][\w.-]*)==[^\s;\\]+ *\\?$", lock, re.MULTILINE)
     return [normalized_name(name) for name in found]
 
 
 def normalized_name(name: str) -> str:
-    """Return a Python package's name in its one form."""
+    """Return the normalized form of a Python package's name."""
     # ref: https://packaging.python.org/en/latest/specifications/name-normalization/
     return re.sub(r"[-_.]+", "-", name).lower()

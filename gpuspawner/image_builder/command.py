@@ -1,4 +1,4 @@
-"""The command line of `gpuspawner image`."""
+"""`gpuspawner image`: list, build, verify, sbom and lock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import docker.errors
 
-from . import base, bom, buildkit, checks, locks, reasons
+from . import base, bom, buildkit, checks, failures, locks
 from .engine import engine, image, remove_unnamed
 from .recipe import (
     BuildingError,
@@ -25,7 +25,7 @@ from .recipe import (
     recipes,
 )
 
-# On the image, so on every container of it too; the labels of a lease have other names.
+# Containers inherit it from the image; the labels of a lease have other names.
 LABEL_VERSION = "gpuspawner.build.version"
 LABEL_INPUTS = "gpuspawner.build.inputs"
 LABEL_AS_OF = "gpuspawner.build.as-of"
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the arguments say; return 0, or 1 after a sentence on stderr."""
+    """Run the subcommand; return 0, or 1 after an error on stderr."""
     actions = {
         "list": _list,
         "build": _build,
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     except BuildingError as error:
         print(f"gpuspawner image: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # the engine stops the build when nobody listens any more
+    except KeyboardInterrupt:  # the engine ends the build when the connection is closed
         print("gpuspawner image: stopped", file=sys.stderr)
         return 130
 
@@ -105,13 +105,13 @@ def _row(found: Recipe, state: tuple[str, int | None]) -> dict[str, Any]:
     version = found.version
     row: dict[str, Any] = {"key": found.key, **version.model_dump(), "facts": version.facts()}
     row["state"], row["size_mb"] = state
-    # None: no engine says so.
+    # None if the engine can't be asked.
     row["present"] = None if state[0].startswith("unknown") else state[1] is not None
     return row
 
 
 def _state(found: Recipe) -> tuple[str, int | None]:
-    """Return whether a version is on the engine, in words, and its size in MB."""
+    """Return a version's state on the engine, in words, and its size in MB (None: no image)."""
     try:
         with engine() as client:
             built = image(client, found.version.image)
@@ -126,7 +126,7 @@ def _state(found: Recipe) -> tuple[str, int | None]:
 
 
 def _inputs(wanted: Recipe, base_image: str) -> str:
-    """Return the label's value: the fingerprint, and the base image where one was named."""
+    """Return the label with a build's inputs: the fingerprint, and a named base image."""
     return f"{wanted.fingerprint()}@{base_image}"
 
 
@@ -158,10 +158,15 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _as_of(client: docker.DockerClient, known: Iterable[Recipe], *, fresh: bool) -> str:
-    """Return when the distribution was asked, for the steps' cache: now, or when it last was.
+    """Return the time of the distribution's package lists, a key of the steps' cache.
 
-    Without the latter, an image built after an update, from the steps cached before it, would
-    bring the old packages back.
+    That is the time of the last update, since a build from older cached steps would bring the
+    packages of before the update back.
+
+    Args:
+        client: a client of the engine.
+        known: the recipes whose images are looked at.
+        fresh: update now.
     """
     if fresh:
         return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -178,7 +183,7 @@ def _build_one(
     *,
     verbose: bool,
 ) -> None:
-    """Build, check and only then tag one version; what it replaces is removed.
+    """Build a version, check it and tag it only then; the image that it replaces is removed.
 
     Raises:
         BuildingError: it can't be built, or isn't what it should be.
@@ -190,14 +195,14 @@ def _build_one(
         image_id = buildkit.build(client, wanted.build_context(network), arguments, labels, report)
     except buildkit.BuildFailed as failure:
         raise BuildingError(
-            f"{wanted.key} wasn't built: {reasons.explain_failure(failure)}"
+            f"{wanted.key} wasn't built: {failures.explain_failure(failure)}"
         ) from None
     _print_step(_check_announcement(wanted))
     try:
         wrong = checks.problems(checks.describe(client, image_id, wanted), wanted)
         if wrong:
             raise BuildingError(f"{wanted.key} isn't what it should be: {'; '.join(wrong)}")
-    except BaseException:  # Ctrl-C as well: nobody is left with gigabytes that have no name
+    except BaseException:  # Ctrl-C as well, so that no untagged image of gigabytes is left
         client.images.remove(image_id)
         raise
     _tag(client, image_id, wanted.version.image)
@@ -292,7 +297,7 @@ def _print_step(sentence: str) -> None:
 
 
 def _reporter(*, verbose: bool) -> Callable[[str], None]:
-    """Return what shows the steps' lines: all of them, or the steps and the larger downloads."""
+    """Return a function that prints steps' output: all lines, or only steps and large downloads."""
 
     def report(line: str) -> None:
         if line.startswith("==> "):

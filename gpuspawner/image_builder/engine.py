@@ -18,10 +18,10 @@ DISK_FULL = "the disk is full where the Docker Engine keeps its images (see `doc
 
 @contextmanager
 def engine() -> Iterator[docker.DockerClient]:
-    """Give a client of the engine that DOCKER_HOST names, or of the machine's own.
+    """Yield a client of the engine that DOCKER_HOST names, else of the machine's own.
 
     Raises:
-        BuildingError: it doesn't answer, or refuses something inside the block.
+        BuildingError: it doesn't answer, or refuses a call in the context.
     """
     try:
         client = docker.from_env(timeout=ANSWER_SECONDS)
@@ -41,9 +41,9 @@ def engine() -> Iterator[docker.DockerClient]:
 
 
 def remove_unnamed(client: docker.DockerClient, image_id: str) -> bool:
-    """Remove an image that has no name any more; return whether it is gone.
+    """Remove an image if it has no tag; return whether it is gone.
 
-    By its id the engine would take the last tag that somebody gave it, too.
+    Removal by id would also remove an image's only tag, which somebody may use.
     """
     try:
         if client.images.get(image_id).tags:
@@ -51,13 +51,13 @@ def remove_unnamed(client: docker.DockerClient, image_id: str) -> bool:
         client.images.remove(image_id)
     except docker.errors.NotFound:
         return True
-    except docker.errors.APIError:  # a container runs on it
+    except docker.errors.APIError:  # a container uses it
         return False
     return True
 
 
 def image(client: docker.DockerClient, reference: str) -> docker.models.images.Image | None:
-    """Return an image that is on the engine; None where it isn't."""
+    """Return an image of the engine; None if it isn't there."""
     try:
         return client.images.get(reference)
     except docker.errors.NotFound:

@@ -1,4 +1,4 @@
-"""The locks, which pin the packages of each image version by hash."""
+"""The locks, which pin each image version's Python packages by version and hash."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ PYTHON = "3.11"
 
 
 def write(recipes: Iterable[Recipe], *, upgrade: bool) -> list[Path]:
-    """Write the locks of image versions anew, and return the files.
+    """Write the locks of image versions; return the files.
 
-    What is below a version comes first: it takes those packages over as they are there, which is
-    what lets all share layers.
+    A version has the packages of its parent versions at the same versions, so that images share
+    layers. Parents are locked first.
 
     Args:
-        upgrade: take the newest versions that the requirements allow; else keep what still fits.
+        recipes: the image versions.
+        upgrade: whether to take the newest versions that the requirements allow; else pinned
+            versions that still satisfy them stay.
 
     Raises:
         BuildingError: uv is missing, or the requirements can't be met.

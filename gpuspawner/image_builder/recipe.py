@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..images.catalogue import ImageVersion, catalogue, load_catalogue
 
-# The version that every other one contains: its lock makes the layer they share.
+# The version that all others contain: its lock makes their common layer.
 COMMON = "minimal"
 
-# What every version is built from, and what one version adds.
+# The files of every version, and those of a single version.
 COMMON_FILES = ("Dockerfile", "apt.txt", "installer.lock", "steps", "checks", "rootfs")
 VERSION_FILES = ("requirements.lock", "apt.txt")
 
@@ -35,7 +35,7 @@ def image_folder() -> Path:
     """Return the folder with the Dockerfile: the checkout's, else the installed package's.
 
     Raises:
-        BuildingError: neither is there.
+        BuildingError: neither exists.
     """
     package = Path(__file__).parents[1]
     for folder in (package.parent / "image", package / "image"):
@@ -46,7 +46,7 @@ def image_folder() -> Path:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One version of the catalogue and the folder that it is built from."""
+    """An image version of the catalogue, and the folder that it is built from."""
 
     key: str
     version: ImageVersion
@@ -54,27 +54,27 @@ class Recipe:
 
     @property
     def relative_folder(self) -> str:
-        """The version's own files, below the folder: a version's, or an addition's to one."""
+        """The folder of the version's own files, relative to `folder`."""
         return _relative_folder(self.folder, self.key)
 
     @property
     def lock(self) -> Path:
-        """The pinned Python packages."""
+        """The file with the pinned Python packages."""
         return self.folder / self.relative_folder / "requirements.lock"
 
     @property
     def addition(self) -> str:
-        """The key where it only adds something to another version, whose layers it has; or ""."""
+        """The key if it only adds something to another version, whose layers it shares; else ""."""
         return self.key if self.relative_folder.startswith("additions/") else ""
 
     @property
     def base_version(self) -> str:
-        """The version that an addition adds something to; else the key itself.
+        """The key of the version that an addition is based on; else its own key.
 
-        That is the one whose requirements its own begin with, so one place says so.
+        An addition's requirements begin with a reference to those of that version.
 
         Raises:
-            BuildingError: an addition doesn't say it.
+            BuildingError: an addition's requirements have no such reference.
         """
         if not self.addition:
             return self.key
@@ -88,11 +88,11 @@ class Recipe:
 
     @property
     def parent_versions(self) -> list[str]:
-        """The versions whose packages it has, at the same versions; the common one first."""
+        """The keys of the versions whose packages it shares, the common one first."""
         return [key for key in dict.fromkeys((COMMON, self.base_version)) if key != self.key]
 
     def files(self) -> Iterator[tuple[str, Path]]:
-        """Yield the files that decide what the image is: name in the parcel, path; in order."""
+        """Yield (name in the build context, path) of the files that decide what the image is."""
         names = [*COMMON_FILES]
         for inside in sorted(
             {
@@ -112,9 +112,9 @@ class Recipe:
                 yield name, path
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that is pinned: the same inputs make the same image.
+        """Return a hash of all pinned inputs: equal inputs make equal images.
 
-        Which of the two equal base images was at hand, pulled or made here, makes no difference.
+        It doesn't depend on whether the base image was pulled or built here.
         """
         digest = hashlib.sha256(f"{self.key}\0".encode())
         for name, path in self.files():
@@ -130,7 +130,7 @@ class Recipe:
             network: files for the folder `network/`, from `network_files`.
         """
         buffer = io.BytesIO()
-        # GNU format: BuildKit in 20.10 takes a tar that begins with a PAX header for a Dockerfile.
+        # GNU format: BuildKit of Docker 20.10 takes an archive with a PAX header for a Dockerfile.
         with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.GNU_FORMAT) as parcel:
             contents = [(name, path.read_bytes(), path) for name, path in self.files()]
             for name, content, path in contents:
@@ -154,7 +154,7 @@ def _is_input(path: Path) -> bool:
 
 
 def _add(parcel: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:
-    # Time and owner stay zero, so that the engine's cache sees only contents.
+    # Time and owner stay zero, so that the engine's cache depends on contents only.
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(content), mode
     parcel.addfile(entry, io.BytesIO(content))
@@ -189,10 +189,11 @@ def recipe(key: str, folder: Path | None = None) -> Recipe:
 
 
 def network_files(environment: Mapping[str, str] = os.environ) -> dict[str, bytes]:
-    """Return what the build needs to know of this machine's network: CA bundle and package index.
+    """Return the files with this machine's network settings for a build: name -> content.
 
-    A machine whose CAs are the distribution's hands over none. One with own CAs, because a proxy
-    inspects TLS, has a variable that says so or files in /usr/local/share/ca-certificates.
+    They are the configured package index, and the CA bundle if the machine has CAs of its own, as
+    behind a proxy that inspects TLS: a variable names it, or /usr/local/share/ca-certificates has
+    files.
 
     Raises:
         BuildingError: a variable names a CA bundle that can't be read.

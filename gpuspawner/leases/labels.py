@@ -41,7 +41,7 @@ class ServerRecord:
             be coarse.
         name: its name for administrators.
         gpu_names: the GPUs that it was started with if it has no lease, by the names that
-            `gpus.names.gpus_named` takes.
+            `gpus.device_ids.gpus_named` takes.
     """
 
     id: str

@@ -17,8 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
+from ..gpus.device_ids import gpus_named
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
-from ..gpus.names import gpus_named
 from .labels import ServerRecord, lease_of, leases_of
 
 T = TypeVar("T")

@@ -62,7 +62,7 @@ class RequestLimits:
     max_wait_seconds: float | None = None
 
 
-Rules = Callable[[], tuple[frozenset[str], RequestLimits]]
+CurrentRules = Callable[[], tuple[frozenset[str], RequestLimits]]
 
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class QueueEntry:
     request_limits: RequestLimits
     notify: Callable[[Turn | str], None]
     answer: asyncio.Future[Reservation]
-    rules: Rules | None = None
+    rules: CurrentRules | None = None
     has_place: bool = False
     turn: Turn | None = None
 
@@ -163,7 +163,7 @@ class Queue:
         waiting: QueuedRequest,
         request_limits: RequestLimits,
         notify: Callable[[Turn | str], None],
-        rules: Rules | None = None,
+        rules: CurrentRules | None = None,
         again: bool = False,
     ) -> Reservation:
         """Wait until it is the request's turn; return its reservation. A cancel leaves the queue.

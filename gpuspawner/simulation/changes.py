@@ -1,4 +1,4 @@
-"""Changes of a running simulated host, as given on the command line: `gpu 1 process 4242 2000`."""
+"""Changes of a running simulated host, as written on the command line: `gpu 1 lost`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _mig(state: State, key: str, word: str) -> State:
     return _with(state, key, mig=_of({"on": "on", "off": None}, word) is not None)
 
 
-# Words in capitals stand for something; GPU is an index or a UUID. The first that fits counts.
+# Words in capitals are placeholders; GPU is an index or a UUID. The first form that matches counts.
 CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
     ("gpu GPU process PID ended", "a process doesn't use it any more", _process_ended),
     ("gpu GPU process PID MIB", "a process uses so much of its memory", _process),
@@ -136,16 +136,23 @@ CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
 
 
 def explanation() -> str:
-    """All changes, one per line."""
+    """Return a table of all changes and their meanings, one per line."""
     width = max(len(form) for form, _, _ in CHANGES)
     return "\n".join(f"  {form:{width}}  {meaning}" for form, meaning, _ in CHANGES)
 
 
 def parse(text: str) -> Change:
-    """The change that a text such as `gpu 1 lost` stands for.
+    """Return the change that a text such as `gpu 1 lost` stands for.
 
-    ValueError for one that isn't known. What it raises when it is applied to a state in which it
-    can't be, such as one without this GPU, is a ValueError too.
+    Args:
+        text: a form of `CHANGES` with its values.
+
+    Returns:
+        A function from the state before to the state after. It raises ValueError for a state that
+        can't be changed so, such as one without this GPU.
+
+    Raises:
+        ValueError: there is no such change.
     """
     words = text.split()
     for form, _, function in CHANGES:
@@ -160,7 +167,7 @@ def _apply(function: Callable[..., State], values: list[str], state: State) -> S
 
 
 def _match(form: list[str], words: list[str]) -> list[str] | None:
-    """The words at the places of the form's capitals, or None if the others differ."""
+    """Return the words in place of the form's capitals; None if the other words differ."""
     if len(form) != len(words):
         return None
     if any(ours != theirs for ours, theirs in zip(form, words, strict=True) if ours.islower()):

@@ -1,4 +1,4 @@
-"""`gpuspawner simulate`: run a command on a simulated GPU host, or change one that runs."""
+"""`gpuspawner simulate`: run a command on a simulated GPU host, or change a running host."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from . import changes
 from .host import SimulatedHost, change
-from .joining import chosen, environment_of
 from .programs import SimulationError
+from .running_host import environment_of, find_running
 from .state import (
     DEFAULT_DRIVER,
     MAX_GPUS,
@@ -30,7 +30,7 @@ DEFAULT_MODEL = "A100-40GB"
 DEFAULT_GPUS = 4
 
 # Several signals at once, such as from a program that sends one to a process and to its group,
-# are one wish to end. A second wish later means: at once.
+# count as one. A later one means: at once.
 ONE_WISH_SECONDS = 0.5
 
 SLOW_STORAGE = (
@@ -44,7 +44,7 @@ _SI_KERNEL = 0x80  # the signal came from the terminal, which has sent it to COM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommand's options."""
+    """Declare this subcommand's arguments."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Run COMMAND on a simulated GPU host: it sees simulated GPUs through NVML and nvidia-smi,\n"
@@ -90,9 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the subcommand: COMMAND's exit status, 128 and the signal's number if one ended it.
+    """Run the subcommand and return its exit status.
 
-    2 for arguments that make no sense, 1 for a simulated host that can't be had.
+    That is COMMAND's, or 128 plus the number of the signal that ended it; 2 for wrong arguments,
+    1 if the simulated host can't be set up.
     """
     words = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     try:
@@ -142,9 +143,10 @@ def _change(text: str) -> changes.Change:
 
 
 def model_called(name: str) -> str:
-    """The known model with this name, or the first that is a kind of it: `A100` is `A100-40GB`.
+    """Return the key of `MODELS` that a name means: the first that begins so for `A100`.
 
-    argparse.ArgumentTypeError, listing those that are known, for another.
+    Raises:
+        argparse.ArgumentTypeError: there is none; the message lists the known models.
     """
     wanted = name.casefold()
     for known in MODELS:
@@ -157,7 +159,11 @@ def model_called(name: str) -> str:
 
 
 def models(named: Sequence[tuple[str, int | None]], gpus: int | None) -> list[tuple[str, int]]:
-    """What `--model` and `--gpus` mean together. ValueError if they contradict each other."""
+    """Return (model, number of GPUs) of each `--model`, with `--gpus` applied.
+
+    Raises:
+        ValueError: the two options contradict each other.
+    """
     named = named or [(DEFAULT_MODEL, None)]
     if len(named) == 1 and named[0][1] is None:
         return [(named[0][0], DEFAULT_GPUS if gpus is None else gpus)]
@@ -169,7 +175,7 @@ def models(named: Sequence[tuple[str, int | None]], gpus: int | None) -> list[tu
 
 
 def announcement(state: State) -> str:
-    """The line that says that nothing of this is real."""
+    """Return the line that says which GPUs are simulated."""
     kinds = Counter(gpu.name for gpu in state.gpus)
     what = (
         " and ".join(f"{count} × {name}" for name, count in kinds.items())  # noqa: RUF001
@@ -193,8 +199,8 @@ def _simulate(state: State, words: Sequence[str]) -> int:
 
 
 def _join(words: Sequence[str]) -> int:
-    """Become COMMAND, on the simulated host that runs."""
-    environment = environment_of(chosen())
+    """Replace this process by COMMAND, on the running simulated host."""
+    environment = environment_of(find_running())
     try:
         os.execvpe(words[0], list(words), environment)  # noqa: S606
     except OSError as error:
@@ -206,20 +212,20 @@ def _end(number: int, _: object) -> NoReturn:
 
 
 class _Command:
-    """COMMAND, and the signals to end, which from now on go to it and not to this process.
+    """COMMAND, which gets the signals that would end this process.
 
-    That has to clean up after it, which nothing shall interrupt, and then ends: they stay held.
+    They stay blocked here to the end, since nothing may interrupt the cleanup after COMMAND.
     """
 
     def __init__(self) -> None:
         ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-        # What is ignored, as by `nohup`, stays so.
+        # A signal that is ignored, as under `nohup`, stays ignored.
         heard = {each for each in ends if signal.getsignal(each) != signal.SIG_IGN}
         self._watched = {*heard, signal.SIGCHLD}
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self._watched)
 
     def run(self, words: Sequence[str], environment: Mapping[str, str]) -> int:
-        """Run a command and return its status. The second wish to end it kills it."""
+        """Run a command and return its exit status. The second signal to end it kills it."""
         try:
             process = subprocess.Popen(words, env=environment, preexec_fn=self._prepared())
         except OSError as error:
@@ -240,7 +246,7 @@ class _Command:
         library = ctypes.CDLL(None)
 
         def prepare() -> None:
-            # Should this process be killed, nobody waits for COMMAND, and its host goes.
+            # If this process is killed, nobody waits for COMMAND, and its host is removed.
             library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
@@ -248,7 +254,7 @@ class _Command:
 
 
 def _apply(wanted: Sequence[changes.Change]) -> None:
-    path = chosen() / "state"
+    path = find_running() / "state"
 
     def all_of_them(state: State) -> State:
         for each in wanted:

@@ -1,4 +1,4 @@
-"""A private Docker Engine: how it is configured, started, asked and ended."""
+"""The private Docker Engine of a simulated host: its configuration, its process and its API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .groups import pids_in
+from .cgroups import pids_in
 from .network import Addresses, Namespaces
 from .programs import SimulationError, call, search_path
 
@@ -35,7 +35,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def version() -> tuple[int, int]:
-    """The installed engine's version, such as (20, 10). SimulationError if it doesn't say."""
+    """Return the installed engine's version: (20, 10).
+
+    Raises:
+        SimulationError: `dockerd --version` doesn't report it.
+    """
     said = call(["dockerd", "--version"])
     numbers = re.search(r"(\d+)\.(\d+)", said)
     if numbers is None:
@@ -51,7 +55,7 @@ def configuration(
     dns: dict[str, list[str]],
     engine_version: tuple[int, int],
 ) -> dict[str, Any]:
-    """The engine's daemon.json: everything it has or uses is its own.
+    """Return the engine's daemon.json; it shares nothing with other engines on the machine.
 
     ref: https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file
     """
@@ -88,7 +92,7 @@ def _pool_size(addresses: Addresses) -> int:
 
 
 def write_hook(directory: Path) -> None:
-    """Put the stand-in for NVIDIA's runtime hook where the engine will look for it."""
+    """Install the stand-in for NVIDIA's runtime hook where the engine looks for it."""
     folder = directory / "hook"
     folder.mkdir()
     # By the interpreter itself, not the virtual environment's link to it, and without its packages:
@@ -101,7 +105,7 @@ def write_hook(directory: Path) -> None:
 
 
 def cdi_specification(directory: Path, uuids: Sequence[str]) -> dict[str, Any]:
-    """What an engine that knows CDI finds GPUs by: as UUID, index or `all`, like NVIDIA's.
+    """Return the CDI specification of the GPUs: by UUID, by index and as `all`, like NVIDIA's.
 
     ref: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
     """
@@ -126,10 +130,15 @@ def cdi_specification(directory: Path, uuids: Sequence[str]) -> dict[str, Any]:
 
 
 class Engine:
-    """One dockerd in given namespaces, with all its processes in one control group.
+    """One dockerd in its own namespaces, with all its processes in one control group.
 
-    It gets a SIGTERM from the kernel when the process that started it dies: then it ends its
-    containers and itself.
+    The kernel sends it SIGTERM when the process that started it dies; it then ends its containers
+    and itself.
+
+    Args:
+        directory: the simulated host's folder, with daemon.json, socket and log.
+        namespaces: the network and mount namespaces.
+        group: the control group.
     """
 
     def __init__(self, directory: Path, namespaces: Namespaces, group: Path) -> None:
@@ -141,10 +150,14 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers. SimulationError, with its last words, if not."""
+        """Start it and wait until it answers.
+
+        Raises:
+            SimulationError: it doesn't; the message has the end of its log.
+        """
         if self._process is not None and self._process.poll() is None:
             return
-        # A killed one leaves them, and by now their numbers may be somebody else's.
+        # A killed engine leaves its pid files, and their pids may be other processes' by now.
         for file in ("docker.pid", "exec/containerd/containerd.pid"):
             (self.directory / file).unlink(missing_ok=True)
         words = ["dockerd", "--config-file", str(self.directory / "daemon.json")]
@@ -168,7 +181,7 @@ class Engine:
                 preexec_fn=joining(self._group, signal.SIGTERM),
             )
         self._wait_until_ready(self._process)
-        # Whatever its version makes of strangers' packets: the host may speak with containers.
+        # Whatever the engine does with packets from outside: the host may reach containers.
         rule = ["DOCKER-USER", "-i", "eth0", "-j", "ACCEPT"]
         for action in ("-D", "-I"):
             call(self._namespaces.enter(["iptables", "-w", action, *rule]), check=action == "-I")
@@ -189,11 +202,11 @@ class Engine:
         )
 
     def stop(self) -> None:
-        """End it as an administrator would: its containers are stopped first, but stay."""
+        """Stop it with SIGTERM: it stops its containers first and keeps them."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it as a crash would. Containers go on without it until it is started again."""
+        """Kill it with SIGKILL: containers keep running until it is started again."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -219,9 +232,9 @@ class Engine:
         return False
 
     def reap(self) -> None:
-        """Clear away ended processes that the engine left to us; see `adopt_orphans`.
+        """Reap the engine's ended processes that became this process's children (`adopt_orphans`).
 
-        Nothing else may be waiting for a process meanwhile.
+        No other code of this process may wait for a child at the same time.
         """
         while True:
             if self._process is not None:
@@ -236,7 +249,7 @@ class Engine:
                 return
 
     def last_words(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except OSError:
@@ -244,7 +257,16 @@ class Engine:
         return "\n".join(lines[-LOG_LINES:])
 
     def ask(self, method: str, path: str, seconds: float = 30) -> tuple[int, Any]:
-        """A request to its API: the status and the JSON answer, or None. OSError if it is away."""
+        """Send a request to its API; return the status and the JSON answer (None if it is empty).
+
+        Args:
+            method: the HTTP method.
+            path: the path with its query.
+            seconds: the timeout.
+
+        Raises:
+            OSError: it can't be reached.
+        """
         connection = _UnixConnection(self.socket, seconds)
         try:
             connection.request(method, path)
@@ -258,9 +280,11 @@ class Engine:
             return response.status, None
 
     def remove_containers(self, grace_seconds: int) -> None:
-        """Stop all its containers, with a little time to end by themselves, and remove them.
+        """Stop and remove all its containers; named volumes stay.
 
-        Named volumes stay. What the engine can't remove it says in its log.
+        Args:
+            grace_seconds: how long a container may take to end by itself. What can't be removed
+                is in the engine's log.
         """
         with contextlib.suppress(OSError, http.client.HTTPException):
             if self._in_swarm():
@@ -288,7 +312,7 @@ class Engine:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over the engine's socket; docker-py would have to be installed where this runs."""
+    """HTTP over the engine's socket, since docker-py may not be installed where this runs."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         super().__init__("localhost", timeout=seconds)
@@ -301,26 +325,26 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def forget_networks(data: Path) -> None:
-    """Remove what an earlier run's engine noted of networks and swarms.
+    """Remove an earlier run's networks and swarm from an engine's data folder.
 
-    Its addresses were that run's, and may not be this one's. Images and volumes stay.
+    Their addresses may not be free in this run. Images and volumes stay.
     """
     shutil.rmtree(data / "network" / "files", ignore_errors=True)
     shutil.rmtree(data / "swarm", ignore_errors=True)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of processes whose own has ended, of those that this one started.
+    """Make this process the subreaper of its descendants: it becomes the parent of orphans.
 
-    They are the engine's: the shim of each container is left to the machine's first process, and in
-    many a container that one doesn't clear away what has ended. An ended containerd that is still
-    listed keeps dockerd from starting another.
+    Else the shims of containers would go to process 1, which in many a container reaps nothing. A
+    containerd that has ended and isn't reaped keeps dockerd from starting another.
+    ref: PR_SET_CHILD_SUBREAPER in prctl(2)
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def joining(group: Path, when_parent_dies: signal.Signals) -> Callable[[], None]:
-    """For a new process, before it becomes another program: join a group, don't outlive us."""
+    """Return a `preexec_fn`: join a control group, and get a signal when the parent dies."""
     parent = os.getpid()
     library = ctypes.CDLL(None)
 
@@ -329,7 +353,7 @@ def joining(group: Path, when_parent_dies: signal.Signals) -> Callable[[], None]
         with open(group / "cgroup.procs", "w") as file:  # noqa: PTH123
             file.write(str(os.getpid()))
         library.prctl(_PR_SET_PDEATHSIG, when_parent_dies)
-        if os.getppid() != parent:  # it died before it could be told
+        if os.getppid() != parent:  # the parent died before the signal was set
             os._exit(1)
 
     return join

@@ -1,4 +1,4 @@
-"""The stand-in for `nvidia-container-runtime-hook`: puts leased GPUs, no others, in a container.
+"""The stand-in for `nvidia-container-runtime-hook`: gives a container its GPUs and no others.
 
 The engine adds the hook to a container that has a device request, and runc calls it when the
 container's namespaces are there and its program isn't yet, with the container's state on standard
@@ -45,12 +45,12 @@ MS_RDONLY_REMOUNT_BIND = 0x1 | 0x20 | 0x1000
 CLONE_NEWNS = 0x20000
 
 
-class Refusal(Exception):
-    """The container can't have what it asks for; the engine shows the text to who started it."""
+class HookError(Exception):
+    """The container can't get what it requests; the engine returns the text with its error."""
 
 
 def gpus(text: str) -> list[dict[str, str]]:
-    """The GPUs in a state file's text, each with its `uuid`, `minor_number`, `fault`…"""
+    """Return the GPUs in a state file's text, each with its `uuid`, `minor_number`, `fault`…"""
     found: list[dict[str, str]] = []
     for line in text.splitlines():
         key, _, value = line.partition(" ")
@@ -62,7 +62,7 @@ def gpus(text: str) -> list[dict[str, str]]:
 
 
 def only(text: str, uuids: list[str]) -> str:
-    """A state file's text without the GPUs that aren't in `uuids`."""
+    """Return a state file's text without the GPUs that aren't in `uuids`."""
     kept, keep = [], True
     for line in text.splitlines(keepends=True):
         if line.startswith("gpu "):
@@ -73,30 +73,35 @@ def only(text: str, uuids: list[str]) -> str:
 
 
 def chosen(value: str, text: str) -> list[str]:
-    """The UUIDs that a value of NVIDIA_VISIBLE_DEVICES stands for: `all`, indices or UUIDs.
+    """Return the UUIDs that a value of NVIDIA_VISIBLE_DEVICES means: `all`, indexes or UUIDs.
 
-    Refusal for a GPU that isn't there or has fallen off the bus, and without a driver.
+    Args:
+        value: the variable's value.
+        text: the state file's text.
+
+    Raises:
+        HookError: there is no driver or no such GPU, or the GPU has fallen off the bus.
     """
     fault = next((line[6:] for line in text.splitlines() if line.startswith("fault ")), "-")
     if fault != "-":
         problem = fault.replace("_", " ")
-        raise Refusal(f"nvidia-container-cli: initialization error: nvml error: {problem}")
+        raise HookError(f"nvidia-container-cli: initialization error: nvml error: {problem}")
     wanted: list[str] = []
     for name in value.split(","):
         named = [
             gpu for index, gpu in enumerate(gpus(text)) if name in ("all", gpu["uuid"], str(index))
         ]
         if not named and name != "all":
-            raise Refusal(f"nvidia-container-cli: device error: {name}: unknown device")
+            raise HookError(f"nvidia-container-cli: device error: {name}: unknown device")
         if any(gpu.get("fault") == "lost" for gpu in named):
-            raise Refusal("nvidia-container-cli: detection error: nvml error: gpu is lost")
+            raise HookError("nvidia-container-cli: detection error: nvml error: gpu is lost")
         wanted += [gpu["uuid"] for gpu in named if gpu["uuid"] not in wanted]
     return wanted
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Held while the state or a container's view of it is written."""
+    """Lock the state and the containers' views of it against other writers."""
     descriptor = os.open(directory / "views", os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -106,7 +111,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def show(directory: Path, container: str, uuids: list[str]) -> None:
-    """Write a container's view of the state: with these GPUs. Hold `locked`."""
+    """Write a container's view of the state, with only these GPUs. The caller holds `locked`."""
     folder = directory / "views" / container
     folder.mkdir(exist_ok=True)
     _replace(folder / "visible", "\n".join(uuids) + "\n")
@@ -114,7 +119,7 @@ def show(directory: Path, container: str, uuids: list[str]) -> None:
 
 
 def shown(directory: Path, container: str) -> list[str]:
-    """The UUIDs in a container's view; none if it has no view."""
+    """Return the UUIDs in a container's view; [] if it has no view."""
     try:
         return _read(directory / "views" / container / "visible").split()
     except FileNotFoundError:
@@ -122,7 +127,7 @@ def shown(directory: Path, container: str) -> list[str]:
 
 
 def refresh(directory: Path, container: str) -> None:
-    """Write a container's view again, from the state as it is now. Hold `locked`."""
+    """Write a container's view from the current state again. The caller holds `locked`."""
     text = only(_read(directory / "state"), shown(directory, container))
     _replace(directory / "views" / container / "state", text)
 
@@ -138,30 +143,30 @@ def _replace(path: Path, text: str) -> None:
 
 
 class _Kernel:
-    """System calls that Python doesn't have, or not yet in 3.10."""
+    """System calls for mounts and namespaces that Python 3.10 doesn't have."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(None, use_errno=True)
 
     def _check(self, result: int, what: str) -> int:
         if result < 0:
-            raise Refusal(f"gpuspawner's hook can't {what}: {os.strerror(ctypes.get_errno())}")
+            raise HookError(f"gpuspawner's hook can't {what}: {os.strerror(ctypes.get_errno())}")
         return result
 
     def copy_of(self, path: Path) -> int:
-        """A descriptor of a mount of this file or folder that isn't anywhere yet."""
+        """Return the descriptor of a detached mount of a file or folder. ref: open_tree(2)"""
         flags = OPEN_TREE_CLONE | os.O_CLOEXEC
         copy = self._library.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags)
         return self._check(copy, f"take {path}")
 
     def enter_mounts_of(self, pid: int) -> None:
-        """Become part of a process's mount namespace."""
+        """Enter a process's mount namespace. ref: setns(2)"""
         descriptor = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)
         self._check(self._library.setns(descriptor, CLONE_NEWNS), f"enter the mounts of {pid}")
         os.close(descriptor)
 
     def put(self, copy: int, target: Path) -> None:
-        """Mount what `copy_of` took, to be read only."""
+        """Attach a mount of `copy_of` read-only. ref: move_mount(2)"""
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_SYMLINKS
         place = os.fsencode(target)
         done = self._library.syscall(SYS_MOVE_MOUNT, copy, b"", AT_FDCWD, place, flags)
@@ -171,9 +176,15 @@ class _Kernel:
 
 
 def attach(state: dict[str, Any], root: Path, numbers: list[str], directory: Path) -> None:
-    """Put device files, library, nvidia-smi and state in a container, unless they are there.
+    """Add device files, library, nvidia-smi and state to a container, where they are missing.
 
-    `directory` is the simulation's. From now on this process is inside of the container's root.
+    Afterwards this process is in the container's mount namespace, with its root.
+
+    Args:
+        state: the container's state as runc passes it to hooks.
+        root: the container's root folder.
+        numbers: the minor numbers of its GPUs.
+        directory: the simulated host's folder.
     """
     kernel = _Kernel()
     view = kernel.copy_of(directory / "views" / state["id"])
@@ -196,30 +207,34 @@ def attach(state: dict[str, Any], root: Path, numbers: list[str], directory: Pat
 
 
 def _library_folder() -> Path:
-    """Where this distribution's loader looks, seen from inside."""
+    """Return the folder in the container where its distribution's loader looks for libraries."""
     places = [f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64", "/usr/lib"]
     return next((place for place in map(Path, places) if place.is_dir()), Path(places[-1]))
 
 
 def _file(path: Path) -> Path:
-    """An empty file to mount on, unless there is one."""
+    """Return the path of a file to mount on; it is created if it doesn't exist."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o755))
     return path
 
 
 def root_of(config: dict[str, Any], bundle: str) -> Path:
-    """The container's root folder. Refusal for none or the host's own."""
+    """Return the container's root folder.
+
+    Raises:
+        HookError: it has none, or the host's own.
+    """
     path = config.get("root", {}).get("path", "")
     root = Path(bundle, path).resolve()
     # The container's mount namespace still has the host's files: with no root it would be them.
     if not path or root in (Path("/"), Path(bundle).resolve()):
-        raise Refusal(f"gpuspawner's hook doesn't work on a container whose root is {path!r}")
+        raise HookError(f"gpuspawner's hook doesn't work on a container whose root is {path!r}")
     return root
 
 
 def environment_of(config: dict[str, Any]) -> dict[str, str]:
-    """The container's variables. The engine appends its own: of several values the last counts."""
+    """Return the container's environment; the last value counts, as the engine appends its own."""
     words = config.get("process", {}).get("env") or []
     return dict(word.partition("=")[::2] for word in words)
 
@@ -241,7 +256,7 @@ def main(directory: Path, stage: str, *added: str) -> int:
             show(directory, state["id"], [*before, *(each for each in uuids if each not in before)])
         numbers = [gpu["minor_number"] for gpu in gpus(text) if gpu["uuid"] in uuids]
         attach(state, root, numbers, directory)
-    except (Refusal, OSError) as error:
+    except (HookError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

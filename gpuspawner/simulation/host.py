@@ -1,4 +1,4 @@
-"""A simulated GPU host, as a context manager."""
+"""`SimulatedHost`: a simulated NVML with a private Docker Engine, as a context manager."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from . import hook
-from .joining import ENVIRONMENT
 from .library import BuildError, build
 from .programs import SimulationError, require
+from .running_host import ENVIRONMENT
 from .state import STATE_PATH_VARIABLE, State
 
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
@@ -26,7 +26,7 @@ _ELSEWHERE = ("DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_
 
 
 def cache_folder() -> Path:
-    """Where images and volumes stay between runs: below XDG_CACHE_HOME, or ~/.cache."""
+    """Return where images and volumes stay between runs: below XDG_CACHE_HOME, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "gpuspawner"
 
@@ -34,13 +34,15 @@ def cache_folder() -> Path:
 class SimulatedHost:
     """A simulated NVML and a private Docker Engine that hands out its GPUs; a context manager.
 
-    `state` is what NVML says at first. Images and volumes are kept in `cache` (default:
-    `cache_folder()`); two hosts at once use different folders in it. `missing_functions` are absent
-    from the NVML library, as from an older driver's.
-
     Needs root, Docker's programs, iproute2, iptables and a C compiler, and never touches the
-    machine's own Docker Engine. SimulationError, saying what to do, if it can't be had; then
-    nothing of it is left. When it ends, its containers are removed, and their named volumes stay.
+    machine's own Docker Engine. When it ends, its containers are removed, and their named volumes
+    stay.
+
+    Args:
+        state: what NVML reports at first.
+        cache: the folder in which images and volumes are kept; None: `cache_folder()`. Two hosts
+            at the same time use different folders in it.
+        missing_functions: NVML functions that the library lacks, as an older driver's does.
     """
 
     def __init__(
@@ -73,7 +75,11 @@ class SimulatedHost:
         self.stop()
 
     def start(self) -> None:
-        """Set everything up. SimulationError if that can't be done."""
+        """Set everything up.
+
+        Raises:
+            SimulationError: that failed, and nothing of it is left; the message says what to do.
+        """
         _check_machine()
         cache = self._cache.absolute()
         try:
@@ -97,7 +103,7 @@ class SimulatedHost:
         (self._directory / ENVIRONMENT).write_text(json.dumps(self.additions))
 
     def stop(self) -> None:
-        """Take everything down; nothing is done if it is down already."""
+        """Take everything down, unless it is down already."""
         keeper, self._keeper = self._keeper, None
         self._directory = None
         if keeper is None:
@@ -122,14 +128,14 @@ class SimulatedHost:
 
     @property
     def directory(self) -> Path:
-        """What is there while it runs: `state`, `docker.sock`, `dockerd.log`, `nvml/`…"""
+        """Its folder while it runs, with `state`, `docker.sock`, `dockerd.log`, `nvml/`…"""
         if self._directory is None:
             raise SimulationError("this simulated host isn't running: use it in a `with` block")
         return self._directory
 
     @property
     def state_path(self) -> Path:
-        """The file with what NVML says."""
+        """The file with the state that NVML reports."""
         return self.directory / "state"
 
     @property
@@ -144,7 +150,7 @@ class SimulatedHost:
 
     @property
     def additions(self) -> dict[str, str]:
-        """The variables that make a program see this host; PATH and the like are whole."""
+        """The environment variables that make a program see this host, with the whole PATH."""
         nvml = str(self.directory / "nvml")
         return {
             "DOCKER_HOST": self.docker_host,
@@ -162,27 +168,27 @@ class SimulatedHost:
         return {**kept, **self.additions}
 
     def read(self) -> State:
-        """What NVML says now."""
+        """Return the state that NVML reports now."""
         return State.read(self.state_path)
 
     def write(self, state: State) -> None:
-        """Let NVML say something else, at once, on the host and in running containers."""
+        """Replace the state that NVML reports, at once, on the host and in running containers."""
         change(self.state_path, lambda _: state)
 
     def change(self, function: Callable[[State], State]) -> State:
-        """Let NVML say what `function` makes of the state now; nobody else's change is lost."""
+        """Replace the state by what `function` returns for it; no concurrent change is lost."""
         return change(self.state_path, function)
 
     def stop_engine(self) -> None:
-        """Stop the engine with SIGTERM, as an administrator would. Its containers stop and stay."""
+        """Stop the engine with SIGTERM: it stops its containers and keeps them."""
         self._ask("stop_engine")
 
     def kill_engine(self) -> None:
-        """Kill the engine with SIGKILL. Its containers go on until it is started again."""
+        """Kill the engine with SIGKILL: containers keep running until it is started again."""
         self._ask("kill_engine")
 
     def start_engine(self) -> None:
-        """Start the engine after one of these. Like any, it takes down what it finds running."""
+        """Start the engine again; as any engine does, it ends containers that it finds running."""
         self._ask("start_engine")
 
     def _ask(self, action: str, **arguments: str) -> Mapping[str, Any]:
@@ -206,10 +212,11 @@ class SimulatedHost:
 
 
 def change(state_path: Path, function: Callable[[State], State]) -> State:
-    """Replace the state of the simulated host whose file this is, and return the new one.
+    """Change the state of a simulated host and its running containers' views; return the new state.
 
-    Containers that run have their own view of it, which is written too. What `function` raises is
-    passed on, and nothing is changed.
+    Args:
+        state_path: the host's state file.
+        function: returns the new state for the old one. If it raises, nothing is changed.
     """
     directory = state_path.parent
     with hook.locked(directory):
@@ -232,7 +239,7 @@ def _start_keeper() -> subprocess.Popen[str]:
 
 
 def _sweep() -> None:
-    """Have another keeper remove what one that was killed left; any does so before it begins."""
+    """Remove what a killed keeper left: a new keeper does that before it begins."""
     _start_keeper().communicate('{"do": "claim"}\n')
 
 

@@ -1,8 +1,8 @@
-"""The process that sets a simulated host up, and takes it down whatever becomes of who wanted it.
+"""The process that sets a simulated host up, and takes it down even if its starter is killed.
 
 `host.SimulatedHost` starts it in a session of its own, where no Ctrl-C reaches it, and tells it
 what to do: a JSON object per line on standard input, an answer per line on standard output. When
-the input ends, be it that its starter is done or was killed, it takes everything down and ends.
+the input ends, as its starter has ended or was killed, it takes everything down and ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import groups, hook, network, slots
+from . import cgroups, hook, network, slots
 from .engine import (
     Engine,
     adopt_orphans,
@@ -32,14 +32,14 @@ from .engine import (
 )
 from .programs import SimulationError
 
-# A server that is still there when the simulation ends has had its time: the hub is gone already.
+# Short, as the hub is gone already when the simulation ends.
 GRACE_SECONDS = 2
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 
 
 class Keeper:
-    """What is up now, so that `end` takes down just that."""
+    """A simulated host's parts that are up, so that `end` takes down just these."""
 
     def __init__(self) -> None:
         self._slot: slots.Slot | None = None
@@ -50,18 +50,25 @@ class Keeper:
         self.idle = False
 
     def reap(self, *_: object) -> None:
-        """Clear away the engine's ended processes, when this process waits for none of its own."""
+        """Reap the engine's ended processes while this process waits for no child of its own."""
         if self.idle and self._engine is not None:
             self._engine.reap()
 
     def claim(self) -> dict[str, Any]:
-        """Take a slot; its folder is where state and library belong before `start`."""
+        """Claim a slot; return its folder, for the state and the library, as {"directory": …}."""
         self._slot = slots.claim()
         (self._slot.directory / "views").mkdir()
         return {"directory": str(self._slot.directory)}
 
     def start(self, cache: str) -> dict[str, Any]:
-        """Set up the network and start the engine, with its images in the folder `cache`."""
+        """Set up the network and start the engine.
+
+        Args:
+            cache: the folder of the images and volumes.
+
+        Returns:
+            Facts about the host for `SimulatedHost`, as a JSON value.
+        """
         slot = self._slot
         assert slot is not None
         data = self._claim_data(Path(cache))
@@ -69,7 +76,7 @@ class Keeper:
         addresses = network.choose_addresses(slot.number, network.taken_networks())
         self._namespaces = network.open_namespaces(slot.name, addresses)
         network.add_rules(slot.name, addresses)
-        group = groups.make(slot.name)
+        group = cgroups.make(slot.name)
         settings = configuration(
             slot.directory, data, slot.name, addresses, self._names(addresses, group), version()
         )
@@ -87,7 +94,7 @@ class Keeper:
         return {"hub_ip": str(addresses.host), "data": str(data), "driver": about["Driver"]}
 
     def _claim_data(self, cache: Path) -> Path:
-        """The first of the cache's engine folders that no running engine uses."""
+        """Return the first of the cache's data folders that no running engine uses."""
         cache.mkdir(parents=True, exist_ok=True)
         for number in range(slots.SLOTS):
             lock = os.open(cache / f"engine-{number}.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -101,7 +108,7 @@ class Keeper:
         raise SimulationError(f"all engines' folders in {cache} are in use")
 
     def _names(self, addresses: network.Addresses, group: Path) -> dict[str, list[str]]:
-        """The engine's settings for name resolution: containers resolve what the host does."""
+        """Return the engine's DNS settings: containers resolve the names that the host does."""
         servers = network.name_servers(network.RESOLV_CONF)
         usable = network.reachable_name_servers(servers)
         if servers and not usable:
@@ -133,19 +140,19 @@ class Keeper:
         return {}
 
     def stop_engine(self) -> dict[str, Any]:
-        """Stop the engine as its administrator would."""
+        """Stop the engine with SIGTERM."""
         assert self._engine is not None
         self._engine.stop()
         return {}
 
     def kill_engine(self) -> dict[str, Any]:
-        """Kill the engine."""
+        """Kill the engine with SIGKILL."""
         assert self._engine is not None
         self._engine.kill()
         return {}
 
     def end(self) -> None:
-        """Take everything down. Each step is done even if the one before failed."""
+        """Take everything down; a step that fails keeps no later one from being done."""
         with contextlib.ExitStack() as steps:
             if self._data_lock is not None:
                 steps.callback(os.close, self._data_lock)
@@ -164,7 +171,7 @@ class Keeper:
 
 
 def _answer(answer: dict[str, Any]) -> None:
-    # Who asked may be gone; that is noticed where it matters, at the end of the input.
+    # The starter may be gone, which the end of the input tells.
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps(answer), flush=True)
 
@@ -183,12 +190,12 @@ def _obey(keeper: Keeper, line: str) -> dict[str, Any]:
     except SimulationError as error:
         return {"error": str(error)}
     except Exception as error:
-        # A traceback is for whoever mends this; who started the simulation gets it as a whole.
+        # A fault of the simulation itself: its starter gets the whole traceback.
         return {"error": f"{error!r}\n{traceback.format_exc()}"}
 
 
 def _work(keeper: Keeper) -> None:
-    """Do what standard input says until it ends, or until SIGTERM, whatever is being done."""
+    """Execute the commands on standard input until it ends, or until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGCHLD, keeper.reap)
     adopt_orphans()
@@ -207,7 +214,7 @@ def _work(keeper: Keeper) -> None:
 
 
 def main() -> int:
-    """Keep a simulated host, and take it down; the exit status."""
+    """Keep a simulated host until standard input ends, take it down, and return the exit status."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     keeper = Keeper()

@@ -1,4 +1,4 @@
-"""Compile the simulated NVML library and its `nvidia-smi`."""
+"""The build of the simulated NVML library and its `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PROGRAM_SOURCES = ("nvidia_smi.c", "nvidia_smi_query.c")
 _HEADERS = ("state.h", "nvml_abi.h", "nvml_call.h", "nvidia_smi.h")
 _COMMON = ("-O2", "-Wall", "-Wextra", "-fno-stack-protector", "-U_FORTIFY_SOURCE")
 
-# The library is also loaded inside containers, beside a C library that may be older than the one
-# here, or musl. Linked against none, its few undefined symbols carry no version and are found in
-# whatever the program has loaded.
+# The library is also loaded in containers, whose C library may be older than this one, or musl.
+# Linked against none, its few undefined symbols have no version and are resolved in whatever the
+# program has loaded.
 _LIBRARY: tuple[str, ...] = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libnvidia-ml.so.1")
 # Atomic operations as instructions, since the functions that stand for them are in a library too.
 if os.uname().machine == "aarch64":
@@ -27,12 +27,12 @@ _PROGRAM = ("-static",)
 
 
 class BuildError(RuntimeError):
-    """The simulated NVML can't be built here. The text says why."""
+    """The simulated NVML can't be built here. `str()` says why."""
 
 
 @dataclass(frozen=True)
 class Binaries:
-    """What `build` made. `directory` is fit for LD_LIBRARY_PATH and for PATH."""
+    """The result of `build`. `directory` can be used in LD_LIBRARY_PATH and in PATH."""
 
     directory: Path
     library: Path
@@ -42,8 +42,12 @@ class Binaries:
 def build(cache: str | os.PathLike[str], missing_functions: Collection[str] = ()) -> Binaries:
     """Compile `libnvidia-ml.so.1` and `nvidia-smi` into a folder below `cache`, once per content.
 
-    `missing_functions` are left out of the library, as they are missing from an older driver's.
-    BuildError if there is no C compiler, or it fails.
+    Args:
+        cache: the folder in which builds are kept.
+        missing_functions: functions to leave out of the library, as in an older driver's.
+
+    Raises:
+        BuildError: there is no C compiler, or it fails.
     """
     here = Path(__file__).parent
     contents = b"\0".join(
@@ -75,7 +79,7 @@ def _compile(here: Path, directory: Path, missing_functions: Collection[str]) ->
         try:
             made.rename(directory)
         except OSError:
-            # Somebody else built the same at the same time: theirs is as good.
+            # Another process has built the same meanwhile.
             if not directory.is_dir():
                 raise
 

@@ -11,16 +11,19 @@ from .programs import SimulationError
 
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
-# Docker and containerd have fixed places there, which the engine's mount namespace hides. To hide a
-# folder there has to be one.
+# Fixed folders of Docker and containerd, which the engine's mount namespace hides. They have to
+# exist to be hidden.
 HIDDEN_FOLDERS = (Path("/run/docker"), Path("/run/containerd"))
 
 
 def prepare(note: Path) -> None:
-    """Let this network namespace forward packets, and have the folders that the engine hides.
+    """Enable IP forwarding in this network namespace, and create the folders that the engine hides.
 
-    What that changes is written to the file `note`, for `restore_…`. SimulationError if the
-    setting can't be written, as in an unprivileged container.
+    Args:
+        note: the file to which the former settings are written, for `restore_…`.
+
+    Raises:
+        SimulationError: forwarding can't be enabled, as in an unprivileged container.
     """
     known = _read(note)
     forwarding = known.setdefault("forwarding", {})
@@ -43,12 +46,12 @@ def prepare(note: Path) -> None:
 
 
 def restore_forwarding(note: Path) -> None:
-    """Put forwarding back as `prepare` found it in this network namespace."""
+    """Restore IP forwarding in this network namespace to what `prepare` found."""
     known = _read(note)
     found = known.get("forwarding", {}).pop(_network(), None)
     if found is None:
         return
-    # An engine that was started meanwhile saw forwarding on, and relies on it.
+    # An engine that was started meanwhile found forwarding enabled, and relies on it.
     if found["docker0"] or not _has_docker0():
         with contextlib.suppress(OSError):
             IP_FORWARD.write_text(found["before"])
@@ -56,7 +59,7 @@ def restore_forwarding(note: Path) -> None:
 
 
 def restore_folders(note: Path) -> None:
-    """Remove the folders that `prepare` made, if they are empty, and the note."""
+    """Remove the empty folders that `prepare` created, and the note."""
     for folder in _read(note).get("folders", []):
         with contextlib.suppress(OSError):
             Path(folder).rmdir()

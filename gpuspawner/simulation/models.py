@@ -37,7 +37,7 @@ CUDA_OF_DRIVER_BRANCH: Mapping[int, str] = MappingProxyType(
     }
 )
 
-# Functions that came with driver 510; give them to `build(missing_functions=…)` for an older one.
+# Functions that driver 510 introduced: for `build(missing_functions=…)`, to simulate an older one.
 NOT_BEFORE_DRIVER_510 = (
     "nvmlDeviceGetMemoryInfo_v2",
     "nvmlDeviceGetComputeRunningProcesses_v3",
@@ -90,10 +90,12 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 
 
 def cuda_of(driver: str) -> str:
-    """The CUDA version that a driver such as "570.133.20" runs: "12.8".
+    """Return the newest CUDA version, "12.8", that a driver such as "570.133.20" runs.
 
-    A branch that isn't in the table runs what the branch before it does. ValueError for a driver
-    older than the table.
+    A branch that isn't in the table runs what the branch before it does.
+
+    Raises:
+        ValueError: the driver is older than the table.
     """
     branch = int(driver.partition(".")[0])
     older = [known for known in CUDA_OF_DRIVER_BRANCH if known <= branch]

@@ -1,4 +1,4 @@
-"""The private engine's own network namespace, and its way to the host and out."""
+"""The network of the private engine: its namespace, its link to the host and its firewall rules."""
 
 from __future__ import annotations
 
@@ -34,33 +34,39 @@ WIDE = 12
 
 @dataclass(frozen=True)
 class Addresses:
-    """A simulation's networks: a link with two addresses, and the containers' networks."""
+    """A simulation's networks: the link to the host, and the range for containers' networks."""
 
     link: IPv4Network
     containers: IPv4Network
 
     @property
     def host(self) -> IPv4Address:
-        """The host's end of the link, where containers reach a hub."""
+        """The host's address on the link, where containers reach a hub."""
         return self.link[1]
 
     @property
     def engine(self) -> IPv4Address:
-        """The engine's end of the link, by which the host reaches containers."""
+        """The engine's address on the link, by which the host reaches containers."""
         return self.link[2]
 
     @property
     def bridge(self) -> str:
-        """The default bridge's own address and network: the first quarter of the containers'."""
+        """The default bridge's address/prefix: the first quarter of the containers' range."""
         quarter = next(self.containers.subnets(prefixlen_diff=2))
         return f"{quarter[1]}/{quarter.prefixlen}"
 
 
 def choose_addresses(slot: int, taken: Iterable[IPv4Network]) -> Addresses:
-    """Networks for a slot that overlap none of those taken, nor any other slot's.
+    """Choose networks for a slot that overlap no taken network and no other slot's.
 
-    A wide route, such as a site's 10.0.0.0/8, is only overlapped when every place is.
-    SimulationError if there is no place at all.
+    A wide route, such as a site's 10.0.0.0/8, is overlapped only if nothing else is free.
+
+    Args:
+        slot: the slot's number.
+        taken: the networks in use, as `taken_networks` returns them.
+
+    Raises:
+        SimulationError: there is no free network.
     """
     taken = [network for network in taken if network.prefixlen > 1]  # a VPN's halves of the world
     narrow = [network for network in taken if network.prefixlen > WIDE]
@@ -75,7 +81,7 @@ def choose_addresses(slot: int, taken: Iterable[IPv4Network]) -> Addresses:
 
 
 def taken_networks() -> list[IPv4Network]:
-    """What this machine has routes or addresses for, and its name servers."""
+    """Return the networks that this machine has routes or addresses for, and its name servers."""
     found = []
     for route in json.loads(call(["ip", "-j", "-4", "route", "show", "table", "all"]) or "[]"):
         with contextlib.suppress(ValueError):
@@ -93,12 +99,12 @@ def taken_networks() -> list[IPv4Network]:
 
 
 def name_servers(file: Path) -> list[str]:
-    """The name servers in a resolv.conf; none if it can't be read."""
+    """Return the name servers in a resolv.conf; [] if it can't be read. ref: resolv.conf(5)"""
     return [word for key, word, *_ in _resolver_lines(file) if key == "nameserver"]
 
 
 def search_domains(file: Path) -> list[str]:
-    """The domains that a resolv.conf completes short names with; the last such line counts."""
+    """Return the search domains in a resolv.conf; the last such line counts."""
     domains: list[str] = []
     for key, *words in _resolver_lines(file):
         if key in ("search", "domain"):
@@ -107,11 +113,11 @@ def search_domains(file: Path) -> list[str]:
 
 
 def reachable_name_servers(servers: Sequence[str]) -> list[str]:
-    """Those of the name servers that a container can reach through the host's forwarding.
+    """Return the name servers that a container can reach through the host's forwarding.
 
-    Not one on the host's loopback (systemd-resolved, dnsmasq) and, for our networks have none of
-    it, not one with an IPv6 address. If the first isn't reachable then none is used: it may know
-    names that the others don't.
+    A server on the host's loopback (systemd-resolved, dnsmasq) can't be reached, nor one with an
+    IPv6 address, since our networks have no IPv6. If the first can't be reached, none is used: it
+    may know names that the others don't.
     """
     usable = []
     for server in servers:
@@ -139,9 +145,9 @@ def _resolver_lines(file: Path) -> Iterator[list[str]]:
 
 @dataclass
 class Namespaces:
-    """A network and a mount namespace, held open by this process; gone with it and their last one.
+    """A network and a mount namespace; they end with this process and the last process in them.
 
-    They have no name under /run/netns: what is named stays when its makers die.
+    They have no name under /run/netns, since a named namespace outlives its processes.
     """
 
     net: int
@@ -149,7 +155,7 @@ class Namespaces:
     pid: int = field(default_factory=os.getpid)
 
     def enter(self, words: Sequence[str]) -> list[str]:
-        """The command that runs another inside."""
+        """Return the command that runs another one in the namespaces."""
         return [
             "nsenter",
             f"--net=/proc/{self.pid}/fd/{self.net}",
@@ -159,17 +165,23 @@ class Namespaces:
         ]
 
     def close(self) -> None:
-        """Let go of them."""
+        """Stop holding them open."""
         os.close(self.net)
         os.close(self.mount)
 
 
 def open_namespaces(name: str, addresses: Addresses) -> Namespaces:
-    """New namespaces, linked with the host by an interface called `name`.
+    """Create namespaces that are linked to the host by a network interface.
 
-    In the mount namespace the folders that Docker and containerd share between all engines of a
-    machine are empty and its own. The host's later mounts and unmounts reach it, not the other way.
-    SimulationError if namespaces can't be made.
+    In the mount namespace, the folders that all engines of a machine share are empty and private.
+    The host's later mounts propagate into it, but not the other way.
+
+    Args:
+        name: the interface's name.
+        addresses: the simulation's networks.
+
+    Raises:
+        SimulationError: namespaces can't be created.
     """
     # The folders come from a constant, the addresses are numbers: nothing here is anybody's text.
     script = "set -e; "
@@ -221,10 +233,16 @@ def _link(name: str, addresses: Addresses, inside: int) -> None:
 
 
 def rules(name: str, addresses: Addresses) -> list[list[str]]:
-    """The firewall rules that let containers out and to the host's end, as iptables' words.
+    """Return the firewall rules that let containers reach the host and the internet.
 
-    Each is tagged with the name, by which it is removed. The engine's own rules are in its own
-    namespace; there a container's packets have got the engine's address already.
+    The engine's own rules are in its namespace, where packets of containers get its address.
+
+    Args:
+        name: the tag of each rule, by which it is removed.
+        addresses: the simulation's networks.
+
+    Returns:
+        The arguments of iptables for each rule.
     """
     tag = ["-m", "comment", "--comment", name]
     known = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
@@ -239,6 +257,10 @@ def rules(name: str, addresses: Addresses) -> list[list[str]]:
 
 
 def add_rules(name: str, addresses: Addresses) -> None:
-    """Set the firewall rules. SimulationError if iptables fails, as without kernel modules."""
+    """Add the firewall rules.
+
+    Raises:
+        SimulationError: iptables fails, as it does without its kernel modules.
+    """
     for table, *words in rules(name, addresses):
         call(["iptables", "-w", "-t", table, *words])

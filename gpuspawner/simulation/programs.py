@@ -1,4 +1,4 @@
-"""Calls of other programs, whose failures become sentences for users."""
+"""Calls of other programs, with their failures as sentences for users."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ PACKAGES = {
 
 
 class SimulationError(Exception):
-    """A simulated host can't be set up; the text says why and what to do."""
+    """A simulated host can't be set up. `str()` says why and what to do."""
 
 
 def search_path() -> str:
-    """PATH with the administrator's folders at its end."""
+    """Return PATH with the administrator's folders appended."""
     return os.pathsep.join([os.environ.get("PATH", "/usr/bin:/bin"), *ADMINISTRATORS_FOLDERS])
 
 
 def require(names: Sequence[str]) -> None:
-    """SimulationError, naming the packages to install, if one of these programs is missing."""
+    """Check that programs are installed.
+
+    Raises:
+        SimulationError: one is missing; the message names the packages to install.
+    """
     missing = [name for name in names if shutil.which(name, path=search_path()) is None]
     if missing:
         packages = sorted({PACKAGES.get(name, name) for name in missing})
@@ -41,10 +45,16 @@ def require(names: Sequence[str]) -> None:
 
 
 def call(words: Sequence[str], *, check: bool = True, seconds: float = 60) -> str:
-    """Run a program to its end and return what it wrote to standard output.
+    """Run a program to its end and return its standard output.
 
-    SimulationError if it can't be run, takes longer than `seconds` or, unless `check` is false,
-    fails; it quotes the program's last words.
+    Args:
+        words: the program and its arguments.
+        check: whether an exit status other than 0 is an error.
+        seconds: the timeout.
+
+    Raises:
+        SimulationError: it can't be run, takes too long, or fails; the message quotes the end of
+            its output.
     """
     environment: Mapping[str, str] = {**os.environ, "PATH": search_path(), "LC_ALL": "C"}
     try:

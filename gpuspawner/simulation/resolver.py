@@ -1,4 +1,4 @@
-"""Names for containers where the host's resolver listens on its loopback, which they can't reach.
+"""A DNS relay for containers, where the host's resolver listens on a loopback they can't reach.
 
 `python -m gpuspawner.simulation.resolver ADDRESS UPSTREAM` hands each question to UPSTREAM (port
 53) and its answer back, over UDP and TCP, without looking into either. It writes `ready`, then
@@ -33,7 +33,7 @@ class _Questions(asyncio.DatagramProtocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _pass_on(self, question: bytes, addr: tuple[str, int]) -> None:
-        # Each question leaves from a port of its own, so that nobody can guess where to send a lie.
+        # Each question leaves from its own port, so that nobody can guess where to forge an answer.
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             self._transport.sendto(await _ask(question, self._upstream), addr)
 
@@ -71,7 +71,15 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def relay(address: tuple[str, int], upstream: tuple[str, int]) -> asyncio.AbstractServer:
-    """Answer at `address`, UDP and TCP, with what `upstream` says. OSError if it is in use."""
+    """Relay DNS over UDP and TCP.
+
+    Args:
+        address: the (address, port) to listen at.
+        upstream: the (address, port) of the resolver that answers.
+
+    Raises:
+        OSError: the address is in use.
+    """
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

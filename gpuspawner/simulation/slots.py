@@ -1,8 +1,8 @@
-"""The places for simulated hosts on this machine, and sweeping out what a killed one left.
+"""The slots for simulated hosts on this machine, and the removal of what killed ones have left.
 
 Each running simulation has a slot: a number from which its names and addresses follow. Everything
-that it makes outside of its own namespaces carries the slot's name, so whoever holds the slot may
-remove anything of that name.
+that it creates outside of its namespaces has the slot's name, so the holder of a slot may remove
+everything of that name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import groups, machine
+from . import cgroups, machine
 from .programs import SimulationError, call
 
 SLOTS = 16
@@ -30,11 +30,12 @@ _LOCK_NAMES = "gpuspawner-simulation-"
 
 @dataclass
 class _Hold:
-    """What only one process can have at a time for a slot's number: the right to sweep it.
+    """The locks of a slot, which one process can have at a time.
 
-    Files, control groups and the network each have a lock of their own, for chroots and containers
-    share some of these and not others. The network's is an abstract socket's name, which is unique
-    per network namespace like the interface and the rules. The kernel frees all with their process.
+    Files, control groups and the network have a lock each, since chroots and containers share some
+    of these and not others. The network's lock is the name of an abstract socket, which is unique
+    per network namespace like the interface and the rules. The kernel releases the locks when the
+    process ends.
     """
 
     number: int
@@ -43,10 +44,10 @@ class _Hold:
     name: socket.socket
 
     def close(self) -> None:
-        """Give the slot back; its folder and control group have to be empty."""
+        """Release the locks; the slot's folder and control group have to be empty."""
         with contextlib.suppress(OSError):
             (RUN / str(self.number)).rmdir()
-        groups.let_go(slot_name(self.number), self.group)
+        cgroups.let_go(slot_name(self.number), self.group)
         os.close(self.folder)
         self.name.close()
 
@@ -60,24 +61,24 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """What everything of this slot is called: network interface, rules and control groups."""
+        """The name of the slot's network interface, firewall rules and control groups."""
         return slot_name(self.number)
 
     @property
     def directory(self) -> Path:
-        """Socket, state, logs: what the simulation keeps while it runs."""
+        """The folder of the simulation's socket, state and logs while it runs."""
         return RUN / str(self.number)
 
     def prepare_machine(self) -> None:
-        """Change what all simulations share, unless another one has. See `machine.prepare`."""
+        """Change the machine's settings for all simulations, unless another one has."""
         with _one_at_a_time():
             machine.prepare(NOTE)
 
     def release(self) -> None:
-        """Sweep out everything of this slot, then give it back.
+        """Remove everything of this slot, then release it.
 
-        Processes that are left are killed. Settings of the machine that the first simulation
-        changed are put back by the last.
+        Remaining processes are killed. The last simulation restores the machine's settings that the
+        first one changed.
         """
         with _one_at_a_time():
             sweep(self.number)
@@ -91,14 +92,15 @@ class Slot:
 
 
 def slot_name(number: int) -> str:
-    """The name of a slot's belongings. It has to fit a network interface: 15 characters."""
+    """Return the name of everything of a slot, at most the 15 characters of an interface's name."""
     return f"gpuspawner-{number}"
 
 
 def claim() -> Slot:
-    """The first free slot, swept, with an empty folder; dead simulations' slots are swept too.
+    """Claim the first free slot; everything that killed simulations left in any slot is removed.
 
-    SimulationError if all are taken.
+    Raises:
+        SimulationError: all slots are taken.
     """
     claimed = None
     with _one_at_a_time():
@@ -120,7 +122,7 @@ def claim() -> Slot:
 
 
 def running() -> list[Path]:
-    """The folders of the simulated hosts that run now."""
+    """Return the folders of the simulated hosts that run now."""
     if not RUN.is_dir():
         return []
     with _one_at_a_time():
@@ -128,9 +130,9 @@ def running() -> list[Path]:
 
 
 def sweep(number: int) -> None:
-    """Remove what carries this slot's name: processes, interface, rules, groups, files."""
+    """Remove everything with a slot's name: processes, interface, rules, control groups, files."""
     name = slot_name(number)
-    groups.end_all(name)
+    cgroups.end_all(name)
     call(["ip", "link", "delete", name], check=False)
     remove_rules(name)
     for entry in (RUN / str(number)).iterdir():
@@ -150,7 +152,7 @@ def remove_rules(name: str) -> None:
 
 
 def _hold(number: int) -> _Hold | None:
-    """All of a slot's locks, or None if another process has one. Makes folder and group."""
+    """Return a slot's locks; None if another process has one. Creates its folder and group."""
     path = RUN / str(number)
     with contextlib.ExitStack() as back:
         if not path.exists():
@@ -165,7 +167,7 @@ def _hold(number: int) -> _Hold | None:
             name.bind(f"\0{_lock_name(number)}")
         except OSError:
             return None
-        group = groups.hold(slot_name(number))
+        group = cgroups.hold(slot_name(number))
         if group is None:
             return None
         back.pop_all()
@@ -177,7 +179,7 @@ def _lock_name(number: int) -> str:
 
 
 def _names_in_use() -> bool:
-    """Whether a simulation runs in this network namespace."""
+    """Return whether a simulation runs in this network namespace."""
     return any(
         line.split()[-1].startswith(f"@{_LOCK_NAMES}")
         for line in Path("/proc/self/net/unix").read_text().splitlines()
@@ -200,12 +202,12 @@ def _folder_is_held(number: int) -> bool:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Held while slots are claimed, swept, given back or looked at."""
+    """Lock the slots while one is claimed, swept, released or looked for."""
     while True:
         RUN.mkdir(exist_ok=True)
         descriptor = os.open(RUN, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Whoever held the lock may have removed the folder; then this one locks nothing.
+        # The last holder may have removed the folder meanwhile: then this locks nothing.
         with contextlib.suppress(FileNotFoundError):
             if RUN.stat().st_ino == os.fstat(descriptor).st_ino:
                 break

@@ -1,4 +1,4 @@
-"""What the simulated NVML says: the GPUs of a host that isn't there, in a file that may change.
+"""The state of a simulated host, which its NVML reports: driver, GPUs and faults, in a file.
 
 `State` is written to a small text file, one `key value` per line; the C library and `nvidia-smi`
 read it afresh at each call (`state.h` is the other half of this format).
@@ -63,7 +63,7 @@ def _check_function_faults(faults: object) -> None:
 
 @dataclass(frozen=True)
 class SimulatedGPU:
-    """One GPU as NVML shall show it. `None` makes NVML answer "not supported".
+    """One GPU as NVML reports it. For `None`, NVML answers "not supported".
 
     `processes` and `graphics_processes` are pairs of process id and memory in MiB; a GPU's used
     memory is never less than what they hold. `memory_reserved_mib` is what the driver keeps for
@@ -74,7 +74,8 @@ class SimulatedGPU:
     NVML function's full name and the error code it returns, such as
     `("nvmlDeviceGetMemoryInfo_v2", 999)`.
 
-    ValueError for a value that NVML couldn't show.
+    Raises:
+        ValueError: NVML can't report such a value.
     """
 
     uuid: str
@@ -177,7 +178,7 @@ def _check_processes(key: str, processes: object) -> None:
 
 @dataclass(frozen=True)
 class State:
-    """What NVML says of a simulated host: driver, CUDA version and GPUs, in NVML's order.
+    """What NVML reports of a simulated host: driver, CUDA version and GPUs, in NVML's order.
 
     `cuda` is the version that goes with the driver unless it is given. `fault` makes NVML fail as a
     whole: `driver_not_loaded`, `library_mismatch` (after an upgrade without a reboot),
@@ -185,8 +186,9 @@ class State:
     error code that it returns for every GPU. `slow_milliseconds` delays each call. `loads` is how
     often the driver has been loaded: a program that began before the last time must begin anew.
 
-    ValueError for a driver, version or fault that there isn't, and for GPUs that share a UUID,
-    minor number or bus id.
+    Raises:
+        ValueError: there is no such driver, version or fault, or two GPUs have the same UUID, minor
+            number or bus id.
     """
 
     driver: str = DEFAULT_DRIVER
@@ -215,11 +217,11 @@ class State:
             _check(len(set(values)) == len(values), key, values, "different for each GPU")
 
     def gpu(self, key: str | int) -> SimulatedGPU:
-        """The GPU with this UUID or index. ValueError if there is none."""
+        """Return the GPU with this UUID or index; raise ValueError if there is none."""
         return self.gpus[self._index(key)]
 
     def with_gpu(self, key: str | int, **changes: Any) -> State:
-        """This state with one GPU (by UUID or index) changed. ValueError as for SimulatedGPU."""
+        """Return this state with a GPU (by UUID or index) changed; ValueError as SimulatedGPU."""
         index = self._index(key)
         known = {each.name for each in fields(SimulatedGPU)}
         for name in changes:
@@ -229,9 +231,12 @@ class State:
         return replace(self, gpus=tuple(gpus))
 
     def only(self, uuids: Collection[str]) -> State:
-        """What a container with these GPUs sees: indices from 0, but the host's minor numbers.
+        """Return the state that a container with these GPUs sees.
 
-        ValueError for a UUID that the host doesn't have.
+        Indexes begin with 0, minor numbers are the host's.
+
+        Raises:
+            ValueError: the host has no GPU with one of these UUIDs.
         """
         for uuid in uuids:
             self._index(uuid)
@@ -245,9 +250,12 @@ class State:
         raise ValueError(f"there is no GPU {key!r}; there are {there or 'none'}")
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the state file, all at once: a reader sees the old state or the new one.
+        """Write the state file atomically: a reader sees the old state or the new one.
 
-        The file is readable by everyone, as NVML is. OSError as for any file.
+        All users may read the file, as all may use NVML.
+
+        Raises:
+            OSError: it can't be written.
         """
         path = Path(path)
         text = "\n".join(_lines(self)) + "\n"
@@ -263,7 +271,12 @@ class State:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> State:
-        """The state in a file. ValueError for a line that `write` wouldn't write; OSError."""
+        """Return the state in a file.
+
+        Raises:
+            ValueError: a line isn't one that `write` writes.
+            OSError: it can't be read.
+        """
         text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
         return _parse(text)
 
@@ -348,10 +361,16 @@ def _read(key: str, value: str) -> object:
 def describe(
     models: Iterable[tuple[str, int]] = (("A100-40GB", 4),), driver: str = DEFAULT_DRIVER
 ) -> State:
-    """An idle, healthy host with these models (keys of `MODELS`, or NVML's names) and counts.
+    """Return the state of an idle, healthy host.
 
-    The UUIDs and serial numbers are always the same for the same models, and different from GPU to
-    GPU. ValueError for an unknown model, a count below 0 or a driver that there isn't.
+    UUIDs and serial numbers are always the same for the same models, and unique on the host.
+
+    Args:
+        models: (model, number of GPUs) pairs; a model is a key of `MODELS` or NVML's name of it.
+        driver: the driver's version.
+
+    Raises:
+        ValueError: there is no such model or driver, or a number is below 0.
     """
     gpus: list[SimulatedGPU] = []
     for name, count in models:

@@ -11,7 +11,7 @@ import pytest
 from ..support.flaky import flaky_engine
 from ..support.hubs import WAITING, until, with_groups
 from ..support.looks import containers, inside, labelled
-from ..support.queues import ask, journal, message
+from ..support.queues import ask, audit_lines, message
 
 pytestmark = pytest.mark.engine
 
@@ -55,7 +55,7 @@ def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(
     hub.stop_server("ben")
     until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
     assert len(labelled(engine)["cyd"]) == 4
-    events = dict.fromkeys((line["event"], line["user"]) for line in journal(hub))
+    events = dict.fromkeys((line["event"], line["user"]) for line in audit_lines(hub))
     # A first start may be made twice, where the engine refuses a limit.
     assert [each for each in events if each[0] in ("grant", "wait")] == [
         ("grant", "ada"),
@@ -84,7 +84,7 @@ def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(hub, engine):
 
     until(serve, "all are served", seconds=250, log=hub.log)
     assert double == []
-    grants = dict.fromkeys(line["user"] for line in journal(hub) if line["event"] == "grant")
+    grants = dict.fromkeys(line["user"] for line in audit_lines(hub) if line["event"] == "grant")
     assert list(grants) == users
     assert containers(engine) == []
 
@@ -98,7 +98,7 @@ def test_a_cancel_leaves_the_queue_and_the_next_moves_up(hub):
     until(lambda: "next in line" in message(hub, "cyd"), "cyd moved up", log=hub.log)
     hub.stop_server("ada")
     until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
-    (left,) = [line for line in journal(hub) if line["event"] == "leave"]
+    (left,) = [line for line in audit_lines(hub) if line["event"] == "leave"]
     assert (left["user"], left["gpus"]) == ("ben", 4)
     assert left["waited"] > 0
 

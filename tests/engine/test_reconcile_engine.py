@@ -14,7 +14,7 @@ from gpuspawner.leases.labels import LABEL_HUB, LABEL_UNTIL, LABEL_USER
 from ..support.dashboards import Program, Visitor, lines
 from ..support.hubs import until
 from ..support.looks import container_of, containers, free_gpus, gpus
-from ..support.queues import journal
+from ..support.queues import audit_lines
 
 pytestmark = pytest.mark.engine
 
@@ -63,7 +63,7 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     boss = Visitor(hub, "boss")
     until(lambda: "jupyter-ada" not in names(engine), "what is past its end is gone", log=hub.log)
     assert names(engine) == {name, "others", "by-hand"}
-    lines_of_ada = [line for line in journal(hub) if line["user"] == "ada"]
+    lines_of_ada = [line for line in audit_lines(hub) if line["user"] == "ada"]
     assert [line["event"] for line in lines_of_ada] == ["warn", "stop"]
     assert {line["rule"] for line in lines_of_ada} == {"unknown to the hub"}
     assert "jupyter-ada of 'ada'" in hub.log()
@@ -79,7 +79,7 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     assert boss.said(do="stop-orphan", id=orphan["id"]) == "The server is stopped."
     assert names(engine) == {"others", "by-hand"}
     assert program.ask("DELETE", f"/orphans/{orphan['id']}").status_code == 404
-    assert journal(hub)[-1]["by"] == "user:boss"
+    assert audit_lines(hub)[-1]["by"] == "user:boss"
     # Who uses the hub is no orphan, though its database begins anew.
     hub.start_server("cyd", {"gpus": 1})
     time.sleep(5)

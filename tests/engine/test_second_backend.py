@@ -15,7 +15,7 @@ from gpuspawner.simulation.state import describe
 from ..support.hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port, until, with_groups
 from ..support.nvml import environment
 from ..support.paths import ROOT
-from ..support.queues import ask, journal, message
+from ..support.queues import ask, audit_lines, message
 
 pytestmark = pytest.mark.engine
 
@@ -126,7 +126,7 @@ def test_gpus_are_granted_waited_for_and_given_back(hub):
 def test_a_server_ends_when_its_time_is_over(hub):
     hub.start_server("ada", {"gpus": 2, "hours": 4 * SECONDS})
     until(lambda: not hub._has("ada", ""), "ada's time is over", log=hub.log)
-    assert [line["event"] for line in journal(hub)] == ["grant", "warn", "stop", "release"]
+    assert [line["event"] for line in audit_lines(hub)] == ["grant", "warn", "stop", "release"]
     assert "of GPU time were over" in hub.log_in("ada").get(f"{hub.url}/hub/spawn/ada").text
     hub.start_server("ben", {"gpus": 2})
 
@@ -149,8 +149,8 @@ def test_what_the_hub_does_not_know_and_is_past_its_end_is_stopped(binaries, tmp
     with started(binaries, tmp_path, ORPHAN) as hub:
         hub.start_server("ada", {"gpus": 2})
         stopped = "the server that is past its end is stopped"
-        until(lambda: "stop" in [line["event"] for line in journal(hub)], stopped, log=hub.log)
-        by_rule = [line for line in journal(hub) if line.get("rule") == "unknown to the hub"]
+        until(lambda: "stop" in [line["event"] for line in audit_lines(hub)], stopped, log=hub.log)
+        by_rule = [line for line in audit_lines(hub) if line.get("rule") == "unknown to the hub"]
         assert [(line["event"], line["user"]) for line in by_rule] == [
             ("warn", "past"),
             ("stop", "past"),
@@ -189,7 +189,7 @@ def test_who_leaves_twice_at_once_has_left(hub):
         message(hub, "cyd")
         assert set(at_once(hub, "DELETE", "/users/cyd/server", 4)) <= {202, 204}, hub.log()[-3000:]
         until(lambda: not hub._has("cyd", ""), "cyd has left", log=hub.log)
-    assert [line["event"] for line in journal(hub) if line["user"] == "cyd"] == 3 * [
+    assert [line["event"] for line in audit_lines(hub) if line["user"] == "cyd"] == 3 * [
         "wait",
         "leave",
     ]

@@ -14,7 +14,7 @@ from gpuspawner.hub.control_socket import ask as ask_hub
 
 from ..support.hubs import WAITING, until, with_groups
 from ..support.looks import containers, free_gpus, inside
-from ..support.queues import ask, journal, message
+from ..support.queues import ask, audit_lines, message
 
 pytestmark = pytest.mark.engine
 
@@ -56,7 +56,7 @@ def control(hub: Any, **question: Any) -> dict[str, Any]:
 def events(hub: Any, user: str, *kinds: str) -> list[tuple[str, str]]:
     return [
         (line["event"], line.get("rule", ""))
-        for line in journal(hub)
+        for line in audit_lines(hub)
         if line["user"] == user and line["event"] in kinds
     ]
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gpuspawner.simulation import changes, command, joining
+from gpuspawner.simulation import changes, command, running_host
 from gpuspawner.simulation.state import describe
 
 from ..support.labs import STATE, UUIDS, ended, left_by, simulate, until
@@ -198,9 +198,9 @@ def test_a_command_in_another_shell_joins_the_host_that_runs(session, monkeypatc
     # Who hasn't joined is told how.
     monkeypatch.delenv("GPUSPAWNER_SIMULATED_STATE", raising=False)
     words = "sudo gpuspawner simulate --join -- gpuspawner gpus"
-    assert joining.joining_words("gpus").endswith(words)
+    assert running_host.join_hint("gpus").endswith(words)
     monkeypatch.setenv("GPUSPAWNER_SIMULATED_STATE", variables["GPUSPAWNER_SIMULATED_STATE"])
-    assert joining.joining_words("gpus") == ""
+    assert running_host.join_hint("gpus") == ""
     begun.process.terminate()
     begun.end()
 

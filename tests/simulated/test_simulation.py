@@ -46,7 +46,7 @@ def test_the_hook_takes_all_or_indices_or_uuids(tmp_path, value, indices):
 )
 def test_the_hook_refuses_what_it_cannot_give(tmp_path, value, state, words):
     state.write(tmp_path / "state")
-    with pytest.raises(hook.Refusal, match=words):
+    with pytest.raises(hook.HookError, match=words):
         hook.chosen(value, (tmp_path / "state").read_text())
 
 
@@ -66,7 +66,7 @@ def test_a_containers_state_is_the_hosts_with_its_gpus_only(tmp_path):
 @pytest.mark.parametrize("path", [None, "", "/", "//", ".", "../../../../../../.."])
 def test_the_hook_refuses_to_work_on_the_hosts_own_root(tmp_path, path):
     config = {} if path is None else {"root": {"path": path}}
-    with pytest.raises(hook.Refusal, match="root"):
+    with pytest.raises(hook.HookError, match="root"):
         hook.root_of(config, str(tmp_path))
 
 

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 
-def journal(hub: Any) -> list[dict[str, Any]]:
-    """Return the hub's lines about GPUs."""
+def audit_lines(hub: Any) -> list[dict[str, Any]]:
+    """Return the events of the hub's audit log, as JSON values."""
     return [json.loads(line) for line in re.findall(r"gpuspawner (\{.*\})$", hub.log(), re.M)]
 
 

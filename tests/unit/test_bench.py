@@ -135,7 +135,7 @@ def test_what_an_engine_was_asked_is_read_from_its_log(line: str, call: str | No
 
 def test_idle_time_is_from_a_death_to_the_next_grant_of_the_same_gpu() -> None:
     log = "\n".join(
-        f'[I 2026-11-26 07:00:0{second} GPUSpawner journal:30] gpuspawner {{"event": "{event}", '
+        f'[I 2026-11-26 07:00:0{second} GPUSpawner audit_log:30] gpuspawner {{"event": "{event}", '
         f'"user": "ada", "gpus": ["{gpu}"]}}'
         for second, event, gpu in (
             ("1.000", "grant", "A"),

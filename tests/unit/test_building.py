@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.__main__ import main
-from gpuspawner.image_builder import base, bom, buildkit, checks, locks, reasons
+from gpuspawner.image_builder import base, bom, buildkit, checks, failures, locks
 from gpuspawner.image_builder.buildkit import BuildFailed
 from gpuspawner.image_builder.recipe import (
     BuildingError,
@@ -318,7 +318,7 @@ def test_a_build_without_an_image_is_a_failure(
     ],
 )
 def test_why_a_build_failed_is_a_sentence(lines: list[str], said: str) -> None:
-    assert said in reasons.explain_failure(BuildFailed("exit code: 1", lines))
+    assert said in failures.explain_failure(BuildFailed("exit code: 1", lines))
 
 
 # The base image

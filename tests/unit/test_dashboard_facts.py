@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from gpuspawner.backends.docker.marks import (
+from gpuspawner.backends.docker.out_of_service import (
     LABEL,
     LABEL_BY,
     LABEL_SINCE,

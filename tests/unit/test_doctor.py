@@ -97,7 +97,15 @@ def test_each_check_needs_only_such_as_were_made_before() -> None:
 
 
 def test_the_doctor_waits_for_no_jupyterhub_before_its_first_line() -> None:
-    parts = ["command", "checks", "rules", "trial", "containers", "images", "surroundings"]
+    parts = [
+        "command",
+        "checks",
+        "configuration_rules",
+        "trial",
+        "containers",
+        "images",
+        "hub_machine",
+    ]
     for part in parts:
         loaded = top(all_that_loads(f"doctor.{part}"))
         assert not loaded & {"jupyterhub", "dockerspawner", "tornado"}, part

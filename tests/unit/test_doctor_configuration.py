@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jupyterhub.handlers.base import BaseHandler
 
-from gpuspawner.doctor import configuration, rules
+from gpuspawner.doctor import configuration, configuration_rules
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.doctor.loading import load
 from gpuspawner.doctor.traits import SPAWNER_VALUES, json_value
@@ -386,7 +386,7 @@ def test_folders_of_the_host_that_are_missing_are_told(tmp_path: Path) -> None:
         f"c.GPUSpawner.volumes = {{'{there}': '/a', '{missing}': '/b', 'named': '/c'}}",
         f"c.GPUSpawner.mounts = [{{'source': '{missing}', 'target': '/d', 'type': 'bind'}}]",
     )
-    made, refused = rules.missing_folders(given)
+    made, refused = configuration_rules.missing_folders(given)
     assert (made.state, refused.state) == ("warning", "failure")
     assert made.found.startswith("c.GPUSpawner.volumes (line 10): there is no ")
     assert refused.found.startswith("c.GPUSpawner.mounts (line 11): there is no ")

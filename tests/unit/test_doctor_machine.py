@@ -30,10 +30,10 @@ from gpuspawner.backends.docker.network import (
     NetworkError,
     ensure_network,
 )
-from gpuspawner.doctor import containers, gpus, surroundings, toolkit
+from gpuspawner.doctor import containers, gpus, hub_machine, toolkit
 from gpuspawner.doctor import engine as engines
 from gpuspawner.doctor.findings import Configuration, Context, Finding
-from gpuspawner.gpus import surroundings as surroundings_of_gpus
+from gpuspawner.gpus import missing_driver
 from gpuspawner.gpus.nvml import Inventory
 from gpuspawner.simulation import changes
 from gpuspawner.simulation.library import Binaries
@@ -158,10 +158,10 @@ def test_boards_are_found_without_a_driver(
     device = tmp_path / "0000:01:00.0"
     device.mkdir()
     (device / "vendor").write_text(vendor + "\n")
-    assert surroundings_of_gpus.nvidia_boards(tmp_path) == 0  # half a device
+    assert missing_driver.nvidia_boards(tmp_path) == 0  # half a device
     (device / "class").write_text(kind + "\n")
-    assert surroundings_of_gpus.nvidia_boards(tmp_path) == boards
-    assert surroundings_of_gpus.nvidia_boards(tmp_path / "none") == 0
+    assert missing_driver.nvidia_boards(tmp_path) == boards
+    assert missing_driver.nvidia_boards(tmp_path / "none") == 0
 
 
 def test_gpus_without_a_driver_are_a_failure_and_no_gpus_are_none(
@@ -169,7 +169,7 @@ def test_gpus_without_a_driver_are_a_failure_and_no_gpus_are_none(
 ) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has a driver")
-    monkeypatch.setattr(surroundings_of_gpus, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(missing_driver, "PCI_DEVICES", tmp_path)
     (none,) = gpus.driver(context(tmp_path))
     assert (none.state, none.blocks_others) == ("note", False)
     device = tmp_path / "0000:01:00.0"
@@ -303,7 +303,7 @@ def test_podman_is_refused(at) -> None:
     ],
 )
 def test_an_engine_s_version_is_judged(version: str, state: str) -> None:
-    assert engines.judge_version({**DOCKER, "Version": version}).state == state
+    assert engines.check_version({**DOCKER, "Version": version}).state == state
 
 
 def test_an_old_engine_is_told_to_be_updated(at) -> None:
@@ -630,7 +630,7 @@ def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"618 604 8:1 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw - ext4 /dev/sda1\n"
         f"619 604 8:1 /var/lib/docker/containers/{ID}/hosts /etc/hosts rw - ext4 /dev/sda1 rw\n"
     )
-    monkeypatch.setattr(surroundings_of_gpus, "MOUNTS", mounts)
+    monkeypatch.setattr(missing_driver, "MOUNTS", mounts)
 
 
 def board(folder: Path) -> None:
@@ -656,7 +656,7 @@ def test_a_container_without_the_machine_s_gpus_is_to_be_given_them(
     devices.mkdir()
     if boards:
         board(devices)
-    monkeypatch.setattr(surroundings_of_gpus, "PCI_DEVICES", devices)
+    monkeypatch.setattr(missing_driver, "PCI_DEVICES", devices)
     (told,) = gpus.driver(context(tmp_path))
     assert told.state == state
     assert found in told.found
@@ -669,7 +669,7 @@ def test_the_command_for_gpus_fails_where_there_are_some_that_it_cannot_see(
 ) -> None:
     if Path("/proc/driver/nvidia").exists():
         pytest.skip("this machine has a driver")
-    monkeypatch.setattr(surroundings_of_gpus, "PCI_DEVICES", tmp_path)
+    monkeypatch.setattr(missing_driver, "PCI_DEVICES", tmp_path)
     assert main(["gpus"]) == 0
     assert "No NVIDIA driver on this machine.\n" in capsys.readouterr().out
     board(tmp_path)
@@ -763,14 +763,14 @@ def test_the_doctor_in_a_container_names_it_and_what_its_network_lacks(
 def test_the_disk_that_is_looked_at_is_the_one_with_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surroundings, "CONTAINERD", tmp_path / "containerd")
+    monkeypatch.setattr(hub_machine, "CONTAINERD", tmp_path / "containerd")
     (tmp_path / "containerd").mkdir()
     own = {"DockerRootDir": str(tmp_path), "DriverStatus": [["Backing Filesystem", "extfs"]]}
-    assert surroundings.engine_folders(own) == [tmp_path]
+    assert hub_machine.engine_folders(own) == [tmp_path]
     store = ["driver-type", "io.containerd.snapshotter.v1"]
     shared = {"DockerRootDir": str(tmp_path), "DriverStatus": [store]}
-    assert surroundings.engine_folders(shared) == [tmp_path / "containerd", tmp_path]
-    assert surroundings.engine_folders({}) == []
+    assert hub_machine.engine_folders(shared) == [tmp_path / "containerd", tmp_path]
+    assert hub_machine.engine_folders({}) == []
 
 
 # ---- The proxy -----------------------------------------------------------------------------------
@@ -786,7 +786,7 @@ def test_a_missing_proxy_is_to_be_installed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (found,) = surroundings.proxy(context(tmp_path))
+    (found,) = hub_machine.proxy(context(tmp_path))
     assert found.state == "failure"
     assert "npm install -g configurable-http-proxy" in found.advice
 
@@ -799,11 +799,11 @@ def test_a_proxy_beside_the_hub_is_to_be_put_on_path(
     folder = tmp_path / "node_modules" / ".bin"
     folder.mkdir(parents=True)
     script(folder, "configurable-http-proxy", "5.3.0")
-    (found,) = surroundings.proxy(context(tmp_path))
+    (found,) = hub_machine.proxy(context(tmp_path))
     assert found.state == "warning"
     assert f"export PATH={folder}:$PATH" in found.advice
     monkeypatch.setenv("PATH", f"{folder}:/bin")
-    (found,) = surroundings.proxy(context(tmp_path))
+    (found,) = hub_machine.proxy(context(tmp_path))
     assert found == Finding("ok", f"{folder}/configurable-http-proxy, version 5.3.0")
 
 
@@ -812,11 +812,11 @@ def test_a_proxy_that_does_not_run_has_failed(
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     script(tmp_path, "configurable-http-proxy", "node: not found", status=127)
-    (found,) = surroundings.proxy(context(tmp_path))
+    (found,) = hub_machine.proxy(context(tmp_path))
     assert found.state == "failure"
     assert "node: not found" in found.found
     (tmp_path / "configurable-http-proxy").write_text("#!/nowhere/node\n")
-    (found,) = surroundings.proxy(context(tmp_path))
+    (found,) = hub_machine.proxy(context(tmp_path))
     assert found.state == "failure"
 
 
@@ -830,7 +830,7 @@ def test_a_proxy_that_does_not_run_has_failed(
     ],
 )
 def test_a_configuration_s_own_proxy_counts(tmp_path: Path, hub: dict, state: str) -> None:
-    (found,) = surroundings.proxy(with_hub(tmp_path, **hub))
+    (found,) = hub_machine.proxy(with_hub(tmp_path, **hub))
     assert found.state == state
 
 
@@ -839,12 +839,12 @@ def test_a_configuration_s_own_proxy_counts(tmp_path: Path, hub: dict, state: st
 ROOM = """
 import json
 from pathlib import Path
-from gpuspawner.doctor import surroundings
+from gpuspawner.doctor import hub_machine
 from gpuspawner.doctor.findings import Context
 info = {"DockerRootDir": "FOLDER"}
 context = Context(None, Path("FOLDER"), engine_info=info, engine_is_here=True)
 context.missing_bytes = MISSING
-print(json.dumps([(f.state, f.found, f.advice) for f in surroundings.disk(context)]))
+print(json.dumps([(f.state, f.found, f.advice) for f in hub_machine.disk(context)]))
 """
 
 
@@ -879,16 +879,16 @@ def test_a_full_disk_is_told(
 
 
 def test_a_folder_that_is_gone_is_a_note(tmp_path: Path) -> None:
-    assert states(list(surroundings.disk(context(tmp_path / "gone")))) == ["note"]
+    assert states(list(hub_machine.disk(context(tmp_path / "gone")))) == ["note"]
 
 
 CONNECTIONS = """
 import resource, sys
 from pathlib import Path
-from gpuspawner.doctor import surroundings
+from gpuspawner.doctor import hub_machine
 from gpuspawner.doctor.findings import Context
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
-print([each.state for each in surroundings.connections(Context(None, Path()))])
+print([each.state for each in hub_machine.connections(Context(None, Path()))])
 """
 
 
@@ -903,7 +903,7 @@ def test_where_one_server_could_take_all_connections_it_is_told(most: str, state
 def test_what_lets_a_server_fill_the_disk_is_told(tmp_path: Path) -> None:
     def told(extra: Any) -> str:
         given = Configuration(tmp_path / "c.py", "", True, {"extra_host_config": extra}, {}, {})
-        return text(list(surroundings.disk(context(tmp_path, configuration=given))))
+        return text(list(hub_machine.disk(context(tmp_path, configuration=given))))
 
     assert "nothing limits" in told({"cap_drop": ["ALL"]})
     assert "nothing limits" in told(None)
@@ -924,13 +924,13 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
 
 
 def trouble(seen: Context) -> list[Finding]:
-    found = list(surroundings.permissions(seen))
+    found = list(hub_machine.permissions(seen))
     return [each for each in found if each.state in ("warning", "failure")]
 
 
 def test_a_machine_whose_files_are_guarded_is_well(guarded: Context) -> None:
     assert trouble(guarded) == []
-    assert list(surroundings.permissions(guarded))[-1].state == "ok"
+    assert list(hub_machine.permissions(guarded))[-1].state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -953,7 +953,7 @@ def test_a_file_that_others_may_have_is_told(
     assert advice in found.advice
     assert str(guarded.folder / name) in found.found
     # Nobody is told that all is well beside it.
-    assert "ok" not in states(list(surroundings.permissions(guarded)))
+    assert "ok" not in states(list(hub_machine.permissions(guarded)))
 
 
 def test_secrets_are_looked_for_where_the_configuration_puts_them(
@@ -983,4 +983,4 @@ def test_members_of_the_socket_s_group_are_named(guarded: Context) -> None:
     path = guarded.folder / "docker.sock"
     os.chown(path, 0, group.gr_gid)
     path.chmod(0o660)
-    assert f": {', '.join(sorted(group.gr_mem))}" in text(list(surroundings.permissions(guarded)))
+    assert f": {', '.join(sorted(group.gr_mem))}" in text(list(hub_machine.permissions(guarded)))

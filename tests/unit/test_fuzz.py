@@ -16,8 +16,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpuspawner.backends.docker import marks, volumes
+from gpuspawner.backends.docker import volumes
 from gpuspawner.backends.docker.listing import server_record
+from gpuspawner.backends.docker.out_of_service import (
+    LABEL,
+    LABEL_BY,
+    LABEL_SINCE,
+    LABEL_WHY,
+    parse_marks,
+)
 from gpuspawner.choices import form_stream
 from gpuspawner.choices.options import Choice, restore_choice
 from gpuspawner.dashboard.facts import Person, status
@@ -78,14 +85,22 @@ def test_a_label_that_makes_no_sense_costs_its_own_field() -> None:
 
 
 MARKS = st.dictionaries(
-    st.sampled_from([marks.LABEL, marks.LABEL_BY, marks.LABEL_WHY, marks.LABEL_SINCE]), TEXT
+    st.sampled_from(
+        [
+            LABEL,
+            LABEL_BY,
+            LABEL_WHY,
+            LABEL_SINCE,
+        ]
+    ),
+    TEXT,
 )
 
 
-@example([{"Name": "x", "Labels": {marks.LABEL: "GPU-1", marks.LABEL_WHY: "w" * 5000}}])
+@example([{"Name": "x", "Labels": {LABEL: "GPU-1", LABEL_WHY: "w" * 5000}}])
 @given(st.lists(st.fixed_dictionaries({"Name": TEXT, "Labels": MARKS | st.none()}), max_size=4))
 def test_no_volume_s_name_or_labels_make_a_look_at_the_host_fail(found: list[Any]) -> None:
-    marked = marks.parse_marks(found)
+    marked = parse_marks(found)
     gpus = apply_marks([gpu(n, uuid=uuid) for n, uuid in enumerate(marked)], marked)
     seen = check("Status", status(picture(*gpus, marks=marked), BOSS))
     assert all(len(each["reason"]) <= MAX_REASON_LENGTH + 100 for each in seen["gpus"])

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from gpuspawner.gpus import surroundings
+from gpuspawner.gpus import missing_driver
 from gpuspawner.hub.connections import ENOUGH
 from gpuspawner.hub.state import HubState, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
@@ -63,7 +63,7 @@ async def test_a_hub_that_hands_out_no_gpus_says_so_in_its_log(
     (tmp_path / "mountinfo").write_text(
         f"1 2 8:1 /containers/{'5a' * 32}/hosts /etc/hosts rw - x\n"
     )
-    monkeypatch.setattr(surroundings, "MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(missing_driver, "MOUNTS", tmp_path / "mountinfo")
     one = spawner(settings)
     one.log = logging.getLogger("a hub of tests")
     assert one.hub_state

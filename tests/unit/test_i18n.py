@@ -26,7 +26,7 @@ from babel.messages.catalog import Message
 from bs4 import BeautifulSoup
 
 import gpuspawner
-from gpuspawner.backends.docker.marks import LABEL, LABEL_BY, LABEL_WHY, parse_marks
+from gpuspawner.backends.docker.out_of_service import LABEL, LABEL_BY, LABEL_WHY, parse_marks
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice
 from gpuspawner.dashboard.facts import status

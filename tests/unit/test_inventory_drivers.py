@@ -47,7 +47,7 @@ def test_a_container_that_lost_its_gpus_is_named_with_its_restart(
 ) -> None:
     mounts, own = tmp_path / "mountinfo", "0f" * 32
     mounts.write_text(f"1 2 8:1 /docker/containers/{own}/hosts /etc/hosts rw - ext4 /dev/sda1 rw")
-    program.run("from pathlib import Path; from gpuspawner.gpus import surroundings as place")
+    program.run("from pathlib import Path; from gpuspawner.gpus import missing_driver as place")
     before = program.run("result = str(place.MOUNTS)")
     program.run(f"place.MOUNTS = Path({str(mounts)!r})")
     try:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gpuspawner.backends.docker.listing import Listing, gpu_names, server_record
 from gpuspawner.gpus.allocation import with_leases
+from gpuspawner.gpus.device_ids import gpus_named
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Outsider
-from gpuspawner.gpus.names import gpus_named
 from gpuspawner.leases.labels import (
     LABEL_GPUS,
     LABEL_GROUPS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.backends.docker.pace import LOOKS_PER_SECOND, POLL_SECONDS, Pace
+from gpuspawner.backends.docker.poll_interval import ATTEMPTS_PER_SECOND, POLL_SECONDS, PollInterval
 from gpuspawner.backends.docker.readiness import (
     wait_until_answering,
 )
@@ -56,7 +56,7 @@ class Server:
 
     async def answers(self, ended: asyncio.Event | None = None, **changes: Any) -> bool:
         arguments = {"url": self.url, "ip": "127.0.0.1", "port": self.port, "seconds": LONG}
-        arguments["pace"] = Pace()
+        arguments["interval"] = PollInterval()
         waiting = wait_until_answering(**{**arguments, **changes}, ended=ended or asyncio.Event())
         return await asyncio.wait_for(waiting, PATIENCE)
 
@@ -143,27 +143,27 @@ async def test_waiting_ends_with_the_container_while_the_server_fails() -> None:
 
 
 def test_a_server_that_starts_alone_is_looked_at_most_often_and_many_no_more_in_all() -> None:
-    pace = Pace()
-    with pace.one_more():
-        assert pace.seconds == POLL_SECONDS
+    interval = PollInterval()
+    with interval.one_more():
+        assert interval.seconds == POLL_SECONDS
         with ExitStack() as others:
             for _ in range(29):
-                others.enter_context(pace.one_more())
-            assert pace.seconds > POLL_SECONDS
-            assert 30 / pace.seconds == pytest.approx(LOOKS_PER_SECOND)
-        assert pace.seconds == POLL_SECONDS
+                others.enter_context(interval.one_more())
+            assert interval.seconds > POLL_SECONDS
+            assert 30 / interval.seconds == pytest.approx(ATTEMPTS_PER_SECOND)
+        assert interval.seconds == POLL_SECONDS
 
 
 @pytest.mark.parametrize("how", ["answers", "ends", "is given up"])
 async def test_who_waits_no_more_slows_down_nobody(silent: Server, how: str) -> None:
-    pace, ended = Pace(), asyncio.Event()
+    interval, ended = PollInterval(), asyncio.Event()
     with ExitStack() as others:
-        for _ in range(LOOKS_PER_SECOND):
-            others.enter_context(pace.one_more())
+        for _ in range(ATTEMPTS_PER_SECOND):
+            others.enter_context(interval.one_more())
         silent.script = [200]
-        waiting = asyncio.ensure_future(silent.answers(ended, pace=pace))
+        waiting = asyncio.ensure_future(silent.answers(ended, interval=interval))
         await asyncio.sleep(0.1)
-        assert pace.seconds > 1
+        assert interval.seconds > 1
         if how == "answers":
             async with await asyncio.start_server(silent.handle, sock=silent.socket):
                 assert await waiting
@@ -173,7 +173,7 @@ async def test_who_waits_no_more_slows_down_nobody(silent: Server, how: str) -> 
         else:
             waiting.cancel()
             await asyncio.wait([waiting])
-        assert pace.seconds == 1
+        assert interval.seconds == 1
 
 
 class Follower:

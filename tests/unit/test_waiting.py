@@ -86,12 +86,12 @@ def joins(
     queue: Queue,
     user: str,
     gpus: int,
-    terms: RequestLimits | None = None,
+    limits: RequestLimits | None = None,
     told: list[Any] | None = None,
 ) -> asyncio.Task[Reservation]:
     waiting = QueuedRequest(Holder(user), Request("image", gpus, seconds=3600), queue.join_time())
     told = [] if told is None else told
-    return asyncio.ensure_future(queue.wait(waiting, terms or RequestLimits(), told.append))
+    return asyncio.ensure_future(queue.wait(waiting, limits or RequestLimits(), told.append))
 
 
 async def settle() -> None:
@@ -164,12 +164,12 @@ async def test_a_queue_of_its_length_is_full_and_no_wait_is_no_wait():
 async def test_a_user_over_the_limit_is_refused_whatever_comes_first():
     """Two servers of one user ask in the same moment; each alone would be within the limit."""
     _, _, queue, _ = make()
-    terms = RequestLimits(user_limit=3)
+    limits = RequestLimits(user_limit=3)
     asks = [
         asyncio.ensure_future(
             queue.wait(
                 QueuedRequest(Holder("ada", name), Request("image", 2), queue.join_time()),
-                terms,
+                limits,
                 print,
             )
         )

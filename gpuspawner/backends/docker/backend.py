@@ -21,11 +21,11 @@ from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import marks, pull
+from . import out_of_service, pull
 from .events import EndWatcher
-from .limit_trials import LimitTrials
 from .listing import Listing
-from .pace import Pace
+from .poll_interval import PollInterval
+from .ulimit_trials import UlimitTrials
 from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
@@ -73,13 +73,13 @@ class DockerBackend:
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
         # Of looking at the servers that start.
-        self.pace = Pace()
+        self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
         # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # The ulimits that this engine isn't allowed to set, by name, and the starts that find out.
         self.refused_ulimits: set[str] = set()
-        self.limit_trials = LimitTrials()
+        self.ulimit_trials = UlimitTrials()
 
     @property
     def client(self) -> Any:
@@ -138,7 +138,7 @@ class DockerBackend:
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
-        return await self.in_thread(lambda: marks.list_marks(self.client))
+        return await self.in_thread(lambda: out_of_service.list_marks(self.client))
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""

@@ -1,4 +1,4 @@
-"""What runs on an engine: servers with a lease, and other containers that have GPUs."""
+"""The listing of an engine's containers: servers with a lease, and others that have GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import docker.errors
 
-from ...gpus.names import ALL
+from ...gpus.device_ids import ALL
 from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
 from .container_config import VISIBLE_DEVICES, asks_for_gpus
 
@@ -97,7 +97,7 @@ def gpu_names(container: Mapping[str, Any]) -> frozenset[str]:
     for another reason, and count as soon as they use one.
 
     Returns:
-        Names for `gpus.names.gpus_named`; what isn't understood is `ALL`.
+        Names for `gpus.device_ids.gpus_named`; what isn't understood is `ALL`.
     """
     try:
         return frozenset(_names(container))

@@ -12,7 +12,7 @@ import docker.errors
 from docker.models.networks import Network
 
 from ...errors import GPUSpawnerError
-from ...gpus.surroundings import own_container_id
+from ...gpus.missing_driver import own_container_id
 from .errors import explain
 
 # Set by `gpuspawner simulate`: its engine's gateways are in another network namespace.

@@ -12,7 +12,7 @@ from typing import Any
 from tornado.httpclient import AsyncHTTPClient
 
 from ...timeouts import within
-from .pace import Pace
+from .poll_interval import PollInterval
 
 LAST_LINES = 12
 
@@ -89,7 +89,7 @@ def exit_code(client: Any, container_id: str) -> int | None:
 
 
 async def wait_until_answering(
-    url: str, ip: str, port: int, ended: asyncio.Event, seconds: float, pace: Pace
+    url: str, ip: str, port: int, ended: asyncio.Event, seconds: float, interval: PollInterval
 ) -> bool:
     """Wait until a server answers over HTTP; return False if it ends first or time runs out.
 
@@ -98,16 +98,16 @@ async def wait_until_answering(
         ip, port: the server's address.
         ended: set when the server's container ends.
         seconds: the longest wait.
-        pace: shared by all servers that this process waits for.
+        interval: the polling interval, shared by all servers that start.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    with pace.one_more():
+    with interval.one_more():
         while not ended.is_set() and loop.time() < deadline:
             if await _listens(ip, port) and (not url or await _responds(url)):
                 return True
             with suppress(asyncio.TimeoutError):
-                await within(pace.seconds, ended.wait())
+                await within(interval.seconds, ended.wait())
     return False
 
 

@@ -1,4 +1,7 @@
-"""Control groups: how every process of a simulated host is found again, and ended."""
+"""Control groups, by which all processes of a simulated host are found and killed.
+
+ref: cgroups(7)
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,18 @@ from .programs import SimulationError
 
 
 def of_name(name: str) -> list[Path]:
-    """The control groups of this name, in every hierarchy that is mounted."""
+    """Return the folders of the control groups of this name, in every mounted hierarchy."""
     return [group for mount in _mounts() if (group := mount / name).is_dir()]
 
 
 def hold(name: str) -> int | None:
-    """Make a control group that is this process's own while it has the descriptor open.
+    """Make a control group and lock it; return the descriptor that holds the lock.
 
-    None if it is another's. SimulationError if no group can be made.
+    Returns:
+        The descriptor, which keeps the lock while it is open; None if another process has it.
+
+    Raises:
+        SimulationError: no control group can be made.
     """
     group = _first_of_name(name)
     while True:
@@ -36,7 +43,7 @@ def hold(name: str) -> int | None:
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had the lock may have removed the group; then this one locks nothing.
+            # The last holder may have removed the group meanwhile: then this locks nothing.
             if group.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except BlockingIOError:
@@ -48,17 +55,17 @@ def hold(name: str) -> int | None:
 
 
 def let_go(name: str, descriptor: int) -> None:
-    """Remove a control group that `hold` made, which has to be empty, and give up its name."""
+    """Remove an empty control group that `hold` made, and release its lock."""
     with contextlib.suppress(OSError):
         _first_of_name(name).rmdir()
     os.close(descriptor)
 
 
 def make(name: str) -> Path:
-    """A new control group, below one that is held, for the engine's own processes.
+    """Make a control group for the engine's own processes, below a held one; return its folder.
 
-    What they start is in it, or in a container's group beside it, so that all can be found and
-    ended whatever becomes of its parents.
+    What they start is in it or in a container's group beside it, so that every process can be found
+    whatever happens to its parents.
     """
     group = _first_of_name(name) / "engine"
     group.mkdir(exist_ok=True)
@@ -66,7 +73,7 @@ def make(name: str) -> Path:
 
 
 def end_all(name: str) -> None:
-    """Kill every process in control groups of this name, and remove them, but the one held."""
+    """Kill every process in control groups of this name; remove all groups but the held one."""
     held = _first_of_name(name)
     for group in of_name(name):
         below = [each for each in group.iterdir() if each.is_dir()] if group == held else [group]
@@ -91,7 +98,7 @@ def _end(group: Path, seconds: float = 20) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     while group.is_dir() and time.monotonic() < deadline:
-        # The kernel gives a group free a little after its last process.
+        # The kernel frees a group a little after its last process has ended.
         for folder, _, _ in os.walk(group, topdown=False):
             with contextlib.suppress(OSError):
                 Path(folder).rmdir()
@@ -100,7 +107,7 @@ def _end(group: Path, seconds: float = 20) -> None:
 
 
 def pids_in(group: Path) -> list[int]:
-    """The processes in a control group, but for those of which this one can't know the number."""
+    """Return the pids in a control group, except processes of other pid namespaces."""
     try:
         words = (group / "cgroup.procs").read_text().split()
     except OSError:  # gone meanwhile, or a threaded group, whose processes its parent names
@@ -116,7 +123,7 @@ def _first_of_name(name: str) -> Path:
 
 
 def _mounts() -> list[Path]:
-    """Where control groups are mounted, the best hierarchy for finding processes first.
+    """Return where control groups are mounted, the best hierarchy for finding processes first.
 
     With version 2 there is one. Of version 1's hierarchies `cpuset` doesn't take processes until
     it is configured and `memory` often has them in groups of their own, so these come last.

@@ -1,4 +1,7 @@
-"""Which GPUs are meant by the names that engines take: UUIDs, indexes, "all"."""
+"""The GPUs that device ids of engines and of NVIDIA_VISIBLE_DEVICES name: UUIDs, indexes, "all".
+
+ref: https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ ALL = "all"
 
 
 def gpus_named(names: Collection[str], gpus: Sequence[GPU]) -> frozenset[str]:
-    """Return the UUIDs of the GPUs that some names mean, or may mean: unknown is never free.
+    """Return the UUIDs of the GPUs that device ids name, or may name: unknown is never free.
 
-    A UUID that isn't here means none of these. An index is NVML's when its container was started:
-    while each GPU tells its UUID it is taken for today's, else it may be any. So may be whatever
-    isn't understood.
+    An unknown UUID names none of these GPUs. An index is the one that NVML had when the container
+    started: it is taken for the current one if every GPU reports its UUID, else it may name any
+    GPU. So may an id of an unknown form.
 
     Args:
-        names: "all", UUIDs, indexes, and MIG instances ("0:1", "MIG-…").
+        names: the device ids: "all", UUIDs, indexes, and MIG instances ("0:1", "MIG-…").
         gpus: every GPU of the node.
     """
     known = {gpu.uuid.lower(): gpu.uuid for gpu in gpus if gpu.uuid}

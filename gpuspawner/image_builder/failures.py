@@ -1,4 +1,4 @@
-"""Explanations of failed builds, from the last lines of the failed step."""
+"""Explanations of failed builds, by the last lines of the failed step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from .buildkit import BuildFailed
 from .engine import DISK_FULL
 
-# What programs write -> what it means here. The first that matches counts, so the sure ones come
-# before the vague ones. A group in a pattern fills the sentence's {}.
+# (pattern of a program's output, its meaning). The first match counts, so specific patterns come
+# before vague ones. A group of the pattern fills the {} of the sentence.
 REASONS = (
     (r"[Nn]o space left on device", DISK_FULL),
     (
@@ -56,7 +56,7 @@ REASONS = (
 
 
 def explain_failure(failure: BuildFailed) -> str:
-    """Return why a build failed: a known reason, else the last line that a step wrote."""
+    """Return why a build failed, as a sentence: a known reason, else the step's last line."""
     text = "\n".join([*failure.lines, str(failure)])
     for pattern, meaning in REASONS:
         found = re.search(pattern, text)

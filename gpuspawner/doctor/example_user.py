@@ -1,4 +1,4 @@
-"""Somebody for whom a server is described: traits that are functions want to know whose it is."""
+"""An example user for whom doctor plans a server, since traits may be functions of the spawner."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 from traitlets.config import Config
 
-from ..backends.docker.arguments import CheckedClient
+from ..backends.docker.checked_client import CheckedClient
 from ..backends.docker.errors import Misconfigured, on_one_line
 from ..untrusted import parse_json
 from .findings import NAME
 
-# That of Docker 20.10, the oldest engine that we work with. None is asked.
+# The API version of Docker 20.10, the oldest supported engine.
 API_VERSION = "1.41"
 
 
 def arguments(hub: JupyterHub, place: Hub) -> dict[str, Any]:
-    """Return what a hub would make this user's spawner with, but for its configuration."""
+    """Return the arguments with which a hub creates this user's spawner, without `config`.
+
+    Args:
+        hub: the hub's application, which isn't started.
+        place: the hub's address.
+    """
     settings = {"hub": place, "base_url": hub.base_url, "config": Config()}
     user = User(orm.User.find(_database(), NAME), settings)
     return {
@@ -41,7 +46,7 @@ def arguments(hub: JupyterHub, place: Hub) -> dict[str, Any]:
 
 @cache
 def _database() -> Session:
-    """Return a hub's database that knows this user only, in memory."""
+    """Return a hub's database in memory, with only this user."""
     database = create_engine("sqlite://")
     orm.Base.metadata.create_all(database)
     db = Session(database)
@@ -51,18 +56,23 @@ def _database() -> Session:
 
 
 def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what this user's server would be created with.
+    """Return the arguments with which this user's container would be created.
+
+    Args:
+        cls: the spawner class.
+        config: the configuration.
+        given: the result of `arguments`.
 
     Returns:
-        "create": docker-py's arguments, without the environment, which may hold secrets; or "error"
-        and "setting": docker-py's words, and the trait at fault; or "unknown": in words why it
-        can't be told; nothing where servers are no containers of ours.
+        "create": docker-py's arguments, without the environment, which may have secrets; or
+        "error" and "setting": docker-py's message and the trait at fault; or "unknown": why they
+        can't be determined. {} for a class that isn't a `GPUSpawner`.
     """
     if not hasattr(cls, "plan"):
         return {}
     try:
-        spawner = _planning(cls)(config=config, **given)
-        # DockerSpawner would ask the engine for the image's own.
+        spawner = _without_engine(cls)(config=config, **given)
+        # Else DockerSpawner would ask the engine for the image's command.
         spawner.cmd = spawner.cmd or ["jupyterhub-singleuser"]
         create = asyncio.run(spawner.plan())
         return {"create": parse_json(json.dumps({**create, "environment": {}}))}
@@ -72,8 +82,8 @@ def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:
         return {"unknown": f"{type(error).__name__}: {on_one_line(error)}"}
 
 
-def _planning(cls: Any) -> Callable[..., Any]:
-    """Return a spawner class of the same settings that knows no engine."""
+def _without_engine(cls: Any) -> Callable[..., Any]:
+    """Return a subclass of a spawner class that uses no engine."""
     client = docker.APIClient(base_url="unix:///nowhere", version=API_VERSION)
 
     def checked(self: Any) -> CheckedClient:

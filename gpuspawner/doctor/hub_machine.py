@@ -1,4 +1,4 @@
-"""Checks of the proxy, the disk space and the permissions of files."""
+"""Checks of the hub's machine: proxy, disk space, connections and permissions of files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from . import rules
+from . import configuration_rules
 from .engine import socket_path
 from .findings import Context, Finding
 
 GIB = 1024**3
-# Where containerd keeps images that are the engine's.
+# The folder of the engine's images in containerd's image store.
 CONTAINERD = Path("/var/lib/containerd")
-# Below the first nothing starts any more, below the second it soon won't.
+# In bytes: with less than the first nothing starts, with less than the second soon nothing will.
 ENGINE_FULL, ENGINE_TIGHT = 1 * GIB, 10 * GIB
 HUB_FULL, HUB_TIGHT = GIB // 10, 1 * GIB
 FEW_CONNECTIONS = 8192
@@ -33,7 +33,7 @@ OTHERS_READ, OTHERS_WRITE, GROUP_WRITE = stat.S_IROTH, stat.S_IWOTH, stat.S_IWGR
 
 
 def proxy(context: Context) -> Iterator[Finding]:
-    """Whether the hub will find the proxy that it starts, and whether that runs."""
+    """Check that the hub finds the proxy that it starts, and that the program runs."""
     given = context.configuration
     kind = str(given.hub.get("proxy") or "") if given else ""
     if kind and "ConfigurableHTTPProxy" not in kind:
@@ -83,19 +83,19 @@ def _check_proxy_runs(program: str) -> Finding:
 
 
 def disk(context: Context) -> Iterator[Finding]:
-    """Whether there is room where the engine keeps images and volumes, and where the hub works."""
+    """Check the free space for the engine's images and volumes, and in the hub's folder."""
     tight = max(ENGINE_TIGHT, context.missing_bytes + GIB)
     for folder in engine_folders(context.engine_info) if context.engine_is_here else ():
         yield from _check_space("the Docker Engine's folder", folder, ENGINE_FULL, tight)
     given = context.configuration
-    if given and given.is_ours and "storage_opt" not in rules.host_config(given):
+    if given and given.is_ours and "storage_opt" not in configuration_rules.host_config(given):
         what = "nothing limits how much of it one server writes, outside of its volume too"
         yield Finding("note", what, "see docs/how-to/files.md, Limit the disk")
     yield from _check_space("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
 
 
 def engine_folders(info: Mapping[str, Any]) -> list[Path]:
-    """Return where an engine keeps images and volumes, the images' first, by its `GET /info`.
+    """Return the folders of an engine's images and volumes, the images' first.
 
     With containerd's image store, the default of a new Docker 29, images are containerd's.
     """
@@ -133,7 +133,7 @@ def _check_space(what: str, folder: Path, full: int, tight: int) -> Iterator[Fin
 
 
 def connections(context: Context) -> Iterator[Finding]:
-    """Whether the hub may have as many connections as users' servers can open to it."""
+    """Check that the hub may have as many connections as users' servers can open to it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < FEW_CONNECTIONS:
         what = f"a process started here can have {most} files and connections open, at most"
@@ -147,7 +147,7 @@ def connections(context: Context) -> Iterator[Finding]:
 
 
 def permissions(context: Context) -> Iterator[Finding]:
-    """Whether only those who should can have the engine, the hub's secrets and its settings."""
+    """Check who can access the engine, the hub's secrets and its configuration."""
     found = [
         *_check_socket(),
         *_check_secrets(context),
@@ -195,7 +195,7 @@ def _check_secrets(context: Context) -> Iterator[Finding]:
 
 
 def _database(folder: Path, url: str) -> Path | None:
-    """Return the file of an SQLite database; None for another kind."""
+    """Return the file of an SQLite database; None for another database."""
     parts = urlparse(url)
     if not parts.scheme.startswith("sqlite") or not parts.path.strip("/"):
         return None

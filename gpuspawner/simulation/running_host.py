@@ -1,4 +1,4 @@
-"""A command beside a simulated host that runs: in its environment, or told of it."""
+"""The simulated host that runs on this machine: its folder, and the environment to join it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .state import STATE_PATH_VARIABLE
 ENVIRONMENT = "environment.json"
 
 
-def chosen() -> Path:
-    """Return the folder of the simulated host that is meant: the one we are on, or the only one.
+def find_running() -> Path:
+    """Return the folder of the running simulated host: the one we are on, else the only one.
 
     Raises:
         SimulationError: there is none, or more than one.
@@ -37,7 +37,7 @@ def chosen() -> Path:
 
 
 def environment_of(directory: Path) -> dict[str, str]:
-    """Return the variables of a simulated host that runs; PATH and the like are whole.
+    """Return this process's environment with the variables of a simulated host.
 
     Raises:
         SimulationError: it isn't up yet.
@@ -49,8 +49,8 @@ def environment_of(directory: Path) -> dict[str, str]:
     return {**os.environ, **additions}
 
 
-def joining_words(subcommand: str) -> str:
-    """Return how a subcommand sees the simulated host that runs beside it; "" where none does."""
+def join_hint(subcommand: str) -> str:
+    """Return how to run a subcommand on the running simulated host; "" if none runs."""
     if STATE_PATH_VARIABLE in os.environ:
         return ""
     with suppress(OSError):

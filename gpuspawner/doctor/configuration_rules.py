@@ -1,4 +1,4 @@
-"""Rules for configurations. Each rule finds one kind of mistake or danger.
+"""The rules for configurations, each of which finds one kind of mistake or danger.
 
 A rule takes the configuration and this machine's GPUs (None: it has no driver), and yields its
 findings.
@@ -16,7 +16,7 @@ from ..backends.docker.volumes import UNESCAPED
 from ..gpus.model import GPU
 from .findings import Configuration, Finding
 
-# Folders of the host that nobody may have who isn't root there.
+# Folders of the host whose owner is as good as root there.
 DANGEROUS_FOLDERS: tuple[str, ...] = (
     "/",
     "/boot",
@@ -39,7 +39,7 @@ DANGEROUS_CAPABILITIES = (
 )
 SAFE = '"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 4096'
 FEW_STARTS = 5
-# Each default, and what is more than it.
+# (default, its limit)
 DEFAULTS = (
     ("default_gpus", "gpu_limit"),
     ("default_gpus", "user_gpu_limit"),
@@ -47,7 +47,7 @@ DEFAULTS = (
     ("cpu_guarantee", "cpu_limit"),
     ("mem_guarantee", "mem_limit"),
 )
-# Variables by which Jupyter's own images become another user, and what that takes.
+# Variables that make Jupyter's images change their user, and the capabilities that this needs.
 # ref: start.sh in jupyter/docker-stacks
 AS_ROOT = ("NB_UID", "NB_GID", "NB_USER", "CHOWN_HOME", "CHOWN_EXTRA", "GRANT_SUDO")
 ROOT_NEEDS = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
@@ -65,7 +65,7 @@ def _is_function(value: Any) -> bool:
 
 
 def unread_functions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Functions, whose results aren't known before a start."""
+    """Traits that are functions: their results aren't known before a start."""
     for name in ("extra_host_config", "extra_create_kwargs", "group_overrides"):
         if _is_function(given.spawner.get(name)):
             yield Finding(
@@ -125,7 +125,7 @@ def privileges(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Fin
 
 
 def missing_fences(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """What the shipped configuration sets so that a server can't gain rights or fill the host."""
+    """Missing restrictions: a server could gain rights, or use up the host's processes."""
     if _is_function(given.spawner.get("extra_host_config")):
         return
     extra, where = host_config(given), given.where("extra_host_config")
@@ -145,7 +145,7 @@ def missing_fences(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator
 
 
 def memory(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """No limit, or one that /dev/shm alone is larger than."""
+    """A missing memory limit, or one that is smaller than /dev/shm."""
     limit, shm = given.spawner.get("mem_limit"), given.spawner.get("shm_size") or 0
     if _is_function(limit):
         return
@@ -161,14 +161,14 @@ def memory(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding
 
 
 def kept_containers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """`remove = False` keeps what servers wrote outside of volumes, and the disk fills up."""
+    """`remove = False`: files outside of volumes are kept, and fill the disk."""
     if given.spawner.get("remove") is False:
         what = f"{given.where('remove')} is False: stopped containers stay, and take disk space"
         yield Finding("note", what, "see them: docker ps --all --filter label=gpuspawner.gpus")
 
 
 def ports(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Servers that can be reached past the proxy, and so past the log-in."""
+    """Ports at which servers can be reached without the proxy, and so without a log-in."""
     extra, where = host_config(given), given.where("extra_host_config")
     if extra.get("port_bindings") or extra.get("publish_all_ports"):
         name = "port_bindings" if extra.get("port_bindings") else "publish_all_ports"
@@ -191,7 +191,7 @@ def ports(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]
 
 
 def host_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """The engine's socket, or a folder of the host that only root should have, in servers."""
+    """The engine's socket, or a folder of the host that is root's alone, mounted in servers."""
     places = {name: given.spawner.get(name) for name in ("volumes", "mounts")}
     places["read_only_volumes"] = given.spawner.get("read_only_volumes")
     places["extra_host_config"] = host_config(given).get("binds")
@@ -209,7 +209,7 @@ def host_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[F
 
 
 def _sources(value: Any) -> Iterator[str]:
-    """Yield what is mounted: keys of a mapping, what is before ":" in a list, a mount's source."""
+    """Yield what is mounted: a mapping's keys, what precedes ":" in a list, a mount's source."""
     if isinstance(value, Mapping):
         yield from value
     for each in value if isinstance(value, list) else ():
@@ -220,7 +220,7 @@ def _sources(value: Any) -> Iterator[str]:
 
 
 def named_gpus(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """GPUs that everybody would get, past the ledger."""
+    """GPUs that every server would get, without a lease."""
     extra, where = host_config(given), given.where("extra_host_config")
     for request in extra.get("device_requests") or []:
         if not isinstance(request, Mapping) or not asks_for_gpus(request):
@@ -244,7 +244,7 @@ def named_gpus(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Fin
 
 
 def gpu_numbers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Limits that this host can't honour, and GPUs that it hasn't got."""
+    """Limits above the number of this host's GPUs, and models that it doesn't have."""
     if gpus is None:
         return
     limit = given.spawner.get("gpu_limit")
@@ -264,7 +264,7 @@ def gpu_numbers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Fi
 
 
 def defaults(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Defaults beyond their limit: who doesn't choose gets less than the default says."""
+    """Defaults above their limit: a choice that names none gets the limit."""
     for default, limit in DEFAULTS:
         usual, most = given.spawner.get(default), given.spawner.get(limit)
         if not given.sets(default) or not isinstance(usual, NUMBER) or not isinstance(most, NUMBER):
@@ -283,7 +283,7 @@ def _amount(name: str, value: float) -> str:
 
 
 def users_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """A folder of the host for each user, which the engine makes as root's at the first start."""
+    """A folder of the host per user, which the engine creates as root's at the first start."""
     if given.spawner.get("pre_spawn_hook") or _begins_as_root(given):
         return  # it may make them, or give them to the user
     for name, source in _mounted_folders(given):
@@ -300,10 +300,11 @@ def users_folders(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[
 
 
 def missing_folders(given: Configuration, here: Path = Path("/")) -> Iterator[Finding]:
-    """Folders of this host that aren't there: the engine makes them as root's, or refuses.
+    """Missing folders of this host: the engine creates them as root's, or refuses the container.
 
     Args:
-        here: what stands for "/".
+        given: the configuration.
+        here: the host's root folder.
     """
     for name, source in _mounted_folders(given):
         if "{" in source or (here / source.lstrip("/")).exists():
@@ -316,7 +317,7 @@ def missing_folders(given: Configuration, here: Path = Path("/")) -> Iterator[Fi
 
 
 def _mounted_folders(given: Configuration) -> Iterator[tuple[str, str]]:
-    """Yield (trait, folder of the host) of all that is mounted in servers."""
+    """Yield (trait, folder of the host) for each folder that is mounted in servers."""
     places = {name: given.spawner.get(name) for name in ("volumes", "read_only_volumes", "mounts")}
     places["extra_host_config"] = host_config(given).get("binds")
     for name, value in places.items():
@@ -326,7 +327,7 @@ def _mounted_folders(given: Configuration) -> Iterator[tuple[str, str]]:
 
 
 def root_starts(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Jupyter's images with NB_UID begin as root to become that user, which takes capabilities."""
+    """NB_UID: Jupyter's images start as root and become that user, which needs capabilities."""
     variables = given.spawner.get("environment") or {}
     asked = [name for name in AS_ROOT if name in variables]
     if not asked:
@@ -353,7 +354,7 @@ def _begins_as_root(given: Configuration) -> bool:
 
 
 def allowed_versions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Keys of image versions that the catalogue doesn't have."""
+    """Keys of image versions that aren't in the catalogue."""
     for key in given.spawner.get("allowed_versions") or []:
         if key not in given.versions:
             what = f"{given.where('allowed_versions')}: there is no image version {key!r}"
@@ -361,7 +362,7 @@ def allowed_versions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterat
 
 
 def set_twice(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """The same trait for `c.DockerSpawner` and `c.GPUSpawner`: only the nearer one counts."""
+    """A trait that is set for `c.DockerSpawner` and `c.GPUSpawner`: the latter counts."""
     order = list(given.sections)
     for position, section in enumerate(order):
         for name in given.sections[section]:
@@ -372,7 +373,7 @@ def set_twice(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Find
 
 
 def starts(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """How many servers may start at the same time; for JupyterHub who waits for GPUs starts too."""
+    """A limit of concurrent starts: for JupyterHub, a server that waits for GPUs is starting."""
     limit, queue = given.hub.get("concurrent_spawn_limit"), given.spawner.get("queue_length")
     waits = given.spawner.get("longest_wait_minutes") != 0
     if not isinstance(limit, int) or limit == 0:
@@ -387,7 +388,7 @@ def starts(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding
 
 
 def log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """A log-in that lets anybody in."""
+    """An authenticator that lets anybody log in."""
     name = given.hub.get("authenticator", "")
     if name.rpartition(".")[2] in ("dummy", "DummyAuthenticator"):
         has_password = given.hub.get("dummy_password")
@@ -398,7 +399,7 @@ def log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding
 
 
 def broken_log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """A log-in of others that doesn't work with this JupyterHub."""
+    """An authenticator that doesn't work with this version of JupyterHub."""
     if given.hub.get("native_is_broken"):
         what = (
             f"c.JupyterHub.authenticator_class = {given.hub.get('authenticator')!r}: every log-in "
@@ -410,7 +411,7 @@ def broken_log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[
 
 
 def shared_address(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
-    """Administrators who can open servers whose pages have the hub's own address."""
+    """Administrators who can open users' servers at the hub's own domain."""
     if given.hub.get("has_administrators") and not given.hub.get("subdomain_host"):
         what = (
             "an administrator who opens somebody's server lends its pages all that they may do on "

@@ -1,6 +1,6 @@
-"""Why there may be no driver here: what a process can tell of its machine without one.
+"""The reasons for a missing NVIDIA driver: no GPU, no driver, or a container without GPUs.
 
-It knows nothing of an engine: the container that it runs in is known by its own mounts.
+No engine is asked: a process finds the id of its own container in its mounts.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ MOUNTS = Path("/proc/self/mountinfo")
 # ref: https://pci-ids.ucw.cz; class 03 is a display controller, 0x0302 a GPU without a screen
 NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASS = "0x03"
-# An engine mounts these into each container, out of a folder that has the container's id for a
-# name; also where the container has the host's network, and with it the host's name.
+# The engine mounts these files in each container from a folder whose name is the container's id,
+# even if the container has the host's network, and with it the host's name.
 _OWN_FILE = re.compile(r"/containers/([0-9a-f]{64})/\S+ /etc/(?:hostname|hosts|resolv\.conf) ")
 
 GIVE_GPUS = "start the hub's container with `--gpus all` (in a compose file: `gpus: all`)"
 
 
 def own_container_id() -> str:
-    """Return the id of the Docker container that this process is in; "" where it is in none."""
+    """Return the id of the Docker container that this process runs in; "" if it runs in none."""
     try:
         found = _OWN_FILE.search(MOUNTS.read_text(errors="replace"))
     except OSError:
@@ -31,10 +31,11 @@ def own_container_id() -> str:
 
 
 def nvidia_boards(devices: Path | None = None) -> int:
-    """Return how many NVIDIA display controllers the PCI bus has, driver or not.
+    """Return the number of NVIDIA display controllers on the PCI bus, with or without a driver.
 
     Args:
-        devices: the kernel's folder of them. Containers see all of the host's.
+        devices: the kernel's folder of PCI devices; None: /sys/bus/pci/devices, in which containers
+            see all of the host's.
     """
     found = 0
     folder = devices or PCI_DEVICES
@@ -49,12 +50,12 @@ def nvidia_boards(devices: Path | None = None) -> int:
 
 @dataclass(frozen=True)
 class NoDriver:
-    """Why no driver is seen here.
+    """The reason for a missing driver.
 
     Args:
-        words: a sentence for administrators.
-        is_wrong: whether there are GPUs all the same.
-        in_container: whether that is because a container was given none.
+        words: the reason, as a sentence for administrators.
+        is_wrong: whether the machine has GPUs.
+        in_container: whether the reason is that this process's container was given no GPUs.
     """
 
     words: str
@@ -63,12 +64,12 @@ class NoDriver:
 
     @property
     def is_error(self) -> bool:
-        """Whether this isn't simply a machine without GPUs."""
+        """Whether this is anything but a machine without GPUs."""
         return self.is_wrong or self.in_container
 
 
 def without_driver() -> NoDriver:
-    """Return why no driver is seen here, where none is."""
+    """Return the reason for a missing driver; the caller has found none."""
     boards, own = nvidia_boards(), own_container_id()
     if own:
         there = f"This machine has {boards} NVIDIA GPU(s), and the" if boards else "The"

@@ -1,7 +1,7 @@
-"""Which of the administrator's traits is at fault where docker-py refuses what they come to.
+"""A Docker client that checks a container's arguments, and finds the trait of a refused one.
 
-docker-py checks what a container is created with before it asks an engine, and says which value it
-doesn't take, but not whose it is.
+docker-py checks the arguments of a container before it calls the engine. Its error names the
+refused argument, but not the trait that it was made from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import docker
 from .container_config import with_lease
 from .errors import Misconfigured, on_one_line, refuses_configuration
 
-# Argument of `create_host_config` -> the trait that DockerSpawner makes it of.
+# Argument of `create_host_config` -> the trait from which DockerSpawner makes it.
 HOST_CONFIG = {
     "auto_remove": "remove",
     "binds": "volumes",
@@ -27,7 +27,7 @@ HOST_CONFIG = {
     "network_mode": "network_name",
     "port_bindings": "use_internal_ip",
 }
-# The same of `create_container`.
+# The same for `create_container`.
 CONTAINER = {
     "command": "cmd",
     "environment": "environment",
@@ -38,17 +38,17 @@ CONTAINER = {
 }
 
 
-# What docker-py raises, or happens to it, where a value has another form than it thinks.
+# The errors of docker-py for values of an unexpected form, raised on purpose or not.
 REFUSALS = (TypeError, ValueError, AttributeError, LookupError)
 
 
 class CheckedClient:
-    """A `docker.APIClient` that creates nothing, and whose refusals name the trait at fault.
+    """A `docker.APIClient` that creates no container, and whose errors name the trait at fault.
 
     Args:
-        client: that.
-        extra_host_config: the trait; of a function it isn't known what it returns.
-        extra_create_kwargs: the same.
+        client: the client, which isn't used for calls of the engine.
+        extra_host_config, extra_create_kwargs: the traits' values; the arguments that a function
+            returns are unknown.
     """
 
     def __init__(self, client: Any, extra_host_config: Any, extra_create_kwargs: Any) -> None:
@@ -60,19 +60,19 @@ class CheckedClient:
         return getattr(self._client, name)
 
     def create_host_config(self, **wanted: Any) -> Any:
-        """Return what docker-py makes of these arguments.
+        """Return the host config that docker-py makes of these arguments.
 
         Raises:
-            Misconfigured: it doesn't take them.
+            Misconfigured: docker-py refuses them.
         """
         make = self._client.create_host_config
         return _checked(make, wanted, self._host_config, "extra_host_config")
 
     def create_container(self, **wanted: Any) -> None:
-        """Have docker-py make a request of these arguments, and send none.
+        """Check the arguments of a container; docker-py makes a request and doesn't send it.
 
         Raises:
-            Misconfigured: it doesn't take them.
+            Misconfigured: docker-py refuses them.
         """
 
         create: Any = docker.APIClient.create_container
@@ -83,12 +83,12 @@ class CheckedClient:
         _checked(make, wanted, self._container, "extra_create_kwargs")
 
     def create_container_from_config(self, config: Any, *_: Any) -> str:
-        """Return what docker-py would send, in place of sending it."""
+        """Return the JSON that docker-py would send."""
         return json.dumps(config)
 
 
 def leased(create_kwargs: Mapping[str, Any], **lease: Any) -> dict[str, Any]:
-    """Return what a container with a lease is created with, as `with_lease` does.
+    """Return the arguments of a container with a lease; as `with_lease`, but for the error.
 
     Raises:
         Misconfigured: the administrator's device requests name GPUs themselves.
@@ -116,7 +116,7 @@ def _checked(
         alone = [name for name in wanted if _is_refused(make, name, wanted[name])]
         if alone:
             raise Misconfigured(f"{alone[0]}: {words}", traits.get(alone[0], extra)) from error
-        # Each may be well but for another: "network_mode is incompatible with port_bindings".
+        # Only together they are refused: "network_mode is incompatible with port_bindings".
         named = sorted((name for name in wanted if name in words), key=words.index)
         setting = traits.get(named[0], extra) if named else extra
         raise Misconfigured(words, setting) from error
