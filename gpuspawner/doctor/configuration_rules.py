@@ -6,6 +6,7 @@ findings.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -361,6 +362,23 @@ def _begins_as_root(given: Configuration) -> bool:
     return str(create.get("user", "")).partition(":")[0] in ("root", "0")
 
 
+def container_names(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """A `name_template` that the engine refuses, or that gives all users' containers one name."""
+    template, where = given.spawner.get("name_template"), given.where("name_template")
+    name = (given.plan.get("create") or {}).get("name")
+    if not given.sets("name_template") or not isinstance(template, str) or name is None:
+        return
+    usual = 'c.GPUSpawner.name_template = "{prefix}-{username}"'
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", name):
+        what = f"{where}: the engine takes no container by the name of {name!r}"
+        yield Finding(
+            "failure", what, f"as {usual}; {{servername}} and {{imagename}} are there too"
+        )
+    elif "username" not in template and "pseudonym" not in template:
+        what = f"{where}: only one user's server can run, as all have the name {name!r}"
+        yield Finding("failure", what, f"as {usual}")
+
+
 def allowed_versions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Keys of image versions that aren't in the catalogue."""
     for key in given.spawner.get("allowed_versions") or []:
@@ -463,6 +481,7 @@ RULES: tuple[Rule, ...] = (
     defaults,
     users_folders,
     root_starts,
+    container_names,
     allowed_versions,
     set_twice,
     starts,

@@ -339,7 +339,43 @@ SAID = [
         "(line 10) is a function that returns for a user 'doctor' what it may not",
         'return a number of bytes as 16 * 1024**3 or "16G"',
     ),
+    (
+        "c.DockerSpawner.name_template = '{prefix}-{user}'",
+        "failure",
+        "name_template (line 10): the engine takes no container by the name of '{prefix}-{user}'",
+        '= "{prefix}-{username}"',
+    ),
+    (
+        "c.DockerSpawner.name_template = '{prefix}'",
+        "failure",
+        "(line 10): only one user's",
+        "{user",
+    ),
+    (
+        "c.Spawner.pre_spawn_hook = 'hook'",
+        "failure",
+        'c.Spawner.pre_spawn_hook (line 10): it must be a function, not "hook"',
+        "write c.Spawner.pre_spawn_hook = its_name",
+    ),
     # Who may log in.
+    (
+        "c.JupyterHub.authenticator_class = 'pamm'",
+        "failure",
+        "authenticator_class (line 10): there is no 'pamm' in",
+        'write c.JupyterHub.authenticator_class = "pam"',
+    ),
+    (
+        "c.JupyterHub.authenticator_class = 'ldapauthenticator.LDAPAuthenticator'",
+        "failure",
+        "there is no 'ldapauthenticator.LDAPAuthenticator' in",
+        "-m pip install jupyterhub-ldapauthenticator",
+    ),
+    (
+        "c.JupyterHub.authenticator_class = 'jupyterhub.auth.Pam'",
+        "failure",
+        "there is no 'jupyterhub.auth.Pam' in the module jupyterhub.auth",
+        "",
+    ),
     ("c.JupyterHub.authenticator_class = 'dummy'", "warning", "without any password", "pam"),
     (
         "c.Authenticator.allow_all = True; c.PAMAuthenticator.allowed_groups = {'lab'}",
@@ -405,6 +441,8 @@ def test_what_a_function_returns_is_looked_at_as_if_it_were_written_there(tmp_pa
         f"c.GPUSpawner.excluded_gpus = ['{UUID.upper()}']",
         "c.Spawner.environment = {'EDITOR': 'vim'}",
         "c.DockerSpawner.prefix = 'lab'",
+        "c.DockerSpawner.name_template = '{prefix}-{username}-{servername}'",
+        "c.Spawner.post_stop_hook = lambda spawner: None",
         "c.Spawner.group_overrides = {'a': {'groups': [], 'spawner_override': {'remove': True}}}",
         "c.Spawner.group_overrides = {'a': {'groups': ['x'], "
         "'spawner_override': {'mem_limit': lambda spawner: '1G'}}}",
