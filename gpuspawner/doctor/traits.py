@@ -302,7 +302,8 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
         close = difflib.get_close_matches(section.casefold(), usual, 1, cutoff=0.85)
         # Each authenticator class has a section of its own.
         if close and not section.endswith("Authenticator"):
-            what = f"c.{section} is nobody's, so its lines have no effect"
+            first = next(iter(config[section]))
+            what = f"c.{section}.{first}: c.{section} is nobody's, so its lines have no effect"
             yield _problem("failure", what, f"write c.{usual[close[0]]}")
         elif section.endswith("Spawner"):
             what = f"c.{section} has no effect: servers are made by {cls.__name__}"
