@@ -40,11 +40,15 @@ class Option:
 
     Args:
         expected: what the value must be, in words.
+        meaning: what it asks for, for the reference.
+        left_out: what holds where it is left out, for the reference.
         pattern: a regular expression for a form's or link's text that is such a value; "": any.
         read: converts such a text.
     """
 
     expected: str
+    meaning: str
+    left_out: str
     pattern: str = ""
     read: Callable[[str], Any] = str
 
@@ -57,8 +61,8 @@ class Option:
 class Choice(BaseModel):
     """A user's choice. A key that is missing, null or empty takes the administrator's default.
 
-    A new key needs a field here and its meaning in `request`; parsing, the check of its type and
-    the refusal are derived from the field.
+    A new key needs a field here and its meaning in `request`; parsing, the check of its type, the
+    refusal and its row in the reference are derived from the field.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -66,17 +70,31 @@ class Choice(BaseModel):
     image: Annotated[
         str | None,
         Field(max_length=MAX_KEY),
-        Option(lazy_gettext("the key of an image version, as text")),
+        Option(
+            lazy_gettext("the key of an image version, as text"),
+            "Key of an image version.",
+            "The catalogue's default.",
+        ),
     ] = None
     gpus: Annotated[
         int | None,
         Field(ge=0),
-        Option(lazy_gettext("a whole number, 0 or more"), r"-?[0-9]{1,9}", int),
+        Option(
+            lazy_gettext("a whole number, 0 or more"),
+            "How many GPUs, up to the limit.",
+            "`default_gpus`; on a machine without GPUs, none.",
+            r"-?[0-9]{1,9}",
+            int,
+        ),
     ] = None
     model: Annotated[
         str | None,
         Field(max_length=MAX_KEY),
-        Option(lazy_gettext("the name of a GPU model, as text")),
+        Option(
+            lazy_gettext("the name of a GPU model, as text"),
+            "GPU model, as NVML names it.",
+            "Any; all of one model where one has enough.",
+        ),
     ] = None
     hours: Annotated[
         float | None,
@@ -85,13 +103,21 @@ class Choice(BaseModel):
             lazy_gettext(
                 "a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"
             ),
+            "For how long, up to `hour_limit`.",
+            "`default_hours`.",
             _DECIMAL,
             float,
         ),
     ] = None
     safe_mode: Annotated[
         bool | None,
-        Option(lazy_gettext("true or false"), "true|false", lambda text: text == "true"),
+        Option(
+            lazy_gettext("true or false"),
+            "Whether to start without the user's own [packages and settings](../how-to/files.md).",
+            "`false`.",
+            "true|false",
+            lambda text: text == "true",
+        ),
     ] = None
 
 
