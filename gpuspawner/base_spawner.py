@@ -628,7 +628,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def on_retry(self, reason: StartAgain) -> None:
         """Log why the start is tried again."""
-        self._note_failed_start(f"the start is tried again: {reason}")
+        if not reason.keeps_gpus:
+            self._note_failed_start(f"the start is tried again: {reason}")
         self.log.warning("Starting %s again: %s", self.log_name, one_line(reason))
 
     def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
