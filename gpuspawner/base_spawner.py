@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -34,12 +35,13 @@ from .gpus.model import Holder, Request
 from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
 from .hub.progress import Steps
-from .hub.state import HubState, build_early, hub_state_of
+from .hub.state import HubState, build_at_start, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .i18n.phrases import ordinal
 from .leases import audit_log
 from .leases.audit_log import one_line
+from .leases.clock import Deadline
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import turn_words
@@ -47,6 +49,8 @@ from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
 
+# The longest pause between tries to keep an extension.
+KEEP_END_SECONDS = 10
 # The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
@@ -104,6 +108,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # the values that hooks had set for it there.
     _rules_unknown = False
     _kept_rules: Mapping[str, Mapping[str, Any]] = {}
+    # The call that keeps the last extension; a strong reference, as the loop holds tasks weakly.
+    _keeping_end: asyncio.Task[None] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`."""
@@ -755,6 +761,31 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if self.server_id:
             self.ledger.ends[self.server_id] = until
 
+    def on_extended(self, end: Deadline) -> None:
+        """Have the backend keep the new end, which outlives the hub's database."""
+        self._keeping_end = asyncio.ensure_future(self._keep_end(end))
+
+    async def _keep_end(self, end: Deadline) -> None:
+        for attempt in itertools.count():
+            try:
+                return await self.backend.keep_end(self.server_id, end)
+            except Exception as error:
+                if not attempt:
+                    self.log.warning(
+                        "That %s was extended is in the hub's database only, until this is over: "
+                        "%s",
+                        self.log_name,
+                        one_line(error),
+                    )
+            await asyncio.sleep(min(2**attempt, KEEP_END_SECONDS))
+            if not self.lease.ends_at(end):  # it has ended, or was extended once more
+                return None
+
+    async def read_extended_end(self) -> Deadline | None:
+        """Return the end that the backend has kept."""
+        servers = await self.ledger.servers()
+        return next((each.extended for each in servers if each.id == self.server_id), None)
+
     def save_state(self) -> None:
         """Save the lease in the hub's database."""
         compat.save_state(self)
@@ -782,6 +813,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         await self.ensure_rules_applied()
         await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
+
+
+compat.at_hub_start(build_at_start)
 
 
 def _is_abstract(cls: type, name: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..gpus.out_of_service import OutOfServiceMark
+from ..leases.clock import Deadline
 from ..leases.labels import ServerRecord
 
 # Called with the progress of a pull: a fraction from 0 to 1, and a sentence.
@@ -32,6 +33,8 @@ class Backend(Protocol):
     async def list(self) -> Sequence[ServerRecord]:
         """Return every server with the labels of a lease, of all hubs, ended ones too.
 
+        Each with the end that `keep_end` has kept, if that is there.
+
         And what else runs with GPUs, whose `gpu_names` say which.
         """
 
@@ -50,6 +53,12 @@ class Backend(Protocol):
 
     async def remove_unstarted(self, server_id: str) -> None:
         """Remove a server unless it has been started. Idempotent."""
+
+    async def keep_end(self, server_id: str, end: Deadline) -> None:
+        """Keep until when a server's lease was extended, for as long as there is the server.
+
+        It outlives the hub and its database, as labels do.
+        """
 
     def watch(self, notice: Callable[[], None]) -> Watcher:
         """Return a watcher that calls `notice` on the event loop when a server may have ended."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 from jupyterhub import orm
+from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
 from sqlalchemy import event
 from tornado import web
@@ -182,3 +184,25 @@ def process_wide(spawner: Any) -> dict[str, Any]:
     """
     settings = getattr(spawner.user, "settings", None)
     return {} if settings is None else settings
+
+
+def at_hub_start(begin: Callable[[Any], None]) -> None:
+    """Have a function called at each start of a hub in this process, before the hub answers.
+
+    JupyterHub makes spawners only for servers that its database has, and for people who come: a
+    spawner class doesn't hear of a hub without either. ref: `init_spawners` in jupyterhub/app.py
+
+    Args:
+        begin: called with the hub's application, on its event loop, once the spawners of all
+            servers in its database are made.
+    """
+    start = JupyterHub.start
+
+    @wraps(start)
+    async def begin_and_start(app: Any) -> None:
+        # It is set up for a hub only: `jupyterhub token` and the like start the same application.
+        if "spawner_class" in app.tornado_settings:
+            begin(app)
+        await start(app)
+
+    JupyterHub.start = begin_and_start

@@ -1,4 +1,4 @@
-"""The state that all spawners of a hub share, built with its first spawner."""
+"""The state that all spawners of a hub share, built at the hub's start."""
 
 from __future__ import annotations
 
@@ -171,8 +171,29 @@ def hub_state_of(spawner: Any) -> HubState:
     return state
 
 
+def build_at_start(app: Any) -> None:
+    """Build the state at a hub's start: servers may run that nobody here knows, and services ask.
+
+    Args:
+        app: the hub's application.
+    """
+    settings = app.tornado_settings
+    cls = settings["spawner_class"]
+    if KEY in settings or not issubclass(cls, compat.UnofficialHooks):
+        return
+    try:
+        settings[KEY] = HubState.build(cls(config=settings["config"], hub=app.hub))
+    except Exception:  # a subclass may need its user; who comes first has one
+        app.log.warning(
+            "No %s can be made without a user: the queue is shown, and servers that this hub "
+            "doesn't know are looked for, once somebody has logged in",
+            one_line(cls.__name__),
+            exc_info=True,
+        )
+
+
 def build_early(spawner: Any) -> None:
-    """Build the state with a hub's first spawner, as services may ask for the queue at once.
+    """Build the state with a hub's first spawner, if its start hasn't.
 
     Each spawner is part of it: the servers of none are unknown to the hub.
     """

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..gpus.model import Holder, Lease
 from ..untrusted import parse_json
+from .clock import Deadline
 
 LABEL_GPUS = "gpuspawner.gpus"
 LABEL_USER = "gpuspawner.user"
@@ -42,6 +43,7 @@ class ServerRecord:
         name: its name for administrators.
         gpu_names: the GPUs that it was started with if it has no lease, by the names that
             `gpus.device_ids.gpus_named` takes.
+        extended: the end of its lease, if that was extended since the labels were written.
     """
 
     id: str
@@ -50,6 +52,7 @@ class ServerRecord:
     created: float = 0.0
     name: str = ""
     gpu_names: frozenset[str] = frozenset()
+    extended: Deadline | None = None
 
 
 def labels(
@@ -93,7 +96,7 @@ def belongs_to(found: Mapping[str, str] | None, holder: Holder, hub: str) -> boo
 
 
 def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
-    """Return a server's lease, from its labels; None if it holds nothing.
+    """Return a server's lease, from its labels and its extension; None if it holds nothing.
 
     Args:
         server: as its backend lists it.
@@ -112,7 +115,7 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
             of_hub if hub and of_hub != hub else "",
         ),
         gpus,
-        until=_seconds(found.get(LABEL_UNTIL, "")),
+        until=_end(_seconds(found.get(LABEL_UNTIL, "")), server.extended),
         groups=_names(found.get(LABEL_GROUPS, "")),
     )
 
@@ -126,7 +129,7 @@ def leases_of(
 
     Args:
         servers: as their backend lists them.
-        ends: server id -> when its lease ends now, if that has changed since its label was written.
+        ends: server id -> when its lease ends now, for those that this hub knows better.
         hub: as for `lease_of`.
     """
     found = ((lease_of(server, hub), server.id) for server in servers)
@@ -135,6 +138,13 @@ def leases_of(
         for lease, name in found
         if lease
     ]
+
+
+def _end(labelled: float | None, extended: Deadline | None) -> float | None:
+    # A lease without an end isn't extended, nor one to an earlier end.
+    if labelled is None or extended is None:
+        return labelled
+    return max(labelled, extended.until)
 
 
 def _seconds(text: str) -> float | None:

@@ -60,6 +60,12 @@ class LeasedServer(Protocol):
     def on_end_changed(self, until: float) -> None:
         """Record when the lease ends now, in seconds since the epoch."""
 
+    def on_extended(self, end: Deadline) -> None:
+        """Have the new end kept where it outlives the hub's database."""
+
+    async def read_extended_end(self) -> Deadline | None:
+        """Return the end that was kept there; None if there is none. Raises if it can't be read."""
+
     def save_state(self) -> None:
         """Save the lease in the hub's database, so that it survives a crash of the hub."""
 
@@ -85,6 +91,9 @@ class ServerLease:
         self._began: Deadline | None = None
         # Who has the server stopped, and why.
         self._cause: tuple[str, str] | None = None
+        # Whether the lease was read from the database or from labels, which may not have the last
+        # extension.
+        self._may_end_later = False
         # Why the last server was stopped, for its user; kept after `end`.
         self.notice = ""
 
@@ -116,6 +125,7 @@ class ServerLease:
             # The term's length isn't known: it is at least long enough for a warning.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
+            self._may_end_later = True
         self._register(lease.gpus)
 
     def end(self) -> None:
@@ -124,6 +134,7 @@ class ServerLease:
             by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
             self.log_event("release", by, gpus=self._uuids, held=self.held, rule=rule)
         self._term = self._began = self._cause = None
+        self._may_end_later = False
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.on_lease_end()
@@ -144,6 +155,7 @@ class ServerLease:
             term, began = saved.get("term"), saved.get("began")
             self._began = Deadline.restored(began, self._clock) if began else None
             self._term = Term.restored(term, self._clock) if term else None
+            self._may_end_later = bool(term)
             self._register(saved["gpus"])
 
     async def ensure_rules_applied(self) -> None:
@@ -246,6 +258,7 @@ class ServerLease:
         seconds = self._seconds_to_add(term, hours, over_all)
         term.extend(seconds)
         self._server.save_state()
+        self._server.on_extended(term.deadline)
         who = by or audit_log.user(self.holder.user)
         self.log_event("extend", who, until=round(term.until), added=round(seconds), held=self.held)
         return term.until
@@ -318,6 +331,17 @@ class ServerLease:
         if self._ending:
             raise Refused(lazy_gettext("It is too late: this server is being stopped."), status=409)
 
+    def ends_at(self, end: Deadline) -> bool:
+        """Return whether the lease has this end still."""
+        return self._term is not None and self._term.deadline == end
+
+    async def _restore_extension(self) -> None:
+        """Extend a lease that an earlier hub process began, if it was extended for longer there."""
+        end = await self._server.read_extended_end()
+        self._may_end_later = False
+        if end and self._term and self._term.extend_to(end):
+            self._server.save_state()
+
     # -- Warnings and stops ----------------------------------------------------------------------
 
     def measure(self, gpus: Collection[GPU]) -> None:
@@ -327,6 +351,8 @@ class ServerLease:
     async def enforce(self) -> None:
         """Warn the user or stop the server if that is due."""
         await self.ensure_rules_applied()
+        if self._may_end_later:
+            await self._restore_extension()
         if self._term:
             self._server.on_end_changed(self._term.until)
         if self._server.pending or self._ending or not self._uuids:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
 from docker.types import DeviceRequest
 
+from gpuspawner.backends.docker import extended_ends
 from gpuspawner.leases.labels import LABEL_HUB, LABEL_UNTIL, LABEL_USER
 
 from ..support.dashboards import Program, Visitor, lines
@@ -60,7 +62,7 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     run(engine, "others", labels={**past, LABEL_HUB: "http://10.9.9.9:8081/hub/api"})
     run(engine, "by-hand", labels={key: past[key] for key in past if key != LABEL_HUB})
     hub.start()
-    boss = Visitor(hub, "boss")
+    # Nobody logs in: a hub has no user and no spawner then.
     until(lambda: "jupyter-ada" not in names(engine), "what is past its end is gone", log=hub.log)
     assert names(engine) == {name, "others", "by-hand"}
     lines_of_ada = [line for line in audit_lines(hub) if line["user"] == "ada"]
@@ -69,6 +71,7 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     assert "jupyter-ada of 'ada'" in hub.log()
     assert "past its end" in hub.log()
     # What isn't past its end is shown, and ends by a press.
+    boss = Visitor(hub, "boss")
     until(lambda: len(boss.status()["orphans"]) == 1, "only ben's is left", log=hub.log)
     (orphan,) = boss.status()["orphans"]
     assert (orphan["user"], orphan["name"], orphan["stops_at"]) == ("ben", name, None)
@@ -84,6 +87,59 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     hub.start_server("cyd", {"gpus": 1})
     time.sleep(5)
     assert hub.ready("cyd")
+
+
+def kept_ends(engine: Any) -> list[dict[str, str]]:
+    """Return the labels of the volumes that have the ends of extended leases."""
+    found = engine.volumes(filters={"name": extended_ends.PREFIX})["Volumes"] or []
+    return [volume["Labels"] for volume in found]
+
+
+def test_an_extension_outlives_the_database_whoever_gave_it(make_hub, engine):
+    hub = make_hub(
+        lines(),
+        QUICK,
+        "c.GPUSpawner.warning_minutes = 0.01",
+        "c.GPUSpawner.unknown_server_minutes = 0.02",
+    )
+    for user in ("ada", "ben", "cyd"):
+        hub.start_server(user, {"gpus": 1, "hours": 12 / 3600})
+    for who, hours in (("ada", 0.001), ("ada", 1), ("boss", 2)):
+        whose = "ben" if who == "boss" else who
+        asked = f"/users/{whose}/server/extend"
+        assert Program(hub, who).ask("POST", asked, {"hours": hours}).ok
+    first, second = (container_of(engine, user) for user in ("ada", "ben"))
+    kept = "each has one end on the engine, the last"
+    until(
+        lambda: (
+            [*sorted(each[extended_ends.LABEL] for each in kept_ends(engine))]
+            == sorted([first, second])
+        ),
+        kept,
+        log=hub.log,
+    )
+    hub.kill()
+    (hub.folder / "jupyterhub.sqlite").unlink()
+    of_cyd = container_of(engine, "cyd")
+    hub.start()
+    until(
+        lambda: of_cyd not in {each["Id"] for each in containers(engine)},
+        "cyd's, which is past its end and wasn't extended, is stopped",
+        log=hub.log,
+    )
+    boss = Program(hub, "boss")
+    until(lambda: len(boss.status()["orphans"]) == 2, "the others go on", log=hub.log)
+    orphans = boss.status()["orphans"]
+    left = {
+        each["user"]: datetime.fromisoformat(each["until"]).timestamp() - time.time()
+        for each in orphans
+    }
+    assert 3500 < left["ada"] < 3700
+    assert 7100 < left["ben"] < 7300
+    assert {each["stops_at"] for each in orphans} == {None}
+    # What was kept goes with the container.
+    boss.ask("DELETE", f"/orphans/{first}")
+    until(lambda: [e[extended_ends.LABEL] for e in kept_ends(engine)] == [second], "gone")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,32 @@ def test_a_hub_has_the_spawners_of_all_known_servers_before_anything_else_runs()
     assert max(makes) < min(waits)
 
 
+async def test_whoever_wants_to_hears_of_a_hub_s_start_and_of_no_other_command() -> None:
+    made = inspect.getsource(JupyterHub.initialize)
+    assert made.index("self.init_tornado_settings()") < made.index("self.init_spawners()")
+    assert "spawner_class=self.spawner_class" in inspect.getsource(JupyterHub.init_tornado_settings)
+    started: list[Any] = []
+    told: list[Any] = []
+
+    class Application:
+        def __init__(self, **settings: Any) -> None:
+            self.tornado_settings = settings
+
+        async def start(self) -> None:
+            started.append(self)
+
+    original = JupyterHub.start
+    try:
+        JupyterHub.start = Application.start
+        compat.at_hub_start(told.append)
+        hub, command = Application(spawner_class=GPUSpawner), Application()
+        for each in (hub, command):
+            await JupyterHub.start(each)
+    finally:
+        JupyterHub.start = original
+    assert (started, told) == ([hub, command], [hub])
+
+
 async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is() -> None:
     seen: list[Any] = []
     one = spawner(apply_user_options=lambda spawner, choice: seen.append(("theirs", choice)))

@@ -172,10 +172,21 @@ class Engine:
         self.entries = [{"Id": f"id-{n}", **entry} for n, (entry, _) in enumerate(containers)]
         self.inspections = {f"id-{n}": each for n, (_, each) in enumerate(containers)}
         self.inspected: list[str] = []
+        # Image -> its labels.
+        self.images: dict[str, Any] = {"image": None}
 
     def containers(self, all: bool) -> list[dict[str, Any]]:
         assert all
         return copy.deepcopy(self.entries)
+
+    def inspect_image(self, id: str) -> dict[str, Any]:
+        self.inspected.append(id)
+        if id not in self.images:
+            raise docker.errors.ImageNotFound(id)
+        return {"Config": {"Labels": self.images[id]}}
+
+    def volumes(self, filters: dict[str, str]) -> dict[str, Any]:
+        return {"Volumes": None}
 
     def inspect_container(self, id: str) -> dict[str, Any]:
         self.inspected.append(id)
@@ -223,6 +234,31 @@ def test_a_label_says_what_a_container_by_hand_holds() -> None:
     servers = Listing()(engine)
     assert outsiders_of(servers, [Node(gpus=GPUS)]) == ()
     assert [lease_of(each) for each in servers] == [Lease(Holder("?"), frozenset())]
+
+
+def test_what_was_started_of_a_server_s_image_by_hand_is_no_server() -> None:
+    """`docker commit` gives an image the labels of its container."""
+    bears = {**labels(Holder("ann"), "torch", ["GPU-1"], 5.0), LABEL_HUB: "http://hub"}
+    by_hand = {**bears, "of-the-administrator": "yes"}
+    again = {**bears, LABEL_UNTIL: "77"}
+    engine = Engine(
+        (entry("server", Labels=bears, ImageID="image"), EVERY),
+        (entry("by-hand", Labels=by_hand, ImageID="committed"), EVERY),
+        (entry("stopped", "exited", Labels=bears, ImageID="committed"), EVERY),
+        (entry("a server of that image", Labels=again, ImageID="committed"), EVERY),
+        (entry("of an image that is gone", Labels=bears, ImageID="gone"), EVERY),
+    )
+    engine.images["committed"] = bears
+    listing = Listing()
+    for _ in range(2):
+        servers = listing(engine)
+        assert {each.name: (bool(lease_of(each)), set(each.gpu_names)) for each in servers} == {
+            "server": (True, set()),
+            "by-hand": (False, {"all"}),
+            "a server of that image": (True, set()),
+            "of an image that is gone": (True, set()),
+        }
+    assert sorted(engine.inspected) == ["committed", "gone", "id-1", "image"]
 
 
 def test_one_that_is_gone_is_passed_over_and_another_error_is_told() -> None:

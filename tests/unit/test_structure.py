@@ -62,6 +62,7 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "gpus.missing_driver",
         "backends.docker.poll_interval",
         "timeouts",
+        "leases.clock",
         "leases.labels",
         "untrusted",
     }

@@ -16,12 +16,13 @@ from docker.utils import kwargs_from_env
 
 from ...errors import StartAgain
 from ...gpus.out_of_service import OutOfServiceMark
+from ...leases.clock import Deadline
 from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import out_of_service, pull
+from . import extended_ends, out_of_service, pull
 from .events import EndWatcher
 from .listing import Listing
 from .poll_interval import PollInterval
@@ -107,8 +108,14 @@ class DockerBackend:
 
     async def list(self) -> Sequence[ServerRecord]:
         """Return every container with a lease's labels, and what else runs with GPUs."""
-        servers: Sequence[ServerRecord] = await self.in_thread(lambda: self._listing(self.client))
+        servers: Sequence[ServerRecord] = await self.in_thread(self._list)
         self._reaper.reap(servers)
+        return servers
+
+    def _list(self) -> Sequence[ServerRecord]:
+        servers = self._listing(self.client)
+        with suppress(*engine_errors.UNREACHABLE):  # else with the next one
+            extended_ends.forget(self.client, self._listing.outdated)
         return servers
 
     async def start(self, server_id: str) -> None:
@@ -131,6 +138,10 @@ class DockerBackend:
     async def remove_unstarted(self, server_id: str) -> None:
         """Remove a container unless it runs: without force, so a started one stays."""
         await self.call("remove_container", server_id, v=True)
+
+    async def keep_end(self, server_id: str, end: Deadline) -> None:
+        """Keep until when a container's lease was extended, for as long as it is there."""
+        await self.in_thread(lambda: extended_ends.keep(self.client, server_id, end))
 
     def watch(self, notice: Callable[[], None]) -> EndWatcher:
         """Return a watcher that calls `notice` when a container may have ended."""
