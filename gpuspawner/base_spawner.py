@@ -356,8 +356,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise Unknown(join_sentences(str(error), hint)) from error
 
     def refusal(self, error: Refused | Unknown) -> web.HTTPError:
-        """Return the HTTP error for a refused request, in its user's language."""
-        return http_errors.refusal(error, self.language())
+        """Return the HTTP error for a refused request, in its user's language and words."""
+        return http_errors.refusal(error, self.language(), form_stream.is_rest_request())
 
     def _take(self, checked: CheckedChoice) -> None:
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode

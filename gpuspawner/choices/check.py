@@ -125,5 +125,5 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
         # The queue would refuse it later: too many GPUs with those of the user's other servers.
         held = held_by_other_servers(applicant.holder, queue.claims(view.leases))
         if held + request.gpus > limit:
-            raise Refused(over_user_limit(request.gpus, held, limit), status=403)
+            raise over_user_limit(request.gpus, held, limit)
     return request

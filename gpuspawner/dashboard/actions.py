@@ -86,6 +86,7 @@ class Actions:
             raise Refused(
                 restored(answer.get("sentence")) or answer["error"],
                 status=int(answer.get("status", 500)),
+                key=str(answer.get("key", "")),
             )
         await self.monitor.refresh()
         return answer

@@ -226,6 +226,20 @@ class LivePart(Handler):
         self.finish(self.page("live.html", facts, xsrf=self.xsrf))
 
 
+class _Answer(web.HTTPError):
+    """An error of the JSON API.
+
+    Args:
+        status: the HTTP status.
+        sentence: for people.
+        key: the key of the request whose value is refused; "": none of its own.
+    """
+
+    def __init__(self, status: int, sentence: str, key: str) -> None:
+        super().__init__(status, "%s", sentence)
+        self.key = key
+
+
 class API(Handler):
     """JSON. A token in the header, or the browser's log-in with its XSRF token in the header."""
 
@@ -256,14 +270,16 @@ class API(Handler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error in the form of the hub's API."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        self.finish({"status": status_code, "message": _error_message(error) or self._reason})
+        answer = {"status": status_code, "message": _error_message(error) or self._reason}
+        key = getattr(error, "key", "")
+        self.finish({**answer, "key": key} if key else answer)
 
     async def answer(self, work: Awaitable[Any]) -> Any:
         """Await an action; answer with an error if it is refused."""
         try:
             return await work
         except Refused as refusal:
-            raise web.HTTPError(refusal.status, self.language.say(str(refusal))) from None
+            raise _Answer(refusal.status, self.language.say(str(refusal)), refusal.key) from None
 
     def body(self) -> dict[str, Any]:
         """Return the request's JSON; {} where there is none."""
@@ -301,7 +317,7 @@ class Extend(API):
         """Extend it."""
         hours = self.body().get("hours")
         if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
-            raise web.HTTPError(400, "hours must be a number.")
+            raise _Answer(400, "hours must be a number.", "hours")
         work = self.actions.extend(self.person, user, server or "", hours)
         self.finish({"until": iso_time(await self.answer(work))})
 
@@ -331,7 +347,7 @@ class OutOfService(API):
         """Take it out."""
         why = self.body().get("why", "")
         if not isinstance(why, str):
-            raise web.HTTPError(400, "why must be text.")
+            raise _Answer(400, "why must be text.", "why")
         await self.answer(self.actions.take_out(self.person, uuid, why))
         self.set_status(204)
 

@@ -12,8 +12,9 @@ users and decides what each of them may do.
 Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
 `extend_minutes` nor the queue binds.
 
-An error has its status, and in the body {"error": "a sentence", "status": 409, "sentence": …}: the
-sentence once more, as `lazy_text.restored` takes it. The server's name is "" for the default one.
+An error has its status, and in the body {"error": "a sentence", "status": 409, "key": "hours",
+"sentence": …}: the key that is refused, "" if it isn't one's, and the sentence once more, as
+`lazy_text.restored` takes it. The server's name is "" for the default one.
 """
 
 from __future__ import annotations
@@ -233,7 +234,8 @@ class _Request(_Handler, ABC):
         except Refused as error:
             sentence = str(error)
             self.set_status(error.status)
-            self.finish({"error": sentence, "sentence": kept(sentence), "status": error.status})
+            facts = {"status": error.status, "key": error.key}
+            self.finish({"error": sentence, "sentence": kept(sentence), **facts})
 
     @abstractmethod
     async def answer(self, asked: Any) -> dict[str, Any]:

@@ -28,21 +28,25 @@ except ImportError:  # JupyterHub 5
             self.message = message
 
 
-def refusal(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPError:
+def refusal(
+    error: Refused | Unknown, language: Language = ENGLISH, by_rest: bool = False
+) -> web.HTTPError:
     """Return the HTTP error for a refused request, and count it in the metrics.
 
     Args:
         error: why it is refused.
         language: the user's language; the log is in English.
+        by_rest: whether the request came by the REST API, so that the answer names its keys.
     """
-    reason, status = "unknown", 503
+    reason, status, keyed = "unknown", 503, str(error)
     if isinstance(error, Refused):
-        reason, status = error.reason, error.status
+        reason, status, keyed = error.reason, error.status, error.keyed
     metrics.REFUSALS.labels(reason).inc()
-    sentence = str(error)
     # The hub logs it, and a name may be in it.
-    answer = SpawnException(one_line(sentence), reason=reason, status_code=status)
-    return _with_message(answer, language.say(sentence))
+    answer: Any = SpawnException(one_line(keyed), reason=reason, status_code=status)
+    # Our own page says it in its reader's words and language, whoever has sent the request.
+    answer.sentence = str(error)
+    return _with_message(answer, language.say(keyed if by_rest else answer.sentence))
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:

@@ -207,7 +207,7 @@ def _too_large() -> Exception | None:
     """Return the refusal of a choice to be saved; None for a start, where the check refuses it."""
     if form_stream.has_request():
         return None
-    return http_errors.refusal(Refused(options.TOO_LARGE))
+    return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
 def _explain_unknown(explain: Any, error: Exception) -> str:

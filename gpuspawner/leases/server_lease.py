@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from ..choices.limits import MAX_HOURS
-from ..choices.options import MAX_SHOWN
+from ..choices.refusals import MAX_SHOWN
 from ..errors import Refused
 from ..gpus.model import GPU, Holder, Lease
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
@@ -292,14 +292,15 @@ class ServerLease:
         if hours is not None and not 0 < hours <= MAX_HOURS:
             raise Refused(
                 lazy_gettext(
-                    "hours must be more than 0 and at most %(most)s, got %(value)s.",
+                    "The hours to add must be more than 0 and at most %(most)s, got %(value)s.",
                     most=f"{MAX_HOURS:g}",
                     value=str(hours)[:MAX_SHOWN],
-                )
+                ),
+                key="hours",
             )
         asked = term.seconds if hours is None else hours * 3600.0
         if asked < 1:
-            raise Refused(lazy_gettext("hours is less than a second."))
+            raise Refused(lazy_gettext("The time to add is less than a second."), key="hours")
         limit = self._server.hour_limit
         most = 3600 * (MAX_HOURS if limit is None else limit)
         seconds = term.extension(asked, most)
@@ -308,15 +309,15 @@ class ServerLease:
         facts = {"left": hours_words(term.deadline.remaining), "most": hours_words(most)}
         if over_all:
             words = lazy_gettext(
-                "hours: the server of %(holder)s has %(left)s left, and its limit is %(most)s.",
+                "The server of %(holder)s has %(left)s left, and its limit is %(most)s.",
                 holder=str(self.holder),
                 **facts,
             )
         else:
             words = lazy_gettext(
-                "hours: your server has %(left)s left, and the limit is %(most)s.", **facts
+                "Your server has %(left)s left, and the limit is %(most)s.", **facts
             )
-        raise Refused(words, status=403)
+        raise Refused(words, status=403, key="hours")
 
     def keep_alive(self) -> None:
         """Reset the idle time, as the user has said that they still need the GPUs.

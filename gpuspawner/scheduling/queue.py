@@ -354,8 +354,7 @@ class Queue:
             if not entry.has_place and limit is not None:
                 held = held_by_other_servers(entry.holder, claims)
                 if held + request.gpus > limit:
-                    sentence = over_user_limit(request.gpus, held, limit)
-                    entry.answer.set_exception(Refused(sentence, "limit", 403))
+                    entry.answer.set_exception(over_user_limit(request.gpus, held, limit))
                     continue
             claims.append((entry.holder, request.gpus))
 
@@ -414,21 +413,22 @@ def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) 
     )
 
 
-def over_user_limit(wanted: int, held: int, limit: int) -> str:
-    """Return the sentence that refuses a request over the user's limit for all their servers.
+def over_user_limit(wanted: int, held: int, limit: int) -> Refused:
+    """Return the refusal of a request over the user's limit for all their servers.
 
     Args:
         wanted: how many GPUs are requested.
         held: how many the user has or waits for with other servers.
         limit: the user's limit.
     """
-    return lazy_gettext(
-        "gpus is %(wanted)s, your other servers have or wait for %(held)s, and your limit is "
+    sentence = lazy_gettext(
+        "You asked for %(gpus)s, your other servers have or wait for %(held)s, and your limit is "
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
-        wanted=wanted,
+        gpus=gpu_count_phrase(wanted),
         held=held,
         limit=limit,
     )
+    return Refused(sentence, "limit", 403, key="gpus")
 
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:

@@ -78,7 +78,7 @@ def test_the_line_follows_the_choice_and_the_machine_and_nothing_picked_is_lost(
     assert page.evaluate("window.same === document.activeElement && window.same.checked")
     page.get_by_text("1 more version, which can't have GPUs here").click()
     press(page, "Image", "New")
-    says(page, "image new needs driver 999")
+    says(page, "Image New needs driver 999")
     page.get_by_role("radio", name="New", exact=True).wait_for()  # it stays unfolded
     picture(page, "refused")
 
@@ -113,7 +113,7 @@ def test_hostile_names_are_text_in_the_browser(make_hub, page):
     page.get_by_label(hostile).check()
     says(page, "needs driver 999")
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_text(f"Error: image {hostile} needs driver 999").wait_for()
+    page.get_by_text(f"Error: Image {hostile} needs driver 999").wait_for()
     assert page.evaluate("window.hurt") is None
 
 
@@ -203,10 +203,10 @@ def test_a_refused_choice_is_on_the_form_again_to_be_mended(hub, page):
     page.get_by_text("1 more version").click()
     press(page, "Image", "New")
     press(page, "GPUs", "2")
-    says(page, "image new needs driver 999")
+    says(page, "Image New needs driver 999")
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_text("Error: image new needs driver 999").wait_for()
-    says(page, "image new needs driver 999")
+    page.get_by_text("Error: Image New needs driver 999").wait_for()
+    says(page, "Image New needs driver 999")
     assert page.get_by_role("radio", name="New").is_checked()
 
 

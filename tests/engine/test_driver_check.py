@@ -158,12 +158,12 @@ def test_on_a_host_of_two_models_a_version_gets_those_that_it_runs_on(checked, i
     )
     refused = checked.spawn("ada", {"image": "ampere", "gpus": 1, "model": "Tesla T4"})
     assert refused.json()["message"] == (
-        'model is "Tesla T4", and image ampere isn\'t built for it: '
+        'model: You asked for the GPU model "Tesla T4", and image ampere isn\'t built for it: '
         "it runs on NVIDIA A100-SXM4-40GB."
     )
     refused = checked.spawn("ada", {"image": "ampere", "gpus": 3})
     assert refused.json()["message"] == (
-        "gpus is 3, and this machine has 2 that image ampere runs on."
+        "gpus: You asked for 3 GPUs, and this machine has 2 that image ampere runs on."
     )
     # Packing alone would hand out the T4, of which least is left.
     checked.start_server("ada", {"image": "ampere", "gpus": 1})

@@ -127,7 +127,10 @@ def test_a_user_limit_counts_other_servers_and_those_that_wait(make_hub):
     hub.start_server("ada", {"gpus": 2}, "one")
     refused = hub.spawn("ada", {"gpus": 2}, "two")
     assert refused.status_code == 403
-    assert "gpus is 2, your other servers have or wait for 2, and your limit is 3" in refused.text
+    assert (
+        "gpus: You asked for 2 GPUs, your other servers have or wait for 2, and your limit is 3"
+        in refused.text
+    )
     hub.start_server("ben", {"gpus": 2})
     ask(hub, "ada", {"gpus": 1}, "two")
     again = hub.spawn("ada", {"gpus": 1}, "three")

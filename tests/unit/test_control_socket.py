@@ -45,7 +45,7 @@ class Server:
         assert self.rules_known
         self.extended_by = by, over_all
         if hours is not None and not 0 < hours < 10:
-            raise Refused(lazy_gettext("hours: at most %(most)s.", most=10), status=403)
+            raise Refused(lazy_gettext("At most %(most)s.", most=10), status=403, key="hours")
         return 1000.0 + 3600 * (hours or 1)
 
     def keep_alive(self) -> None:
@@ -158,7 +158,8 @@ async def test_a_refusal_is_an_answer_with_its_status_and_a_sentence_for_any_lan
     hub: Hub,
 ) -> None:
     answer = await hub.ask("extend", user="ada", hours=10**400)
-    assert (answer["error"], answer["status"]) == ("hours: at most 10.", 403)
+    assert (answer["error"], answer["status"]) == ("At most 10.", 403)
+    assert answer["key"] == "hours"
     answer = await hub.ask("here", user="ada", server="second")
     assert answer["status"] == 404
     assert answer["error"].endswith("has no server with GPUs that runs now.")

@@ -37,11 +37,12 @@ async def hub() -> Hub:
     return Hub()
 
 
-def handler(method: str, choice: dict[str, Any]) -> Any:
+def handler(method: str, choice: dict[str, Any], path: str = "/hub/spawn") -> Any:
     """Return the hub's handler of a request, with a choice where the page's script has it."""
     headers = {form_stream.HEADER: quote(json.dumps(choice)), "Accept": "text/html"}
-    request = SimpleNamespace(method=method, headers=headers, query_arguments={})
-    return SimpleNamespace(request=request, set_header=lambda name, value: None)
+    request = SimpleNamespace(method=method, headers=headers, query_arguments={}, path=path)
+    hub = SimpleNamespace(base_url="/hub/")
+    return SimpleNamespace(request=request, hub=hub, set_header=lambda name, value: None)
 
 
 async def told(one: GPUSpawner, **choice: Any) -> str:
@@ -50,6 +51,23 @@ async def told(one: GPUSpawner, **choice: Any) -> str:
     with pytest.raises(web.Finish) as answer:
         await one.render_form()
     return answer.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/hub/spawn", "You asked for 2 GPUs, and your limit is 1."),
+        ("/hub/api/users/ada/server", "gpus: You asked for 2 GPUs, and your limit is 1."),
+    ],
+)
+async def test_a_page_is_told_in_the_form_s_words_and_a_program_with_the_key(hub, path, said):
+    one = hub.spawner(gpu_limit=1)
+    one.handler = handler("POST", {}, path)
+    with pytest.raises(web.HTTPError) as refused:
+        await begin(one, gpus=2)
+    assert refused.value.jupyterhub_message == said
+    # Who looks at the page of a start that a program has asked for.
+    assert refused.value.sentence == "You asked for 2 GPUs, and your limit is 1."
 
 
 async def test_each_page_is_told_of_the_rules_of_its_own_user(hub, monkeypatch):
@@ -165,9 +183,9 @@ OF_NOBODY, OF_LAB = ("plain", 1, 1.0, {"A100"}), ("secret", 2, 24.0, {"A100", "H
         ({"image": "plain"}, True, ("plain", 2, 24.0, {"A100", "H100"})),
         ({"model": "A100"}, True, OF_LAB),
         ({"model": "A100"}, False, OF_NOBODY),
-        ({"gpus": 2}, False, "gpus is 2, and your limit is 1."),
-        ({"hours": 3}, False, "hours is 3, and your limit is 2."),
-        ({"image": "secret"}, False, "image must be one of plain, got "),
+        ({"gpus": 2}, False, "You asked for 2 GPUs, and your limit is 1."),
+        ({"hours": 3}, False, "You asked for 3 hours, and your limit is 2 hours."),
+        ({"image": "secret"}, False, 'image must be one of plain, got "secret".'),
     ],
 )
 async def test_what_a_choice_says_and_leaves_out_goes_by_the_rules_of_its_turn(

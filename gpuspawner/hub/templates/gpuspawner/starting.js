@@ -88,11 +88,11 @@ function fail(event) {
   by("progress").hidden = by("line").hidden = leave.hidden = true;
   by("failed").hidden = by("back").hidden = false;
   by("back").focus();
-  if (language !== "en") translate();
+  sayInOurWords();
 }
 
-// Why it failed, as the page says it that the hub has here from now on.
-async function translate() {
+// Why it failed, as the page says it that the hub has here from now on: in its language, and without REST's keys.
+async function sayInOurWords() {
   const answer = await fetch(location.href, { cache: "no-store" }).catch(() => null);
   const page = new DOMParser().parseFromString((await answer?.text()) ?? "", "text/html");
   const why = page.getElementById("gpuspawner-why");
