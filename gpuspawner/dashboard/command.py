@@ -21,10 +21,15 @@ from ..hub.connections import allow_many_connections
 from ..timeouts import within
 from . import handlers
 from .actions import Actions
-from .monitor import HostReader, Monitor
+from .monitor import HostReader, HubReader, Monitor
 
-# How long to wait for the port, which the dashboard of a killed hub may still use.
+# How long to wait for the address: the dashboard of a killed hub may still use the port, and a hub
+# in another container may be about to make the network.
 PORT_SECONDS = 60
+WAITED_FOR = {
+    errno.EADDRINUSE: "the port is in use still",
+    errno.EADDRNOTAVAIL: "this machine doesn't have the address yet",
+}
 # How long a connection may be idle; the proxy keeps some for its next requests.
 IDLE_SECONDS = 60
 NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
@@ -44,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--socket",
         default="gpuspawner.sock",
         help="the hub's c.GPUSpawner.control_socket (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--from-hub",
+        action="store_true",
+        help="have the hub read the GPUs and the Docker Engine: neither is needed here then",
     )
 
 
@@ -77,16 +87,19 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     """Return the service.
 
     Args:
-        arguments: `names` and `socket`.
+        arguments: `names`, `socket` and `from_hub`.
         environment: the environment variables that JupyterHub sets for its services.
     """
     auth = HubOAuth.instance()
     api = environment.get("JUPYTERHUB_API_URL", "")
-    monitor = Monitor(HostReader(arguments.socket, api).read)
+    reader: HubReader | HostReader = (
+        HubReader(arguments.socket) if arguments.from_hub else HostReader(arguments.socket, api)
+    )
+    monitor = Monitor(reader.read)
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
     shared: dict[str, Any] = {
         "monitor": monitor,
-        "actions": Actions(monitor, arguments.socket, auth.api_url),
+        "actions": Actions(monitor, arguments.socket, auth.api_url, arguments.from_hub),
         "names": arguments.names,
     }
     return web.Application(
@@ -142,9 +155,9 @@ async def _listen(server: HTTPServer, port: int, address: str) -> None:
             server.listen(port, address)
             return
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
+            if error.errno not in WAITED_FOR or asyncio.get_running_loop().time() > deadline:
                 raise
-            log.warning("Port %d is in use still; trying again", port)
+            log.warning("%s:%d: %s; trying again", address, port, WAITED_FOR[error.errno])
             await asyncio.sleep(0.5)
 
 

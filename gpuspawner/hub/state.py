@@ -28,6 +28,7 @@ from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
+from .nodes import NodeFacts
 
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
@@ -122,7 +123,13 @@ class HubState:
             )
         if spawner.control_socket:
             state.control = ControlSocket(
-                spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
+                spawner.control_socket,
+                queue,
+                lambda: list(leases),
+                log,
+                reading,
+                reconciler,
+                NodeFacts(ledger, read, backend),
             )
         state._begin(_warn_without_gpus(reader, log))
         return state

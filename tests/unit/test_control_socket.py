@@ -11,7 +11,7 @@ import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -93,6 +93,7 @@ class Hub:
             LOG,
             {"excluded": ["GPU-9"]},
             self.reconciler,
+            cast(Any, None),
         )
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:

@@ -212,7 +212,7 @@ async def answers(path: Path, requests: Sequence[tuple[str, str, bytes]]) -> lis
     """Return the statuses of what a control socket answers, each with a sentence that is short."""
     nobody = cast(Any, None)
     log = logging.getLogger()
-    control = ControlSocket(str(path), nobody, lambda: [Server()], log, {}, nobody)
+    control = ControlSocket(str(path), nobody, lambda: [Server()], log, {}, nobody, nobody)
     await control.begin()
     try:
         found = []
@@ -229,7 +229,8 @@ async def answers(path: Path, requests: Sequence[tuple[str, str, bytes]]) -> lis
         control.close()
 
 
-PATHS = st.sampled_from(["/extend", "/here"]) | st.text("/ax%1.?=&", min_size=1, max_size=9).map(
+ACTIONS = ["/extend", "/here", "/out-of-service", "/in-service"]
+PATHS = st.sampled_from(ACTIONS) | st.text("/ax%1.?=&", min_size=1, max_size=9).map(
     lambda rest: "/" + rest
 )
 

@@ -151,6 +151,14 @@ class DockerBackend:
         """Return UUID -> mark of the GPUs that are out of service."""
         return await self.in_thread(lambda: out_of_service.list_marks(self.client))
 
+    async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
+        """Mark a GPU as out of service, by an empty volume."""
+        await self.in_thread(lambda: out_of_service.take_out(self.client, uuid, by, why))
+
+    async def put_into_service(self, uuid: str) -> None:
+        """Remove a GPU's mark."""
+        await self.in_thread(lambda: out_of_service.put_back(self.client, uuid))
+
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""
         try:
