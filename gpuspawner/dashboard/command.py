@@ -13,20 +13,23 @@ import sys
 from typing import Any
 from urllib.parse import urlparse
 
-from jupyterhub.services.auth import HubOAuth
 from tornado import web
 from tornado.httpserver import HTTPServer
 
 from ..hub.connections import allow_many_connections
+from ..leases.audit_log import one_line
 from ..timeouts import within
 from . import handlers
 from .actions import Actions
+from .login import Login
 from .monitor import HostReader, Monitor
 
 # How long to wait for the port, which the dashboard of a killed hub may still use.
 PORT_SECONDS = 60
 # How long a connection may be idle; the proxy keeps some for its next requests.
 IDLE_SECONDS = 60
+# The longest line of the log, but for tracebacks, in characters.
+MAX_LINE = 600
 NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
 
 log = logging.getLogger("gpuspawner.dashboard")
@@ -47,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class ShortLines(logging.Formatter):
+    """Formatter of the log: the libraries that we use log whatever a request has, at any length."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return one line, which is cut where it is too long."""
+        line = one_line(super().formatMessage(record)[: MAX_LINE + 1])
+        return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the hub ends it."""
     if missing := [name for name in NEEDED if not os.environ.get(name)]:
@@ -63,9 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    logging.basicConfig(
-        level=logging.INFO, format="[%(levelname)1.1s %(asctime)s dashboard] %(message)s"
-    )
+    written = logging.StreamHandler()
+    written.setFormatter(ShortLines("[%(levelname)1.1s %(asctime)s dashboard] %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[written])
     # JupyterHub logs for each request with a token that it skips the XSRF check.
     application_log = logging.getLogger("tornado.application")
     application_log.setLevel(logging.WARNING)
@@ -80,7 +92,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
         arguments: `names` and `socket`.
         environment: the environment variables that JupyterHub sets for its services.
     """
-    auth = HubOAuth.instance()
+    auth = Login.instance()
     api = environment.get("JUPYTERHUB_API_URL", "")
     monitor = Monitor(HostReader(arguments.socket, api).read)
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
@@ -107,7 +119,7 @@ def server_of(service: web.Application) -> HTTPServer:
     return HTTPServer(
         service,
         xheaders=True,
-        max_body_size=handlers.MAX_BODY_BYTES,
+        max_body_size=handlers.MAX_READ_BYTES,
         body_timeout=IDLE_SECONDS,
         idle_connection_timeout=IDLE_SECONDS,
     )

@@ -10,7 +10,8 @@ from typing import Any
 import docker.errors
 
 from ...gpus.device_ids import ALL
-from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
+from ...leases.labels import LABEL_GPUS, MAX_NAME, ServerRecord, ServerState
+from ...untrusted import bounded
 from .container_config import VISIBLE_DEVICES, asks_for_gpus
 
 # Whoever is in another state may run, now or in a moment.
@@ -84,7 +85,7 @@ def server_record(
         entry.get("Labels") or {},
         state,
         entry.get("Created") or 0.0,
-        names[0] if names else entry.get("Id", "")[:12],
+        bounded(names[0] if names else entry.get("Id", "")[:12], MAX_NAME),
         gpu_names,
     )
 
