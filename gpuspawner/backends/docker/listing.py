@@ -12,7 +12,8 @@ import docker.errors
 
 from ...gpus.device_ids import ALL
 from ...leases.clock import Clock, Deadline
-from ...leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, ServerState
+from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, ServerState
+from ...untrusted import bounded
 from . import extended_ends
 from .container_config import VISIBLE_DEVICES, asks_for_gpus
 
@@ -124,7 +125,7 @@ def server_record(
         entry.get("Labels") or {},
         state,
         entry.get("Created") or 0.0,
-        names[0] if names else entry.get("Id", "")[:12],
+        bounded(names[0] if names else entry.get("Id", "")[:12], MAX_NAME),
         gpu_names,
         extended,
     )
