@@ -14,6 +14,7 @@ from gpuspawner.backends.docker.volumes import (
     check_earlier,
     check_home,
     check_template,
+    fitting_name,
     user_volumes,
 )
 
@@ -49,6 +50,18 @@ def test_a_home_of_ones_own_is_allowed(template: str) -> None:
 def test_a_home_that_leads_to_somebody_elses_files_is_refused(template: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=rf"home_volume = {re.escape(repr(template))}: {sentence}"):
         check_home(template)
+
+
+def test_a_name_that_is_too_long_for_a_volume_is_shortened_and_one_s_own() -> None:
+    for name in ("home-ada", "h" * 255, "home-学"):
+        assert fitting_name(name) == name
+    long = ["h" * 256, "h" * 255 + "x", "h" * 5000, "学" * 86, "学" * 87]
+    names = [fitting_name(name) for name in long]
+    assert len(set(names)) == len(long)
+    for name, whole in zip(names, long, strict=True):
+        assert len(name.encode()) <= 255
+        assert whole.startswith(name.rpartition("-")[0])
+        assert fitting_name(whole) == name
 
 
 def test_a_volume_for_all_may_be_named_without_a_user() -> None:

@@ -110,7 +110,7 @@ class DockerTraits(GPUTraits):
         return [
             replace(
                 volume,
-                name=self.format_volume_name(volume.name, self),
+                name=volumes.fitting_name(self.format_volume_name(volume.name, self)),
                 path=self.format_volume_name(volume.path, self),
             )
             for volume in templates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tarfile
@@ -18,6 +19,8 @@ from docker.errors import NotFound
 
 # Template fields that aren't escaped: a name with "/" or ".." would lead to another volume.
 UNESCAPED = ("raw_username", "raw_servername")
+# The longest name of a volume: to the engine it is a folder's.
+MAX_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,18 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{where}: 'instructors' must be a list of groups, got {groups!r}")
         checked[name] = {"path": path, "instructors": list(groups)}
     return checked
+
+
+def fitting_name(name: str) -> str:
+    """Return a volume's name, shortened where the engine couldn't make a folder of it.
+
+    An escaped user name has nine characters for a Chinese one. What it is cut to ends in a digest
+    of the whole, so that two users never share a volume.
+    """
+    if len(name.encode()) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{name.encode()[: MAX_NAME - 33].decode(errors='ignore')}-{digest}"
 
 
 def user_volumes(
