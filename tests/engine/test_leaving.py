@@ -1,0 +1,150 @@
+"""The end of a server: what runs in it is told, and has time to save, on a real hub and engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from datetime import datetime, timezone
+
+import pytest
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
+
+from ..support.hubs import IMAGES_OWN, TOKEN, until, with_groups
+from ..support.looks import containers, inside
+from ..support.queues import audit_lines
+
+pytestmark = pytest.mark.engine
+
+TOKEN_OF_ALL = f"token {TOKEN}"
+GPU = {"gpus": 1, "image": "minimal"}
+GROUPS = {"hasty": {"stop_grace": 2}, "patient": {"stop_grace": 300}}
+# A training that saves when it is told to end, which takes it a moment.
+TRAINING = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(2)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    sys.exit()
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1]).write_text("trains")
+while True:
+    time.sleep(1)
+"""
+# The same in a notebook.
+CELL = """
+import pathlib, time
+try:
+    pathlib.Path("/home/jovyan/cell").write_text("computes")
+    while True:
+        time.sleep(0.1)
+except KeyboardInterrupt:
+    time.sleep(3)
+    pathlib.Path("/home/jovyan/cell").write_text("saved")
+"""
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10**6)"
+SCRIPT = """#!/bin/bash
+cat ~/training ~/cell > ~/at-the-script 2>/dev/null
+sleep 1
+echo ran > ~/script
+"""
+
+
+@pytest.fixture(scope="module")
+def _hub(hubs_of_run, minimal_image):
+    no_start = "c.JupyterHub.tornado_settings['slow_stop_timeout'] = 0"
+    return hubs_of_run(IMAGES_OWN, no_start, with_groups(GROUPS), shipped=True)
+
+
+@pytest.fixture
+def hub(idle_host, _hub):
+    """A hub with JupyterLab in its servers, and without any."""
+    yield _hub
+    _hub.stop_all_servers()
+
+
+def write(engine, name, text):
+    """Write a file into ada's home."""
+    inside(engine, "ada", f"cat > ~/{name} <<'END'\n{text}\nEND\nchmod +x ~/{name}")
+
+
+def read(engine, name):
+    """Return what a file in ada's home says; "" where there is none."""
+    return inside(engine, "ada", f"cat ~/{name} 2>/dev/null")
+
+
+async def execute(hub, kernel, code):
+    """Let a kernel of ada's server begin to execute something."""
+    url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/api/kernels/{kernel}/channels"
+    connection = await websocket_connect(HTTPRequest(url, headers={"Authorization": TOKEN_OF_ALL}))
+    header = {
+        "msg_id": uuid.uuid4().hex,
+        "msg_type": "execute_request",
+        "username": "ada",
+        "session": uuid.uuid4().hex,
+        "date": datetime.now(timezone.utc).isoformat(),
+        "version": "5.3",
+    }
+    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
+    message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+    await connection.write_message(json.dumps({**message, "channel": "shell", "buffers": []}))
+    return connection
+
+
+def computing_kernel(hub, code):
+    """Start a kernel in ada's server, and let it execute something."""
+    url = f"{hub.url}/user/ada/api/kernels"
+    made = hub._admin.post(url, json={"name": "python3"}, timeout=60)
+    assert made.status_code == 201, made.text
+
+    async def run():
+        connection = await execute(hub, made.json()["id"], code)
+        # Its first word: the message has arrived.
+        await connection.read_message()
+        connection.close()
+
+    asyncio.run(run())
+
+
+def test_what_runs_is_told_in_order_and_finishes_what_it_saves(hub, engine):
+    hub.start_server("ada", GPU)
+    write(engine, "train.py", TRAINING)
+    inside(engine, "ada", "mkdir -p ~/.jupyter")
+    write(engine, ".jupyter/before-stop", SCRIPT)
+    inside(engine, "ada", "tmux new-session -d 'python3 ~/train.py ~/training'")
+    inside(engine, "ada", "nohup setsid python3 ~/train.py ~/behind >/dev/null 2>&1 &")
+    computing_kernel(hub, CELL)
+    for name, says in {"training": "trains", "behind": "trains", "cell": "computes"}.items():
+        until(lambda name=name, says=says: read(engine, name) == says, f"{name} runs", log=hub.log)
+    hub.stop_server("ada")
+    assert containers(engine) == []
+    hub.start_server("ada", GPU)
+    # The script came first, while all the rest still ran.
+    assert read(engine, "at-the-script") == "trainscomputes"
+    found = {name: read(engine, name) for name in ("training", "behind", "cell", "script")}
+    assert found == {"training": "saved", "behind": "saved", "cell": "saved", "script": "ran"}
+
+
+def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):
+    hub.add_to_group("patient", "ada")
+    hub.start_server("ada", GPU)
+    computing_kernel(hub, "1 + 1")  # and idles from then on
+    inside(engine, "ada", "tmux new-session -d")  # a shell that waits
+    hub.stop_server("ada")  # which gives up long before the 300 seconds
+    assert containers(engine) == []
+
+
+def test_who_doesn_t_listen_is_ended_when_the_time_is_over(hub, engine):
+    hub.add_to_group("hasty", "ada")
+    hub.start_server("ada", GPU)
+    inside(engine, "ada", f"tmux new-session -d \"python3 -c '{DEAF}'\"")
+    deaf = "pgrep -f signal.SIG_IG[N]"
+    until(lambda: inside(engine, "ada", deaf), "it runs", log=hub.log)
+    hub.stop_server("ada")
+    assert containers(engine) == []
+    released = [line for line in audit_lines(hub) if line["event"] == "release"]
+    assert released[-1]["user"] == "ada"
+    hub.start_server("ben", {"gpus": 4, "image": "minimal"})  # its GPU too
