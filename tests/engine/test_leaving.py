@@ -19,7 +19,11 @@ pytestmark = pytest.mark.engine
 
 TOKEN_OF_ALL = f"token {TOKEN}"
 GPU = {"gpus": 1, "image": "minimal"}
-GROUPS = {"hasty": {"stop_grace": 2}, "patient": {"stop_grace": 300}}
+GROUPS = {
+    "hasty": {"stop_grace": 2},
+    "patient": {"stop_grace": 300},
+    "small": {"mem_limit": "400M", "shm_size": "16M"},
+}
 # A training that saves when it is told to end, which takes it a moment.
 TRAINING = """
 import pathlib, signal, sys, time
@@ -44,6 +48,14 @@ try:
 except KeyboardInterrupt:
     time.sleep(3)
     pathlib.Path("/home/jovyan/cell").write_text("saved")
+"""
+# Slowly enough to be seen.
+GREEDY = """
+import time
+held = []
+while True:
+    held.append(bytearray(10 * 2**20))
+    time.sleep(0.1)
 """
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10**6)"
 SCRIPT = """#!/bin/bash
@@ -94,14 +106,20 @@ async def execute(hub, kernel, code):
     return connection
 
 
+def new_kernel(hub, notebook):
+    """Start a kernel for a notebook in ada's server; return its id."""
+    model = {"path": notebook, "type": "notebook", "name": "", "kernel": {"name": "python3"}}
+    made = hub._admin.post(f"{hub.url}/user/ada/api/sessions", json=model, timeout=60)
+    assert made.status_code == 201, made.text
+    return made.json()["kernel"]["id"]
+
+
 def computing_kernel(hub, code):
     """Start a kernel in ada's server, and let it execute something."""
-    url = f"{hub.url}/user/ada/api/kernels"
-    made = hub._admin.post(url, json={"name": "python3"}, timeout=60)
-    assert made.status_code == 201, made.text
+    kernel = new_kernel(hub, "one.ipynb")
 
     async def run():
-        connection = await execute(hub, made.json()["id"], code)
+        connection = await execute(hub, kernel, code)
         # Its first word: the message has arrived.
         await connection.read_message()
         connection.close()
@@ -114,18 +132,52 @@ def test_what_runs_is_told_in_order_and_finishes_what_it_saves(hub, engine):
     write(engine, "train.py", TRAINING)
     inside(engine, "ada", "mkdir -p ~/.jupyter")
     write(engine, ".jupyter/before-stop", SCRIPT)
-    inside(engine, "ada", "tmux new-session -d 'python3 ~/train.py ~/training'")
+    # In tmux: in place of a shell, and in one.
+    inside(engine, "ada", "tmux new-session -d 'exec python3 ~/train.py ~/training'")
+    inside(engine, "ada", "tmux new-session -d 'bash; true'; sleep 1")
+    inside(engine, "ada", "tmux send-keys 'python3 ~/train.py ~/typed' Enter")
     inside(engine, "ada", "nohup setsid python3 ~/train.py ~/behind >/dev/null 2>&1 &")
     computing_kernel(hub, CELL)
-    for name, says in {"training": "trains", "behind": "trains", "cell": "computes"}.items():
+    began = {"training": "trains", "typed": "trains", "behind": "trains", "cell": "computes"}
+    for name, says in began.items():
         until(lambda name=name, says=says: read(engine, name) == says, f"{name} runs", log=hub.log)
     hub.stop_server("ada")
     assert containers(engine) == []
     hub.start_server("ada", GPU)
     # The script came first, while all the rest still ran.
     assert read(engine, "at-the-script") == "trainscomputes"
-    found = {name: read(engine, name) for name in ("training", "behind", "cell", "script")}
-    assert found == {"training": "saved", "behind": "saved", "cell": "saved", "script": "ran"}
+    assert {name: read(engine, name) for name in began} == dict.fromkeys(began, "saved")
+    assert read(engine, "script") == "ran"
+
+
+def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
+    hub.add_to_group("small", "ada")
+    hub.start_server("ada", GPU)
+    url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/gpuspawner/page"
+    kernel = new_kernel(hub, "train.ipynb")
+
+    async def told():
+        page = await websocket_connect(HTTPRequest(url, headers={"Authorization": TOKEN_OF_ALL}))
+        first = json.loads(await page.read_message())
+        connection = await execute(hub, kernel, GREEDY)
+        while "killed" not in (message := json.loads(await page.read_message())):
+            pass
+        connection.close()
+        # What isn't asked for is kept nowhere.
+        await page.write_message(json.dumps({"do": "save", "document": {"path": "unasked"}}))
+        await page.write_message("[" * 10_000)
+        page.close()
+        return first["memory"], message["killed"]
+
+    first, killed = asyncio.run(asyncio.wait_for(told(), 120))
+    limit = 400 * 1024**2
+    assert first["limit"] == killed["limit"] == limit
+    assert 0 < first["used"] < limit
+    assert killed["notebook"] == "train.ipynb"
+    assert killed["peak"] is None or killed["peak"] > limit * 0.9
+    # The server itself lives on, and a segmentation fault isn't called that.
+    assert hub.ready("ada")
+    assert inside(engine, "ada", "ls ~/unasked 2>&1 | tail -c 10") != "unasked"
 
 
 def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):
@@ -147,4 +199,3 @@ def test_who_doesn_t_listen_is_ended_when_the_time_is_over(hub, engine):
     assert containers(engine) == []
     released = [line for line in audit_lines(hub) if line["event"] == "release"]
     assert released[-1]["user"] == "ada"
-    hub.start_server("ben", {"gpus": 4, "image": "minimal"})  # its GPU too

@@ -11,7 +11,7 @@
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
   const here = document.currentScript.src;
-  const [rest, saver] = ["extension.js", "saver.js"].map((name) => new URL(name, here).href);
+  const [rest, server] = ["extension.js", "server.js"].map((name) => new URL(name, here).href);
 
   async function take(name) {
     const versions = shared[name];
@@ -28,11 +28,19 @@
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
     if (!page.hubPrefix) return [];
-    const [{ saverPlugin }, docmanager] = await Promise.all([
-      import(saver),
+    const [{ serverPlugin }, docmanager, translation, apputils] = await Promise.all([
+      import(server),
       take("@jupyterlab/docmanager"),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
     ]);
-    const found = docmanager.IDocumentManager ? [saverPlugin(docmanager)] : [];
+    const found = [
+      serverPlugin({
+        IDocumentManager: docmanager.IDocumentManager,
+        ITranslator: translation.ITranslator,
+        Notification: apputils.Notification,
+      }),
+    ];
     // Without GPUs there is no more to say.
     return page.gpuspawner?.gpus === 0 ? found : [...found, await indicator(page)];
   }

@@ -1,58 +1,27 @@
-/* Saves open documents when the server ends.
- *
- * The hub takes the server's address away before it stops it, so that a page can't save by then as it
- * does else. A connection that was made before goes on: the server asks for what isn't saved, and
- * gets it there.
- */
+/* Saves open documents when the server ends. */
 
-// How long until a connection that was lost is made anew.
-const FIRST_PAUSE_MS = 2_000;
-const LONGEST_PAUSE_MS = 60_000;
-
-/**
- * Return the plugin.
- *
- * @param lab - the parts of JupyterLab that are needed; in some applications some aren't there.
- */
-export function saverPlugin(lab) {
-  return {
-    id: "gpuspawner:saver",
-    description: "Saves open documents when the server ends",
-    autoStart: true,
-    requires: [lab.IDocumentManager],
-    activate: (app, documents) => new Saver(app, documents).connect(),
-  };
-}
-
-class Saver {
+/** Hand over what isn't saved when the server asks for it. */
+export class Saver {
+  /**
+   * @param app - JupyterLab's application.
+   * @param documents - its document manager.
+   */
   constructor(app, documents) {
     this._app = app;
     this._documents = documents;
-    this._pause = FIRST_PAUSE_MS;
   }
 
-  connect() {
-    const { WebSocket, wsUrl } = this._app.serviceManager.serverSettings;
-    const socket = new WebSocket(`${wsUrl.replace(/\/?$/, "/")}gpuspawner/documents`);
-    socket.addEventListener("open", () => (this._pause = FIRST_PAUSE_MS));
-    socket.addEventListener("message", ({ data }) => {
-      if (JSON.parse(data).do === "save") this._handOver(socket);
-    });
-    socket.addEventListener("close", () => {
-      setTimeout(() => this.connect(), this._pause * (0.85 + 0.3 * Math.random()));
-      this._pause = Math.min(2 * this._pause, LONGEST_PAUSE_MS);
-    });
-  }
-
-  _handOver(socket) {
+  /** Answer a message of the server's. */
+  heard(message, answer) {
+    if (message.do !== "save") return;
     for (const context of this._unsaved()) {
       try {
-        socket.send(JSON.stringify({ do: "save", document: this._document(context) }));
+        answer({ do: "save", document: this._document(context) });
       } catch (error) {
         console.error("gpuspawner: a document couldn't be handed over", error);
       }
     }
-    socket.send(JSON.stringify({ do: "done" }));
+    answer({ do: "done" });
   }
 
   /** Return the contexts of what has been changed, of this server's own files. */
