@@ -164,7 +164,7 @@ class GPUTraits(SpawnerMixin):
         help="""How many seconds a server has to save when it is stopped, by whomever; then it is
         ended by force. One in which nothing runs ends at once. A change counts for servers that
         are started after it.""",
-    ).tag(config=True)
+    ).tag(config=True, stricter=lower)
 
     control_socket = Unicode(
         "gpuspawner.sock",

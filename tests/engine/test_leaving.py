@@ -190,12 +190,12 @@ def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):
 
 
 def test_who_doesn_t_listen_is_ended_when_the_time_is_over(hub, engine):
-    hub.add_to_group("hasty", "ada")
-    hub.start_server("ada", GPU)
-    inside(engine, "ada", f"tmux new-session -d \"python3 -c '{DEAF}'\"")
+    hub.add_to_group("hasty", "cyd")
+    hub.start_server("cyd", GPU)
+    inside(engine, "cyd", f"tmux new-session -d \"python3 -c '{DEAF}'\"")
     deaf = "pgrep -f signal.SIG_IG[N]"
-    until(lambda: inside(engine, "ada", deaf), "it runs", log=hub.log)
-    hub.stop_server("ada")
+    until(lambda: inside(engine, "cyd", deaf), "it runs", log=hub.log)
+    hub.stop_server("cyd")
     assert containers(engine) == []
     released = [line for line in audit_lines(hub) if line["event"] == "release"]
-    assert released[-1]["user"] == "ada"
+    assert released[-1]["user"] == "cyd"
