@@ -26,6 +26,7 @@ from .backends.docker.container_config import (
 )
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.settings import DockerTraits
+from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
@@ -211,7 +212,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; the administrator's variables override ours."""
         kept = RUNTIME if self.home_volume else {}
-        return {**QUICK_START, **kept, **super().get_env()}
+        grace = {GRACE: f"{self.stop_grace:g}"}
+        return {**QUICK_START, **grace, **kept, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call the engine in a thread.
@@ -473,6 +475,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Stop the container, and remove it where `remove` says so."""
         await DockerSpawner.stop(self, now)
 
+    async def stop_object(self) -> None:
+        """Stop the container; what runs in it has `stop_grace` seconds to save."""
+        with suppress(docker.errors.NotFound):
+            await self.backend.stop_container(self.object_id)
+
     async def get_object(self) -> Any:
         """Inspect this server's container; return None if there is none.
 
@@ -547,7 +554,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     leftovers.remove_later(self.server_key, remove, container.id)
                     self.object_id = ""
                 elif container.state != "ended":
-                    await self.docker("stop", container.id)
+                    await self.backend.stop_container(container.id)
             await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning(

@@ -109,7 +109,7 @@ async def test_answers_about_tokens_are_kept_for_so_many(
 @pytest.fixture
 def port(environment: None) -> Callable[[], int]:
     def begin() -> int:
-        arguments = argparse.Namespace(socket="none.sock", names="admins")
+        arguments = argparse.Namespace(socket="none.sock", names="admins", from_hub=False)
         server = command.server_of(command.application(arguments, ENVIRONMENT))
         server.listen(0, "127.0.0.1")
         (listening,) = server._sockets.values()

@@ -78,6 +78,9 @@ def test_a_volume_for_all_may_be_named_without_a_user() -> None:
         ({"path": "/ml", "instructors": "staff"}, {"path": "/ml", "instructors": ["staff"]}),
         ({"path": "/ml", "instructors": ("a", "b")}, {"path": "/ml", "instructors": ["a", "b"]}),
         ({"path": "/ml", "instructors": {"staff"}}, {"path": "/ml", "instructors": ["staff"]}),
+        ({"path": "/ml", "readers": None}, {"path": "/ml", "instructors": []}),
+        ({"path": "/ml", "readers": "a"}, {"path": "/ml", "instructors": [], "readers": ["a"]}),
+        ({"path": "/ml", "readers": []}, {"path": "/ml", "instructors": [], "readers": []}),
     ],
 )
 def test_a_course_is_a_folder_and_who_may_write_to_it(entry: Any, checked: Any) -> None:
@@ -111,6 +114,10 @@ def test_there_may_be_no_course() -> None:
         (
             {"ml": {"path": "/ml", "instructors": ["staff", None]}},
             "course_volumes['ml']: 'instructors' must be a list of groups, got ['staff', None]",
+        ),
+        (
+            {"ml": {"path": "/ml", "readers": {"vision": True}}},
+            "course_volumes['ml']: 'readers' must be a list of groups, got {'vision': True}",
         ),
         ({"/srv/ml": "/ml"}, "course_volumes['/srv/ml'] = '/srv/ml': name a volume, not a folder"),
         (
@@ -153,6 +160,28 @@ def test_everybody_reads_a_course_and_its_instructors_write(groups: Any, writes:
         Volume("ml-101", "/home/jovyan/ml", writes),
         Volume("open", "/home/jovyan/open", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "has"),
+    [
+        ([], {}),
+        (["students"], {}),
+        (["vision"], {"data": False}),
+        (["vision", "curators"], {"data": True, "drafts": True}),
+        (["curators"], {"data": True, "drafts": True}),
+        (["Vision"], {}),
+    ],
+)
+def test_a_volume_with_readers_is_mounted_for_members_only(groups: Any, has: Any) -> None:
+    volumes = check_courses(
+        {
+            "data": {"path": "/data", "readers": ["vision"], "instructors": ["curators"]},
+            "drafts": {"path": "/drafts", "readers": [], "instructors": ["curators"]},
+        }
+    )
+    found = user_volumes("", "", {}, volumes, groups)
+    assert {each.name: each.writable for each in found} == has
 
 
 def test_without_a_home_volume_there_are_the_courses_and_without_both_nothing() -> None:

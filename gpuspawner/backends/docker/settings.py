@@ -59,8 +59,9 @@ class DockerTraits(GPUTraits):
     ).tag(config=True)
 
     course_volumes = Dict(
-        help="""Volumes that everybody may read: name -> {"path": "/home/jovyan/course",
-        "instructors": ["group", …]}. Members of those groups may write.""",
+        help="""Volumes that users share: name -> {"path": "/home/jovyan/course", "instructors":
+        ["group", …], "readers": ["group", …]}. Members of the first groups may write, those of the
+        others read, and nobody else has it. Without "readers" everybody may read.""",
     ).tag(config=True)
 
     # False in DockerSpawner; here a server's GPUs change from start to start.

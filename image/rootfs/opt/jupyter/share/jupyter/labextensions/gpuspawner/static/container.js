@@ -10,7 +10,8 @@
 (() => {
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
-  const rest = new URL("extension.js", document.currentScript.src).href;
+  const here = document.currentScript.src;
+  const [rest, server] = ["extension.js", "server.js"].map((name) => new URL(name, here).href);
 
   async function take(name) {
     const versions = shared[name];
@@ -26,8 +27,25 @@
 
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-    // In a server without a hub or without GPUs there is nothing to say.
-    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return [];
+    if (!page.hubPrefix) return [];
+    const [{ serverPlugin }, docmanager, translation, apputils] = await Promise.all([
+      import(server),
+      take("@jupyterlab/docmanager"),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+    ]);
+    const found = [
+      serverPlugin({
+        IDocumentManager: docmanager.IDocumentManager,
+        ITranslator: translation.ITranslator,
+        Notification: apputils.Notification,
+      }),
+    ];
+    // Without GPUs there is no more to say.
+    return page.gpuspawner?.gpus === 0 ? found : [...found, await indicator(page)];
+  }
+
+  async function indicator(page) {
     const [{ plugin }, statusbar, translation, apputils, widgets] = await Promise.all([
       import(rest),
       take("@jupyterlab/statusbar"),
@@ -35,14 +53,12 @@
       take("@jupyterlab/apputils"),
       take("@lumino/widgets"),
     ]);
-    return [
-      plugin(page, {
-        IStatusBar: statusbar.IStatusBar,
-        ITranslator: translation.ITranslator,
-        Notification: apputils.Notification,
-        Widget: widgets.Widget,
-      }),
-    ];
+    return plugin(page, {
+      IStatusBar: statusbar.IStatusBar,
+      ITranslator: translation.ITranslator,
+      Notification: apputils.Notification,
+      Widget: widgets.Widget,
+    });
   }
 
   window._JUPYTERLAB = window._JUPYTERLAB ?? {};
