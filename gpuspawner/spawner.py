@@ -21,6 +21,7 @@ from .backends.docker.container_config import (
     fingerprint,
     granted_uuids,
     pseudonym,
+    ran_out_of_memory,
     refused_ulimit,
     with_log,
 )
@@ -88,6 +89,7 @@ class ContainerAttempt(SpawnAttempt):
         resumed: the inspection of the stopped container to start again; None: a new one is created.
         volumes: the inspections of its volumes that existed before the container, by their names.
         inspected: the inspection of the container between its creation and its start.
+        last_inspected: its last inspection; None: there was none.
         output: the container's output until the server is ready.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
@@ -95,6 +97,7 @@ class ContainerAttempt(SpawnAttempt):
     resumed: Any = None
     volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
+    last_inspected: Any = None
     output: Output | None = None
     ulimit_trial: UlimitTrial | None = None
 
@@ -488,7 +491,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         this server nor be stopped. The lease of a running container that this hub lost in a crash
         is adopted.
         """
-        return self._own(await self._inspect())
+        found = self._own(await self._inspect())
+        self.attempt.last_inspected = found
+        return found
 
     async def _inspect(self) -> Any:
         """Inspect the container by its id, else by its name, whoever has it; None: there is none.
@@ -524,10 +529,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     async def poll(self) -> Any:
         """Return None while the server runs or the engine is unreachable, else its exit status."""
         try:
-            return await super().poll()
+            status = await super().poll()
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
+        ended = self.attempt.last_inspected
+        if status is not None and ended and ran_out_of_memory(ended) and not self._is_stopping:
+            self.lease.end_for_memory(ended["HostConfig"].get("Memory") or 0)
+        return status
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import uuid
 from datetime import datetime, timezone
 
@@ -19,11 +20,6 @@ pytestmark = pytest.mark.engine
 
 TOKEN_OF_ALL = f"token {TOKEN}"
 GPU = {"gpus": 1, "image": "minimal"}
-GROUPS = {
-    "hasty": {"stop_grace": 2},
-    "patient": {"stop_grace": 300},
-    "small": {"mem_limit": "400M", "shm_size": "16M"},
-}
 # A training that saves when it is told to end, which takes it a moment.
 TRAINING = """
 import pathlib, signal, sys, time
@@ -57,7 +53,25 @@ while True:
     held.append(bytearray(10 * 2**20))
     time.sleep(0.1)
 """
+# A server that takes all memory as soon as it is asked for anything but whether it is up.
+GLUTTON = """
+import os, socket, time
+listening = socket.create_server(("", 8888), backlog=64)
+while not os.path.exists("/tmp/eat"):
+    connection = listening.accept()[0]
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\nplain")
+    connection.close()
+held = [bytearray(10 * 2**20) for _ in range(1000)]
+time.sleep(10**6)
+"""
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10**6)"
+GROUPS = {
+    "hasty": {"stop_grace": 2},
+    "patient": {"stop_grace": 300},
+    "small": {"mem_limit": "400M", "shm_size": "16M"},
+    "glutton": {"mem_limit": "100M", "shm_size": "16M", "cmd": ["python", "-ISc", GLUTTON]},
+}
 SCRIPT = """#!/bin/bash
 cat ~/training ~/cell > ~/at-the-script 2>/dev/null
 sleep 1
@@ -178,6 +192,18 @@ def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     # The server itself lives on, and a segmentation fault isn't called that.
     assert hub.ready("ada")
     assert inside(engine, "ada", "ls ~/unasked 2>&1 | tail -c 10") != "unasked"
+
+
+def test_a_server_that_was_killed_for_want_of_memory_says_so_to_its_user(hub, engine):
+    hub.add_to_group("glutton", "dee")
+    hub.start_server("dee", GPU)
+    inside(engine, "dee", "touch /tmp/eat; exec 3<>/dev/tcp/127.0.0.1/8888; echo >&3")
+    until(lambda: not hub.ready("dee"), "the hub has seen its end", log=hub.log)
+    password = (hub.folder / "user-password").read_text().strip()
+    page = hub.log_in("dee", password).get(f"{hub.url}/hub/spawn/dee").text
+    assert re.search(r"Your server ended at \d+:\d\d: its memory of 100 MB was full\.", page)
+    released = [line for line in audit_lines(hub) if line["event"] == "release"]
+    assert (released[-1]["user"], released[-1]["rule"]) == ("dee", "out of memory")
 
 
 def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):

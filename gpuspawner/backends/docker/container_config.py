@@ -167,6 +167,17 @@ def granted_uuids(container: Mapping[str, Any]) -> list[str]:
     return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
 
 
+def ran_out_of_memory(container: Mapping[str, Any]) -> bool:
+    """Return whether a container's own program was killed because its memory was full.
+
+    Args:
+        container: an inspection of it.
+    """
+    state = container["State"]
+    # Of one whose program ended for another reason, the engine says so too if any other was killed.
+    return bool(not state["Running"] and state.get("OOMKilled") and state.get("ExitCode") == 137)
+
+
 def _device_ids(request: Mapping[str, Any]) -> list[str]:
     if request.get("Count"):
         return [f"count={request['Count']}"]
