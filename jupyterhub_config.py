@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tornado.httpserver import HTTPServer
 
+from gpuspawner.hub.early import begin_with_hub
 from gpuspawner.images import load_catalogue
 from gpuspawner.network import ensure_network
 from gpuspawner.pages import TEMPLATES
@@ -105,6 +106,11 @@ c.GPUSpawner.earlier_home_volumes = {"gpuspawner-home-{username}": "/home/jovyan
 c.GPUSpawner.course_volumes = {
     "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
 }
+
+# ---- The hub's start -----------------------------------------------------------------------------
+# GPUs, queue and servers that are left from before are looked at from the start, and not only when
+# the first user comes; where there are no GPUs the log says why.
+begin_with_hub()
 
 # ---- The dashboard -------------------------------------------------------------------------------
 # Who has which GPU and who waits, at /services/gpus/ and in the menu "Services"; with a JSON API.

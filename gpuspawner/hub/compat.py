@@ -6,6 +6,7 @@ and 6.1.1, and has a test that fails when JupyterHub changes it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +19,7 @@ from traitlets import observe
 
 from ..settings import SpawnerMixin
 
+START_POLL_SECONDS = 0.2
 # The group overrides that apply, while they are looked for.
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
 
@@ -79,6 +81,16 @@ class UnofficialHooks(SpawnerMixin):
         # made, for each request anew, is not.
         # ref: SpawnHandler in jupyterhub/handlers/pages.py
         self.on_request(change.new)
+
+
+async def first_spawner(application: Any) -> Any:
+    """Return a spawner of a hub's first user once the hub runs; None if it has no user."""
+    # A hub without running servers makes its first spawner when somebody comes, and a spawner class
+    # is told of nothing before. ref: JupyterHub.start and init_spawners in jupyterhub/app.py
+    while application.http_server is None:  # noqa: ASYNC110 - of this there is no event
+        await asyncio.sleep(START_POLL_SECONDS)
+    user = application.db.query(orm.User).order_by(orm.User.id).first()
+    return application.users[user].spawners[""] if user else None
 
 
 def saved_options(spawner: Any) -> Any:

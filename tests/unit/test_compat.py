@@ -18,7 +18,7 @@ from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.services.service import Service
 from jupyterhub.spawner import Spawner
-from jupyterhub.user import User
+from jupyterhub.user import User, UserDict
 from traitlets.config import Config
 
 from gpuspawner.hub import compat
@@ -67,6 +67,26 @@ def test_a_hub_has_the_spawners_of_all_known_servers_before_anything_else_runs()
     ]
     assert makes
     assert max(makes) < min(waits)
+
+
+async def test_a_hub_s_first_spawner_is_made_once_it_runs_and_is_its_first_user_s() -> None:
+    # Before it listens it may still make spawners; after that it has all.
+    assert JupyterHub.http_server is None
+    assert "self.http_server = " in inspect.getsource(JupyterHub.start)
+    order = calls(JupyterHub.launch_instance_async)
+    assert order.index("initialize") < order.index("start")
+    hub = JupyterHub(db_url="sqlite:///:memory:", spawner_class=GPUSpawner)
+    hub.init_db()
+    hub.users = UserDict(hub.session_factory, {"spawner_class": GPUSpawner})
+    starts = asyncio.ensure_future(compat.first_spawner(hub))
+    await asyncio.sleep(0)
+    assert not starts.done()
+    hub.http_server = SimpleNamespace(stop=lambda: None)
+    assert await starts is None
+    for name in ("boss", "ada"):
+        hub.db.add(orm.User(name=name))
+        hub.db.commit()
+    assert (await compat.first_spawner(hub)).user.name == "boss"
 
 
 async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import docker.errors
 
 from ...gpus.device_ids import ALL
+from ...gpus.missing_driver import own_container_id
 from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
 from .container_config import VISIBLE_DEVICES, asks_for_gpus
 
@@ -30,11 +31,13 @@ class Listing:
     """Lists an engine's containers; blocks.
 
     The engine's list doesn't say what a container was given, so each that has no lease is inspected
-    once: that never changes.
+    once: that never changes. The container that this process is in, without a lease, is left out: a
+    hub in it only watches its GPUs.
     """
 
     def __init__(self) -> None:
         self._gpu_names: dict[str, frozenset[str]] = {}
+        self._own = own_container_id()
 
     def __call__(self, client: Any) -> list[ServerRecord]:
         """Return every server with a lease's labels, ended ones too, and what else has GPUs.
@@ -49,7 +52,9 @@ class Listing:
         for entry in client.containers(all=True):
             if LABEL_GPUS in (entry.get("Labels") or {}):
                 servers.append(server_record(entry))
-            elif entry.get("State") not in ENDED_STATES | {"created"}:
+            elif entry.get("State") in ENDED_STATES | {"created"} or entry["Id"] == self._own:
+                continue
+            else:
                 with suppress(docker.errors.NotFound):  # gone meanwhile
                     names = self._names(client, entry["Id"])
                     known[entry["Id"]] = names
