@@ -162,6 +162,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 async def _listen(server: HTTPServer, port: int, address: str) -> None:
     deadline = asyncio.get_running_loop().time() + PORT_SECONDS
+    told: int | None = None
     while True:
         try:
             server.listen(port, address)
@@ -169,7 +170,9 @@ async def _listen(server: HTTPServer, port: int, address: str) -> None:
         except OSError as error:
             if error.errno not in WAITED_FOR or asyncio.get_running_loop().time() > deadline:
                 raise
-            log.warning("%s:%d: %s; trying again", address, port, WAITED_FOR[error.errno])
+            if error.errno != told:
+                log.warning("%s:%d: %s; waiting", address, port, WAITED_FOR[error.errno])
+            told = error.errno
             await asyncio.sleep(0.5)
 
 

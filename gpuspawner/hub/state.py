@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from .connections import allow_many_connections
 from .control_socket import ControlSocket
 from .nodes import NodeFacts
 
+# How long the log says nothing of a reading that fails for the same reason.
+LOG_AGAIN_SECONDS = 600.0
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
 
@@ -88,7 +91,7 @@ class HubState:
         ledger = Ledger(
             backend.list,
             read,
-            lambda error: _explain_unknown(spawner.explain_unknown, error),
+            ReadErrors(spawner.explain_unknown, log).explain,
             spawner.hub_address,
         )
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
@@ -217,7 +220,29 @@ def _too_large() -> Exception | None:
     return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
-def _explain_unknown(explain: Any, error: Exception) -> str:
-    metrics.count_read_error(error)
-    sentence: str = explain(error)
-    return sentence
+class ReadErrors:
+    """Explains why NVML or the engine can't be read; counts it, and logs each reason now and then.
+
+    Args:
+        explain: makes a sentence for users of an error.
+        log: a logger.
+    """
+
+    def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
+        self._explain = explain
+        self._log = log
+        # Sentence -> when it was logged, by the monotonic clock.
+        self._logged: dict[str, float] = {}
+
+    def explain(self, error: Exception) -> str:
+        """Return the sentence for users."""
+        metrics.count_read_error(error)
+        sentence = self._explain(error)
+        now = time.monotonic()
+        recent = {each: at for each, at in self._logged.items() if now - at < LOG_AGAIN_SECONDS}
+        if sentence not in recent:
+            # Whoever asks next is told it as well, which may be soon or in a week.
+            self._log.warning("Nothing is handed out: %s", one_line(sentence))
+            recent[sentence] = now
+        self._logged = recent
+        return sentence

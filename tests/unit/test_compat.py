@@ -18,7 +18,7 @@ from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.services.service import Service
 from jupyterhub.spawner import Spawner
-from jupyterhub.user import User
+from jupyterhub.user import User, UserDict
 from traitlets.config import Config
 
 from gpuspawner.hub import compat
