@@ -125,7 +125,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
         self._is_initialised = True
-        self._last_choice = compat.saved_options(self)
+        self._last_choice = self._saved_choice()
         # The last choice if it was refused: the form shows it again, to be corrected.
         self._refused_choice: Any = None
         build_early(self)
@@ -304,11 +304,29 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.log.error("%s", one_line(error), exc_info=error)
         return http_errors.failure(f"{error} Please tell an administrator.")
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check the choice of a spawn, whether by form, link or REST API."""
+    def _saved_choice(self) -> Any:
+        """Return the choice of the last start; None if there is none.
+
+        Another spawner's form may have saved what is no mapping, and then JupyterHub itself fails
+        at each start.
+        """
+        saved = compat.saved_options(self)
+        if saved is None or isinstance(saved, Mapping):
+            return saved
+        compat.save_options(self, None)
+        self.log.warning("The saved choice of %s is set aside: it has no keys", self.log_name)
+        return None
+
+    async def check_options(self, user_options: Any) -> Any:
+        """Check the choice of a spawn, whether by form, link or REST API; return what holds of it.
+
+        That is all of it, but for a saved one.
+        """
         self.progress_steps.begin()
         self.attempt.since = self.hub_state.queue.join_time()
         try:
+            if compat.repeats_saved_options(self):
+                return await self._check_saved(user_options)
             checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
             if isinstance(error, Refused) and error.status in (400, 403):
@@ -321,6 +339,36 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
+        return user_options
+
+    async def _check_saved(self, saved: Any) -> Any:
+        """Check the choice of the last start; return it without what can't be had any more.
+
+        It may be another spawner's, or from before a change of the rules, and who starts a server
+        now hasn't made it: a refusal would meet them at every start.
+        """
+        applicant, refusal = self.applicant(), None
+        for kept in (saved, *options.parts_of(saved, applicant.others_allowed)):
+            try:
+                checked = await self._check(kept, applicant)
+            except Refused as error:
+                if error.reason != "choice" or error.status not in (400, 403):
+                    raise
+                refusal = refusal or error
+                continue
+            self._take(checked)
+            self._refused_choice, self.lease.notice = None, ""
+            if refusal:
+                self.user_options = kept
+                said = one_line(refusal)
+                self.log.warning("The saved choice of %s is set aside: %s", self.log_name, said)
+                aside = lazy_gettext(
+                    "Part of your last choice isn't available any more, and is left out."
+                )
+                self.progress_steps.add(0, join_sentences(aside, str(refusal)))
+            return kept
+        assert refusal
+        raise refusal
 
     def applicant(self) -> Applicant:
         """Return this server with the rules that apply to its user now."""

@@ -20,6 +20,7 @@ from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
+    is_kept_of_another,
     pseudonym,
     ran_out_of_memory,
     refused_ulimit,
@@ -106,6 +107,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     """DockerSpawner whose containers see exactly the GPUs that their servers were granted."""
 
     attempt: ContainerAttempt
+    # The name of its container, as of its last inspection, if another spawner made it and keeps it
+    # when it is stopped; else "".
+    _kept_of_another = ""
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -312,13 +316,39 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         )
         self.attempt.resumed = existing if resumed else None
         left = {container.id for container in await self._own_containers()}
-        left |= {existing["Id"]} if existing else set()
+        if existing and self._kept_of_another:
+            await self._set_aside(existing)
+        elif existing:
+            left.add(existing["Id"])
         for container_id in left - ({existing["Id"]} if resumed else set()):
             said = one_line(container_id[:12])
             self.log.warning("Removing container %s, left by an earlier server", said)
             await self.backend.remove(container_id)
         if not resumed:
-            self.object_id = ""
+            self.object_id = self._kept_of_another = ""
+
+    async def _set_aside(self, container: Any) -> None:
+        """Leave a container of another spawner's to its user, who may have files in it.
+
+        It can't be started again in place of a new one: it has no labels, and may have GPUs.
+        """
+        if container["State"]["Running"]:
+            await self.docker("stop", container["Id"])
+        name = now = self._kept_of_another
+        if name == self.object_name:
+            now = f"{name}-{container['Id'][:12]}"
+            await self.docker("rename", container["Id"], now)
+        self._log_kept(now, f", so far {name}," if now != name else ",")
+
+    def _log_kept(self, name: str, before: str = ",") -> None:
+        self.log.warning(
+            "Container %s%s which an earlier spawner made for %s, stays stopped: files in it that "
+            "are in no volume aren't in new servers. See docker cp, or docker rm %s",
+            one_line(name),
+            one_line(before),
+            self.log_name,
+            one_line(name),
+        )
 
     def _name_is_taken(self, found: Any) -> str:
         """Say which container has this server's container name, and what to do about it."""
@@ -483,6 +513,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         with suppress(docker.errors.NotFound):
             await self.backend.stop_container(self.object_id)
 
+    async def remove_object(self) -> None:
+        """Remove the container, unless it is one that another spawner made to be kept."""
+        if self._kept_of_another:
+            self._log_kept(self._kept_of_another)
+        else:
+            await super().remove_object()
+
     async def get_object(self) -> Any:
         """Inspect this server's container; return None if there is none.
 
@@ -507,6 +544,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def _own(self, found: Any) -> Any:
         """Return a container that `_inspect` found if it is this server's, else None."""
+        self._kept_of_another = ""
         if found is None:
             self.object_id = ""
             return None
@@ -520,6 +558,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id = found["Id"]
+        if is_kept_of_another(found):
+            self._kept_of_another = str(found["Name"]).lstrip("/")
         if found["State"]["Running"] and not self.lease.uuids and not self.pending:
             lease = lease_of(ServerRecord(found["Id"], found_labels))
             if lease and lease.gpus:
@@ -569,5 +609,5 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.log.warning(
                 "Container %s may remain: %s", one_line(self.object_name), one_line(error)
             )
-            if self.container_id and self.remove:
+            if self.container_id and self.remove and not self._kept_of_another:
                 leftovers.remove_later(self.server_key, remove, self.container_id)

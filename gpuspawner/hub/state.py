@@ -21,7 +21,7 @@ from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
-from ..leases.ledger import Ledger
+from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
@@ -54,7 +54,7 @@ class HubState:
         local_images: the images on the engine.
         host_metrics: the collector of the hub's metrics.
         control: the control socket; None if it is turned off.
-        unguard: ends the check of choices before the hub saves them; None if there is none.
+        unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
     """
 
@@ -120,10 +120,10 @@ class HubState:
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
         )
-        if not spawner.has_own_options():
-            state.unguard = compat.guard_saved_options(
-                lambda choice: not options.is_too_large(choice), _too_large
-            )
+        bounded = not spawner.has_own_options()
+        state.unguard = compat.guard_saved_options(
+            lambda choice: not (bounded and options.is_too_large(choice)), _too_large
+        )
         if spawner.control_socket:
             state.control = ControlSocket(
                 spawner.control_socket,
@@ -134,7 +134,7 @@ class HubState:
                 reconciler,
                 NodeFacts(ledger, read, backend),
             )
-        state._begin(_warn_without_gpus(reader, log))
+        state._begin(_warn_of_gpus(reader, backend, log))
         return state
 
     def _begin(self, warn: Coroutine[Any, Any, None]) -> None:
@@ -161,8 +161,8 @@ class HubState:
             task.cancel()
 
 
-async def _warn_without_gpus(read: Reader, log: Any) -> None:
-    """Say in the log at a hub's start why it hands out no GPUs, where it won't."""
+async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
+    """Say in the log at a hub's start which GPUs it doesn't hand out, and why."""
     try:
         nodes = await read()
     except InventoryError as error:
@@ -170,6 +170,20 @@ async def _warn_without_gpus(read: Reader, log: Any) -> None:
         return
     if all(node.driver is None for node in nodes):
         log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
+        return
+    try:
+        servers = await backend.list()
+    except Exception as error:  # whoever asks for GPUs then reads it
+        log.debug("Whether other containers have GPUs isn't known: %s", one_line(error))
+        return
+    indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
+    for outsider in outsiders_of(servers, nodes):
+        which = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        log.warning(
+            "Container %s has GPU %s and no lease: not handed out while it runs",
+            one_line(outsider.name),
+            which,
+        )
 
 
 def hub_state_of(spawner: Any) -> HubState:
