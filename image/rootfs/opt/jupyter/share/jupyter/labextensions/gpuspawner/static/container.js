@@ -11,6 +11,7 @@
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
   const rest = new URL("extension.js", document.currentScript.src).href;
+  const packages = new URL("packages.js", document.currentScript.src).href;
 
   async function take(name) {
     const versions = shared[name];
@@ -26,8 +27,9 @@
 
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-    // In a server without a hub or without GPUs there is nothing to say.
-    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return [];
+    const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
+    // In a server without a hub or without GPUs there is no more to say.
+    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return found;
     const [{ plugin }, statusbar, translation, apputils, widgets] = await Promise.all([
       import(rest),
       take("@jupyterlab/statusbar"),
@@ -36,6 +38,7 @@
       take("@lumino/widgets"),
     ]);
     return [
+      ...found,
       plugin(page, {
         IStatusBar: statusbar.IStatusBar,
         ITranslator: translation.ITranslator,
@@ -43,6 +46,16 @@
         Widget: widgets.Widget,
       }),
     ];
+  }
+
+  async function ofPackages(facts) {
+    const [{ packagesPlugin }, translation, apputils] = await Promise.all([
+      import(packages),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+    ]);
+    const { ITranslator } = translation;
+    return packagesPlugin(facts, { ITranslator, Notification: apputils.Notification });
   }
 
   window._JUPYTERLAB = window._JUPYTERLAB ?? {};

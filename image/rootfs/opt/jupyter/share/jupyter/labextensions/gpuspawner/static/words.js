@@ -39,6 +39,8 @@ const CHINESE = {
     "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
   "The GPUs stay yours.": "好的，GPU 继续为您保留。",
   "JupyterHub doesn't answer. Please try again.": "JupyterHub 没有响应，请再试一次。",
+  "Your packages are in {versions}. This server runs {version}, without them.":
+    "您的软件包装在 {versions} 中；此服务器运行的是 {version}，用不到它们。",
 };
 
 const MINUTE_MS = 60_000;
