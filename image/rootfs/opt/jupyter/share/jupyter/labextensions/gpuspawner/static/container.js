@@ -11,7 +11,9 @@
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
   const here = document.currentScript.src;
-  const [rest, server] = ["extension.js", "server.js"].map((name) => new URL(name, here).href);
+  const [rest, server, packages] = ["extension.js", "server.js", "packages.js"].map(
+    (name) => new URL(name, here).href
+  );
 
   async function take(name) {
     const versions = shared[name];
@@ -27,22 +29,26 @@
 
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-    if (!page.hubPrefix) return [];
+    const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
+    if (!page.hubPrefix) return found;
+    found.push(await ofServer());
+    // Without GPUs there is no more to say.
+    if (page.gpuspawner?.gpus !== 0) found.push(await indicator(page));
+    return found;
+  }
+
+  async function ofServer() {
     const [{ serverPlugin }, docmanager, translation, apputils] = await Promise.all([
       import(server),
       take("@jupyterlab/docmanager"),
       take("@jupyterlab/translation"),
       take("@jupyterlab/apputils"),
     ]);
-    const found = [
-      serverPlugin({
-        IDocumentManager: docmanager.IDocumentManager,
-        ITranslator: translation.ITranslator,
-        Notification: apputils.Notification,
-      }),
-    ];
-    // Without GPUs there is no more to say.
-    return page.gpuspawner?.gpus === 0 ? found : [...found, await indicator(page)];
+    return serverPlugin({
+      IDocumentManager: docmanager.IDocumentManager,
+      ITranslator: translation.ITranslator,
+      Notification: apputils.Notification,
+    });
   }
 
   async function indicator(page) {
@@ -59,6 +65,16 @@
       Notification: apputils.Notification,
       Widget: widgets.Widget,
     });
+  }
+
+  async function ofPackages(facts) {
+    const [{ packagesPlugin }, translation, apputils] = await Promise.all([
+      import(packages),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+    ]);
+    const { ITranslator } = translation;
+    return packagesPlugin(facts, { ITranslator, Notification: apputils.Notification });
   }
 
   window._JUPYTERLAB = window._JUPYTERLAB ?? {};

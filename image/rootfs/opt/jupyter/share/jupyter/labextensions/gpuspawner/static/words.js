@@ -46,6 +46,8 @@ const CHINESE = {
   "{what}: the server's memory was full ({peak} of {limit} GB).":
     "{what}：服务器内存已用尽（{peak} / {limit} GB）。",
   "{what}: the server's memory was full ({limit} GB).": "{what}：服务器内存已用尽（{limit} GB）。",
+  "Your packages are in {versions}. This server runs {version}, without them.":
+    "您的软件包装在 {versions} 中；此服务器运行的是 {version}，用不到它们。",
 };
 
 const MINUTE_MS = 60_000;
