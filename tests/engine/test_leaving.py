@@ -198,7 +198,7 @@ def test_a_server_that_was_killed_for_want_of_memory_says_so_to_its_user(hub, en
     hub.add_to_group("glutton", "dee")
     hub.start_server("dee", GPU)
     inside(engine, "dee", "touch /tmp/eat; exec 3<>/dev/tcp/127.0.0.1/8888; echo >&3")
-    until(lambda: not hub.ready("dee"), "the hub has seen its end", log=hub.log)
+    until(lambda: not hub._has("dee", ""), "the hub has seen its end", log=hub.log)
     password = (hub.folder / "user-password").read_text().strip()
     page = hub.log_in("dee", password).get(f"{hub.url}/hub/spawn/dee").text
     assert re.search(r"Your server ended at \d+:\d\d: its memory of 100 MB was full\.", page)
