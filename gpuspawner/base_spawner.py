@@ -34,7 +34,9 @@ from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
 from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
+from .hub.home_page import HomePage
 from .hub.progress import Steps
+from .hub.server_page import DASHBOARD, ServerPage
 from .hub.state import HubState, build_at_start, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
@@ -44,7 +46,7 @@ from .leases.audit_log import one_line
 from .leases.clock import Deadline
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
-from .scheduling.phrases import turn_words
+from .scheduling.phrases import kept_words, place_words, turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
@@ -55,8 +57,6 @@ KEEP_END_SECONDS = 10
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
 FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
-# The service that the dashboard is, in the shipped configuration.
-DASHBOARD = "gpus"
 # Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
 _SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
 SAFE_MODE = {
@@ -83,6 +83,9 @@ class SpawnAttempt:
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
         safe_mode: whether the server starts without what its user has set up at home.
+        image_key: the key of the request's image version; it is known after a restart, too.
+        changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
+            its place, as its user has said that they change their choice.
     """
 
     since: float | None = None
@@ -94,6 +97,8 @@ class SpawnAttempt:
     reserved_at: float = 0.0
     pulled: str | None = None
     safe_mode: bool = False
+    image_key: str = ""
+    changing_until: float = 0.0
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -323,7 +328,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         That is all of it, but for a saved one.
         """
         self.progress_steps.begin()
-        self.attempt.since = self.hub_state.queue.join_time()
+        self.attempt.since = self.hub_state.queue.join_time(self.holder)
         try:
             if compat.repeats_saved_options(self):
                 return await self._check_saved(user_options)
@@ -380,7 +385,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.has_own_options(),
         )
 
-    async def _applicant_for_form(self) -> tuple[Applicant, str]:
+    async def applicant_for_form(self) -> tuple[Applicant, str]:
         """Return this server's user and `pull_policy` by the current rules; change no trait.
 
         JupyterHub has the default server's spawner render the form of named servers, too, even
@@ -409,6 +414,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def _take(self, checked: CheckedChoice) -> None:
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
+        self.attempt.image_key = checked.request.image
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
@@ -427,7 +433,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             web.Finish: the form's script has requested it and has been answered.
         """
         asked, open_forms = form_stream.requested_choice(), self.hub_state.open_forms
-        applicant, pull_policy = await self._applicant_for_form()
+        applicant, pull_policy = await self.applicant_for_form()
         absent = await self._absent_versions(applicant.limits, pull_policy)
         limits = without_absent_versions(applicant.limits, absent)
 
@@ -446,6 +452,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         if asked is None:
             picked_before, notice = self._refused_choice, self.notice
+            if kept := self.hub_state.queue.kept_place(self.holder):
+                notice = join_sentences(notice, kept_words(kept.until))
             if (linked := start_link.linked_choice()) is not None:
                 picked_before = self.options_from_query(dict(linked))
                 notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
@@ -459,7 +467,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             claims = self.hub_state.queue.claims(view.leases if view else ())
             return open_forms.render_cache.get(
                 open_forms.visible_state(view, trouble),
-                (picked, rules, held_by_person(self.holder, claims), self.language().tag),
+                (
+                    picked,
+                    rules,
+                    held_by_person(self.holder, claims),
+                    self.hub_state.queue.kept_place(self.holder),
+                    self.language().tag,
+                ),
                 lambda: rendered(picked, view, trouble, picked=True),
             )
 
@@ -498,9 +512,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the URL of the start button, with the options of the link that was opened."""
         return compat.start_link(spawn_url, static_url)
 
-    def steps_so_far(self) -> list[dict[str, Any]]:
-        """Return the progress events of this start so far."""
-        return self.progress_steps.so_far()
+    @property
+    def page(self) -> ServerPage:
+        """What pages say of this server."""
+        return ServerPage(self)
+
+    @property
+    def home(self) -> HomePage:
+        """What the home page of this server's user says."""
+        return HomePage(self)
 
     @property
     def notice(self) -> str:
@@ -544,7 +564,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._take(await self._check(self.user_options, applicant))
         assert attempt.request
         await self.remove_leftovers(attempt.request)
-        attempt.since = attempt.since or self.hub_state.queue.join_time()
+        attempt.since = attempt.since or self.hub_state.queue.join_time(self.holder)
         while True:
             request = attempt.request
             reservation = await self._wait_in_queue(request)
@@ -587,6 +607,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             waited = _waited(since)
             facts = {"gpus": request.gpus, "waited": waited, "rule": "given up"}
             self.lease.log_event("leave", audit_log.HUB, **facts)
+            if self.attempt.waiting_since and time.monotonic() < self.attempt.changing_until:
+                queue.keep_place(waiting)
             raise
         except (Refused, Unknown) as error:
             waited = _waited(since)
@@ -647,6 +669,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             facts = {"place": turn.place, "nth": nth, "start": turn.start}
             facts["nth_said"] = translations(nth)
             facts["because"] = turn.because
+            line = place_words(turn)
+            facts |= {"line": line, "line_said": translations(line), "of": turn.of}
             turn = turn_words(turn)
         self.progress_steps.add(15, turn, about="queue", **facts)
 
@@ -723,6 +747,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         ours = {
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
+            "image": self.attempt.image_key,
             "hooks": hooks if any(hooks.values()) else None,
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
@@ -734,6 +759,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         # JupyterHub applies group overrides and runs hooks only at a spawn.
         self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
+        self.attempt.image_key = str(ours.get("image") or "")
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
+from urllib.parse import urljoin
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
@@ -178,6 +179,42 @@ def start_link(spawn_url: str, static_url: Any) -> str:
         return spawn_url
     link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf"])
     return link
+
+
+def servers_of(user: Any) -> list[Any]:
+    """Return the spawners of all of a user's servers: the default one, and the named ones by name.
+
+    `User.all_spawners` has the database's objects of those that don't run, which know neither our
+    state nor why the server was stopped.
+    """
+    named = sorted(user.orm_user.orm_spawners) if user.allow_named_servers else []
+    return [user.spawners[name] for name in dict.fromkeys(["", *named])]
+
+
+def websocket_url(handler: Any, path: str) -> str:
+    """Return the URL of a websocket on the host under which a page was opened.
+
+    Args:
+        handler: of the page.
+        path: the path, or with `subdomain_host` a whole URL.
+    """
+    whole = urljoin(f"{handler.request.protocol}://{handler.request.host}", path)
+    return whole.replace("http", "ws", 1)
+
+
+async def may_have_server(handler: Any, user: Any, name: str) -> bool:
+    """Return whether who opens a page may have a named server: it exists, or there is room for it.
+
+    Args:
+        handler: of the page, or None.
+        user: whose server it would be; only they are answered, as the limit is asked for them.
+        name: the server's.
+    """
+    if handler is None or handler.current_user is not user or not handler.allow_named_servers:
+        return False
+    names = {each.name for each in user.orm_user.orm_spawners.values() if each.name}
+    limit = await handler.get_current_user_named_server_limit()
+    return name in names or limit <= 0 or len(names) < limit
 
 
 def url_of_service(spawner: Any, name: str) -> str:
