@@ -189,8 +189,18 @@ def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     assert 0 < first["used"] < limit
     assert killed["notebook"] == "train.ipynb"
     assert killed["peak"] is None or killed["peak"] > limit * 0.9
-    # The server itself lives on, and a segmentation fault isn't called that.
+    # The server itself lives on: it would be the last to go.
     assert hub.ready("ada")
+    scores = "cat /proc/$(pgrep -fo {})/oom_score_adj"
+    server, kernel, terminal = (
+        inside(engine, "ada", command)
+        for command in (
+            scores.format("jupyterhub-singleuse[r]"),
+            scores.format("ipykerne[l]\\|gpuspawner_packages.kerne[l]"),
+            "bash -lc 'cat /proc/self/oom_score_adj'",
+        )
+    )
+    assert (server, kernel, terminal) == ("0", "500", "500")
     assert inside(engine, "ada", "ls ~/unasked 2>&1 | tail -c 10") != "unasked"
 
 
