@@ -79,6 +79,7 @@ class SpawnAttempt:
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
         safe_mode: whether the server starts without what its user has set up at home.
+        is_refused: whether its choice was refused, so that nothing was begun.
     """
 
     since: float | None = None
@@ -90,6 +91,7 @@ class SpawnAttempt:
     reserved_at: float = 0.0
     pulled: str | None = None
     safe_mode: bool = False
+    is_refused: bool = False
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -305,6 +307,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         try:
             checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
+            self.attempt.is_refused = True
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             if options.is_too_large(user_options) and not self.has_own_options():
@@ -780,7 +783,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
         await self.ensure_rules_applied()
-        await self.clean_up_ended()
+        if not self.attempt.is_refused:
+            await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
 
 
