@@ -86,6 +86,7 @@ class SpawnAttempt:
         image_key: the key of the request's image version; it is known after a restart, too.
         changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
             its place, as its user has said that they change their choice.
+        is_refused: whether its choice was refused, so that nothing was begun.
     """
 
     since: float | None = None
@@ -99,6 +100,7 @@ class SpawnAttempt:
     safe_mode: bool = False
     image_key: str = ""
     changing_until: float = 0.0
+    is_refused: bool = False
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -334,6 +336,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 return await self._check_saved(user_options)
             checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
+            self.attempt.is_refused = True
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             if options.is_too_large(user_options) and not self.has_own_options():
@@ -885,7 +888,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
         await self.ensure_rules_applied()
-        await self.clean_up_ended()
+        if not self.attempt.is_refused:
+            await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
 
 

@@ -567,7 +567,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return found
 
     async def poll(self) -> Any:
-        """Return None while the server runs or the engine is unreachable, else its exit status."""
+        """Return None while the server runs or the engine is unreachable, else its exit status.
+
+        The hub asks for it before it stops what a refused choice was to start: the engine is told
+        nothing of that.
+        """
+        if self.attempt.is_refused:
+            return 0
         try:
             status = await super().poll()
         except engine_errors.UNREACHABLE as error:
