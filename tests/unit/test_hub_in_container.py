@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,14 +168,16 @@ def test_the_proxy_s_options_are_those_that_it_has() -> None:
 # ---- The configuration ---------------------------------------------------------------------------
 
 
+Load = Callable[[str], Any]
+
+
 @pytest.fixture
-def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a hub in the container makes of the shipped configuration."""
+def load_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return what a hub in the container makes of a configuration's text."""
     for folder in ("proxy-token", "dashboard-token"):
         (tmp_path / folder).mkdir()
     text = (HUB / "in_container.py").read_text().replace('"/srv/', f'"{tmp_path}/')
     (tmp_path / "in_container.py").write_text(text)
-    (tmp_path / "jupyterhub_config.py").symlink_to(ROOT / "jupyterhub_config.py")
     (tmp_path / "image").symlink_to(ROOT / "image")
     network = SimpleNamespace(
         name="gpuspawner",
@@ -187,12 +190,21 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("GPUSPAWNER_ADDRESS", ADDRESS)
     monkeypatch.setenv("PATH", f"{HUB}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    return PyFileConfigLoader("in_container.py", path=str(tmp_path)).load_config()
+
+    def load_text(text: str) -> Any:
+        (tmp_path / "jupyterhub_config.py").write_text(text)
+        return PyFileConfigLoader("in_container.py", path=str(tmp_path)).load_config()
+
+    return load_text
+
+
+SHIPPED = (ROOT / "jupyterhub_config.py").read_text()
 
 
 def test_the_shipped_configuration_is_loaded_and_fits_the_other_containers(
-    loaded: Any, tmp_path: Path
+    load_with: Load, tmp_path: Path
 ) -> None:
+    loaded = load_with(SHIPPED)
     classes = {
         "JupyterHub": JupyterHub,
         "GPUSpawner": GPUSpawner,
@@ -218,6 +230,22 @@ def test_the_shipped_configuration_is_loaded_and_fits_the_other_containers(
     options = SERVICES["proxy"]["command"]
     assert hub.bind_url == "http://127.0.0.1:8000"
     assert {"--ip=127.0.0.1", "--port=8000"} < set(options)
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("", []),
+        ("c.JupyterHub.services.append({'name': 'cull', 'command': ['cull']})", ["cull"]),
+        ("c.JupyterHub.services.extend([{'name': 'gpus', 'command': ['x']}])", ["gpus"]),
+    ],
+)
+def test_another_configuration_s_services_are_left_but_for_the_dashboard(
+    load_with: Load, lines: str, names: list[str]
+) -> None:
+    services = load_with(f"c = get_config()\n{lines}\n").JupyterHub.services
+    assert [each["name"] for each in services] == names
+    assert [each["name"] for each in services if "command" in each] == names[: names == ["cull"]]
 
 
 # ---- Secrets -------------------------------------------------------------------------------------
