@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import docker.errors
 from dockerspawner import DockerSpawner
-from jupyterhub.utils import url_path_join
+from jupyterhub.utils import maybe_future, url_path_join
+from tornado import web
 
 from .backends.docker import errors as engine_errors
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
@@ -26,7 +27,9 @@ from .backends.docker.container_config import (
     refused_ulimit,
     with_log,
 )
+from .backends.docker.deleted_volumes import Deletion
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
+from .backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
 from .backends.docker.settings import DockerTraits
 from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
@@ -88,7 +91,8 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: the inspection of the stopped container to start again; None: a new one is created.
-        volumes: the inspections of its volumes that existed before the container, by their names.
+        volumes: its volumes that existed before the container, and which of them are set aside.
+        made: the inspections of those that were made for the container, by their names.
         inspected: the inspection of the container between its creation and its start.
         last_inspected: its last inspection; None: there was none.
         output: the container's output until the server is ready.
@@ -96,7 +100,8 @@ class ContainerAttempt(SpawnAttempt):
     """
 
     resumed: Any = None
-    volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    volumes: Listing = field(default_factory=Listing)
+    made: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
     last_inspected: Any = None
     output: Output | None = None
@@ -197,15 +202,91 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_name = self._object_name_default()
 
     def mounted_volumes(self) -> list[Volume]:
-        """Return the volumes that are mounted: of the earlier ones those that the user has."""
-        there = self.attempt.volumes
-        return [each for each in self.volumes_of_user() if not each.earlier or each.name in there]
+        """Return the volumes that are mounted: of the earlier ones those that the user has.
+
+        Of the user's own ones, those that aren't set aside.
+        """
+        found = self.attempt.volumes
+        volumes = [
+            replace(each, name=found.current(self._first_of(each))) if each.own else each
+            for each in self.volumes_of_user()
+        ]
+        return [each for each in volumes if not each.earlier or each.name in found.volumes]
+
+    def _first_of(self, volume: Volume) -> FirstVolume:
+        return FirstVolume(volume.name, self.user.name if self.user else "", volume.strict)
 
     async def _find_volumes(self) -> None:
-        """Look which of the user's volumes there are."""
-        writable = [each for each in self.volumes_of_user() if each.writable]
-        owners = self.backend.volume_owners
-        self.attempt.volumes = await self.backend.in_thread(owners.existing, writable)
+        """Look which of the user's volumes there are, and which of them are set aside."""
+        volumes, backend = self.volumes_of_user(), self.backend
+        if any(each.own for each in volumes):
+            for spawner in self.user.spawners.values() if self.user else ():
+                if deletion := spawner.deletion:
+                    await backend.deleted_volumes.undo(deletion)
+                    spawner.deletion = None
+            await backend.deleted_volumes.before_start(self.holder.user)
+        writable = [each.name for each in volumes if each.writable]
+        self.attempt.made = {}
+        self.attempt.volumes = await backend.in_thread(
+            lambda: list_volumes(backend.client, writable)
+        )
+
+    async def _make_volumes(self, driver: str | None) -> None:
+        """Make the user's own volumes that there aren't yet: the engine makes them without labels.
+
+        Args:
+            driver: the volume driver's name; None: the engine's own.
+        """
+        there, made = self.attempt.volumes.volumes, self.attempt.made
+        for volume in self.volumes_of_user():
+            first = self._first_of(volume)
+            name = self.attempt.volumes.current(first)
+            if not volume.own or volume.earlier or name in there or name in made:
+                continue
+            server = self.name if volume.per_server else None
+            labels = labels_of(first, self.hub_address, server)
+            made[name] = await self.docker("create_volume", name, driver=driver, labels=labels)
+
+    # Set once the hub has asked what to clean up of this server, which it is about to forget.
+    deletion: Deletion | None = None
+
+    async def delete_forever(self) -> None:
+        """Have nobody find the volumes of a user who is deleted, or of a server that is removed."""
+        await maybe_future(super().delete_forever())
+        active = [each.name for each in self.user.spawners.values() if each.active]
+        if not self.name and active:
+            self.log.warning(
+                "%s keeps all volumes: JupyterHub deletes nobody whose servers run. Stop %s first",
+                self.log_name,
+                one_line(", ".join(active)),
+            )
+            return
+        firsts, policy = await self._volumes_to_forget()
+        if firsts and policy != "keep":
+            server = self.name or None
+            self.deletion = Deletion(
+                self.user.name,
+                server,
+                self.hub_address,
+                firsts,
+                policy,
+                lambda: compat.is_forgotten(self),
+            )
+            await self.backend.deleted_volumes.begin(self.deletion)
+
+    async def _volumes_to_forget(self) -> tuple[list[FirstVolume], Any]:
+        """Return the first generations of the volumes that go with this server, and the policy."""
+        overrides: list[dict[str, Any]] = []
+        with suppress(web.HTTPError):  # an invalid override, which has been logged
+            overrides = await self._overrides_that_apply()
+        try:
+            with suppress(web.HTTPError):
+                self._apply_overrides_of(overrides)
+            own = [each for each in self.volumes_of_user() if each.own]
+            going = [each for each in own if each.per_server or not self.name]
+            return [self._first_of(each) for each in going], self.deleted_user_volumes
+        finally:
+            self.overrides.put_back()
 
     @property
     def volume_binds(self) -> dict[str, dict[str, Any]]:
@@ -242,6 +323,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
         create = await self._leased(plan)
+        await self._make_volumes(create["host_config"].get("VolumeDriver"))
         with _creating_as("lease"):
             return await self.docker("create_container", **create)
 
@@ -312,6 +394,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             existing
             and not self.remove
             and request.gpus == 0
+            and self._is_this_users(existing)
             and await self._is_unchanged(existing)
         )
         self.attempt.resumed = existing if resumed else None
@@ -367,6 +450,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             name=self.object_name,
             hub=hub,
         )
+
+    def _is_this_users(self, existing: Any) -> bool:
+        """Return whether a container is of this user's: one deleted may have had the name."""
+        if self.deleted_user_volumes == "keep":
+            return True
+        # Both in UTC.
+        return str(existing["Created"])[:19] >= compat.user_since(self).isoformat()[:19]
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
@@ -429,7 +519,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
-            self.attempt.volumes,
+            self.attempt.volumes.volumes,
+            self.attempt.made,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime
 from functools import wraps
 from typing import Any
 from urllib.parse import urljoin
@@ -15,7 +16,7 @@ from urllib.parse import urljoin
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from tornado import web
 from traitlets import observe
 
@@ -148,6 +149,23 @@ def save_state(spawner: Any) -> None:
         spawner.orm_spawner.state = spawner.get_state()
         # Not `spawner.db`, which JupyterHub means to take from spawners.
         spawner.user.db.commit()
+
+
+def is_forgotten(spawner: Any) -> bool:
+    """Return whether the hub has deleted a server, or its user, from its database.
+
+    `delete_forever` is called before, and the hub may fail to delete them afterwards.
+    """
+    return not inspect(spawner.orm_spawner).persistent
+
+
+def user_since(spawner: Any) -> datetime:
+    """Return when the hub has put a server's user into its database, in UTC.
+
+    The REST API says it; a spawner has no other way to it.
+    """
+    since: datetime = spawner.user.orm_user.created
+    return since
 
 
 def answer_instead_of_page(answer: str) -> web.Finish:

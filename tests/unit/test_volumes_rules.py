@@ -140,7 +140,7 @@ COURSES = check_courses(
         "open": "/home/jovyan/open",
     }
 )
-HOME = Volume("home-{username}", "/home/jovyan/work", True)
+HOME = Volume("home-{username}", "/home/jovyan/work", True, own=True)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_without_a_home_volume_there_are_the_courses_and_without_both_nothing() 
 def test_volumes_of_an_earlier_configuration_are_the_user_s_own() -> None:
     old = {"old-{username}": "/home/jovyan/work"}
     assert user_volumes("home-{username}", "/home/jovyan", old, {}, []) == [
-        Volume("home-{username}", "/home/jovyan", True),
-        Volume("old-{username}", "/home/jovyan/work", True, earlier=True),
+        Volume("home-{username}", "/home/jovyan", True, own=True),
+        Volume("old-{username}", "/home/jovyan/work", True, own=True, earlier=True),
     ]
 
 

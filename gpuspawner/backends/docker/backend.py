@@ -23,6 +23,7 @@ from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
 from . import extended_ends, out_of_service, pull, stopping
+from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
 from .listing import Listing
 from .poll_interval import PollInterval
@@ -78,6 +79,7 @@ class DockerBackend:
         # Of looking at the servers that start.
         self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
+        self.deleted_volumes = DeletedVolumes(lambda: self.client, self.in_thread, log)
         # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # The ulimits that this engine isn't allowed to set, by name, and the starts that find out.
