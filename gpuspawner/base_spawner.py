@@ -320,6 +320,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
+        self.hub_state.endings.pop(self.holder, None)
 
     def applicant(self) -> Applicant:
         """Return this server with the rules that apply to its user now."""
@@ -774,6 +775,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Unregister the lease from the reclaimer."""
         if self._hub_state:
             self._hub_state.leases.discard(self.lease)
+            if ending := self.lease.ending:
+                self._hub_state.remember_ending(self.holder, ending)
+                self.lease.ending = None
 
     def on_end_changed(self, until: float) -> None:
         """Record when the lease ends now, for the plans of the queue."""

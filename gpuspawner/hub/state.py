@@ -15,6 +15,7 @@ from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
+from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
@@ -24,6 +25,7 @@ from ..leases.ledger import Ledger
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
+from ..leases.stopping import Ending
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections
@@ -31,6 +33,8 @@ from .control_socket import ControlSocket
 
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
+# For how long it is remembered how a server was stopped.
+ENDING_SECONDS = 3600.0
 
 
 @dataclass
@@ -52,6 +56,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None if there is none.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        endings: how servers were lately stopped that haven't been started since.
     """
 
     backend: Backend
@@ -68,6 +73,7 @@ class HubState:
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
     def build(cls, spawner: Any) -> HubState:
@@ -122,7 +128,13 @@ class HubState:
             )
         if spawner.control_socket:
             state.control = ControlSocket(
-                spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
+                spawner.control_socket,
+                queue,
+                lambda: list(leases),
+                log,
+                reading,
+                reconciler,
+                state.endings,
             )
         state._begin(_warn_without_gpus(reader, log))
         return state
@@ -137,6 +149,13 @@ class HubState:
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
+
+    def remember_ending(self, holder: Holder, ending: Ending) -> None:
+        """Remember for a while how a server was stopped: its JupyterLab may still be open."""
+        oldest = ending.at - ENDING_SECONDS
+        for each in [each for each, old in self.endings.items() if old.at < oldest]:
+            del self.endings[each]
+        self.endings[holder] = ending
 
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""

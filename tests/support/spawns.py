@@ -33,6 +33,7 @@ class Hub:
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
+        self.endings: dict[Holder, Any] = {}
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
@@ -59,6 +60,9 @@ class Hub:
         """End what others hold."""
         self.servers.clear()
         self.queue.wake()
+
+    def remember_ending(self, holder: Holder, ending: Any) -> None:
+        self.endings[holder] = ending
 
     def spawner(self, groups: tuple[str, ...] = (), **traits: Any) -> GPUSpawner:
         """Return a user's spawner on this hub, whose engine has nothing of theirs."""

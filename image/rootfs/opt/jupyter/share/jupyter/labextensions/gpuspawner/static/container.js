@@ -26,8 +26,8 @@
 
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-    // In a server without a hub or without GPUs there is nothing to say.
-    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return [];
+    // In a server without a hub there is nothing to say.
+    if (!page.hubPrefix) return [];
     const [{ plugin }, statusbar, translation, apputils, widgets] = await Promise.all([
       import(rest),
       take("@jupyterlab/statusbar"),
