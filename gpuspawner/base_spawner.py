@@ -347,6 +347,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
+        self.hub_state.endings.pop(self.holder, None)
         return user_options
 
     async def _check_saved(self, saved: Any) -> Any:
@@ -366,6 +367,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 continue
             self._take(checked)
             self._refused_choice, self.lease.notice = None, ""
+            self.hub_state.endings.pop(self.holder, None)
             if refusal:
                 self.user_options = kept
                 said = one_line(refusal)
@@ -832,6 +834,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Unregister the lease from the reclaimer."""
         if self._hub_state:
             self._hub_state.leases.discard(self.lease)
+            if ending := self.lease.ending:
+                self._hub_state.remember_ending(self.holder, ending)
+                self.lease.ending = None
 
     def on_end_changed(self, until: float) -> None:
         """Record when the lease ends now, for the plans of the queue."""

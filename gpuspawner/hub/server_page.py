@@ -14,6 +14,7 @@ from ..gpus.allocation import gpu_count_phrase, span_several_nodes
 from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
+from ..leases.stopping import AnnouncedStop
 from ..scheduling.phrases import asked_words, while_away_words
 from . import compat
 
@@ -102,6 +103,12 @@ class ServerPage:
         """When its time ends, in seconds since the epoch; None: never, or it is off."""
         until: float | None = self._spawner.lease.until if self._spawner.lease.uuids else None
         return until
+
+    @property
+    def announced(self) -> AnnouncedStop | None:
+        """The stop that an administrator has announced; None: none."""
+        stop: AnnouncedStop | None = self._spawner.lease.announced
+        return stop
 
     @staticmethod
     def moment(seconds: float, language: Language) -> Markup:

@@ -16,6 +16,7 @@ from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
+from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
@@ -25,6 +26,7 @@ from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
+from ..leases.stopping import Ending
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections
@@ -35,6 +37,8 @@ from .nodes import NodeFacts
 LOG_AGAIN_SECONDS = 600.0
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
+# For how long it is remembered how a server was stopped.
+ENDING_SECONDS = 3600.0
 
 
 @dataclass
@@ -56,6 +60,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        endings: how servers were lately stopped that haven't been started since.
     """
 
     backend: Backend
@@ -72,6 +77,7 @@ class HubState:
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
     def build(cls, spawner: Any) -> HubState:
@@ -133,6 +139,7 @@ class HubState:
                 reading,
                 reconciler,
                 NodeFacts(ledger, read, backend),
+                state.endings,
             )
         state._begin(_warn_of_gpus(reader, backend, log))
         return state
@@ -147,6 +154,13 @@ class HubState:
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
+
+    def remember_ending(self, holder: Holder, ending: Ending) -> None:
+        """Remember for a while how a server was stopped: its JupyterLab may still be open."""
+        oldest = ending.at - ENDING_SECONDS
+        for each in [each for each, old in self.endings.items() if old.at < oldest]:
+            del self.endings[each]
+        self.endings[holder] = ending
 
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""

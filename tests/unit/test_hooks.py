@@ -188,9 +188,9 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
     one._spawn_pending = True
     await begin(one, gpus=1, image="plain")
     task = await waiting(one, hub)
-    await one._applicant_for_form()
+    await one.applicant_for_form()
     put(one, *then)
-    await one._applicant_for_form()
+    await one.applicant_for_form()
     hub.free_all()
     await task
 
@@ -198,7 +198,7 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
 async def after_the_form(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> None:
     """Open the form, for which JupyterHub runs a hook as well, and then start."""
     await one.run_auth_state_hook(None)
-    await one._applicant_for_form()
+    await one.applicant_for_form()
     put(one, *then)
     await begin(one, gpus=1, image="plain")
     await one.run_pre_spawn_hook()
