@@ -20,7 +20,6 @@ from .stopping import RULE as ADMINISTRATOR
 from .stopping import AnnouncedStop, Ending, stopped_words
 from .term import LATE_WARNING_SECONDS, Step, Term
 
-
 # After how many seconds an administrator is answered whose stop takes its time.
 ANSWER_SECONDS = 10
 
