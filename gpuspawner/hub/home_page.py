@@ -8,6 +8,7 @@ from typing import Any
 
 from tornado import web
 
+from ..choices.form import gigabytes_phrase
 from ..choices.limits import Limits
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
 from ..i18n.phrases import hours_words
@@ -81,10 +82,8 @@ def _of_gpus(limits: Limits, view: View, held: int) -> Iterator[Allowance]:
 
 def _of_server(limits: Limits) -> Iterator[Allowance]:
     if limits.memory is not None:
-        size = f"{limits.memory / 2**30:.3g}"
-        yield Allowance(
-            lazy_gettext("Memory of one server"), lazy_gettext("%(size)s GB", size=size)
-        )
+        what = lazy_gettext("Memory of one server")
+        yield Allowance(what, gigabytes_phrase(limits.memory))
     if limits.processors is not None:
         what = lazy_gettext("Processors of one server")
         yield Allowance(what, f"{limits.processors:g}")

@@ -85,9 +85,8 @@ class ServerPage:
 
     @property
     def image(self) -> str:
-        """What users call its image; "" where it is off or that isn't known."""
-        key = self._spawner.attempt.image_key
-        return self._title(key) if key else ""
+        """What users call its image, or that of its start; "" if that isn't known."""
+        return str(self._spawner.image_title)
 
     async def gpus(self) -> str:
         """Return its GPUs by the names that the dashboard has for them; "" if it holds none."""
@@ -133,7 +132,7 @@ class ServerPage:
     def asked(self) -> str:
         """What its start was asked for, as a sentence; "" if that isn't known."""
         request = self._spawner.attempt.request
-        return asked_words(request, self._title(request.image)) if request else ""
+        return asked_words(request, self.image) if request else ""
 
     @property
     def while_away(self) -> str:
@@ -157,10 +156,6 @@ class ServerPage:
         ):
             self._spawner.attempt.changing_until = time.monotonic() + CHANGE_SECONDS
         return ""
-
-    def _title(self, key: str) -> str:
-        version = self._spawner.limits().versions.get(key)
-        return version.title or key if version else key
 
     def link_without_gpus(self) -> str:
         """Return the arguments of a link that starts a server like this one, without GPUs."""
