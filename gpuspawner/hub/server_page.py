@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from typing import Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 from jupyterhub.utils import url_path_join
 from markupsafe import Markup
@@ -125,7 +125,7 @@ class ServerPage:
             return ""
         path = url_path_join(spawner.user.server_url(spawner.name), spawner.ssh_path)
         # SSH takes a per cent sign for one of its own placeholders.
-        url = compat.websocket_url(handler, path).replace("%", "%%")
+        url = _websocket_url(handler, path).replace("%", "%%")
         return SSH_LINES.format(alias=_ssh_alias(spawner.name), url=url)
 
     @property
@@ -183,3 +183,14 @@ def _ssh_alias(name: str) -> str:
     """Return the name of a server for `ssh`: "gpus", or with the server's name after it."""
     kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
     return f"gpus-{kept}" if kept else "gpus"
+
+
+def _websocket_url(handler: Any, path: str) -> str:
+    """Return the URL of a websocket on the host under which a page was opened.
+
+    Args:
+        handler: of the page.
+        path: the path, or with `subdomain_host` a whole URL.
+    """
+    whole = urljoin(f"{handler.request.protocol}://{handler.request.host}", path)
+    return whole.replace("http", "ws", 1)
