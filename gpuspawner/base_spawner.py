@@ -83,7 +83,7 @@ class SpawnAttempt:
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
         safe_mode: whether the server starts without what its user has set up at home.
-        image_key: the key of the request's image version; it is known after a restart, too.
+        image_title: what users call the request's image; it is known after a restart, too.
         changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
             its place, as its user has said that they change their choice.
         is_refused: whether its choice was refused, so that nothing was begun.
@@ -98,7 +98,7 @@ class SpawnAttempt:
     reserved_at: float = 0.0
     pulled: str | None = None
     safe_mode: bool = False
-    image_key: str = ""
+    image_title: str = ""
     changing_until: float = 0.0
     is_refused: bool = False
 
@@ -419,7 +419,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def _take(self, checked: CheckedChoice) -> None:
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
-        self.attempt.image_key = checked.request.image
+        self.attempt.image_title = checked.title
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
@@ -752,7 +752,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         ours = {
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
-            "image": self.attempt.image_key,
+            "image": self.attempt.image_title,
             "hooks": hooks if any(hooks.values()) else None,
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
@@ -764,7 +764,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         # JupyterHub applies group overrides and runs hooks only at a spawn.
         self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
-        self.attempt.image_key = str(ours.get("image") or "")
+        self.attempt.image_title = str(ours.get("image") or "")
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "
@@ -784,6 +784,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease.end()
 
     # -- The lease's server (`LeasedServer`) -----------------------------------------------------
+
+    @property
+    def image_title(self) -> str:
+        """What users call the image of the server, or of its start; "" if that isn't known."""
+        return self.attempt.image_title
 
     @property
     def waiting_requests(self) -> int:

@@ -164,6 +164,8 @@ def _server(lease: Mapping[str, Any], person: Person) -> dict[str, Any]:
         "user": lease["user"],
         "server": lease["server"],
         "gpus": lease["gpus"],
+        "image": lease.get("image", ""),
+        "since": iso_time(lease.get("since")),
         "until": iso_time(lease["until"]),
         "hours": lease.get("hours"),
         "hour_limit": lease.get("hour_limit"),

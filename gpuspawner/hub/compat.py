@@ -11,7 +11,6 @@ from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
 from typing import Any
-from urllib.parse import urljoin
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
@@ -207,17 +206,6 @@ def servers_of(user: Any) -> list[Any]:
     """
     named = sorted(user.orm_user.orm_spawners) if user.allow_named_servers else []
     return [user.spawners[name] for name in dict.fromkeys(["", *named])]
-
-
-def websocket_url(handler: Any, path: str) -> str:
-    """Return the URL of a websocket on the host under which a page was opened.
-
-    Args:
-        handler: of the page.
-        path: the path, or with `subdomain_host` a whole URL.
-    """
-    whole = urljoin(f"{handler.request.protocol}://{handler.request.host}", path)
-    return whole.replace("http", "ws", 1)
 
 
 async def may_have_server(handler: Any, user: Any, name: str) -> bool:

@@ -46,6 +46,10 @@ class LeasedServer(Protocol):
         """The names of its user's groups."""
 
     @property
+    def image_title(self) -> str:
+        """What users call its image; "" if that isn't known."""
+
+    @property
     def pending(self) -> Any:
         """Whether it is starting or stopping; JupyterHub's `Spawner.pending`."""
 
@@ -263,6 +267,8 @@ class ServerLease:
             "user": self.holder.user,
             "server": self.holder.server,
             "gpus": sorted(self._uuids),
+            "image": self._server.image_title,
+            "since": self._began.until if self._began else None,
             "until": self.until,
             "hours": self._term.seconds / 3600 if self._term else None,
             "hour_limit": self._server.hour_limit,

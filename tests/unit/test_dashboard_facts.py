@@ -69,6 +69,15 @@ def test_who_can_extend_reads_from_when_and_an_administrator_can_always(values, 
     assert ('value="extend"' in bosses) is ("until" not in values)
 
 
+def test_a_server_s_image_and_since_when_it_runs_are_for_who_may_read_its_name():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0", image="Torch <2>")])
+    found = check("Status", status(seen, BOSS))
+    assert found["servers"][0]["since"] == "1970-01-01T00:00:01+00:00"
+    assert "Torch &lt;2&gt;" in render(found)
+    assert "since <time" in render(found)
+    assert "Torch" not in render(status(seen, ADA))
+
+
 STOP = {"at": UNTIL, "why": "maintenance <1>"}
 
 

@@ -246,7 +246,7 @@ async def test_the_image_of_a_server_is_known_after_a_restart_of_the_hub(hub):
     again = hub.spawner(images=IMAGES)
     again.load_state(json.loads(json.dumps(one.get_state())))
     assert again.page.image == "Plain & simple"
-    assert again.get_state()["gpuspawner"]["image"] == "plain"
+    assert again.get_state()["gpuspawner"]["image"] == "Plain & simple"
     again.clear_state()
     assert again.page.image == ""
 

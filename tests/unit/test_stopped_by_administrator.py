@@ -27,7 +27,7 @@ class Server:
     warning_minutes, extend_minutes = 15.0, None
     idle_minutes, waiting_requests = 0.0, 0
     holder, groups, pending = Holder("ada"), frozenset[str](), None
-    broken = False
+    broken, image_title = False, "Plain"
 
     def __init__(self, hours: float | None = 4) -> None:
         self.now = 1_800_000_000.0
