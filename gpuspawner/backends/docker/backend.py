@@ -22,7 +22,8 @@ from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, out_of_service, pull
+from . import extended_ends, out_of_service, pull, stopping
+from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
 from .listing import Listing
 from .poll_interval import PollInterval
@@ -69,6 +70,8 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # Of many that stop at once, the engine lists all containers for all of them.
+        self._servers = SharedRead(self.list)
         # Image -> what inspects it for all who ask.
         self._inspections: dict[str, SharedRead[Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -76,6 +79,7 @@ class DockerBackend:
         # Of looking at the servers that start.
         self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
+        self.deleted_volumes = DeletedVolumes(lambda: self.client, self.in_thread, log)
         # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # The ulimits that this engine isn't allowed to set, by name, and the starts that find out.
@@ -127,9 +131,9 @@ class DockerBackend:
         await remove(self.call, server_id)
 
     async def stop(self, server_id: str) -> None:
-        """Stop a container, which has the engine's ten seconds to end by itself; remove it."""
+        """Stop a container, which has its time to save; remove it."""
         try:
-            await self.call("stop", server_id)
+            await self.stop_container(server_id)
         except docker.errors.NotFound:
             return
         if not self._keeps_stopped:
@@ -188,6 +192,14 @@ class DockerBackend:
         await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
 
     # -- Docker only -----------------------------------------------------------------------------
+
+    async def stop_container(self, container_id: str) -> None:
+        """Stop a container, which has its time to save, and leave it there.
+
+        Raises:
+            docker.errors.NotFound: there is none.
+        """
+        await stopping.stop(self.call, self._servers, container_id)
 
     async def inspect_image(self, image: str) -> Any:
         """Return an inspection of an image; of many that start at once, the engine makes two.

@@ -10,8 +10,10 @@
 (() => {
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
-  const rest = new URL("extension.js", document.currentScript.src).href;
-  const packages = new URL("packages.js", document.currentScript.src).href;
+  const here = document.currentScript.src;
+  const [rest, server, packages] = ["extension.js", "server.js", "packages.js"].map(
+    (name) => new URL(name, here).href
+  );
 
   async function take(name) {
     const versions = shared[name];
@@ -28,8 +30,28 @@
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
     const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
-    // In a server without a hub or without GPUs there is no more to say.
-    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return found;
+    if (!page.hubPrefix) return found;
+    found.push(await ofServer());
+    // Without GPUs there is no more to say.
+    if (page.gpuspawner?.gpus !== 0) found.push(await indicator(page));
+    return found;
+  }
+
+  async function ofServer() {
+    const [{ serverPlugin }, docmanager, translation, apputils] = await Promise.all([
+      import(server),
+      take("@jupyterlab/docmanager"),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+    ]);
+    return serverPlugin({
+      IDocumentManager: docmanager.IDocumentManager,
+      ITranslator: translation.ITranslator,
+      Notification: apputils.Notification,
+    });
+  }
+
+  async function indicator(page) {
     const [{ plugin }, statusbar, translation, apputils, widgets] = await Promise.all([
       import(rest),
       take("@jupyterlab/statusbar"),
@@ -37,15 +59,12 @@
       take("@jupyterlab/apputils"),
       take("@lumino/widgets"),
     ]);
-    return [
-      ...found,
-      plugin(page, {
-        IStatusBar: statusbar.IStatusBar,
-        ITranslator: translation.ITranslator,
-        Notification: apputils.Notification,
-        Widget: widgets.Widget,
-      }),
-    ];
+    return plugin(page, {
+      IStatusBar: statusbar.IStatusBar,
+      ITranslator: translation.ITranslator,
+      Notification: apputils.Notification,
+      Widget: widgets.Widget,
+    });
   }
 
   async function ofPackages(facts) {
