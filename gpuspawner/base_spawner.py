@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -36,12 +37,13 @@ from .hub import compat, http_errors, metrics
 from .hub.home_page import HomePage
 from .hub.progress import Steps
 from .hub.server_page import DASHBOARD, ServerPage
-from .hub.state import HubState, build_early, hub_state_of
+from .hub.state import HubState, build_at_start, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .i18n.phrases import ordinal
 from .leases import audit_log
 from .leases.audit_log import one_line
+from .leases.clock import Deadline
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import kept_words, place_words, turn_words
@@ -49,6 +51,8 @@ from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
 
+# The longest pause between tries to keep an extension.
+KEEP_END_SECONDS = 10
 # The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
@@ -82,6 +86,7 @@ class SpawnAttempt:
         image_title: what users call the request's image; it is known after a restart, too.
         changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
             its place, as its user has said that they change their choice.
+        is_refused: whether its choice was refused, so that nothing was begun.
     """
 
     since: float | None = None
@@ -95,6 +100,7 @@ class SpawnAttempt:
     safe_mode: bool = False
     image_title: str = ""
     changing_until: float = 0.0
+    is_refused: bool = False
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -109,6 +115,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     # the values that hooks had set for it there.
     _rules_unknown = False
     _kept_rules: Mapping[str, Mapping[str, Any]] = {}
+    # The call that keeps the last extension; a strong reference, as the loop holds tasks weakly.
+    _keeping_end: asyncio.Task[None] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`."""
@@ -124,7 +132,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
         self._is_initialised = True
-        self._last_choice = compat.saved_options(self)
+        self._last_choice = self._saved_choice()
         # The last choice if it was refused: the form shows it again, to be corrected.
         self._refused_choice: Any = None
         build_early(self)
@@ -303,13 +311,32 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.log.error("%s", one_line(error), exc_info=error)
         return http_errors.failure(f"{error} Please tell an administrator.")
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check the choice of a spawn, whether by form, link or REST API."""
+    def _saved_choice(self) -> Any:
+        """Return the choice of the last start; None if there is none.
+
+        Another spawner's form may have saved what is no mapping, and then JupyterHub itself fails
+        at each start.
+        """
+        saved = compat.saved_options(self)
+        if saved is None or isinstance(saved, Mapping):
+            return saved
+        compat.save_options(self, None)
+        self.log.warning("The saved choice of %s is set aside: it has no keys", self.log_name)
+        return None
+
+    async def check_options(self, user_options: Any) -> Any:
+        """Check the choice of a spawn, whether by form, link or REST API; return what holds of it.
+
+        That is all of it, but for a saved one.
+        """
         self.progress_steps.begin()
         self.attempt.since = self.hub_state.queue.join_time(self.holder)
         try:
+            if compat.repeats_saved_options(self):
+                return await self._check_saved(user_options)
             checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
+            self.attempt.is_refused = True
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             if options.is_too_large(user_options) and not self.has_own_options():
@@ -321,6 +348,37 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
         self.hub_state.endings.pop(self.holder, None)
+        return user_options
+
+    async def _check_saved(self, saved: Any) -> Any:
+        """Check the choice of the last start; return it without what can't be had any more.
+
+        It may be another spawner's, or from before a change of the rules, and who starts a server
+        now hasn't made it: a refusal would meet them at every start.
+        """
+        applicant, refusal = self.applicant(), None
+        for kept in (saved, *options.parts_of(saved, applicant.others_allowed)):
+            try:
+                checked = await self._check(kept, applicant)
+            except Refused as error:
+                if error.reason != "choice" or error.status not in (400, 403):
+                    raise
+                refusal = refusal or error
+                continue
+            self._take(checked)
+            self._refused_choice, self.lease.notice = None, ""
+            self.hub_state.endings.pop(self.holder, None)
+            if refusal:
+                self.user_options = kept
+                said = one_line(refusal)
+                self.log.warning("The saved choice of %s is set aside: %s", self.log_name, said)
+                aside = lazy_gettext(
+                    "Part of your last choice isn't available any more, and is left out."
+                )
+                self.progress_steps.add(0, join_sentences(aside, str(refusal)))
+            return kept
+        assert refusal
+        raise refusal
 
     def applicant(self) -> Applicant:
         """Return this server with the rules that apply to its user now."""
@@ -653,7 +711,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def on_retry(self, reason: StartAgain) -> None:
         """Log why the start is tried again."""
-        self._note_failed_start(f"the start is tried again: {reason}")
+        if not reason.keeps_gpus:
+            self._note_failed_start(f"the start is tried again: {reason}")
         self.log.warning("Starting %s again: %s", self.log_name, one_line(reason))
 
     def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
@@ -789,6 +848,31 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         if self.server_id:
             self.ledger.ends[self.server_id] = until
 
+    def on_extended(self, end: Deadline) -> None:
+        """Have the backend keep the new end, which outlives the hub's database."""
+        self._keeping_end = asyncio.ensure_future(self._keep_end(end))
+
+    async def _keep_end(self, end: Deadline) -> None:
+        for attempt in itertools.count():
+            try:
+                return await self.backend.keep_end(self.server_id, end)
+            except Exception as error:
+                if not attempt:
+                    self.log.warning(
+                        "That %s was extended is in the hub's database only, until this is over: "
+                        "%s",
+                        self.log_name,
+                        one_line(error),
+                    )
+            await asyncio.sleep(min(2**attempt, KEEP_END_SECONDS))
+            if not self.lease.ends_at(end):  # it has ended, or was extended once more
+                return None
+
+    async def read_extended_end(self) -> Deadline | None:
+        """Return the end that the backend has kept."""
+        servers = await self.ledger.servers()
+        return next((each.extended for each in servers if each.id == self.server_id), None)
+
     def save_state(self) -> None:
         """Save the lease in the hub's database."""
         compat.save_state(self)
@@ -814,8 +898,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
         await self.ensure_rules_applied()
-        await self.clean_up_ended()
+        if not self.attempt.is_refused:
+            await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
+
+
+compat.at_hub_start(build_at_start)
 
 
 def _is_abstract(cls: type, name: str) -> bool:

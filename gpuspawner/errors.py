@@ -55,6 +55,11 @@ class Unknown(GPUSpawnerError):
 class StartAgain(GPUSpawnerError):
     """A try to start a server failed, and another one may succeed. `str()` is for the log."""
 
+    # Whether the next try has the same GPUs; else it gets new ones, and may have to wait for them.
+    keeps_gpus = True
+
 
 class Contested(StartAgain):
     """Another hub's server has one of the GPUs, and ours has to give way."""
+
+    keeps_gpus = False

@@ -158,6 +158,15 @@ class GPUTraits(SpawnerMixin):
         help="""Warn and stop idle servers only while somebody waits who could use their GPUs.""",
     ).tag(config=True, while_running=True)
 
+    stop_grace = Float(
+        60,
+        min=0,
+        max=3600,
+        help="""How many seconds a server has to save when it is stopped, by whomever; then it is
+        ended by force. One in which nothing runs ends at once. A change counts for servers that
+        are started after it.""",
+    ).tag(config=True, stricter=lower)
+
     ssh_path = Unicode(
         "",
         help="""Where a server of one's own takes SSH through a websocket, below its address:

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import docker.errors
 from dockerspawner import DockerSpawner
-from jupyterhub.utils import url_path_join
+from jupyterhub.utils import maybe_future, url_path_join
+from tornado import web
 
 from .backends.docker import errors as engine_errors
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
@@ -20,12 +21,17 @@ from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
+    is_kept_of_another,
     pseudonym,
+    ran_out_of_memory,
     refused_ulimit,
     with_log,
 )
+from .backends.docker.deleted_volumes import Deletion
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
+from .backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
 from .backends.docker.settings import DockerTraits
+from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
@@ -85,15 +91,19 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: the inspection of the stopped container to start again; None: a new one is created.
-        volumes: the inspections of its volumes that existed before the container, by their names.
+        volumes: its volumes that existed before the container, and which of them are set aside.
+        made: the inspections of those that were made for the container, by their names.
         inspected: the inspection of the container between its creation and its start.
+        last_inspected: its last inspection; None: there was none.
         output: the container's output until the server is ready.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
     resumed: Any = None
-    volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    volumes: Listing = field(default_factory=Listing)
+    made: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
+    last_inspected: Any = None
     output: Output | None = None
     ulimit_trial: UlimitTrial | None = None
 
@@ -102,6 +112,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     """DockerSpawner whose containers see exactly the GPUs that their servers were granted."""
 
     attempt: ContainerAttempt
+    # The name of its container, as of its last inspection, if another spawner made it and keeps it
+    # when it is stopped; else "".
+    _kept_of_another = ""
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -189,15 +202,91 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_name = self._object_name_default()
 
     def mounted_volumes(self) -> list[Volume]:
-        """Return the volumes that are mounted: of the earlier ones those that the user has."""
-        there = self.attempt.volumes
-        return [each for each in self.volumes_of_user() if not each.earlier or each.name in there]
+        """Return the volumes that are mounted: of the earlier ones those that the user has.
+
+        Of the user's own ones, those that aren't set aside.
+        """
+        found = self.attempt.volumes
+        volumes = [
+            replace(each, name=found.current(self._first_of(each))) if each.own else each
+            for each in self.volumes_of_user()
+        ]
+        return [each for each in volumes if not each.earlier or each.name in found.volumes]
+
+    def _first_of(self, volume: Volume) -> FirstVolume:
+        return FirstVolume(volume.name, self.user.name if self.user else "", volume.strict)
 
     async def _find_volumes(self) -> None:
-        """Look which of the user's volumes there are."""
-        writable = [each for each in self.volumes_of_user() if each.writable]
-        owners = self.backend.volume_owners
-        self.attempt.volumes = await self.backend.in_thread(owners.existing, writable)
+        """Look which of the user's volumes there are, and which of them are set aside."""
+        volumes, backend = self.volumes_of_user(), self.backend
+        if any(each.own for each in volumes):
+            for spawner in self.user.spawners.values() if self.user else ():
+                if deletion := spawner.deletion:
+                    await backend.deleted_volumes.undo(deletion)
+                    spawner.deletion = None
+            await backend.deleted_volumes.before_start(self.holder.user)
+        writable = [each.name for each in volumes if each.writable]
+        self.attempt.made = {}
+        self.attempt.volumes = await backend.in_thread(
+            lambda: list_volumes(backend.client, writable)
+        )
+
+    async def _make_volumes(self, driver: str | None) -> None:
+        """Make the user's own volumes that there aren't yet: the engine makes them without labels.
+
+        Args:
+            driver: the volume driver's name; None: the engine's own.
+        """
+        there, made = self.attempt.volumes.volumes, self.attempt.made
+        for volume in self.volumes_of_user():
+            first = self._first_of(volume)
+            name = self.attempt.volumes.current(first)
+            if not volume.own or volume.earlier or name in there or name in made:
+                continue
+            server = self.name if volume.per_server else None
+            labels = labels_of(first, self.hub_address, server)
+            made[name] = await self.docker("create_volume", name, driver=driver, labels=labels)
+
+    # Set once the hub has asked what to clean up of this server, which it is about to forget.
+    deletion: Deletion | None = None
+
+    async def delete_forever(self) -> None:
+        """Have nobody find the volumes of a user who is deleted, or of a server that is removed."""
+        await maybe_future(super().delete_forever())
+        active = [each.name for each in self.user.spawners.values() if each.active]
+        if not self.name and active:
+            self.log.warning(
+                "%s keeps all volumes: JupyterHub deletes nobody whose servers run. Stop %s first",
+                self.log_name,
+                one_line(", ".join(active)),
+            )
+            return
+        firsts, policy = await self._volumes_to_forget()
+        if firsts and policy != "keep":
+            server = self.name or None
+            self.deletion = Deletion(
+                self.user.name,
+                server,
+                self.hub_address,
+                firsts,
+                policy,
+                lambda: compat.is_forgotten(self),
+            )
+            await self.backend.deleted_volumes.begin(self.deletion)
+
+    async def _volumes_to_forget(self) -> tuple[list[FirstVolume], Any]:
+        """Return the first generations of the volumes that go with this server, and the policy."""
+        overrides: list[dict[str, Any]] = []
+        with suppress(web.HTTPError):  # an invalid override, which has been logged
+            overrides = await self._overrides_that_apply()
+        try:
+            with suppress(web.HTTPError):
+                self._apply_overrides_of(overrides)
+            own = [each for each in self.volumes_of_user() if each.own]
+            going = [each for each in own if each.per_server or not self.name]
+            return [self._first_of(each) for each in going], self.deleted_user_volumes
+        finally:
+            self.overrides.put_back()
 
     @property
     def volume_binds(self) -> dict[str, dict[str, Any]]:
@@ -211,7 +300,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; the administrator's variables override ours."""
         kept = RUNTIME if self.home_volume else {}
-        return {**QUICK_START, **kept, **super().get_env()}
+        grace = {GRACE: f"{self.stop_grace:g}"}
+        return {**QUICK_START, **grace, **kept, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call the engine in a thread.
@@ -233,6 +323,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
         create = await self._leased(plan)
+        await self._make_volumes(create["host_config"].get("VolumeDriver"))
         with _creating_as("lease"):
             return await self.docker("create_container", **create)
 
@@ -303,17 +394,44 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             existing
             and not self.remove
             and request.gpus == 0
+            and self._is_this_users(existing)
             and await self._is_unchanged(existing)
         )
         self.attempt.resumed = existing if resumed else None
         left = {container.id for container in await self._own_containers()}
-        left |= {existing["Id"]} if existing else set()
+        if existing and self._kept_of_another:
+            await self._set_aside(existing)
+        elif existing:
+            left.add(existing["Id"])
         for container_id in left - ({existing["Id"]} if resumed else set()):
             said = one_line(container_id[:12])
             self.log.warning("Removing container %s, left by an earlier server", said)
             await self.backend.remove(container_id)
         if not resumed:
-            self.object_id = ""
+            self.object_id = self._kept_of_another = ""
+
+    async def _set_aside(self, container: Any) -> None:
+        """Leave a container of another spawner's to its user, who may have files in it.
+
+        It can't be started again in place of a new one: it has no labels, and may have GPUs.
+        """
+        if container["State"]["Running"]:
+            await self.docker("stop", container["Id"])
+        name = now = self._kept_of_another
+        if name == self.object_name:
+            now = f"{name}-{container['Id'][:12]}"
+            await self.docker("rename", container["Id"], now)
+        self._log_kept(now, f", so far {name}," if now != name else ",")
+
+    def _log_kept(self, name: str, before: str = ",") -> None:
+        self.log.warning(
+            "Container %s%s which an earlier spawner made for %s, stays stopped: files in it that "
+            "are in no volume aren't in new servers. See docker cp, or docker rm %s",
+            one_line(name),
+            one_line(before),
+            self.log_name,
+            one_line(name),
+        )
 
     def _name_is_taken(self, found: Any) -> str:
         """Say which container has this server's container name, and what to do about it."""
@@ -332,6 +450,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             name=self.object_name,
             hub=hub,
         )
+
+    def _is_this_users(self, existing: Any) -> bool:
+        """Return whether a container is of this user's: one deleted may have had the name."""
+        if self.deleted_user_volumes == "keep":
+            return True
+        # Both in UTC.
+        return str(existing["Created"])[:19] >= compat.user_since(self).isoformat()[:19]
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
@@ -394,7 +519,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
-            self.attempt.volumes,
+            self.attempt.volumes.volumes,
+            self.attempt.made,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful
@@ -473,6 +599,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Stop the container, and remove it where `remove` says so."""
         await DockerSpawner.stop(self, now)
 
+    async def stop_object(self) -> None:
+        """Stop the container; what runs in it has `stop_grace` seconds to save."""
+        with suppress(docker.errors.NotFound):
+            await self.backend.stop_container(self.object_id)
+
+    async def remove_object(self) -> None:
+        """Remove the container, unless it is one that another spawner made to be kept."""
+        if self._kept_of_another:
+            self._log_kept(self._kept_of_another)
+        else:
+            await super().remove_object()
+
     async def get_object(self) -> Any:
         """Inspect this server's container; return None if there is none.
 
@@ -481,7 +619,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         this server nor be stopped. The lease of a running container that this hub lost in a crash
         is adopted.
         """
-        return self._own(await self._inspect())
+        found = self._own(await self._inspect())
+        self.attempt.last_inspected = found
+        return found
 
     async def _inspect(self) -> Any:
         """Inspect the container by its id, else by its name, whoever has it; None: there is none.
@@ -495,6 +635,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def _own(self, found: Any) -> Any:
         """Return a container that `_inspect` found if it is this server's, else None."""
+        self._kept_of_another = ""
         if found is None:
             self.object_id = ""
             return None
@@ -508,6 +649,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id = found["Id"]
+        if is_kept_of_another(found):
+            self._kept_of_another = str(found["Name"]).lstrip("/")
         if found["State"]["Running"] and not self.lease.uuids and not self.pending:
             lease = lease_of(ServerRecord(found["Id"], found_labels))
             if lease and lease.gpus:
@@ -515,12 +658,22 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return found
 
     async def poll(self) -> Any:
-        """Return None while the server runs or the engine is unreachable, else its exit status."""
+        """Return None while the server runs or the engine is unreachable, else its exit status.
+
+        The hub asks for it before it stops what a refused choice was to start: the engine is told
+        nothing of that.
+        """
+        if self.attempt.is_refused:
+            return 0
         try:
-            return await super().poll()
+            status = await super().poll()
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
+        ended = self.attempt.last_inspected
+        if status is not None and ended and ran_out_of_memory(ended) and not self._is_stopping:
+            self.lease.end_for_memory(ended["HostConfig"].get("Memory") or 0)
+        return status
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
@@ -547,11 +700,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     leftovers.remove_later(self.server_key, remove, container.id)
                     self.object_id = ""
                 elif container.state != "ended":
-                    await self.docker("stop", container.id)
+                    await self.backend.stop_container(container.id)
             await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning(
                 "Container %s may remain: %s", one_line(self.object_name), one_line(error)
             )
-            if self.container_id and self.remove:
+            if self.container_id and self.remove and not self._kept_of_another:
                 leftovers.remove_later(self.server_key, remove, self.container_id)

@@ -20,7 +20,7 @@ from ..gpus.allocation import (
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from ..i18n.phrases import hours_words, moment, ordinal
+from ..i18n.phrases import hours_words, memory_words, moment, ordinal
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
@@ -293,7 +293,7 @@ def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
 
 def size_phrase(limits: Limits) -> str:
     """Return how much memory and how many processors a server may use; "" without limits."""
-    memory = limits.memory and gigabytes_phrase(limits.memory)
+    memory = limits.memory and memory_words(limits.memory)
     processors = limits.processors and processors_phrase(limits.processors)
     if memory and processors:
         return lazy_gettext(
@@ -304,11 +304,6 @@ def size_phrase(limits: Limits) -> str:
     if memory:
         return lazy_gettext("A server may use %(memory)s of memory.", memory=memory)
     return lazy_gettext("A server may use %(what)s.", what=processors) if processors else ""
-
-
-def gigabytes_phrase(size: int) -> str:
-    """Return an amount of memory, in bytes: "16 GB"."""
-    return lazy_gettext("%(size)s GB", size=f"{size / 2**30:.3g}")
 
 
 def processors_phrase(number: float) -> str:

@@ -6,7 +6,8 @@ Form, link and REST API share it. Nothing here depends on a backend.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -40,12 +41,16 @@ class Option:
     Args:
         name: what users call it, at the beginning of a sentence.
         expected: what the value must be, in words.
+        meaning: what it asks for, for the reference.
+        left_out: what holds where it is left out, for the reference.
         pattern: a regular expression for a form's or link's text that is such a value; "": any.
         read: converts such a text.
     """
 
     name: str
     expected: str
+    meaning: str
+    left_out: str
     pattern: str = ""
     read: Callable[[str], Any] = str
 
@@ -58,8 +63,8 @@ class Option:
 class Choice(BaseModel):
     """A user's choice. A key that is missing, null or empty takes the administrator's default.
 
-    A new key needs a field here and its meaning in `request`; parsing, the check of its type and
-    the refusal are derived from the field.
+    A new key needs a field here and its meaning in `request`; parsing, the check of its type, the
+    refusal and its row in the reference are derived from the field.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -67,7 +72,12 @@ class Choice(BaseModel):
     image: Annotated[
         str | None,
         Field(max_length=MAX_KEY),
-        Option(lazy_gettext("The image"), lazy_gettext("the key of an image version, as text")),
+        Option(
+            lazy_gettext("The image"),
+            lazy_gettext("the key of an image version, as text"),
+            "Key of an image version.",
+            "The catalogue's default.",
+        ),
     ] = None
     gpus: Annotated[
         int | None,
@@ -75,6 +85,8 @@ class Choice(BaseModel):
         Option(
             lazy_gettext("The number of GPUs"),
             lazy_gettext("a whole number, 0 or more"),
+            "How many GPUs, up to the limit.",
+            "`default_gpus`; on a machine without GPUs, none.",
             r"-?[0-9]{1,9}",
             int,
         ),
@@ -82,7 +94,12 @@ class Choice(BaseModel):
     model: Annotated[
         str | None,
         Field(max_length=MAX_KEY),
-        Option(lazy_gettext("The GPU model"), lazy_gettext("the name of a GPU model, as text")),
+        Option(
+            lazy_gettext("The GPU model"),
+            lazy_gettext("the name of a GPU model, as text"),
+            "GPU model, as NVML names it.",
+            "Any; all of one model where one has enough.",
+        ),
     ] = None
     hours: Annotated[
         float | None,
@@ -92,6 +109,8 @@ class Choice(BaseModel):
             lazy_gettext(
                 "a number of hours, more than 0 and at most %(most)s", most=f"{MAX_HOURS:g}"
             ),
+            "For how long, up to `hour_limit`.",
+            "`default_hours`.",
             _DECIMAL,
             float,
         ),
@@ -101,6 +120,8 @@ class Choice(BaseModel):
         Option(
             lazy_gettext("Whether to start without your packages and settings"),
             lazy_gettext("true or false"),
+            "Whether to start without the user's own [packages and settings](../how-to/files.md).",
+            "`false`.",
             "true|false",
             lambda text: text == "true",
         ),
@@ -285,10 +306,22 @@ def intersection(one: frozenset[str] | None, other: frozenset[str] | None) -> fr
 
 def restore_choice(raw: Any) -> Choice:
     """Return the choice of saved `user_options` for the form; what is invalid now is left out."""
-    kept = raw if isinstance(raw, Mapping) else {}
-    for keys in (Choice.model_fields, ("image",), ("gpus",)):
-        try:
-            return parse({key: kept[key] for key in keys if key in kept})
-        except Refused:
-            continue
+    for part in parts_of(raw):
+        with suppress(Refused):
+            return parse(part)
     return Choice()
+
+
+def parts_of(saved: Any, others_allowed: bool = False) -> Iterator[dict[Any, Any]]:
+    """Yield what may be left of saved `user_options` that are invalid as a whole, the most first.
+
+    The last is the empty choice, but for the keys of the administrator's own hooks.
+
+    Args:
+        saved: any JSON value.
+        others_allowed: whether unknown keys are kept, for those hooks.
+    """
+    kept = saved if isinstance(saved, Mapping) else {}
+    others = {key: kept[key] for key in kept if others_allowed and key not in Choice.model_fields}
+    for keys in (Choice.model_fields, ("image",), ("gpus",), ()):
+        yield {**others, **{key: kept[key] for key in keys if key in kept}}

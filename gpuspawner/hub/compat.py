@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime
+from functools import wraps
 from typing import Any
 
 from jupyterhub import orm
+from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from tornado import web
 from traitlets import observe
 
@@ -20,22 +23,24 @@ from ..settings import SpawnerMixin
 
 # The group overrides that apply, while they are looked for.
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
+# The server for which the hub has just saved a choice, in the task that does so.
+_saved_for: ContextVar[Any] = ContextVar("saved_for", default=None)
 
 
 class UnofficialHooks(SpawnerMixin):
     """Undocumented methods of `Spawner` that JupyterHub calls, under names of our own."""
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check a choice, before the administrator's own `apply_user_options`."""
+    async def check_options(self, user_options: Any) -> Any:
+        """Return the choice that holds, for the administrator's own `apply_user_options`."""
 
     async def _run_apply_user_options(self, user_options: Any) -> None:
         # The trait `apply_user_options` is the official hook, and the administrator's to set: a
         # check in its default would go with it. It runs after group overrides and before the
         # pre-spawn hook, for form, link and REST alike, which nothing else does.
         # ref: User.spawn in jupyterhub/user.py
-        await self.check_options(user_options)
+        checked = await self.check_options(user_options)
         if self.apply_user_options:
-            await super()._run_apply_user_options(user_options)
+            await super()._run_apply_user_options(checked)
 
     async def overrides_that_apply(self) -> list[dict[str, Any]]:
         """Return what the group overrides that apply to the user now set, each in its order."""
@@ -98,13 +103,23 @@ def save_options(spawner: Any, user_options: Any) -> None:
         spawner.orm_spawner.user_options = user_options
 
 
+def repeats_saved_options(spawner: Any) -> bool:
+    """Return whether this start repeats the saved options, as nobody has sent others for it.
+
+    The hub passes both on in the same way. It has saved those that were sent, in this task.
+    ref: User.spawn in jupyterhub/user.py. Needs `guard_saved_options`.
+    """
+    saved = spawner.orm_spawner
+    return saved is not None and _saved_for.get() is not saved
+
+
 def guard_saved_options(
     may_be_saved: Callable[[Any], bool], refusal: Callable[[], Exception | None]
 ) -> Callable[[], None]:
     """Have the hub save no choice that may not be; return what ends that.
 
     It writes a choice to its database as it came, before a spawner can look at it: of a start, and
-    (PUT and PATCH of a server) of a later one.
+    (PUT and PATCH of a server) of a later one. `repeats_saved_options` needs this as well.
 
     Args:
         may_be_saved: tells that of a choice.
@@ -113,6 +128,7 @@ def guard_saved_options(
     """
 
     def guard(orm_spawner: Any, value: Any, before: Any, initiator: Any) -> Any:
+        _saved_for.set(orm_spawner)
         if may_be_saved(value):
             return value
         if error := refusal():
@@ -132,6 +148,23 @@ def save_state(spawner: Any) -> None:
         spawner.orm_spawner.state = spawner.get_state()
         # Not `spawner.db`, which JupyterHub means to take from spawners.
         spawner.user.db.commit()
+
+
+def is_forgotten(spawner: Any) -> bool:
+    """Return whether the hub has deleted a server, or its user, from its database.
+
+    `delete_forever` is called before, and the hub may fail to delete them afterwards.
+    """
+    return not inspect(spawner.orm_spawner).persistent
+
+
+def user_since(spawner: Any) -> datetime:
+    """Return when the hub has put a server's user into its database, in UTC.
+
+    The REST API says it; a spawner has no other way to it.
+    """
+    since: datetime = spawner.user.orm_user.created
+    return since
 
 
 def answer_instead_of_page(answer: str) -> web.Finish:
@@ -207,3 +240,25 @@ def process_wide(spawner: Any) -> dict[str, Any]:
     """
     settings = getattr(spawner.user, "settings", None)
     return {} if settings is None else settings
+
+
+def at_hub_start(begin: Callable[[Any], None]) -> None:
+    """Have a function called at each start of a hub in this process, before the hub answers.
+
+    JupyterHub makes spawners only for servers that its database has, and for people who come: a
+    spawner class doesn't hear of a hub without either. ref: `init_spawners` in jupyterhub/app.py
+
+    Args:
+        begin: called with the hub's application, on its event loop, once the spawners of all
+            servers in its database are made.
+    """
+    start = JupyterHub.start
+
+    @wraps(start)
+    async def begin_and_start(app: Any) -> None:
+        # It is set up for a hub only: `jupyterhub token` and the like start the same application.
+        if "spawner_class" in app.tornado_settings:
+            begin(app)
+        await start(app)
+
+    JupyterHub.start = begin_and_start

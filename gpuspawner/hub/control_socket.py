@@ -2,14 +2,18 @@
 
 It serves the queue and the leases, extends leases, and stops servers. It is in the hub's folder
 and only the hub's account can open it: services that the hub starts can, users can't. A service
-authenticates its users and decides what each of them may do.
+authenticates its users and decides what each of them may do. One that has neither NVML nor the
+engine asks for the nodes as well, and has GPUs taken out of service.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
+    GET  /nodes                                              -> {"nodes": […], "marks": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
     POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
     POST /keep    {"user": "ada", "by": "user:boss"}         -> {}
     POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
+    POST /out-of-service  {"uuid": "GPU-…", "by": "boss", "why": "fan"}  -> {}
+    POST /in-service  {"uuid": "GPU-…"}                      -> {}
 
 Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
 `extend_minutes` nor the queue binds. A stop is for administrators; with `minutes` it is announced,
@@ -47,11 +51,16 @@ from ..leases.reconciler import Reconciler
 from ..leases.stopping import MAX_MINUTES, MAX_WHY, Ending
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
+from .nodes import NodeFacts
 
 # The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
+# The largest request, and how much is read of a larger one, so that it is told so.
 MAX_REQUEST_BYTES = 16 * 1024
+MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
+# What is asked for without a body.
+READ_ONLY = ("status", "nodes")
 
 
 class ControlSocket:
@@ -64,6 +73,7 @@ class ControlSocket:
         log: a logger.
         reading: how this hub reads NVML: the arguments of `gpus.reader.Reader`.
         reconciler: knows the servers that the hub doesn't.
+        nodes: reads the nodes.
         endings: how servers were lately stopped that are off.
     """
 
@@ -75,10 +85,12 @@ class ControlSocket:
         log: Any,
         reading: Mapping[str, Any],
         reconciler: Reconciler,
+        nodes: NodeFacts,
         endings: Mapping[Holder, Ending],
     ) -> None:
         self._reading = reading
         self.reconciler = reconciler
+        self.nodes = nodes
         self._endings = endings
         self._path = Path(path)
         self._queue = queue
@@ -111,8 +123,7 @@ class ControlSocket:
             no_keep_alive=True,
             idle_connection_timeout=TIMEOUT_SECONDS,
             body_timeout=TIMEOUT_SECONDS,
-            max_header_size=MAX_REQUEST_BYTES,
-            max_body_size=MAX_REQUEST_BYTES,
+            max_body_size=MAX_READ_BYTES,
         )
         self._server.add_socket(listening)
 
@@ -133,6 +144,9 @@ class ControlSocket:
                 ("/stop", _Stop, shared),
                 ("/keep", _Keep, shared),
                 ("/stop-orphan", _StopOrphan, shared),
+                ("/nodes", _Nodes, shared),
+                ("/out-of-service", _OutOfService, shared),
+                ("/in-service", _InService, shared),
             ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
@@ -213,12 +227,32 @@ class _OrphanRequest(BaseModel):
     by: str = Field(max_length=MAX_NAME_LENGTH)
 
 
+class _InServiceRequest(BaseModel):
+    """The body of a request to put a GPU back into service."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    uuid: str = Field(max_length=MAX_NAME_LENGTH)
+
+
+class _OutOfServiceRequest(_InServiceRequest):
+    """The body of a request to take a GPU out of service; `by`, who wants it."""
+
+    by: str = Field(max_length=MAX_NAME_LENGTH)
+    why: str = ""
+
+
 class _Handler(web.RequestHandler):
     """Base class of the handlers, which answer with JSON, errors too."""
 
     def initialize(self, control: ControlSocket) -> None:
         """Set the control socket that they serve."""
         self._control = control
+
+    def prepare(self) -> None:
+        """Refuse what is larger than any request of ours."""
+        if max(len(self.request.body), len(self.request.uri or "")) > MAX_REQUEST_BYTES:
+            raise web.HTTPError(413, f"A request has at most {MAX_REQUEST_BYTES} bytes.")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error's sentence."""
@@ -228,12 +262,20 @@ class _Handler(web.RequestHandler):
         sentence = str(words) % error.args if error and words else self._reason
         self.finish({"error": sentence, "status": status_code})
 
+    def refuse(self, error: Refused) -> None:
+        """Answer with a refusal's sentence."""
+        sentence = str(error)
+        self.set_status(error.status)
+        facts = {"status": error.status, "key": error.key}
+        self.finish({"error": sentence, "sentence": kept(sentence), **facts})
+
 
 class _Unknown(_Handler):
     """Any other path."""
 
     def prepare(self) -> None:
         """Answer 404."""
+        super().prepare()
         raise web.HTTPError(404)
 
 
@@ -243,6 +285,17 @@ class _Status(_Handler):
     async def get(self) -> None:
         """Answer with both."""
         self.finish(await self._control.status())
+
+
+class _Nodes(_Handler):
+    """The nodes, for a service that can't read them itself."""
+
+    async def get(self) -> None:
+        """Answer with them."""
+        try:
+            self.finish(await self._control.nodes.facts())
+        except Refused as error:
+            self.refuse(error)
 
 
 class _Request(_Handler, ABC):
@@ -259,10 +312,7 @@ class _Request(_Handler, ABC):
         try:
             self.finish(await self.answer(asked))
         except Refused as error:
-            sentence = str(error)
-            self.set_status(error.status)
-            facts = {"status": error.status, "key": error.key}
-            self.finish({"error": sentence, "sentence": kept(sentence), **facts})
+            self.refuse(error)
 
     @abstractmethod
     async def answer(self, asked: Any) -> dict[str, Any]:
@@ -277,6 +327,28 @@ class _StopOrphan(_Request):
     async def answer(self, asked: _OrphanRequest) -> dict[str, Any]:
         """Stop it."""
         await self._control.reconciler.stop(asked.id, asked.by)
+        return {}
+
+
+class _OutOfService(_Request):
+    """The start of a GPU's time out of service."""
+
+    request_model = _OutOfServiceRequest
+
+    async def answer(self, asked: _OutOfServiceRequest) -> dict[str, Any]:
+        """Take it out."""
+        await self._control.nodes.take_out(asked.uuid, asked.by, asked.why)
+        return {}
+
+
+class _InService(_Request):
+    """The end of it."""
+
+    request_model = _InServiceRequest
+
+    async def answer(self, asked: _InServiceRequest) -> dict[str, Any]:
+        """Put it back."""
+        await self._control.nodes.put_back(asked.uuid)
         return {}
 
 
@@ -398,8 +470,7 @@ async def ask(
 
     Args:
         path: the socket's path.
-        question: `do` ("status", "extend", "here", "stop", "keep" or "stop-orphan"), and the
-            fields of its body.
+        question: `do`, the last part of an address above, and the fields of its body.
         seconds: how long to wait for the answer.
 
     Raises:
@@ -410,8 +481,8 @@ async def ask(
     what = question["do"]
     request = HTTPRequest(
         f"http://hub/{quote(what, safe='')}",
-        method="GET" if what == "status" else "POST",
-        body=None if what == "status" else json.dumps(fields),
+        method="GET" if what in READ_ONLY else "POST",
+        body=None if what in READ_ONLY else json.dumps(fields),
         connect_timeout=TIMEOUT_SECONDS,
         request_timeout=seconds,
         follow_redirects=False,

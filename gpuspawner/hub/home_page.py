@@ -8,10 +8,9 @@ from typing import Any
 
 from tornado import web
 
-from ..choices.form import gigabytes_phrase
 from ..choices.limits import Limits
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
-from ..i18n.phrases import hours_words
+from ..i18n.phrases import hours_words, memory_words
 from ..leases.ledger import View
 from ..scheduling.queue import held_by_person
 from . import compat
@@ -82,8 +81,7 @@ def _of_gpus(limits: Limits, view: View, held: int) -> Iterator[Allowance]:
 
 def _of_server(limits: Limits) -> Iterator[Allowance]:
     if limits.memory is not None:
-        what = lazy_gettext("Memory of one server")
-        yield Allowance(what, gigabytes_phrase(limits.memory))
+        yield Allowance(lazy_gettext("Memory of one server"), memory_words(limits.memory))
     if limits.processors is not None:
         what = lazy_gettext("Processors of one server")
         yield Allowance(what, f"{limits.processors:g}")

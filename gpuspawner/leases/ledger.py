@@ -1,8 +1,8 @@
 """The ledger: which server holds which GPUs, read back from the labels of the servers.
 
-A lease is a set of labels on a server's container. Until the container exists, its GPUs are held by
-a reservation in this process's memory. Nothing else is remembered: a restarted hub, a second hub on
-the same engine and the command line all read the same leases.
+A lease is a set of labels on a server's container. Until the container has started, its GPUs are
+held by a reservation in this process's memory as well. Nothing else is remembered: a restarted hub,
+a second hub on the same engine and the command line all read the same leases.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OVERDUE_SECONDS = 600.0
 
 @dataclass(eq=False)
 class Reservation:
-    """GPUs that are held in memory for a server that isn't listed by the backend yet.
+    """GPUs that are held in memory for a server until it has started.
 
     `ended_tick` is None while the reservation is in force. Then it is the tick at which the server
-    had been created or given up: a listing that began before that tick can't tell which, so the
+    had been started or given up: a listing that began before that tick can't tell which, so the
     reservation still counts for it.
     """
 
@@ -128,7 +128,7 @@ class Ledger:
             replace(lease, until=None, overdue=True)
             if lease.until is not None and lease.until < overdue
             else lease
-            for lease in leases_of(servers, self.ends, self.hub) + self._reserved(listed_at)
+            for lease in self._with_reserved(leases_of(servers, self.ends, self.hub), listed_at)
         ]
         self._drop_ended_reservations()
         self._last_inventory = inventory
@@ -173,7 +173,7 @@ class Ledger:
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """End a reservation, as its server has been created or never will be. Idempotent."""
+        """End a reservation, as its server has been started or never will be. Idempotent."""
         if reservation.ended_tick is None:
             reservation.ended_tick = self._tick()
 
@@ -223,11 +223,14 @@ class Ledger:
         outsiders = outsiders_of(servers, self._last_inventory)
         return rivals + [True for outsider in outsiders if outsider.gpus & uuids]
 
-    def _reserved(self, listed_at: int) -> list[Lease]:
-        return [
+    def _with_reserved(self, leases: list[Lease], listed_at: int) -> list[Lease]:
+        """Return leases with those of the reservations whose servers aren't listed yet."""
+        listed = {(lease.holder, lease.gpus) for lease in leases}
+        return leases + [
             Lease(reservation.holder, reservation.uuids, reservation.until, reservation.groups)
             for reservation in self._reservations
-            if reservation.ended_tick is None or reservation.ended_tick > listed_at
+            if (reservation.ended_tick is None or reservation.ended_tick > listed_at)
+            and (reservation.holder, reservation.uuids) not in listed
         ]
 
     def _drop_ended_reservations(self) -> None:

@@ -12,13 +12,16 @@ from ..choices.refusals import MAX_SHOWN
 from ..errors import Refused
 from ..gpus.model import GPU, Holder, Lease
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
-from ..i18n.phrases import clock_time, hours_words
+from ..i18n.phrases import clock_time, hours_words, memory_words
 from . import audit_log
 from .clock import Clock, Deadline
 from .idleness import Idleness
 from .stopping import RULE as ADMINISTRATOR
 from .stopping import AnnouncedStop, Ending, stopped_words
 from .term import LATE_WARNING_SECONDS, Step, Term
+
+# After how many seconds an administrator is answered whose stop takes its time.
+ANSWER_SECONDS = 10
 
 
 class LeasedServer(Protocol):
@@ -66,6 +69,12 @@ class LeasedServer(Protocol):
     def on_end_changed(self, until: float) -> None:
         """Record when the lease ends now, in seconds since the epoch."""
 
+    def on_extended(self, end: Deadline) -> None:
+        """Have the new end kept where it outlives the hub's database."""
+
+    async def read_extended_end(self) -> Deadline | None:
+        """Return the end that was kept there; None if there is none. Raises if it can't be read."""
+
     def save_state(self) -> None:
         """Save the lease in the hub's database, so that it survives a crash of the hub."""
 
@@ -91,6 +100,9 @@ class ServerLease:
         self._began: Deadline | None = None
         # Who has the server stopped, and why.
         self._cause: tuple[str, str] | None = None
+        # Whether the lease was read from the database or from labels, which may not have the last
+        # extension.
+        self._may_end_later = False
         # The stop that an administrator has announced.
         self._announced: AnnouncedStop | None = None
         # Why the last server was stopped, for its user; kept after `end`.
@@ -126,6 +138,7 @@ class ServerLease:
             # The term's length isn't known: it is at least long enough for a warning.
             length = max(left, 2 * LATE_WARNING_SECONDS)
             self._term = Term(Deadline.after(left, self._clock), length)
+            self._may_end_later = True
         self._register(lease.gpus)
 
     def end(self) -> None:
@@ -134,6 +147,7 @@ class ServerLease:
             by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
             self.log_event("release", by, gpus=self._uuids, held=self.held, rule=rule)
         self._term = self._began = self._cause = self._announced = None
+        self._may_end_later = False
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.on_lease_end()
@@ -155,6 +169,7 @@ class ServerLease:
             term, began = saved.get("term"), saved.get("began")
             self._began = Deadline.restored(began, self._clock) if began else None
             self._term = Term.restored(term, self._clock) if term else None
+            self._may_end_later = bool(term)
             stop = saved.get("stop")
             self._announced = AnnouncedStop.restored(stop, self._clock) if stop else None
             self._register(saved["gpus"])
@@ -170,6 +185,29 @@ class ServerLease:
     def will_stop(self, by: str, rule: str) -> None:
         """Record who stops the server, and why; only the first call counts."""
         self._cause = self._cause or (by, rule)
+
+    def end_for_memory(self, limit: int) -> None:
+        """Record that the server was killed because its memory was full.
+
+        Args:
+            limit: how much it had, in bytes; 0: as much as the machine has.
+        """
+        self.will_stop(audit_log.SERVER, "out of memory")
+        facts = {"time": clock_time(self._clock.wall())}
+        self.notice = (
+            lazy_gettext(
+                "Your server ended at %(time)s: its memory of %(size)s was full. Your files are "
+                "kept.",
+                size=memory_words(limit),
+                **facts,
+            )
+            if limit
+            else lazy_gettext(
+                "Your server ended at %(time)s: this machine's memory was full. Your files are "
+                "kept.",
+                **facts,
+            )
+        )
 
     @property
     def held(self) -> float | None:
@@ -281,6 +319,7 @@ class ServerLease:
         seconds = self._seconds_to_add(term, hours, over_all)
         term.extend(seconds)
         self._server.save_state()
+        self._server.on_extended(term.deadline)
         who = by or audit_log.user(self.holder.user)
         self.log_event("extend", who, until=round(term.until), added=round(seconds), held=self.held)
         return term.until
@@ -358,7 +397,8 @@ class ServerLease:
         Args:
             by: who stops it, for the audit log.
             why: the reason; "" for none.
-            minutes: in how many minutes; 0: now, and return when it is stopped.
+            minutes: in how many minutes; 0: now. It may not have ended yet when this returns,
+                where it takes its time to save.
 
         Raises:
             Refused: it is being stopped already, or couldn't be stopped.
@@ -374,8 +414,8 @@ class ServerLease:
             self._server.on_end_changed(self.until or deadline.until)
             return
         task = self._stop_by(by, why)
-        await asyncio.wait([task])
-        if task.cancelled() or task.exception():
+        await asyncio.wait([task], timeout=ANSWER_SECONDS)
+        if task.done() and (task.cancelled() or task.exception()):
             words = lazy_gettext("It couldn't be stopped: the hub's log says why.")
             raise Refused(words, status=503)
 
@@ -401,6 +441,17 @@ class ServerLease:
         if self._ending:
             raise Refused(lazy_gettext("It is too late: this server is being stopped."), status=409)
 
+    def ends_at(self, end: Deadline) -> bool:
+        """Return whether the lease has this end still."""
+        return self._term is not None and self._term.deadline == end
+
+    async def _restore_extension(self) -> None:
+        """Extend a lease that an earlier hub process began, if it was extended for longer there."""
+        end = await self._server.read_extended_end()
+        self._may_end_later = False
+        if end and self._term and self._term.extend_to(end):
+            self._server.save_state()
+
     # -- Warnings and stops ----------------------------------------------------------------------
 
     def measure(self, gpus: Collection[GPU]) -> None:
@@ -410,6 +461,8 @@ class ServerLease:
     async def enforce(self) -> None:
         """Warn the user or stop the server if that is due."""
         await self.ensure_rules_applied()
+        if self._may_end_later:
+            await self._restore_extension()
         if (until := self.until) is not None:
             self._server.on_end_changed(until)
         if self._server.pending or self._ending or not self._uuids:

@@ -331,7 +331,7 @@ def test_an_unknown_server_is_stopped_by_keyboard_alone(hub, readers, engine):
     tab.get_by_role("button", name="Stop the server").wait_for()
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
-    tab.get_by_text("The server is stopped.").wait_for()
+    tab.get_by_text("The server stops, once what runs in it has saved.").wait_for()
     assert visitor.status()["orphans"] == []
 
 
@@ -353,4 +353,4 @@ def test_the_dashboard_by_keyboard_alone(hub, readers):
     tab.keyboard.press("Enter")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
-    tab.get_by_text("The server is stopped.").wait_for()
+    tab.get_by_text("The server stops, once what runs in it has saved.").wait_for()

@@ -74,10 +74,16 @@ def test_a_user_stops_their_own_servers_and_not_others(hub, engine):
     assert said == "There is no such server that runs or waits, or it isn't yours."
     assert Program(hub, "ada").ask("DELETE", "/users/ben/server").status_code == 404
     assert hub.ready("ben")
-    assert ada.said(do="stop", user="ada", server="two") == "The server is stopped."
+    assert (
+        ada.said(do="stop", user="ada", server="two")
+        == "The server stops, once what runs in it has saved."
+    )
     assert Program(hub, "ada").ask("DELETE", "/users/ada/server").status_code == 204
     until(lambda: list(labelled(engine)) == ["ben"], "ada's servers are gone", log=hub.log)
-    assert Visitor(hub, "boss").said(do="stop", user="ben", server="") == "The server is stopped."
+    assert (
+        Visitor(hub, "boss").said(do="stop", user="ben", server="")
+        == "The server stops, once what runs in it has saved."
+    )
     until(lambda: not containers(engine), "ben's server is gone", log=hub.log)
     gone = Program(hub, "ada").ask("DELETE", "/users/ada/servers/never-was")
     assert gone.status_code == 404

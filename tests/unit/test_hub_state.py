@@ -10,12 +10,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dockerspawner import DockerSpawner
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
 from gpuspawner.hub.connections import ENOUGH
-from gpuspawner.hub.state import HubState, build_early, hub_state_of
+from gpuspawner.hub.state import (
+    LOG_AGAIN_SECONDS,
+    HubState,
+    ReadErrors,
+    build_at_start,
+    build_early,
+    hub_state_of,
+)
 from gpuspawner.spawner import GPUSpawner
 
 
@@ -74,6 +82,20 @@ async def test_a_hub_that_hands_out_no_gpus_says_so_in_its_log(
     assert "container 5a5a5a5a5a5a was given none: start the hub's container with `--gpus" in said
 
 
+def test_why_nothing_can_be_read_is_in_the_log_once_in_a_while(monkeypatch, caplog):
+    log, now = logging.getLogger("a hub of tests"), [0.0]
+    monkeypatch.setattr("gpuspawner.hub.state.time", SimpleNamespace(monotonic=lambda: now[0]))
+    errors = ReadErrors(lambda error: f"NVML fails:\n{error}", log)
+    for _ in range(3):
+        assert errors.explain(OSError("Unknown Error")) == "NVML fails:\nUnknown Error"
+    assert caplog.messages == ["Nothing is handed out: NVML fails:\\nUnknown Error"]
+    errors.explain(OSError("another"))
+    assert len(caplog.messages) == 2
+    now[0] = LOG_AGAIN_SECONDS
+    errors.explain(OSError("Unknown Error"))
+    assert len(caplog.messages) == 3
+
+
 async def test_a_hub_may_have_more_connections_than_one_server_can_open(settings):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
@@ -109,6 +131,51 @@ async def test_what_one_user_s_groups_override_is_not_everybody_s(settings):
         7,
         "spread",
     )
+
+
+def hub(settings: dict[str, Any], cls: type, **traits: Any) -> SimpleNamespace:
+    """Return the application of a hub that starts, which has no users."""
+    config = Config({"GPUSpawner": {"control_socket": "", **traits}})
+    settings.update(spawner_class=cls, config=config)
+    return SimpleNamespace(
+        tornado_settings=settings,
+        hub=SimpleNamespace(api_url="http://hub"),
+        log=logging.getLogger("a hub that starts"),
+    )
+
+
+async def test_a_hub_has_its_state_from_its_start_on_though_nobody_is_there():
+    settings: dict[str, Any] = {}
+    build_at_start(hub(settings, GPUSpawner, queue_length=7))
+    state = settings["gpuspawner"]
+    try:
+        assert (state.queue.settings.length, state.ledger.hub) == (7, "http://hub")
+        assert list(state.spawners) == []
+        one = spawner(settings)
+        assert one.hub_state is state
+        build_at_start(hub(settings, GPUSpawner))
+        assert settings["gpuspawner"] is state
+    finally:
+        state.close()
+
+
+async def test_a_hub_with_another_spawner_has_none_of_it():
+    settings: dict[str, Any] = {}
+    build_at_start(hub(settings, DockerSpawner))
+    assert "gpuspawner" not in settings
+
+
+async def test_a_spawner_that_needs_its_user_is_waited_for_and_the_log_says_so(caplog):
+    class Ours(GPUSpawner):
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**values)
+            self.whose = self.user.name
+
+    settings: dict[str, Any] = {}
+    build_at_start(hub(settings, Ours))
+    assert "gpuspawner" not in settings
+    (said,) = caplog.messages
+    assert said.startswith("No Ours can be made without a user: ")
 
 
 def test_without_an_event_loop_nothing_is_built(settings):

@@ -84,6 +84,24 @@ async def test_who_sends_the_form_gets_a_page_whatever_the_headers_say(hub):
     assert 'id="gpuspawner"' in await one.render_form()
 
 
+async def test_what_a_refused_choice_was_to_start_is_looked_for_nowhere(hub, monkeypatch):
+    """The hub stops each start that fails: what another hub, or a lost one, left goes on."""
+    stopped = []
+    one = hub.spawner(post_stop_hook=stopped.append)
+    with pytest.raises(web.HTTPError, match="this machine has 2"):
+        await begin(one, gpus=9)
+
+    async def away() -> Any:
+        raise AssertionError("the engine was asked")
+
+    monkeypatch.setattr(hub.ledger, "servers", away)
+    assert await one.poll() == 0
+    await one.run_post_stop_hook()
+    assert stopped == [one]
+    one.clear_state()
+    assert not one.attempt.is_refused
+
+
 async def test_a_database_that_fails_after_a_wait_loses_no_gpu(hub, monkeypatch):
     hub.occupy()
     one = hub.spawner()

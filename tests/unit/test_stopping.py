@@ -1,194 +1,92 @@
-"""A server that an administrator stops, now or later: what its user is told, and what the log."""
+"""How a container is stopped that has time to save: what the engine is asked, and when."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from types import SimpleNamespace
 from typing import Any
 
+import docker.errors
 import pytest
 
-from gpuspawner.errors import Refused
-from gpuspawner.gpus.model import Holder
-from gpuspawner.i18n.languages import language_for
-from gpuspawner.leases import audit_log
-from gpuspawner.leases.clock import Clock
-from gpuspawner.leases.server_lease import ServerLease
-
-HOUR = 3600.0
-CHINESE = language_for("zh-CN")
+from gpuspawner.backends.docker import stopping
+from gpuspawner.leases.labels import ServerRecord
 
 
-class Server:
-    """A server of ada's, of which a test lets some time pass, and that ends when it is stopped."""
+class Engine:
+    """Containers by their ids, and what the engine was asked.
 
-    hour_limit: float | None = 12
-    warning_minutes, extend_minutes = 15.0, None
-    idle_minutes, waiting_requests = 0.0, 0
-    holder, groups, pending = Holder("ada"), frozenset[str](), None
-    broken, image_title = False, "Plain"
+    Args:
+        looks: how many looks a container is seen to run after it was told to end; None: for ever.
+    """
 
-    def __init__(self, hours: float | None = 4) -> None:
-        self.now = 1_800_000_000.0
-        self.log: Any = SimpleNamespace(error=lambda *args, **more: None)
-        self.ends: list[float] = []
-        self.saved, self.stops = 0, 0
-        self.clock = Clock(lambda: self.now, lambda: self.now, lambda: "boot")
-        self.lease = ServerLease(self, self.clock)  # type: ignore[arg-type]
-        self.lease.begin_term(hours and hours * HOUR)
-        self.lease.hold(["GPU-0"])
+    def __init__(self, *, looks: int | None = 0, env: tuple[str, ...] = (), **config: Any) -> None:
+        self.config = {"Env": list(env), **config}
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self._looks = looks
 
-    def on_lease_begin(self) -> None:
-        pass
+    async def call(self, method: str, server_id: str, **how: Any) -> Any:
+        if method == "inspect_container":
+            return {"Config": self.config}
+        self.asked.append((method, how))
+        return None
 
-    def on_lease_end(self) -> None:
-        pass
+    async def servers(self) -> list[ServerRecord]:
+        if self._looks is None or self._looks > 0:
+            self._looks = None if self._looks is None else self._looks - 1
+            return [ServerRecord("one", {}), ServerRecord("other", {})]
+        return [ServerRecord("one", {}, state="ended"), ServerRecord("other", {})]
 
-    def on_end_changed(self, until: float) -> None:
-        self.ends.append(until)
-
-    def save_state(self) -> None:
-        self.saved += 1
-
-    async def ensure_rules_applied(self) -> None:
-        pass
-
-    async def stop_through_hub(self) -> None:
-        await asyncio.sleep(0)
-        if self.broken:
-            raise RuntimeError("no engine")
-        self.stops += 1
-        self.lease.end()
+    def stop(self) -> list[tuple[str, dict[str, Any]]]:
+        asyncio.run(stopping.stop(self.call, self.servers, "one"))
+        return self.asked
 
 
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[str, Any]]]:
-    found: list[tuple[str, str, dict[str, Any]]] = []
-    monkeypatch.setattr(
-        audit_log,
-        "record",
-        lambda log, event, holder, by, **facts: found.append((event, by, facts)),
-    )
-    return found
+TOLD = ("kill", {"signal": "SIGTERM"})
+BY_FORCE = ("stop", {"timeout": stopping.LAST_SECONDS})
 
 
-async def test_at_once_with_a_reason_that_its_user_and_the_log_have(events) -> None:
-    ada = Server()
-    await ada.lease.stop_for("user:boss", " The room\nis too hot. ")
-    assert ada.stops == 1
-    said = str(ada.lease.notice)
-    assert said.startswith("An administrator stopped your server at ")
-    assert said.endswith(": The room is too hot. Your files are kept.")
-    assert CHINESE.say(ada.lease.notice).endswith(
-        "停止您的服务器：The room is too hot。您的文件都已保留。"
-    )
-    why = "The room is too hot."
-    assert [(event, by, facts["rule"], facts.get("why")) for event, by, facts in events] == [
-        ("stop", "user:boss", "an administrator", why),
-        ("release", "user:boss", "an administrator", None),
-    ]
-    assert ada.lease.ending
-    assert ada.lease.ending.facts() == {"at": ada.now, "rule": "an administrator", "why": why}
+def test_a_container_that_ends_in_its_time_isn_t_ended_by_force() -> None:
+    assert Engine(looks=3, env=("GPUSPAWNER_STOP_GRACE=60",)).stop() == [TOLD]
 
 
-async def test_without_a_reason_nothing_is_made_up(events) -> None:
-    ada = Server()
-    await ada.lease.stop_for("user:boss")
-    assert ". Your files are kept." in str(ada.lease.notice)
-    assert str(ada.lease.notice).count(":") == 1  # the time's
-    assert "why" not in events[0][2]
+def test_one_that_doesn_t_is() -> None:
+    assert Engine(looks=None, env=("GPUSPAWNER_STOP_GRACE=0.2",)).stop() == [TOLD, BY_FORCE]
+    assert Engine(looks=None, env=("GPUSPAWNER_STOP_GRACE=0",)).stop() == [TOLD, BY_FORCE]
 
 
-async def test_later_it_is_announced_first_and_its_end_is_known(events) -> None:
-    ada = Server()
-    await ada.lease.stop_for("user:boss", "maintenance", 10)
-    at = ada.now + 600
-    assert (ada.stops, ada.lease.until, ada.saved) == (0, at, 1)
-    assert ada.lease.facts()["stop"] == {"at": at, "why": "maintenance"}
-    assert ada.lease.facts()["until"] == ada.ends[-1] == at
-    event, by, facts = events[0]
-    assert (event, by, facts["rule"], facts["why"]) == (
-        "warn", "user:boss", "an administrator", "maintenance",
-    )  # fmt: skip
-    await ada.lease.enforce()
-    assert ada.stops == 0
-    ada.now += 601
-    await ada.lease.enforce()
-    await asyncio.sleep(0.01)
-    assert ada.stops == 1
-    assert "maintenance" in str(ada.lease.notice)
-    assert ada.lease.announced is None
+@pytest.mark.parametrize("env", [(), ("GPUSPAWNER_STOP_GRACE=soon",), ("GPUSPAWNER_STOP_GRACE",)])
+def test_one_that_doesn_t_say_how_long_has_the_engines_time(env: tuple[str, ...]) -> None:
+    assert Engine(env=env).stop() == [("stop", {})]
 
 
-async def test_a_server_whose_time_does_not_end_has_an_end_then(events) -> None:
-    ada = Server(hours=None)
-    assert ada.lease.until is None
-    await ada.lease.stop_for("user:boss", minutes=10)
-    assert ada.lease.until == ada.now + 600
-    await ada.lease.enforce()
-    assert ada.ends[-1] == ada.now + 600
+def test_an_image_says_which_signal_ends_it_and_how_long_it_takes() -> None:
+    # ref: STOPSIGNAL in Dockerfiles, and docker run --stop-timeout.
+    env = ("GPUSPAWNER_STOP_GRACE=0",)
+    engine = Engine(looks=4, env=env, StopSignal="SIGINT", StopTimeout=30)
+    assert engine.stop() == [("kill", {"signal": "SIGINT"})]
 
 
-async def test_its_own_end_is_no_later_for_an_announced_stop(events) -> None:
-    ada = Server(hours=1)
-    await ada.lease.stop_for("user:boss", minutes=120)
-    assert ada.lease.until == ada.now + HOUR
+def test_an_engine_that_is_away_for_a_moment_is_asked_again() -> None:
+    engine = Engine(looks=1, env=("GPUSPAWNER_STOP_GRACE=60",))
+    listing, away = engine.servers, [ConnectionError(), docker.errors.DockerException()]
+
+    async def servers() -> list[ServerRecord]:
+        if away:
+            raise away.pop()
+        return await listing()
+
+    engine.servers = servers  # type: ignore[method-assign]
+    assert engine.stop() == [TOLD]
 
 
-async def test_nobody_extends_it_meanwhile(events) -> None:
-    ada = Server()
-    await ada.lease.stop_for("user:boss", minutes=10)
-    for over_all in (False, True):
-        with pytest.raises(Refused, match="An administrator stops this server at") as refused:
-            ada.lease.extend(1, over_all=over_all)
-        assert refused.value.status == 409
+def test_one_that_doesn_t_run_is_stopped_as_ever() -> None:
+    engine = Engine(env=("GPUSPAWNER_STOP_GRACE=60",))
+    call = engine.call
 
+    async def refuse(method: str, server_id: str, **how: Any) -> Any:
+        if method == "kill":
+            raise docker.errors.APIError("it is not running")
+        return await call(method, server_id, **how)
 
-async def test_the_announcement_is_taken_back(events) -> None:
-    ada = Server()
-    with pytest.raises(Refused, match="No stop of this server is announced"):
-        ada.lease.take_back_stop("user:boss")
-    await ada.lease.stop_for("user:boss", "maintenance", 10)
-    ada.lease.take_back_stop("user:boss")
-    assert ada.lease.until == ada.now + 4 * HOUR
-    assert (ada.lease.facts()["stop"], events[-1][:2]) == (None, ("keep", "user:boss"))
-    ada.now += 700
-    await ada.lease.enforce()
-    assert ada.stops == 0
-
-
-async def test_it_outlives_a_restart_of_the_hub(events) -> None:
-    before = Server()
-    await before.lease.stop_for("user:boss", "maintenance", 10)
-    after = Server()
-    after.lease.restore(json.loads(json.dumps(before.lease.saved())))
-    assert after.lease.facts()["stop"] == before.lease.facts()["stop"]
-    after.now += 601
-    await after.lease.enforce()
-    assert [event for event, *_ in events] == ["warn", "stop"]
-    assert events[-1][1] == "user:boss"
-
-
-async def test_a_stop_that_fails_is_refused_and_one_that_goes_on_not_begun_again(events) -> None:
-    ada = Server()
-    ada.broken = True
-    with pytest.raises(Refused, match="couldn't be stopped"):
-        await ada.lease.stop_for("user:boss")
-    ada.broken = False
-    first = asyncio.ensure_future(ada.lease.stop_for("user:boss"))
-    await asyncio.sleep(0)
-    with pytest.raises(Refused, match="It is too late"):
-        await ada.lease.stop_for("user:boss")
-    await first
-    assert ada.stops == 1
-
-
-async def test_a_rule_s_stop_is_an_ending_too(events) -> None:
-    ada = Server(hours=1 / 3600)
-    for _ in range(2):  # it is warned first
-        ada.now += 400
-        await ada.lease.enforce()
-    await asyncio.sleep(0.01)
-    assert ada.lease.ending
-    assert (ada.lease.ending.rule, ada.lease.ending.why) == ("time limit", "")
+    engine.call = refuse  # type: ignore[method-assign]
+    assert engine.stop() == [BY_FORCE]
