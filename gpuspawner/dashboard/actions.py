@@ -189,11 +189,17 @@ class Actions:
         await self._send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
-        """Take a GPU out of service."""
+        """Take a GPU out of service.
+
+        Raises:
+            Refused: there is no such GPU, the reason is too long, or it isn't an administrator.
+        """
         await self._require_known(person, uuid)
+        why, most = " ".join(why.split()), MAX_REASON_LENGTH
+        if len(why) > most:
+            words = lazy_gettext("The reason is too long: at most %(most)s characters.", most=most)
+            raise Refused(words, key="why")
         if self.from_hub:
-            # Of a longer one the hub wouldn't read the rest.
-            why = " ".join(why.split())[:MAX_REASON_LENGTH]
             question = {"do": "out-of-service", "uuid": uuid, "by": person.name, "why": why}
             await self._send(question, STOP_SECONDS)
             return

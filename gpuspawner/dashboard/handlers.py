@@ -317,10 +317,21 @@ class API(Handler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error in the form of the hub's API."""
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
         error = kwargs.get("exc_info", (None, None, None))[1]
         answer = {"status": status_code, "message": _error_message(error) or self._reason}
         key = getattr(error, "key", "")
         self.finish({**answer, "key": key} if key else answer)
+
+    def _methods(self) -> list[str]:
+        """Return the methods that there are at this address, as a 405 has to name them."""
+        ours, plain = type(self), web.RequestHandler
+        return [
+            name
+            for name in self.SUPPORTED_METHODS
+            if getattr(ours, name.lower()) is not getattr(plain, name.lower())
+        ]
 
     async def answer(self, work: Awaitable[Any]) -> Any:
         """Await an action; answer with an error if it is refused."""
@@ -361,8 +372,11 @@ class Status(API):
 
     async def get(self) -> None:
         """Answer."""
-        history = self.get_query_argument("history", "true") != "false"
-        self.finish(status(await self.monitor.snapshot(), self.person, history=history))
+        history = self.get_query_argument("history", "true")
+        if history not in ("true", "false"):
+            raise _Answer(400, "history must be true or false.", "history")
+        facts = status(await self.monitor.snapshot(), self.person, history=history == "true")
+        self.finish(facts)
 
 
 class Server(API):

@@ -242,6 +242,28 @@ def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
 
 
+def test_who_has_packages_in_another_version_reads_so(make_hub, minimal_image, page, picture):
+    client, reference = minimal_image
+    packages = "/home/jovyan/.local/share/gpuspawner/packages/lab/lib/python3.11/site-packages"
+    client.containers.run(
+        reference,
+        ["mkdir", "-p", f"{packages}/lesson-1.0.dist-info"],
+        volumes={"packages-ada": {"bind": "/home/jovyan", "mode": "rw"}},
+        network_mode="none",
+        remove=True,
+    )
+    hub = make_hub(
+        IMAGES_OWN,
+        "c.GPUSpawner.home_volume = 'packages-{username}'",
+        "c.GPUSpawner.home_path = '/home/jovyan'",
+    )
+    hub.start_server("ada", {"gpus": 0})
+    open_lab(page, hub, "ada")
+    said = "Your packages are in lab. This server runs minimal, without them."
+    notice(page, said).wait_for()
+    picture(page, "lab-packages")
+
+
 def test_what_is_open_and_not_saved_is_saved_when_the_server_is_stopped(hub, engine, page):
     hub.start_server("ada", {"gpus": 0})
     inside(engine, "ada", "cd ~/work; echo begun > notes.txt; echo begun > shared.txt")

@@ -88,3 +88,6 @@ async def test_only_an_administrator_takes_gpus_out_of_service_and_stops_for_a_r
     for asked in (may.take_out(BOSS, "GPU-none", "fan"), may.put_back(BOSS, "GPU-none")):
         with pytest.raises(Refused, match="This machine has no such GPU"):
             await asked
+    with pytest.raises(Refused, match="The reason is too long: at most 200 characters") as refused:
+        await may.take_out(BOSS, "GPU-0", "x" * 201)
+    assert (refused.value.status, refused.value.key) == (400, "why")

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -266,6 +267,21 @@ def test_a_secret_is_made_once_by_whoever_comes_first(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
     assert with_secret(file).stdout.strip() == file.read_text()
+
+
+def test_a_secret_that_the_other_has_made_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, real = tmp_path / "token", shutil.which("od")
+    program = tmp_path / "bin" / "od"
+    program.parent.mkdir()
+    # What with-secret runs once it has seen that there is none.
+    program.write_text(f'#!/bin/sh\numask 077; echo theirs >{file}; exec {real} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert with_secret(file).stdout == "theirs\n"
+    assert file.read_text() == "theirs\n"
+    assert set(tmp_path.iterdir()) == {file, program.parent}
 
 
 def test_a_secret_that_others_can_read_is_none(tmp_path: Path) -> None:
