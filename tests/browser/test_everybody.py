@@ -52,7 +52,7 @@ def _hub(hubs_of_run, minimal_image) -> Iterator[Hub]:
         f"c.GPUSpawner.images = {IMAGES!r}",
         "c.GPUSpawner.pull_policy = 'never'",
         "c.GPUSpawner.user_gpu_limit = 3",
-        "c.GPUSpawner.mem_limit = '2G'",
+        "c.GPUSpawner.mem_limit = '16G'",
         "c.GPUSpawner.ssh_path = 'sshd'",
         "c.GPUSpawner.unknown_server_minutes = 0.05",
         "from gpuspawner.pages import TEMPLATES",

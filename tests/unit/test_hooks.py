@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dockerspawner import DockerSpawner
 from jupyterhub.traitlets import ByteSpecification, Command
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
 
@@ -256,8 +255,8 @@ async def test_post_stop_hook_sees_what_the_spawn_had_set(monkeypatch) -> None:
     one.post_stop_hook = lambda spawner: seen.append((spawner.image, spawner.environment["both"]))
     await begin(one, gpus=1, image="plain")
     await one.run_pre_spawn_hook()
-    monkeypatch.setattr(DockerSpawner, "stop_object", no_container)
-    monkeypatch.setattr(DockerSpawner, "remove_object", no_container)
+    monkeypatch.setattr(type(one), "stop_object", no_container)
+    monkeypatch.setattr(type(one), "remove_object", no_container)
     await one.stop()
     one.post_stop_hook(one)
     one.clear_state()

@@ -54,6 +54,9 @@ class Server:
     async def ensure_rules_applied(self) -> None:
         pass
 
+    async def read_extended_end(self) -> None:
+        """Have no longer end than the hub knows."""
+
     async def stop_through_hub(self) -> None:
         await asyncio.sleep(0)
         if self.broken:
