@@ -34,7 +34,9 @@ from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
 from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
+from .hub.home_page import HomePage
 from .hub.progress import Steps
+from .hub.server_page import DASHBOARD, ServerPage
 from .hub.state import HubState, build_at_start, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
@@ -44,7 +46,7 @@ from .leases.audit_log import one_line
 from .leases.clock import Deadline
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
-from .scheduling.phrases import turn_words
+from .scheduling.phrases import kept_words, place_words, turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
@@ -55,8 +57,6 @@ KEEP_END_SECONDS = 10
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
 FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
-# The service that the dashboard is, in the shipped configuration.
-DASHBOARD = "gpus"
 # Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
 _SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
 SAFE_MODE = {
@@ -83,6 +83,9 @@ class SpawnAttempt:
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
         safe_mode: whether the server starts without what its user has set up at home.
+        image_key: the key of the request's image version; it is known after a restart, too.
+        changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
+            its place, as its user has said that they change their choice.
     """
 
     since: float | None = None
@@ -94,6 +97,8 @@ class SpawnAttempt:
     reserved_at: float = 0.0
     pulled: str | None = None
     safe_mode: bool = False
+    image_key: str = ""
+    changing_until: float = 0.0
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -125,7 +130,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
         self._is_initialised = True
-        self._last_choice = compat.saved_options(self)
+        self._last_choice = self._saved_choice()
         # The last choice if it was refused: the form shows it again, to be corrected.
         self._refused_choice: Any = None
         build_early(self)
@@ -304,11 +309,29 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.log.error("%s", one_line(error), exc_info=error)
         return http_errors.failure(f"{error} Please tell an administrator.")
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check the choice of a spawn, whether by form, link or REST API."""
+    def _saved_choice(self) -> Any:
+        """Return the choice of the last start; None if there is none.
+
+        Another spawner's form may have saved what is no mapping, and then JupyterHub itself fails
+        at each start.
+        """
+        saved = compat.saved_options(self)
+        if saved is None or isinstance(saved, Mapping):
+            return saved
+        compat.save_options(self, None)
+        self.log.warning("The saved choice of %s is set aside: it has no keys", self.log_name)
+        return None
+
+    async def check_options(self, user_options: Any) -> Any:
+        """Check the choice of a spawn, whether by form, link or REST API; return what holds of it.
+
+        That is all of it, but for a saved one.
+        """
         self.progress_steps.begin()
-        self.attempt.since = self.hub_state.queue.join_time()
+        self.attempt.since = self.hub_state.queue.join_time(self.holder)
         try:
+            if compat.repeats_saved_options(self):
+                return await self._check_saved(user_options)
             checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
             if isinstance(error, Refused) and error.status in (400, 403):
@@ -321,6 +344,36 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
+        return user_options
+
+    async def _check_saved(self, saved: Any) -> Any:
+        """Check the choice of the last start; return it without what can't be had any more.
+
+        It may be another spawner's, or from before a change of the rules, and who starts a server
+        now hasn't made it: a refusal would meet them at every start.
+        """
+        applicant, refusal = self.applicant(), None
+        for kept in (saved, *options.parts_of(saved, applicant.others_allowed)):
+            try:
+                checked = await self._check(kept, applicant)
+            except Refused as error:
+                if error.reason != "choice" or error.status not in (400, 403):
+                    raise
+                refusal = refusal or error
+                continue
+            self._take(checked)
+            self._refused_choice, self.lease.notice = None, ""
+            if refusal:
+                self.user_options = kept
+                said = one_line(refusal)
+                self.log.warning("The saved choice of %s is set aside: %s", self.log_name, said)
+                aside = lazy_gettext(
+                    "Part of your last choice isn't available any more, and is left out."
+                )
+                self.progress_steps.add(0, join_sentences(aside, str(refusal)))
+            return kept
+        assert refusal
+        raise refusal
 
     def applicant(self) -> Applicant:
         """Return this server with the rules that apply to its user now."""
@@ -332,7 +385,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.has_own_options(),
         )
 
-    async def _applicant_for_form(self) -> tuple[Applicant, str]:
+    async def applicant_for_form(self) -> tuple[Applicant, str]:
         """Return this server's user and `pull_policy` by the current rules; change no trait.
 
         JupyterHub has the default server's spawner render the form of named servers, too, even
@@ -361,6 +414,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def _take(self, checked: CheckedChoice) -> None:
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
+        self.attempt.image_key = checked.request.image
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
@@ -379,7 +433,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             web.Finish: the form's script has requested it and has been answered.
         """
         asked, open_forms = form_stream.requested_choice(), self.hub_state.open_forms
-        applicant, pull_policy = await self._applicant_for_form()
+        applicant, pull_policy = await self.applicant_for_form()
         absent = await self._absent_versions(applicant.limits, pull_policy)
         limits = without_absent_versions(applicant.limits, absent)
 
@@ -398,6 +452,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         if asked is None:
             picked_before, notice = self._refused_choice, self.notice
+            if kept := self.hub_state.queue.kept_place(self.holder):
+                notice = join_sentences(notice, kept_words(kept.until))
             if (linked := start_link.linked_choice()) is not None:
                 picked_before = self.options_from_query(dict(linked))
                 notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
@@ -411,7 +467,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             claims = self.hub_state.queue.claims(view.leases if view else ())
             return open_forms.render_cache.get(
                 open_forms.visible_state(view, trouble),
-                (picked, rules, held_by_person(self.holder, claims), self.language().tag),
+                (
+                    picked,
+                    rules,
+                    held_by_person(self.holder, claims),
+                    self.hub_state.queue.kept_place(self.holder),
+                    self.language().tag,
+                ),
                 lambda: rendered(picked, view, trouble, picked=True),
             )
 
@@ -450,9 +512,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the URL of the start button, with the options of the link that was opened."""
         return compat.start_link(spawn_url, static_url)
 
-    def steps_so_far(self) -> list[dict[str, Any]]:
-        """Return the progress events of this start so far."""
-        return self.progress_steps.so_far()
+    @property
+    def page(self) -> ServerPage:
+        """What pages say of this server."""
+        return ServerPage(self)
+
+    @property
+    def home(self) -> HomePage:
+        """What the home page of this server's user says."""
+        return HomePage(self)
 
     @property
     def notice(self) -> str:
@@ -496,7 +564,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._take(await self._check(self.user_options, applicant))
         assert attempt.request
         await self.remove_leftovers(attempt.request)
-        attempt.since = attempt.since or self.hub_state.queue.join_time()
+        attempt.since = attempt.since or self.hub_state.queue.join_time(self.holder)
         while True:
             request = attempt.request
             reservation = await self._wait_in_queue(request)
@@ -539,6 +607,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             waited = _waited(since)
             facts = {"gpus": request.gpus, "waited": waited, "rule": "given up"}
             self.lease.log_event("leave", audit_log.HUB, **facts)
+            if self.attempt.waiting_since and time.monotonic() < self.attempt.changing_until:
+                queue.keep_place(waiting)
             raise
         except (Refused, Unknown) as error:
             waited = _waited(since)
@@ -599,6 +669,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             facts = {"place": turn.place, "nth": nth, "start": turn.start}
             facts["nth_said"] = translations(nth)
             facts["because"] = turn.because
+            line = place_words(turn)
+            facts |= {"line": line, "line_said": translations(line), "of": turn.of}
             turn = turn_words(turn)
         self.progress_steps.add(15, turn, about="queue", **facts)
 
@@ -675,6 +747,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         ours = {
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
+            "image": self.attempt.image_key,
             "hooks": hooks if any(hooks.values()) else None,
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
@@ -686,6 +759,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         # JupyterHub applies group overrides and runs hooks only at a spawn.
         self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
+        self.attempt.image_key = str(ours.get("image") or "")
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "

@@ -21,7 +21,9 @@ from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
+    is_kept_of_another,
     pseudonym,
+    ran_out_of_memory,
     refused_ulimit,
     with_log,
 )
@@ -29,6 +31,7 @@ from .backends.docker.deleted_volumes import Deletion
 from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
 from .backends.docker.settings import DockerTraits
+from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
@@ -91,6 +94,7 @@ class ContainerAttempt(SpawnAttempt):
         volumes: its volumes that existed before the container, and which of them are set aside.
         made: the inspections of those that were made for the container, by their names.
         inspected: the inspection of the container between its creation and its start.
+        last_inspected: its last inspection; None: there was none.
         output: the container's output until the server is ready.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
@@ -99,6 +103,7 @@ class ContainerAttempt(SpawnAttempt):
     volumes: Listing = field(default_factory=Listing)
     made: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
+    last_inspected: Any = None
     output: Output | None = None
     ulimit_trial: UlimitTrial | None = None
 
@@ -107,6 +112,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     """DockerSpawner whose containers see exactly the GPUs that their servers were granted."""
 
     attempt: ContainerAttempt
+    # The name of its container, as of its last inspection, if another spawner made it and keeps it
+    # when it is stopped; else "".
+    _kept_of_another = ""
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -292,7 +300,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; the administrator's variables override ours."""
         kept = RUNTIME if self.home_volume else {}
-        return {**QUICK_START, **kept, **super().get_env()}
+        grace = {GRACE: f"{self.stop_grace:g}"}
+        return {**QUICK_START, **grace, **kept, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call the engine in a thread.
@@ -390,13 +399,39 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         )
         self.attempt.resumed = existing if resumed else None
         left = {container.id for container in await self._own_containers()}
-        left |= {existing["Id"]} if existing else set()
+        if existing and self._kept_of_another:
+            await self._set_aside(existing)
+        elif existing:
+            left.add(existing["Id"])
         for container_id in left - ({existing["Id"]} if resumed else set()):
             said = one_line(container_id[:12])
             self.log.warning("Removing container %s, left by an earlier server", said)
             await self.backend.remove(container_id)
         if not resumed:
-            self.object_id = ""
+            self.object_id = self._kept_of_another = ""
+
+    async def _set_aside(self, container: Any) -> None:
+        """Leave a container of another spawner's to its user, who may have files in it.
+
+        It can't be started again in place of a new one: it has no labels, and may have GPUs.
+        """
+        if container["State"]["Running"]:
+            await self.docker("stop", container["Id"])
+        name = now = self._kept_of_another
+        if name == self.object_name:
+            now = f"{name}-{container['Id'][:12]}"
+            await self.docker("rename", container["Id"], now)
+        self._log_kept(now, f", so far {name}," if now != name else ",")
+
+    def _log_kept(self, name: str, before: str = ",") -> None:
+        self.log.warning(
+            "Container %s%s which an earlier spawner made for %s, stays stopped: files in it that "
+            "are in no volume aren't in new servers. See docker cp, or docker rm %s",
+            one_line(name),
+            one_line(before),
+            self.log_name,
+            one_line(name),
+        )
 
     def _name_is_taken(self, found: Any) -> str:
         """Say which container has this server's container name, and what to do about it."""
@@ -564,6 +599,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Stop the container, and remove it where `remove` says so."""
         await DockerSpawner.stop(self, now)
 
+    async def stop_object(self) -> None:
+        """Stop the container; what runs in it has `stop_grace` seconds to save."""
+        with suppress(docker.errors.NotFound):
+            await self.backend.stop_container(self.object_id)
+
+    async def remove_object(self) -> None:
+        """Remove the container, unless it is one that another spawner made to be kept."""
+        if self._kept_of_another:
+            self._log_kept(self._kept_of_another)
+        else:
+            await super().remove_object()
+
     async def get_object(self) -> Any:
         """Inspect this server's container; return None if there is none.
 
@@ -572,7 +619,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         this server nor be stopped. The lease of a running container that this hub lost in a crash
         is adopted.
         """
-        return self._own(await self._inspect())
+        found = self._own(await self._inspect())
+        self.attempt.last_inspected = found
+        return found
 
     async def _inspect(self) -> Any:
         """Inspect the container by its id, else by its name, whoever has it; None: there is none.
@@ -586,6 +635,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def _own(self, found: Any) -> Any:
         """Return a container that `_inspect` found if it is this server's, else None."""
+        self._kept_of_another = ""
         if found is None:
             self.object_id = ""
             return None
@@ -599,6 +649,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id = found["Id"]
+        if is_kept_of_another(found):
+            self._kept_of_another = str(found["Name"]).lstrip("/")
         if found["State"]["Running"] and not self.lease.uuids and not self.pending:
             lease = lease_of(ServerRecord(found["Id"], found_labels))
             if lease and lease.gpus:
@@ -608,10 +660,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     async def poll(self) -> Any:
         """Return None while the server runs or the engine is unreachable, else its exit status."""
         try:
-            return await super().poll()
+            status = await super().poll()
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
+        ended = self.attempt.last_inspected
+        if status is not None and ended and ran_out_of_memory(ended) and not self._is_stopping:
+            self.lease.end_for_memory(ended["HostConfig"].get("Memory") or 0)
+        return status
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
@@ -638,11 +694,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     leftovers.remove_later(self.server_key, remove, container.id)
                     self.object_id = ""
                 elif container.state != "ended":
-                    await self.docker("stop", container.id)
+                    await self.backend.stop_container(container.id)
             await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning(
                 "Container %s may remain: %s", one_line(self.object_name), one_line(error)
             )
-            if self.container_id and self.remove:
+            if self.container_id and self.remove and not self._kept_of_another:
                 leftovers.remove_later(self.server_key, remove, self.container_id)

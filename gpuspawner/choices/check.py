@@ -99,7 +99,9 @@ def forecast_choice(
         return Forecast("no", count, refusal=str(error))
     if request.gpus == 0:
         return Forecast("now")
-    joining = QueuedRequest(applicant.holder, request, queue.join_time(), applicant.groups)
+    joining = QueuedRequest(
+        applicant.holder, request, queue.join_time(applicant.holder), applicant.groups
+    )
     turn = queue.forecast(joining, applicant.request_limits, view)
     if turn.gpus:
         return Forecast("now", count)

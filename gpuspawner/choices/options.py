@@ -6,7 +6,8 @@ Form, link and REST API share it. Nothing here depends on a backend.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -305,10 +306,22 @@ def intersection(one: frozenset[str] | None, other: frozenset[str] | None) -> fr
 
 def restore_choice(raw: Any) -> Choice:
     """Return the choice of saved `user_options` for the form; what is invalid now is left out."""
-    kept = raw if isinstance(raw, Mapping) else {}
-    for keys in (Choice.model_fields, ("image",), ("gpus",)):
-        try:
-            return parse({key: kept[key] for key in keys if key in kept})
-        except Refused:
-            continue
+    for part in parts_of(raw):
+        with suppress(Refused):
+            return parse(part)
     return Choice()
+
+
+def parts_of(saved: Any, others_allowed: bool = False) -> Iterator[dict[Any, Any]]:
+    """Yield what may be left of saved `user_options` that are invalid as a whole, the most first.
+
+    The last is the empty choice, but for the keys of the administrator's own hooks.
+
+    Args:
+        saved: any JSON value.
+        others_allowed: whether unknown keys are kept, for those hooks.
+    """
+    kept = saved if isinstance(saved, Mapping) else {}
+    others = {key: kept[key] for key in kept if others_allowed and key not in Choice.model_fields}
+    for keys in (Choice.model_fields, ("image",), ("gpus",), ()):
+        yield {**others, **{key: kept[key] for key in keys if key in kept}}

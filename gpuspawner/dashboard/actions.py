@@ -77,6 +77,7 @@ class Actions:
     ) -> dict[str, Any]:
         if not (person.administrator or person.is_user(user)):
             raise Refused(lazy_gettext("This is somebody else's server."), status=403)
+        _check_names(user, server)
         return await self._send({"do": what, "user": user, "server": server, **more})
 
     async def _send(
@@ -105,8 +106,7 @@ class Actions:
         Raises:
             Refused: the hub refuses or doesn't answer.
         """
-        if max(len(user), len(server)) > control_socket.MAX_NAME_LENGTH:
-            raise Refused(NO_SUCH_SERVER, status=404)  # the hub would log all of it
+        _check_names(user, server)  # the hub would log all of them
         path = f"/users/{quote(user, safe='')}" + (
             f"/servers/{quote(server, safe='')}" if server else "/server"
         )
@@ -147,6 +147,7 @@ class Actions:
             server_id: as in the status.
         """
         _require_administrator(person)
+        _check_names(server_id)
         await self._send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
@@ -197,6 +198,12 @@ class Actions:
         except engine_errors.UNREACHABLE as error:
             raise Refused(engine_errors.explain(error), status=503) from None
         await self.monitor.refresh()
+
+
+def _check_names(*names: str) -> None:
+    """Refuse a name that is longer than any server's or user's."""
+    if max(map(len, names)) > control_socket.MAX_NAME_LENGTH:
+        raise Refused(NO_SUCH_SERVER, status=404)
 
 
 def _require_administrator(person: Person) -> None:

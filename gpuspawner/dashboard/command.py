@@ -13,14 +13,15 @@ import sys
 from typing import Any
 from urllib.parse import urlparse
 
-from jupyterhub.services.auth import HubOAuth
 from tornado import web
 from tornado.httpserver import HTTPServer
 
 from ..hub.connections import allow_many_connections
+from ..leases.audit_log import one_line
 from ..timeouts import within
 from . import handlers
 from .actions import Actions
+from .login import Login
 from .monitor import HostReader, HubReader, Monitor
 
 # How long to wait for the address: the dashboard of a killed hub may still use the port, and a hub
@@ -32,6 +33,8 @@ WAITED_FOR = {
 }
 # How long a connection may be idle; the proxy keeps some for its next requests.
 IDLE_SECONDS = 60
+# The longest line of the log, but for tracebacks, in characters.
+MAX_LINE = 600
 NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
 
 log = logging.getLogger("gpuspawner.dashboard")
@@ -57,6 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class ShortLines(logging.Formatter):
+    """Formatter of the log: the libraries that we use log whatever a request has, at any length."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return one line, which is cut where it is too long."""
+        line = one_line(super().formatMessage(record)[: MAX_LINE + 1])
+        return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Serve until the hub ends it."""
     if missing := [name for name in NEEDED if not os.environ.get(name)]:
@@ -73,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    logging.basicConfig(
-        level=logging.INFO, format="[%(levelname)1.1s %(asctime)s dashboard] %(message)s"
-    )
+    written = logging.StreamHandler()
+    written.setFormatter(ShortLines("[%(levelname)1.1s %(asctime)s dashboard] %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[written])
     # JupyterHub logs for each request with a token that it skips the XSRF check.
     application_log = logging.getLogger("tornado.application")
     application_log.setLevel(logging.WARNING)
@@ -90,7 +102,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
         arguments: `names`, `socket` and `from_hub`.
         environment: the environment variables that JupyterHub sets for its services.
     """
-    auth = HubOAuth.instance()
+    auth = Login.instance()
     api = environment.get("JUPYTERHUB_API_URL", "")
     reader: HubReader | HostReader = (
         HubReader(arguments.socket) if arguments.from_hub else HostReader(arguments.socket, api)
@@ -120,7 +132,7 @@ def server_of(service: web.Application) -> HTTPServer:
     return HTTPServer(
         service,
         xheaders=True,
-        max_body_size=handlers.MAX_BODY_BYTES,
+        max_body_size=handlers.MAX_READ_BYTES,
         body_timeout=IDLE_SECONDS,
         idle_connection_timeout=IDLE_SECONDS,
     )
@@ -150,6 +162,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 async def _listen(server: HTTPServer, port: int, address: str) -> None:
     deadline = asyncio.get_running_loop().time() + PORT_SECONDS
+    told: int | None = None
     while True:
         try:
             server.listen(port, address)
@@ -157,7 +170,9 @@ async def _listen(server: HTTPServer, port: int, address: str) -> None:
         except OSError as error:
             if error.errno not in WAITED_FOR or asyncio.get_running_loop().time() > deadline:
                 raise
-            log.warning("%s:%d: %s; trying again", address, port, WAITED_FOR[error.errno])
+            if error.errno != told:
+                log.warning("%s:%d: %s; waiting", address, port, WAITED_FOR[error.errno])
+            told = error.errno
             await asyncio.sleep(0.5)
 
 

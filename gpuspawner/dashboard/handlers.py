@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from jupyterhub.services.auth import HubAuthenticated, HubOAuthCallbackHandler
 from tornado import web
 
 from ..errors import Refused
@@ -21,12 +21,17 @@ from ..untrusted import parse_json
 from . import pages
 from .actions import Actions
 from .facts import Person, iso_time, status
+from .login import Login
 from .monitor import PERIOD_SECONDS, Monitor
 
 FOLDER = Path(__file__).parent
 # A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
+# The largest request, and how much is read of a larger one, so that it is told so.
 MAX_BODY_BYTES = 64 * 1024
+MAX_READ_BYTES = 2 * MAX_BODY_BYTES
+# The longest address: two names of 255 characters, each of which takes up to 12 there.
+MAX_ADDRESS = 8 * 1024
 # How much of an address or a message a line of the log quotes, in characters.
 MAX_LOGGED = 200
 
@@ -36,8 +41,10 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 PREFLIGHT_SECONDS = 600
 
 
-class Handler(HubOAuthenticated, web.RequestHandler):
+class Handler(HubAuthenticated, web.RequestHandler):
     """Base class. Users who aren't logged in are redirected to the hub, or get 403 from the API."""
+
+    hub_auth_class = Login
 
     def initialize(self, monitor: Monitor, actions: Actions, names: str) -> None:
         """Set what all handlers share."""
@@ -68,10 +75,18 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     async def prepare(self) -> None:
-        """Authenticate the user, and check the XSRF token."""
+        """Check the request's size, authenticate the user, and check the XSRF token."""
+        self._check_size()
         await self.hub_auth.get_user(self, sync=False)
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and self.current_user:
             self.check_xsrf_cookie()
+
+    def _check_size(self) -> None:
+        """Refuse a request that is larger than any of ours."""
+        if len(self.request.uri or "") > MAX_ADDRESS:
+            raise web.HTTPError(414, f"An address has at most {MAX_ADDRESS} characters.")
+        if len(self.request.body) > MAX_BODY_BYTES:
+            raise web.HTTPError(413, f"A request has at most {MAX_BODY_BYTES} bytes.")
 
     @property
     def person(self) -> Person:
@@ -215,6 +230,27 @@ class Page(Handler):
         raise Refused(lazy_gettext("That can't be done here."))
 
 
+class Callback(Handler, HubOAuthCallbackHandler):
+    """Where the hub's log-in leads back to."""
+
+    async def prepare(self) -> None:
+        """Check the request's size; nobody is logged in yet."""
+        self._check_size()
+
+    async def get(self) -> None:
+        """Finish the log-in."""
+        try:
+            await HubOAuthCallbackHandler.get(self)
+        except web.HTTPError as error:
+            if error.status_code != 500:
+                raise
+            # The hub doesn't know the code, or doesn't answer.
+            log.warning("A log-in failed: %s", _error_message(error)[:MAX_LOGGED])
+            raise web.HTTPError(
+                403, "JupyterHub didn't finish the log-in. Please open this page again."
+            ) from None
+
+
 class LivePart(Handler):
     """The part of the page that changes, for the script."""
 
@@ -260,7 +296,6 @@ class API(Handler):
 
     async def prepare(self) -> None:
         """Refuse users who aren't logged in."""
-        """Refuse who isn't logged in."""
         if self.request.method == "OPTIONS":
             return
         await super().prepare()
@@ -399,7 +434,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         ("api/orphans/([^/]+)", OrphanServer),
     ]
     return [
-        (rf"{below}oauth_callback", HubOAuthCallbackHandler),
+        (rf"{below}oauth_callback", Callback, shared),
         *(
             (f"{of_api if path.startswith('api/') else below}{path}", handler, shared)
             for path, handler in handlers

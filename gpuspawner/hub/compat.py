@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
 from typing import Any
+from urllib.parse import urljoin
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
@@ -23,22 +24,24 @@ from ..settings import SpawnerMixin
 
 # The group overrides that apply, while they are looked for.
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
+# The server for which the hub has just saved a choice, in the task that does so.
+_saved_for: ContextVar[Any] = ContextVar("saved_for", default=None)
 
 
 class UnofficialHooks(SpawnerMixin):
     """Undocumented methods of `Spawner` that JupyterHub calls, under names of our own."""
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check a choice, before the administrator's own `apply_user_options`."""
+    async def check_options(self, user_options: Any) -> Any:
+        """Return the choice that holds, for the administrator's own `apply_user_options`."""
 
     async def _run_apply_user_options(self, user_options: Any) -> None:
         # The trait `apply_user_options` is the official hook, and the administrator's to set: a
         # check in its default would go with it. It runs after group overrides and before the
         # pre-spawn hook, for form, link and REST alike, which nothing else does.
         # ref: User.spawn in jupyterhub/user.py
-        await self.check_options(user_options)
+        checked = await self.check_options(user_options)
         if self.apply_user_options:
-            await super()._run_apply_user_options(user_options)
+            await super()._run_apply_user_options(checked)
 
     async def overrides_that_apply(self) -> list[dict[str, Any]]:
         """Return what the group overrides that apply to the user now set, each in its order."""
@@ -101,13 +104,23 @@ def save_options(spawner: Any, user_options: Any) -> None:
         spawner.orm_spawner.user_options = user_options
 
 
+def repeats_saved_options(spawner: Any) -> bool:
+    """Return whether this start repeats the saved options, as nobody has sent others for it.
+
+    The hub passes both on in the same way. It has saved those that were sent, in this task.
+    ref: User.spawn in jupyterhub/user.py. Needs `guard_saved_options`.
+    """
+    saved = spawner.orm_spawner
+    return saved is not None and _saved_for.get() is not saved
+
+
 def guard_saved_options(
     may_be_saved: Callable[[Any], bool], refusal: Callable[[], Exception | None]
 ) -> Callable[[], None]:
     """Have the hub save no choice that may not be; return what ends that.
 
     It writes a choice to its database as it came, before a spawner can look at it: of a start, and
-    (PUT and PATCH of a server) of a later one.
+    (PUT and PATCH of a server) of a later one. `repeats_saved_options` needs this as well.
 
     Args:
         may_be_saved: tells that of a choice.
@@ -116,6 +129,7 @@ def guard_saved_options(
     """
 
     def guard(orm_spawner: Any, value: Any, before: Any, initiator: Any) -> Any:
+        _saved_for.set(orm_spawner)
         if may_be_saved(value):
             return value
         if error := refusal():
@@ -183,6 +197,42 @@ def start_link(spawn_url: str, static_url: Any) -> str:
         return spawn_url
     link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf"])
     return link
+
+
+def servers_of(user: Any) -> list[Any]:
+    """Return the spawners of all of a user's servers: the default one, and the named ones by name.
+
+    `User.all_spawners` has the database's objects of those that don't run, which know neither our
+    state nor why the server was stopped.
+    """
+    named = sorted(user.orm_user.orm_spawners) if user.allow_named_servers else []
+    return [user.spawners[name] for name in dict.fromkeys(["", *named])]
+
+
+def websocket_url(handler: Any, path: str) -> str:
+    """Return the URL of a websocket on the host under which a page was opened.
+
+    Args:
+        handler: of the page.
+        path: the path, or with `subdomain_host` a whole URL.
+    """
+    whole = urljoin(f"{handler.request.protocol}://{handler.request.host}", path)
+    return whole.replace("http", "ws", 1)
+
+
+async def may_have_server(handler: Any, user: Any, name: str) -> bool:
+    """Return whether who opens a page may have a named server: it exists, or there is room for it.
+
+    Args:
+        handler: of the page, or None.
+        user: whose server it would be; only they are answered, as the limit is asked for them.
+        name: the server's.
+    """
+    if handler is None or handler.current_user is not user or not handler.allow_named_servers:
+        return False
+    names = {each.name for each in user.orm_user.orm_spawners.values() if each.name}
+    limit = await handler.get_current_user_named_server_limit()
+    return name in names or limit <= 0 or len(names) < limit
 
 
 def url_of_service(spawner: Any, name: str) -> str:

@@ -51,7 +51,9 @@ from .nodes import NodeFacts
 
 # The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
+# The largest request, and how much is read of a larger one, so that it is told so.
 MAX_REQUEST_BYTES = 16 * 1024
+MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
 # What is asked for without a body.
 READ_ONLY = ("status", "nodes")
@@ -114,8 +116,7 @@ class ControlSocket:
             no_keep_alive=True,
             idle_connection_timeout=TIMEOUT_SECONDS,
             body_timeout=TIMEOUT_SECONDS,
-            max_header_size=MAX_REQUEST_BYTES,
-            max_body_size=MAX_REQUEST_BYTES,
+            max_body_size=MAX_READ_BYTES,
         )
         self._server.add_socket(listening)
 
@@ -221,6 +222,11 @@ class _Handler(web.RequestHandler):
         """Set the control socket that they serve."""
         self._control = control
 
+    def prepare(self) -> None:
+        """Refuse what is larger than any request of ours."""
+        if max(len(self.request.body), len(self.request.uri or "")) > MAX_REQUEST_BYTES:
+            raise web.HTTPError(413, f"A request has at most {MAX_REQUEST_BYTES} bytes.")
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error's sentence."""
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -242,6 +248,7 @@ class _Unknown(_Handler):
 
     def prepare(self) -> None:
         """Answer 404."""
+        super().prepare()
         raise web.HTTPError(404)
 
 

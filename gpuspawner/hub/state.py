@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
-from ..leases.ledger import Ledger
+from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
@@ -30,6 +31,8 @@ from .connections import allow_many_connections
 from .control_socket import ControlSocket
 from .nodes import NodeFacts
 
+# How long the log says nothing of a reading that fails for the same reason.
+LOG_AGAIN_SECONDS = 600.0
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
 
@@ -51,7 +54,7 @@ class HubState:
         local_images: the images on the engine.
         host_metrics: the collector of the hub's metrics.
         control: the control socket; None if it is turned off.
-        unguard: ends the check of choices before the hub saves them; None if there is none.
+        unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
     """
 
@@ -88,7 +91,7 @@ class HubState:
         ledger = Ledger(
             backend.list,
             read,
-            lambda error: _explain_unknown(spawner.explain_unknown, error),
+            ReadErrors(spawner.explain_unknown, log).explain,
             spawner.hub_address,
         )
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
@@ -117,10 +120,10 @@ class HubState:
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
         )
-        if not spawner.has_own_options():
-            state.unguard = compat.guard_saved_options(
-                lambda choice: not options.is_too_large(choice), _too_large
-            )
+        bounded = not spawner.has_own_options()
+        state.unguard = compat.guard_saved_options(
+            lambda choice: not (bounded and options.is_too_large(choice)), _too_large
+        )
         if spawner.control_socket:
             state.control = ControlSocket(
                 spawner.control_socket,
@@ -131,7 +134,7 @@ class HubState:
                 reconciler,
                 NodeFacts(ledger, read, backend),
             )
-        state._begin(_warn_without_gpus(reader, log))
+        state._begin(_warn_of_gpus(reader, backend, log))
         return state
 
     def _begin(self, warn: Coroutine[Any, Any, None]) -> None:
@@ -158,8 +161,8 @@ class HubState:
             task.cancel()
 
 
-async def _warn_without_gpus(read: Reader, log: Any) -> None:
-    """Say in the log at a hub's start why it hands out no GPUs, where it won't."""
+async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
+    """Say in the log at a hub's start which GPUs it doesn't hand out, and why."""
     try:
         nodes = await read()
     except InventoryError as error:
@@ -167,6 +170,20 @@ async def _warn_without_gpus(read: Reader, log: Any) -> None:
         return
     if all(node.driver is None for node in nodes):
         log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
+        return
+    try:
+        servers = await backend.list()
+    except Exception as error:  # whoever asks for GPUs then reads it
+        log.debug("Whether other containers have GPUs isn't known: %s", one_line(error))
+        return
+    indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
+    for outsider in outsiders_of(servers, nodes):
+        which = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        log.warning(
+            "Container %s has GPU %s and no lease: not handed out while it runs",
+            one_line(outsider.name),
+            which,
+        )
 
 
 def hub_state_of(spawner: Any) -> HubState:
@@ -217,7 +234,29 @@ def _too_large() -> Exception | None:
     return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
-def _explain_unknown(explain: Any, error: Exception) -> str:
-    metrics.count_read_error(error)
-    sentence: str = explain(error)
-    return sentence
+class ReadErrors:
+    """Explains why NVML or the engine can't be read; counts it, and logs each reason now and then.
+
+    Args:
+        explain: makes a sentence for users of an error.
+        log: a logger.
+    """
+
+    def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
+        self._explain = explain
+        self._log = log
+        # Sentence -> when it was logged, by the monotonic clock.
+        self._logged: dict[str, float] = {}
+
+    def explain(self, error: Exception) -> str:
+        """Return the sentence for users."""
+        metrics.count_read_error(error)
+        sentence = self._explain(error)
+        now = time.monotonic()
+        recent = {each: at for each, at in self._logged.items() if now - at < LOG_AGAIN_SECONDS}
+        if sentence not in recent:
+            # Whoever asks next is told it as well, which may be soon or in a week.
+            self._log.warning("Nothing is handed out: %s", one_line(sentence))
+            recent[sentence] = now
+        self._logged = recent
+        return sentence

@@ -33,8 +33,11 @@ INPUTS = (
     "requirements/build.txt",
     "requirements/run.txt",
 )
-# The builder's own, or made by a build.
+# The builder's own, or made by a build. Of image/hub only what the Dockerfile takes: files of an
+# administrator's may lie beside it.
 LEFT_OUT = ("image/network/", "gpuspawner/image/")
+FOLDER = "image/hub/"
+OF_FOLDER = ("Dockerfile", "apt.txt", "in_container.py", "with-secret")
 MADE = (".pyc", ".mo", ".new")
 REGISTRY_VARIABLES = ("npm_config_registry", "NPM_CONFIG_REGISTRY")
 # Each must run as the image's user, without a network, in a container that can't be written to.
@@ -65,7 +68,9 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
         path = folder / wanted
         for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
             name = each.relative_to(folder).as_posix()
-            if each.is_file() and each.suffix not in MADE and not name.startswith(LEFT_OUT):
+            if not each.is_file() or each.suffix in MADE or name.startswith(LEFT_OUT):
+                continue
+            if not name.startswith(FOLDER) or name.removeprefix(FOLDER) in OF_FOLDER:
                 yield name, each
 
 

@@ -30,6 +30,8 @@ log = logging.getLogger("tornado.application")
 
 # While requests wait, the queue is planned at least this often, also without an event.
 PERIOD_SECONDS = 5.0
+# For how long the place of a user is kept who has left the queue to change their choice.
+KEPT_PLACE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ class RequestLimits:
     user_limit: int | None = None
     group_limits: Mapping[str, int] = field(default_factory=dict)
     max_wait_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class KeptPlace:
+    """The place in the queue of a request that has left it.
+
+    Args:
+        since: when it joined, in seconds since the epoch.
+        until: until when its holder can have the place again.
+    """
+
+    since: float
+    until: float
 
 
 CurrentRules = Callable[[], tuple[frozenset[str], RequestLimits]]
@@ -119,6 +134,8 @@ class Queue:
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._last_join_time = 0.0
+        # Holder -> the place that is kept for them.
+        self._kept_places: dict[Holder, KeptPlace] = {}
         # Cache of forecasts: the view and the queue that they were made for, and key -> turn.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
@@ -152,11 +169,29 @@ class Queue:
         """Plan again, as something may have changed."""
         self._changed.set()
 
-    def join_time(self) -> float:
-        """Return the current time as the time at which a request joins, after all earlier ones."""
+    def join_time(self, holder: Holder | None = None) -> float:
+        """Return the time at which a request joins: now, after all earlier ones.
+
+        Args:
+            holder: the holder, whose place may be kept, and who has that again then.
+        """
+        if holder and (kept := self.kept_place(holder)):
+            return kept.since
         # Strictly later even if the clock was set back: with equal times the name would decide.
         self._last_join_time = max(math.nextafter(self._last_join_time, math.inf), time.time())
         return self._last_join_time
+
+    def kept_place(self, holder: Holder) -> KeptPlace | None:
+        """Return the place that is kept for a holder who has left the queue; None: none."""
+        kept = self._kept_places.get(holder)
+        return kept if kept and time.time() < kept.until else None
+
+    def keep_place(self, waiting: QueuedRequest) -> None:
+        """Keep the place of a request that leaves the queue, for `KEPT_PLACE_SECONDS`."""
+        now = time.time()
+        kept = {holder: each for holder, each in self._kept_places.items() if now < each.until}
+        place = KeptPlace(waiting.since, now + KEPT_PLACE_SECONDS)
+        self._kept_places = {**kept, waiting.holder: place}
 
     async def wait(
         self,
@@ -179,6 +214,9 @@ class Queue:
             Unknown: NVML or the engine couldn't be read when the request joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        kept = self.kept_place(waiting.holder)
+        again = again or (kept is not None and kept.since == waiting.since)
+        self._kept_places.pop(waiting.holder, None)
         entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place=again)
         longest = request_limits.max_wait_seconds
         left = longest and max(1.0, longest - (time.time() - waiting.since if again else 0))
@@ -220,7 +258,7 @@ class Queue:
         claims = self.claims(view.leases)
         held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
-        key = (request, held, frozenset(limits.items()), mine)
+        key = (request, held, frozenset(limits.items()), mine, self.kept_place(waiting.holder))
         known = self._forecasts[2]
         if key not in known:
             turn = self._snapshot.forecast_turn(waiting, limits) if self._snapshot else None
@@ -316,9 +354,9 @@ class Queue:
             policy=self._settings.policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
         )
-        places = itertools.count(1)
+        places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
-            turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places))
+            turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places), of=of)
             for turn in turns
         }
 
@@ -433,7 +471,7 @@ def over_user_limit(wanted: int, held: int, limit: int) -> Refused:
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return the part of a turn that users are notified of, to the minute."""
-    return turn.place, turn.because, None if turn.start is None else round(turn.start / 60)
+    return turn.place, turn.of, turn.because, None if turn.start is None else round(turn.start / 60)
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

@@ -12,6 +12,9 @@ from gpuspawner import ensure_network
 
 c = get_config()  # noqa: F821
 
+# The database and the secrets are the hub's alone.
+os.umask(0o077)
+
 
 def secret_of(volume: str) -> str:
     """Return the secret in a volume that the hub shares with one other container."""

@@ -12,12 +12,14 @@ import pytest
 from ..support.browsers import assert_accessible
 from ..support.dashboards import LAB_MAY_ASK, lines
 from ..support.hubs import IMAGES_OWN, PASSWORD
+from ..support.looks import inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
 # GPUs that idle soon.
 MORE = """
 c.GPUSpawner.extend_minutes = 60
+c.GPUSpawner.home_volume = "lab-{username}"
 c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
 """
@@ -210,3 +212,32 @@ def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make
     page.get_by_text("| Idle").first.wait_for()
     assert said == []
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
+
+
+def test_what_is_open_and_not_saved_is_saved_when_the_server_is_stopped(hub, engine, page):
+    hub.start_server("ada", {"gpus": 0})
+    inside(engine, "ada", "cd ~/work; echo begun > notes.txt; echo begun > shared.txt")
+    open_lab(page, hub, "ada", "lab/tree/work/notes.txt")
+    write(page, "mine, ")
+    page.locator(".jp-DirListing-item").filter(has_text="shared.txt").dblclick()
+    page.locator(".lm-mod-current").get_by_text("shared.txt").wait_for()
+    write(page, "mine, ")
+    # Somebody else, in a terminal: theirs isn't overwritten.
+    inside(engine, "ada", "sleep 2; echo theirs > ~/work/shared.txt")
+    hub.stop_server("ada")
+    hub.start_server("ada", {"gpus": 0})
+    kept = inside(engine, "ada", "cd ~/work; tail -n +1 *.txt")
+    assert kept.split("\n\n") == [
+        "==> notes.txt <==\nmine, begun",
+        "==> shared (unsaved).txt <==\nmine, begun",
+        "==> shared.txt <==\ntheirs",
+    ]
+
+
+def write(page, text):
+    """Type at the beginning of the document that is in front."""
+    editor = page.locator(".jp-FileEditor .cm-content:visible")
+    editor.click()
+    page.keyboard.press("Control+Home")
+    page.keyboard.type(text)
+    editor.get_by_text(text).wait_for()

@@ -60,8 +60,8 @@ def test_over_the_user_s_limit_is_refused_with_the_limit(make_hub, engine):
     assert hub.spawn("ada", {"gpus": 3}).status_code == 403
 
 
-def test_a_saved_choice_that_is_no_longer_allowed_is_refused(hub, make_hub, engine):
-    """The hub replays the last choice where none is sent."""
+def test_a_saved_choice_that_can_no_longer_be_had_is_set_aside(make_hub, engine):
+    """The hub repeats the last choice where none is sent."""
     own = make_hub('c.GPUSpawner.images = {"new": "gpuspawner/minimal:py3.11"}')
     own.start_server("ada", {"image": "new", "gpus": 1})
     own.stop_server("ada")
@@ -69,11 +69,17 @@ def test_a_saved_choice_that_is_no_longer_allowed_is_refused(hub, make_hub, engi
     config.write_text(config.read_text().replace('{"new":', '{"newer":'))
     own.stop()
     own.start()
-    refused = own.spawn("ada")
-    assert refused.status_code == 400
-    assert refused.json()["message"] == 'image must be one of newer, got "new".'
+    own.start_server("ada")
+    label = engine.inspect_container(container_of(engine, "ada"))["Config"]["Labels"]
+    assert label["gpuspawner.image"] == "newer"
+    assert len(labelled(engine)["ada"]) == 1
+    why = 'image must be one of newer, got "new".'
+    assert f"The saved choice of ada is set aside: {why}" in own.log()
+    own.stop_server("ada")
+    # Whoever sends it wants this one and no other.
+    refused = own.spawn("ada", {"image": "new", "gpus": 1})
+    assert (refused.status_code, refused.json()["message"]) == (400, why)
     assert containers(engine) == []
-    own.start_server("ada", {"image": "newer", "gpus": 0})
 
 
 def test_an_empty_choice_is_the_administrator_s(hub, engine):

@@ -88,9 +88,10 @@ def test_a_version_whose_cuda_does_not_start_is_refused_through_every_door(
     assert beside(form(checked, session), key).endswith(
         f" only without GPUs: {REFUSED[driver, key]}"
     )
-    sentence = f"image {key} {REFUSED[driver, key]}. With 0 GPUs it can be used."
+    words = f"{REFUSED[driver, key]}. Without GPUs it can be used."
+    sentence = f"Image {VERSIONS[key]['title']} {words}"
     rest = checked.spawn("ada", {"image": key, "gpus": 1})
-    assert (rest.status_code, rest.json()["message"]) == (400, sentence)
+    assert (rest.status_code, rest.json()["message"]) == (400, f"image: Image {key} {words}")
     link = press(checked, session, f"opt-image={key}&opt-gpus=1")
     assert sentence in error_of(link)
     assert sentence in error_of(submit(checked, session, image=key, gpus="1"))
@@ -133,9 +134,9 @@ def test_a_new_driver_is_noticed_while_the_hub_runs(checked, idle_host):
 def test_a_framework_without_the_gpu_s_architecture_is_refused_through_every_door(checked, engine):
     session = checked.log_in("ada")
     assert beside(form(checked, session), "hopper") == f"only without GPUs: {NOT_BUILT}"
-    sentence = f"image hopper {NOT_BUILT}. With 0 GPUs it can be used."
+    sentence = f"Image hopper {NOT_BUILT}. Without GPUs it can be used."
     rest = checked.spawn("ada", {"image": "hopper", "gpus": 1})
-    assert (rest.status_code, rest.json()["message"]) == (400, sentence)
+    assert (rest.status_code, rest.json()["message"]) == (400, f"image: {sentence}")
     link = press(checked, session, "opt-image=hopper&opt-gpus=1")
     assert sentence in error_of(link)
     assert sentence in error_of(submit(checked, session, image="hopper", gpus="1"))

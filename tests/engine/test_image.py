@@ -240,7 +240,7 @@ async def test_a_terminal_opens_in_the_environment(jupyter: str) -> None:
         assert message is not None, screen
         kind, *rest = json.loads(message)
         screen += rest[0] if kind == "stdout" else ""
-    assert "at-/opt/jupyter/bin/python-" in screen
+    assert "/.local/share/gpuspawner/packages/minimal/bin/python-" in screen
     assert re.search(r"jovyan@\w+:", screen)
     socket.close()
 

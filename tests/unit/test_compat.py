@@ -101,12 +101,13 @@ async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is
     seen: list[Any] = []
     one = spawner(apply_user_options=lambda spawner, choice: seen.append(("theirs", choice)))
 
-    async def check(choice: Any) -> None:
+    async def check(choice: Any) -> Any:
         seen.append(("ours", choice))
+        return {"gpus": 2}
 
     one.check_options = check
     await one._run_apply_user_options({"gpus": 1})
-    assert seen == [("ours", {"gpus": 1}), ("theirs", {"gpus": 1})]
+    assert seen == [("ours", {"gpus": 1}), ("theirs", {"gpus": 2})]
 
 
 async def test_every_override_of_a_group_comes_by_our_way() -> None:
@@ -242,6 +243,24 @@ def test_what_may_not_be_saved_is_not_and_what_was_saved_stays() -> None:
         end()
     saved.user_options = {"gpus": "many"}
     assert saved.user_options == {"gpus": "many"}
+
+
+def test_a_choice_that_is_sent_is_told_from_one_that_is_repeated() -> None:
+    source = inspect.getsource(User.spawn)
+    repeats = source.index("options = spawner.orm_spawner.user_options or {}")
+    saves = source.index("spawner.orm_spawner.user_options = options")
+    assert repeats < saves < source.index("_run_apply_user_options")
+    one = spawner()
+    assert not compat.repeats_saved_options(one)
+    one.orm_spawner, other = orm.Spawner(name=""), orm.Spawner(name="other")
+    end = compat.guard_saved_options(lambda choice: True, lambda: None)
+    try:
+        other.user_options = {"gpus": 1}
+        assert compat.repeats_saved_options(one)
+        one.orm_spawner.user_options = {"gpus": 1}
+        assert not compat.repeats_saved_options(one)
+    finally:
+        end()
 
 
 def test_a_start_is_known_before_its_choice_is_saved() -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,8 @@ import pytest
 
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder, Request
-from gpuspawner.hub.control_socket import MAX_REQUEST_BYTES, ControlSocket, ask
+from gpuspawner.hub import control_socket
+from gpuspawner.hub.control_socket import MAX_READ_BYTES, MAX_REQUEST_BYTES, ControlSocket, ask
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext, restored
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
@@ -233,14 +235,88 @@ async def test_what_there_isn_t_is_an_error_of_http(
     assert [record.exc_info for record in caplog.records if record.exc_info] == []
 
 
-async def test_what_is_too_large_isn_t_read(hub: Hub) -> None:
-    large = MAX_REQUEST_BYTES + 1
+TOO_LARGE = f"A request has at most {MAX_REQUEST_BYTES} bytes."
+
+
+async def test_what_is_too_large_is_told_so(hub: Hub) -> None:
+    body = b'{"user": "ada"}'.ljust(MAX_REQUEST_BYTES + 1)
+    assert (await hub.post("/here", body[:-1]))[0] == 200
+    assert await hub.post("/here", body) == (413, {"error": TOO_LARGE, "status": 413})
+    assert await hub.post("/nothing", body) == (413, {"error": TOO_LARGE, "status": 413})
+    chunked = b"POST /here HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n" % len(body)
+    assert (await hub.send(chunked, chunk, body + b"\r\n0\r\n\r\n"))[1]["error"] == TOO_LARGE
+    long = b"GET /%s HTTP/1.1\r\nHost: hub\r\n\r\n" % (b"x" * MAX_REQUEST_BYTES)
+    assert (await hub.send(long))[1]["error"] == TOO_LARGE
+
+
+async def test_what_is_far_too_large_isn_t_read(hub: Hub) -> None:
+    large = MAX_READ_BYTES + 1
     head = f"POST /here HTTP/1.1\r\nHost: hub\r\nContent-Length: {large}\r\n\r\n"
     assert (await hub.send(head.encode()))[0] == 400
     chunked = b"POST /here HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked\r\n\r\n"
-    chunk = b"%x\r\n" % large
-    assert (await hub.send(chunked, chunk, b" " * large + b"\r\n"))[0] == 400
+    assert (await hub.send(chunked, b"%x\r\n" % large))[0] == 400
     assert (await hub.ask("status"))["leases"]
+
+
+def descriptors() -> int:
+    """Return how many files and connections this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+PARTS = [
+    b"",
+    b"GET /sta",
+    b"GET /status HTTP/1.1\r\nHost: hub\r\n",
+    b"GET /status HTTP/1.1\r\nHost: hub\r\n\r\n",
+    b'POST /here HTTP/1.1\r\nHost: hub\r\nContent-Length: 15\r\n\r\n{"user"',
+    b"GET /status HTTP/1.1\r\n" + b"X: " + b"x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=range(len(PARTS)))
+async def test_who_closes_in_the_middle_leaves_nothing(
+    hub: Hub, part: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = descriptors()
+    for _ in range(20):
+        _, writer = await asyncio.open_unix_connection(str(hub.path))
+        writer.write(part)
+        writer.close()
+    assert (await hub.ask("status"))["leases"]
+    for _ in range(100):
+        if descriptors() <= before:
+            break
+        await asyncio.sleep(0.02)
+    assert descriptors() <= before
+    assert not hub.ada.was_here
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_who_says_nothing_more_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "TIMEOUT_SECONDS", 0.2)
+    made = Hub(tmp_path / "hub.sock")
+    await made.control.begin()
+    try:
+        for part in PARTS[:3] + PARTS[4:5]:
+            reader, writer = await asyncio.open_unix_connection(str(made.path))
+            writer.write(part)
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
+    finally:
+        made.control.close()
+
+
+async def test_a_hub_that_closes_its_socket_is_away_for_who_asks(hub: Hub) -> None:
+    asked = asyncio.ensure_future(hub.ask("status"))
+    await asyncio.sleep(0)
+    hub.control.close()
+    with suppress(OSError):  # or it was answered just before
+        await asked
+    with pytest.raises(OSError):  # noqa: PT011 - whichever of its kinds
+        await hub.ask("status")
 
 
 async def test_an_error_of_ours_is_answered_and_logged(

@@ -660,7 +660,7 @@ def test_a_container_without_the_machine_s_gpus_is_to_be_given_them(
     (told,) = gpus.driver(context(tmp_path))
     assert told.state == state
     assert found in told.found
-    assert "`--gpus all` (in a compose file: `gpus: all`)" in told.advice
+    assert "`--gpus all,capabilities=utility --label gpuspawner.gpus=`" in told.advice
     assert "install" not in told.advice
 
 

@@ -16,7 +16,14 @@ from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
 from gpuspawner.hub.connections import ENOUGH
-from gpuspawner.hub.state import HubState, build_at_start, build_early, hub_state_of
+from gpuspawner.hub.state import (
+    LOG_AGAIN_SECONDS,
+    HubState,
+    ReadErrors,
+    build_at_start,
+    build_early,
+    hub_state_of,
+)
 from gpuspawner.spawner import GPUSpawner
 
 
@@ -73,6 +80,20 @@ async def test_a_hub_that_hands_out_no_gpus_says_so_in_its_log(
     (said,) = caplog.messages
     assert said.startswith("Servers get no GPUs: ")
     assert "container 5a5a5a5a5a5a was given none: start the hub's container with `--gpus" in said
+
+
+def test_why_nothing_can_be_read_is_in_the_log_once_in_a_while(monkeypatch, caplog):
+    log, now = logging.getLogger("a hub of tests"), [0.0]
+    monkeypatch.setattr("gpuspawner.hub.state.time", SimpleNamespace(monotonic=lambda: now[0]))
+    errors = ReadErrors(lambda error: f"NVML fails:\n{error}", log)
+    for _ in range(3):
+        assert errors.explain(OSError("Unknown Error")) == "NVML fails:\nUnknown Error"
+    assert caplog.messages == ["Nothing is handed out: NVML fails:\\nUnknown Error"]
+    errors.explain(OSError("another"))
+    assert len(caplog.messages) == 2
+    now[0] = LOG_AGAIN_SECONDS
+    errors.explain(OSError("Unknown Error"))
+    assert len(caplog.messages) == 3
 
 
 async def test_a_hub_may_have_more_connections_than_one_server_can_open(settings):

@@ -248,9 +248,9 @@ def test_what_an_exception_says_is_still_one() -> None:
 
 def test_sentences_in_sentences_are_said_too() -> None:
     turn = Turn(QueuedRequest(Holder("ada"), Request("torch", 2), 0.0), 2, None)
-    assert turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
+    assert turn_words(turn).startswith("You are 2nd of 2 in line for 2 GPUs. When they will be")
     assert CHINESE.say(turn_words(turn)) == (
-        "您在等 2 个 GPU，排在第 2 位。不知道何时会空闲：占用它们的服务器没有时限。"
+        "您在等 2 个 GPU，排在第 2 位，共 2 人。不知道何时会空闲：占用它们的服务器没有时限。"
     )
 
 
@@ -422,6 +422,11 @@ SHAPES = {
     "hub/templates/gpuspawner/starting.js": (
         r"^function clock.*?^}$",
         "const language = lang; clock(at / 1000)",
+    ),
+    "hub/templates/gpuspawner/times.js": (
+        r"^function localise.*?^}$",
+        "const e = {dateTime: at, dataset: {}};"
+        "localise({querySelectorAll: () => [e]}, lang); e.textContent",
     ),
     "../image/rootfs/opt/jupyter/share/jupyter/labextensions/gpuspawner/static/words.js": (
         r"^  moment\(.*?^  }$",

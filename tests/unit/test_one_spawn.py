@@ -304,7 +304,7 @@ async def test_rules_that_nobody_can_look_at_hand_out_nothing_and_cost_no_place(
     await task
     assert next(failures, None) is None
     assert one.attempt.request.gpus == 1
-    assert any("NVML is away." in str(each["message"]) for each in one.steps_so_far())
+    assert any("NVML is away." in str(each["message"]) for each in one.page.steps)
 
 
 async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_grant(

@@ -22,7 +22,7 @@ from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, out_of_service, pull
+from . import extended_ends, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
 from .listing import Listing
@@ -70,6 +70,8 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # Of many that stop at once, the engine lists all containers for all of them.
+        self._servers = SharedRead(self.list)
         # Image -> what inspects it for all who ask.
         self._inspections: dict[str, SharedRead[Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -129,9 +131,9 @@ class DockerBackend:
         await remove(self.call, server_id)
 
     async def stop(self, server_id: str) -> None:
-        """Stop a container, which has the engine's ten seconds to end by itself; remove it."""
+        """Stop a container, which has its time to save; remove it."""
         try:
-            await self.call("stop", server_id)
+            await self.stop_container(server_id)
         except docker.errors.NotFound:
             return
         if not self._keeps_stopped:
@@ -190,6 +192,14 @@ class DockerBackend:
         await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
 
     # -- Docker only -----------------------------------------------------------------------------
+
+    async def stop_container(self, container_id: str) -> None:
+        """Stop a container, which has its time to save, and leave it there.
+
+        Raises:
+            docker.errors.NotFound: there is none.
+        """
+        await stopping.stop(self.call, self._servers, container_id)
 
     async def inspect_image(self, image: str) -> Any:
         """Return an inspection of an image; of many that start at once, the engine makes two.

@@ -167,6 +167,30 @@ def granted_uuids(container: Mapping[str, Any]) -> list[str]:
     return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
 
 
+def ran_out_of_memory(container: Mapping[str, Any]) -> bool:
+    """Return whether a container's own program was killed because its memory was full.
+
+    Args:
+        container: an inspection of it.
+    """
+    state = container["State"]
+    # Of one whose program ended for another reason, the engine says so too if any other was killed.
+    return bool(not state["Running"] and state.get("OOMKilled") and state.get("ExitCode") == 137)
+
+
+def is_kept_of_another(container: Mapping[str, Any]) -> bool:
+    """Return whether another spawner made a container that stays when it is stopped.
+
+    So does DockerSpawner's, unless its `remove` is True: users may have files in it, outside of
+    volumes.
+
+    Args:
+        container: its inspection.
+    """
+    found = container["Config"].get("Labels") or {}
+    return LABEL_GPUS not in found and not (container.get("HostConfig") or {}).get("AutoRemove")
+
+
 def _device_ids(request: Mapping[str, Any]) -> list[str]:
     if request.get("Count"):
         return [f"count={request['Count']}"]

@@ -75,8 +75,9 @@ class DockerTraits(GPUTraits):
     ).tag(config=True)
 
     course_volumes = Dict(
-        help="""Volumes that everybody may read: name -> {"path": "/home/jovyan/course",
-        "instructors": ["group", …]}. Members of those groups may write.""",
+        help="""Volumes that users share: name -> {"path": "/home/jovyan/course", "instructors":
+        ["group", …], "readers": ["group", …]}. Members of the first groups may write, those of the
+        others read, and nobody else has it. Without "readers" everybody may read.""",
     ).tag(config=True)
 
     # False in DockerSpawner; here a server's GPUs change from start to start.
@@ -127,7 +128,7 @@ class DockerTraits(GPUTraits):
         return [
             replace(
                 volume,
-                name=self.format_volume_name(volume.name, self),
+                name=volumes.fitting_name(self.format_volume_name(volume.name, self)),
                 path=self.format_volume_name(volume.path, self),
                 per_server=volume.own and bool(PER_SERVER & volumes.fields_of(volume.name)),
                 strict=strict,

@@ -1,7 +1,8 @@
-"""Users' own volumes and course volumes: validation, mounts and ownership."""
+"""Users' own volumes and those that groups share: validation, mounts and ownership."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tarfile
@@ -19,6 +20,8 @@ from .volume_folders import folder_of
 
 # Template fields that aren't escaped: a name with "/" or ".." would lead to another volume.
 UNESCAPED = ("raw_username", "raw_servername")
+# The longest name of a volume: to the engine it is a folder's.
+MAX_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,11 @@ def check_earlier(earlier: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Validate course volumes; return name -> {"path", "instructors" (a list of groups)}.
+    """Validate course volumes.
+
+    Returns:
+        Name -> {"path", "instructors" (a list of groups)}, and "readers" (a list of groups) where
+        not everybody has the volume.
 
     Raises:
         ValueError: an entry is invalid; the message names the volume.
@@ -117,18 +124,38 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         fields = {"path": entry} if isinstance(entry, str) else entry
         if not isinstance(fields, Mapping):
             raise ValueError(f"{where} must be a folder, or a mapping with 'path'")
-        unknown = sorted(map(str, set(fields) - {"path", "instructors"}))
+        unknown = sorted(map(str, set(fields) - {"path", "instructors", "readers"}))
         if unknown:
-            raise ValueError(f"{where}: {unknown[0]!r} is neither 'path' nor 'instructors'")
+            raise ValueError(
+                f"{where}: {unknown[0]!r} is neither 'path' nor 'instructors' nor 'readers'"
+            )
         path = fields.get("path")
         if not isinstance(path, str) or not path.startswith("/"):
             raise ValueError(f"{where}: 'path' must be a folder in the container, as '/home/…'")
-        groups = fields.get("instructors") or []
-        groups = [groups] if isinstance(groups, str) else groups
-        if not isinstance(groups, list | tuple | set) or {type(g) for g in groups} - {str}:
-            raise ValueError(f"{where}: 'instructors' must be a list of groups, got {groups!r}")
-        checked[name] = {"path": path, "instructors": list(groups)}
+        checked[name] = {"path": path, "instructors": _check_groups(where, fields, "instructors")}
+        if fields.get("readers") is not None:
+            checked[name]["readers"] = _check_groups(where, fields, "readers")
     return checked
+
+
+def fitting_name(name: str, most: int = MAX_NAME) -> str:
+    """Return a volume's name, shortened where the engine couldn't make a folder of it.
+
+    An escaped user name has nine characters for a Chinese one. What it is cut to ends in a digest
+    of the whole, so that two users never share a volume.
+    """
+    if len(name.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{name.encode()[: most - 33].decode(errors='ignore')}-{digest}"
+
+
+def _check_groups(where: str, fields: Mapping[str, Any], key: str) -> list[str]:
+    groups = fields.get(key) or []
+    groups = [groups] if isinstance(groups, str) else groups
+    if not isinstance(groups, list | tuple | set) or {type(g) for g in groups} - {str}:
+        raise ValueError(f"{where}: {key!r} must be a list of groups, got {groups!r}")
+    return list(groups)
 
 
 def user_volumes(
@@ -149,10 +176,11 @@ def user_volumes(
     """
     own = [Volume(home, home_path, True, own=True)] if home else []
     own += [Volume(name, path, True, own=True, earlier=True) for name, path in earlier.items()]
-    return own + [
-        Volume(name, course["path"], bool(set(course["instructors"]) & set(groups)))
-        for name, course in courses.items()
-    ]
+    for name, course in courses.items():
+        writes = not set(groups).isdisjoint(course["instructors"])
+        if writes or "readers" not in course or not set(groups).isdisjoint(course["readers"]):
+            own.append(Volume(name, course["path"], writes))
+    return own
 
 
 # After this an owner is looked at again: somebody may have restored a backup into the volume.

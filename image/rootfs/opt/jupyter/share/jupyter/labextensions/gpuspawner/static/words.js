@@ -39,6 +39,15 @@ const CHINESE = {
     "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
   "The GPUs stay yours.": "好的，GPU 继续为您保留。",
   "JupyterHub doesn't answer. Please try again.": "JupyterHub 没有响应，请再试一次。",
+  "The kernel of {name} was killed": "{name} 的内核被终止",
+  "A process ({name}) was killed": "一个进程（{name}）被终止",
+  "A process was killed": "一个进程被终止",
+  "{what}: the machine's memory was full.": "{what}：本机内存已用尽。",
+  "{what}: the server's memory was full ({peak} of {limit} GB).":
+    "{what}：服务器内存已用尽（{peak} / {limit} GB）。",
+  "{what}: the server's memory was full ({limit} GB).": "{what}：服务器内存已用尽（{limit} GB）。",
+  "Your packages are in {versions}. This server runs {version}, without them.":
+    "您的软件包装在 {versions} 中；此服务器运行的是 {version}，用不到它们。",
 };
 
 const MINUTE_MS = 60_000;
