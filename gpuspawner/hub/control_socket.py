@@ -28,7 +28,7 @@ import json
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -70,6 +70,7 @@ class ControlSocket:
         reading: how this hub reads NVML: the arguments of `gpus.reader.Reader`.
         reconciler: knows the servers that the hub doesn't.
         nodes: reads the nodes.
+        homes: returns how much the users of the running servers keep at home, as JSON values.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class ControlSocket:
         reading: Mapping[str, Any],
         reconciler: Reconciler,
         nodes: NodeFacts,
+        homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
     ) -> None:
+        self._homes = homes
         self._reading = reading
         self.reconciler = reconciler
         self.nodes = nodes
@@ -156,6 +159,7 @@ class ControlSocket:
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
             "orphans": self.reconciler.facts(),
+            "homes": [*await self._homes()] if self._homes else [],
         }
 
     async def find_lease(self, holder: Holder) -> Any:
