@@ -29,6 +29,7 @@ from .choices.check import (
     check_choice,
     forecast_choice,
 )
+from .choices.home_use import HomeUse
 from .choices.limits import Limits, without_absent_versions
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
@@ -237,6 +238,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def keeps_settings(self) -> bool:
         """Return whether what a user has set up outlives the server, so that it may break one."""
         return False
+
+    def home_use(self, allowed: int | None) -> HomeUse | None:
+        """Return how much the user keeps at home, at once; None where that isn't known.
+
+        Args:
+            allowed: how many bytes they may keep; None: no limit.
+        """
+        return None
+
+    def home_facts(self) -> dict[str, Any] | None:
+        """Return the same as a JSON value, for a server that runs."""
+        return None
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
@@ -464,7 +477,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
             choice = options.restore_choice(picked_before or compat.saved_options(self))
             seen = await open_forms.recent_view(self.holder)
-            return rendered(choice, *seen, notice=notice, keep=bool(picked_before))
+            home = self.home_use(applicant.limits.files)
+            return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)
         picked, rules = options.restore_choice(asked), str(limits)
 
         async def render_again(seconds: float) -> str:

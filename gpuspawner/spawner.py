@@ -33,9 +33,11 @@ from .backends.docker.set_aside import FirstVolume, Listing, labels_of, list_vol
 from .backends.docker.settings import DockerTraits
 from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
+from .backends.docker.volume_folders import QUOTA
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
+from .choices.home_use import HomeUse
 from .errors import GPUSpawnerError, Refused
 from .gpus.model import Request
 from .hub import compat, http_errors
@@ -245,7 +247,47 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 continue
             server = self.name if volume.per_server else None
             labels = labels_of(first, self.hub_address, server)
-            made[name] = await self.docker("create_volume", name, driver=driver, labels=labels)
+            made[name] = await self._make_volume(name, driver, labels)
+
+    async def _make_volume(self, name: str, driver: str | None, labels: Mapping[str, str]) -> Any:
+        """Make a volume that takes no more than `home_size`, where the engine can see to it."""
+        if self.home_size is not None and not self.backend.has_no_quotas and driver is None:
+            options = {QUOTA: str(self.home_size)}
+            try:
+                return await self.docker("create_volume", name, driver_opts=options, labels=labels)
+            except docker.errors.APIError as error:
+                if error.status_code != 400:
+                    raise
+                self.backend.has_no_quotas = True
+                self.log.warning(
+                    "c.GPUSpawner.home_size is told to users, and isn't enforced: %s "
+                    "See docs/how-to/files.md, Limit the disk",
+                    one_line(self.explain(error)),
+                )
+        return await self.docker("create_volume", name, driver=driver, labels=labels)
+
+    def home_use(self, allowed: int | None) -> HomeUse | None:
+        """Return how much the user keeps at home, as far as that is known; ask the engine later."""
+        home = self._home()
+        return self.backend.home_sizes.of(self._first_of(home), allowed) if home else None
+
+    def home_facts(self) -> dict[str, Any] | None:
+        """Return the same as a JSON value, for a server that runs."""
+        home, use = self._home(), self.home_use(self.home_size)
+        if home is None or use is None:
+            return None
+        return {
+            "user": self.user.name,
+            "server": self.name if home.per_server else "",
+            "used": use.used,
+            "allowed": use.allowed,
+            "enforced": use.enforced,
+            "at": use.at,
+        }
+
+    def _home(self) -> Volume | None:
+        own = [each for each in self.volumes_of_user() if each.own and not each.earlier]
+        return own[0] if own and self.user else None
 
     # Set once the hub has asked what to clean up of this server, which it is about to forget.
     deletion: Deletion | None = None
@@ -262,6 +304,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             )
             return
         firsts, policy = await self._volumes_to_forget()
+        self.backend.home_sizes.forget(self.user.name)
         if firsts and policy != "keep":
             server = self.name or None
             self.deletion = Deletion(

@@ -45,6 +45,7 @@ SPAWNER_VALUES = (
     "gpu_limit",
     "gpu_policy",
     "group_overrides",
+    "home_size",
     "home_volume",
     "host_ip",
     "hour_limit",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +140,7 @@ class HubState:
                 reconciler,
                 NodeFacts(ledger, read, backend),
                 state.endings,
+                lambda: _homes(spawners),
             )
         state._begin(_warn_of_gpus(reader, backend, log))
         return state
@@ -173,6 +174,16 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
+    """Return how much the users of the servers that run keep at home; one entry for each home."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for spawner in [each for each in spawners if each.active]:
+        await spawner.ensure_rules_applied()
+        if facts := spawner.home_facts():
+            found[facts["user"], facts["server"]] = facts
+    return list(found.values())
 
 
 async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traitlets.config import Config
 
-from gpuspawner.backends.docker import set_aside
+from gpuspawner.backends.docker import set_aside, volumes
 from gpuspawner.backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
 from gpuspawner.errors import Unknown
 from gpuspawner.spawner import GPUSpawner
@@ -130,12 +130,18 @@ def test_a_mark_s_labels_may_be_anything(since: str) -> None:
     assert look(engine).marks["v"].since is None
 
 
-def test_a_very_long_name_has_a_mark_that_a_start_finds() -> None:
-    first = FirstVolume("home-" + "a" * 240, "a")
-    engine = VolumeEngine(first.name)
-    delete(engine, first)
-    assert len(max(engine.there, key=len)) <= set_aside.MAX_NAME
-    assert start(engine, first) == first.name + ".2"
+@pytest.mark.parametrize("letters", [230, 240, 250])
+def test_a_very_long_name_has_a_mark_that_a_start_finds_and_later_generations(letters: int) -> None:
+    first = FirstVolume("home-" + "a" * letters, "a")
+    twin = FirstVolume(first.name[:-1] + "b", "b")
+    engine = VolumeEngine(first.name, twin.name)
+    for generation in (2, 3):
+        delete(engine, first)
+        name = start(engine, first)
+        assert first.generation(name) == generation
+        assert start(engine, first) == name
+        assert start(engine, twin) == twin.name
+    assert len(max(engine.there, key=len)) <= volumes.MAX_NAME
 
 
 def test_an_engine_that_keeps_no_mark_is_an_error() -> None:
