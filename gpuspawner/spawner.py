@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -22,15 +23,17 @@ from .backends.docker.container_config import (
     granted_uuids,
     pseudonym,
     refused_ulimit,
+    removed_by_hub,
     with_log,
 )
-from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
+from .backends.docker.network import restore_network
+from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.settings import DockerTraits
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
-from .errors import GPUSpawnerError, Refused
+from .errors import GPUSpawnerError, Refused, StartAgain
 from .gpus.model import Request
 from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
@@ -54,8 +57,14 @@ _creating: ContextVar[str] = ContextVar("creating", default="")
 
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
+# How long until a starting container is looked at again whose output can't be followed any more.
+LOOK_AGAIN_SECONDS = 1.0
 # Traits that are templates, and what DockerSpawner makes of them.
 MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
+
+
+class NetworkMissing(StartAgain):
+    """The servers' network had been removed; the next try finds it again."""
 
 
 @contextmanager
@@ -88,6 +97,7 @@ class ContainerAttempt(SpawnAttempt):
         volumes: the inspections of its volumes that existed before the container, by their names.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
+        state: the container's state when it was last inspected; empty if it was gone.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
@@ -95,6 +105,7 @@ class ContainerAttempt(SpawnAttempt):
     volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inspected: Any = None
     output: Output | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
     ulimit_trial: UlimitTrial | None = None
 
 
@@ -272,7 +283,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         until = held.until if held else None
         refused = self.backend.refused_ulimits
         return leased(
-            create_kwargs,
+            removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
                 **labels(self.holder, key, uuids, until, self.groups),
                 LABEL_HUB: self.hub_address,
@@ -405,6 +416,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if self.attempt.ulimit_trial:
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
+            await self._restore_network(error)
             name = refused_ulimit(error, self.ulimits)
             if name is None:
                 raise
@@ -417,6 +429,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if not output.started:
                 output.detach()
 
+    async def _restore_network(self, error: Exception) -> None:
+        """Create the servers' network anew if its lack made a start fail, and start again."""
+        name = engine_errors.missing_network(error)
+        backend = self.backend
+        if name and await backend.in_thread(restore_network, backend.client, name):
+            raise NetworkMissing(
+                f"network {name} was missing, and has been created anew"
+            ) from error
+
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return the container's (ip, port).
 
@@ -427,17 +448,26 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             ip, port = await self._address(server_id, output)
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
-            path = url_path_join(self.server.base_url if self.server else "/", "api")
-            url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            interval = self.backend.poll_interval
-            ready = await wait_until_answering(
-                url, ip, port, output.ended, self.http_timeout, interval
-            )
-            if not ready and output.ended.is_set() and await super().poll() is not None:
-                raise await self._start_failure(server_id, output)
+            await self._wait_for_answer(ip, port, output)
             return ip, port
         finally:
             output.detach()
+
+    async def _wait_for_answer(self, ip: str, port: int, output: Output) -> None:
+        path = url_path_join(self.server.base_url if self.server else "/", "api")
+        url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
+        loop, ended, interval = asyncio.get_running_loop(), output.ended, self.backend.poll_interval
+        deadline = loop.time() + self.http_timeout
+        while not await wait_until_answering(
+            url, ip, port, ended, deadline - loop.time(), interval
+        ):
+            if not ended.is_set():
+                return
+            if await self.poll() is not None:
+                raise self._start_failure(output)
+            # It goes on, or isn't marked as ended yet, or the engine is being restarted.
+            ended = asyncio.Event()
+            loop.call_later(LOOK_AGAIN_SECONDS, ended.set)
 
     async def _address(self, server_id: str, output: Output) -> tuple[str, int]:
         try:
@@ -446,14 +476,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             ip, port = await self.get_ip_and_port()
         except engine_errors.UNREACHABLE as error:
             # If the container has ended, its output is more helpful than the engine's error.
-            if await output.has_ended():
-                raise await self._start_failure(server_id, output) from error
+            if await output.has_ended() and await self.poll() is not None:
+                raise self._start_failure(output) from error
             raise
         return ip, port
 
-    async def _start_failure(self, server_id: str, output: Output) -> Exception:
-        code = await self.backend.in_thread(exit_code, self.client, server_id)
-        return http_errors.container_died(code, output.last_lines())
+    def _start_failure(self, output: Output) -> Exception:
+        state = self.attempt.state
+        out_of_memory = engine_errors.is_out_of_memory(state)
+        return http_errors.container_died(state.get("ExitCode"), output.last_lines(), out_of_memory)
 
     def keeps_settings(self) -> bool:
         """Return whether users have a home that is kept."""
@@ -488,6 +519,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
         Its name alone wouldn't find it after a change of the templates or the image.
         """
+        self.attempt.state = {}
         for key in filter(None, (self.object_id, self.object_name)):
             with suppress(docker.errors.NotFound):
                 return await self.docker("inspect_container", key)
@@ -507,10 +539,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             )
             self.object_id = ""
             return None
-        self.object_id = found["Id"]
-        if found["State"]["Running"] and not self.lease.uuids and not self.pending:
+        self.object_id, self.attempt.state = found["Id"], found["State"]
+        if found["State"]["Running"] and not self.pending:
+            self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))
-            if lease and lease.gpus:
+            if lease and lease.gpus and not self.lease.uuids:
                 self.lease.adopt(lease)
         return found
 
@@ -529,6 +562,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
+
+    def explain_end(self) -> str:
+        """Return why the server has ended by itself, as sentences for its user."""
+        return engine_errors.explain_end(self.attempt.state, time.time())
 
     async def _own_containers(self) -> list[ServerRecord]:
         """List this server's containers by their labels, whatever their names are."""

@@ -84,12 +84,8 @@ class HubState:
         }
         reader = Reader(spawner.nvml_timeout, **reading)
         read = InServiceReader(reader, backend.out_of_service)
-        ledger = Ledger(
-            backend.list,
-            read,
-            lambda error: _explain_unknown(spawner.explain_unknown, error),
-            spawner.hub_address,
-        )
+        trouble = TroubleLog(spawner.explain_unknown, log)
+        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
@@ -189,7 +185,30 @@ def _too_large() -> Exception | None:
     return http_errors.refusal(Refused(options.TOO_LARGE))
 
 
-def _explain_unknown(explain: Any, error: Exception) -> str:
-    metrics.count_read_error(error)
-    sentence: str = explain(error)
-    return sentence
+class TroubleLog:
+    """Logs once that nodes or servers can't be read, and once that they can be again.
+
+    Args:
+        explain: makes a sentence for users of an error.
+        log: a logger.
+    """
+
+    def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
+        self._explain = explain
+        self._log = log
+        self._logged = ""
+
+    def explain(self, error: Exception) -> str:
+        """Return the sentence for an error, which is counted in the metrics."""
+        metrics.count_read_error(error)
+        sentence = self._explain(error)
+        if sentence != self._logged:
+            self._logged = sentence
+            self._log.warning("No GPUs are handed out: %s", one_line(sentence))
+        return sentence
+
+    def on_read(self) -> None:
+        """Note that everything could be read."""
+        if self._logged:
+            self._logged = ""
+            self._log.warning("GPUs are handed out again")

@@ -159,6 +159,11 @@ class ServerLease:
         self._cause = self._cause or (by, rule)
 
     @property
+    def cause(self) -> tuple[str, str] | None:
+        """Who has the server stopped, and why; None while nobody has."""
+        return self._cause
+
+    @property
     def held(self) -> float | None:
         """For how many seconds the server has had its GPUs; None if unknown."""
         return round(-self._began.remaining, 1) if self._began else None
