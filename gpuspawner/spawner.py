@@ -721,7 +721,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id, self.attempt.state = found["Id"], found["State"]
-        self.attempt.memory = found["HostConfig"].get("Memory") or 0
+        self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
             self._kept_of_another = str(found["Name"]).lstrip("/")
         if found["State"]["Running"] and not self.pending:

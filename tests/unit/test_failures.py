@@ -210,7 +210,7 @@ NOW = datetime(2026, 11, 29, 12, tzinfo=timezone.utc).timestamp()
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"ExitCode": 137, "OOMKilled": True}, "it needed more memory than it may have."),
+        ({"ExitCode": 137, "OOMKilled": True}, "its memory of 16 GB was full."),
         # A program of it was killed so, and it ended later.
         ({"ExitCode": 1, "OOMKilled": True}, "its program stopped (exit 1)."),
         ({"ExitCode": 0}, "it was shut down, from within or with the Docker Engine."),
@@ -219,10 +219,12 @@ NOW = datetime(2026, 11, 29, 12, tzinfo=timezone.utc).timestamp()
     ],
 )
 def test_why_a_server_ended_by_itself_is_told(state: dict[str, Any], words: str) -> None:
-    said = explain_end(state, NOW)
+    said = explain_end(state, NOW, 16 << 30)
     assert words in said
     assert said.startswith(f"Your server ended at {clock_time(NOW)}: ")
     assert said.endswith(" Your files are kept.")
+    without_limit = explain_end(state, NOW)
+    assert ("machine's memory was full" in without_limit) == ("memory" in words)
     for at, when in (
         ("2026-11-29T09:12:13.123456789Z", NOW - 10067),
         ("0001-01-01", NOW),
