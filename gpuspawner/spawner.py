@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import docker.errors
@@ -23,21 +25,22 @@ from .backends.docker.container_config import (
     granted_uuids,
     is_kept_of_another,
     pseudonym,
-    ran_out_of_memory,
     refused_ulimit,
+    removed_by_hub,
     with_log,
 )
-from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
+from .backends.docker.network import restore_network
+from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing
 from .backends.docker.settings import DockerTraits
 from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
-from .backends.docker.user_volumes import FoundVolumes
+from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
 from .choices.home_use import HomeUse
-from .errors import GPUSpawnerError, Refused
+from .errors import GPUSpawnerError, Refused, StartAgain
 from .gpus.model import Request
 from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
@@ -61,8 +64,14 @@ _creating: ContextVar[str] = ContextVar("creating", default="")
 
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
+# How long until a starting container is looked at again whose output can't be followed any more.
+LOOK_AGAIN_SECONDS = 1.0
 # Traits that are templates, and what DockerSpawner makes of them.
 MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
+
+
+class NetworkMissing(StartAgain):
+    """The servers' network had been removed; the next try finds it again."""
 
 
 @contextmanager
@@ -94,16 +103,18 @@ class ContainerAttempt(SpawnAttempt):
         resumed: the inspection of the stopped container to start again; None: a new one is created.
         volumes: which of its volumes there were before the container.
         inspected: the inspection of the container between its creation and its start.
-        last_inspected: its last inspection; None: there was none.
         output: the container's output until the server is ready.
+        state: the container's state when it was last inspected; empty if it was gone.
+        memory: its limit of memory, in bytes; 0: none, or it was never seen.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
     resumed: Any = None
     volumes: FoundVolumes = field(default_factory=lambda: FoundVolumes(Listing(), {}))
     inspected: Any = None
-    last_inspected: Any = None
     output: Output | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    memory: int = 0
     ulimit_trial: UlimitTrial | None = None
 
 
@@ -114,6 +125,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # The name of its container, as of its last inspection, if another spawner made it and keeps it
     # when it is stopped; else "".
     _kept_of_another = ""
+
+    @cached_property
+    def user_volumes(self) -> UserVolumes:
+        """The server's volumes. Traits that are functions may need them before `__init__` ends."""
+        return UserVolumes(self)
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -316,7 +332,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         until = held.until if held else None
         refused = self.backend.refused_ulimits
         return leased(
-            create_kwargs,
+            removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
                 **labels(self.holder, key, uuids, until, self.groups),
                 LABEL_HUB: self.hub_address,
@@ -484,6 +500,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if self.attempt.ulimit_trial:
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
+            await self._restore_network(error)
             name = refused_ulimit(error, self.ulimits)
             if name is None:
                 raise
@@ -496,6 +513,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if not output.started:
                 output.detach()
 
+    async def _restore_network(self, error: Exception) -> None:
+        """Create the servers' network anew if its lack made a start fail, and start again."""
+        name = engine_errors.missing_network(error)
+        backend = self.backend
+        if name and await backend.in_thread(restore_network, backend.client, name):
+            raise NetworkMissing(
+                f"network {name} was missing, and has been created anew"
+            ) from error
+
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return the container's (ip, port).
 
@@ -506,17 +532,26 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             ip, port = await self._address(server_id, output)
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
-            path = url_path_join(self.server.base_url if self.server else "/", "api")
-            url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            interval = self.backend.poll_interval
-            ready = await wait_until_answering(
-                url, ip, port, output.ended, self.http_timeout, interval
-            )
-            if not ready and output.ended.is_set() and await super().poll() is not None:
-                raise await self._start_failure(server_id, output)
+            await self._wait_for_answer(ip, port, output)
             return ip, port
         finally:
             output.detach()
+
+    async def _wait_for_answer(self, ip: str, port: int, output: Output) -> None:
+        path = url_path_join(self.server.base_url if self.server else "/", "api")
+        url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
+        loop, ended, interval = asyncio.get_running_loop(), output.ended, self.backend.poll_interval
+        deadline = loop.time() + self.http_timeout
+        while not await wait_until_answering(
+            url, ip, port, ended, deadline - loop.time(), interval
+        ):
+            if not ended.is_set():
+                return
+            if await self.poll() is not None:
+                raise self._start_failure(output)
+            # It goes on, or isn't marked as ended yet, or the engine is being restarted.
+            ended = asyncio.Event()
+            loop.call_later(LOOK_AGAIN_SECONDS, ended.set)
 
     async def _address(self, server_id: str, output: Output) -> tuple[str, int]:
         try:
@@ -525,14 +560,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             ip, port = await self.get_ip_and_port()
         except engine_errors.UNREACHABLE as error:
             # If the container has ended, its output is more helpful than the engine's error.
-            if await output.has_ended():
-                raise await self._start_failure(server_id, output) from error
+            if await output.has_ended() and await self.poll() is not None:
+                raise self._start_failure(output) from error
             raise
         return ip, port
 
-    async def _start_failure(self, server_id: str, output: Output) -> Exception:
-        code = await self.backend.in_thread(exit_code, self.client, server_id)
-        return http_errors.container_died(code, output.last_lines())
+    def _start_failure(self, output: Output) -> Exception:
+        state = self.attempt.state
+        out_of_memory = engine_errors.is_out_of_memory(state)
+        return http_errors.container_died(state.get("ExitCode"), output.last_lines(), out_of_memory)
 
     def keeps_settings(self) -> bool:
         """Return whether users have a home that is kept."""
@@ -572,15 +608,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         this server nor be stopped. The lease of a running container that this hub lost in a crash
         is adopted.
         """
-        found = self._own(await self._inspect())
-        self.attempt.last_inspected = found
-        return found
+        return self._own(await self._inspect())
 
     async def _inspect(self) -> Any:
         """Inspect the container by its id, else by its name, whoever has it; None: there is none.
 
         Its name alone wouldn't find it after a change of the templates or the image.
         """
+        self.attempt.state = {}
         for key in filter(None, (self.object_id, self.object_name)):
             with suppress(docker.errors.NotFound):
                 return await self.docker("inspect_container", key)
@@ -601,26 +636,30 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             )
             self.object_id = ""
             return None
-        self.object_id = found["Id"]
+        self.object_id, self.attempt.state = found["Id"], found["State"]
+        self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
             self._kept_of_another = str(found["Name"]).lstrip("/")
-        if found["State"]["Running"] and not self.lease.uuids and not self.pending:
+        if found["State"]["Running"] and not self.pending:
+            self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))
-            if lease and lease.gpus:
+            if lease and lease.gpus and not self.lease.uuids:
                 self.lease.adopt(lease)
         return found
 
     async def poll(self) -> Any:
-        """Return None while the server runs or the engine is unreachable, else its exit status."""
+        """Return None while the server runs or the engine is unreachable, else its exit status.
+
+        The hub asks for it before it stops what a refused choice was to start: the engine is told
+        nothing of that.
+        """
+        if self.attempt.is_refused:
+            return 0
         try:
-            status = await super().poll()
+            return await super().poll()
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
-        ended = self.attempt.last_inspected
-        if status is not None and ended and ran_out_of_memory(ended) and not self._is_stopping:
-            self.lease.end_for_memory(ended["HostConfig"].get("Memory") or 0)
-        return status
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
@@ -629,6 +668,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
+
+    def explain_end(self) -> str:
+        """Return why the server has ended by itself, as sentences for its user."""
+        return engine_errors.explain_end(self.attempt.state, time.time(), self.attempt.memory)
 
     async def _own_containers(self) -> list[ServerRecord]:
         """List this server's containers by their labels, whatever their names are."""

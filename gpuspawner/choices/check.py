@@ -45,11 +45,13 @@ class CheckedChoice:
         request: what the choice asks for.
         image: its image reference; None: the administrator's `image` is used.
         safe_mode: whether the server is to start without what its user has set up at home.
+        title: what users call the image.
     """
 
     request: Request
     image: str | None = None
     safe_mode: bool = False
+    title: str = ""
 
 
 async def check_choice(
@@ -74,11 +76,11 @@ async def check_choice(
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
     request = _request(choice, applicant, queue, view)
-    safe_mode = bool(choice.safe_mode)
+    safe_mode, known = bool(choice.safe_mode), limits.versions.get(key)
+    title = known.title or key if known else key
     if choice.image is None and not limits.has_catalogue:
-        return CheckedChoice(request, safe_mode=safe_mode)
-    known = limits.versions.get(key)
-    return CheckedChoice(request, known.image if known else key, safe_mode)
+        return CheckedChoice(request, None, safe_mode, title)
+    return CheckedChoice(request, known.image if known else key, safe_mode, title)
 
 
 def forecast_choice(

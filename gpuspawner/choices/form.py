@@ -20,7 +20,7 @@ from ..gpus.allocation import (
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from ..i18n.phrases import hours_words, moment, ordinal
+from ..i18n.phrases import hours_words, memory_words, moment, ordinal
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
@@ -141,6 +141,7 @@ def render(
         several=span_several_nodes(view.gpus) if view else False,
         offered=_offered(view),
         limits=limits.rules(),
+        size=size_phrase(limits),
         trouble=trouble,
         notice=notice,
         picked=picked,
@@ -292,6 +293,28 @@ def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
     if start is None or wanted is None or not forecast.gpus:
         return None
     return start + wanted * 3600
+
+
+def size_phrase(limits: Limits) -> str:
+    """Return how much memory and how many processors a server may use; "" without limits."""
+    memory = limits.memory and memory_words(limits.memory)
+    processors = limits.processors and processors_phrase(limits.processors)
+    if memory and processors:
+        return lazy_gettext(
+            "A server may use %(memory)s of memory and %(processors)s.",
+            memory=memory,
+            processors=processors,
+        )
+    if memory:
+        return lazy_gettext("A server may use %(memory)s of memory.", memory=memory)
+    return lazy_gettext("A server may use %(what)s.", what=processors) if processors else ""
+
+
+def processors_phrase(number: float) -> str:
+    """Return a number of processors: "4 processors", "0.5 processors"."""
+    if number == int(number):
+        return lazy_ngettext("%(num)s processor", "%(num)s processors", int(number))
+    return lazy_gettext("%(number)s processors", number=f"{number:g}")
 
 
 def granted_phrase(gpus: Sequence[GPU]) -> str:

@@ -62,9 +62,14 @@ class Actions:
             Refused: it isn't theirs, or can't be extended.
         """
         # With their own server an administrator is a user as others are.
-        who = audit_log.user(person.name) if person.name else audit_log.SERVICE
         answer = await self._ask(
-            person, "extend", user, server, hours=hours, by=who, over_all=not person.is_user(user)
+            person,
+            "extend",
+            user,
+            server,
+            hours=hours,
+            by=_who(person),
+            over_all=not person.is_user(user),
         )
         return float(answer["until"])
 
@@ -96,16 +101,49 @@ class Actions:
         await self.monitor.refresh()
         return answer
 
-    async def stop(self, token: str, user: str, server: str) -> None:
-        """Stop a server, or take it out of the queue. The hub checks the token's rights.
+    async def stop(
+        self,
+        person: Person,
+        token: str,
+        user: str,
+        server: str,
+        why: str = "",
+        minutes: float = 0,
+    ) -> None:
+        """Stop a server, or take it out of the queue.
 
         Args:
-            token: the token of the user who asks.
+            person, token: who asks, and their token, whose rights the hub checks.
             user, server: the names of the server's user and of the server.
+            why: the reason of an administrator, for the server's user.
+            minutes: in how many minutes an administrator has it stopped; 0: now.
 
         Raises:
-            Refused: the hub refuses or doesn't answer.
+            Refused: the hub refuses or doesn't answer, or only an administrator may do so.
         """
+        _check_names(user, server)  # the hub would log all of them
+        reasoned = bool(why or minutes)
+        if reasoned:
+            _require_administrator(person)
+        if person.administrator and (reasoned or not person.is_user(user)):
+            question = {"user": user, "server": server, "by": _who(person)}
+            try:
+                await self._send(
+                    {"do": "stop", **question, "why": why, "minutes": minutes}, STOP_SECONDS
+                )
+                return
+            except Refused as refused:
+                # A server without GPUs, or one that waits, which the hub stops without a reason.
+                if refused.status != 404 or reasoned:
+                    raise
+        await self._stop_through_hub(token, user, server)
+
+    async def keep(self, person: Person, user: str, server: str) -> None:
+        """Take back the stop of a server that an administrator has announced."""
+        _require_administrator(person)
+        await self._send({"do": "keep", "user": user, "server": server, "by": _who(person)})
+
+    async def _stop_through_hub(self, token: str, user: str, server: str) -> None:
         _check_names(user, server)  # the hub would log all of them
         path = f"/users/{quote(user, safe='')}" + (
             f"/servers/{quote(server, safe='')}" if server else "/server"
@@ -138,7 +176,7 @@ class Actions:
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
             words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
             raise Refused(words, status=409)
-        await self.stop(token, user, server)
+        await self._stop_through_hub(token, user, server)
 
     async def stop_orphan(self, person: Person, server_id: str) -> None:
         """Stop a server that runs with the hub's label, and that the hub doesn't know.
@@ -151,11 +189,17 @@ class Actions:
         await self._send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
-        """Take a GPU out of service."""
+        """Take a GPU out of service.
+
+        Raises:
+            Refused: there is no such GPU, the reason is too long, or it isn't an administrator.
+        """
         await self._require_known(person, uuid)
+        why, most = " ".join(why.split()), MAX_REASON_LENGTH
+        if len(why) > most:
+            words = lazy_gettext("The reason is too long: at most %(most)s characters.", most=most)
+            raise Refused(words, key="why")
         if self.from_hub:
-            # Of a longer one the hub wouldn't read the rest.
-            why = " ".join(why.split())[:MAX_REASON_LENGTH]
             question = {"do": "out-of-service", "uuid": uuid, "by": person.name, "why": why}
             await self._send(question, STOP_SECONDS)
             return
@@ -204,6 +248,11 @@ def _check_names(*names: str) -> None:
     """Refuse a name that is longer than any server's or user's."""
     if max(map(len, names)) > control_socket.MAX_NAME_LENGTH:
         raise Refused(NO_SUCH_SERVER, status=404)
+
+
+def _who(person: Person) -> str:
+    """Return who asks, for the audit log."""
+    return audit_log.user(person.name) if person.name else audit_log.SERVICE
 
 
 def _require_administrator(person: Person) -> None:

@@ -71,7 +71,8 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
             "sees_names": person.sees_names,
         },
         "gpus": [_gpu(gpu, snapshot, person, ends, now, history) for gpu in snapshot.gpus],
-        "servers": [_server(each) for each in leases if person.sees(each["user"])],
+        "servers": [_server(each, person) for each in leases if person.sees(each["user"])],
+        "stopped": _stopped(snapshot, person),
         "queue": _queue(snapshot, person),
         "homes": _homes(snapshot, person),
         # Whose they are is in their containers' names too.
@@ -160,11 +161,13 @@ def _known_first(until: float | None) -> float:
     return until or 0.0
 
 
-def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
+def _server(lease: Mapping[str, Any], person: Person) -> dict[str, Any]:
     return {
         "user": lease["user"],
         "server": lease["server"],
         "gpus": lease["gpus"],
+        "image": lease.get("image", ""),
+        "since": iso_time(lease.get("since")),
         "until": iso_time(lease["until"]),
         "hours": lease.get("hours"),
         "hour_limit": lease.get("hour_limit"),
@@ -173,7 +176,19 @@ def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
         "waited_for": lease.get("waited_for", 0),
         "idle_since": iso_time(lease.get("idle_since")),
         "idle_until": iso_time(lease.get("idle_until")),
+        "stop": _with_reason(lease["stop"], lease["user"], person) if lease.get("stop") else None,
     }
+
+
+def _stopped(snapshot: Snapshot, person: Person) -> list[dict[str, Any]]:
+    found = snapshot.hub.get("stopped", []) if snapshot.hub else []
+    return [_with_reason(each, each["user"], person) for each in found if person.sees(each["user"])]
+
+
+def _with_reason(stop: Mapping[str, Any], user: str, person: Person) -> dict[str, Any]:
+    """Return the facts of a stop; the reason is for the server's user and for administrators."""
+    why = stop["why"] if person.administrator or person.is_user(user) else ""
+    return {**stop, "at": iso_time(stop["at"]), "why": why}
 
 
 def _orphans(snapshot: Snapshot) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -195,6 +195,11 @@ class Page(Handler):
             httponly=True, samesite="Lax",
         )  # fmt: skip
 
+    def _minutes(self) -> int:
+        """Return in how many minutes a server is to be stopped, of those that the form offers."""
+        later = self.get_body_argument("when", "") == str(pages.STOP_MINUTES)
+        return pages.STOP_MINUTES if later else 0
+
     async def _do(self, what: str) -> str:
         user, server = self.get_body_argument("user", ""), self.get_body_argument("server", "")
         gpu = self.get_body_argument("gpu", "")
@@ -211,11 +216,19 @@ class Page(Handler):
             await self.actions.keep_alive(self.person, user, server)
             return lazy_gettext("The server's GPUs stay yours.")
         if what == "stop":
-            await self.actions.stop(self.token, user, server)
-            return lazy_gettext("The server is stopped.")
+            why, minutes = self.get_body_argument("why", ""), self._minutes()
+            await self.actions.stop(self.person, self.token, user, server, why, minutes)
+            if minutes:
+                return lazy_gettext(
+                    "The server is stopped in %(minutes)s minutes.", minutes=minutes
+                )
+            return lazy_gettext("The server stops, once what runs in it has saved.")
+        if what == "keep":
+            await self.actions.keep(self.person, user, server)
+            return lazy_gettext("The server goes on.")
         if what == "stop-orphan":
             await self.actions.stop_orphan(self.person, self.get_body_argument("id", ""))
-            return lazy_gettext("The server is stopped.")
+            return lazy_gettext("The server stops, once what runs in it has saved.")
         if what == "leave":
             await self.actions.leave(self.person, self.token, user, server)
             if self.person.is_user(user):
@@ -304,10 +317,21 @@ class API(Handler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error in the form of the hub's API."""
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
         error = kwargs.get("exc_info", (None, None, None))[1]
         answer = {"status": status_code, "message": _error_message(error) or self._reason}
         key = getattr(error, "key", "")
         self.finish({**answer, "key": key} if key else answer)
+
+    def _methods(self) -> list[str]:
+        """Return the methods that there are at this address, as a 405 has to name them."""
+        ours, plain = type(self), web.RequestHandler
+        return [
+            name
+            for name in self.SUPPORTED_METHODS
+            if getattr(ours, name.lower()) is not getattr(plain, name.lower())
+        ]
 
     async def answer(self, work: Awaitable[Any]) -> Any:
         """Await an action; answer with an error if it is refused."""
@@ -326,22 +350,54 @@ class API(Handler):
             raise web.HTTPError(400, "The request isn't a JSON object.")
         return found
 
+    @staticmethod
+    def text(body: Mapping[str, Any], key: str) -> str:
+        """Return a text of the request's JSON; "" where there is none."""
+        value = body.get(key, "")
+        if not isinstance(value, str):
+            raise _Answer(400, f"{key} must be text.", key)
+        return value
+
+    @staticmethod
+    def number(body: Mapping[str, Any], key: str) -> float | None:
+        """Return a number of the request's JSON; None where there is none."""
+        value = body.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise _Answer(400, f"{key} must be a number.", key)
+        return value
+
 
 class Status(API):
     """All facts that the user may see."""
 
     async def get(self) -> None:
         """Answer."""
-        history = self.get_query_argument("history", "true") != "false"
-        self.finish(status(await self.monitor.snapshot(), self.person, history=history))
+        history = self.get_query_argument("history", "true")
+        if history not in ("true", "false"):
+            raise _Answer(400, "history must be true or false.", "history")
+        facts = status(await self.monitor.snapshot(), self.person, history=history == "true")
+        self.finish(facts)
 
 
 class Server(API):
     """One server; the default one where no name is given."""
 
     async def delete(self, user: str, server: str | None = None) -> None:
-        """Stop it."""
-        await self.answer(self.actions.stop(self.token, user, server or ""))
+        """Stop it, for a reason and later where an administrator says so."""
+        body = self.body()
+        why, minutes = self.text(body, "why"), self.number(body, "minutes") or 0
+        await self.answer(
+            self.actions.stop(self.person, self.token, user, server or "", why, minutes)
+        )
+        self.set_status(204)
+
+
+class Keep(API):
+    """The stop of a server that an administrator has announced."""
+
+    async def delete(self, user: str, server: str | None = None) -> None:
+        """Take it back."""
+        await self.answer(self.actions.keep(self.person, user, server or ""))
         self.set_status(204)
 
 
@@ -350,9 +406,7 @@ class Extend(API):
 
     async def post(self, user: str, server: str | None = None) -> None:
         """Extend it."""
-        hours = self.body().get("hours")
-        if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
-            raise _Answer(400, "hours must be a number.", "hours")
+        hours = self.number(self.body(), "hours")
         work = self.actions.extend(self.person, user, server or "", hours)
         self.finish({"until": iso_time(await self.answer(work))})
 
@@ -380,9 +434,7 @@ class OutOfService(API):
 
     async def put(self, uuid: str) -> None:
         """Take it out."""
-        why = self.body().get("why", "")
-        if not isinstance(why, str):
-            raise _Answer(400, "why must be text.", "why")
+        why = self.text(self.body(), "why")
         await self.answer(self.actions.take_out(self.person, uuid, why))
         self.set_status(204)
 
@@ -430,6 +482,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         (server, Server),
         (f"{server}/extend", Extend),
         (f"{server}/here", KeepAlive),
+        (f"{server}/stop", Keep),
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
         ("api/orphans/([^/]+)", OrphanServer),
     ]

@@ -163,7 +163,7 @@ class HubReader:
         now, began = time.time(), time.monotonic()
         hub, hub_trouble = await ask_status(self._socket)
         tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
-        if hub is None:
+        if hub is None:  # for one that hangs, nobody waits twice
             return replace(tried, trouble=HUB_IS_SILENT)
         try:
             answer = await control_socket.ask(self._socket, {"do": "nodes"}, HUB_SECONDS)

@@ -15,6 +15,8 @@ from .facts import home_use
 
 # Of a GPU's little picture.
 WIDTH, HEIGHT = 120, 24
+# In how many minutes the form has a server stopped that isn't to be stopped now.
+STOP_MINUTES = 10
 
 _templates = templates_of("gpuspawner.dashboard")
 
@@ -44,6 +46,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         several=len(facts.get("nodes", ())) > 1,
         width=WIDTH,
         height=HEIGHT,
+        stop_minutes=STOP_MINUTES,
     )
 
 

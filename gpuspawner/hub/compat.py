@@ -11,15 +11,16 @@ from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
 from typing import Any
-from urllib.parse import urljoin
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
 from sqlalchemy import event, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets import observe
 
+from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
 # The group overrides that apply, while they are looked for.
@@ -143,12 +144,24 @@ def guard_saved_options(
 def save_state(spawner: Any) -> None:
     """Save a server's state in the hub's database now, so that it survives a crash.
 
-    The hub itself saves it only at the end of a start or a stop.
+    The hub itself saves it only at the end of a start or a stop. Where the database can't be
+    written, as on a full disk, the server goes on all the same.
     """
-    if spawner.orm_spawner and spawner.user:
+    if not (spawner.orm_spawner and spawner.user):
+        return
+    # Not `spawner.db`, which JupyterHub means to take from spawners.
+    database = spawner.user.db
+    try:
         spawner.orm_spawner.state = spawner.get_state()
-        # Not `spawner.db`, which JupyterHub means to take from spawners.
-        spawner.user.db.commit()
+        database.commit()
+    except SQLAlchemyError as error:
+        # Until then every other use of the session fails.
+        database.rollback()
+        spawner.log.error(
+            "The state of %s can't be saved, and a restart of the hub would lose it: %s",
+            spawner.log_name,
+            one_line(getattr(error, "orig", error)),
+        )
 
 
 def is_forgotten(spawner: Any) -> bool:
@@ -207,17 +220,6 @@ def servers_of(user: Any) -> list[Any]:
     """
     named = sorted(user.orm_user.orm_spawners) if user.allow_named_servers else []
     return [user.spawners[name] for name in dict.fromkeys(["", *named])]
-
-
-def websocket_url(handler: Any, path: str) -> str:
-    """Return the URL of a websocket on the host under which a page was opened.
-
-    Args:
-        handler: of the page.
-        path: the path, or with `subdomain_host` a whole URL.
-    """
-    whole = urljoin(f"{handler.request.protocol}://{handler.request.host}", path)
-    return whole.replace("http", "ws", 1)
 
 
 async def may_have_server(handler: Any, user: Any, name: str) -> bool:

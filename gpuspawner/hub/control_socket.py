@@ -1,20 +1,23 @@
 """The control socket: HTTP on a Unix socket, for services of the hub.
 
-It serves the queue and the leases, and extends leases. It is in the hub's folder and only the hub's
-account can open it: services that the hub starts can, users can't. A service authenticates its
-users and decides what each of them may do. One that has neither NVML nor the engine asks for the
-nodes as well, and has GPUs taken out of service.
+It serves the queue and the leases, extends leases, and stops servers. It is in the hub's folder
+and only the hub's account can open it: services that the hub starts can, users can't. A service
+authenticates its users and decides what each of them may do. One that has neither NVML nor the
+engine asks for the nodes as well, and has GPUs taken out of service.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
+    POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
+    POST /keep    {"user": "ada", "by": "user:boss"}         -> {}
     POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
     POST /out-of-service  {"uuid": "GPU-…", "by": "boss", "why": "fan"}  -> {}
     POST /in-service  {"uuid": "GPU-…"}                      -> {}
 
 Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
-`extend_minutes` nor the queue binds.
+`extend_minutes` nor the queue binds. A stop is for administrators; with `minutes` it is announced,
+and `keep` takes that back.
 
 An error has its status, and in the body {"error": "a sentence", "status": 409, "key": "hours",
 "sentence": …}: the key that is refused, "" if it isn't one's, and the sentence once more, as
@@ -45,6 +48,7 @@ from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
 from ..leases.audit_log import one_line
 from ..leases.reconciler import Reconciler
+from ..leases.stopping import MAX_MINUTES, MAX_WHY, Ending
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
 from .nodes import NodeFacts
@@ -70,6 +74,7 @@ class ControlSocket:
         reading: how this hub reads NVML: the arguments of `gpus.reader.Reader`.
         reconciler: knows the servers that the hub doesn't.
         nodes: reads the nodes.
+        endings: how servers were lately stopped that are off.
         homes: returns how much the users of the running servers keep at home, as JSON values.
     """
 
@@ -82,12 +87,14 @@ class ControlSocket:
         reading: Mapping[str, Any],
         reconciler: Reconciler,
         nodes: NodeFacts,
+        endings: Mapping[Holder, Ending],
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
     ) -> None:
         self._homes = homes
         self._reading = reading
         self.reconciler = reconciler
         self.nodes = nodes
+        self._endings = endings
         self._path = Path(path)
         self._queue = queue
         self._servers = servers
@@ -137,6 +144,8 @@ class ControlSocket:
                 ("/status", _Status, shared),
                 ("/extend", _Extend, shared),
                 ("/here", _KeepAlive, shared),
+                ("/stop", _Stop, shared),
+                ("/keep", _Keep, shared),
                 ("/stop-orphan", _StopOrphan, shared),
                 ("/nodes", _Nodes, shared),
                 ("/out-of-service", _OutOfService, shared),
@@ -159,6 +168,10 @@ class ControlSocket:
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
             "orphans": self.reconciler.facts(),
+            "stopped": [
+                {"user": holder.user, "server": holder.server, **ending.facts()}
+                for holder, ending in self._endings.items()
+            ],
             "homes": [*await self._homes()] if self._homes else [],
         }
 
@@ -193,6 +206,20 @@ class _ExtendRequest(_ServerRequest):
     hours: int | float | None = None
     by: str = Field(default="", max_length=2 * MAX_NAME_LENGTH)
     over_all: bool = False
+
+
+class _StopRequest(_ServerRequest):
+    """The body of an administrator's request to stop a server; `minutes` from now, 0: at once."""
+
+    by: str = Field(max_length=2 * MAX_NAME_LENGTH)
+    why: str = Field(default="", max_length=MAX_WHY)
+    minutes: int | float = Field(default=0, ge=0, le=MAX_MINUTES)
+
+
+class _KeepRequest(_ServerRequest):
+    """The body of an administrator's request to take an announced stop back."""
+
+    by: str = Field(max_length=2 * MAX_NAME_LENGTH)
 
 
 class _OrphanRequest(BaseModel):
@@ -326,6 +353,30 @@ class _InService(_Request):
     async def answer(self, asked: _InServiceRequest) -> dict[str, Any]:
         """Put it back."""
         await self._control.nodes.put_back(asked.uuid)
+        return {}
+
+
+class _Stop(_Request):
+    """The stop of a server by an administrator."""
+
+    request_model = _StopRequest
+
+    async def answer(self, asked: _StopRequest) -> dict[str, Any]:
+        """Stop it, or announce that."""
+        server = await self._control.find_lease(Holder(asked.user, asked.server))
+        await server.stop_for(asked.by, asked.why, asked.minutes)
+        return {}
+
+
+class _Keep(_Request):
+    """An announced stop is taken back."""
+
+    request_model = _KeepRequest
+
+    async def answer(self, asked: _KeepRequest) -> dict[str, Any]:
+        """Do so."""
+        server = await self._control.find_lease(Holder(asked.user, asked.server))
+        server.take_back_stop(asked.by)
         return {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from typing import Any, Literal
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
 
 from jupyterhub.utils import url_path_join
 from markupsafe import Markup
@@ -14,6 +14,7 @@ from ..gpus.allocation import gpu_count_phrase, span_several_nodes
 from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
+from ..leases.stopping import AnnouncedStop
 from ..scheduling.phrases import asked_words, while_away_words
 from . import compat
 
@@ -84,9 +85,8 @@ class ServerPage:
 
     @property
     def image(self) -> str:
-        """What users call its image; "" where it is off or that isn't known."""
-        key = self._spawner.attempt.image_key
-        return self._title(key) if key else ""
+        """What users call its image, or that of its start; "" if that isn't known."""
+        return str(self._spawner.image_title)
 
     async def gpus(self) -> str:
         """Return its GPUs by the names that the dashboard has for them; "" if it holds none."""
@@ -102,6 +102,12 @@ class ServerPage:
         """When its time ends, in seconds since the epoch; None: never, or it is off."""
         until: float | None = self._spawner.lease.until if self._spawner.lease.uuids else None
         return until
+
+    @property
+    def announced(self) -> AnnouncedStop | None:
+        """The stop that an administrator has announced; None: none."""
+        stop: AnnouncedStop | None = self._spawner.lease.announced
+        return stop
 
     @staticmethod
     def moment(seconds: float, language: Language) -> Markup:
@@ -119,14 +125,14 @@ class ServerPage:
             return ""
         path = url_path_join(spawner.user.server_url(spawner.name), spawner.ssh_path)
         # SSH takes a per cent sign for one of its own placeholders.
-        url = compat.websocket_url(handler, path).replace("%", "%%")
+        url = _websocket_url(handler, path).replace("%", "%%")
         return SSH_LINES.format(alias=_ssh_alias(spawner.name), url=url)
 
     @property
     def asked(self) -> str:
         """What its start was asked for, as a sentence; "" if that isn't known."""
         request = self._spawner.attempt.request
-        return asked_words(request, self._title(request.image)) if request else ""
+        return asked_words(request, self.image) if request else ""
 
     @property
     def while_away(self) -> str:
@@ -150,10 +156,6 @@ class ServerPage:
         ):
             self._spawner.attempt.changing_until = time.monotonic() + CHANGE_SECONDS
         return ""
-
-    def _title(self, key: str) -> str:
-        version = self._spawner.limits().versions.get(key)
-        return version.title or key if version else key
 
     def link_without_gpus(self) -> str:
         """Return the arguments of a link that starts a server like this one, without GPUs."""
@@ -181,3 +183,14 @@ def _ssh_alias(name: str) -> str:
     """Return the name of a server for `ssh`: "gpus", or with the server's name after it."""
     kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
     return f"gpus-{kept}" if kept else "gpus"
+
+
+def _websocket_url(handler: Any, path: str) -> str:
+    """Return the URL of a websocket on the host under which a page was opened.
+
+    Args:
+        handler: of the page.
+        path: the path, or with `subdomain_host` a whole URL.
+    """
+    whole = urljoin(f"{handler.request.protocol}://{handler.request.host}", path)
+    return whole.replace("http", "ws", 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
+from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
@@ -25,6 +25,7 @@ from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
+from ..leases.stopping import Ending
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections
@@ -35,6 +36,8 @@ from .nodes import NodeFacts
 LOG_AGAIN_SECONDS = 600.0
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
+# For how long it is remembered how a server was stopped.
+ENDING_SECONDS = 3600.0
 
 
 @dataclass
@@ -56,6 +59,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        endings: how servers were lately stopped that haven't been started since.
     """
 
     backend: Backend
@@ -72,6 +76,7 @@ class HubState:
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
     def build(cls, spawner: Any) -> HubState:
@@ -88,12 +93,8 @@ class HubState:
         }
         reader = Reader(spawner.nvml_timeout, **reading)
         read = InServiceReader(reader, backend.out_of_service)
-        ledger = Ledger(
-            backend.list,
-            read,
-            ReadErrors(spawner.explain_unknown, log).explain,
-            spawner.hub_address,
-        )
+        trouble = TroubleLog(spawner.explain_unknown, log)
+        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
@@ -133,6 +134,7 @@ class HubState:
                 reading,
                 reconciler,
                 NodeFacts(ledger, read, backend),
+                state.endings,
                 lambda: _homes(spawners),
             )
         state._begin(_warn_of_gpus(reader, backend, log))
@@ -148,6 +150,13 @@ class HubState:
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
+
+    def remember_ending(self, holder: Holder, ending: Ending) -> None:
+        """Remember for a while how a server was stopped: its JupyterLab may still be open."""
+        oldest = ending.at - ENDING_SECONDS
+        for each in [each for each, old in self.endings.items() if old.at < oldest]:
+            del self.endings[each]
+        self.endings[holder] = ending
 
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""
@@ -245,8 +254,8 @@ def _too_large() -> Exception | None:
     return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
-class ReadErrors:
-    """Explains why NVML or the engine can't be read; counts it, and logs each reason now and then.
+class TroubleLog:
+    """Logs once that nodes or servers can't be read, and once that they can be again.
 
     Args:
         explain: makes a sentence for users of an error.
@@ -256,18 +265,19 @@ class ReadErrors:
     def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
         self._explain = explain
         self._log = log
-        # Sentence -> when it was logged, by the monotonic clock.
-        self._logged: dict[str, float] = {}
+        self._logged = ""
 
     def explain(self, error: Exception) -> str:
-        """Return the sentence for users."""
+        """Return the sentence for an error, which is counted in the metrics."""
         metrics.count_read_error(error)
         sentence = self._explain(error)
-        now = time.monotonic()
-        recent = {each: at for each, at in self._logged.items() if now - at < LOG_AGAIN_SECONDS}
-        if sentence not in recent:
-            # Whoever asks next is told it as well, which may be soon or in a week.
-            self._log.warning("Nothing is handed out: %s", one_line(sentence))
-            recent[sentence] = now
-        self._logged = recent
+        if sentence != self._logged:
+            self._logged = sentence
+            self._log.warning("No GPUs are handed out: %s", one_line(sentence))
         return sentence
+
+    def on_read(self) -> None:
+        """Note that everything could be read."""
+        if self._logged:
+            self._logged = ""
+            self._log.warning("GPUs are handed out again")

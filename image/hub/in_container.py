@@ -36,7 +36,12 @@ c.JupyterHub.cleanup_servers = False
 # What the dashboard asks for the GPUs and the queue, in a volume that the two share.
 c.GPUSpawner.control_socket = "/srv/control/hub.sock"
 # The dashboard isn't started by the hub either, and shows by a token that it is the dashboard.
-for service in c.JupyterHub.services:
+services = c.JupyterHub.services
+if not isinstance(
+    services, list
+):  # the configuration adds to JupyterHub's own, of which it has none
+    services = c.JupyterHub.services = services.get_value([])
+for service in services:
     if service["name"] == "gpus":
         service.pop("command", None)
         service.pop("environment", None)

@@ -284,3 +284,25 @@ def test_a_named_server_leaves_the_queue_and_the_others_stay(hub, page):
     page.wait_for_url("**/hub/home")
     assert list(hub.api("GET", "/users/ada").json()["servers"]) == [""]
     assert hub.ready("ada")
+
+
+def test_the_home_page_follows_its_servers_and_ends_and_deletes_them(hub, page):
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    hub.start_server("ada", {"gpus": 0, "image": "minimal"})
+    hub.spawn("ada", {"gpus": 1, "image": "minimal"}, "my-2nd")
+    log_in(page, hub, "ada")
+    page.goto(f"{hub.url}/hub/home")
+    card = page.get_by_role("region", name="my-2nd")
+    card.get_by_text("waiting for GPUs").wait_for()
+    hub.stop_server("ben")
+    card.get_by_text("running").wait_for()
+    card.get_by_role("button", name="Stop").click()
+    card.get_by_text("not running").wait_for()
+    page.on("dialog", lambda dialog: dialog.accept())
+    card.get_by_role("button", name="Delete").click()
+    card.wait_for(state="detached")
+    assert list(hub.api("GET", "/users/ada").json()["servers"]) == [""]
+    page.get_by_label("One more server, with a name").fill("my-3rd")
+    page.get_by_role("button", name="Choose and start").last.click()
+    page.wait_for_url("**/hub/spawn/ada/my-3rd")
+    page.get_by_role("group", name="GPUs").wait_for()

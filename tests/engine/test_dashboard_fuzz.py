@@ -182,6 +182,23 @@ def test_nor_is_a_method_that_there_isn_t(tokens: Any, addresses: Any, method: s
         path = b"/services/gpus" + re.sub(r"{\w+}", "ada", call.path).encode()
         answer = send(addresses["direct"], method, path, {"Authorization": tokens["ada"]})
         assert answer.status < 500, (answer, call)
+        if answer.status == 405:
+            (allowed,) = re.findall(r"^Allow: (.*)$", answer.head, re.M)
+            assert call.method.upper() in allowed
+            assert method.upper() not in allowed
+
+
+def test_what_the_description_does_not_allow_is_refused_by_name(
+    tokens: Any, addresses: Any
+) -> None:
+    for path in ("/api/status?history=null", "/api/status?history=false&history="):
+        answer = send(
+            addresses["direct"],
+            "get",
+            f"/services/gpus{path}".encode(),
+            {"Authorization": tokens["ada"]},
+        )
+        assert (answer.status, json.loads(answer.body)["key"]) == (400, "history")
 
 
 def test_nor_is_what_its_page_s_forms_send_or_the_log_in_s_return(dashboard_hub: Any) -> None:

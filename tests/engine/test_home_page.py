@@ -18,7 +18,7 @@ LINES = (
     "c.GPUSpawner.poll_interval = 1",
     "c.GPUSpawner.hour_limit = 8",
     "c.GPUSpawner.default_hours = 2",
-    "c.GPUSpawner.mem_limit = '2G'",
+    "c.GPUSpawner.mem_limit = '16G'",
     "c.GPUSpawner.ssh_path = 'sshd'",
     "c.JupyterHub.concurrent_spawn_limit = 0",
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 1}",
@@ -69,7 +69,7 @@ def test_each_server_is_there_with_its_state_its_image_its_gpus_and_its_time(hub
     assert links(page) == ["/user/ada/", where, "/hub/spawn/ada/off"]
     table = page.select_one(".gs-may").get_text(" ", strip=True)
     assert "GPUs of all your servers 3 3 held or waited for" in table
-    assert "Memory of one server 2 GB" in table
+    assert "Memory of one server 16 GB" in table
     assert f"asyncio: ws://{hub.url.removeprefix('http://')}{where}sshd" not in table
     lines = [each.text for each in page.select("#gpuspawner-ssh pre")]
     assert f"asyncstdio: ws://{hub.url.removeprefix('http://')}{where}sshd" in lines[1]

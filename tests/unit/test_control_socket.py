@@ -22,6 +22,7 @@ from gpuspawner.hub import control_socket
 from gpuspawner.hub.control_socket import MAX_READ_BYTES, MAX_REQUEST_BYTES, ControlSocket, ask
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext, restored
+from gpuspawner.leases.stopping import Ending
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 
 LOG = logging.getLogger("hub")
@@ -52,6 +53,13 @@ class Server:
 
     def keep_alive(self) -> None:
         self.was_here = True
+
+    async def stop_for(self, by: str, why: str, minutes: float) -> None:
+        assert self.rules_known
+        self.stopped_by = by, why, minutes
+
+    def take_back_stop(self, by: str) -> None:
+        self.kept_by = by
 
 
 def waiting(user: str, place: int | None = None) -> Any:
@@ -96,6 +104,7 @@ class Hub:
             {"excluded": ["GPU-9"]},
             self.reconciler,
             cast(Any, None),
+            {Holder("eve", "x"): Ending(5.0, "an administrator", "too hot")},
         )
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
@@ -134,6 +143,21 @@ async def test_it_tells_who_waits_and_whose_time_ends(hub: Hub) -> None:
         "place": 1, "start": 60.0, "because": "gpus",
     }  # fmt: skip
     assert (answer["queue"][1]["place"], answer["queue"][1]["because"]) == (None, "")
+
+
+async def test_it_stops_a_server_for_an_administrator_and_tells_how_others_were(hub: Hub) -> None:
+    assert await hub.ask("stop", user="ada", by="user:boss") == {}
+    assert hub.ada.stopped_by == ("user:boss", "", 0)
+    assert await hub.ask("stop", user="ada", by="user:boss", why="hot", minutes=10) == {}
+    assert hub.ada.stopped_by == ("user:boss", "hot", 10)
+    assert await hub.ask("keep", user="ada", by="user:boss") == {}
+    assert hub.ada.kept_by == "user:boss"
+    assert (await hub.ask("stop", user="joe", by="user:boss"))["status"] == 404
+    for bad in ({"why": "x" * 201}, {"minutes": -1}, {"minutes": 1e9}, {"minutes": "10"}):
+        assert (await hub.ask("stop", user="ada", by="user:boss", **bad))["status"] == 400
+    assert (await hub.ask("status"))["stopped"] == [
+        {"user": "eve", "server": "x", "at": 5.0, "rule": "an administrator", "why": "too hot"}
+    ]
 
 
 async def test_it_stops_a_server_that_the_hub_does_not_know(hub: Hub) -> None:

@@ -69,6 +69,52 @@ def test_who_can_extend_reads_from_when_and_an_administrator_can_always(values, 
     assert ('value="extend"' in bosses) is ("until" not in values)
 
 
+def test_a_server_s_image_and_since_when_it_runs_are_for_who_may_read_its_name():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0", image="Torch <2>")])
+    found = check("Status", status(seen, BOSS))
+    assert found["servers"][0]["since"] == "1970-01-01T00:00:01+00:00"
+    assert "Torch &lt;2&gt;" in render(found)
+    assert "since <time" in render(found)
+    assert "Torch" not in render(status(seen, ADA))
+
+
+STOP = {"at": UNTIL, "why": "maintenance <1>"}
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_stop_that_is_announced_is_on_the_page_with_the_reason(mine):
+    holder = Holder("ada" if mine else "ben")
+    seen = picture(gpu(0, holder), leases=[lease(holder, "GPU-0", stop=STOP)])
+    found = check("Status", status(seen, ADA if mine else BOSS))
+    assert found["servers"][0]["stop"]["why"] == "maintenance <1>"
+    page = render(found)
+    assert "An administrator stops it at <time" in page
+    assert "maintenance &lt;1&gt;" in page
+    assert ("Don't stop it" in page) is not mine
+    assert "Extend" not in page
+
+
+def test_an_administrator_can_say_why_and_when():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0")])
+    page = render(status(seen, BOSS))
+    assert 'name="why"' in page
+    assert 'name="when" value="10"' in page
+    # One's own server is just stopped.
+    mine = picture(gpu(0, Holder("boss")), leases=[lease(Holder("boss"), "GPU-0")])
+    assert 'name="when"' not in render(status(mine, BOSS))
+
+
+def test_why_a_server_is_or_was_stopped_is_for_its_user_and_for_administrators():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0", stop=STOP)])
+    ended = {"user": "ben", "server": "x", "rule": "an administrator", **STOP}
+    seen = replace(seen, hub={**seen.hub, "stopped": [ended]})
+    everybody = Person("ada", sees_names=True)
+    for person, why in ((BOSS, STOP["why"]), (everybody, ""), (Person("ben"), STOP["why"])):
+        found = check("Status", status(seen, person))
+        assert found["servers"][0]["stop"]["why"] == found["stopped"][0]["why"] == why
+    assert check("Status", status(seen, ADA))["stopped"] == []
+
+
 def test_hostile_names_are_text_on_the_page():
     holder = Holder(HOSTILE, HOSTILE)
     mark = parse_marks([{"Labels": {LABEL: "GPU-1", LABEL_WHY: HOSTILE, LABEL_BY: HOSTILE}}])

@@ -762,6 +762,24 @@ def test_the_doctor_in_a_container_names_it_and_what_its_network_lacks(
     assert told.advice == HOST_NETWORK
 
 
+def test_in_a_container_its_options_are_the_advice_and_the_engine_s_folder_is_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = context(tmp_path)
+    seen.own_container, seen.engine_info = CONTAINER, {"DockerRootDir": "/var/lib/docker"}
+    about = [each for each in hub_machine.disk(seen) if "/var/lib/docker" in each.found]
+    assert [(each.state, each.advice) for each in about] == [
+        ("note", "on the machine itself: df -h /var/lib/docker")
+    ]
+    monkeypatch.setattr(hub_machine.resource, "getrlimit", lambda _: (512, 1024))
+    (few,) = hub_machine.connections(seen)
+    assert "--ulimit nofile=65536" in few.advice
+    assert "systemd" not in few.advice
+    seen.own_container = None
+    assert not [each for each in hub_machine.disk(seen) if "/var/lib/docker" in each.found]
+    assert "LimitNOFILE" in next(iter(hub_machine.connections(seen))).advice
+
+
 def test_the_disk_that_is_looked_at_is_the_one_with_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,7 +236,7 @@ async def answers(path: Path, requests: Sequence[tuple[str, str, bytes]]) -> lis
     """Return the statuses of what a control socket answers, each with a sentence that is short."""
     nobody = cast(Any, None)
     log = logging.getLogger()
-    control = ControlSocket(str(path), nobody, lambda: [Server()], log, {}, nobody, nobody)
+    control = ControlSocket(str(path), nobody, lambda: [Server()], log, {}, nobody, nobody, {})
     await control.begin()
     try:
         found = []

@@ -6,9 +6,11 @@ import argparse
 import inspect
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from jupyterhub.app import JupyterHub
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from traitlets.config.loader import PyFileConfigLoader
 
+from gpuspawner.backends.docker.network import NetworkError, ensure_network
 from gpuspawner.dashboard import command as dashboard
 from gpuspawner.image_builder import hub_image
 from gpuspawner.leases.labels import LABEL_GPUS
@@ -167,14 +170,16 @@ def test_the_proxy_s_options_are_those_that_it_has() -> None:
 # ---- The configuration ---------------------------------------------------------------------------
 
 
+Load = Callable[[str], Any]
+
+
 @pytest.fixture
-def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a hub in the container makes of the shipped configuration."""
+def load_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return what a hub in the container makes of a configuration's text."""
     for folder in ("proxy-token", "dashboard-token"):
         (tmp_path / folder).mkdir()
     text = (HUB / "in_container.py").read_text().replace('"/srv/', f'"{tmp_path}/')
     (tmp_path / "in_container.py").write_text(text)
-    (tmp_path / "jupyterhub_config.py").symlink_to(ROOT / "jupyterhub_config.py")
     (tmp_path / "image").symlink_to(ROOT / "image")
     network = SimpleNamespace(
         name="gpuspawner",
@@ -187,12 +192,21 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("GPUSPAWNER_ADDRESS", ADDRESS)
     monkeypatch.setenv("PATH", f"{HUB}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    return PyFileConfigLoader("in_container.py", path=str(tmp_path)).load_config()
+
+    def load_text(text: str) -> Any:
+        (tmp_path / "jupyterhub_config.py").write_text(text)
+        return PyFileConfigLoader("in_container.py", path=str(tmp_path)).load_config()
+
+    return load_text
+
+
+SHIPPED = (ROOT / "jupyterhub_config.py").read_text()
 
 
 def test_the_shipped_configuration_is_loaded_and_fits_the_other_containers(
-    loaded: Any, tmp_path: Path
+    load_with: Load, tmp_path: Path
 ) -> None:
+    loaded = load_with(SHIPPED)
     classes = {
         "JupyterHub": JupyterHub,
         "GPUSpawner": GPUSpawner,
@@ -220,6 +234,28 @@ def test_the_shipped_configuration_is_loaded_and_fits_the_other_containers(
     assert {"--ip=127.0.0.1", "--port=8000"} < set(options)
 
 
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("", []),
+        ("c.JupyterHub.services.append({'name': 'cull', 'command': ['cull']})", ["cull"]),
+        ("c.JupyterHub.services.extend([{'name': 'gpus', 'command': ['x']}])", ["gpus"]),
+    ],
+)
+def test_another_configuration_s_services_are_left_but_for_the_dashboard(
+    load_with: Load, lines: str, names: list[str]
+) -> None:
+    services = load_with(f"c = get_config()\n{lines}\n").JupyterHub.services
+    assert [each["name"] for each in services] == names
+    assert [each["name"] for each in services if "command" in each] == names[: names == ["cull"]]
+
+
+@pytest.mark.parametrize("address", ["172.31.99", "gpus.lab", "172.31.99.0/24", "::1"])
+def test_what_is_no_address_is_said_to_be_none(address: str) -> None:
+    with pytest.raises(NetworkError, match=f"'{address}' is no address, such as 172.31.99.1"):
+        ensure_network("gpuspawner", address=address)
+
+
 # ---- Secrets -------------------------------------------------------------------------------------
 
 
@@ -238,6 +274,21 @@ def test_a_secret_is_made_once_by_whoever_comes_first(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
     assert with_secret(file).stdout.strip() == file.read_text()
+
+
+def test_a_secret_that_the_other_has_made_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, real = tmp_path / "token", shutil.which("od")
+    program = tmp_path / "bin" / "od"
+    program.parent.mkdir()
+    # What with-secret runs once it has seen that there is none.
+    program.write_text(f'#!/bin/sh\numask 077; echo theirs >{file}; exec {real} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    assert with_secret(file).stdout == "theirs\n"
+    assert file.read_text() == "theirs\n"
+    assert set(tmp_path.iterdir()) == {file, program.parent}
 
 
 def test_a_secret_that_others_can_read_is_none(tmp_path: Path) -> None:

@@ -517,6 +517,8 @@ STATES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             user_gpus=2,
             group_gpus={"G": 1},
             hours=8,
+            memory=1 << 30,
+            processors=2.5,
             absent=frozenset({"next"}),
             models=frozenset({forms.A100}),
             waits=False,
@@ -551,7 +553,8 @@ def test_nothing_on_the_dashboard_is_left_in_english() -> None:
     )
     for person in (board.BOSS, board.ADA):
         page = board.render(status(seen, person), BRACKETS)
-        assert forgotten(page, "ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB") == []
+        names = ("ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB", "Plain")
+        assert forgotten(page, *names) == []
     for empty in (
         {"driver": None, "cuda": None},
         {"at": 0.0, "trouble": lazy_gettext("Nobody waits.")},

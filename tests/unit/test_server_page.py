@@ -246,7 +246,7 @@ async def test_the_image_of_a_server_is_known_after_a_restart_of_the_hub(hub):
     again = hub.spawner(images=IMAGES)
     again.load_state(json.loads(json.dumps(one.get_state())))
     assert again.page.image == "Plain & simple"
-    assert again.get_state()["gpuspawner"]["image"] == "plain"
+    assert again.get_state()["gpuspawner"]["image"] == "Plain & simple"
     again.clear_state()
     assert again.page.image == ""
 
@@ -295,6 +295,7 @@ async def test_what_a_user_may_have_and_uses(hub):
     hub.servers = [
         ServerRecord("1", labels(Holder("ada", "x"), "x", ["GPU-0"], groups=["lab"])),
         ServerRecord("2", labels(Holder("ben"), "x", ["GPU-1"], groups=["lab"])),
+        ServerRecord("3", labels(Holder("eve"), "x", ["GPU-2"], groups=["others"])),
     ]
     found = await hub.spawner(("lab",), **rules).home.allowances()
     assert [(each.what, each.most, each.used) for each in found] == [

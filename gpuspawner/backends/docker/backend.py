@@ -144,7 +144,7 @@ class DockerBackend:
             await self.remove(server_id)
 
     async def remove_unstarted(self, server_id: str) -> None:
-        """Remove a container unless it runs: without force, so a started one stays."""
+        """Remove a container unless it runs: without force, so one that was started stays."""
         await self.call("remove_container", server_id, v=True)
 
     async def keep_end(self, server_id: str, end: Deadline) -> None:

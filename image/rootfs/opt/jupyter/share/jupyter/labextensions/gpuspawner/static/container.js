@@ -31,10 +31,7 @@
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
     const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
     if (!page.hubPrefix) return found;
-    found.push(await ofServer());
-    // Without GPUs there is no more to say.
-    if (page.gpuspawner?.gpus !== 0) found.push(await indicator(page));
-    return found;
+    return [...found, await ofServer(), await indicator(page)];
   }
 
   async function ofServer() {
