@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import docker.errors
@@ -28,14 +29,13 @@ from .backends.docker.container_config import (
     removed_by_hub,
     with_log,
 )
-from .backends.docker.deleted_volumes import Deletion
 from .backends.docker.network import restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
-from .backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
+from .backends.docker.set_aside import FirstVolume, Listing
 from .backends.docker.settings import DockerTraits
 from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
-from .backends.docker.volume_folders import QUOTA
+from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
@@ -101,8 +101,7 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: the inspection of the stopped container to start again; None: a new one is created.
-        volumes: its volumes that existed before the container, and which of them are set aside.
-        made: the inspections of those that were made for the container, by their names.
+        volumes: which of its volumes there were before the container.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
         state: the container's state when it was last inspected; empty if it was gone.
@@ -111,8 +110,7 @@ class ContainerAttempt(SpawnAttempt):
     """
 
     resumed: Any = None
-    volumes: Listing = field(default_factory=Listing)
-    made: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    volumes: FoundVolumes = field(default_factory=lambda: FoundVolumes(Listing(), {}))
     inspected: Any = None
     output: Output | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +125,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # The name of its container, as of its last inspection, if another spawner made it and keeps it
     # when it is stopped; else "".
     _kept_of_another = ""
+
+    @cached_property
+    def user_volumes(self) -> UserVolumes:
+        """The server's volumes. Traits that are functions may need them before `__init__` ends."""
+        return UserVolumes(self)
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -214,93 +217,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_name = self._object_name_default()
 
     def mounted_volumes(self) -> list[Volume]:
-        """Return the volumes that are mounted: of the earlier ones those that the user has.
-
-        Of the user's own ones, those that aren't set aside.
-        """
-        found = self.attempt.volumes
-        volumes = [
-            replace(each, name=found.current(self._first_of(each))) if each.own else each
-            for each in self.volumes_of_user()
-        ]
-        return [each for each in volumes if not each.earlier or each.name in found.volumes]
-
-    def _first_of(self, volume: Volume) -> FirstVolume:
-        return FirstVolume(volume.name, self.user.name if self.user else "", volume.strict)
-
-    async def _find_volumes(self) -> None:
-        """Look which of the user's volumes there are, and which of them are set aside."""
-        volumes, backend = self.volumes_of_user(), self.backend
-        if any(each.own for each in volumes):
-            for spawner in self.user.spawners.values() if self.user else ():
-                if deletion := spawner.deletion:
-                    await backend.deleted_volumes.undo(deletion)
-                    spawner.deletion = None
-            await backend.deleted_volumes.before_start(self.holder.user)
-        writable = [each.name for each in volumes if each.writable]
-        self.attempt.made = {}
-        self.attempt.volumes = await backend.in_thread(
-            lambda: list_volumes(backend.client, writable)
-        )
-
-    async def _make_volumes(self, driver: str | None) -> None:
-        """Make the user's own volumes that there aren't yet: the engine makes them without labels.
-
-        Args:
-            driver: the volume driver's name; None: the engine's own.
-        """
-        there, made = self.attempt.volumes.volumes, self.attempt.made
-        for volume in self.volumes_of_user():
-            first = self._first_of(volume)
-            name = self.attempt.volumes.current(first)
-            if not volume.own or volume.earlier or name in there or name in made:
-                continue
-            server = self.name if volume.per_server else None
-            labels = labels_of(first, self.hub_address, server)
-            made[name] = await self._make_volume(name, driver, labels)
-
-    async def _make_volume(self, name: str, driver: str | None, labels: Mapping[str, str]) -> Any:
-        """Make a volume that takes no more than `home_size`, where the engine can see to it."""
-        if self.home_size is not None and not self.backend.has_no_quotas and driver is None:
-            options = {QUOTA: str(self.home_size)}
-            try:
-                return await self.docker("create_volume", name, driver_opts=options, labels=labels)
-            except docker.errors.APIError as error:
-                if error.status_code != 400:
-                    raise
-                self.backend.has_no_quotas = True
-                self.log.warning(
-                    "c.GPUSpawner.home_size is told to users, and isn't enforced: %s "
-                    "See docs/how-to/files.md, Limit the disk",
-                    one_line(self.explain(error)),
-                )
-        return await self.docker("create_volume", name, driver=driver, labels=labels)
+        """Return the volumes that are mounted."""
+        return self.user_volumes.mounted(self.attempt.volumes)
 
     def home_use(self, allowed: int | None) -> HomeUse | None:
-        """Return how much the user keeps at home, as far as that is known; ask the engine later."""
-        home = self._home()
-        return self.backend.home_sizes.of(self._first_of(home), allowed) if home else None
+        """Return how much the user keeps at home, at once; None where that isn't known."""
+        return self.user_volumes.home_use(allowed)
 
     def home_facts(self) -> dict[str, Any] | None:
         """Return the same as a JSON value, for a server that runs."""
-        home, use = self._home(), self.home_use(self.home_size)
-        if home is None or use is None:
-            return None
-        return {
-            "user": self.user.name,
-            "server": self.name if home.per_server else "",
-            "used": use.used,
-            "allowed": use.allowed,
-            "enforced": use.enforced,
-            "at": use.at,
-        }
-
-    def _home(self) -> Volume | None:
-        own = [each for each in self.volumes_of_user() if each.own and not each.earlier]
-        return own[0] if own and self.user else None
-
-    # Set once the hub has asked what to clean up of this server, which it is about to forget.
-    deletion: Deletion | None = None
+        return self.user_volumes.home_facts()
 
     async def delete_forever(self) -> None:
         """Have nobody find the volumes of a user who is deleted, or of a server that is removed."""
@@ -316,16 +242,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         firsts, policy = await self._volumes_to_forget()
         self.backend.home_sizes.forget(self.user.name)
         if firsts and policy != "keep":
-            server = self.name or None
-            self.deletion = Deletion(
-                self.user.name,
-                server,
-                self.hub_address,
-                firsts,
-                policy,
-                lambda: compat.is_forgotten(self),
-            )
-            await self.backend.deleted_volumes.begin(self.deletion)
+            await self.user_volumes.delete(firsts, policy, lambda: compat.is_forgotten(self))
 
     async def _volumes_to_forget(self) -> tuple[list[FirstVolume], Any]:
         """Return the first generations of the volumes that go with this server, and the policy."""
@@ -335,9 +252,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             with suppress(web.HTTPError):
                 self._apply_overrides_of(overrides)
-            own = [each for each in self.volumes_of_user() if each.own]
-            going = [each for each in own if each.per_server or not self.name]
-            return [self._first_of(each) for each in going], self.deleted_user_volumes
+            return self.user_volumes.going(), self.deleted_user_volumes
         finally:
             self.overrides.put_back()
 
@@ -376,7 +291,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
         create = await self._leased(plan)
-        await self._make_volumes(create["host_config"].get("VolumeDriver"))
+        driver = create["host_config"].get("VolumeDriver")
+        await self.user_volumes.make(self.attempt.volumes, driver)
         with _creating_as("lease"):
             return await self.docker("create_container", **create)
 
@@ -513,7 +429,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
-        await self._find_volumes()
+        self.attempt.volumes = await self.user_volumes.find()
         plan = await self._leased(await self.plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
@@ -532,7 +448,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
         if self.ulimits and not self.attempt.ulimit_trial:
             self.attempt.ulimit_trial = await self.backend.ulimit_trials.join(self.ulimits)
-        await self._find_volumes()
+        self.attempt.volumes = await self.user_volumes.find()
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
@@ -572,8 +488,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
-            self.attempt.volumes.volumes,
-            self.attempt.made,
+            self.attempt.volumes.listing.volumes,
+            self.attempt.volumes.made,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful

@@ -29,7 +29,7 @@ def spawner(name: str, **traits: Any) -> GPUSpawner:
 
 
 def firsts(one: GPUSpawner) -> list[FirstVolume]:
-    return [one._first_of(each) for each in one.volumes_of_user() if each.own]
+    return [one.user_volumes.first_of(each) for each in one.volumes_of_user() if each.own]
 
 
 @cache
@@ -90,6 +90,22 @@ def test_a_volume_that_is_set_aside_may_be_removed_and_a_mark_may_be_without_one
     assert start(engine, ADA) == "home-ada.2"
     set_aside.give_back(engine, ["home-ada"])
     assert start(engine, ADA) == "home-ada.2"
+
+
+def test_a_name_that_is_marked_is_nobody_s_though_there_is_no_such_volume() -> None:
+    engine = VolumeEngine()
+    set_aside.set_aside(engine, ["home-ada", "home-ada.2"], "ada")
+    assert start(engine, ADA) == "home-ada.3"
+
+
+def test_where_names_have_dots_what_says_nothing_of_itself_is_no_later_generation() -> None:
+    """It may be the first volume of a user of that name, made before volumes had labels."""
+    engine = VolumeEngine("home-ada", "home-ada.2")
+    assert start(engine, ADA) == "home-ada.2"
+    strict = FirstVolume("home-ada", "ada", strict=True)
+    assert start(engine, strict) == "home-ada"
+    delete(engine, strict)
+    assert start(engine, strict) == "home-ada.3"
 
 
 def test_a_mark_that_was_made_by_hand_does_too() -> None:
