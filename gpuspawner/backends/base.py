@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..gpus.out_of_service import OutOfServiceMark
+from ..leases.clock import Deadline
 from ..leases.labels import ServerRecord
 
 # Called with the progress of a pull: a fraction from 0 to 1, and a sentence.
@@ -32,6 +33,8 @@ class Backend(Protocol):
     async def list(self) -> Sequence[ServerRecord]:
         """Return every server with the labels of a lease, of all hubs, ended ones too.
 
+        Each with the end that `keep_end` has kept, if that is there.
+
         And what else runs with GPUs, whose `gpu_names` say which.
         """
 
@@ -51,11 +54,32 @@ class Backend(Protocol):
     async def remove_unstarted(self, server_id: str) -> None:
         """Remove a server unless it has been started. Idempotent."""
 
+    async def keep_end(self, server_id: str, end: Deadline) -> None:
+        """Keep until when a server's lease was extended, for as long as there is the server.
+
+        It outlives the hub and its database, as labels do.
+        """
+
     def watch(self, notice: Callable[[], None]) -> Watcher:
         """Return a watcher that calls `notice` on the event loop when a server may have ended."""
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
+
+    async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
+        """Mark a GPU as out of service.
+
+        Args:
+            uuid: the GPU's.
+            by: the name of the administrator, shown to administrators.
+            why: the reason, shown to everybody.
+
+        Raises:
+            errors.Unknown: it isn't out of service afterwards.
+        """
+
+    async def put_into_service(self, uuid: str) -> None:
+        """Remove a GPU's mark; raises `errors.Unknown` if it is out of service still."""
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""

@@ -468,6 +468,17 @@ def shared_address(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator
         yield Finding("warning", what, advice)
 
 
+def encrypted_dashboard(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """A dashboard on a hub whose parts speak TLS with each other."""
+    if given.hub.get("internal_ssl") and given.hub.get("has_dashboard"):
+        what = (
+            "c.JupyterHub.internal_ssl: the dashboard doesn't work with it and ends, and so does "
+            "the hub, which starts it"
+        )
+        advice = "remove that line, or the dashboard from c.JupyterHub.services"
+        yield Finding("failure", what, advice)
+
+
 Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     privileges,
@@ -489,6 +500,7 @@ RULES: tuple[Rule, ...] = (
     broken_log_in,
     lists_of_the_allowed,
     shared_address,
+    encrypted_dashboard,
     kept_containers,
     unread_functions,
 )

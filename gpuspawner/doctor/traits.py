@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -46,6 +46,7 @@ SPAWNER_VALUES = (
     "gpu_limit",
     "gpu_policy",
     "group_overrides",
+    "home_size",
     "home_volume",
     "host_ip",
     "hour_limit",
@@ -75,6 +76,7 @@ HUB_VALUES = (
     "concurrent_spawn_limit",
     "cookie_secret_file",
     "db_url",
+    "internal_ssl",
     "subdomain_host",
 )
 # Sections that a misspelled one may mean.
@@ -141,6 +143,7 @@ def describe(config: Config) -> dict[str, Any]:
                 config.DummyAuthenticator.get("password")
                 or config.SharedPasswordAuthenticator.get("user_password")
             ),
+            "has_dashboard": _has_dashboard(hub.services),
             "has_administrators": _has_administrators(config),
             "proxy": _class_name(config.JupyterHub.get("proxy_class", "")),
             "proxy_command": json_value(_proxy_command(config)),
@@ -154,6 +157,13 @@ def describe(config: Config) -> dict[str, Any]:
         },
         "problems": problems,
     }
+
+
+def _has_dashboard(services: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether the hub starts our dashboard."""
+    commands = [each.get("command") or () for each in services]
+    words = [each.split() if isinstance(each, str) else each for each in commands]
+    return any({"gpuspawner", "dashboard"} <= {*map(str, each)} for each in words)
 
 
 def _set(cls: Any, config: Config, name: str) -> Any:

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime
+from functools import wraps
 from typing import Any
 
 from jupyterhub import orm
+from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
-from sqlalchemy import event
+from sqlalchemy import event, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets import observe
 
+from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
 # The group overrides that apply, while they are looked for.
@@ -139,12 +144,41 @@ def guard_saved_options(
 def save_state(spawner: Any) -> None:
     """Save a server's state in the hub's database now, so that it survives a crash.
 
-    The hub itself saves it only at the end of a start or a stop.
+    The hub itself saves it only at the end of a start or a stop. Where the database can't be
+    written, as on a full disk, the server goes on all the same.
     """
-    if spawner.orm_spawner and spawner.user:
+    if not (spawner.orm_spawner and spawner.user):
+        return
+    # Not `spawner.db`, which JupyterHub means to take from spawners.
+    database = spawner.user.db
+    try:
         spawner.orm_spawner.state = spawner.get_state()
-        # Not `spawner.db`, which JupyterHub means to take from spawners.
-        spawner.user.db.commit()
+        database.commit()
+    except SQLAlchemyError as error:
+        # Until then every other use of the session fails.
+        database.rollback()
+        spawner.log.error(
+            "The state of %s can't be saved, and a restart of the hub would lose it: %s",
+            one_line(spawner.log_name),
+            one_line(getattr(error, "orig", error)),
+        )
+
+
+def is_forgotten(spawner: Any) -> bool:
+    """Return whether the hub has deleted a server, or its user, from its database.
+
+    `delete_forever` is called before, and the hub may fail to delete them afterwards.
+    """
+    return not inspect(spawner.orm_spawner).persistent
+
+
+def user_since(spawner: Any) -> datetime:
+    """Return when the hub has put a server's user into its database, in UTC.
+
+    The REST API says it; a spawner has no other way to it.
+    """
+    since: datetime = spawner.user.orm_user.created
+    return since
 
 
 def answer_instead_of_page(answer: str) -> web.Finish:
@@ -178,6 +212,31 @@ def start_link(spawn_url: str, static_url: Any) -> str:
     return link
 
 
+def servers_of(user: Any) -> list[Any]:
+    """Return the spawners of all of a user's servers: the default one, and the named ones by name.
+
+    `User.all_spawners` has the database's objects of those that don't run, which know neither our
+    state nor why the server was stopped.
+    """
+    named = sorted(user.orm_user.orm_spawners) if user.allow_named_servers else []
+    return [user.spawners[name] for name in dict.fromkeys(["", *named])]
+
+
+async def may_have_server(handler: Any, user: Any, name: str) -> bool:
+    """Return whether who opens a page may have a named server: it exists, or there is room for it.
+
+    Args:
+        handler: of the page, or None.
+        user: whose server it would be; only they are answered, as the limit is asked for them.
+        name: the server's.
+    """
+    if handler is None or handler.current_user is not user or not handler.allow_named_servers:
+        return False
+    names = {each.name for each in user.orm_user.orm_spawners.values() if each.name}
+    limit = await handler.get_current_user_named_server_limit()
+    return name in names or limit <= 0 or len(names) < limit
+
+
 def url_of_service(spawner: Any, name: str) -> str:
     """Return where browsers find a service of the hub's; "" where there is no such service.
 
@@ -195,3 +254,25 @@ def process_wide(spawner: Any) -> dict[str, Any]:
     """
     settings = getattr(spawner.user, "settings", None)
     return {} if settings is None else settings
+
+
+def at_hub_start(begin: Callable[[Any], None]) -> None:
+    """Have a function called at each start of a hub in this process, before the hub answers.
+
+    JupyterHub makes spawners only for servers that its database has, and for people who come: a
+    spawner class doesn't hear of a hub without either. ref: `init_spawners` in jupyterhub/app.py
+
+    Args:
+        begin: called with the hub's application, on its event loop, once the spawners of all
+            servers in its database are made.
+    """
+    start = JupyterHub.start
+
+    @wraps(start)
+    async def begin_and_start(app: Any) -> None:
+        # It is set up for a hub only: `jupyterhub token` and the like start the same application.
+        if "spawner_class" in app.tornado_settings:
+            begin(app)
+        await start(app)
+
+    JupyterHub.start = begin_and_start

@@ -1,9 +1,9 @@
-"""The state that all spawners of a hub share, built with its first spawner."""
+"""The state that all spawners of a hub share, built at the hub's start."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
+from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
@@ -24,13 +25,19 @@ from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
+from ..leases.stopping import Ending
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
+from .nodes import NodeFacts
 
+# How long the log says nothing of a reading that fails for the same reason.
+LOG_AGAIN_SECONDS = 600.0
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
+# For how long it is remembered how a server was stopped.
+ENDING_SECONDS = 3600.0
 
 
 @dataclass
@@ -52,6 +59,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        endings: how servers were lately stopped that haven't been started since.
     """
 
     backend: Backend
@@ -68,6 +76,7 @@ class HubState:
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
     def build(cls, spawner: Any) -> HubState:
@@ -84,12 +93,8 @@ class HubState:
         }
         reader = Reader(spawner.nvml_timeout, **reading)
         read = InServiceReader(reader, backend.out_of_service)
-        ledger = Ledger(
-            backend.list,
-            read,
-            lambda error: _explain_unknown(spawner.explain_unknown, error),
-            spawner.hub_address,
-        )
+        trouble = TroubleLog(spawner.explain_unknown, log)
+        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
@@ -122,7 +127,15 @@ class HubState:
         )
         if spawner.control_socket:
             state.control = ControlSocket(
-                spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
+                spawner.control_socket,
+                queue,
+                lambda: list(leases),
+                log,
+                reading,
+                reconciler,
+                NodeFacts(ledger, read, backend),
+                state.endings,
+                lambda: _homes(spawners),
             )
         state._begin(_warn_of_gpus(reader, backend, log))
         return state
@@ -138,6 +151,13 @@ class HubState:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
 
+    def remember_ending(self, holder: Holder, ending: Ending) -> None:
+        """Remember for a while how a server was stopped: its JupyterLab may still be open."""
+        oldest = ending.at - ENDING_SECONDS
+        for each in [each for each, old in self.endings.items() if old.at < oldest]:
+            del self.endings[each]
+        self.endings[holder] = ending
+
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""
         self.host_metrics.unregister()
@@ -149,6 +169,16 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
+    """Return how much the users of the servers that run keep at home; one entry for each home."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for spawner in [each for each in spawners if each.active]:
+        await spawner.ensure_rules_applied()
+        if facts := spawner.home_facts():
+            found[facts["user"], facts["server"]] = facts
+    return list(found.values())
 
 
 async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
@@ -168,11 +198,11 @@ async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
         return
     indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
     for outsider in outsiders_of(servers, nodes):
-        which = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        said = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
         log.warning(
             "Container %s has GPU %s and no lease: not handed out while it runs",
             one_line(outsider.name),
-            which,
+            said,
         )
 
 
@@ -185,8 +215,29 @@ def hub_state_of(spawner: Any) -> HubState:
     return state
 
 
+def build_at_start(app: Any) -> None:
+    """Build the state at a hub's start: servers may run that nobody here knows, and services ask.
+
+    Args:
+        app: the hub's application.
+    """
+    settings = app.tornado_settings
+    cls = settings["spawner_class"]
+    if KEY in settings or not issubclass(cls, compat.UnofficialHooks):
+        return
+    try:
+        settings[KEY] = HubState.build(cls(config=settings["config"], hub=app.hub))
+    except Exception:  # a subclass may need its user; who comes first has one
+        app.log.warning(
+            "No %s can be made without a user: the queue is shown, and servers that this hub "
+            "doesn't know are looked for, once somebody has logged in",
+            one_line(cls.__name__),
+            exc_info=True,
+        )
+
+
 def build_early(spawner: Any) -> None:
-    """Build the state with a hub's first spawner, as services may ask for the queue at once.
+    """Build the state with a hub's first spawner, if its start hasn't.
 
     Each spawner is part of it: the servers of none are unknown to the hub.
     """
@@ -200,10 +251,33 @@ def _too_large() -> Exception | None:
     """Return the refusal of a choice to be saved; None for a start, where the check refuses it."""
     if form_stream.has_request():
         return None
-    return http_errors.refusal(Refused(options.TOO_LARGE))
+    return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
-def _explain_unknown(explain: Any, error: Exception) -> str:
-    metrics.count_read_error(error)
-    sentence: str = explain(error)
-    return sentence
+class TroubleLog:
+    """Logs once that nodes or servers can't be read, and once that they can be again.
+
+    Args:
+        explain: makes a sentence for users of an error.
+        log: a logger.
+    """
+
+    def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
+        self._explain = explain
+        self._log = log
+        self._logged = ""
+
+    def explain(self, error: Exception) -> str:
+        """Return the sentence for an error, which is counted in the metrics."""
+        metrics.count_read_error(error)
+        sentence = self._explain(error)
+        if sentence != self._logged:
+            self._logged = sentence
+            self._log.warning("No GPUs are handed out: %s", one_line(sentence))
+        return sentence
+
+    def on_read(self) -> None:
+        """Note that everything could be read."""
+        if self._logged:
+            self._logged = ""
+            self._log.warning("GPUs are handed out again")

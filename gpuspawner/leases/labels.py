@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..gpus.model import Holder, Lease
-from ..untrusted import parse_json
+from ..untrusted import bounded, parse_json
+from .clock import Deadline
 
 LABEL_GPUS = "gpuspawner.gpus"
 LABEL_USER = "gpuspawner.user"
@@ -21,9 +22,15 @@ LABEL_IMAGE = "gpuspawner.image"
 LABEL_HUB = "gpuspawner.hub"
 # What a stopped server was created with, so that it is started again only if nothing changed.
 LABEL_SETTINGS = "gpuspawner.settings"
+# "1": whoever finds the server ended removes it.
+LABEL_REMOVE = "gpuspawner.remove"
 # The end of the lease as of its beginning, in seconds since the epoch, and the user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"
+
+# How much of a label is read, in characters; and of a name on one. Ours are shorter.
+MAX_LABEL = 64 * 1024
+MAX_NAME = 1000
 
 # A server in any other state than "ended" may run, now or in a moment, and so holds its GPUs.
 ServerState = Literal["created", "running", "ended"]
@@ -42,6 +49,7 @@ class ServerRecord:
         name: its name for administrators.
         gpu_names: the GPUs that it was started with if it has no lease, by the names that
             `gpus.device_ids.gpus_named` takes.
+        extended: the end of its lease, if that was extended since the labels were written.
     """
 
     id: str
@@ -50,6 +58,7 @@ class ServerRecord:
     created: float = 0.0
     name: str = ""
     gpu_names: frozenset[str] = frozenset()
+    extended: Deadline | None = None
 
 
 def labels(
@@ -93,7 +102,7 @@ def belongs_to(found: Mapping[str, str] | None, holder: Holder, hub: str) -> boo
 
 
 def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
-    """Return a server's lease, from its labels; None if it holds nothing.
+    """Return a server's lease, from its labels and its extension; None if it holds nothing.
 
     Args:
         server: as its backend lists it.
@@ -103,16 +112,18 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
     found = server.labels
     if LABEL_GPUS not in found or server.state == "ended":
         return None
-    gpus = frozenset(filter(None, (part.strip() for part in found[LABEL_GPUS].split(","))))
+    gpus = frozenset(
+        filter(None, (part.strip() for part in bounded(found[LABEL_GPUS], MAX_LABEL).split(",")))
+    )
     of_hub = found.get(LABEL_HUB, hub)
     return Lease(
         Holder(
-            found.get(LABEL_USER, "?"),
-            found.get(LABEL_SERVER, ""),
+            bounded(found.get(LABEL_USER, "?"), MAX_NAME),
+            bounded(found.get(LABEL_SERVER, ""), MAX_NAME),
             of_hub if hub and of_hub != hub else "",
         ),
         gpus,
-        until=_seconds(found.get(LABEL_UNTIL, "")),
+        until=_end(_seconds(found.get(LABEL_UNTIL, "")), server.extended),
         groups=_names(found.get(LABEL_GROUPS, "")),
     )
 
@@ -126,7 +137,7 @@ def leases_of(
 
     Args:
         servers: as their backend lists them.
-        ends: server id -> when its lease ends now, if that has changed since its label was written.
+        ends: server id -> when its lease ends now, for those that this hub knows better.
         hub: as for `lease_of`.
     """
     found = ((lease_of(server, hub), server.id) for server in servers)
@@ -137,6 +148,13 @@ def leases_of(
     ]
 
 
+def _end(labelled: float | None, extended: Deadline | None) -> float | None:
+    # A lease without an end isn't extended, nor one to an earlier end.
+    if labelled is None or extended is None:
+        return labelled
+    return max(labelled, extended.until)
+
+
 def _seconds(text: str) -> float | None:
     # More digits would be a year that `datetime` doesn't know.
     return float(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
@@ -144,7 +162,7 @@ def _seconds(text: str) -> float | None:
 
 def _names(text: str) -> frozenset[str]:
     with suppress(ValueError):
-        found = parse_json(text)
+        found = parse_json(bounded(text, MAX_LABEL))
         if isinstance(found, list):
             return frozenset(name for name in found if isinstance(name, str))
     return frozenset()

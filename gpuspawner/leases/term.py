@@ -85,6 +85,14 @@ class Term:
         self.deadline = Deadline.after(left + seconds, self.deadline.clock)
         self.warned = None
 
+    def extend_to(self, end: Deadline) -> bool:
+        """Give the term a later end; return False if it isn't later."""
+        # An end that was kept twice differs by less.
+        if end.at <= self.deadline.at + 1:
+            return False
+        self.deadline, self.warned = end, None
+        return True
+
     def saved(self) -> dict[str, Any]:
         """Return the term as a JSON value for `restored`."""
         warned = self.warned.saved() if self.warned else None

@@ -21,6 +21,7 @@ from gpuspawner.backends.base import Report
 from gpuspawner.base_spawner import BaseGPUSpawner
 from gpuspawner.gpus.model import Request
 from gpuspawner.gpus.out_of_service import OutOfServiceMark
+from gpuspawner.leases.clock import Deadline
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Reservation
 
@@ -43,6 +44,7 @@ class _Server:
     labels: Mapping[str, str]
     environment: Mapping[str, str]
     port: int
+    extended: Deadline | None = None
     created: float = field(default_factory=time.time)
     process: subprocess.Popen[bytes] | None = None
 
@@ -73,6 +75,7 @@ class ProcessBackend:
                 each.labels,
                 "created" if each.process is None else "running" if each.runs else "ended",
                 each.created,
+                extended=each.extended,
             )
             for server_id, each in self.servers.items()
         ]
@@ -100,6 +103,9 @@ class ProcessBackend:
     async def remove_unstarted(self, server_id: str) -> None:
         if self.servers[server_id].process is None:
             del self.servers[server_id]
+
+    async def keep_end(self, server_id: str, end: Deadline) -> None:
+        self.servers[server_id].extended = end
 
     def watch(self, notice: Callable[[], None]) -> _Watcher:
         return _Watcher(self, notice)

@@ -34,6 +34,7 @@ class Hub:
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
+        self.endings: dict[Holder, Any] = {}
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
@@ -60,6 +61,9 @@ class Hub:
         """End what others hold."""
         self.servers.clear()
         self.queue.wake()
+
+    def remember_ending(self, holder: Holder, ending: Any) -> None:
+        self.endings[holder] = ending
 
     def spawner(
         self, groups: tuple[str, ...] = (), row: orm.Spawner | None = None, **traits: Any

@@ -125,6 +125,9 @@ class Server:
     def on_lease_end(self) -> None:
         pass
 
+    def on_extended(self, end: Any) -> None:
+        pass
+
     def on_end_changed(self, until: float) -> None:
         pass
 

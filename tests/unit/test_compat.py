@@ -8,11 +8,13 @@ import inspect
 import re
 import sys
 import textwrap
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jupyterhub import orm
+from jupyterhub.apihandlers.users import UserAPIHandler
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
@@ -67,6 +69,32 @@ def test_a_hub_has_the_spawners_of_all_known_servers_before_anything_else_runs()
     ]
     assert makes
     assert max(makes) < min(waits)
+
+
+async def test_whoever_wants_to_hears_of_a_hub_s_start_and_of_no_other_command() -> None:
+    made = inspect.getsource(JupyterHub.initialize)
+    assert made.index("self.init_tornado_settings()") < made.index("self.init_spawners()")
+    assert "spawner_class=self.spawner_class" in inspect.getsource(JupyterHub.init_tornado_settings)
+    started: list[Any] = []
+    told: list[Any] = []
+
+    class Application:
+        def __init__(self, **settings: Any) -> None:
+            self.tornado_settings = settings
+
+        async def start(self) -> None:
+            started.append(self)
+
+    original = JupyterHub.start
+    try:
+        JupyterHub.start = Application.start
+        compat.at_hub_start(told.append)
+        hub, command = Application(spawner_class=GPUSpawner), Application()
+        for each in (hub, command):
+            await JupyterHub.start(each)
+    finally:
+        JupyterHub.start = original
+    assert (started, told) == ([hub, command], [hub])
 
 
 async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is() -> None:
@@ -238,3 +266,35 @@ def test_a_choice_that_is_sent_is_told_from_one_that_is_repeated() -> None:
 def test_a_start_is_known_before_its_choice_is_saved() -> None:
     source = inspect.getsource(User.spawn)
     assert source.index("spawner.handler = handler") < source.index("orm_spawner.user_options =")
+
+
+def test_a_spawner_learns_that_the_hub_has_forgotten_whose_it_was() -> None:
+    """Which it is asked to clean up before; after that the hub may fail to delete them."""
+    assert "delete_forever" in calls(User._delete_spawner)
+    deleting = calls(UserAPIHandler.delete)
+    assert deleting.index("delete_spawners") < deleting.index("delete")
+    db = orm.new_session_factory("sqlite://")()
+    before = datetime.now(timezone.utc).replace(tzinfo=None)
+    user = orm.User(name="ada")
+    servers = {name: orm.Spawner(name=name, user=user) for name in ("", "lab", "two")}
+    db.add_all([user, *servers.values()])
+    db.commit()
+    spawners = {
+        name: SimpleNamespace(orm_spawner=each, user=SimpleNamespace(orm_user=user))
+        for name, each in servers.items()
+    }
+
+    def forgotten() -> list[str]:
+        return [name for name, each in spawners.items() if compat.is_forgotten(each)]
+
+    assert forgotten() == []
+    assert abs((compat.user_since(spawners[""]) - before).total_seconds()) < 60
+    db.delete(servers["lab"])
+    db.commit()
+    assert forgotten() == ["lab"]
+    db.delete(user)
+    db.rollback()
+    assert forgotten() == ["lab"]
+    db.delete(user)
+    db.commit()
+    assert forgotten() == ["", "lab", "two"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -731,3 +732,30 @@ def test_a_configuration_finds_its_files_and_leaves_none(tmp_path: Path) -> None
 def test_the_interpreter_is_the_hub_s(tmp_path: Path) -> None:
     (told,), _ = loaded(tmp_path, "import sys; raise ValueError(sys.executable)")
     assert sys.executable in told.found
+
+
+DASHBOARD = """
+c.JupyterHub.services = [
+    {"name": "gpus", "url": "http://10.0.0.1:1", "command": %s},
+    {"name": "other", "api_token": "x"},
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "is_ours"),
+    [
+        (["python", "-m", "gpuspawner", "dashboard", "--names", "everybody"], True),
+        ("gpuspawner dashboard", True),
+        (["python", "-m", "gpuspawner", "gpus"], False),
+        (["their-dashboard"], False),
+    ],
+)
+def test_a_dashboard_that_cannot_start_with_internal_ssl_is_told(
+    tmp_path: Path, command: Any, is_ours: bool
+) -> None:
+    service = DASHBOARD % json.dumps(command)
+    assert settings(tmp_path, service) == [Finding("ok", "nothing to change")]
+    ssl = "c.JupyterHub.internal_ssl = True"
+    told = [each.found for each in settings(tmp_path, service, ssl) if each.state == "failure"]
+    assert [each.split(":")[0] for each in told] == ["c.JupyterHub.internal_ssl"] * is_ours

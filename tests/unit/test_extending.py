@@ -11,7 +11,7 @@ from gpuspawner.errors import Refused
 from gpuspawner.gpus.allocation import apply_leases
 from gpuspawner.gpus.model import GPU, Holder, Lease, Request
 from gpuspawner.leases import audit_log
-from gpuspawner.leases.clock import Clock
+from gpuspawner.leases.clock import Clock, Deadline
 from gpuspawner.leases.server_lease import ServerLease
 from gpuspawner.scheduling.plan import QueuedRequest, could_use, plan
 
@@ -31,6 +31,8 @@ class Server:
         self.pending = None
         self.log = SimpleNamespace()
         self.saved = 0
+        # What the backend has.
+        self.kept: Deadline | None = None
         vars(self).update(rules)
         clock = Clock(lambda: self.now, lambda: self.now, lambda: "boot")
         self.lease = ServerLease(self, clock)  # type: ignore[arg-type]
@@ -42,6 +44,12 @@ class Server:
 
     def save_state(self) -> None:
         self.saved += 1
+
+    def on_extended(self, end: Deadline) -> None:
+        self.kept = end
+
+    async def read_extended_end(self) -> Deadline | None:
+        return self.kept
 
     def on_end_changed(self, until: float) -> None:
         pass
@@ -125,8 +133,60 @@ def test_an_administrator_extends_over_the_queue_and_at_any_time_up_to_the_limit
         ("extend", "boss", {"until": round(ada.lease.until), "added": 2 * HOUR, "held": 0.0})
     ]
     ada.lease.extend(100, by="boss", over_all=True)
-    with pytest.raises(Refused, match="the server of ada has 12 hours left, and its limit is 12"):
+    with pytest.raises(Refused, match="The server of ada has 12 hours left, and its limit is 12"):
         ada.lease.extend(1, by="boss", over_all=True)
+
+
+async def test_an_extension_that_the_database_has_lost_holds(events) -> None:
+    """A database that was put back as it was some time ago has an earlier end."""
+    ada = Server(extend_minutes=None)
+    ada.groups: frozenset[str] = frozenset()
+    before = ada.lease.saved()
+    ada.lease.extend(6)
+    end = ada.lease.until
+    ada.lease = ServerLease(ada, Clock(lambda: ada.now, lambda: ada.now, lambda: "boot"))
+    ada.lease.restore(before)
+    assert ada.left == 4 * HOUR
+    ada.now += 5 * HOUR
+    await ada.lease.enforce()
+    assert ada.lease.until == end
+    assert [event for event, *_ in events] == ["extend"]
+    assert ada.saved == 2
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 100])
+async def test_what_was_kept_of_an_earlier_extension_takes_no_time_away(events, earlier) -> None:
+    ada = Server(extend_minutes=None)
+    ada.groups: frozenset[str] = frozenset()
+    ada.lease.extend(6)
+    saved, end = ada.lease.saved(), ada.lease.until
+    assert ada.kept is not None
+    ada.kept = Deadline(ada.kept.at - earlier, ada.kept.clock)
+    ada.lease.restore(saved)
+    await ada.lease.enforce()
+    assert ada.lease.until == end
+    assert ada.saved == 1
+
+
+async def test_an_end_that_cannot_be_read_yet_ends_nothing(events) -> None:
+    ada = Server(extend_minutes=None)
+    ada.groups: frozenset[str] = frozenset()
+    before = ada.lease.saved()
+    ada.lease.extend(6)
+    there, ada.lease = ada.read_extended_end, ServerLease(ada, ada.kept.clock)
+    ada.lease.restore(before)
+
+    async def fails() -> None:
+        raise OSError("the engine is away")
+
+    ada.read_extended_end = fails
+    ada.now += 5 * HOUR
+    with pytest.raises(OSError, match="away"):
+        await ada.lease.enforce()
+    ada.read_extended_end = there
+    await ada.lease.enforce()
+    assert ada.left == 5 * HOUR
+    assert [event for event, *_ in events] == ["extend"]
 
 
 def test_ada_s_own_name_is_in_the_log_where_she_did_it(events) -> None:

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dockerspawner import DockerSpawner
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
 from gpuspawner.hub.connections import ENOUGH
-from gpuspawner.hub.state import HubState, build_early, hub_state_of
+from gpuspawner.hub.state import HubState, TroubleLog, build_at_start, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
 
 
@@ -111,6 +112,51 @@ async def test_what_one_user_s_groups_override_is_not_everybody_s(settings):
     )
 
 
+def hub(settings: dict[str, Any], cls: type, **traits: Any) -> SimpleNamespace:
+    """Return the application of a hub that starts, which has no users."""
+    config = Config({"GPUSpawner": {"control_socket": "", **traits}})
+    settings.update(spawner_class=cls, config=config)
+    return SimpleNamespace(
+        tornado_settings=settings,
+        hub=SimpleNamespace(api_url="http://hub"),
+        log=logging.getLogger("a hub that starts"),
+    )
+
+
+async def test_a_hub_has_its_state_from_its_start_on_though_nobody_is_there():
+    settings: dict[str, Any] = {}
+    build_at_start(hub(settings, GPUSpawner, queue_length=7))
+    state = settings["gpuspawner"]
+    try:
+        assert (state.queue.settings.length, state.ledger.hub) == (7, "http://hub")
+        assert list(state.spawners) == []
+        one = spawner(settings)
+        assert one.hub_state is state
+        build_at_start(hub(settings, GPUSpawner))
+        assert settings["gpuspawner"] is state
+    finally:
+        state.close()
+
+
+async def test_a_hub_with_another_spawner_has_none_of_it():
+    settings: dict[str, Any] = {}
+    build_at_start(hub(settings, DockerSpawner))
+    assert "gpuspawner" not in settings
+
+
+async def test_a_spawner_that_needs_its_user_is_waited_for_and_the_log_says_so(caplog):
+    class Ours(GPUSpawner):
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**values)
+            self.whose = self.user.name
+
+    settings: dict[str, Any] = {}
+    build_at_start(hub(settings, Ours))
+    assert "gpuspawner" not in settings
+    (said,) = caplog.messages
+    assert said.startswith("No Ours can be made without a user: ")
+
+
 def test_without_an_event_loop_nothing_is_built(settings):
     """As on the hub's own command line."""
     one = spawner(settings)
@@ -120,3 +166,17 @@ def test_without_an_event_loop_nothing_is_built(settings):
     one.load_state({"gpuspawner": {"gpus": ["GPU-1"], "term": None}})
     assert one.lease.uuids == {"GPU-1"}
     assert one.get_state()["gpuspawner"]["gpus"] == ["GPU-1"]
+
+
+def test_what_can_t_be_read_is_logged_once_and_so_is_its_end(caplog) -> None:
+    log = TroubleLog(str, logging.getLogger(__name__))
+    log.on_read()
+    for words in ("away", "away", "slow"):
+        assert log.explain(OSError(words)) == words
+    log.on_read()
+    log.on_read()
+    assert [record.getMessage() for record in caplog.records] == [
+        "No GPUs are handed out: away",
+        "No GPUs are handed out: slow",
+        "GPUs are handed out again",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import docker.errors
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.backends.docker.listing import Listing, gpu_names, server_record
+from gpuspawner.gpus import missing_driver
 from gpuspawner.gpus.allocation import with_leases
 from gpuspawner.gpus.device_ids import gpus_named
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Outsider
@@ -172,10 +174,21 @@ class Engine:
         self.entries = [{"Id": f"id-{n}", **entry} for n, (entry, _) in enumerate(containers)]
         self.inspections = {f"id-{n}": each for n, (_, each) in enumerate(containers)}
         self.inspected: list[str] = []
+        # Image -> its labels.
+        self.images: dict[str, Any] = {"image": None}
 
     def containers(self, all: bool) -> list[dict[str, Any]]:
         assert all
         return copy.deepcopy(self.entries)
+
+    def inspect_image(self, id: str) -> dict[str, Any]:
+        self.inspected.append(id)
+        if id not in self.images:
+            raise docker.errors.ImageNotFound(id)
+        return {"Config": {"Labels": self.images[id]}}
+
+    def volumes(self, filters: dict[str, str]) -> dict[str, Any]:
+        return {"Volumes": None}
 
     def inspect_container(self, id: str) -> dict[str, Any]:
         self.inspected.append(id)
@@ -223,6 +236,46 @@ def test_a_label_says_what_a_container_by_hand_holds() -> None:
     servers = Listing()(engine)
     assert outsiders_of(servers, [Node(gpus=GPUS)]) == ()
     assert [lease_of(each) for each in servers] == [Lease(Holder("?"), frozenset())]
+
+
+def test_what_was_started_of_a_server_s_image_by_hand_is_no_server() -> None:
+    """`docker commit` gives an image the labels of its container."""
+    bears = {**labels(Holder("ann"), "torch", ["GPU-1"], 5.0), LABEL_HUB: "http://hub"}
+    by_hand = {**bears, "of-the-administrator": "yes"}
+    again = {**bears, LABEL_UNTIL: "77"}
+    engine = Engine(
+        (entry("server", Labels=bears, ImageID="image"), EVERY),
+        (entry("by-hand", Labels=by_hand, ImageID="committed"), EVERY),
+        (entry("stopped", "exited", Labels=bears, ImageID="committed"), EVERY),
+        (entry("a server of that image", Labels=again, ImageID="committed"), EVERY),
+        (entry("of an image that is gone", Labels=bears, ImageID="gone"), EVERY),
+    )
+    engine.images["committed"] = bears
+    listing = Listing()
+    for _ in range(2):
+        servers = listing(engine)
+        assert {each.name: (bool(lease_of(each)), set(each.gpu_names)) for each in servers} == {
+            "server": (True, set()),
+            "by-hand": (False, {"all"}),
+            "a server of that image": (True, set()),
+            "of an image that is gone": (True, set()),
+        }
+    assert sorted(engine.inspected) == ["committed", "gone", "id-1", "image"]
+
+
+def test_a_hub_in_a_container_does_not_hold_the_gpus_that_it_watches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    leased = labels(Holder("ann"), "torch", ["GPU-1"])
+    own = "5a" * 32
+    (tmp_path / "mountinfo").write_text(f"1 2 8:1 /containers/{own}/hosts /etc/hosts rw - x\n")
+    monkeypatch.setattr(missing_driver, "MOUNTS", tmp_path / "mountinfo")
+    engine = Engine((entry("hub"), EVERY), (entry("other"), EVERY))
+    engine.entries[0]["Id"] = own
+    assert [each.name for each in Listing()(engine)] == ["other"]
+    # A lease is a lease, whoever reads it.
+    engine.entries[0]["Labels"] = leased
+    assert [each.name for each in Listing()(engine)] == ["hub", "other"]
 
 
 def test_one_that_is_gone_is_passed_over_and_another_error_is_told() -> None:

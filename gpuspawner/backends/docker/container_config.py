@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...gpus.model import Holder
-from ...leases.labels import LABEL_GPUS, LABEL_SETTINGS
+from ...leases.labels import LABEL_GPUS, LABEL_REMOVE, LABEL_SETTINGS
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
@@ -90,6 +90,23 @@ def with_lease(
         "labels": {**_as_mapping(create_kwargs.get("labels"), ""), **labels},
         "environment": environment,
         "host_config": host_config,
+    }
+
+
+def removed_by_hub(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `create_kwargs` of a container that the hub removes after its end, not the engine.
+
+    An engine before 24.0.8 kills what it is to remove when it is restarted, though it has
+    live-restore. And a container that is gone can't say why it ended.
+    ref: https://github.com/moby/moby/issues/46308
+
+    Args:
+        create_kwargs: as for `with_lease`.
+    """
+    return {
+        **create_kwargs,
+        "labels": {**_as_mapping(create_kwargs.get("labels"), ""), LABEL_REMOVE: "1"},
+        "host_config": {**(create_kwargs.get("host_config") or {}), "AutoRemove": False},
     }
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import docker.errors
 
 from ...gpus.device_ids import ALL
-from ...leases.labels import LABEL_GPUS, ServerRecord, ServerState
+from ...gpus.missing_driver import own_container_id
+from ...leases.clock import Clock, Deadline
+from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, ServerState
+from ...untrusted import bounded
+from . import extended_ends
 from .container_config import VISIBLE_DEVICES, asks_for_gpus
 
+# What the names of a lease's labels begin with.
+OUR_LABELS = "gpuspawner."
 # Whoever is in another state may run, now or in a moment.
 # ref: StateString in moby's container/state.go
 ENDED_STATES = frozenset({"exited", "dead", "removing"})
@@ -30,11 +37,18 @@ class Listing:
     """Lists an engine's containers; blocks.
 
     The engine's list doesn't say what a container was given, so each that has no lease is inspected
-    once: that never changes.
+    once: that never changes. The container that this process is in, without a lease, is left out: a
+    hub in it only watches its GPUs.
+
+    After a listing, `outdated` are the volumes with ends of containers that are gone.
     """
 
     def __init__(self) -> None:
         self._gpu_names: dict[str, frozenset[str]] = {}
+        # Image id -> its labels, of images that containers with a hub's label have.
+        self._image_labels: dict[str, Mapping[str, str]] = {}
+        self.outdated: Sequence[str] = ()
+        self._own = own_container_id()
 
     def __call__(self, client: Any) -> list[ServerRecord]:
         """Return every server with a lease's labels, ended ones too, and what else has GPUs.
@@ -46,10 +60,19 @@ class Listing:
             docker.errors.APIError: the engine can't tell.
         """
         servers, known = [], {}
-        for entry in client.containers(all=True):
+        # Before the containers: what has an end is there.
+        volumes = extended_ends.listed(client)
+        ends = extended_ends.latest(volumes, Clock())
+        entries = client.containers(all=True)
+        self.outdated = extended_ends.of_others_than(volumes, [each["Id"] for each in entries])
+        images = {each.get("ImageID") for each in entries}
+        self._image_labels = {k: v for k, v in self._image_labels.items() if k in images}
+        for entry in map(partial(self._with_own_labels, client), entries):
             if LABEL_GPUS in (entry.get("Labels") or {}):
-                servers.append(server_record(entry))
-            elif entry.get("State") not in ENDED_STATES | {"created"}:
+                servers.append(server_record(entry, extended=ends.get(entry["Id"])))
+            elif entry.get("State") in ENDED_STATES | {"created"} or entry["Id"] == self._own:
+                continue
+            else:
                 with suppress(docker.errors.NotFound):  # gone meanwhile
                     names = self._names(client, entry["Id"])
                     known[entry["Id"]] = names
@@ -58,6 +81,26 @@ class Listing:
         self._gpu_names = known
         return servers
 
+    def _with_own_labels(self, client: Any, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return an entry without the lease that its container has of its image.
+
+        `docker commit` of a server makes an image with the server's labels, and so has whatever
+        somebody starts of that by hand.
+        """
+        found = entry.get("Labels") or {}
+        if LABEL_HUB not in found:
+            return entry
+        image = entry.get("ImageID") or ""
+        if image not in self._image_labels:
+            about: Mapping[str, Any] = {}
+            with suppress(docker.errors.NotFound):  # gone, or the container is
+                about = client.inspect_image(image)
+            self._image_labels[image] = (about.get("Config") or {}).get("Labels") or {}
+        ours = {name: value for name, value in found.items() if name.startswith(OUR_LABELS)}
+        if not ours.items() <= self._image_labels[image].items():
+            return entry
+        return {**entry, "Labels": {k: v for k, v in found.items() if k not in ours}}
+
     def _names(self, client: Any, container_id: str) -> frozenset[str]:
         if container_id in self._gpu_names:
             return self._gpu_names[container_id]
@@ -65,12 +108,15 @@ class Listing:
 
 
 def server_record(
-    entry: Mapping[str, Any], gpu_names: frozenset[str] = frozenset()
+    entry: Mapping[str, Any],
+    gpu_names: frozenset[str] = frozenset(),
+    extended: Deadline | None = None,
 ) -> ServerRecord:
     """Convert an entry of the engine's list of containers to a record.
 
     Args:
         gpu_names: the GPUs that it was given without a lease.
+        extended: until when its lease was extended.
     """
     state: ServerState = "running"
     if entry.get("State") == "created":
@@ -84,8 +130,9 @@ def server_record(
         entry.get("Labels") or {},
         state,
         entry.get("Created") or 0.0,
-        names[0] if names else entry.get("Id", "")[:12],
+        bounded(names[0] if names else entry.get("Id", "")[:12], MAX_NAME),
         gpu_names,
+        extended,
     )
 
 
