@@ -80,8 +80,10 @@ c.GPUSpawner.default_hours = 4
 c.JupyterHub.concurrent_spawn_limit = 0
 # A browser sees the progress page, and with it the queue, after two seconds.
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 2}
-# The progress page and the one that says why a server didn't start, in our words.
+# The home page, the progress page and the one that says why a server didn't start, in our words.
 c.JupyterHub.template_paths = [TEMPLATES]
+# Our images take SSH there; the home page has each user's own lines for it.
+c.GPUSpawner.ssh_path = "sshd"
 # Memory of one server, /dev/shm included, and how much of it /dev/shm may take.
 c.GPUSpawner.mem_limit = "16G"
 c.GPUSpawner.shm_size = "8G"

@@ -21,6 +21,7 @@ from traitlets import TraitType
 
 import gpuspawner.dashboard
 from gpuspawner.__main__ import SUBCOMMANDS
+from gpuspawner.choices.options import OPTIONS
 from gpuspawner.hub import metrics as hub_metrics
 from gpuspawner.spawner import GPUSpawner
 
@@ -81,6 +82,18 @@ def first(trait: TraitType[Any, Any]) -> str:
     """Return the first sentence of a trait's help."""
     text = " ".join(trait.help.split())
     return re.split(r"(?<=[.])\s+(?=[A-Z0-9{])", text)[0]
+
+
+# ---- choices -------------------------------------------------------------------------------------
+
+
+def choices() -> str:
+    """Return the keys of a user's choice."""
+    rows = (
+        (f"`{key}`", f"{option.meaning} Over REST: {option.expected}.", option.left_out)
+        for key, option in OPTIONS.items()
+    )
+    return _table(("key", "what it asks for", "left out"), rows)
 
 
 # ---- metrics -------------------------------------------------------------------------------------
@@ -241,6 +254,7 @@ def _type(schema: Any) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "options": options,
+    "choices": choices,
     "metrics": metrics,
     "command-line": command_line,
     "api": api,

@@ -19,6 +19,10 @@ SUBCOMMANDS = {
     ),
     "gpus": ("gpuspawner.list_gpus", "what GPUs this host has and who holds them"),
     "image": ("gpuspawner.image_builder", "list, build and check the image versions"),
+    "volumes": (
+        "gpuspawner.volumes_command",
+        "users' own volumes: list, archive, set aside, restore and remove them",
+    ),
     "simulate": ("gpuspawner.simulation.command", "run a command on a simulated GPU host"),
 }
 

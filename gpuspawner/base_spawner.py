@@ -29,22 +29,25 @@ from .choices.check import (
     check_choice,
     forecast_choice,
 )
+from .choices.home_use import HomeUse
 from .choices.limits import Limits, without_absent_versions
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
 from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
+from .hub.home_page import HomePage
 from .hub.progress import Steps
+from .hub.server_page import DASHBOARD, ServerPage
 from .hub.state import HubState, build_at_start, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .i18n.phrases import ordinal
 from .leases import audit_log
 from .leases.audit_log import one_line
-from .leases.clock import Deadline
+from .leases.clock import Clock, Deadline
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
-from .scheduling.phrases import turn_words
+from .scheduling.phrases import kept_words, place_words, turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
@@ -55,8 +58,6 @@ KEEP_END_SECONDS = 10
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
 FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
-# The service that the dashboard is, in the shipped configuration.
-DASHBOARD = "gpus"
 # Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
 _SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
 SAFE_MODE = {
@@ -74,26 +75,37 @@ class SpawnAttempt:
 
     Args:
         since: when the choice was made, in seconds since the epoch: the time at which its request
-            joins the queue.
+            joins the queue, for the order.
+        joined: the same by the steady clock, for how long it has waited.
         request: the request of the choice.
         waiting_since: `since`, once the request waits in the queue.
         reservation: the granted reservation, until `launch` takes it over.
         granted: the granted reservation, for as long as the spawn lasts.
+        is_up: whether the server has started, by this hub process or an earlier one.
         granted_at: when the last reservation was granted, by the monotonic clock.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
         safe_mode: whether the server starts without what its user has set up at home.
+        image_title: what users call the request's image; it is known after a restart, too.
+        changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
+            its place, as its user has said that they change their choice.
+        is_refused: whether its choice was refused, so that nothing was begun.
     """
 
     since: float | None = None
+    joined: Deadline | None = None
     request: Request | None = None
     waiting_since: float | None = None
     reservation: Reservation | None = None
     granted: Reservation | None = None
+    is_up: bool = False
     granted_at: float = 0.0
     reserved_at: float = 0.0
     pulled: str | None = None
     safe_mode: bool = False
+    image_title: str = ""
+    changing_until: float = 0.0
+    is_refused: bool = False
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
@@ -125,7 +137,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
         self._is_initialised = True
-        self._last_choice = compat.saved_options(self)
+        self._last_choice = self._saved_choice()
         # The last choice if it was refused: the form shows it again, to be corrected.
         self._refused_choice: Any = None
         build_early(self)
@@ -231,6 +243,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return whether what a user has set up outlives the server, so that it may break one."""
         return False
 
+    def home_use(self, allowed: int | None) -> HomeUse | None:
+        """Return how much the user keeps at home, at once; None where that isn't known.
+
+        Args:
+            allowed: how many bytes they may keep; None: no limit.
+        """
+        return None
+
+    def home_facts(self) -> dict[str, Any] | None:
+        """Return the same as a JSON value, for a server that runs."""
+        return None
+
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
@@ -241,6 +265,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def last_lines(self) -> list[str]:
         """Return the last lines of the server's output during its start."""
         return []
+
+    def explain_end(self) -> str:
+        """Return why the server has ended by itself, as sentences for its user; "" if unknown."""
+        return ""
 
     # -- The choice ------------------------------------------------------------------------------
 
@@ -304,13 +332,32 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.log.error("%s", one_line(error), exc_info=error)
         return http_errors.failure(f"{error} Please tell an administrator.")
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check the choice of a spawn, whether by form, link or REST API."""
+    def _saved_choice(self) -> Any:
+        """Return the choice of the last start; None if there is none.
+
+        Another spawner's form may have saved what is no mapping, and then JupyterHub itself fails
+        at each start.
+        """
+        saved = compat.saved_options(self)
+        if saved is None or isinstance(saved, Mapping):
+            return saved
+        compat.save_options(self, None)
+        self.log.warning("The saved choice of %s is set aside: it has no keys", self.log_name)
+        return None
+
+    async def check_options(self, user_options: Any) -> Any:
+        """Check the choice of a spawn, whether by form, link or REST API; return what holds of it.
+
+        That is all of it, but for a saved one.
+        """
         self.progress_steps.begin()
-        self.attempt.since = self.hub_state.queue.join_time()
+        self._join()
         try:
+            if compat.repeats_saved_options(self):
+                return await self._check_saved(user_options)
             checked = await self._check(user_options, self.applicant())
         except (Refused, Unknown) as error:
+            self.attempt.is_refused = True
             if isinstance(error, Refused) and error.status in (400, 403):
                 compat.save_options(self, self._last_choice)
             if options.is_too_large(user_options) and not self.has_own_options():
@@ -321,6 +368,38 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._take(checked)
         self._last_choice, self._refused_choice = user_options, None
         self.lease.notice = ""
+        self.hub_state.endings.pop(self.holder, None)
+        return user_options
+
+    async def _check_saved(self, saved: Any) -> Any:
+        """Check the choice of the last start; return it without what can't be had any more.
+
+        It may be another spawner's, or from before a change of the rules, and who starts a server
+        now hasn't made it: a refusal would meet them at every start.
+        """
+        applicant, refusal = self.applicant(), None
+        for kept in (saved, *options.parts_of(saved, applicant.others_allowed)):
+            try:
+                checked = await self._check(kept, applicant)
+            except Refused as error:
+                if error.reason != "choice" or error.status not in (400, 403):
+                    raise
+                refusal = refusal or error
+                continue
+            self._take(checked)
+            self._refused_choice, self.lease.notice = None, ""
+            self.hub_state.endings.pop(self.holder, None)
+            if refusal:
+                self.user_options = kept
+                said = one_line(refusal)
+                self.log.warning("The saved choice of %s is set aside: %s", self.log_name, said)
+                aside = lazy_gettext(
+                    "Part of your last choice isn't available any more, and is left out."
+                )
+                self.progress_steps.add(0, join_sentences(aside, str(refusal)))
+            return kept
+        assert refusal
+        raise refusal
 
     def applicant(self) -> Applicant:
         """Return this server with the rules that apply to its user now."""
@@ -332,7 +411,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.has_own_options(),
         )
 
-    async def _applicant_for_form(self) -> tuple[Applicant, str]:
+    async def applicant_for_form(self) -> tuple[Applicant, str]:
         """Return this server's user and `pull_policy` by the current rules; change no trait.
 
         JupyterHub has the default server's spawner render the form of named servers, too, even
@@ -356,11 +435,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             raise Unknown(join_sentences(str(error), hint)) from error
 
     def refusal(self, error: Refused | Unknown) -> web.HTTPError:
-        """Return the HTTP error for a refused request, in its user's language."""
-        return http_errors.refusal(error, self.language())
+        """Return the HTTP error for a refused request, in its user's language and words."""
+        return http_errors.refusal(error, self.language(), form_stream.is_rest_request())
 
     def _take(self, checked: CheckedChoice) -> None:
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
+        self.attempt.image_title = checked.title
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
@@ -379,7 +459,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             web.Finish: the form's script has requested it and has been answered.
         """
         asked, open_forms = form_stream.requested_choice(), self.hub_state.open_forms
-        applicant, pull_policy = await self._applicant_for_form()
+        applicant, pull_policy = await self.applicant_for_form()
         absent = await self._absent_versions(applicant.limits, pull_policy)
         limits = without_absent_versions(applicant.limits, absent)
 
@@ -398,12 +478,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         if asked is None:
             picked_before, notice = self._refused_choice, self.notice
+            if kept := self.hub_state.queue.kept_place(self.holder):
+                notice = join_sentences(notice, kept_words(kept.until))
             if (linked := start_link.linked_choice()) is not None:
                 picked_before = self.options_from_query(dict(linked))
                 notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
             choice = options.restore_choice(picked_before or compat.saved_options(self))
             seen = await open_forms.recent_view(self.holder)
-            return rendered(choice, *seen, notice=notice, keep=bool(picked_before))
+            home = self.home_use(applicant.limits.files)
+            return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)
         picked, rules = options.restore_choice(asked), str(limits)
 
         async def render_again(seconds: float) -> str:
@@ -411,7 +494,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             claims = self.hub_state.queue.claims(view.leases if view else ())
             return open_forms.render_cache.get(
                 open_forms.visible_state(view, trouble),
-                (picked, rules, held_by_person(self.holder, claims), self.language().tag),
+                (
+                    picked,
+                    rules,
+                    held_by_person(self.holder, claims),
+                    self.hub_state.queue.kept_place(self.holder),
+                    self.language().tag,
+                ),
                 lambda: rendered(picked, view, trouble, picked=True),
             )
 
@@ -450,9 +539,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the URL of the start button, with the options of the link that was opened."""
         return compat.start_link(spawn_url, static_url)
 
-    def steps_so_far(self) -> list[dict[str, Any]]:
-        """Return the progress events of this start so far."""
-        return self.progress_steps.so_far()
+    @property
+    def page(self) -> ServerPage:
+        """What pages say of this server."""
+        return ServerPage(self)
+
+    @property
+    def home(self) -> HomePage:
+        """What the home page of this server's user says."""
+        return HomePage(self)
 
     @property
     def notice(self) -> str:
@@ -496,7 +591,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._take(await self._check(self.user_options, applicant))
         assert attempt.request
         await self.remove_leftovers(attempt.request)
-        attempt.since = attempt.since or self.hub_state.queue.join_time()
+        if attempt.since is None:
+            self._join()
         while True:
             request = attempt.request
             reservation = await self._wait_in_queue(request)
@@ -512,20 +608,32 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
-                    compat.save_state(self)
-            except BaseException:
-                # Refused by a new rule, cancelled, or the database can't be written.
+                attempt.granted = reservation
+                compat.save_state(self)
+            except BaseException:  # refused by a new rule, or cancelled
+                attempt.granted = None
                 self._give_back(reservation)
                 raise
-            attempt.granted = reservation
             return reservation
+
+    def _join(self) -> None:
+        """Note that the request comes now."""
+        self.attempt.since = self.hub_state.queue.join_time(self.holder)
+        self.attempt.joined = Deadline.after(0, Clock())
+
+    @property
+    def _waited(self) -> float:
+        """For how long the request has waited, in seconds."""
+        joined = self.attempt.joined
+        return round(-joined.remaining, 1) if joined else 0.0
 
     async def _wait_in_queue(self, request: Request) -> Reservation:
         """Wait in the queue; return the reservation and begin the lease's term."""
         if request.gpus == 0:
             self.lease.begin_term(None)
             return Reservation(self.holder, ())
-        queue, since = self.hub_state.queue, self.attempt.since or time.time()
+        queue, since = self.hub_state.queue, self.attempt.since
+        assert since is not None
         waiting = QueuedRequest(self.holder, request, since, self.groups)
         try:
             reservation = await queue.wait(
@@ -533,24 +641,25 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 self.request_limits(),
                 self._show_turn,
                 rules=lambda: (self.groups, self.request_limits()),
-                again=self.attempt.waiting_since is not None,
+                waited=None if self.attempt.waiting_since is None else self._waited,
             )
         except asyncio.CancelledError:
-            waited = _waited(since)
-            facts = {"gpus": request.gpus, "waited": waited, "rule": "given up"}
+            facts = {"gpus": request.gpus, "waited": self._waited, "rule": "given up"}
             self.lease.log_event("leave", audit_log.HUB, **facts)
+            if self.attempt.waiting_since and time.monotonic() < self.attempt.changing_until:
+                queue.keep_place(waiting)
             raise
         except (Refused, Unknown) as error:
-            waited = _waited(since)
-            self.lease.log_event("refuse", gpus=request.gpus, waited=waited, rule=str(error))
+            rule = str(error)
+            self.lease.log_event("refuse", gpus=request.gpus, waited=self._waited, rule=rule)
             raise
         self.lease.begin_term(request.seconds)
         self.attempt.granted_at = time.monotonic()
-        metrics.WAITS.observe(_waited(since))
+        metrics.WAITS.observe(self._waited)
         self.lease.log_event(
             "grant",
             gpus=reservation.uuids,
-            waited=_waited(since),
+            waited=self._waited,
             rule=queue.settings.order,
             until=self.lease.until and round(self.lease.until),
         )
@@ -599,6 +708,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             facts = {"place": turn.place, "nth": nth, "start": turn.start}
             facts["nth_said"] = translations(nth)
             facts["because"] = turn.because
+            line = place_words(turn)
+            facts |= {"line": line, "line_said": translations(line), "of": turn.of}
             turn = turn_words(turn)
         self.progress_steps.add(15, turn, about="queue", **facts)
 
@@ -618,6 +729,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         except Exception as error:
             self._note_failed_start(f"the start failed: {error}")
             raise self.to_http_error(error) from error
+        self.attempt.is_up = True
         self.lease.hold(launched.reservation.uuids)
         seconds = time.monotonic() - self.attempt.reserved_at
         metrics.observe_start(seconds, len(launched.reservation.gpus))
@@ -634,7 +746,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def on_retry(self, reason: StartAgain) -> None:
         """Log why the start is tried again."""
-        self._note_failed_start(f"the start is tried again: {reason}")
+        if not reason.keeps_gpus:
+            self._note_failed_start(f"the start is tried again: {reason}")
         self.log.warning("Starting %s again: %s", self.log_name, one_line(reason))
 
     def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
@@ -674,6 +787,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         ours = {
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
+            "image": self.attempt.image_title,
+            "starting": bool(self.attempt.granted and not self.attempt.is_up) or None,
             "hooks": hooks if any(hooks.values()) else None,
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
@@ -685,11 +800,22 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         # JupyterHub applies group overrides and runs hooks only at a spawn.
         self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
+        self.attempt.image_title = str(ours.get("image") or "")
+        self.attempt.is_up = bool(self.server_id)
+        if ours.get("starting"):
+            self.lease.notice = lazy_gettext(
+                "JupyterHub was restarted while your server started. Please start it again."
+            )
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "
                 "place. Please start your server again."
             )
+
+    def on_found(self) -> None:
+        """Note that the server runs, also where an earlier hub process didn't see it start."""
+        if not self.attempt.is_up:
+            self.attempt.is_up, self.lease.notice = True, ""
 
     def clear_state(self) -> None:
         """Reset the state of the last spawn; called before every start and after every stop."""
@@ -704,6 +830,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease.end()
 
     # -- The lease's server (`LeasedServer`) -----------------------------------------------------
+
+    @property
+    def image_title(self) -> str:
+        """What users call the image of the server, or of its start; "" if that isn't known."""
+        return self.attempt.image_title
 
     @property
     def waiting_requests(self) -> int:
@@ -754,6 +885,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Unregister the lease from the reclaimer."""
         if self._hub_state:
             self._hub_state.leases.discard(self.lease)
+            if ending := self.lease.ending:
+                self._hub_state.remember_ending(self.holder, ending)
+                self.lease.ending = None
 
     def on_end_changed(self, until: float) -> None:
         """Record when the lease ends now, for the plans of the queue."""
@@ -810,7 +944,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
         await self.ensure_rules_applied()
-        await self.clean_up_ended()
+        if self.attempt.is_up and self.lease.cause is None:
+            self.lease.notice = self.explain_end()
+        if not self.attempt.is_refused:
+            await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
 
 
@@ -821,7 +958,3 @@ def _is_abstract(cls: type, name: str) -> bool:
     return name in vars(BaseGPUSpawner) and getattr(
         inspect.getattr_static(cls, name), "__isabstractmethod__", False
     )
-
-
-def _waited(since: float) -> float:
-    return round(max(0.0, time.time() - since), 1)

@@ -1,4 +1,4 @@
-"""Templates for JupyterHub's pages that show a server's start, or why it failed.
+"""Templates for JupyterHub's pages that show a user's servers, their start, or why it failed.
 
     c.JupyterHub.template_paths = [gpuspawner.pages.TEMPLATES]
 

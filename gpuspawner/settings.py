@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from jupyterhub.traitlets import ByteSpecification
@@ -157,6 +158,21 @@ class GPUTraits(SpawnerMixin):
         help="""Warn and stop idle servers only while somebody waits who could use their GPUs.""",
     ).tag(config=True, while_running=True)
 
+    stop_grace = Float(
+        60,
+        min=0,
+        max=3600,
+        help="""How many seconds a server has to save when it is stopped, by whomever; then it is
+        ended by force. One in which nothing runs ends at once. A change counts for servers that
+        are started after it.""",
+    ).tag(config=True, stricter=lower)
+
+    ssh_path = Unicode(
+        "",
+        help="""Where a server of one's own takes SSH through a websocket, below its address:
+        "sshd" in our images. The home page then shows the lines for it. Empty: it shows none.""",
+    ).tag(config=True)
+
     control_socket = Unicode(
         "gpuspawner.sock",
         help="""The path, in the hub's folder, of a Unix socket through which services that the hub
@@ -252,6 +268,8 @@ class GPUTraits(SpawnerMixin):
             default_hours=self.default_hours,
             waits=self.longest_wait_minutes != 0,
             has_catalogue=bool(self.images),
+            memory=bytes_of(self.mem_limit),
+            processors=self.cpu_limit or None,
         )
 
     def allowed_image_names(self) -> Any:
@@ -275,6 +293,16 @@ class GPUTraits(SpawnerMixin):
     def groups(self) -> frozenset[str]:
         """The names of the user's groups."""
         return frozenset(group.name for group in self.user.groups) if self.user else frozenset()
+
+
+def bytes_of(size: Any) -> int | None:
+    """Return an amount of memory in bytes: of a number, or of text such as "16G"; None: unknown."""
+    if isinstance(size, int | float):
+        return int(size) or None
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?", str(size).strip(), re.IGNORECASE)
+    if not found:
+        return None
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
 def checked(check: Any, value: Any) -> Any:

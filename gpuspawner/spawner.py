@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import docker.errors
 from dockerspawner import DockerSpawner
-from jupyterhub.utils import url_path_join
+from jupyterhub.utils import maybe_future, url_path_join
+from tornado import web
 
 from .backends.docker import errors as engine_errors
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
@@ -20,17 +23,24 @@ from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     granted_uuids,
+    is_kept_of_another,
     pseudonym,
     refused_ulimit,
+    removed_by_hub,
     with_log,
 )
-from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
+from .backends.docker.network import restore_network
+from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
+from .backends.docker.set_aside import FirstVolume, Listing
 from .backends.docker.settings import DockerTraits
+from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
+from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
-from .errors import GPUSpawnerError, Refused
+from .choices.home_use import HomeUse
+from .errors import GPUSpawnerError, Refused, StartAgain
 from .gpus.model import Request
 from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
@@ -54,8 +64,14 @@ _creating: ContextVar[str] = ContextVar("creating", default="")
 
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
+# How long until a starting container is looked at again whose output can't be followed any more.
+LOOK_AGAIN_SECONDS = 1.0
 # Traits that are templates, and what DockerSpawner makes of them.
 MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
+
+
+class NetworkMissing(StartAgain):
+    """The servers' network had been removed; the next try finds it again."""
 
 
 @contextmanager
@@ -85,16 +101,20 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: the inspection of the stopped container to start again; None: a new one is created.
-        volumes: the inspections of its volumes that existed before the container, by their names.
+        volumes: which of its volumes there were before the container.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
+        state: the container's state when it was last inspected; empty if it was gone.
+        memory: its limit of memory, in bytes; 0: none, or it was never seen.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
     resumed: Any = None
-    volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    volumes: FoundVolumes = field(default_factory=lambda: FoundVolumes(Listing(), {}))
     inspected: Any = None
     output: Output | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    memory: int = 0
     ulimit_trial: UlimitTrial | None = None
 
 
@@ -102,6 +122,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     """DockerSpawner whose containers see exactly the GPUs that their servers were granted."""
 
     attempt: ContainerAttempt
+    # The name of its container, as of its last inspection, if another spawner made it and keeps it
+    # when it is stopped; else "".
+    _kept_of_another = ""
+
+    @cached_property
+    def user_volumes(self) -> UserVolumes:
+        """The server's volumes. Traits that are functions may need them before `__init__` ends."""
+        return UserVolumes(self)
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -189,15 +217,44 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_name = self._object_name_default()
 
     def mounted_volumes(self) -> list[Volume]:
-        """Return the volumes that are mounted: of the earlier ones those that the user has."""
-        there = self.attempt.volumes
-        return [each for each in self.volumes_of_user() if not each.earlier or each.name in there]
+        """Return the volumes that are mounted."""
+        return self.user_volumes.mounted(self.attempt.volumes)
 
-    async def _find_volumes(self) -> None:
-        """Look which of the user's volumes there are."""
-        writable = [each for each in self.volumes_of_user() if each.writable]
-        owners = self.backend.volume_owners
-        self.attempt.volumes = await self.backend.in_thread(owners.existing, writable)
+    def home_use(self, allowed: int | None) -> HomeUse | None:
+        """Return how much the user keeps at home, at once; None where that isn't known."""
+        return self.user_volumes.home_use(allowed)
+
+    def home_facts(self) -> dict[str, Any] | None:
+        """Return the same as a JSON value, for a server that runs."""
+        return self.user_volumes.home_facts()
+
+    async def delete_forever(self) -> None:
+        """Have nobody find the volumes of a user who is deleted, or of a server that is removed."""
+        await maybe_future(super().delete_forever())
+        active = [each.name for each in self.user.spawners.values() if each.active]
+        if not self.name and active:
+            self.log.warning(
+                "%s keeps all volumes: JupyterHub deletes nobody whose servers run. Stop %s first",
+                self.log_name,
+                one_line(", ".join(active)),
+            )
+            return
+        firsts, policy = await self._volumes_to_forget()
+        self.backend.home_sizes.forget(self.user.name)
+        if firsts and policy != "keep":
+            await self.user_volumes.delete(firsts, policy, lambda: compat.is_forgotten(self))
+
+    async def _volumes_to_forget(self) -> tuple[list[FirstVolume], Any]:
+        """Return the first generations of the volumes that go with this server, and the policy."""
+        overrides: list[dict[str, Any]] = []
+        with suppress(web.HTTPError):  # an invalid override, which has been logged
+            overrides = await self._overrides_that_apply()
+        try:
+            with suppress(web.HTTPError):
+                self._apply_overrides_of(overrides)
+            return self.user_volumes.going(), self.deleted_user_volumes
+        finally:
+            self.overrides.put_back()
 
     @property
     def volume_binds(self) -> dict[str, dict[str, Any]]:
@@ -211,7 +268,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; the administrator's variables override ours."""
         kept = RUNTIME if self.home_volume else {}
-        return {**QUICK_START, **kept, **super().get_env()}
+        grace = {GRACE: f"{self.stop_grace:g}"}
+        return {**QUICK_START, **grace, **kept, **super().get_env()}
 
     def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call the engine in a thread.
@@ -233,6 +291,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
         create = await self._leased(plan)
+        driver = create["host_config"].get("VolumeDriver")
+        await self.user_volumes.make(self.attempt.volumes, driver)
         with _creating_as("lease"):
             return await self.docker("create_container", **create)
 
@@ -272,7 +332,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         until = held.until if held else None
         refused = self.backend.refused_ulimits
         return leased(
-            create_kwargs,
+            removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
                 **labels(self.holder, key, uuids, until, self.groups),
                 LABEL_HUB: self.hub_address,
@@ -303,17 +363,44 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             existing
             and not self.remove
             and request.gpus == 0
+            and self._is_this_users(existing)
             and await self._is_unchanged(existing)
         )
         self.attempt.resumed = existing if resumed else None
         left = {container.id for container in await self._own_containers()}
-        left |= {existing["Id"]} if existing else set()
+        if existing and self._kept_of_another:
+            await self._set_aside(existing)
+        elif existing:
+            left.add(existing["Id"])
         for container_id in left - ({existing["Id"]} if resumed else set()):
             said = one_line(container_id[:12])
             self.log.warning("Removing container %s, left by an earlier server", said)
             await self.backend.remove(container_id)
         if not resumed:
-            self.object_id = ""
+            self.object_id = self._kept_of_another = ""
+
+    async def _set_aside(self, container: Any) -> None:
+        """Leave a container of another spawner's to its user, who may have files in it.
+
+        It can't be started again in place of a new one: it has no labels, and may have GPUs.
+        """
+        if container["State"]["Running"]:
+            await self.docker("stop", container["Id"])
+        name = now = self._kept_of_another
+        if name == self.object_name:
+            now = f"{name}-{container['Id'][:12]}"
+            await self.docker("rename", container["Id"], now)
+        self._log_kept(now, f", so far {name}," if now != name else ",")
+
+    def _log_kept(self, name: str, before: str = ",") -> None:
+        self.log.warning(
+            "Container %s%s which an earlier spawner made for %s, stays stopped: files in it that "
+            "are in no volume aren't in new servers. See docker cp, or docker rm %s",
+            one_line(name),
+            one_line(before),
+            self.log_name,
+            one_line(name),
+        )
 
     def _name_is_taken(self, found: Any) -> str:
         """Say which container has this server's container name, and what to do about it."""
@@ -333,9 +420,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             hub=hub,
         )
 
+    def _is_this_users(self, existing: Any) -> bool:
+        """Return whether a container is of this user's: one deleted may have had the name."""
+        if self.deleted_user_volumes == "keep":
+            return True
+        # Both in UTC.
+        return str(existing["Created"])[:19] >= compat.user_since(self).isoformat()[:19]
+
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
-        await self._find_volumes()
+        self.attempt.volumes = await self.user_volumes.find()
         plan = await self._leased(await self.plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
@@ -354,7 +448,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
         if self.ulimits and not self.attempt.ulimit_trial:
             self.attempt.ulimit_trial = await self.backend.ulimit_trials.join(self.ulimits)
-        await self._find_volumes()
+        self.attempt.volumes = await self.user_volumes.find()
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
@@ -394,7 +488,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
-            self.attempt.volumes,
+            self.attempt.volumes.listing.volumes,
+            self.attempt.volumes.made,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful
@@ -405,6 +500,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if self.attempt.ulimit_trial:
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
+            await self._restore_network(error)
             name = refused_ulimit(error, self.ulimits)
             if name is None:
                 raise
@@ -417,6 +513,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if not output.started:
                 output.detach()
 
+    async def _restore_network(self, error: Exception) -> None:
+        """Create the servers' network anew if its lack made a start fail, and start again."""
+        name = engine_errors.missing_network(error)
+        backend = self.backend
+        if name and await backend.in_thread(restore_network, backend.client, name):
+            raise NetworkMissing(
+                f"network {name} was missing, and has been created anew"
+            ) from error
+
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return the container's (ip, port).
 
@@ -427,17 +532,26 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             ip, port = await self._address(server_id, output)
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
-            path = url_path_join(self.server.base_url if self.server else "/", "api")
-            url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            interval = self.backend.poll_interval
-            ready = await wait_until_answering(
-                url, ip, port, output.ended, self.http_timeout, interval
-            )
-            if not ready and output.ended.is_set() and await super().poll() is not None:
-                raise await self._start_failure(server_id, output)
+            await self._wait_for_answer(ip, port, output)
             return ip, port
         finally:
             output.detach()
+
+    async def _wait_for_answer(self, ip: str, port: int, output: Output) -> None:
+        path = url_path_join(self.server.base_url if self.server else "/", "api")
+        url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
+        loop, ended, interval = asyncio.get_running_loop(), output.ended, self.backend.poll_interval
+        deadline = loop.time() + self.http_timeout
+        while not await wait_until_answering(
+            url, ip, port, ended, deadline - loop.time(), interval
+        ):
+            if not ended.is_set():
+                return
+            if await self.poll() is not None:
+                raise self._start_failure(output)
+            # It goes on, or isn't marked as ended yet, or the engine is being restarted.
+            ended = asyncio.Event()
+            loop.call_later(LOOK_AGAIN_SECONDS, ended.set)
 
     async def _address(self, server_id: str, output: Output) -> tuple[str, int]:
         try:
@@ -446,14 +560,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             ip, port = await self.get_ip_and_port()
         except engine_errors.UNREACHABLE as error:
             # If the container has ended, its output is more helpful than the engine's error.
-            if await output.has_ended():
-                raise await self._start_failure(server_id, output) from error
+            if await output.has_ended() and await self.poll() is not None:
+                raise self._start_failure(output) from error
             raise
         return ip, port
 
-    async def _start_failure(self, server_id: str, output: Output) -> Exception:
-        code = await self.backend.in_thread(exit_code, self.client, server_id)
-        return http_errors.container_died(code, output.last_lines())
+    def _start_failure(self, output: Output) -> Exception:
+        state = self.attempt.state
+        out_of_memory = engine_errors.is_out_of_memory(state)
+        return http_errors.container_died(state.get("ExitCode"), output.last_lines(), out_of_memory)
 
     def keeps_settings(self) -> bool:
         """Return whether users have a home that is kept."""
@@ -473,6 +588,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Stop the container, and remove it where `remove` says so."""
         await DockerSpawner.stop(self, now)
 
+    async def stop_object(self) -> None:
+        """Stop the container; what runs in it has `stop_grace` seconds to save."""
+        with suppress(docker.errors.NotFound):
+            await self.backend.stop_container(self.object_id)
+
+    async def remove_object(self) -> None:
+        """Remove the container, unless it is one that another spawner made to be kept."""
+        if self._kept_of_another:
+            self._log_kept(self._kept_of_another)
+        else:
+            await super().remove_object()
+
     async def get_object(self) -> Any:
         """Inspect this server's container; return None if there is none.
 
@@ -488,6 +615,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
         Its name alone wouldn't find it after a change of the templates or the image.
         """
+        self.attempt.state = {}
         for key in filter(None, (self.object_id, self.object_name)):
             with suppress(docker.errors.NotFound):
                 return await self.docker("inspect_container", key)
@@ -495,6 +623,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def _own(self, found: Any) -> Any:
         """Return a container that `_inspect` found if it is this server's, else None."""
+        self._kept_of_another = ""
         if found is None:
             self.object_id = ""
             return None
@@ -507,15 +636,25 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             )
             self.object_id = ""
             return None
-        self.object_id = found["Id"]
-        if found["State"]["Running"] and not self.lease.uuids and not self.pending:
+        self.object_id, self.attempt.state = found["Id"], found["State"]
+        self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
+        if is_kept_of_another(found):
+            self._kept_of_another = str(found.get("Name") or "").lstrip("/")
+        if found["State"]["Running"] and not self.pending:
+            self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))
-            if lease and lease.gpus:
+            if lease and lease.gpus and not self.lease.uuids:
                 self.lease.adopt(lease)
         return found
 
     async def poll(self) -> Any:
-        """Return None while the server runs or the engine is unreachable, else its exit status."""
+        """Return None while the server runs or the engine is unreachable, else its exit status.
+
+        The hub asks for it before it stops what a refused choice was to start: the engine is told
+        nothing of that.
+        """
+        if self.attempt.is_refused:
+            return 0
         try:
             return await super().poll()
         except engine_errors.UNREACHABLE as error:
@@ -529,6 +668,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
+
+    def explain_end(self) -> str:
+        """Return why the server has ended by itself, as sentences for its user."""
+        return engine_errors.explain_end(self.attempt.state, time.time(), self.attempt.memory)
 
     async def _own_containers(self) -> list[ServerRecord]:
         """List this server's containers by their labels, whatever their names are."""
@@ -547,11 +690,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     leftovers.remove_later(self.server_key, remove, container.id)
                     self.object_id = ""
                 elif container.state != "ended":
-                    await self.docker("stop", container.id)
+                    await self.backend.stop_container(container.id)
             await leftovers.wait_until_cleared(self.server_key)
         except engine_errors.UNREACHABLE as error:
             self.log.warning(
                 "Container %s may remain: %s", one_line(self.object_name), one_line(error)
             )
-            if self.container_id and self.remove:
+            if self.container_id and self.remove and not self._kept_of_another:
                 leftovers.remove_later(self.server_key, remove, self.container_id)

@@ -1,4 +1,4 @@
-"""Parsers of untrusted JSON and YAML, whose only error is ValueError."""
+"""Untrusted text, with a size; parsers of JSON and YAML, whose only error is ValueError."""
 
 from __future__ import annotations
 
@@ -6,6 +6,23 @@ import json
 from typing import Any
 
 import yaml
+
+
+def bounded(text: str, most: int) -> str:
+    """Return at most so many characters of a text, all of which can be in a page.
+
+    A lone surrogate, which JSON can have, would make a page or a line of the log fail.
+    """
+    text = text[:most]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def printable(text: str, most: int) -> str:
+    """Return at most so many characters of a text, with a mark for each that isn't printable."""
+    text = bounded(text, most)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -66,6 +66,21 @@ class Backend(Protocol):
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
 
+    async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
+        """Mark a GPU as out of service.
+
+        Args:
+            uuid: the GPU's.
+            by: the name of the administrator, shown to administrators.
+            why: the reason, shown to everybody.
+
+        Raises:
+            errors.Unknown: it isn't out of service afterwards.
+        """
+
+    async def put_into_service(self, uuid: str) -> None:
+        """Remove a GPU's mark; raises `errors.Unknown` if it is out of service still."""
+
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""
 

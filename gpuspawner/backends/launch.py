@@ -1,8 +1,9 @@
 """The start of a server, on any backend: shared by the spawners and doctor's trial containers.
 
-Reserve GPUs, create the server, end the reservation, claim the GPUs, verify, start, wait until the
+Reserve GPUs, create the server, claim the GPUs, verify, start, end the reservation, wait until the
 server is ready. If a step fails or is cancelled, a task that nobody can cancel undoes the earlier
-steps.
+steps. Whoever is only to be tried again keeps the reservation, so that nobody gets the GPUs
+meanwhile.
 """
 
 from __future__ import annotations
@@ -95,14 +96,22 @@ async def launch(server: Launchable[T], ledger: Ledger, leftovers: Leftovers) ->
         Unknown: the nodes couldn't be read.
         Exception: a step's own; the start is being undone.
     """
+    kept: Reservation | None = None
     for _ in range(MAX_TRIES):
-        await ensure_cleared(server.server_key, leftovers)
-        reservation = await server.reserve_gpus()
+        if kept is None:
+            await ensure_cleared(server.server_key, leftovers)
+            reservation = await server.reserve_gpus()
+        else:
+            reservation = kept
+            await _clear_for(reservation, server.server_key, ledger, leftovers)
         try:
             answer = await _start(server, reservation, ledger, leftovers)
             return Launched(reservation, answer)
         except StartAgain as reason:
+            kept = reservation if _keeps(reservation, reason) else None
             server.on_retry(reason)
+    if kept is not None:
+        ledger.release(kept)
     sentence = lazy_gettext("Others were quicker each time. Please try again.")
     raise Refused(sentence, "no_gpu", 503)
 
@@ -123,6 +132,22 @@ async def ensure_cleared(server_key: str, leftovers: Leftovers) -> None:
         )
 
 
+async def _clear_for(
+    reservation: Reservation, server_key: str, ledger: Ledger, leftovers: Leftovers
+) -> None:
+    """Wait until the last try is undone; end the reservation of the next one if it never is."""
+    try:
+        await ensure_cleared(server_key, leftovers)
+    except BaseException:
+        ledger.release(reservation)
+        raise
+
+
+def _keeps(reservation: Reservation, error: BaseException) -> bool:
+    """Return whether the next try has the same reservation. One without GPUs holds nothing."""
+    return isinstance(error, StartAgain) and error.keeps_gpus and bool(reservation.gpus)
+
+
 async def _start(
     server: Launchable[T], reservation: Reservation, ledger: Ledger, leftovers: Leftovers
 ) -> T:
@@ -132,13 +157,18 @@ async def _start(
         creating = asyncio.ensure_future(server.create_server(reservation))
         # Shielded: the call goes on in its thread, and its result is needed to undo it.
         server_id = await asyncio.shield(creating)
-        # From here on its label holds the GPUs.
-        ledger.release(reservation)
         await ledger.claim(server_id, reservation.uuids)
         await server.verify_server(server_id, reservation)
         await server.start_server(server_id)
+        # Its label has held the GPUs since it was created, and now it isn't replaced any more.
+        ledger.release(reservation)
         return await server.await_server(server_id)
     except BaseException as error:
+        if _keeps(reservation, error):
+            # Nothing is awaited here: the reservation is the next try's.
+            if creating is not None and creating.done() and not creating.exception():
+                leftovers.remove_later(server.server_key, discard, creating.result())
+            raise
         undone = leftovers.undo(server.server_key, discard, ledger, reservation, creating)
         if isinstance(error, Exception):
             # Not longer: the engine may be unreachable. The task goes on.

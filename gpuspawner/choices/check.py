@@ -45,11 +45,13 @@ class CheckedChoice:
         request: what the choice asks for.
         image: its image reference; None: the administrator's `image` is used.
         safe_mode: whether the server is to start without what its user has set up at home.
+        title: what users call the image.
     """
 
     request: Request
     image: str | None = None
     safe_mode: bool = False
+    title: str = ""
 
 
 async def check_choice(
@@ -74,11 +76,11 @@ async def check_choice(
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
     request = _request(choice, applicant, queue, view)
-    safe_mode = bool(choice.safe_mode)
+    safe_mode, known = bool(choice.safe_mode), limits.versions.get(key)
+    title = known.title or key if known else key
     if choice.image is None and not limits.has_catalogue:
-        return CheckedChoice(request, safe_mode=safe_mode)
-    known = limits.versions.get(key)
-    return CheckedChoice(request, known.image if known else key, safe_mode)
+        return CheckedChoice(request, None, safe_mode, title)
+    return CheckedChoice(request, known.image if known else key, safe_mode, title)
 
 
 def forecast_choice(
@@ -99,7 +101,9 @@ def forecast_choice(
         return Forecast("no", count, refusal=str(error))
     if request.gpus == 0:
         return Forecast("now")
-    joining = QueuedRequest(applicant.holder, request, queue.join_time(), applicant.groups)
+    joining = QueuedRequest(
+        applicant.holder, request, queue.join_time(applicant.holder), applicant.groups
+    )
     turn = queue.forecast(joining, applicant.request_limits, view)
     if turn.gpus:
         return Forecast("now", count)
@@ -125,5 +129,5 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
         # The queue would refuse it later: too many GPUs with those of the user's other servers.
         held = held_by_other_servers(applicant.holder, queue.claims(view.leases))
         if held + request.gpus > limit:
-            raise Refused(over_user_limit(request.gpus, held, limit), status=403)
+            raise over_user_limit(request.gpus, held, limit)
     return request

@@ -20,10 +20,11 @@ from ..gpus.allocation import (
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from ..i18n.phrases import hours_words, moment, ordinal
+from ..i18n.phrases import hours_words, memory_words, moment, ordinal
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
+from .home_use import HomeUse
 from .limits import Limits
 from .options import Choice
 
@@ -99,6 +100,7 @@ def render(
     keep: bool = False,
     picked: bool = False,
     safe_mode: bool = False,
+    home: HomeUse | None = None,
 ) -> str:
     """Return the form as HTML, or "" if there is nothing to choose.
 
@@ -113,6 +115,7 @@ def render(
         keep: show `last` unchanged even if it would be refused, so that the user can correct it.
         picked: `last` is the choice in an open form, whose script asks for an update.
         safe_mode: whether a server can be started without its user's settings.
+        home: how much the user keeps at home; None: that isn't known.
     """
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
@@ -138,10 +141,12 @@ def render(
         several=span_several_nodes(view.gpus) if view else False,
         offered=_offered(view),
         limits=limits.rules(),
+        size=size_phrase(limits),
         trouble=trouble,
         notice=notice,
         picked=picked,
         safe_mode=safe_mode,
+        home=home,
         period=PERIOD_SECONDS,
         style="" if picked else _read_static("form.css"),
         script="" if picked else _read_static("form.js"),
@@ -288,6 +293,28 @@ def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
     if start is None or wanted is None or not forecast.gpus:
         return None
     return start + wanted * 3600
+
+
+def size_phrase(limits: Limits) -> str:
+    """Return how much memory and how many processors a server may use; "" without limits."""
+    memory = limits.memory and memory_words(limits.memory)
+    processors = limits.processors and processors_phrase(limits.processors)
+    if memory and processors:
+        return lazy_gettext(
+            "A server may use up to %(memory)s of memory and %(processors)s.",
+            memory=memory,
+            processors=processors,
+        )
+    if memory:
+        return lazy_gettext("A server may use up to %(memory)s of memory.", memory=memory)
+    return lazy_gettext("A server may use up to %(what)s.", what=processors) if processors else ""
+
+
+def processors_phrase(number: float) -> str:
+    """Return a number of processors: "4 processors", "0.5 processors"."""
+    if number == int(number):
+        return lazy_ngettext("%(num)s processor", "%(num)s processors", int(number))
+    return lazy_gettext("%(number)s processors", number=f"{number:g}")
 
 
 def granted_phrase(gpus: Sequence[GPU]) -> str:

@@ -53,6 +53,12 @@ def has_request() -> bool:
     return _handler.get() is not None
 
 
+def is_rest_request() -> bool:
+    """Return whether that request came by the REST API, and not from a page or a link."""
+    handler = _handler.get()
+    return bool(handler) and handler.request.path.startswith(f"{handler.hub.base_url}api/")
+
+
 def accept_language_of(handler: Any = None) -> str:
     """Return a request's Accept-Language header, cut to `MAX_HEADER_LENGTH`; "" if unknown.
 

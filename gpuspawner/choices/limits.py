@@ -47,6 +47,9 @@ class Limits:
         absent: the keys of versions whose image isn't on the engine and isn't pulled.
         has_catalogue: whether `images` is set; else a choice without an image starts the
             spawner's own `image`.
+        memory: the most memory of a server, in bytes; None: no limit, or unknown.
+        processors: the most processors of a server; None: no limit.
+        files: how many bytes the user may keep at home; None: no limit.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -63,6 +66,9 @@ class Limits:
     waits: bool = True
     absent: frozenset[str] = frozenset()
     has_catalogue: bool = True
+    memory: int | None = None
+    processors: float | None = None
+    files: int | None = None
 
     def rules(self) -> list[Rule]:
         """Return the limits of a server's number of GPUs, in the order of the checks."""

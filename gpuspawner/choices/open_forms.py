@@ -23,6 +23,8 @@ RECENT_SECONDS = 1.0
 POLL_SECONDS = 1.5
 # How old the view of a streamed form may be: it uses the last of these reads and causes none.
 POLLED_VIEW_SECONDS = POLL_SECONDS + 0.5
+# How many different forms are kept: about 10 kB each, and most pages show one of a few.
+MAX_KEPT = 300
 
 
 class ChangeWatcher:
@@ -85,6 +87,8 @@ class RenderCache:
         if state != self._state:
             self._state, self._made = state, {}
         if key not in self._made:
+            if len(self._made) >= MAX_KEPT:
+                del self._made[next(iter(self._made))]  # the oldest
             self._made[key] = make()
         return self._made[key]
 

@@ -33,10 +33,13 @@ def remember_link(handler: Any) -> None:
     if handler is None or handler.request.method != "GET":
         return
     request = handler.request
+    # The hub takes them for UTF-8, and what isn't for a fault of its own.
+    for each in request.query_arguments.values():
+        each[:] = [one.decode("utf-8", "replace").encode() for one in each]
     choice = {key: each for key, each in request.query_arguments.items() if key not in RESERVED}
     if not choice or is_from_this_hub(request, handler.hub.base_url):
         return
-    _linked.set({key: [one.decode("utf-8", "replace") for one in choice[key]] for key in choice})
+    _linked.set({key: [one.decode() for one in each] for key, each in choice.items()})
     # Else the hub would start a server with it, and the form's URL would still have it.
     others = {key: each for key, each in request.query_arguments.items() if key in RESERVED}
     request.query_arguments = others

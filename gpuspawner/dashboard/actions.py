@@ -16,6 +16,7 @@ from tornado.httputil import url_concat
 from ..backends.docker import errors as engine_errors
 from ..backends.docker import out_of_service
 from ..errors import Refused, Unknown
+from ..gpus.out_of_service import MAX_REASON_LENGTH
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases import audit_log
@@ -26,7 +27,8 @@ from .monitor import ENGINE_SECONDS, Monitor
 NO_ANSWER = lazy_gettext("JupyterHub doesn't answer. Please try again.")
 # The hub doesn't reveal which servers other users have.
 NO_SUCH_SERVER = lazy_gettext("There is no such server that runs or waits, or it isn't yours.")
-# The hub answers a stop once the server is gone, or after 10 seconds of its own.
+# The hub answers a stop once the server is gone, or after 10 seconds of its own. The engine may be
+# slow to do other things, too.
 STOP_SECONDS = 60
 
 
@@ -38,11 +40,13 @@ class Actions:
         monitor: the state of the nodes.
         socket: the path of the hub's control socket.
         hub_api: the URL of the hub's REST API.
+        from_hub: whether the hub is asked for what is done in the engine, too.
     """
 
     monitor: Monitor
     socket: str
     hub_api: str
+    from_hub: bool = False
 
     async def extend(
         self, person: Person, user: str, server: str, hours: float | None = None
@@ -58,9 +62,14 @@ class Actions:
             Refused: it isn't theirs, or can't be extended.
         """
         # With their own server an administrator is a user as others are.
-        who = audit_log.user(person.name) if person.name else audit_log.SERVICE
         answer = await self._ask(
-            person, "extend", user, server, hours=hours, by=who, over_all=not person.is_user(user)
+            person,
+            "extend",
+            user,
+            server,
+            hours=hours,
+            by=_who(person),
+            over_all=not person.is_user(user),
         )
         return float(answer["until"])
 
@@ -73,6 +82,7 @@ class Actions:
     ) -> dict[str, Any]:
         if not (person.administrator or person.is_user(user)):
             raise Refused(lazy_gettext("This is somebody else's server."), status=403)
+        _check_names(user, server)
         return await self._send({"do": what, "user": user, "server": server, **more})
 
     async def _send(
@@ -86,22 +96,55 @@ class Actions:
             raise Refused(
                 restored(answer.get("sentence")) or answer["error"],
                 status=int(answer.get("status", 500)),
+                key=str(answer.get("key", "")),
             )
         await self.monitor.refresh()
         return answer
 
-    async def stop(self, token: str, user: str, server: str) -> None:
-        """Stop a server, or take it out of the queue. The hub checks the token's rights.
+    async def stop(
+        self,
+        person: Person,
+        token: str,
+        user: str,
+        server: str,
+        why: str = "",
+        minutes: float = 0,
+    ) -> None:
+        """Stop a server, or take it out of the queue.
 
         Args:
-            token: the token of the user who asks.
+            person, token: who asks, and their token, whose rights the hub checks.
             user, server: the names of the server's user and of the server.
+            why: the reason of an administrator, for the server's user.
+            minutes: in how many minutes an administrator has it stopped; 0: now.
 
         Raises:
-            Refused: the hub refuses or doesn't answer.
+            Refused: the hub refuses or doesn't answer, or only an administrator may do so.
         """
-        if max(len(user), len(server)) > control_socket.MAX_NAME_LENGTH:
-            raise Refused(NO_SUCH_SERVER, status=404)  # the hub would log all of it
+        _check_names(user, server)  # the hub would log all of them
+        reasoned = bool(why or minutes)
+        if reasoned:
+            _require_administrator(person)
+        if person.administrator and (reasoned or not person.is_user(user)):
+            question = {"user": user, "server": server, "by": _who(person)}
+            try:
+                await self._send(
+                    {"do": "stop", **question, "why": why, "minutes": minutes}, STOP_SECONDS
+                )
+                return
+            except Refused as refused:
+                # A server without GPUs, or one that waits, which the hub stops without a reason.
+                if refused.status != 404 or reasoned:
+                    raise
+        await self._stop_through_hub(token, user, server)
+
+    async def keep(self, person: Person, user: str, server: str) -> None:
+        """Take back the stop of a server that an administrator has announced."""
+        _require_administrator(person)
+        await self._send({"do": "keep", "user": user, "server": server, "by": _who(person)})
+
+    async def _stop_through_hub(self, token: str, user: str, server: str) -> None:
+        _check_names(user, server)  # the hub would log all of them
         path = f"/users/{quote(user, safe='')}" + (
             f"/servers/{quote(server, safe='')}" if server else "/server"
         )
@@ -133,7 +176,7 @@ class Actions:
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
             words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
             raise Refused(words, status=409)
-        await self.stop(token, user, server)
+        await self._stop_through_hub(token, user, server)
 
     async def stop_orphan(self, person: Person, server_id: str) -> None:
         """Stop a server that runs with the hub's label, and that the hub doesn't know.
@@ -142,19 +185,37 @@ class Actions:
             server_id: as in the status.
         """
         _require_administrator(person)
+        _check_names(server_id)
         await self._send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
-        """Take a GPU out of service."""
-        await self._mark(
-            person, uuid, lambda client: out_of_service.take_out(client, uuid, person.name, why)
+        """Take a GPU out of service.
+
+        Raises:
+            Refused: there is no such GPU, the reason is too long, or it isn't an administrator.
+        """
+        await self._require_known(person, uuid)
+        why, most = " ".join(why.split()), MAX_REASON_LENGTH
+        if len(why) > most:
+            words = lazy_gettext("The reason is too long: at most %(most)s characters.", most=most)
+            raise Refused(words, key="why")
+        if self.from_hub:
+            question = {"do": "out-of-service", "uuid": uuid, "by": person.name, "why": why}
+            await self._send(question, STOP_SECONDS)
+            return
+        await self._in_engine(
+            lambda client: out_of_service.take_out(client, uuid, person.name, why)
         )
 
     async def put_back(self, person: Person, uuid: str) -> None:
         """Put a GPU back into service."""
-        await self._mark(person, uuid, lambda client: out_of_service.put_back(client, uuid))
+        await self._require_known(person, uuid)
+        if self.from_hub:
+            await self._send({"do": "in-service", "uuid": uuid}, STOP_SECONDS)
+            return
+        await self._in_engine(lambda client: out_of_service.put_back(client, uuid))
 
-    async def _mark(self, person: Person, uuid: str, do: Callable[[Any], None]) -> None:
+    async def _require_known(self, person: Person, uuid: str) -> None:
         _require_administrator(person)
         snapshot = await self.monitor.snapshot()
         # A GPU that was taken out and then removed from the machine can still be put back.
@@ -166,6 +227,7 @@ class Actions:
                 status=404,
             )
 
+    async def _in_engine(self, do: Callable[[Any], None]) -> None:
         def run() -> None:
             client = docker.from_env(timeout=ENGINE_SECONDS, version="auto")
             try:
@@ -180,6 +242,17 @@ class Actions:
         except engine_errors.UNREACHABLE as error:
             raise Refused(engine_errors.explain(error), status=503) from None
         await self.monitor.refresh()
+
+
+def _check_names(*names: str) -> None:
+    """Refuse a name that is longer than any server's or user's."""
+    if max(map(len, names)) > control_socket.MAX_NAME_LENGTH:
+        raise Refused(NO_SUCH_SERVER, status=404)
+
+
+def _who(person: Person) -> str:
+    """Return who asks, for the audit log."""
+    return audit_log.user(person.name) if person.name else audit_log.SERVICE
 
 
 def _require_administrator(person: Person) -> None:

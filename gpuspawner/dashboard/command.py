@@ -13,20 +13,28 @@ import sys
 from typing import Any
 from urllib.parse import urlparse
 
-from jupyterhub.services.auth import HubOAuth
 from tornado import web
 from tornado.httpserver import HTTPServer
 
 from ..hub.connections import allow_many_connections
+from ..leases.audit_log import one_line
 from ..timeouts import within
 from . import handlers
 from .actions import Actions
-from .monitor import HostReader, Monitor
+from .login import Login
+from .monitor import HostReader, HubReader, Monitor
 
-# How long to wait for the port, which the dashboard of a killed hub may still use.
+# How long to wait for the address: the dashboard of a killed hub may still use the port, and a hub
+# in another container may be about to make the network.
 PORT_SECONDS = 60
+WAITED_FOR = {
+    errno.EADDRINUSE: "the port is in use still",
+    errno.EADDRNOTAVAIL: "this machine doesn't have the address yet",
+}
 # How long a connection may be idle; the proxy keeps some for its next requests.
 IDLE_SECONDS = 60
+# The longest line of the log, but for tracebacks, in characters.
+MAX_LINE = 600
 NEEDED = ("JUPYTERHUB_SERVICE_URL", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_TOKEN")
 
 log = logging.getLogger("gpuspawner.dashboard")
@@ -45,6 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="gpuspawner.sock",
         help="the hub's c.GPUSpawner.control_socket (default: %(default)s)",
     )
+    parser.add_argument(
+        "--from-hub",
+        action="store_true",
+        help="have the hub read the GPUs and the Docker Engine: neither is needed here then",
+    )
+
+
+class ShortLines(logging.Formatter):
+    """Formatter of the log: the libraries that we use log whatever a request has, at any length."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return one line, which is cut where it is too long."""
+        line = one_line(super().formatMessage(record)[: MAX_LINE + 1])
+        return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}…"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    logging.basicConfig(
-        level=logging.INFO, format="[%(levelname)1.1s %(asctime)s dashboard] %(message)s"
-    )
+    written = logging.StreamHandler()
+    written.setFormatter(ShortLines("[%(levelname)1.1s %(asctime)s dashboard] %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[written])
     # JupyterHub logs for each request with a token that it skips the XSRF check.
     application_log = logging.getLogger("tornado.application")
     application_log.setLevel(logging.WARNING)
@@ -77,16 +99,19 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     """Return the service.
 
     Args:
-        arguments: `names` and `socket`.
+        arguments: `names`, `socket` and `from_hub`.
         environment: the environment variables that JupyterHub sets for its services.
     """
-    auth = HubOAuth.instance()
+    auth = Login.instance()
     api = environment.get("JUPYTERHUB_API_URL", "")
-    monitor = Monitor(HostReader(arguments.socket, api).read)
+    reader: HubReader | HostReader = (
+        HubReader(arguments.socket) if arguments.from_hub else HostReader(arguments.socket, api)
+    )
+    monitor = Monitor(reader.read)
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
     shared: dict[str, Any] = {
         "monitor": monitor,
-        "actions": Actions(monitor, arguments.socket, auth.api_url),
+        "actions": Actions(monitor, arguments.socket, auth.api_url, arguments.from_hub),
         "names": arguments.names,
     }
     return web.Application(
@@ -107,7 +132,7 @@ def server_of(service: web.Application) -> HTTPServer:
     return HTTPServer(
         service,
         xheaders=True,
-        max_body_size=handlers.MAX_BODY_BYTES,
+        max_body_size=handlers.MAX_READ_BYTES,
         body_timeout=IDLE_SECONDS,
         idle_connection_timeout=IDLE_SECONDS,
     )
@@ -137,14 +162,17 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
 async def _listen(server: HTTPServer, port: int, address: str) -> None:
     deadline = asyncio.get_running_loop().time() + PORT_SECONDS
+    told: int | None = None
     while True:
         try:
             server.listen(port, address)
             return
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() > deadline:
+            if error.errno not in WAITED_FOR or asyncio.get_running_loop().time() > deadline:
                 raise
-            log.warning("Port %d is in use still; trying again", port)
+            if error.errno != told:
+                log.warning("%s:%d: %s; waiting", address, port, WAITED_FOR[error.errno])
+            told = error.errno
             await asyncio.sleep(0.5)
 
 

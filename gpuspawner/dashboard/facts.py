@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from ..choices.home_use import HomeUse
 from ..gpus.model import GPU, Holder, Node
 from ..gpus.out_of_service import OutOfServiceMark
 from .history import SECONDS_PER_POINT
@@ -70,8 +71,10 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
             "sees_names": person.sees_names,
         },
         "gpus": [_gpu(gpu, snapshot, person, ends, now, history) for gpu in snapshot.gpus],
-        "servers": [_server(each) for each in leases if person.sees(each["user"])],
+        "servers": [_server(each, person) for each in leases if person.sees(each["user"])],
+        "stopped": _stopped(snapshot, person),
         "queue": _queue(snapshot, person),
+        "homes": _homes(snapshot, person),
         # Whose they are is in their containers' names too.
         "orphans": _orphans(snapshot) if person.administrator else [],
         "outsiders": _outsiders(snapshot) if person.administrator else [],
@@ -158,11 +161,13 @@ def _known_first(until: float | None) -> float:
     return until or 0.0
 
 
-def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
+def _server(lease: Mapping[str, Any], person: Person) -> dict[str, Any]:
     return {
         "user": lease["user"],
         "server": lease["server"],
         "gpus": lease["gpus"],
+        "image": lease.get("image", ""),
+        "since": iso_time(lease.get("since")),
         "until": iso_time(lease["until"]),
         "hours": lease.get("hours"),
         "hour_limit": lease.get("hour_limit"),
@@ -171,7 +176,19 @@ def _server(lease: Mapping[str, Any]) -> dict[str, Any]:
         "waited_for": lease.get("waited_for", 0),
         "idle_since": iso_time(lease.get("idle_since")),
         "idle_until": iso_time(lease.get("idle_until")),
+        "stop": _with_reason(lease["stop"], lease["user"], person) if lease.get("stop") else None,
     }
+
+
+def _stopped(snapshot: Snapshot, person: Person) -> list[dict[str, Any]]:
+    found = snapshot.hub.get("stopped", []) if snapshot.hub else []
+    return [_with_reason(each, each["user"], person) for each in found if person.sees(each["user"])]
+
+
+def _with_reason(stop: Mapping[str, Any], user: str, person: Person) -> dict[str, Any]:
+    """Return the facts of a stop; the reason is for the server's user and for administrators."""
+    why = stop["why"] if person.administrator or person.is_user(user) else ""
+    return {**stop, "at": iso_time(stop["at"]), "why": why}
 
 
 def _orphans(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -180,6 +197,29 @@ def _orphans(snapshot: Snapshot) -> list[dict[str, Any]]:
         {**each, "until": iso_time(each["until"]), "stops_at": iso_time(each["stops_at"])}
         for each in found
     ]
+
+
+def _homes(snapshot: Snapshot, person: Person) -> list[dict[str, Any]]:
+    homes = [
+        {
+            "user": each["user"],
+            "server": each["server"],
+            "used_bytes": each["used"],
+            "allowed_bytes": each["allowed"],
+            "enforced": each["enforced"],
+            "measured_at": iso_time(each["at"]),
+        }
+        for each in (snapshot.hub or {}).get("homes", ())
+        if person.sees(each["user"])
+    ]
+    homes.sort(key=lambda home: home["used_bytes"], reverse=True)
+    return [{**home, "nearly_full": home_use(home).is_nearly_full} for home in homes]
+
+
+def home_use(home: Mapping[str, Any]) -> HomeUse:
+    """Return how full a home of the status is, and the sentences that say it."""
+    at = datetime.fromisoformat(home["measured_at"]).timestamp()
+    return HomeUse(home["used_bytes"], home["allowed_bytes"], home["enforced"], at)
 
 
 def _outsiders(snapshot: Snapshot) -> list[dict[str, Any]]:

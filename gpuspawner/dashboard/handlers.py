@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from jupyterhub.services.auth import HubAuthenticated, HubOAuthCallbackHandler
 from tornado import web
 
 from ..errors import Refused
@@ -21,12 +21,17 @@ from ..untrusted import parse_json
 from . import pages
 from .actions import Actions
 from .facts import Person, iso_time, status
+from .login import Login
 from .monitor import PERIOD_SECONDS, Monitor
 
 FOLDER = Path(__file__).parent
 # A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
+# The largest request, and how much is read of a larger one, so that it is told so.
 MAX_BODY_BYTES = 64 * 1024
+MAX_READ_BYTES = 2 * MAX_BODY_BYTES
+# The longest address: two names of 255 characters, each of which takes up to 12 there.
+MAX_ADDRESS = 8 * 1024
 # How much of an address or a message a line of the log quotes, in characters.
 MAX_LOGGED = 200
 
@@ -36,8 +41,10 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 PREFLIGHT_SECONDS = 600
 
 
-class Handler(HubOAuthenticated, web.RequestHandler):
+class Handler(HubAuthenticated, web.RequestHandler):
     """Base class. Users who aren't logged in are redirected to the hub, or get 403 from the API."""
+
+    hub_auth_class = Login
 
     def initialize(self, monitor: Monitor, actions: Actions, names: str) -> None:
         """Set what all handlers share."""
@@ -68,10 +75,18 @@ class Handler(HubOAuthenticated, web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
 
     async def prepare(self) -> None:
-        """Authenticate the user, and check the XSRF token."""
+        """Check the request's size, authenticate the user, and check the XSRF token."""
+        self._check_size()
         await self.hub_auth.get_user(self, sync=False)
         if self.request.method not in ("GET", "HEAD", "OPTIONS") and self.current_user:
             self.check_xsrf_cookie()
+
+    def _check_size(self) -> None:
+        """Refuse a request that is larger than any of ours."""
+        if len(self.request.uri or "") > MAX_ADDRESS:
+            raise web.HTTPError(414, f"An address has at most {MAX_ADDRESS} characters.")
+        if len(self.request.body) > MAX_BODY_BYTES:
+            raise web.HTTPError(413, f"A request has at most {MAX_BODY_BYTES} bytes.")
 
     @property
     def person(self) -> Person:
@@ -180,6 +195,11 @@ class Page(Handler):
             httponly=True, samesite="Lax",
         )  # fmt: skip
 
+    def _minutes(self) -> int:
+        """Return in how many minutes a server is to be stopped, of those that the form offers."""
+        later = self.get_body_argument("when", "") == str(pages.STOP_MINUTES)
+        return pages.STOP_MINUTES if later else 0
+
     async def _do(self, what: str) -> str:
         user, server = self.get_body_argument("user", ""), self.get_body_argument("server", "")
         gpu = self.get_body_argument("gpu", "")
@@ -196,11 +216,19 @@ class Page(Handler):
             await self.actions.keep_alive(self.person, user, server)
             return lazy_gettext("The server's GPUs stay yours.")
         if what == "stop":
-            await self.actions.stop(self.token, user, server)
-            return lazy_gettext("The server is stopped.")
+            why, minutes = self.get_body_argument("why", ""), self._minutes()
+            await self.actions.stop(self.person, self.token, user, server, why, minutes)
+            if minutes:
+                return lazy_gettext(
+                    "The server is stopped in %(minutes)s minutes.", minutes=minutes
+                )
+            return lazy_gettext("The server stops, once what runs in it has saved.")
+        if what == "keep":
+            await self.actions.keep(self.person, user, server)
+            return lazy_gettext("The server goes on.")
         if what == "stop-orphan":
             await self.actions.stop_orphan(self.person, self.get_body_argument("id", ""))
-            return lazy_gettext("The server is stopped.")
+            return lazy_gettext("The server stops, once what runs in it has saved.")
         if what == "leave":
             await self.actions.leave(self.person, self.token, user, server)
             if self.person.is_user(user):
@@ -215,6 +243,27 @@ class Page(Handler):
         raise Refused(lazy_gettext("That can't be done here."))
 
 
+class Callback(Handler, HubOAuthCallbackHandler):
+    """Where the hub's log-in leads back to."""
+
+    async def prepare(self) -> None:
+        """Check the request's size; nobody is logged in yet."""
+        self._check_size()
+
+    async def get(self) -> None:
+        """Finish the log-in."""
+        try:
+            await HubOAuthCallbackHandler.get(self)
+        except web.HTTPError as error:
+            if error.status_code != 500:
+                raise
+            # The hub doesn't know the code, or doesn't answer.
+            log.warning("A log-in failed: %s", _error_message(error)[:MAX_LOGGED])
+            raise web.HTTPError(
+                403, "JupyterHub didn't finish the log-in. Please open this page again."
+            ) from None
+
+
 class LivePart(Handler):
     """The part of the page that changes, for the script."""
 
@@ -224,6 +273,20 @@ class LivePart(Handler):
             raise web.HTTPError(403)
         facts = status(await self.monitor.snapshot(), self.person)
         self.finish(self.page("live.html", facts, xsrf=self.xsrf))
+
+
+class _Answer(web.HTTPError):
+    """An error of the JSON API.
+
+    Args:
+        status: the HTTP status.
+        sentence: for people.
+        key: the key of the request whose value is refused; "": none of its own.
+    """
+
+    def __init__(self, status: int, sentence: str, key: str) -> None:
+        super().__init__(status, "%s", sentence)
+        self.key = key
 
 
 class API(Handler):
@@ -246,7 +309,6 @@ class API(Handler):
 
     async def prepare(self) -> None:
         """Refuse users who aren't logged in."""
-        """Refuse who isn't logged in."""
         if self.request.method == "OPTIONS":
             return
         await super().prepare()
@@ -255,15 +317,28 @@ class API(Handler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error in the form of the hub's API."""
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
         error = kwargs.get("exc_info", (None, None, None))[1]
-        self.finish({"status": status_code, "message": _error_message(error) or self._reason})
+        answer = {"status": status_code, "message": _error_message(error) or self._reason}
+        key = getattr(error, "key", "")
+        self.finish({**answer, "key": key} if key else answer)
+
+    def _methods(self) -> list[str]:
+        """Return the methods that there are at this address, as a 405 has to name them."""
+        ours, plain = type(self), web.RequestHandler
+        return [
+            name
+            for name in self.SUPPORTED_METHODS
+            if getattr(ours, name.lower()) is not getattr(plain, name.lower())
+        ]
 
     async def answer(self, work: Awaitable[Any]) -> Any:
         """Await an action; answer with an error if it is refused."""
         try:
             return await work
         except Refused as refusal:
-            raise web.HTTPError(refusal.status, self.language.say(str(refusal))) from None
+            raise _Answer(refusal.status, self.language.say(str(refusal)), refusal.key) from None
 
     def body(self) -> dict[str, Any]:
         """Return the request's JSON; {} where there is none."""
@@ -275,22 +350,54 @@ class API(Handler):
             raise web.HTTPError(400, "The request isn't a JSON object.")
         return found
 
+    @staticmethod
+    def text(body: Mapping[str, Any], key: str) -> str:
+        """Return a text of the request's JSON; "" where there is none."""
+        value = body.get(key, "")
+        if not isinstance(value, str):
+            raise _Answer(400, f"{key} must be text.", key)
+        return value
+
+    @staticmethod
+    def number(body: Mapping[str, Any], key: str) -> float | None:
+        """Return a number of the request's JSON; None where there is none."""
+        value = body.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise _Answer(400, f"{key} must be a number.", key)
+        return value
+
 
 class Status(API):
     """All facts that the user may see."""
 
     async def get(self) -> None:
         """Answer."""
-        history = self.get_query_argument("history", "true") != "false"
-        self.finish(status(await self.monitor.snapshot(), self.person, history=history))
+        history = self.get_query_argument("history", "true")
+        if history not in ("true", "false"):
+            raise _Answer(400, "history must be true or false.", "history")
+        facts = status(await self.monitor.snapshot(), self.person, history=history == "true")
+        self.finish(facts)
 
 
 class Server(API):
     """One server; the default one where no name is given."""
 
     async def delete(self, user: str, server: str | None = None) -> None:
-        """Stop it."""
-        await self.answer(self.actions.stop(self.token, user, server or ""))
+        """Stop it, for a reason and later where an administrator says so."""
+        body = self.body()
+        why, minutes = self.text(body, "why"), self.number(body, "minutes") or 0
+        await self.answer(
+            self.actions.stop(self.person, self.token, user, server or "", why, minutes)
+        )
+        self.set_status(204)
+
+
+class Keep(API):
+    """The stop of a server that an administrator has announced."""
+
+    async def delete(self, user: str, server: str | None = None) -> None:
+        """Take it back."""
+        await self.answer(self.actions.keep(self.person, user, server or ""))
         self.set_status(204)
 
 
@@ -299,9 +406,7 @@ class Extend(API):
 
     async def post(self, user: str, server: str | None = None) -> None:
         """Extend it."""
-        hours = self.body().get("hours")
-        if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float)):
-            raise web.HTTPError(400, "hours must be a number.")
+        hours = self.number(self.body(), "hours")
         work = self.actions.extend(self.person, user, server or "", hours)
         self.finish({"until": iso_time(await self.answer(work))})
 
@@ -329,9 +434,7 @@ class OutOfService(API):
 
     async def put(self, uuid: str) -> None:
         """Take it out."""
-        why = self.body().get("why", "")
-        if not isinstance(why, str):
-            raise web.HTTPError(400, "why must be text.")
+        why = self.text(self.body(), "why")
         await self.answer(self.actions.take_out(self.person, uuid, why))
         self.set_status(204)
 
@@ -379,11 +482,12 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         (server, Server),
         (f"{server}/extend", Extend),
         (f"{server}/here", KeepAlive),
+        (f"{server}/stop", Keep),
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
         ("api/orphans/([^/]+)", OrphanServer),
     ]
     return [
-        (rf"{below}oauth_callback", HubOAuthCallbackHandler),
+        (rf"{below}oauth_callback", Callback, shared),
         *(
             (f"{of_api if path.startswith('api/') else below}{path}", handler, shared)
             for path, handler in handlers

@@ -20,6 +20,8 @@ from ..gpus.model import GPU, Node, Outsider
 from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
 from ..gpus.reader import Reader
 from ..hub import control_socket
+from ..hub.nodes import read_answer
+from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases.labels import LABEL_HUB, ServerRecord, lease_of
 from ..leases.ledger import Ledger
 from ..timeouts import within
@@ -35,6 +37,9 @@ FIRST_READING_SECONDS = 12.0
 NEXT_READING_SECONDS = 1.0
 NVML_SECONDS = 10.0
 ENGINE_SECONDS = 20
+# How long a hub may take to read the two.
+HUB_SECONDS = NVML_SECONDS + ENGINE_SECONDS
+HUB_IS_SILENT = lazy_gettext("JupyterHub doesn't answer, and only it knows of the GPUs.")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class HostReader:
     async def read(self, last: Snapshot) -> Snapshot:
         """Read the state now; if that fails, return the last one with the reason."""
         now, began = time.time(), time.monotonic()
-        hub, hub_trouble = await self._ask_hub()
+        hub, hub_trouble = await ask_status(self._socket)
         if hub and hub.get("reading", {}) != self._settings:
             self._configure_reader(hub.get("reading", {}))
         tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
@@ -119,15 +124,6 @@ class HostReader:
             marks=self._reader.marks,
             outsiders=view.outsiders,
         )
-
-    async def _ask_hub(self) -> tuple[Mapping[str, Any] | None, str]:
-        try:
-            answer = await control_socket.ask(self._socket, {"do": "status"})
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
-            return None, f"{type(error).__name__}: {error}"
-        if "queue" not in answer or "leases" not in answer:
-            return None, str(answer.get("error", "no answer"))
-        return answer, ""
 
     async def _list_servers(self) -> Sequence[ServerRecord]:
         self._servers = await self._call(self._listing)
@@ -150,6 +146,55 @@ class HostReader:
             lease_of(each) for each in self._servers if each.labels.get(LABEL_HUB) == self._hub
         ]
         return frozenset(uuid for lease in leases if lease for uuid in lease.gpus)
+
+
+class HubReader:
+    """Reads one hub, which tells of the nodes too: for a dashboard without GPUs and engine.
+
+    Args:
+        socket: the path of the hub's control socket.
+    """
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+
+    async def read(self, last: Snapshot) -> Snapshot:
+        """Read the state now; if that fails, return the last one with the reason."""
+        now, began = time.time(), time.monotonic()
+        hub, hub_trouble = await ask_status(self._socket)
+        tried = replace(last, tried_at=began, hub=hub, hub_trouble=hub_trouble)
+        if hub is None:  # for one that hangs, nobody waits twice
+            return replace(tried, trouble=HUB_IS_SILENT)
+        try:
+            answer = await control_socket.ask(self._socket, {"do": "nodes"}, HUB_SECONDS)
+            if "error" in answer:
+                return replace(tried, trouble=restored(answer.get("sentence")) or answer["error"])
+            told = read_answer(answer)
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            trouble = f"{type(error).__name__}: {error}"
+            return replace(tried, trouble=HUB_IS_SILENT, hub_trouble=trouble)
+        snapshot = replace(
+            tried,
+            at=time.time(),
+            trouble="",
+            nodes=told.nodes,
+            ours=told.ours,
+            marks=told.marks,
+            outsiders=told.outsiders,
+        )
+        last.history.add(now, snapshot.gpus)
+        return snapshot
+
+
+async def ask_status(socket: str) -> tuple[Mapping[str, Any] | None, str]:
+    """Return the hub's status; None and the reason if it doesn't answer."""
+    try:
+        answer = await control_socket.ask(socket, {"do": "status"})
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
+        return None, f"{type(error).__name__}: {error}"
+    if "queue" not in answer or "leases" not in answer:
+        return None, str(answer.get("error", "no answer"))
+    return answer, ""
 
 
 class Monitor:

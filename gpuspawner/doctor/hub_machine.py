@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from . import configuration_rules
+from . import configuration_rules, homes
 from .engine import socket_path
 from .findings import Context, Finding
 
@@ -87,10 +87,18 @@ def disk(context: Context) -> Iterator[Finding]:
     tight = max(ENGINE_TIGHT, context.missing_bytes + GIB)
     for folder in engine_folders(context.engine_info) if context.engine_is_here else ():
         yield from _check_space("the Docker Engine's folder", folder, ENGINE_FULL, tight)
+    if context.own_container is not None and not context.engine_is_here:
+        root = context.engine_info.get("DockerRootDir")
+        yield Finding(
+            "note",
+            f"the Docker Engine's folder {root}, with images and volumes, can't be seen from here",
+            f"on the machine itself: df -h {root}",
+        )
     given = context.configuration
     if given and given.is_ours and "storage_opt" not in configuration_rules.host_config(given):
         what = "nothing limits how much of it one server writes, outside of its volume too"
-        yield Finding("note", what, "see docs/how-to/files.md, Limit the disk")
+        yield Finding("note", what, homes.PAGE)
+    yield from homes.homes(context)
     yield from _check_space("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
 
 
@@ -138,6 +146,11 @@ def connections(context: Context) -> Iterator[Finding]:
     if most != resource.RLIM_INFINITY and most < FEW_CONNECTIONS:
         what = f"a process started here can have {most} files and connections open, at most"
         advice = "in the hub's systemd unit: LimitNOFILE=65536    (in a shell: ulimit -Hn 65536)"
+        if context.own_container is not None:
+            advice = (
+                "start the hub's container with --ulimit nofile=65536\n"
+                "(in a compose file: ulimits: {nofile: 65536})"
+            )
         yield Finding("warning", f"{what}: one server can take them all", advice)
         return
     yield Finding("ok", "the hub can have as many connections as it needs")

@@ -57,9 +57,9 @@ def _watched(real: Any, networks: list[dict[str, str]]) -> Any:
         networks: the list to which failures are added.
     """
 
-    def ensure_network(name: str = "gpuspawner") -> str:
+    def ensure_network(name: str = "gpuspawner", address: str = "") -> str:
         try:
-            found = real(name)
+            found = real(name, address)
         except network.NetworkError as error:
             networks.append({"name": name, "error": error.words, "advice": error.advice})
             return NO_ADDRESS

@@ -128,9 +128,7 @@ def explain_shortage(request: Request, gpus: Sequence[GPU]) -> str:
     most = most_on_one_node(fitting)
     wanted = gpu_count_phrase(request.gpus, request.model)
     if len(fitting) < len(gpus) and request.model is None:
-        wanted = lazy_gettext(
-            "%(gpus)s that image %(image)s runs on", gpus=wanted, image=request.image
-        )
+        wanted = lazy_gettext("%(gpus)s of those you can have with your image", gpus=wanted)
     if most < request.gpus:
         if span_several_nodes(gpus):
             return lazy_gettext(

@@ -18,7 +18,11 @@ DISPLAY_CLASS = "0x03"
 # even if the container has the host's network, and with it the host's name.
 _OWN_FILE = re.compile(r"/containers/([0-9a-f]{64})/\S+ /etc/(?:hostname|hosts|resolv\.conf) ")
 
-GIVE_GPUS = "start the hub's container with `--gpus all` (in a compose file: `gpus: all`)"
+# It only watches them: with the label no hub takes them for given away.
+GIVE_GPUS = (
+    "start the hub's container with `--gpus all,capabilities=utility --label gpuspawner.gpus=` "
+    "(for a compose file: docs/how-to/hub-in-container.md)"
+)
 
 
 def own_container_id() -> str:

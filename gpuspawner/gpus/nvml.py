@@ -21,6 +21,7 @@ import pynvml
 
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
+from ..untrusted import printable
 from .missing_driver import own_container_id
 from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
 
@@ -30,6 +31,8 @@ LOCK_TIMEOUT_SECONDS = 20.0
 # No machine has more: a larger count means that the library is broken.
 MAX_GPUS = 256
 MAX_PROCESSES = 100_000
+# How much is taken of a text of NVML's, in characters; its own names have 96 at most.
+MAX_TEXT = 200
 
 _UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
@@ -230,9 +233,7 @@ def _query_text(function: Callable[..., Any], *arguments: Any) -> str:
     # Bypasses pynvml's wrapper, which fails if the text isn't UTF-8.
     text = getattr(function, "__wrapped__", function)(*arguments)
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
+    return printable(text, MAX_TEXT)
 
 
 def _read_uuid(handle: Any) -> str:
@@ -327,7 +328,8 @@ def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
 
 def _error_text(error: Exception) -> str:
     try:
-        return str(error).strip().rstrip(".") or type(error).__name__
+        text = printable(str(error).strip(), MAX_TEXT)
+        return text.rstrip(".") or type(error).__name__
     except Exception:  # pynvml gets the text from the library, which may be what is broken
         return type(error).__name__
 

@@ -8,36 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import datetime
 from functools import wraps
 from typing import Any
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
-from sqlalchemy import event
+from sqlalchemy import event, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets import observe
 
+from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
 # The group overrides that apply, while they are looked for.
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
+# The server for which the hub has just saved a choice, in the task that does so.
+_saved_for: ContextVar[Any] = ContextVar("saved_for", default=None)
 
 
 class UnofficialHooks(SpawnerMixin):
     """Undocumented methods of `Spawner` that JupyterHub calls, under names of our own."""
 
-    async def check_options(self, user_options: Any) -> None:
-        """Check a choice, before the administrator's own `apply_user_options`."""
+    async def check_options(self, user_options: Any) -> Any:
+        """Return the choice that holds, for the administrator's own `apply_user_options`."""
 
     async def _run_apply_user_options(self, user_options: Any) -> None:
         # The trait `apply_user_options` is the official hook, and the administrator's to set: a
         # check in its default would go with it. It runs after group overrides and before the
         # pre-spawn hook, for form, link and REST alike, which nothing else does.
         # ref: User.spawn in jupyterhub/user.py
-        await self.check_options(user_options)
+        checked = await self.check_options(user_options)
         if self.apply_user_options:
-            await super()._run_apply_user_options(user_options)
+            await super()._run_apply_user_options(checked)
 
     async def overrides_that_apply(self) -> list[dict[str, Any]]:
         """Return what the group overrides that apply to the user now set, each in its order."""
@@ -100,13 +105,23 @@ def save_options(spawner: Any, user_options: Any) -> None:
         spawner.orm_spawner.user_options = user_options
 
 
+def repeats_saved_options(spawner: Any) -> bool:
+    """Return whether this start repeats the saved options, as nobody has sent others for it.
+
+    The hub passes both on in the same way. It has saved those that were sent, in this task.
+    ref: User.spawn in jupyterhub/user.py. Needs `guard_saved_options`.
+    """
+    saved = spawner.orm_spawner
+    return saved is not None and _saved_for.get() is not saved
+
+
 def guard_saved_options(
     may_be_saved: Callable[[Any], bool], refusal: Callable[[], Exception | None]
 ) -> Callable[[], None]:
     """Have the hub save no choice that may not be; return what ends that.
 
     It writes a choice to its database as it came, before a spawner can look at it: of a start, and
-    (PUT and PATCH of a server) of a later one.
+    (PUT and PATCH of a server) of a later one. `repeats_saved_options` needs this as well.
 
     Args:
         may_be_saved: tells that of a choice.
@@ -115,6 +130,7 @@ def guard_saved_options(
     """
 
     def guard(orm_spawner: Any, value: Any, before: Any, initiator: Any) -> Any:
+        _saved_for.set(orm_spawner)
         if may_be_saved(value):
             return value
         if error := refusal():
@@ -128,12 +144,41 @@ def guard_saved_options(
 def save_state(spawner: Any) -> None:
     """Save a server's state in the hub's database now, so that it survives a crash.
 
-    The hub itself saves it only at the end of a start or a stop.
+    The hub itself saves it only at the end of a start or a stop. Where the database can't be
+    written, as on a full disk, the server goes on all the same.
     """
-    if spawner.orm_spawner and spawner.user:
+    if not (spawner.orm_spawner and spawner.user):
+        return
+    # Not `spawner.db`, which JupyterHub means to take from spawners.
+    database = spawner.user.db
+    try:
         spawner.orm_spawner.state = spawner.get_state()
-        # Not `spawner.db`, which JupyterHub means to take from spawners.
-        spawner.user.db.commit()
+        database.commit()
+    except SQLAlchemyError as error:
+        # Until then every other use of the session fails.
+        database.rollback()
+        spawner.log.error(
+            "The state of %s can't be saved, and a restart of the hub would lose it: %s",
+            one_line(spawner.log_name),
+            one_line(getattr(error, "orig", error)),
+        )
+
+
+def is_forgotten(spawner: Any) -> bool:
+    """Return whether the hub has deleted a server, or its user, from its database.
+
+    `delete_forever` is called before, and the hub may fail to delete them afterwards.
+    """
+    return not inspect(spawner.orm_spawner).persistent
+
+
+def user_since(spawner: Any) -> datetime:
+    """Return when the hub has put a server's user into its database, in UTC.
+
+    The REST API says it; a spawner has no other way to it.
+    """
+    since: datetime = spawner.user.orm_user.created
+    return since
 
 
 def answer_instead_of_page(answer: str) -> web.Finish:
@@ -165,6 +210,31 @@ def start_link(spawn_url: str, static_url: Any) -> str:
         return spawn_url
     link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf"])
     return link
+
+
+def servers_of(user: Any) -> list[Any]:
+    """Return the spawners of all of a user's servers: the default one, and the named ones by name.
+
+    `User.all_spawners` has the database's objects of those that don't run, which know neither our
+    state nor why the server was stopped.
+    """
+    named = sorted(user.orm_user.orm_spawners) if user.allow_named_servers else []
+    return [user.spawners[name] for name in dict.fromkeys(["", *named])]
+
+
+async def may_have_server(handler: Any, user: Any, name: str) -> bool:
+    """Return whether who opens a page may have a named server: it exists, or there is room for it.
+
+    Args:
+        handler: of the page, or None.
+        user: whose server it would be; only they are answered, as the limit is asked for them.
+        name: the server's.
+    """
+    if handler is None or handler.current_user is not user or not handler.allow_named_servers:
+        return False
+    names = {each.name for each in user.orm_user.orm_spawners.values() if each.name}
+    limit = await handler.get_current_user_named_server_limit()
+    return name in names or limit <= 0 or len(names) < limit
 
 
 def url_of_service(spawner: Any, name: str) -> str:

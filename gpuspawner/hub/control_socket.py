@@ -1,19 +1,27 @@
 """The control socket: HTTP on a Unix socket, for services of the hub.
 
-It serves the queue and the leases, and extends leases. It is in the hub's folder and only the hub's
-account can open it: services that the hub starts can, users can't. A service authenticates its
-users and decides what each of them may do.
+It serves the queue and the leases, extends leases, and stops servers. It is in the hub's folder
+and only the hub's account can open it: services that the hub starts can, users can't. A service
+authenticates its users and decides what each of them may do. One that has neither NVML nor the
+engine asks for the nodes as well, and has GPUs taken out of service.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
+    GET  /nodes                                              -> {"nodes": […], "marks": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
+    POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
+    POST /keep    {"user": "ada", "by": "user:boss"}         -> {}
     POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
+    POST /out-of-service  {"uuid": "GPU-…", "by": "boss", "why": "fan"}  -> {}
+    POST /in-service  {"uuid": "GPU-…"}                      -> {}
 
 Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
-`extend_minutes` nor the queue binds.
+`extend_minutes` nor the queue binds. A stop is for administrators; with `minutes` it is announced,
+and `keep` takes that back.
 
-An error has its status, and in the body {"error": "a sentence", "status": 409, "sentence": …}: the
-sentence once more, as `lazy_text.restored` takes it. The server's name is "" for the default one.
+An error has its status, and in the body {"error": "a sentence", "status": 409, "key": "hours",
+"sentence": …}: the key that is refused, "" if it isn't one's, and the sentence once more, as
+`lazy_text.restored` takes it. The server's name is "" for the default one.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ import json
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,13 +48,19 @@ from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
 from ..leases.audit_log import one_line
 from ..leases.reconciler import Reconciler
+from ..leases.stopping import MAX_MINUTES, MAX_WHY, Ending
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
+from .nodes import NodeFacts
 
 # The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
+# The largest request, and how much is read of a larger one, so that it is told so.
 MAX_REQUEST_BYTES = 16 * 1024
+MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
+# What is asked for without a body.
+READ_ONLY = ("status", "nodes")
 
 
 class ControlSocket:
@@ -59,6 +73,9 @@ class ControlSocket:
         log: a logger.
         reading: how this hub reads NVML: the arguments of `gpus.reader.Reader`.
         reconciler: knows the servers that the hub doesn't.
+        nodes: reads the nodes.
+        endings: how servers were lately stopped that are off.
+        homes: returns how much the users of the running servers keep at home, as JSON values.
     """
 
     def __init__(
@@ -69,9 +86,15 @@ class ControlSocket:
         log: Any,
         reading: Mapping[str, Any],
         reconciler: Reconciler,
+        nodes: NodeFacts,
+        endings: Mapping[Holder, Ending],
+        homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
     ) -> None:
+        self._homes = homes
         self._reading = reading
         self.reconciler = reconciler
+        self.nodes = nodes
+        self._endings = endings
         self._path = Path(path)
         self._queue = queue
         self._servers = servers
@@ -103,8 +126,7 @@ class ControlSocket:
             no_keep_alive=True,
             idle_connection_timeout=TIMEOUT_SECONDS,
             body_timeout=TIMEOUT_SECONDS,
-            max_header_size=MAX_REQUEST_BYTES,
-            max_body_size=MAX_REQUEST_BYTES,
+            max_body_size=MAX_READ_BYTES,
         )
         self._server.add_socket(listening)
 
@@ -122,7 +144,12 @@ class ControlSocket:
                 ("/status", _Status, shared),
                 ("/extend", _Extend, shared),
                 ("/here", _KeepAlive, shared),
+                ("/stop", _Stop, shared),
+                ("/keep", _Keep, shared),
                 ("/stop-orphan", _StopOrphan, shared),
+                ("/nodes", _Nodes, shared),
+                ("/out-of-service", _OutOfService, shared),
+                ("/in-service", _InService, shared),
             ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
@@ -141,6 +168,11 @@ class ControlSocket:
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
             "orphans": self.reconciler.facts(),
+            "stopped": [
+                {"user": holder.user, "server": holder.server, **ending.facts()}
+                for holder, ending in self._endings.items()
+            ],
+            "homes": [*await self._homes()] if self._homes else [],
         }
 
     async def find_lease(self, holder: Holder) -> Any:
@@ -176,6 +208,20 @@ class _ExtendRequest(_ServerRequest):
     over_all: bool = False
 
 
+class _StopRequest(_ServerRequest):
+    """The body of an administrator's request to stop a server; `minutes` from now, 0: at once."""
+
+    by: str = Field(max_length=2 * MAX_NAME_LENGTH)
+    why: str = Field(default="", max_length=MAX_WHY)
+    minutes: int | float = Field(default=0, ge=0, le=MAX_MINUTES)
+
+
+class _KeepRequest(_ServerRequest):
+    """The body of an administrator's request to take an announced stop back."""
+
+    by: str = Field(max_length=2 * MAX_NAME_LENGTH)
+
+
 class _OrphanRequest(BaseModel):
     """The body of a request to stop a server that the hub doesn't know; `by`, who wants it."""
 
@@ -185,12 +231,32 @@ class _OrphanRequest(BaseModel):
     by: str = Field(max_length=MAX_NAME_LENGTH)
 
 
+class _InServiceRequest(BaseModel):
+    """The body of a request to put a GPU back into service."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    uuid: str = Field(max_length=MAX_NAME_LENGTH)
+
+
+class _OutOfServiceRequest(_InServiceRequest):
+    """The body of a request to take a GPU out of service; `by`, who wants it."""
+
+    by: str = Field(max_length=MAX_NAME_LENGTH)
+    why: str = ""
+
+
 class _Handler(web.RequestHandler):
     """Base class of the handlers, which answer with JSON, errors too."""
 
     def initialize(self, control: ControlSocket) -> None:
         """Set the control socket that they serve."""
         self._control = control
+
+    def prepare(self) -> None:
+        """Refuse what is larger than any request of ours."""
+        if max(len(self.request.body), len(self.request.uri or "")) > MAX_REQUEST_BYTES:
+            raise web.HTTPError(413, f"A request has at most {MAX_REQUEST_BYTES} bytes.")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with an error's sentence."""
@@ -200,12 +266,20 @@ class _Handler(web.RequestHandler):
         sentence = str(words) % error.args if error and words else self._reason
         self.finish({"error": sentence, "status": status_code})
 
+    def refuse(self, error: Refused) -> None:
+        """Answer with a refusal's sentence."""
+        sentence = str(error)
+        self.set_status(error.status)
+        facts = {"status": error.status, "key": error.key}
+        self.finish({"error": sentence, "sentence": kept(sentence), **facts})
+
 
 class _Unknown(_Handler):
     """Any other path."""
 
     def prepare(self) -> None:
         """Answer 404."""
+        super().prepare()
         raise web.HTTPError(404)
 
 
@@ -215,6 +289,17 @@ class _Status(_Handler):
     async def get(self) -> None:
         """Answer with both."""
         self.finish(await self._control.status())
+
+
+class _Nodes(_Handler):
+    """The nodes, for a service that can't read them itself."""
+
+    async def get(self) -> None:
+        """Answer with them."""
+        try:
+            self.finish(await self._control.nodes.facts())
+        except Refused as error:
+            self.refuse(error)
 
 
 class _Request(_Handler, ABC):
@@ -231,9 +316,7 @@ class _Request(_Handler, ABC):
         try:
             self.finish(await self.answer(asked))
         except Refused as error:
-            sentence = str(error)
-            self.set_status(error.status)
-            self.finish({"error": sentence, "sentence": kept(sentence), "status": error.status})
+            self.refuse(error)
 
     @abstractmethod
     async def answer(self, asked: Any) -> dict[str, Any]:
@@ -248,6 +331,52 @@ class _StopOrphan(_Request):
     async def answer(self, asked: _OrphanRequest) -> dict[str, Any]:
         """Stop it."""
         await self._control.reconciler.stop(asked.id, asked.by)
+        return {}
+
+
+class _OutOfService(_Request):
+    """The start of a GPU's time out of service."""
+
+    request_model = _OutOfServiceRequest
+
+    async def answer(self, asked: _OutOfServiceRequest) -> dict[str, Any]:
+        """Take it out."""
+        await self._control.nodes.take_out(asked.uuid, asked.by, asked.why)
+        return {}
+
+
+class _InService(_Request):
+    """The end of it."""
+
+    request_model = _InServiceRequest
+
+    async def answer(self, asked: _InServiceRequest) -> dict[str, Any]:
+        """Put it back."""
+        await self._control.nodes.put_back(asked.uuid)
+        return {}
+
+
+class _Stop(_Request):
+    """The stop of a server by an administrator."""
+
+    request_model = _StopRequest
+
+    async def answer(self, asked: _StopRequest) -> dict[str, Any]:
+        """Stop it, or announce that."""
+        server = await self._control.find_lease(Holder(asked.user, asked.server))
+        await server.stop_for(asked.by, asked.why, asked.minutes)
+        return {}
+
+
+class _Keep(_Request):
+    """An announced stop is taken back."""
+
+    request_model = _KeepRequest
+
+    async def answer(self, asked: _KeepRequest) -> dict[str, Any]:
+        """Do so."""
+        server = await self._control.find_lease(Holder(asked.user, asked.server))
+        server.take_back_stop(asked.by)
         return {}
 
 
@@ -345,8 +474,7 @@ async def ask(
 
     Args:
         path: the socket's path.
-        question: `do` ("status", "extend", "here" or "stop-orphan"), and the fields of its
-            body.
+        question: `do`, the last part of an address above, and the fields of its body.
         seconds: how long to wait for the answer.
 
     Raises:
@@ -357,8 +485,8 @@ async def ask(
     what = question["do"]
     request = HTTPRequest(
         f"http://hub/{quote(what, safe='')}",
-        method="GET" if what == "status" else "POST",
-        body=None if what == "status" else json.dumps(fields),
+        method="GET" if what in READ_ONLY else "POST",
+        body=None if what in READ_ONLY else json.dumps(fields),
         connect_timeout=TIMEOUT_SECONDS,
         request_timeout=seconds,
         follow_redirects=False,

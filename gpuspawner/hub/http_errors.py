@@ -28,21 +28,25 @@ except ImportError:  # JupyterHub 5
             self.message = message
 
 
-def refusal(error: Refused | Unknown, language: Language = ENGLISH) -> web.HTTPError:
+def refusal(
+    error: Refused | Unknown, language: Language = ENGLISH, by_rest: bool = False
+) -> web.HTTPError:
     """Return the HTTP error for a refused request, and count it in the metrics.
 
     Args:
         error: why it is refused.
         language: the user's language; the log is in English.
+        by_rest: whether the request came by the REST API, so that the answer names its keys.
     """
-    reason, status = "unknown", 503
+    reason, status, keyed = "unknown", 503, str(error)
     if isinstance(error, Refused):
-        reason, status = error.reason, error.status
+        reason, status, keyed = error.reason, error.status, error.keyed
     metrics.REFUSALS.labels(reason).inc()
-    sentence = str(error)
     # The hub logs it, and a name may be in it.
-    answer = SpawnException(one_line(sentence), reason=reason, status_code=status)
-    return _with_message(answer, language.say(sentence))
+    answer: Any = SpawnException(one_line(keyed), reason=reason, status_code=status)
+    # Our own page says it in its reader's words and language, whoever has sent the request.
+    answer.sentence = str(error)
+    return _with_message(answer, language.say(keyed if by_rest else answer.sentence))
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:
@@ -66,17 +70,22 @@ class StartTimeout(TimeoutError):
         _with_last_lines(self, sentence, last_lines)
 
 
-def container_died(code: int | None, last_lines: list[str]) -> web.HTTPError:
+def container_died(
+    code: int | None, last_lines: list[str], out_of_memory: bool = False
+) -> web.HTTPError:
     """Return the HTTP error for a container that ended before its server answered.
 
     Args:
         code: its exit status; None if unknown.
         last_lines: the end of its output.
+        out_of_memory: whether it was killed because it needed more memory than its limit.
     """
     if code is None:
         sentence = lazy_gettext("The server stopped while starting.")
-    elif code == 137:
-        sentence = lazy_gettext("The server stopped while starting (exit 137, out of memory?).")
+    elif out_of_memory:
+        sentence = lazy_gettext(
+            "The server stopped while starting: it needed more memory than it may have."
+        )
     else:
         sentence = lazy_gettext("The server stopped while starting (exit %(code)s).", code=code)
     return _with_last_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)

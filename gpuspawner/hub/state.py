@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,22 +15,29 @@ from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
+from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
-from ..leases.ledger import Ledger
+from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
+from ..leases.stopping import Ending
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
+from .nodes import NodeFacts
 
+# How long the log says nothing of a reading that fails for the same reason.
+LOG_AGAIN_SECONDS = 600.0
 # Its key in the settings of the hub's web application.
 KEY = "gpuspawner"
+# For how long it is remembered how a server was stopped.
+ENDING_SECONDS = 3600.0
 
 
 @dataclass
@@ -50,8 +57,9 @@ class HubState:
         local_images: the images on the engine.
         host_metrics: the collector of the hub's metrics.
         control: the control socket; None if it is turned off.
-        unguard: ends the check of choices before the hub saves them; None if there is none.
+        unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        endings: how servers were lately stopped that haven't been started since.
     """
 
     backend: Backend
@@ -68,6 +76,7 @@ class HubState:
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
     def build(cls, spawner: Any) -> HubState:
@@ -84,12 +93,8 @@ class HubState:
         }
         reader = Reader(spawner.nvml_timeout, **reading)
         read = InServiceReader(reader, backend.out_of_service)
-        ledger = Ledger(
-            backend.list,
-            read,
-            lambda error: _explain_unknown(spawner.explain_unknown, error),
-            spawner.hub_address,
-        )
+        trouble = TroubleLog(spawner.explain_unknown, log)
+        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
@@ -116,15 +121,23 @@ class HubState:
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
         )
-        if not spawner.has_own_options():
-            state.unguard = compat.guard_saved_options(
-                lambda choice: not options.is_too_large(choice), _too_large
-            )
+        bounded = not spawner.has_own_options()
+        state.unguard = compat.guard_saved_options(
+            lambda choice: not (bounded and options.is_too_large(choice)), _too_large
+        )
         if spawner.control_socket:
             state.control = ControlSocket(
-                spawner.control_socket, queue, lambda: list(leases), log, reading, reconciler
+                spawner.control_socket,
+                queue,
+                lambda: list(leases),
+                log,
+                reading,
+                reconciler,
+                NodeFacts(ledger, read, backend),
+                state.endings,
+                lambda: _homes(spawners),
             )
-        state._begin(_warn_without_gpus(reader, log))
+        state._begin(_warn_of_gpus(reader, backend, log))
         return state
 
     def _begin(self, warn: Coroutine[Any, Any, None]) -> None:
@@ -137,6 +150,13 @@ class HubState:
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
+
+    def remember_ending(self, holder: Holder, ending: Ending) -> None:
+        """Remember for a while how a server was stopped: its JupyterLab may still be open."""
+        oldest = ending.at - ENDING_SECONDS
+        for each in [each for each, old in self.endings.items() if old.at < oldest]:
+            del self.endings[each]
+        self.endings[holder] = ending
 
     def close(self) -> None:
         """Close what would outlive a test: metrics, control socket, tasks and backend."""
@@ -151,8 +171,18 @@ class HubState:
             task.cancel()
 
 
-async def _warn_without_gpus(read: Reader, log: Any) -> None:
-    """Say in the log at a hub's start why it hands out no GPUs, where it won't."""
+async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
+    """Return how much the users of the servers that run keep at home; one entry for each home."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for spawner in [each for each in spawners if each.active]:
+        await spawner.ensure_rules_applied()
+        if facts := spawner.home_facts():
+            found[facts["user"], facts["server"]] = facts
+    return list(found.values())
+
+
+async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
+    """Say in the log at a hub's start which GPUs it doesn't hand out, and why."""
     try:
         nodes = await read()
     except InventoryError as error:
@@ -160,6 +190,20 @@ async def _warn_without_gpus(read: Reader, log: Any) -> None:
         return
     if all(node.driver is None for node in nodes):
         log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
+        return
+    try:
+        servers = await backend.list()
+    except Exception as error:  # whoever asks for GPUs then reads it
+        log.debug("Whether other containers have GPUs isn't known: %s", one_line(error))
+        return
+    indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
+    for outsider in outsiders_of(servers, nodes):
+        said = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        log.warning(
+            "Container %s has GPU %s and no lease: not handed out while it runs",
+            one_line(outsider.name),
+            said,
+        )
 
 
 def hub_state_of(spawner: Any) -> HubState:
@@ -207,10 +251,33 @@ def _too_large() -> Exception | None:
     """Return the refusal of a choice to be saved; None for a start, where the check refuses it."""
     if form_stream.has_request():
         return None
-    return http_errors.refusal(Refused(options.TOO_LARGE))
+    return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
-def _explain_unknown(explain: Any, error: Exception) -> str:
-    metrics.count_read_error(error)
-    sentence: str = explain(error)
-    return sentence
+class TroubleLog:
+    """Logs once that nodes or servers can't be read, and once that they can be again.
+
+    Args:
+        explain: makes a sentence for users of an error.
+        log: a logger.
+    """
+
+    def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
+        self._explain = explain
+        self._log = log
+        self._logged = ""
+
+    def explain(self, error: Exception) -> str:
+        """Return the sentence for an error, which is counted in the metrics."""
+        metrics.count_read_error(error)
+        sentence = self._explain(error)
+        if sentence != self._logged:
+            self._logged = sentence
+            self._log.warning("No GPUs are handed out: %s", one_line(sentence))
+        return sentence
+
+    def on_read(self) -> None:
+        """Note that everything could be read."""
+        if self._logged:
+            self._logged = ""
+            self._log.warning("GPUs are handed out again")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from babel import Locale
 from babel.dates import format_skeleton, format_timedelta
 from babel.lists import format_list
+from babel.units import format_unit
 from markupsafe import Markup
 
 from .languages import Language
@@ -30,6 +31,11 @@ def clock_time(seconds: float) -> str:
 def hours_words(seconds: float) -> str:
     """Return a duration: "4 hours", "1 hour, 30 minutes", "20 minutes", "30 seconds"."""
     return Quantity("duration", seconds)
+
+
+def memory_words(size: float) -> str:
+    """Return an amount of memory: "16 GB", "1.5 GB", "400 MB"; size: in bytes."""
+    return Quantity("memory", size)
 
 
 def moment(seconds: float, language: Language, *, precise: bool = False) -> Markup:
@@ -88,4 +94,12 @@ def _format_one(number: int, unit: Literal["hour", "minute", "second"], locale: 
     return format_timedelta(delta, granularity=unit, threshold=inf, locale=locale)
 
 
-FORMATS.update(time=_format_time, duration=_format_duration)
+def _format_memory(size: float, locale: Any) -> str:
+    # As people say it: what are GiB, strictly.
+    gigabytes = round(size / 2**30, 1)
+    if gigabytes < 1:
+        return format_unit(round(size / 2**20), "digital-megabyte", "short", locale=locale)
+    return format_unit(gigabytes, "digital-gigabyte", "short", locale=locale)
+
+
+FORMATS.update(time=_format_time, duration=_format_duration, memory=_format_memory)

@@ -47,6 +47,7 @@ def build(
     arguments: Mapping[str, str],
     labels: Mapping[str, str],
     report: Callable[[str], None],
+    dockerfile: str = "Dockerfile",
 ) -> str:
     """Build an image and return its id. It gets no tag, so that it isn't used before its checks.
 
@@ -56,12 +57,14 @@ def build(
         arguments: the build arguments.
         labels: the image's labels.
         report: called with each line of the steps' output.
+        dockerfile: the Dockerfile's path in the build context.
 
     Raises:
         BuildFailed: a step failed, or the engine refused.
     """
     parameters = {
         "version": "2",
+        "dockerfile": dockerfile,
         "buildargs": json.dumps(dict(arguments)),
         "labels": json.dumps(dict(labels)),
         "rm": "1",

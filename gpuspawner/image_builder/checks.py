@@ -21,7 +21,8 @@ ENVIRONMENT = {
     "SHELL": "/bin/bash",
     "VIRTUAL_ENV": "/opt/jupyter",
 }
-
+# What users install is kept apart for each version: `gpuspawner_packages` in the image.
+OWN_PACKAGES = "/home/jovyan/.local/share/gpuspawner/packages"
 
 # One call each, since the time of a call is limited and nvcc is slow.
 SCRIPTS = ("check-image", "check-start", "list-contents", "describe-image", "try-torch")
@@ -91,7 +92,7 @@ def problems(description: Mapping[str, Any], recipe: Recipe) -> list[str]:
         if environment[name] != wanted
     ]
     found += [f"the program {tool} is missing" for tool in description["missing_tools"]]
-    if description["login_python"] != "/opt/jupyter/bin/python":
+    if description["login_python"] != f"{OWN_PACKAGES}/{recipe.key}/bin/python":
         found.append(f"a terminal's python is {description['login_python'] or 'missing'}")
     for name, wrong in (
         ("work_is_writable", "the user can't write to the work folder"),

@@ -1,4 +1,4 @@
-"""`gpuspawner image`: list, build, verify, sbom and lock."""
+"""`gpuspawner image`: list, build, verify, sbom, lock and hub."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import docker
 import docker.errors
 
-from . import base, bom, buildkit, checks, failures, locks
+from . import base, bom, buildkit, checks, failures, hub_image, locks
 from .engine import engine, image, remove_unnamed
 from .recipe import (
     BuildingError,
     Recipe,
+    fingerprint_of,
     network_files,
     proxy_arguments,
     recipe,
@@ -32,7 +35,7 @@ LABEL_AS_OF = "gpuspawner.build.as-of"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `list`, `build`, `verify`, `sbom` and `lock`."""
+    """Declare `list`, `build`, `verify`, `sbom`, `lock` and `hub`."""
     parser.add_argument(
         "--folder", type=Path, help="a folder of your own made like image/, with its catalogue"
     )
@@ -42,15 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     building = actions.add_parser("build", help="build image versions; quick where nothing changed")
     building.add_argument("keys", nargs="+", metavar="KEY")
-    building.add_argument(
-        "--force",
-        action="store_true",
-        help="build every step anew on the newest base image, for the distribution's updates",
-    )
-    building.add_argument(
-        "--base", default="", metavar="IMAGE", help=f"build on this image instead of {base.PULLED}"
-    )
-    building.add_argument("--verbose", "-v", action="store_true", help="all that the steps write")
+    _add_build_arguments(building)
 
     verifying = actions.add_parser("verify", help="start image versions and check what they are")
     verifying.add_argument("keys", nargs="+", metavar="KEY")
@@ -67,6 +62,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     locking.add_argument("keys", nargs="*", metavar="KEY", help="default: all")
     locking.add_argument("--upgrade", action="store_true", help="take the newest versions")
 
+    hub = actions.add_parser(
+        "hub", help="build the image of the hub itself, from a checkout: see image/hub/compose.yaml"
+    )
+    _add_build_arguments(hub)
+
+
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="build every step anew on the newest base image, for the distribution's updates",
+    )
+    parser.add_argument(
+        "--base", default="", metavar="IMAGE", help=f"build on this image instead of {base.PULLED}"
+    )
+    parser.add_argument("--verbose", "-v", action="store_true", help="all that the steps write")
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand; return 0, or 1 after an error on stderr."""
@@ -76,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         "verify": _verify,
         "sbom": _write_bills,
         "lock": _lock,
+        "hub": _build_hub,
     }
     try:
         return actions[arguments.action](arguments)
@@ -135,17 +148,15 @@ def _build(arguments: argparse.Namespace) -> int:
     network = network_files()
     with engine() as client:
         bases: list[str] = []
-        as_of = _as_of(client, recipes(arguments.folder).values(), fresh=arguments.force)
+        known = [each.version.image for each in recipes(arguments.folder).values()]
+        as_of = _as_of(client, known, fresh=arguments.force)
         for each in wanted:
             inputs = _inputs(each, arguments.base)
-            built = image(client, each.version.image)
-            if built and built.labels.get(LABEL_INPUTS) == inputs and not arguments.force:
-                print(f"{each.key}: {each.version.image} is up to date", file=sys.stderr)
+            if _is_up_to_date(client, each.key, each.version.image, inputs, arguments):
                 continue
             if not bases:
                 fresh = arguments.force
                 bases = [base.ensure_base_image(client, _print_step, arguments.base, fresh=fresh)]
-            labels = {LABEL_VERSION: each.key, LABEL_INPUTS: inputs, LABEL_AS_OF: as_of}
             given = {
                 "BASE": bases[0],
                 "VERSION": each.base_version,
@@ -153,11 +164,63 @@ def _build(arguments: argparse.Namespace) -> int:
                 "AS_OF": as_of,
                 **proxy_arguments(),
             }
-            _build_one(client, each, network, given, labels, verbose=arguments.verbose)
+            build = _Build(
+                each.key,
+                each.version.image,
+                each.build_context(network),
+                given,
+                {LABEL_VERSION: each.key, LABEL_INPUTS: inputs, LABEL_AS_OF: as_of},
+                _check_announcement(each),
+            )
+            _run_build(
+                client, build, partial(_differences, client, each), verbose=arguments.verbose
+            )
     return 0
 
 
-def _as_of(client: docker.DockerClient, known: Iterable[Recipe], *, fresh: bool) -> str:
+def _differences(client: docker.DockerClient, wanted: Recipe, image_id: str) -> list[str]:
+    return checks.problems(checks.describe(client, image_id, wanted), wanted)
+
+
+def _build_hub(arguments: argparse.Namespace) -> int:
+    folder, reference = hub_image.checkout(), hub_image.REFERENCE
+    inputs = f"{fingerprint_of('hub', hub_image.files(folder))}@{arguments.base}"
+    with engine() as client:
+        if _is_up_to_date(client, "hub", reference, inputs, arguments):
+            return 0
+        fresh = arguments.force
+        as_of = _as_of(client, [reference], fresh=fresh)
+        base_image = base.ensure_base_image(client, _print_step, arguments.base, fresh=fresh)
+        build = _Build(
+            "hub",
+            reference,
+            hub_image.build_context(folder, hub_image.network_files()),
+            {"BASE": base_image, "AS_OF": as_of, **proxy_arguments()},
+            {LABEL_INPUTS: inputs, LABEL_AS_OF: as_of},
+            "Starting the image to check it",
+            hub_image.DOCKERFILE,
+        )
+        _run_build(
+            client,
+            build,
+            lambda built: hub_image.problems(client, built),
+            verbose=arguments.verbose,
+        )
+    return 0
+
+
+def _is_up_to_date(
+    client: docker.DockerClient, key: str, reference: str, inputs: str, how: argparse.Namespace
+) -> bool:
+    """Return whether an image was built from these inputs, and isn't to be built by force."""
+    built = image(client, reference)
+    if how.force or not built or built.labels.get(LABEL_INPUTS) != inputs:
+        return False
+    print(f"{key}: {reference} is up to date", file=sys.stderr)
+    return True
+
+
+def _as_of(client: docker.DockerClient, references: Iterable[str], *, fresh: bool) -> str:
     """Return the time of the distribution's package lists, a key of the steps' cache.
 
     That is the time of the last update, since a build from older cached steps would bring the
@@ -165,50 +228,77 @@ def _as_of(client: docker.DockerClient, known: Iterable[Recipe], *, fresh: bool)
 
     Args:
         client: a client of the engine.
-        known: the recipes whose images are looked at.
+        references: the images that are looked at.
         fresh: update now.
     """
     if fresh:
         return datetime.now(timezone.utc).isoformat(timespec="seconds")
-    built = [image(client, each.version.image) for each in known]
+    built = [image(client, reference) for reference in references]
     return max([each.labels.get(LABEL_AS_OF, "") for each in built if each], default="")
 
 
-def _build_one(
+@dataclass(frozen=True)
+class _Build:
+    """What a build is made from, and the name that its image gets.
+
+    Args:
+        key: the image version's key, or `hub`.
+        reference: the image's name and tag.
+        context: the build context.
+        arguments: the build arguments.
+        labels: the image's labels.
+        announcement: what is printed before the image is checked.
+        dockerfile: its path in the context.
+    """
+
+    key: str
+    reference: str
+    context: bytes
+    arguments: Mapping[str, str]
+    labels: Mapping[str, str]
+    announcement: str
+    dockerfile: str = "Dockerfile"
+
+
+def _run_build(
     client: docker.DockerClient,
-    wanted: Recipe,
-    network: Mapping[str, bytes],
-    arguments: Mapping[str, str],
-    labels: Mapping[str, str],
+    wanted: _Build,
+    find_problems: Callable[[str], list[str]],
     *,
     verbose: bool,
 ) -> None:
-    """Build a version, check it and tag it only then; the image that it replaces is removed.
+    """Build an image, check it and tag it only then; the image that it replaces is removed.
+
+    Args:
+        client: a client of the engine.
+        wanted: what to build.
+        find_problems: returns what is wrong with the image of an id, as sentences.
+        verbose: whether to print all that the steps write.
 
     Raises:
         BuildingError: it can't be built, or isn't what it should be.
     """
     began = time.monotonic()
-    print(f"{wanted.key}: building {wanted.version.image} on {arguments['BASE']}", file=sys.stderr)
+    key, base_image = wanted.key, wanted.arguments["BASE"]
+    print(f"{key}: building {wanted.reference} on {base_image}", file=sys.stderr)
     report = _reporter(verbose=verbose)
     try:
-        image_id = buildkit.build(client, wanted.build_context(network), arguments, labels, report)
+        image_id = buildkit.build(
+            client, wanted.context, wanted.arguments, wanted.labels, report, wanted.dockerfile
+        )
     except buildkit.BuildFailed as failure:
-        raise BuildingError(
-            f"{wanted.key} wasn't built: {failures.explain_failure(failure)}"
-        ) from None
-    _print_step(_check_announcement(wanted))
+        raise BuildingError(f"{key} wasn't built: {failures.explain_failure(failure)}") from None
+    _print_step(wanted.announcement)
     try:
-        wrong = checks.problems(checks.describe(client, image_id, wanted), wanted)
-        if wrong:
-            raise BuildingError(f"{wanted.key} isn't what it should be: {'; '.join(wrong)}")
+        if wrong := find_problems(image_id):
+            raise BuildingError(f"{key} isn't what it should be: {'; '.join(wrong)}")
     except BaseException:  # Ctrl-C as well, so that no untagged image of gigabytes is left
         client.images.remove(image_id)
         raise
-    _tag(client, image_id, wanted.version.image)
+    _tag(client, image_id, wanted.reference)
     size = client.images.get(image_id).attrs["Size"] / 1_000_000
     seconds = time.monotonic() - began
-    print(f"{wanted.key}: built in {seconds:.0f} s, {size:.0f} MB", file=sys.stderr)
+    print(f"{key}: built in {seconds:.0f} s, {size:.0f} MB", file=sys.stderr)
 
 
 def _check_announcement(wanted: Recipe) -> str:

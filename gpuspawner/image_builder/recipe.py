@@ -7,7 +7,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,12 +116,7 @@ class Recipe:
 
         It doesn't depend on whether the base image was pulled or built here.
         """
-        digest = hashlib.sha256(f"{self.key}\0".encode())
-        for name, path in self.files():
-            content = path.read_bytes()
-            mode = path.stat().st_mode & 0o111
-            digest.update(f"{name}\0{bool(mode)}\0{len(content)}\0".encode() + content)
-        return digest.hexdigest()
+        return fingerprint_of(self.key, self.files())
 
     def build_context(self, network: Mapping[str, bytes]) -> bytes:
         """Return the build context, a gzipped tar.
@@ -129,19 +124,13 @@ class Recipe:
         Args:
             network: files for the folder `network/`, from `network_files`.
         """
-        buffer = io.BytesIO()
-        # GNU format: BuildKit of Docker 20.10 takes an archive with a PAX header for a Dockerfile.
-        with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.GNU_FORMAT) as parcel:
-            contents = [(name, path.read_bytes(), path) for name, path in self.files()]
-            for name, content, path in contents:
-                executable = path.stat().st_mode & 0o100
-                _add(parcel, name, content, 0o755 if executable else 0o644)
-            _add(parcel, "network/README", b"see image/network/README.md", 0o644)
+        more = {
+            "network/README": b"see image/network/README.md",
             # Steps mount the folder, which most versions have nothing in.
-            _add(parcel, "additions/README", b"see image/README.md", 0o644)
-            for name, content in network.items():
-                _add(parcel, f"network/{name}", content, 0o644)
-        return buffer.getvalue()
+            "additions/README": b"see image/README.md",
+            **{f"network/{name}": content for name, content in network.items()},
+        }
+        return packed(self.files(), more)
 
 
 def _relative_folder(folder: Path, key: str) -> str:
@@ -151,6 +140,33 @@ def _relative_folder(folder: Path, key: str) -> str:
 
 def _is_input(path: Path) -> bool:
     return path.is_file() and path.suffix != ".pyc"
+
+
+def fingerprint_of(name: str, files: Iterable[tuple[str, Path]]) -> str:
+    """Return a hash of a build's inputs: (name in the build context, path) of each file."""
+    digest = hashlib.sha256(f"{name}\0".encode())
+    for inside, path in files:
+        content = path.read_bytes()
+        mode = path.stat().st_mode & 0o111
+        digest.update(f"{inside}\0{bool(mode)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def packed(files: Iterable[tuple[str, Path]], more: Mapping[str, bytes]) -> bytes:
+    """Return a build context, a gzipped tar.
+
+    Args:
+        files: (name in the build context, path) of each file.
+        more: further files: name -> content.
+    """
+    buffer = io.BytesIO()
+    # GNU format: BuildKit of Docker 20.10 takes an archive with a PAX header for a Dockerfile.
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.GNU_FORMAT) as parcel:
+        for name, content, path in [(name, path.read_bytes(), path) for name, path in files]:
+            _add(parcel, name, content, 0o755 if path.stat().st_mode & 0o100 else 0o644)
+        for name, content in more.items():
+            _add(parcel, name, content, 0o644)
+    return buffer.getvalue()
 
 
 def _add(parcel: tarfile.TarFile, name: str, content: bytes, mode: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..gpus.model import Holder, Lease
-from ..untrusted import parse_json
+from ..untrusted import bounded, parse_json
 from .clock import Deadline
 
 LABEL_GPUS = "gpuspawner.gpus"
@@ -22,9 +22,15 @@ LABEL_IMAGE = "gpuspawner.image"
 LABEL_HUB = "gpuspawner.hub"
 # What a stopped server was created with, so that it is started again only if nothing changed.
 LABEL_SETTINGS = "gpuspawner.settings"
+# "1": whoever finds the server ended removes it.
+LABEL_REMOVE = "gpuspawner.remove"
 # The end of the lease as of its beginning, in seconds since the epoch, and the user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"
+
+# How much of a label is read, in characters; and of a name on one. Ours are shorter.
+MAX_LABEL = 64 * 1024
+MAX_NAME = 1000
 
 # A server in any other state than "ended" may run, now or in a moment, and so holds its GPUs.
 ServerState = Literal["created", "running", "ended"]
@@ -106,12 +112,14 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
     found = server.labels
     if LABEL_GPUS not in found or server.state == "ended":
         return None
-    gpus = frozenset(filter(None, (part.strip() for part in found[LABEL_GPUS].split(","))))
+    gpus = frozenset(
+        filter(None, (part.strip() for part in bounded(found[LABEL_GPUS], MAX_LABEL).split(",")))
+    )
     of_hub = found.get(LABEL_HUB, hub)
     return Lease(
         Holder(
-            found.get(LABEL_USER, "?"),
-            found.get(LABEL_SERVER, ""),
+            bounded(found.get(LABEL_USER, "?"), MAX_NAME),
+            bounded(found.get(LABEL_SERVER, ""), MAX_NAME),
             of_hub if hub and of_hub != hub else "",
         ),
         gpus,
@@ -154,7 +162,7 @@ def _seconds(text: str) -> float | None:
 
 def _names(text: str) -> frozenset[str]:
     with suppress(ValueError):
-        found = parse_json(text)
+        found = parse_json(bounded(text, MAX_LABEL))
         if isinstance(found, list):
             return frozenset(name for name in found if isinstance(name, str))
     return frozenset()

@@ -1,8 +1,8 @@
 """The ledger: which server holds which GPUs, read back from the labels of the servers.
 
-A lease is a set of labels on a server's container. Until the container exists, its GPUs are held by
-a reservation in this process's memory. Nothing else is remembered: a restarted hub, a second hub on
-the same engine and the command line all read the same leases.
+A lease is a set of labels on a server's container. Until the container has started, its GPUs are
+held by a reservation in this process's memory as well. Nothing else is remembered: a restarted hub,
+a second hub on the same engine and the command line all read the same leases.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OVERDUE_SECONDS = 600.0
 
 @dataclass(eq=False)
 class Reservation:
-    """GPUs that are held in memory for a server that isn't listed by the backend yet.
+    """GPUs that are held in memory for a server until it has started.
 
     `ended_tick` is None while the reservation is in force. Then it is the tick at which the server
-    had been created or given up: a listing that began before that tick can't tell which, so the
+    had been started or given up: a listing that began before that tick can't tell which, so the
     reservation still counts for it.
     """
 
@@ -80,6 +80,7 @@ class Ledger:
         read_inventory: reads the nodes from NVML, their GPUs without holders.
         explain_error: makes a sentence for users of an error that one of these two raises.
         hub: this hub's address, as in the label of its servers; "": there is no other hub.
+        on_read: called after each read that succeeded.
     If `list_servers` or `read_inventory` raises, nothing is handed out: `Unknown` is raised.
     """
 
@@ -87,6 +88,7 @@ class Ledger:
     read_inventory: Callable[[], Awaitable[Sequence[Node]]]
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
+    on_read: Callable[[], None] = lambda: None
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -128,12 +130,13 @@ class Ledger:
             replace(lease, until=None, overdue=True)
             if lease.until is not None and lease.until < overdue
             else lease
-            for lease in leases_of(servers, self.ends, self.hub) + self._reserved(listed_at)
+            for lease in self._with_reserved(leases_of(servers, self.ends, self.hub), listed_at)
         ]
         self._drop_ended_reservations()
         self._last_inventory = inventory
         self._last_outsiders = outsiders_of(servers, inventory)
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
+        self.on_read()
         return self._last_view_without(except_for)
 
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
@@ -173,7 +176,7 @@ class Ledger:
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """End a reservation, as its server has been created or never will be. Idempotent."""
+        """End a reservation, as its server has been started or never will be. Idempotent."""
         if reservation.ended_tick is None:
             reservation.ended_tick = self._tick()
 
@@ -223,11 +226,14 @@ class Ledger:
         outsiders = outsiders_of(servers, self._last_inventory)
         return rivals + [True for outsider in outsiders if outsider.gpus & uuids]
 
-    def _reserved(self, listed_at: int) -> list[Lease]:
-        return [
+    def _with_reserved(self, leases: list[Lease], listed_at: int) -> list[Lease]:
+        """Return leases with those of the reservations whose servers aren't listed yet."""
+        listed = {(lease.holder, lease.gpus) for lease in leases}
+        return leases + [
             Lease(reservation.holder, reservation.uuids, reservation.until, reservation.groups)
             for reservation in self._reservations
-            if reservation.ended_tick is None or reservation.ended_tick > listed_at
+            if (reservation.ended_tick is None or reservation.ended_tick > listed_at)
+            and (reservation.holder, reservation.uuids) not in listed
         ]
 
     def _drop_ended_reservations(self) -> None:

@@ -25,6 +25,8 @@ PERIOD_SECONDS = 15.0
 # In how many comparisons in a row a server must be unknown: in the first one, its start or its
 # adoption may be under way.
 MIN_SIGHTINGS = 2
+# After how many seconds an administrator is answered whose orphan takes its time to save.
+ANSWER_SECONDS = 10
 
 
 class KnownServer(Protocol):
@@ -215,6 +217,8 @@ class Reconciler:
     async def stop(self, server_id: str, by: str) -> None:
         """Stop an orphan for an administrator, past its end or not.
 
+        It may not have ended yet when this returns, where it takes its time to save.
+
         Args:
             server_id: the backend's id of the server.
             by: the name of the administrator, for the audit log.
@@ -235,8 +239,8 @@ class Reconciler:
         task = self._stopping.get(server_id)
         if task is None:
             task = self._begin_stop(orphan, rule="an administrator", by=audit_log.user(by))
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception():
+        await asyncio.wait([task], timeout=ANSWER_SECONDS)
+        if task.done() and not task.cancelled() and task.exception():
             words = lazy_gettext("It couldn't be stopped: the hub's log says why.")
             raise Refused(words, status=503)
 

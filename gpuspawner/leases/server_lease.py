@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from ..choices.limits import MAX_HOURS
-from ..choices.options import MAX_SHOWN
+from ..choices.refusals import MAX_SHOWN
 from ..errors import Refused
 from ..gpus.model import GPU, Holder, Lease
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
@@ -16,7 +16,12 @@ from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
 from .clock import Clock, Deadline
 from .idleness import Idleness
+from .stopping import RULE as ADMINISTRATOR
+from .stopping import AnnouncedStop, Ending, stopped_words
 from .term import LATE_WARNING_SECONDS, Step, Term
+
+# After how many seconds an administrator is answered whose stop takes its time.
+ANSWER_SECONDS = 10
 
 
 class LeasedServer(Protocol):
@@ -39,6 +44,10 @@ class LeasedServer(Protocol):
     @property
     def groups(self) -> frozenset[str]:
         """The names of its user's groups."""
+
+    @property
+    def image_title(self) -> str:
+        """What users call its image; "" if that isn't known."""
 
     @property
     def pending(self) -> Any:
@@ -76,8 +85,8 @@ class LeasedServer(Protocol):
 class ServerLease:
     """The lease of one server: its GPUs, its term, and for how long the GPUs have been idle.
 
-    `saved()` is what survives a restart of the hub: `gpus` (UUIDs) and `term` while the server
-    runs, afterwards `notice`, the sentence that tells the user why it was stopped.
+    `saved()` is what survives a restart of the hub: `gpus` (UUIDs), `term` and `stop` while the
+    server runs, afterwards `notice`, the sentence that tells the user why it was stopped.
     """
 
     def __init__(self, server: LeasedServer, clock: Clock | None = None) -> None:
@@ -94,8 +103,12 @@ class ServerLease:
         # Whether the lease was read from the database or from labels, which may not have the last
         # extension.
         self._may_end_later = False
+        # The stop that an administrator has announced.
+        self._announced: AnnouncedStop | None = None
         # Why the last server was stopped, for its user; kept after `end`.
         self.notice = ""
+        # The same as facts; None where no rule and no administrator has stopped it.
+        self.ending: Ending | None = None
 
     # -- Beginning and end of the lease ----------------------------------------------------------
 
@@ -133,7 +146,7 @@ class ServerLease:
         if self._uuids:
             by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
             self.log_event("release", by, gpus=self._uuids, held=self.held, rule=rule)
-        self._term = self._began = self._cause = None
+        self._term = self._began = self._cause = self._announced = None
         self._may_end_later = False
         self._uuids = frozenset()
         self._idleness = Idleness(self._clock)
@@ -144,6 +157,7 @@ class ServerLease:
         return {
             "gpus": sorted(self._uuids),
             "term": self._term.saved() if self._term else None,
+            "stop": self._announced.saved() if self._announced else None,
             "began": self._began.saved() if self._began and self._uuids else None,
             "notice": kept(self.notice),
         }
@@ -156,6 +170,8 @@ class ServerLease:
             self._began = Deadline.restored(began, self._clock) if began else None
             self._term = Term.restored(term, self._clock) if term else None
             self._may_end_later = bool(term)
+            stop = saved.get("stop")
+            self._announced = AnnouncedStop.restored(stop, self._clock) if stop else None
             self._register(saved["gpus"])
 
     async def ensure_rules_applied(self) -> None:
@@ -169,6 +185,11 @@ class ServerLease:
     def will_stop(self, by: str, rule: str) -> None:
         """Record who stops the server, and why; only the first call counts."""
         self._cause = self._cause or (by, rule)
+
+    @property
+    def cause(self) -> tuple[str, str] | None:
+        """Who has the server stopped, and why; None while nobody has."""
+        return self._cause
 
     @property
     def held(self) -> float | None:
@@ -190,7 +211,14 @@ class ServerLease:
     @property
     def until(self) -> float | None:
         """When the lease ends, in seconds since the epoch; None: never."""
-        return self._term.until if self._term else None
+        ends = [self._term.until] if self._term else []
+        ends += [self._announced.deadline.until] if self._announced else []
+        return min(ends, default=None)
+
+    @property
+    def announced(self) -> AnnouncedStop | None:
+        """The stop that an administrator has announced; None: none."""
+        return self._announced
 
     @property
     def extend_from(self) -> float | None:
@@ -221,6 +249,8 @@ class ServerLease:
             "user": self.holder.user,
             "server": self.holder.server,
             "gpus": sorted(self._uuids),
+            "image": self._server.image_title,
+            "since": self._began.until if self._began else None,
             "until": self.until,
             "hours": self._term.seconds / 3600 if self._term else None,
             "hour_limit": self._server.hour_limit,
@@ -229,7 +259,12 @@ class ServerLease:
             "waited_for": self._server.waiting_requests,
             "idle_since": None if since is None else Deadline(since, self._clock).until,
             "idle_until": idle.until if idle else None,
+            "stop": self._stop_facts(),
         }
+
+    def _stop_facts(self) -> dict[str, Any] | None:
+        stop = self._announced
+        return {"at": stop.deadline.until, "why": stop.why} if stop else None
 
     # -- Actions of the user ---------------------------------------------------------------------
 
@@ -248,6 +283,14 @@ class ServerLease:
                 or no time can be added. Nothing has changed then.
         """
         self._refuse_if_ending()
+        if self._announced:
+            raise Refused(
+                lazy_gettext(
+                    "An administrator stops this server at %(time)s, so it can't be extended.",
+                    time=clock_time(self._announced.deadline.until),
+                ),
+                status=409,
+            )
         term = self._term
         if term is None:
             raise Refused(
@@ -292,14 +335,15 @@ class ServerLease:
         if hours is not None and not 0 < hours <= MAX_HOURS:
             raise Refused(
                 lazy_gettext(
-                    "hours must be more than 0 and at most %(most)s, got %(value)s.",
+                    "The hours to add must be more than 0 and at most %(most)s, got %(value)s.",
                     most=f"{MAX_HOURS:g}",
                     value=str(hours)[:MAX_SHOWN],
-                )
+                ),
+                key="hours",
             )
         asked = term.seconds if hours is None else hours * 3600.0
         if asked < 1:
-            raise Refused(lazy_gettext("hours is less than a second."))
+            raise Refused(lazy_gettext("The time to add is less than a second."), key="hours")
         limit = self._server.hour_limit
         most = 3600 * (MAX_HOURS if limit is None else limit)
         seconds = term.extension(asked, most)
@@ -308,15 +352,15 @@ class ServerLease:
         facts = {"left": hours_words(term.deadline.remaining), "most": hours_words(most)}
         if over_all:
             words = lazy_gettext(
-                "hours: the server of %(holder)s has %(left)s left, and its limit is %(most)s.",
+                "The server of %(holder)s has %(left)s left, and its limit is %(most)s.",
                 holder=str(self.holder),
                 **facts,
             )
         else:
             words = lazy_gettext(
-                "hours: your server has %(left)s left, and the limit is %(most)s.", **facts
+                "Your server has %(left)s left, and the limit is %(most)s.", **facts
             )
-        raise Refused(words, status=403)
+        raise Refused(words, status=403, key="hours")
 
     def keep_alive(self) -> None:
         """Reset the idle time, as the user has said that they still need the GPUs.
@@ -326,6 +370,54 @@ class ServerLease:
         """
         self._refuse_if_ending()
         self._idleness.reset()
+
+    # -- Actions of an administrator -------------------------------------------------------------
+
+    async def stop_for(self, by: str, why: str = "", minutes: float = 0) -> None:
+        """Stop the server for an administrator, now or later; its user reads the reason.
+
+        Args:
+            by: who stops it, for the audit log.
+            why: the reason; "" for none.
+            minutes: in how many minutes; 0: now. It may not have ended yet when this returns,
+                where it takes its time to save.
+
+        Raises:
+            Refused: it is being stopped already, or couldn't be stopped.
+        """
+        self._refuse_if_ending()
+        why = " ".join(why.split())
+        if minutes > 0:
+            deadline = Deadline.after(60 * minutes, self._clock)
+            self._announced = AnnouncedStop(deadline, by, why)
+            self._server.save_state()
+            until = round(deadline.until)
+            self.log_event("warn", by, rule=ADMINISTRATOR, why=why, until=until, held=self.held)
+            self._server.on_end_changed(self.until or deadline.until)
+            return
+        task = self._stop_by(by, why)
+        await asyncio.wait([task], timeout=ANSWER_SECONDS)
+        if task.done() and (task.cancelled() or task.exception()):
+            words = lazy_gettext("It couldn't be stopped: the hub's log says why.")
+            raise Refused(words, status=503)
+
+    def take_back_stop(self, by: str) -> None:
+        """Take an announced stop back; `by`: who does, for the audit log.
+
+        Raises:
+            Refused: none is announced, or it is too late.
+        """
+        self._refuse_if_ending()
+        if self._announced is None:
+            words = lazy_gettext("No stop of this server is announced.")
+            raise Refused(words, status=409)
+        self._announced = None
+        self._server.save_state()
+        self.log_event("keep", by, until=self.until and round(self.until), held=self.held)
+
+    def _stop_by(self, by: str, why: str) -> asyncio.Task[None]:
+        sentence = stopped_words(self._clock.wall(), why)
+        return self._stop(ADMINISTRATOR, sentence, by, why)
 
     def _refuse_if_ending(self) -> None:
         if self._ending:
@@ -353,9 +445,12 @@ class ServerLease:
         await self.ensure_rules_applied()
         if self._may_end_later:
             await self._restore_extension()
-        if self._term:
-            self._server.on_end_changed(self._term.until)
+        if (until := self.until) is not None:
+            self._server.on_end_changed(until)
         if self._server.pending or self._ending or not self._uuids:
+            return
+        if self._announced and self._announced.deadline.remaining <= 0:
+            self._stop_by(self._announced.by, self._announced.why)
             return
         if self._term and (step := self._term.step(self._server.warning_minutes * 60)):
             self._handle_term_step(step, self._term)
@@ -401,12 +496,16 @@ class ServerLease:
             ),
         )
 
-    def _stop(self, rule: str, sentence: str) -> None:
-        self.notice = sentence
-        self.will_stop(audit_log.RULES, rule)
-        self.log_event("stop", gpus=self._uuids, rule=rule, held=self.held)
+    def _stop(
+        self, rule: str, sentence: str, by: str = audit_log.RULES, why: str = ""
+    ) -> asyncio.Task[None]:
+        self.notice, self.ending = sentence, Ending(self._clock.wall(), rule, why)
+        self.will_stop(by, rule)
+        facts = {"why": why} if why else {}
+        self.log_event("stop", by, gpus=self._uuids, rule=rule, held=self.held, **facts)
         self._ending = asyncio.ensure_future(self._server.stop_through_hub())
         self._ending.add_done_callback(self._stopped)
+        return self._ending
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         self._ending = None

@@ -5,42 +5,63 @@ from __future__ import annotations
 import time
 
 from ..gpus.allocation import gpu_count_phrase
-from ..i18n.lazy_text import join_sentences, lazy_gettext
+from ..gpus.model import Request
+from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import clock_time, hours_words, ordinal
 from .plan import Turn
+
+NO_GPU = lazy_gettext("no GPU")
 
 
 def turn_words(turn: Turn) -> str:
     """Return the place of a request in the queue, what it waits for, and its expected start."""
-    wanted = gpu_count_phrase(turn.waiting.request.gpus, turn.waiting.request.model)
-    place = (
-        lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
-        if turn.place == 1
-        else lazy_gettext(
-            "You are %(nth)s in line for %(gpus)s.", nth=ordinal(turn.place), gpus=wanted
-        )
-    )
+    if turn.start is None or turn.because == "never":
+        return place_words(turn)
+    return join_sentences(place_words(turn), _expected(turn.start))
+
+
+def place_words(turn: Turn) -> str:
+    """Return the same without the expected start, which pages give in their reader's time zone."""
     limit = ""
     if turn.because.startswith("group:"):
         group = turn.because.removeprefix("group:")
         limit = lazy_gettext(
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
+    when = ""
     if turn.because == "never":
-        never = (
+        when = (
             lazy_gettext("No machine here has as many that may be handed out at the moment.")
             if turn.several
             else lazy_gettext("This machine has too few that may be handed out at the moment.")
         )
-        return join_sentences(place, limit, never)
-    return join_sentences(place, limit, _expected(turn.start))
-
-
-def _expected(start: float | None) -> str:
-    if start is None:
-        return lazy_gettext(
+    elif turn.start is None:
+        when = lazy_gettext(
             "When they will be free isn't known: servers that have them have no end."
         )
+    return join_sentences(_place(turn), limit, when)
+
+
+def _place(turn: Turn) -> str:
+    wanted = gpu_count_phrase(turn.waiting.request.gpus, turn.waiting.request.model)
+    if turn.place == 1 and turn.of > 1:
+        return lazy_ngettext(
+            "You are next in line for %(gpus)s; %(num)s other waits after you.",
+            "You are next in line for %(gpus)s; %(num)s others wait after you.",
+            turn.of - 1,
+            gpus=wanted,
+        )
+    if turn.place == 1:
+        return lazy_gettext("You are next in line for %(gpus)s.", gpus=wanted)
+    return lazy_gettext(
+        "You are %(nth)s of %(total)s in line for %(gpus)s.",
+        nth=ordinal(turn.place),
+        total=max(turn.of, turn.place),
+        gpus=wanted,
+    )
+
+
+def _expected(start: float) -> str:
     seconds = start - time.time()
     if seconds < 60:
         return lazy_gettext("Expected any moment.")
@@ -48,4 +69,42 @@ def _expected(start: float | None) -> str:
         "Expected about %(time)s, in %(duration)s at the latest.",
         time=clock_time(start),
         duration=hours_words(seconds),
+    )
+
+
+def asked_words(request: Request, image: str) -> str:
+    """Return what a request asks for: "You asked for 2 GPUs, image PyTorch 2.7, 4 hours."
+
+    Args:
+        request: the request.
+        image: what users call its image; "" if there is none to choose.
+    """
+    what = [gpu_count_phrase(request.gpus, request.model) if request.gpus else NO_GPU]
+    if image:
+        what.append(lazy_gettext("image %(image)s", image=image))
+    if request.gpus and request.seconds:
+        what.append(hours_words(request.seconds))
+    return lazy_gettext("You asked for %(what)s.", what=listed(what))
+
+
+def while_away_words(request: Request) -> str:
+    """Return what happens while a request waits and its user is away."""
+    stays = lazy_gettext(
+        "You may close this page: you keep your place, and your server starts when it is your turn."
+    )
+    if not request.seconds:
+        return stays
+    begins = lazy_gettext(
+        "Its %(duration)s begin then, whether you are here or not.",
+        duration=hours_words(request.seconds),
+    )
+    return join_sentences(stays, begins)
+
+
+def kept_words(until: float) -> str:
+    """Return until when a place in the queue is kept, in seconds since the epoch."""
+    return lazy_gettext(
+        "Your place in the queue is kept until %(time)s: join it again by then, and you have it "
+        "back.",
+        time=clock_time(until),
     )

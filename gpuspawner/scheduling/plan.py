@@ -43,6 +43,7 @@ class Turn:
             as they may; "order", as enough GPUs are free but booked for earlier requests; "never",
             as no node has so many. "" if it starts now.
         several: whether there are several nodes, so that messages have to say so.
+        of: how many requests wait in all; 0 if unknown.
     """
 
     waiting: QueuedRequest
@@ -51,6 +52,7 @@ class Turn:
     gpus: tuple[GPU, ...] = ()
     because: str = ""
     several: bool = False
+    of: int = 0
 
 
 Order = Callable[[Sequence[QueuedRequest], Sequence[Lease]], list[QueuedRequest]]

@@ -30,6 +30,8 @@ log = logging.getLogger("tornado.application")
 
 # While requests wait, the queue is planned at least this often, also without an event.
 PERIOD_SECONDS = 5.0
+# For how long the place of a user is kept who has left the queue to change their choice.
+KEPT_PLACE_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,19 @@ class RequestLimits:
     max_wait_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class KeptPlace:
+    """The place in the queue of a request that has left it.
+
+    Args:
+        since: when it joined, in seconds since the epoch.
+        until: until when its holder can have the place again.
+    """
+
+    since: float
+    until: float
+
+
 CurrentRules = Callable[[], tuple[frozenset[str], RequestLimits]]
 
 
@@ -77,6 +92,7 @@ class QueueEntry:
         rules: returns its user's groups and its limits now; None: as when it joined.
         has_place: whether it waits already, if only before it came again.
         turn: its turn by the last plan; None before the first one.
+        shown: what its server was notified of last, so that it hears of changes only.
     """
 
     waiting: QueuedRequest
@@ -86,6 +102,7 @@ class QueueEntry:
     rules: CurrentRules | None = None
     has_place: bool = False
     turn: Turn | None = None
+    shown: Any = None
 
     @property
     def holder(self) -> Holder:
@@ -119,6 +136,8 @@ class Queue:
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._last_join_time = 0.0
+        # Holder -> the place that is kept for them.
+        self._kept_places: dict[Holder, KeptPlace] = {}
         # Cache of forecasts: the view and the queue that they were made for, and key -> turn.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
@@ -152,11 +171,29 @@ class Queue:
         """Plan again, as something may have changed."""
         self._changed.set()
 
-    def join_time(self) -> float:
-        """Return the current time as the time at which a request joins, after all earlier ones."""
+    def join_time(self, holder: Holder | None = None) -> float:
+        """Return the time at which a request joins: now, after all earlier ones.
+
+        Args:
+            holder: the holder, whose place may be kept, and who has that again then.
+        """
+        if holder and (kept := self.kept_place(holder)):
+            return kept.since
         # Strictly later even if the clock was set back: with equal times the name would decide.
         self._last_join_time = max(math.nextafter(self._last_join_time, math.inf), time.time())
         return self._last_join_time
+
+    def kept_place(self, holder: Holder) -> KeptPlace | None:
+        """Return the place that is kept for a holder who has left the queue; None: none."""
+        kept = self._kept_places.get(holder)
+        return kept if kept and time.time() < kept.until else None
+
+    def keep_place(self, waiting: QueuedRequest) -> None:
+        """Keep the place of a request that leaves the queue, for `KEPT_PLACE_SECONDS`."""
+        now = time.time()
+        kept = {holder: each for holder, each in self._kept_places.items() if now < each.until}
+        place = KeptPlace(waiting.since, now + KEPT_PLACE_SECONDS)
+        self._kept_places = {**kept, waiting.holder: place}
 
     async def wait(
         self,
@@ -164,7 +201,7 @@ class Queue:
         request_limits: RequestLimits,
         notify: Callable[[Turn | str], None],
         rules: CurrentRules | None = None,
-        again: bool = False,
+        waited: float | None = None,
     ) -> Reservation:
         """Wait until it is the request's turn; return its reservation. A cancel leaves the queue.
 
@@ -172,16 +209,20 @@ class Queue:
             waiting: the request.
             request_limits: its limits.
             notify, rules: as for `QueueEntry`.
-            again: whether it has waited before, since `waiting.since`, and so has its place.
+            waited: for how many seconds it has waited already, and so has its place; None: it
+                comes for the first time. Not from `waiting.since`, as the clock may be set.
 
         Raises:
             Refused: it may not wait, has waited too long, or its user holds too many GPUs.
             Unknown: NVML or the engine couldn't be read when the request joined.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
-        entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place=again)
+        kept = self.kept_place(waiting.holder)
+        has_place = waited is not None or (kept is not None and kept.since == waiting.since)
+        self._kept_places.pop(waiting.holder, None)
+        entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place)
         longest = request_limits.max_wait_seconds
-        left = longest and max(1.0, longest - (time.time() - waiting.since if again else 0))
+        left = longest and max(1.0, longest - (waited or 0.0))
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
@@ -220,7 +261,7 @@ class Queue:
         claims = self.claims(view.leases)
         held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
-        key = (request, held, frozenset(limits.items()), mine)
+        key = (request, held, frozenset(limits.items()), mine, self.kept_place(waiting.holder))
         known = self._forecasts[2]
         if key not in known:
             turn = self._snapshot.forecast_turn(waiting, limits) if self._snapshot else None
@@ -298,10 +339,8 @@ class Queue:
             ):
                 entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
-                news = entry.turn is None or _shown_turn(turn) != _shown_turn(entry.turn)
                 entry.turn, entry.has_place = turn, True
-                if news:
-                    self._notify(entry, turn)
+                self._notify(entry, turn, _shown_turn(turn))
 
     def _plan(
         self, queue: Sequence[tuple[QueuedRequest, RequestLimits]], view: View
@@ -316,9 +355,9 @@ class Queue:
             policy=self._settings.policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
         )
-        places = itertools.count(1)
+        places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
-            turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places))
+            turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places), of=of)
             for turn in turns
         }
 
@@ -354,8 +393,7 @@ class Queue:
             if not entry.has_place and limit is not None:
                 held = held_by_other_servers(entry.holder, claims)
                 if held + request.gpus > limit:
-                    sentence = over_user_limit(request.gpus, held, limit)
-                    entry.answer.set_exception(Refused(sentence, "limit", 403))
+                    entry.answer.set_exception(over_user_limit(request.gpus, held, limit))
                     continue
             claims.append((entry.holder, request.gpus))
 
@@ -373,12 +411,20 @@ class Queue:
             if not entry.has_place:
                 entry.answer.set_exception(error)
             else:
-                self._notify(
-                    entry, join_sentences(lazy_gettext("You keep your place."), str(error))
-                )
+                words = join_sentences(lazy_gettext("You keep your place."), str(error))
+                self._notify(entry, words, words)
 
-    def _notify(self, entry: QueueEntry, news: Turn | str) -> None:
-        """Notify the server of a request; if that fails, only this request does."""
+    def _notify(self, entry: QueueEntry, news: Turn | str, shown: Any) -> None:
+        """Notify the server of a request if what it shows changes; if that fails, it fails alone.
+
+        Args:
+            entry: the request.
+            news: its turn, or a sentence.
+            shown: what users see of the news.
+        """
+        if shown == entry.shown:
+            return
+        entry.shown = shown
         try:
             entry.notify(news)
         except Exception as error:
@@ -414,26 +460,27 @@ def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) 
     )
 
 
-def over_user_limit(wanted: int, held: int, limit: int) -> str:
-    """Return the sentence that refuses a request over the user's limit for all their servers.
+def over_user_limit(wanted: int, held: int, limit: int) -> Refused:
+    """Return the refusal of a request over the user's limit for all their servers.
 
     Args:
         wanted: how many GPUs are requested.
         held: how many the user has or waits for with other servers.
         limit: the user's limit.
     """
-    return lazy_gettext(
-        "gpus is %(wanted)s, your other servers have or wait for %(held)s, and your limit is "
+    sentence = lazy_gettext(
+        "You asked for %(gpus)s, your other servers have or wait for %(held)s, and your limit is "
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
-        wanted=wanted,
+        gpus=gpu_count_phrase(wanted),
         held=held,
         limit=limit,
     )
+    return Refused(sentence, "limit", 403, key="gpus")
 
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return the part of a turn that users are notified of, to the minute."""
-    return turn.place, turn.because, None if turn.start is None else round(turn.start / 60)
+    return turn.place, turn.of, turn.because, None if turn.start is None else round(turn.start / 60)
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

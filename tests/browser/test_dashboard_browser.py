@@ -69,7 +69,7 @@ def test_extend_and_stop_by_a_press(hub, open_page):
     page.get_by_text("Your server now ends at").wait_for()
     page.get_by_text("Stop…").click()
     page.get_by_role("button", name="Stop the server").click()
-    page.get_by_text("The server is stopped.").wait_for()
+    page.get_by_text("The server stops, once what runs in it has saved.").wait_for()
     until(lambda: not hub.ready("ada"), "it is stopped", log=hub.log)
 
 

@@ -38,6 +38,7 @@ LANGUAGES = {"en": "en-GB", "zh-CN": "zh-CN"}
 NAMES = r"GPUs?|CUDA|Python|NVIDIA|NVML|UUID|MIG|MiB|GB|JupyterHub|JupyterLab|Docker|Engine"
 NAMES += r"|A100-SXM4-40GB|Tesla"
 NAMES += r"|Plain|Next|NEXT|Old|Gone|Broken|UTC|ada|ben|boss|eve|fan|nvidia-smi|Unknown Error"
+NAMES += r"|SSH|VS Code|second|third"
 NAMES += r"|jupyter-fay|fay|zoe|docker stop"
 
 
@@ -51,6 +52,8 @@ def _hub(hubs_of_run, minimal_image) -> Iterator[Hub]:
         f"c.GPUSpawner.images = {IMAGES!r}",
         "c.GPUSpawner.pull_policy = 'never'",
         "c.GPUSpawner.user_gpu_limit = 3",
+        "c.GPUSpawner.mem_limit = '16G'",
+        "c.GPUSpawner.ssh_path = 'sshd'",
         "c.GPUSpawner.unknown_server_minutes = 0.05",
         "from gpuspawner.pages import TEMPLATES",
         "c.JupyterHub.template_paths = [TEMPLATES]",
@@ -208,6 +211,36 @@ def test_the_page_of_a_start(hub, readers, looked_at):
             tab.locator("#start").wait_for()
 
 
+def test_the_home_page(hub, readers, looked_at, picture):
+    tabs = readers("ada")
+    visitor = Visitor(hub, "boss")
+
+    def home() -> None:
+        for tab in tabs.values():
+            tab.goto(f"{hub.url}/hub/home")
+            tab.locator("#gpuspawner-servers section").first.wait_for()
+
+    with looked_at(tabs, "home-off", "#gpuspawner-home"):
+        home()
+    hub.start_server("ben", {"gpus": 2, "hours": 1, "image": "minimal"})
+    hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
+    hub.start_server("ada", {"gpus": 0, "image": "minimal"}, "third")
+    hub.stop_server("ada", "third")
+    assert hub.spawn("ada", {"gpus": 2, "image": "minimal"}, "second").status_code == 202
+    until(lambda: visitor.status()["servers"], "it is seen", log=hub.log)
+    visitor.press(do="stop", user="ada", server="", why="fan", when="10")
+    with looked_at(tabs, "home", "#gpuspawner-home"):
+        home()
+    tab = tabs["en"]
+    tab.locator("#gpuspawner-ssh summary").click()
+    assert_accessible(tab)
+    picture(tab, "home-ssh")
+    visitor.press(do="stop", user="ada", server="", why="fan")
+    with looked_at(tabs, "home-stopped", "#gpuspawner-home"):
+        home()
+        tabs["zh-CN"].get_by_text("管理员已在").wait_for()
+
+
 def strangers(engine: Any, uuid: str) -> None:
     """Start a server with the hub's label that it doesn't know, and a container past all hubs."""
     bears = engine.inspect_container(container_of(engine, "ada"))["Config"]["Labels"]
@@ -226,6 +259,8 @@ def test_the_dashboard(hub, idle_host, readers, looked_at, engine):
     hub.start_server("ben", {"gpus": 2, "hours": 2, "image": "minimal"})
     assert hub.spawn("eve", {"gpus": 2, "image": "minimal"}).status_code == 202
     visitor = Visitor(hub, "boss")
+    until(lambda: visitor.status()["servers"], "they are seen", log=hub.log)
+    visitor.press(do="stop", user="ada", server="", why="fan", when="10")
     free = [gpu["uuid"] for gpu in visitor.status()["gpus"] if gpu["state"] == "free"]
     visitor.press(do="out-of-service", gpu=free[0], why="fan")
     strangers(engine, free[0])
@@ -237,6 +272,11 @@ def test_the_dashboard(hub, idle_host, readers, looked_at, engine):
         for tab in boss.values():
             tab.locator("#outsiders", has_text="zoe").wait_for()
             tab.locator("#orphans summary").click()
+    with looked_at(boss, "dashboard-stop", "body"):
+        board(hub, boss)
+        for tab in boss.values():
+            tab.locator(".gs-gpu .gs-more summary").first.click()
+            tab.locator("input[name=when]").first.wait_for()
     hub.stop_all_servers()
     before = idle_host.read()
     idle_host.write(replace(before, fault="unknown"))
@@ -291,7 +331,7 @@ def test_an_unknown_server_is_stopped_by_keyboard_alone(hub, readers, engine):
     tab.get_by_role("button", name="Stop the server").wait_for()
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
-    tab.get_by_text("The server is stopped.").wait_for()
+    tab.get_by_text("The server stops, once what runs in it has saved.").wait_for()
     assert visitor.status()["orphans"] == []
 
 
@@ -313,4 +353,4 @@ def test_the_dashboard_by_keyboard_alone(hub, readers):
     tab.keyboard.press("Enter")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
-    tab.get_by_text("The server is stopped.").wait_for()
+    tab.get_by_text("The server stops, once what runs in it has saved.").wait_for()

@@ -10,14 +10,16 @@ from datetime import datetime
 import pytest
 
 from ..support.browsers import assert_accessible
-from ..support.dashboards import LAB_MAY_ASK, lines
+from ..support.dashboards import LAB_MAY_ASK, Visitor, lines
 from ..support.hubs import IMAGES_OWN, PASSWORD
+from ..support.looks import inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
 # GPUs that idle soon.
 MORE = """
 c.GPUSpawner.extend_minutes = 60
+c.GPUSpawner.home_volume = "lab-{username}"
 c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
 """
@@ -155,12 +157,17 @@ def test_the_warning_of_idle_gpus_is_answered_with_i_m_still_here(hub, page, pic
     assert lease(hub, "ada")["idle_since"] != before
 
 
-def test_a_server_without_gpus_has_nothing_in_the_status_bar_and_asks_nobody(hub, page):
+def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hub, page, picture):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     hub.start_server("ada", {"gpus": 0})
     open_lab(page, hub, "ada")
     page.locator(".jp-LauncherCard").first.wait_for()
+    page.locator(".gpuspawner-item", has_text="no GPU · get one").wait_for()
+    link = page.locator(".gpuspawner-item").get_by_role("link", name="get one")
+    assert link.get_attribute("href") == "/hub/home"
+    picture(page, "lab-no-gpu")
+    assert_accessible(page, ".gpuspawner-item")
     assert page.locator(".gpuspawner-button").count() == 0
     assert any("labextensions/gpuspawner" in url or "extensions/gpuspawner" in url for url in asked)
     assert not [url for url in asked if "/services/" in url]
@@ -182,6 +189,30 @@ def test_notebook_has_it_in_its_header(hub, host, page, picture):
     item(page).get_by_text("2 \u00d7 A100 · 2 h").click()
     panel(page).get_by_text("50 %").first.wait_for()
     picture(page, "notebook-panel")
+
+
+def test_who_is_stopped_by_an_administrator_is_told_before_and_afterwards(hub, host, page, picture):
+    use(host, 50)
+    hub.start_server("ben", {"gpus": 1, "hours": 2})
+    hub.start_server("ada", {"gpus": 1, "hours": 2})
+    open_lab(page, hub, "ada")
+    item(page).click()
+    # By the dashboard's name, and as it is counted inside.
+    panel(page).get_by_text("GPU 1", exact=True).wait_for()
+    panel(page).get_by_text("nvidia-smi: 0").wait_for()
+    boss, why = Visitor(hub, "boss"), "The room is hot"
+    boss.press(do="stop", user="ada", server="", why=why, when="10")
+    notice(page, "Save your work: an administrator stops this server at").wait_for()
+    panel(page).get_by_text(why).wait_for()
+    assert not panel(page).get_by_role("button", name="Extend").is_visible()
+    picture(page, "lab-announced")
+    boss.press(do="stop", user="ada", server="", why=why)
+    notice(
+        page, re.compile(r"An administrator stopped this server at .*: The room is hot")
+    ).wait_for()
+    item(page).get_by_text("stopped").wait_for()
+    panel(page).get_by_text("An administrator stopped this server at").wait_for()
+    picture(page, "lab-stopped")
 
 
 def test_a_dashboard_that_goes_away_leaves_what_was_known(hub, host, page):
@@ -210,3 +241,54 @@ def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make
     page.get_by_text("| Idle").first.wait_for()
     assert said == []
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
+
+
+def test_who_has_packages_in_another_version_reads_so(make_hub, minimal_image, page, picture):
+    client, reference = minimal_image
+    packages = "/home/jovyan/.local/share/gpuspawner/packages/lab/lib/python3.11/site-packages"
+    client.containers.run(
+        reference,
+        ["mkdir", "-p", f"{packages}/lesson-1.0.dist-info"],
+        volumes={"packages-ada": {"bind": "/home/jovyan", "mode": "rw"}},
+        network_mode="none",
+        remove=True,
+    )
+    hub = make_hub(
+        IMAGES_OWN,
+        "c.GPUSpawner.home_volume = 'packages-{username}'",
+        "c.GPUSpawner.home_path = '/home/jovyan'",
+    )
+    hub.start_server("ada", {"gpus": 0})
+    open_lab(page, hub, "ada")
+    said = "Your packages are in lab. This server runs minimal, without them."
+    notice(page, said).wait_for()
+    picture(page, "lab-packages")
+
+
+def test_what_is_open_and_not_saved_is_saved_when_the_server_is_stopped(hub, engine, page):
+    hub.start_server("ada", {"gpus": 0})
+    inside(engine, "ada", "cd ~/work; echo begun > notes.txt; echo begun > shared.txt")
+    open_lab(page, hub, "ada", "lab/tree/work/notes.txt")
+    write(page, "mine, ")
+    page.locator(".jp-DirListing-item").filter(has_text="shared.txt").dblclick()
+    page.locator(".lm-mod-current").get_by_text("shared.txt").wait_for()
+    write(page, "mine, ")
+    # Somebody else, in a terminal: theirs isn't overwritten.
+    inside(engine, "ada", "sleep 2; echo theirs > ~/work/shared.txt")
+    hub.stop_server("ada")
+    hub.start_server("ada", {"gpus": 0})
+    kept = inside(engine, "ada", "cd ~/work; tail -n +1 *.txt")
+    assert kept.split("\n\n") == [
+        "==> notes.txt <==\nmine, begun",
+        "==> shared (unsaved).txt <==\nmine, begun",
+        "==> shared.txt <==\ntheirs",
+    ]
+
+
+def write(page, text):
+    """Type at the beginning of the document that is in front."""
+    editor = page.locator(".jp-FileEditor .cm-content:visible")
+    editor.click()
+    page.keyboard.press("Control+Home")
+    page.keyboard.type(text)
+    editor.get_by_text(text).wait_for()

@@ -78,7 +78,7 @@ def test_the_line_follows_the_choice_and_the_machine_and_nothing_picked_is_lost(
     assert page.evaluate("window.same === document.activeElement && window.same.checked")
     page.get_by_text("1 more version, which can't have GPUs here").click()
     press(page, "Image", "New")
-    says(page, "image new needs driver 999")
+    says(page, "Image New needs driver 999")
     page.get_by_role("radio", name="New", exact=True).wait_for()  # it stays unfolded
     picture(page, "refused")
 
@@ -113,7 +113,7 @@ def test_hostile_names_are_text_in_the_browser(make_hub, page):
     page.get_by_label(hostile).check()
     says(page, "needs driver 999")
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_text(f"Error: image {hostile} needs driver 999").wait_for()
+    page.get_by_text(f"Error: Image {hostile} needs driver 999").wait_for()
     assert page.evaluate("window.hurt") is None
 
 
@@ -127,13 +127,57 @@ def test_who_waits_reads_the_place_and_leaves_the_queue_to_the_same_choice(hub, 
     page.get_by_role("button", name="Join the queue").click()
     page.wait_for_url("**/spawn-pending/ada**")
     page.get_by_role("heading", name="You are waiting for GPUs").wait_for()
-    says(page, "You are next in line. Your turn is expected about")
+    says(page, "You are next in line for 3 GPUs. Your turn is expected about")
+    assert page.title() == "1st in the queue"
+    page.get_by_text("You asked for 3 GPUs, image Plain, 4 hours.").wait_for()
+    page.get_by_text("You may close this page: you keep your place").wait_for()
+    assert hub.spawn("eve", {"gpus": 2, "image": "minimal"}).status_code == 202
+    says(page, "You are next in line for 3 GPUs; 1 other waits after you.")
     picture(page, "waiting")
     page.get_by_role("button", name="Leave the queue").click()
-    page.wait_for_url("**/hub/spawn/ada")
+    page.wait_for_url("**/hub/home")
+    assert hub.server("ada").get("pending") is None
+    page.goto(f"{hub.url}/hub/spawn/ada")
     assert page.get_by_role("radio", name="3", exact=True).is_checked()
     assert page.get_by_role("radio", name="4 hours").is_checked()
-    assert hub.api("GET", "/users/ada").json()["servers"] == {}
+
+
+def test_who_waits_changes_the_choice_and_keeps_the_place(hub, page, picture):
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    log_in(page, hub, "ada")
+    press(page, "GPUs", "3")
+    page.get_by_role("button", name="Join the queue").click()
+    says(page, "You are next in line for 3 GPUs")
+    hub.spawn("eve", {"gpus": 2, "image": "minimal"})
+    says(page, "1 other waits after you.")
+    page.get_by_role("button", name="Change the choice").click()
+    page.wait_for_url("**/hub/spawn/ada")
+    page.get_by_text("Your place in the queue is kept until").wait_for()
+    press(page, "GPUs", "2")
+    says(page, "You would be next in line")
+    picture(page, "changing")
+    page.get_by_role("button", name="Join the queue (1st)").click()
+    says(page, "You are next in line for 2 GPUs; 1 other waits after you.")
+
+
+def test_who_waits_works_without_a_gpu_meanwhile(hub, page):
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    log_in(page, hub, "ada")
+    page.get_by_role("button", name="Join the queue").click()
+    says(page, "You are next in line")
+    page.get_by_role("link", name="Work without a GPU meanwhile").click()
+    page.wait_for_url("**/user/ada/without-gpu/**")
+    servers = hub.api("GET", "/users/ada").json()["servers"]
+    assert servers["without-gpu"]["user_options"] == {"gpus": 0, "image": "minimal"}
+    assert servers[""]["pending"] == "spawn"
+    # Who waits in that server has no other one, and gives the place up for it.
+    hub.stop_server("ada", "without-gpu")
+    page.goto(f"{hub.url}/hub/spawn/ada/without-gpu")
+    press(page, "GPUs", "2")
+    page.get_by_role("button", name="Join the queue").click()
+    says(page, "You are 2nd of 2 in line")
+    page.get_by_role("button", name="Start without a GPU instead").click()
+    page.wait_for_url("**/user/ada/without-gpu/**")
 
 
 def test_who_wants_no_place_in_the_queue_starts_without_a_gpu(hub, page, picture):
@@ -153,7 +197,7 @@ def test_who_is_served_lands_in_the_server(hub, page):
     log_in(page, hub, "ada")
     press(page, "GPUs", "1")
     page.get_by_role("button", name="Join the queue").click()
-    says(page, "You are next in line.")
+    says(page, "You are next in line for 1 GPU.")
     hub.stop_server("ben")
     page.wait_for_url("**/user/ada/")
 
@@ -163,7 +207,7 @@ def test_a_restarted_hub_leads_those_who_waited_to_the_form_which_says_so(hub, p
     log_in(page, hub, "ada")
     press(page, "GPUs", "2")
     page.get_by_role("button", name="Join the queue").click()
-    says(page, "You are next in line.")
+    says(page, "You are next in line for 2 GPUs.")
     hub.kill()
     page.get_by_text("JupyterHub doesn't answer just now.").wait_for()
     hub.start()
@@ -203,10 +247,10 @@ def test_a_refused_choice_is_on_the_form_again_to_be_mended(hub, page):
     page.get_by_text("1 more version").click()
     press(page, "Image", "New")
     press(page, "GPUs", "2")
-    says(page, "image new needs driver 999")
+    says(page, "Image New needs driver 999")
     page.get_by_role("button", name="Start", exact=True).click()
-    page.get_by_text("Error: image new needs driver 999").wait_for()
-    says(page, "image new needs driver 999")
+    page.get_by_text("Error: Image New needs driver 999").wait_for()
+    says(page, "Image New needs driver 999")
     assert page.get_by_role("radio", name="New").is_checked()
 
 
@@ -220,6 +264,9 @@ def test_without_the_script_the_form_and_the_progress_page_work(hub, browser, pa
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_url("**/spawn-pending/ada**")
     page.get_by_text("You are next in line for 2 GPUs.").wait_for()
+    assert page.title() == "1st in the queue"
+    page.get_by_text("You asked for 2 GPUs, image Plain, 2 hours.").wait_for()
+    page.get_by_role("link", name="Work without a GPU meanwhile").wait_for()
     hub.stop_server("ben")
     page.wait_for_url("**/user/ada/")
     context.close()
@@ -234,6 +281,28 @@ def test_a_named_server_leaves_the_queue_and_the_others_stay(hub, page):
     page.get_by_role("button", name="Join the queue").click()
     page.wait_for_url("**/spawn-pending/ada/second**")
     page.get_by_role("button", name="Leave the queue").click()
-    page.wait_for_url("**/hub/spawn/ada/second")
+    page.wait_for_url("**/hub/home")
     assert list(hub.api("GET", "/users/ada").json()["servers"]) == [""]
     assert hub.ready("ada")
+
+
+def test_the_home_page_follows_its_servers_and_ends_and_deletes_them(hub, page):
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    hub.start_server("ada", {"gpus": 0, "image": "minimal"})
+    hub.spawn("ada", {"gpus": 1, "image": "minimal"}, "my-2nd")
+    log_in(page, hub, "ada")
+    page.goto(f"{hub.url}/hub/home")
+    card = page.get_by_role("region", name="my-2nd")
+    card.get_by_text("waiting for GPUs").wait_for()
+    hub.stop_server("ben")
+    card.get_by_text("running").wait_for()
+    card.get_by_role("button", name="Stop").click()
+    card.get_by_text("not running").wait_for()
+    page.on("dialog", lambda dialog: dialog.accept())
+    card.get_by_role("button", name="Delete").click()
+    card.wait_for(state="detached")
+    assert list(hub.api("GET", "/users/ada").json()["servers"]) == [""]
+    page.get_by_label("One more server, with a name").fill("my-3rd")
+    page.get_by_role("button", name="Choose and start").last.click()
+    page.wait_for_url("**/hub/spawn/ada/my-3rd")
+    page.get_by_role("group", name="GPUs").wait_for()

@@ -51,7 +51,7 @@ def test_over_the_user_s_limit_is_refused_with_the_limit(make_hub, engine):
     )
     refused = hub.spawn("ben", {"gpus": 3})
     assert refused.status_code == 403
-    assert refused.json()["message"] == "gpus is 3, and your limit is 2."
+    assert refused.json()["message"] == "gpus: You asked for 3 GPUs, and your limit is 2."
     hub.start_server("ada", {"gpus": 3})
     assert len(labelled(engine)["ada"]) == 3
     hub.stop_server("ada")
@@ -60,8 +60,8 @@ def test_over_the_user_s_limit_is_refused_with_the_limit(make_hub, engine):
     assert hub.spawn("ada", {"gpus": 3}).status_code == 403
 
 
-def test_a_saved_choice_that_is_no_longer_allowed_is_refused(hub, make_hub, engine):
-    """The hub replays the last choice where none is sent."""
+def test_a_saved_choice_that_can_no_longer_be_had_is_set_aside(make_hub, engine):
+    """The hub repeats the last choice where none is sent."""
     own = make_hub('c.GPUSpawner.images = {"new": "gpuspawner/minimal:py3.11"}')
     own.start_server("ada", {"image": "new", "gpus": 1})
     own.stop_server("ada")
@@ -69,11 +69,17 @@ def test_a_saved_choice_that_is_no_longer_allowed_is_refused(hub, make_hub, engi
     config.write_text(config.read_text().replace('{"new":', '{"newer":'))
     own.stop()
     own.start()
-    refused = own.spawn("ada")
-    assert refused.status_code == 400
-    assert refused.json()["message"] == 'image must be one of newer, got "new".'
+    own.start_server("ada")
+    label = engine.inspect_container(container_of(engine, "ada"))["Config"]["Labels"]
+    assert label["gpuspawner.image"] == "newer"
+    assert len(labelled(engine)["ada"]) == 1
+    why = 'image must be one of newer, got "new".'
+    assert f"The saved choice of ada is set aside: {why}" in own.log()
+    own.stop_server("ada")
+    # Whoever sends it wants this one and no other.
+    refused = own.spawn("ada", {"image": "new", "gpus": 1})
+    assert (refused.status_code, refused.json()["message"]) == (400, why)
     assert containers(engine) == []
-    own.start_server("ada", {"image": "newer", "gpus": 0})
 
 
 def test_an_empty_choice_is_the_administrator_s(hub, engine):
@@ -105,7 +111,7 @@ def test_a_link_with_a_bad_choice_shows_the_form_with_the_reason(hub, engine):
     page = session.get(f"{hub.url}/hub/spawn?opt-gpus=many", headers=here)
     assert page.status_code == 400
     error = BeautifulSoup(page.content, "html.parser").select_one(".spawn-error-msg")
-    assert 'gpus must be a whole number, 0 or more, got "many".' in error.text
+    assert 'The number of GPUs must be a whole number, 0 or more, got "many".' in error.text
     assert containers(engine) == []
 
 
@@ -124,7 +130,10 @@ def test_a_link_on_another_site_fills_the_form_and_starts_nothing(hub, engine):
     assert notice == "A link has filled in this form. Nothing starts until you press Start."
     assert "opt-gpus" not in page.select_one("#spawn_form")["action"]
     # What is no choice at all is said.
-    assert "gpus must be a whole number" in opened("opt-gpus=many").select_one(".alert-info").text
+    assert (
+        "The number of GPUs must be a whole"
+        in opened("opt-gpus=many").select_one(".alert-info").text
+    )
     assert opened("opt-gpus=%FF&opt-x=%00").select_one("#spawn_form")
     assert containers(engine) == []
     assert hub.server("ada").get("pending") is None
@@ -229,6 +238,6 @@ def test_a_refusal_is_in_the_language_of_who_asks_and_english_in_the_log(hub):
     where = f"{hub.url}/hub/api/users/ada/server"
     asking = {"Accept-Language": "zh-CN,zh;q=0.9"}
     answer = hub._admin.post(where, json={"gpus": 99}, headers=asking)
-    assert answer.json()["message"] == "gpus 为 99，而本机只有 4 个。"
-    assert "gpus is 99, and this machine has 4." in hub.log()
-    assert hub.spawn("ada", {"gpus": 99}).json()["message"].startswith("gpus is 99")
+    assert answer.json()["message"] == "gpus：您申请了 99 个 GPU，而本机只有 4 个。"
+    assert "gpus: You asked for 99 GPUs, and this machine has 4." in hub.log()
+    assert hub.spawn("ada", {"gpus": 99}).json()["message"].startswith("gpus: You asked for 99")

@@ -13,6 +13,7 @@ from gpuspawner.simulation.state import describe
 from ..support.dashboards import Program, Visitor, check, lines, server, states
 from ..support.hubs import IMAGES_OWN, until
 from ..support.looks import containers, free_gpus, gpus, inside, labelled
+from ..support.queues import audit_lines
 
 pytestmark = pytest.mark.engine
 
@@ -73,13 +74,60 @@ def test_a_user_stops_their_own_servers_and_not_others(hub, engine):
     assert said == "There is no such server that runs or waits, or it isn't yours."
     assert Program(hub, "ada").ask("DELETE", "/users/ben/server").status_code == 404
     assert hub.ready("ben")
-    assert ada.said(do="stop", user="ada", server="two") == "The server is stopped."
+    assert (
+        ada.said(do="stop", user="ada", server="two")
+        == "The server stops, once what runs in it has saved."
+    )
     assert Program(hub, "ada").ask("DELETE", "/users/ada/server").status_code == 204
     until(lambda: list(labelled(engine)) == ["ben"], "ada's servers are gone", log=hub.log)
-    assert Visitor(hub, "boss").said(do="stop", user="ben", server="") == "The server is stopped."
+    assert (
+        Visitor(hub, "boss").said(do="stop", user="ben", server="")
+        == "The server stops, once what runs in it has saved."
+    )
     until(lambda: not containers(engine), "ben's server is gone", log=hub.log)
     gone = Program(hub, "ada").ask("DELETE", "/users/ada/servers/never-was")
     assert gone.status_code == 404
+
+
+def test_an_administrator_stops_a_server_for_a_reason_that_its_user_reads(hub, engine):
+    hub.start_server("ada", {"gpus": 1, "hours": 2})
+    hub.start_server("eve", {"gpus": 0})
+    boss, ada, program = Visitor(hub, "boss"), Visitor(hub, "ada"), Program(hub, "boss")
+    server(program)
+    said = boss.said(do="stop", user="ada", server="", why="The <room> is hot", when="10")
+    assert said == "The server is stopped in 10 minutes."
+    assert hub.ready("ada")
+    page = ada.page()
+    assert "An administrator stops it at <time" in page
+    assert "The &lt;room&gt; is hot" in page
+    found = Program(hub, "ada").status()["servers"][0]
+    assert found["stop"] == {"at": found["until"], "why": "The <room> is hot"}
+    assert "An administrator stops this server at" in ada.said(do="extend", user="ada", server="")
+    assert boss.said(do="keep", user="ada", server="") == "The server goes on."
+    assert Program(hub, "ada").status()["servers"][0]["stop"] is None
+    # Nobody else gives a reason, and none is given to a server that the rules know nothing of.
+    refused = Program(hub, "ada").ask("DELETE", "/users/ada/server", {"why": "x"})
+    assert refused.status_code == 403
+    assert program.ask("DELETE", "/users/eve/server", {"why": "x"}).status_code == 404
+    assert program.ask("DELETE", "/users/ada/server", {"why": 1}).json()["key"] == "why"
+    assert program.ask("DELETE", "/users/ada/server", {"minutes": -1}).status_code == 400
+    assert program.ask("DELETE", "/users/ada/server", {"why": "The <room> is hot"}).ok
+    until(lambda: "ada" not in labelled(engine), "ada's server is gone", log=hub.log)
+    assert hub.server("ada") == {}
+    shown = hub.log_in("ada").get(f"{hub.url}/hub/spawn/ada").text
+    assert "An administrator stopped your server at " in shown
+    assert "The &lt;room&gt; is hot. Your files are kept." in shown
+    (stopped,) = Program(hub, "ada").status()["stopped"]
+    assert (stopped["rule"], stopped["why"]) == ("an administrator", "The <room> is hot")
+    events = [each for each in audit_lines(hub) if each.get("why") == "The <room> is hot"]
+    assert [(each["event"], each["by"]) for each in events[-2:]] == [
+        ("warn", "user:boss"),
+        ("stop", "user:boss"),
+    ]
+    # Who starts it again isn't told any more.
+    hub.start_server("ada", {"gpus": 1})
+    assert program.status()["stopped"] == []
+    assert program.ask("DELETE", "/users/eve/server").status_code == 204
 
 
 def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
@@ -94,8 +142,9 @@ def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
     at_limit = program.ask("POST", "/users/ada/server/extend", {"hours": 100})
     assert at_limit.status_code == 200
     over = program.ask("POST", "/users/ada/server/extend", {"hours": 100})
-    assert over.status_code in (200, 403)
-    assert program.ask("POST", "/users/ada/server/extend", {"hours": "x"}).status_code == 400
+    assert over.status_code == 200 or (over.status_code, over.json()["key"]) == (403, "hours")
+    not_a_number = program.ask("POST", "/users/ada/server/extend", {"hours": "x"})
+    assert (not_a_number.status_code, not_a_number.json()["key"]) == (400, "hours")
     assert Program(hub, "ben").ask("POST", "/users/ada/server/extend").status_code == 403
     assert program.ask("POST", "/users/ada/servers/none/extend").status_code == 404
     hub.spawn("ben", {"gpus": 2})
@@ -107,7 +156,7 @@ def test_time_is_extended_unless_somebody_waits_and_the_queue_shows_places(hub):
     refused = program.ask("POST", "/users/ada/server/extend")
     assert (refused.status_code, refused.json()["message"]) == (409, said)
     over_all = Visitor(hub, "boss").said(do="extend", user="ada", server="")
-    assert over_all.startswith(("The server of ada now ends at ", "hours: the server of ada has "))
+    assert over_all.startswith(("The server of ada now ends at ", "The server of ada has "))
     entry = program.status()["queue"]["waiting"][0]
     assert (entry["place"], entry["gpus"], entry["yours"], entry["holder"]) == (1, 2, False, None)
     assert "somebody" in ada.page()

@@ -88,9 +88,10 @@ def test_a_version_whose_cuda_does_not_start_is_refused_through_every_door(
     assert beside(form(checked, session), key).endswith(
         f" only without GPUs: {REFUSED[driver, key]}"
     )
-    sentence = f"image {key} {REFUSED[driver, key]}. With 0 GPUs it can be used."
+    words = f"{REFUSED[driver, key]}. Without GPUs it can be used."
+    sentence = f"Image {VERSIONS[key]['title']} {words}"
     rest = checked.spawn("ada", {"image": key, "gpus": 1})
-    assert (rest.status_code, rest.json()["message"]) == (400, sentence)
+    assert (rest.status_code, rest.json()["message"]) == (400, f"image: Image {key} {words}")
     link = press(checked, session, f"opt-image={key}&opt-gpus=1")
     assert sentence in error_of(link)
     assert sentence in error_of(submit(checked, session, image=key, gpus="1"))
@@ -133,9 +134,9 @@ def test_a_new_driver_is_noticed_while_the_hub_runs(checked, idle_host):
 def test_a_framework_without_the_gpu_s_architecture_is_refused_through_every_door(checked, engine):
     session = checked.log_in("ada")
     assert beside(form(checked, session), "hopper") == f"only without GPUs: {NOT_BUILT}"
-    sentence = f"image hopper {NOT_BUILT}. With 0 GPUs it can be used."
+    sentence = f"Image hopper {NOT_BUILT}. Without GPUs it can be used."
     rest = checked.spawn("ada", {"image": "hopper", "gpus": 1})
-    assert (rest.status_code, rest.json()["message"]) == (400, sentence)
+    assert (rest.status_code, rest.json()["message"]) == (400, f"image: {sentence}")
     link = press(checked, session, "opt-image=hopper&opt-gpus=1")
     assert sentence in error_of(link)
     assert sentence in error_of(submit(checked, session, image="hopper", gpus="1"))
@@ -158,12 +159,12 @@ def test_on_a_host_of_two_models_a_version_gets_those_that_it_runs_on(checked, i
     )
     refused = checked.spawn("ada", {"image": "ampere", "gpus": 1, "model": "Tesla T4"})
     assert refused.json()["message"] == (
-        'model is "Tesla T4", and image ampere isn\'t built for it: '
+        'model: You asked for the GPU model "Tesla T4", and image ampere isn\'t built for it: '
         "it runs on NVIDIA A100-SXM4-40GB."
     )
     refused = checked.spawn("ada", {"image": "ampere", "gpus": 3})
     assert refused.json()["message"] == (
-        "gpus is 3, and this machine has 2 that image ampere runs on."
+        "gpus: You asked for 3 GPUs, and this machine has 2 that image ampere runs on."
     )
     # Packing alone would hand out the T4, of which least is left.
     checked.start_server("ada", {"image": "ampere", "gpus": 1})

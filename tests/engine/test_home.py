@@ -148,3 +148,14 @@ def test_an_earlier_volume_that_goes_away_stops_no_start(hub, engine):
     hub.start_server("ada", {"gpus": 0, "image": "minimal"})
     with pytest.raises(docker.errors.NotFound):
         engine.inspect_volume(EARLIER + "ada")
+
+
+def test_a_user_whose_name_is_too_long_for_a_volume_has_a_home_all_the_same(make_hub, engine):
+    # As without the shipped configuration's `username_pattern`.
+    hub = make_hub("c.GPUSpawner.home_volume = 'gpuspawner-home-{username}'")
+    for user in ("学" * 80 + "a", "学" * 80 + "b"):
+        hub.start_server(user, {"gpus": 0})
+        hub.stop_server(user)
+    homes = {name for name in volumes(engine) if name.startswith(EARLIER)}
+    assert {len(name) for name in homes} == {255}
+    assert len(homes) == 2

@@ -240,7 +240,7 @@ async def test_a_terminal_opens_in_the_environment(jupyter: str) -> None:
         assert message is not None, screen
         kind, *rest = json.loads(message)
         screen += rest[0] if kind == "stdout" else ""
-    assert "at-/opt/jupyter/bin/python-" in screen
+    assert "/.local/share/gpuspawner/packages/minimal/bin/python-" in screen
     assert re.search(r"jovyan@\w+:", screen)
     socket.close()
 
@@ -250,3 +250,19 @@ def test_neither_news_nor_an_index_is_asked_for(jupyter: str) -> None:
     config = json.loads(re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', page, re.S)[1])
     assert config["news"] == {"disabled": True}
     assert config["extensionManager"]["can_install"] is False
+
+
+def test_what_a_package_of_the_users_shows_in_notebooks_is_fetched_by_the_page(
+    jupyter: str, jupyter_container
+) -> None:
+    build = {"load": "static/remote.js", "extension": "./extension"}
+    about = json.dumps({"name": "shown", "version": "1.0", "jupyterlab": {"_build": build}})
+    folder = "~/.local/share/gpuspawner/packages/minimal/share/jupyter/labextensions/shown"
+    begin = f"mkdir -p {folder}/static; cd {folder}; echo 'let x' > static/remote.js"
+    command = f"{begin}; echo '{about}' > package.json"
+    assert jupyter_container.exec_run(["bash", "-c", command]).exit_code == 0
+    page = requests.get(f"http://{jupyter}/lab", headers=AS_USER, timeout=30).text
+    config = json.loads(re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', page, re.S)[1])
+    assert "shown" in {each["name"] for each in config["federated_extensions"]}
+    file = f"http://{jupyter}/lab/extensions/shown/static/remote.js"
+    assert requests.get(file, headers=AS_USER, timeout=30).text == "let x\n"

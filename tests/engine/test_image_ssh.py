@@ -134,7 +134,8 @@ def laptop(shipped, engine, tmp_path_factory) -> Iterator[Laptop]:
 def test_a_session_has_what_a_terminal_has(laptop, engine) -> None:
     script = "id -un; echo $NCCL_DEBUG; echo $ODD; command -v python; nvidia-smi -L"
     said = laptop.ssh(script).splitlines()
-    assert said[:4] == ["jovyan", "INFO", 'a "b" \\ #c $d', "/opt/jupyter/bin/python"]
+    python = "/home/jovyan/.local/share/gpuspawner/packages/minimal/bin/python"
+    assert said[:4] == ["jovyan", "INFO", 'a "b" \\ #c $d', python]
     assert said[4:] == in_terminal(engine, "nvidia-smi -L").splitlines()
     assert len(said[4:]) == 2
 

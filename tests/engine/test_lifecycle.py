@@ -12,8 +12,9 @@ from contextlib import suppress
 import pytest
 
 from ..support.flaky import flaky_engine
-from ..support.hubs import IMAGES_OWN, until, with_groups
+from ..support.hubs import IMAGES_OWN, WAITING, until, with_groups
 from ..support.looks import container_of, containers, free_gpus, gpus, labelled
+from ..support.queues import ask, audit_lines, message
 
 pytestmark = pytest.mark.engine
 
@@ -26,8 +27,8 @@ def test_a_container_that_dies_by_itself_gives_its_gpus_back(hub, engine):
     hub.start_server("ada", {"gpus": 4})
     engine.kill(container_of(engine, "ada"))
     until(all_free, "the GPUs are free")
-    assert containers(engine) == []
     until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
+    assert containers(engine) == []
     hub.start_server("ben", {"gpus": 4})
 
 
@@ -223,6 +224,28 @@ def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_
     # One of them finds out for all, in one more try for each limit.
     tries = len(re.findall(r"Starting \S+ again: ", hub.log()))
     assert hub.log().count("Created container") - len(users) == tries <= 2
+
+
+def test_who_starts_again_without_a_limit_keeps_the_gpus_from_who_waits(make_hub, engine):
+    hub = make_hub(
+        WAITING,
+        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+        # More files than any kernel lets a process open.
+        with_groups({"many-files": {"ulimits": {"nofile": 2**40}}}),
+    )
+    hub.start_server("eve", {"gpus": 4})
+    hub.add_to_group("many-files", "ada")
+    ask(hub, "ada", {"gpus": 4})
+    ask(hub, "ben", {"gpus": 4})
+    until(lambda: "2nd in line" in message(hub, "ben"), "both wait", log=hub.log)
+    hub.stop_server("eve")
+    until(lambda: hub.ready("ada"), "ada's server", log=hub.log)
+    assert "this engine may not set c.GPUSpawner.ulimits['nofile']" in hub.log()
+    assert list(labelled(engine)) == ["ada"]
+    events = [(line["event"], line["user"]) for line in audit_lines(hub)]
+    assert events.count(("grant", "ada")) == 1
+    assert ("release", "ada") not in events
+    assert ("grant", "ben") not in events
 
 
 def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):

@@ -46,7 +46,7 @@ def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(
     times = r"(\w+, \w+ \d+, )?\d\d:\d\d, in (2 hours|1 hour, 59 minutes) at the latest"
     expected = f"Expected about {times}"
     assert re.search(expected, message(hub, "ben"))
-    assert message(hub, "cyd").startswith("You are 2nd in line for 4 GPUs.")
+    assert message(hub, "cyd").startswith("You are 2nd of 2 in line for 4 GPUs.")
     # Servers without GPUs don't wait.
     hub.start_server("eve", {"gpus": 0})
     hub.stop_server("ada")
@@ -93,7 +93,7 @@ def test_a_cancel_leaves_the_queue_and_the_next_moves_up(hub):
     hub.start_server("ada", {"gpus": 4})
     ask(hub, "ben", {"gpus": 4})
     ask(hub, "cyd", {"gpus": 1})
-    until(lambda: "2nd in line" in message(hub, "cyd"), "cyd waits", log=hub.log)
+    until(lambda: "2nd of 2 in line" in message(hub, "cyd"), "cyd waits", log=hub.log)
     hub.stop_server("ben")
     until(lambda: "next in line" in message(hub, "cyd"), "cyd moved up", log=hub.log)
     hub.stop_server("ada")
@@ -127,7 +127,10 @@ def test_a_user_limit_counts_other_servers_and_those_that_wait(make_hub):
     hub.start_server("ada", {"gpus": 2}, "one")
     refused = hub.spawn("ada", {"gpus": 2}, "two")
     assert refused.status_code == 403
-    assert "gpus is 2, your other servers have or wait for 2, and your limit is 3" in refused.text
+    assert (
+        "gpus: You asked for 2 GPUs, your other servers have or wait for 2, and your limit is 3"
+        in refused.text
+    )
     hub.start_server("ben", {"gpus": 2})
     ask(hub, "ada", {"gpus": 1}, "two")
     again = hub.spawn("ada", {"gpus": 1}, "three")

@@ -86,7 +86,10 @@ def test_after_a_loss_of_the_database_what_is_past_its_end_is_stopped_and_no_oth
     assert Program(hub, "eve").ask("DELETE", f"/orphans/{orphan['id']}").status_code == 403
     program = Program(hub, "boss")
     assert program.ask("DELETE", "/orphans/another").status_code == 404
-    assert boss.said(do="stop-orphan", id=orphan["id"]) == "The server is stopped."
+    assert (
+        boss.said(do="stop-orphan", id=orphan["id"])
+        == "The server stops, once what runs in it has saved."
+    )
     assert names(engine) == {"others", "by-hand"}
     assert program.ask("DELETE", f"/orphans/{orphan['id']}").status_code == 404
     assert audit_lines(hub)[-1]["by"] == "user:boss"

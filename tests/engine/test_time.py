@@ -80,7 +80,7 @@ def test_over_the_limit_is_refused_with_key_value_and_limit(hub):
     refused = hub.spawn("ada", {"gpus": 1, "hours": 9})
     assert (refused.status_code, refused.json()["message"]) == (
         403,
-        "hours is 9, and your limit is 8.",
+        "hours: You asked for 9 hours, and your limit is 8 hours.",
     )
     for bad in (0, -1, "8", True, [], 1e8, 10**400):
         answer = hub.spawn("ada", {"gpus": 1, "hours": bad})
@@ -105,7 +105,7 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     assert control(hub, do="extend", user="ada", server="", hours=[])["status"] == 400
     for bad in (0, -1, 1e9, 10**400):
         said = control(hub, do="extend", user="ada", server="", hours=bad)["error"]
-        assert said.startswith("hours must be more than 0 and at most 87600"), said
+        assert said.startswith("The hours to add must be more than 0 and at most 87600"), said
     hub.kill()
     hub.start()
     until(lambda: control(hub, do="status")["leases"], "ada's lease is known", log=hub.log)
@@ -152,7 +152,11 @@ def test_a_limit_that_changes_while_one_waits_is_held_when_its_turn_comes(hub):
     until(lambda: "next in line" in message(hub, "ben"), "ben waits", log=hub.log)
     hub.add_to_group("few", "ben")
     hub.stop_server("ada")
-    until(lambda: "gpus is 2, and your limit is 1" in hub.log(), "ben is refused", log=hub.log)
+    until(
+        lambda: "gpus: You asked for 2 GPUs, and your limit is 1" in hub.log(),
+        "ben is refused",
+        log=hub.log,
+    )
     until(lambda: len(free_gpus()) == 4, "nothing stays reserved", log=hub.log)
 
 

@@ -22,9 +22,10 @@ def gpu(index: int, holder: Holder | None = None, **values: Any) -> GPU:
 
 
 def lease(holder: Holder, *uuids: str, **values: Any) -> dict[str, Any]:
-    nothing = dict.fromkeys(("hours", "hour_limit", "idle_since", "idle_until"))
+    nothing = dict.fromkeys(("hours", "hour_limit", "idle_since", "idle_until", "stop"))
     named = {"user": holder.user, "server": holder.server, "gpus": list(uuids), "until": UNTIL}
     now = {"warned": False, "extend_from": 0.0, "waited_for": 0}
+    now |= {"image": "Plain", "since": 1.0}
     return {**nothing, **named, **now, **values}
 
 

@@ -7,6 +7,7 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
+from jupyterhub import orm
 from jupyterhub.utils import maybe_future
 from traitlets.config import Config
 
@@ -33,6 +34,7 @@ class Hub:
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
+        self.endings: dict[Holder, Any] = {}
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
@@ -60,10 +62,22 @@ class Hub:
         self.servers.clear()
         self.queue.wake()
 
-    def spawner(self, groups: tuple[str, ...] = (), **traits: Any) -> GPUSpawner:
-        """Return a user's spawner on this hub, whose engine has nothing of theirs."""
+    def remember_ending(self, holder: Holder, ending: Any) -> None:
+        self.endings[holder] = ending
+
+    def spawner(
+        self, groups: tuple[str, ...] = (), row: orm.Spawner | None = None, **traits: Any
+    ) -> GPUSpawner:
+        """Return a user's spawner on this hub, whose engine has nothing of theirs.
+
+        Args:
+            groups: the user's.
+            row: what the hub's database has of it.
+            traits: its configuration.
+        """
         user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name=each) for each in groups])
-        one = Spawner(user=user, config=Config({"GPUSpawner": {"images": IMAGES, **traits}}))
+        config = Config({"GPUSpawner": {"images": IMAGES, **traits}})
+        one = Spawner(user=user, config=config, **({} if row is None else {"orm_spawner": row}))
         one._hub_state = self  # type: ignore[assignment]
         # Traitlets' own is whatever application another test has made in this process.
         one.log = logging.getLogger("hub-of-one-spawn")

@@ -189,10 +189,11 @@ def test_only_gpus_that_the_image_runs_on_are_chosen() -> None:
     assert indexes(choose(only, host("taa"))) == [1]
     assert choose(only, host("tLL")) is None
     assert explain_shortage(only, host("tLL")) == (
-        "You asked for 1 GPU that image torch runs on, and 0 of 2 are free now (2 in use)."
+        "You asked for 1 GPU of those you can have with your image, and 0 of 2 are free now "
+        "(2 in use)."
     )
     assert explain_shortage(Request("torch", 3, models=frozenset({A100})), host("taa")) == (
-        "You asked for 3 GPUs that image torch runs on, and this machine has 2."
+        "You asked for 3 GPUs of those you can have with your image, and this machine has 2."
     )
 
 

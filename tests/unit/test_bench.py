@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from bench import handover, pages
+from bench import handover, load, pages
 from bench.processor import calls_in
 from bench.starts import (
     FLOOR,
@@ -170,6 +170,50 @@ def test_what_pages_cost_is_the_difference_to_none(capsys) -> None:
     said = capsys.readouterr().out
     assert "12.0 ms above those beside none (goal: less than 10 ms): missed" in said
     assert said.splitlines()[-1].split()[-1] == "2.00"
+
+
+def crowded_hub(milliseconds: float, grown: int) -> load.Measured:
+    """Five rounds, in which the hub has grown since the third."""
+    sizes = [100, 120, 130, 131, 131, 131 + grown]
+    return load.Measured(
+        taken={
+            load.PROBE: [10.0] * 99 + [900.0],
+            load.crowd.FORM: [milliseconds] * 100,
+            # These wait for a server, and don't count.
+            load.crowd.SEND: [1000.0] * 100,
+            load.crowd.STOP: [1000.0] * 100,
+        },
+        lateness=[1.0, 2.0],
+        memory=[load.Memory(size << 20, 50 << 20, 40 << 20, 1 << 20, 100) for size in sizes],
+        processor={"hub": [1.0, 3.0, 2.0]},
+        refused=[
+            load.Memory(150 << 20, 50 << 20, 40 << 20, 1 << 20, 9),
+            load.Memory((150 << 20) + 2048, 50 << 20, 40 << 20, 1 << 20, 9),
+        ],
+        beside_refusals=[5.0, 7.0],
+    )
+
+
+def test_a_crowd_s_requests_count_that_wait_for_no_server(capsys) -> None:
+    load.show(crowded_hub(90.0, 4), 60, 60)
+    said = capsys.readouterr().out
+    assert re.search(r"95 % take at most 90 ms \(goal: 100 ms\): met$", said, re.M)
+    assert "errors: none" in said
+    assert "since round 3 the hub has grown by 4.0 MiB (goal: 5 MiB): met" in said
+    assert "processor seconds of a round, medians: hub 2.0" in said
+    assert re.search(r"^hub, MiB +100.0 +120.0 +130.0 +131.0 +131.0 +135.0$", said, re.M)
+    assert "refused requests, sent in a minute: hub +2 kB, dashboard +0 kB" in said
+    assert re.search(r"^a user by REST, beside them +2 +6.0 ", said, re.M)
+
+
+def test_a_crowd_that_waits_for_the_hub_or_makes_it_grow_misses_the_goals(capsys) -> None:
+    found = crowded_hub(110.0, 6)
+    found.errors = ["ada, the form: 500"]
+    load.show(found, 60, 60)
+    said = capsys.readouterr().out
+    assert "95 % take at most 110 ms (goal: 100 ms): missed" in said
+    assert "the hub has grown by 6.0 MiB (goal: 5 MiB): missed" in said
+    assert "errors: 1\n  ada, the form: 500" in said
 
 
 def test_reads_of_a_file_are_counted_also_after_it_was_exchanged(tmp_path) -> None:

@@ -403,7 +403,7 @@ def described(**changes: Any) -> dict[str, Any]:
         "python": "3.11.2",
         "environment": dict(checks.ENVIRONMENT),
         "missing_tools": [],
-        "login_python": "/opt/jupyter/bin/python",
+        "login_python": f"{checks.OWN_PACKAGES}/pytorch-2.7/bin/python",
         "packages": packages,
         "torch": {
             "torch": "2.7.0",

@@ -8,11 +8,13 @@ import inspect
 import re
 import sys
 import textwrap
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jupyterhub import orm
+from jupyterhub.apihandlers.users import UserAPIHandler
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
@@ -99,12 +101,13 @@ async def test_the_check_runs_whatever_the_administrator_s_apply_user_options_is
     seen: list[Any] = []
     one = spawner(apply_user_options=lambda spawner, choice: seen.append(("theirs", choice)))
 
-    async def check(choice: Any) -> None:
+    async def check(choice: Any) -> Any:
         seen.append(("ours", choice))
+        return {"gpus": 2}
 
     one.check_options = check
     await one._run_apply_user_options({"gpus": 1})
-    assert seen == [("ours", {"gpus": 1}), ("theirs", {"gpus": 1})]
+    assert seen == [("ours", {"gpus": 1}), ("theirs", {"gpus": 2})]
 
 
 async def test_every_override_of_a_group_comes_by_our_way() -> None:
@@ -242,6 +245,56 @@ def test_what_may_not_be_saved_is_not_and_what_was_saved_stays() -> None:
     assert saved.user_options == {"gpus": "many"}
 
 
+def test_a_choice_that_is_sent_is_told_from_one_that_is_repeated() -> None:
+    source = inspect.getsource(User.spawn)
+    repeats = source.index("options = spawner.orm_spawner.user_options or {}")
+    saves = source.index("spawner.orm_spawner.user_options = options")
+    assert repeats < saves < source.index("_run_apply_user_options")
+    one = spawner()
+    assert not compat.repeats_saved_options(one)
+    one.orm_spawner, other = orm.Spawner(name=""), orm.Spawner(name="other")
+    end = compat.guard_saved_options(lambda choice: True, lambda: None)
+    try:
+        other.user_options = {"gpus": 1}
+        assert compat.repeats_saved_options(one)
+        one.orm_spawner.user_options = {"gpus": 1}
+        assert not compat.repeats_saved_options(one)
+    finally:
+        end()
+
+
 def test_a_start_is_known_before_its_choice_is_saved() -> None:
     source = inspect.getsource(User.spawn)
     assert source.index("spawner.handler = handler") < source.index("orm_spawner.user_options =")
+
+
+def test_a_spawner_learns_that_the_hub_has_forgotten_whose_it_was() -> None:
+    """Which it is asked to clean up before; after that the hub may fail to delete them."""
+    assert "delete_forever" in calls(User._delete_spawner)
+    deleting = calls(UserAPIHandler.delete)
+    assert deleting.index("delete_spawners") < deleting.index("delete")
+    db = orm.new_session_factory("sqlite://")()
+    before = datetime.now(timezone.utc).replace(tzinfo=None)
+    user = orm.User(name="ada")
+    servers = {name: orm.Spawner(name=name, user=user) for name in ("", "lab", "two")}
+    db.add_all([user, *servers.values()])
+    db.commit()
+    spawners = {
+        name: SimpleNamespace(orm_spawner=each, user=SimpleNamespace(orm_user=user))
+        for name, each in servers.items()
+    }
+
+    def forgotten() -> list[str]:
+        return [name for name, each in spawners.items() if compat.is_forgotten(each)]
+
+    assert forgotten() == []
+    assert abs((compat.user_since(spawners[""]) - before).total_seconds()) < 60
+    db.delete(servers["lab"])
+    db.commit()
+    assert forgotten() == ["lab"]
+    db.delete(user)
+    db.rollback()
+    assert forgotten() == ["lab"]
+    db.delete(user)
+    db.commit()
+    assert forgotten() == ["", "lab", "two"]

@@ -239,21 +239,22 @@ def test_a_request_is_for_gpus_that_the_image_runs_on(choice: Choice, granted: R
 @pytest.mark.parametrize(
     ("choice", "sentence"),
     [
-        (Choice(gpus=3), "gpus is 3, and this machine has 2 that image torch runs on."),
+        (Choice(gpus=3), "You asked for 3 GPUs, and this machine has 2 that image torch runs on."),
         (
             Choice(model=T4),
-            'model is "Tesla T4", and image torch isn\'t built for it: it runs on NVIDIA A100.',
+            'You asked for the GPU model "Tesla T4", and image torch isn\'t built for it: it runs '
+            "on NVIDIA A100.",
         ),
-        (Choice(gpus=3, model=A100), "gpus is 3, and this machine has 2 of NVIDIA A100."),
+        (Choice(gpus=3, model=A100), "You asked for 3 NVIDIA A100 GPUs, and this machine has 2."),
         (
             Choice(image="new"),
-            "image new isn't built for this machine's NVIDIA A100 (compute capability 8.0) or "
-            "Tesla T4 (7.5). With 0 GPUs it can be used.",
+            "Image new isn't built for this machine's NVIDIA A100 (compute capability 8.0) or "
+            "Tesla T4 (7.5). Without GPUs it can be used.",
         ),
         (
             Choice(image="cuda13", gpus=1),
-            "image cuda13 needs driver 580.65.06 or newer, this machine has 570.133.20. "
-            "With 0 GPUs it can be used.",
+            "Image cuda13 needs driver 580.65.06 or newer, this machine has 570.133.20. "
+            "Without GPUs it can be used.",
         ),
     ],
 )
@@ -266,7 +267,7 @@ def test_gpus_that_the_image_cannot_use_are_refused(choice: Choice, sentence: st
 def test_what_a_user_may_have_and_the_image_cannot_use_is_refused_and_not_left_out() -> None:
     """Who asked for nothing would get a server without GPUs, and no word why."""
     limits = replace(LIMITS, models=frozenset({T4}))
-    sentence = "image torch isn't built for this machine's Tesla T4 (compute capability 7.5)"
+    sentence = "Image torch isn't built for this machine's Tesla T4 (compute capability 7.5)"
     with pytest.raises(Refused, match=re.escape(sentence)):
         request(Choice(), limits, nodes(MIXED))
     assert request(Choice(image="plain"), limits, nodes(MIXED)).gpus == 1

@@ -50,7 +50,7 @@ async def test_a_connection_that_asks_for_nothing_ends(port: Any) -> None:
 
 
 async def test_a_body_has_a_size(port: Any) -> None:
-    where, most = port(), handlers.MAX_BODY_BYTES
+    where, most = port(), handlers.MAX_READ_BYTES
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     assert (await said(where, head % most + b"x" * most)).endswith(str(most).encode())
     assert b" 400 " in await said(where, head % (most + 1))

@@ -9,17 +9,20 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder, Request
-from gpuspawner.hub.control_socket import MAX_REQUEST_BYTES, ControlSocket, ask
+from gpuspawner.hub import control_socket
+from gpuspawner.hub.control_socket import MAX_READ_BYTES, MAX_REQUEST_BYTES, ControlSocket, ask
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext, restored
+from gpuspawner.leases.stopping import Ending
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 
 LOG = logging.getLogger("hub")
@@ -45,11 +48,18 @@ class Server:
         assert self.rules_known
         self.extended_by = by, over_all
         if hours is not None and not 0 < hours < 10:
-            raise Refused(lazy_gettext("hours: at most %(most)s.", most=10), status=403)
+            raise Refused(lazy_gettext("At most %(most)s.", most=10), status=403, key="hours")
         return 1000.0 + 3600 * (hours or 1)
 
     def keep_alive(self) -> None:
         self.was_here = True
+
+    async def stop_for(self, by: str, why: str, minutes: float) -> None:
+        assert self.rules_known
+        self.stopped_by = by, why, minutes
+
+    def take_back_stop(self, by: str) -> None:
+        self.kept_by = by
 
 
 def waiting(user: str, place: int | None = None) -> Any:
@@ -93,6 +103,8 @@ class Hub:
             LOG,
             {"excluded": ["GPU-9"]},
             self.reconciler,
+            cast(Any, None),
+            {Holder("eve", "x"): Ending(5.0, "an administrator", "too hot")},
         )
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
@@ -133,6 +145,21 @@ async def test_it_tells_who_waits_and_whose_time_ends(hub: Hub) -> None:
     assert (answer["queue"][1]["place"], answer["queue"][1]["because"]) == (None, "")
 
 
+async def test_it_stops_a_server_for_an_administrator_and_tells_how_others_were(hub: Hub) -> None:
+    assert await hub.ask("stop", user="ada", by="user:boss") == {}
+    assert hub.ada.stopped_by == ("user:boss", "", 0)
+    assert await hub.ask("stop", user="ada", by="user:boss", why="hot", minutes=10) == {}
+    assert hub.ada.stopped_by == ("user:boss", "hot", 10)
+    assert await hub.ask("keep", user="ada", by="user:boss") == {}
+    assert hub.ada.kept_by == "user:boss"
+    assert (await hub.ask("stop", user="joe", by="user:boss"))["status"] == 404
+    for bad in ({"why": "x" * 201}, {"minutes": -1}, {"minutes": 1e9}, {"minutes": "10"}):
+        assert (await hub.ask("stop", user="ada", by="user:boss", **bad))["status"] == 400
+    assert (await hub.ask("status"))["stopped"] == [
+        {"user": "eve", "server": "x", "at": 5.0, "rule": "an administrator", "why": "too hot"}
+    ]
+
+
 async def test_it_stops_a_server_that_the_hub_does_not_know(hub: Hub) -> None:
     assert (await hub.ask("status"))["orphans"] == [{"id": "7f3a", "user": "ada"}]
     assert await hub.ask("stop-orphan", id="7f3a", by="boss") == {}
@@ -158,7 +185,8 @@ async def test_a_refusal_is_an_answer_with_its_status_and_a_sentence_for_any_lan
     hub: Hub,
 ) -> None:
     answer = await hub.ask("extend", user="ada", hours=10**400)
-    assert (answer["error"], answer["status"]) == ("hours: at most 10.", 403)
+    assert (answer["error"], answer["status"]) == ("At most 10.", 403)
+    assert answer["key"] == "hours"
     answer = await hub.ask("here", user="ada", server="second")
     assert answer["status"] == 404
     assert answer["error"].endswith("has no server with GPUs that runs now.")
@@ -231,14 +259,88 @@ async def test_what_there_isn_t_is_an_error_of_http(
     assert [record.exc_info for record in caplog.records if record.exc_info] == []
 
 
-async def test_what_is_too_large_isn_t_read(hub: Hub) -> None:
-    large = MAX_REQUEST_BYTES + 1
+TOO_LARGE = f"A request has at most {MAX_REQUEST_BYTES} bytes."
+
+
+async def test_what_is_too_large_is_told_so(hub: Hub) -> None:
+    body = b'{"user": "ada"}'.ljust(MAX_REQUEST_BYTES + 1)
+    assert (await hub.post("/here", body[:-1]))[0] == 200
+    assert await hub.post("/here", body) == (413, {"error": TOO_LARGE, "status": 413})
+    assert await hub.post("/nothing", body) == (413, {"error": TOO_LARGE, "status": 413})
+    chunked = b"POST /here HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n" % len(body)
+    assert (await hub.send(chunked, chunk, body + b"\r\n0\r\n\r\n"))[1]["error"] == TOO_LARGE
+    long = b"GET /%s HTTP/1.1\r\nHost: hub\r\n\r\n" % (b"x" * MAX_REQUEST_BYTES)
+    assert (await hub.send(long))[1]["error"] == TOO_LARGE
+
+
+async def test_what_is_far_too_large_isn_t_read(hub: Hub) -> None:
+    large = MAX_READ_BYTES + 1
     head = f"POST /here HTTP/1.1\r\nHost: hub\r\nContent-Length: {large}\r\n\r\n"
     assert (await hub.send(head.encode()))[0] == 400
     chunked = b"POST /here HTTP/1.1\r\nHost: hub\r\nTransfer-Encoding: chunked\r\n\r\n"
-    chunk = b"%x\r\n" % large
-    assert (await hub.send(chunked, chunk, b" " * large + b"\r\n"))[0] == 400
+    assert (await hub.send(chunked, b"%x\r\n" % large))[0] == 400
     assert (await hub.ask("status"))["leases"]
+
+
+def descriptors() -> int:
+    """Return how many files and connections this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+PARTS = [
+    b"",
+    b"GET /sta",
+    b"GET /status HTTP/1.1\r\nHost: hub\r\n",
+    b"GET /status HTTP/1.1\r\nHost: hub\r\n\r\n",
+    b'POST /here HTTP/1.1\r\nHost: hub\r\nContent-Length: 15\r\n\r\n{"user"',
+    b"GET /status HTTP/1.1\r\n" + b"X: " + b"x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=range(len(PARTS)))
+async def test_who_closes_in_the_middle_leaves_nothing(
+    hub: Hub, part: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = descriptors()
+    for _ in range(20):
+        _, writer = await asyncio.open_unix_connection(str(hub.path))
+        writer.write(part)
+        writer.close()
+    assert (await hub.ask("status"))["leases"]
+    for _ in range(100):
+        if descriptors() <= before:
+            break
+        await asyncio.sleep(0.02)
+    assert descriptors() <= before
+    assert not hub.ada.was_here
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_who_says_nothing_more_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "TIMEOUT_SECONDS", 0.2)
+    made = Hub(tmp_path / "hub.sock")
+    await made.control.begin()
+    try:
+        for part in PARTS[:3] + PARTS[4:5]:
+            reader, writer = await asyncio.open_unix_connection(str(made.path))
+            writer.write(part)
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
+    finally:
+        made.control.close()
+
+
+async def test_a_hub_that_closes_its_socket_is_away_for_who_asks(hub: Hub) -> None:
+    asked = asyncio.ensure_future(hub.ask("status"))
+    await asyncio.sleep(0)
+    hub.control.close()
+    with suppress(OSError):  # or it was answered just before
+        await asked
+    with pytest.raises(OSError):  # noqa: PT011 - whichever of its kinds
+        await hub.ask("status")
 
 
 async def test_an_error_of_ours_is_answered_and_logged(

@@ -69,6 +69,52 @@ def test_who_can_extend_reads_from_when_and_an_administrator_can_always(values, 
     assert ('value="extend"' in bosses) is ("until" not in values)
 
 
+def test_a_server_s_image_and_since_when_it_runs_are_for_who_may_read_its_name():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0", image="Torch <2>")])
+    found = check("Status", status(seen, BOSS))
+    assert found["servers"][0]["since"] == "1970-01-01T00:00:01+00:00"
+    assert "Torch &lt;2&gt;" in render(found)
+    assert "since <time" in render(found)
+    assert "Torch" not in render(status(seen, ADA))
+
+
+STOP = {"at": UNTIL, "why": "maintenance <1>"}
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_stop_that_is_announced_is_on_the_page_with_the_reason(mine):
+    holder = Holder("ada" if mine else "ben")
+    seen = picture(gpu(0, holder), leases=[lease(holder, "GPU-0", stop=STOP)])
+    found = check("Status", status(seen, ADA if mine else BOSS))
+    assert found["servers"][0]["stop"]["why"] == "maintenance <1>"
+    page = render(found)
+    assert "An administrator stops it at <time" in page
+    assert "maintenance &lt;1&gt;" in page
+    assert ("Don't stop it" in page) is not mine
+    assert "Extend" not in page
+
+
+def test_an_administrator_can_say_why_and_when():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0")])
+    page = render(status(seen, BOSS))
+    assert 'name="why"' in page
+    assert 'name="when" value="10"' in page
+    # One's own server is just stopped.
+    mine = picture(gpu(0, Holder("boss")), leases=[lease(Holder("boss"), "GPU-0")])
+    assert 'name="when"' not in render(status(mine, BOSS))
+
+
+def test_why_a_server_is_or_was_stopped_is_for_its_user_and_for_administrators():
+    seen = picture(gpu(0, Holder("ben")), leases=[lease(Holder("ben"), "GPU-0", stop=STOP)])
+    ended = {"user": "ben", "server": "x", "rule": "an administrator", **STOP}
+    seen = replace(seen, hub={**seen.hub, "stopped": [ended]})
+    everybody = Person("ada", sees_names=True)
+    for person, why in ((BOSS, STOP["why"]), (everybody, ""), (Person("ben"), STOP["why"])):
+        found = check("Status", status(seen, person))
+        assert found["servers"][0]["stop"]["why"] == found["stopped"][0]["why"] == why
+    assert check("Status", status(seen, ADA))["stopped"] == []
+
+
 def test_hostile_names_are_text_on_the_page():
     holder = Holder(HOSTILE, HOSTILE)
     mark = parse_marks([{"Labels": {LABEL: "GPU-1", LABEL_WHY: HOSTILE, LABEL_BY: HOSTILE}}])
@@ -198,6 +244,48 @@ def test_orphans_and_outsiders_are_for_administrators_and_text_on_the_page():
 def test_an_older_hub_that_tells_of_no_orphans_is_understood():
     assert status(picture(gpu(0)), BOSS)["orphans"] == []
     assert status(picture(gpu(0), hub=None), BOSS)["orphans"] == []
+
+
+# Users' homes ---
+
+
+def home(user, used, **values):
+    return {
+        "user": user,
+        "server": "",
+        "used": used,
+        "allowed": None,
+        "enforced": False,
+        "at": 100.0,
+        **values,
+    }
+
+
+def test_how_much_is_kept_at_home_everybody_reads_of_theirs_and_administrators_of_all():
+    seen = picture(gpu(0))
+    seen.hub["homes"] = [
+        home("ada", 46 << 30, allowed=50 << 30, enforced=True),
+        home("zacharias", 90 << 30, allowed=50 << 30),
+        home(HOSTILE, 1 << 20),
+    ]
+    mine = check("Status", status(seen, ADA))
+    assert [each["user"] for each in mine["homes"]] == ["ada"]
+    assert mine["homes"][0]["nearly_full"]
+    html = render(mine)
+    assert "Your files take 46 GB of 50 GB. When no room is left" in html
+    assert "zacharias" not in html
+    everything = check("Status", status(seen, BOSS))
+    assert [each["user"] for each in everything["homes"]] == ["zacharias", "ada", HOSTILE]
+    html = render(everything)
+    assert "50 GB, not enforced" in html
+    assert html.count("nearly full") == 2
+    assert "<script" not in html
+    assert "Your files" not in html  # the administrator's own aren't known
+
+
+def test_an_older_hub_that_tells_of_no_homes_is_understood():
+    assert status(picture(gpu(0)), BOSS)["homes"] == []
+    assert status(picture(gpu(0), hub=None), BOSS)["homes"] == []
 
 
 # Out of service -----------------------------------------------------------------------------------

@@ -72,13 +72,22 @@ async def test_the_hub_is_asked_for_its_user_and_for_an_administrator(
 
 
 @pytest.mark.parametrize("person", [ADA, SERVICE])
-async def test_only_an_administrator_takes_a_gpu_out_of_service_or_puts_it_back(
+async def test_only_an_administrator_takes_gpus_out_of_service_and_stops_for_a_reason(
     tmp_path: Path, person: Person
 ) -> None:
     may = actions(tmp_path)
-    for asked in (may.take_out(person, "GPU-none", "mine"), may.put_back(person, "GPU-none")):
+    for asked in (
+        may.take_out(person, "GPU-none", "mine"),
+        may.put_back(person, "GPU-none"),
+        may.stop(person, "token", "ada", "", why="because"),
+        may.stop(person, "token", "ada", "", minutes=10),
+        may.keep(person, "ada", ""),
+    ):
         with pytest.raises(Refused, match="Only an administrator can do that"):
             await asked
     for asked in (may.take_out(BOSS, "GPU-none", "fan"), may.put_back(BOSS, "GPU-none")):
         with pytest.raises(Refused, match="This machine has no such GPU"):
             await asked
+    with pytest.raises(Refused, match="The reason is too long: at most 200 characters") as refused:
+        await may.take_out(BOSS, "GPU-0", "x" * 201)
+    assert (refused.value.status, refused.value.key) == (400, "why")

@@ -19,11 +19,17 @@ import pytest
 from dockerspawner import DockerSpawner
 from jupyterhub.app import JupyterHub
 from jupyterhub.auth import Authenticator
+from ltiauthenticator.lti13.auth import LTI13Authenticator
+from nativeauthenticator import NativeAuthenticator
+from oauthenticator.github import GitHubOAuthenticator
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
 from docs import generate
 from gpuspawner.__main__ import SUBCOMMANDS
+from gpuspawner.backends.docker import set_aside
 from gpuspawner.choices.options import Choice
 from gpuspawner.doctor.command import entry
 from gpuspawner.doctor.findings import Finding
@@ -45,6 +51,9 @@ LONGEST_README = 160
 # don't have.
 CLASSES = {
     "Authenticator": Authenticator,
+    "GitHubOAuthenticator": GitHubOAuthenticator,
+    "LTI13Authenticator": LTI13Authenticator,
+    "NativeAuthenticator": NativeAuthenticator,
     "DockerSpawner": GPUSpawner,
     "GPUSpawner": GPUSpawner,
     "JupyterHub": JupyterHub,
@@ -176,6 +185,9 @@ def take(kind: Any, config: Config) -> None:
     """Have a class check the values of its traits, as it does when a hub makes one."""
     if issubclass(kind, DockerSpawner):
         kind(user=SimpleNamespace(name="ada", groups=[]), config=config)
+    elif kind is NativeAuthenticator:
+        with Session(create_engine("sqlite://")) as database:
+            kind(config=config, db=database)
     else:
         kind(config=config)
 
@@ -322,7 +334,9 @@ def test_start_timeout_is_what_is_written() -> None:
 
 
 def test_every_key_of_a_choice_is_in_its_table() -> None:
-    assert list(table("reference/choices.md", "key")) == list(Choice.model_fields)
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", generate.choices(), re.M)
+    assert [key for key, *_ in rows] == list(Choice.model_fields)
+    assert all(text.endswith(".") for row in rows for text in row[1:])
 
 
 def test_every_field_of_an_image_version_is_in_its_table() -> None:
@@ -332,6 +346,10 @@ def test_every_field_of_an_image_version_is_in_its_table() -> None:
 def test_every_label_and_log_event_is_in_its_table() -> None:
     there = {value for name, value in vars(labels).items() if name.startswith("LABEL_")}
     assert set(table("reference/labels.md", "label")) == there
+    of_volume = set_aside.labels_of(set_aside.FirstVolume("home-ada", "ada"), "http://hub", "lab")
+    assert set(table("reference/labels.md", "volume's label")) == set(of_volume)
+    of_mark = {set_aside.LABEL, set_aside.LABEL_WHOSE, set_aside.LABEL_SINCE}
+    assert set(table("reference/labels.md", "mark's label")) == of_mark
     assert set(table("reference/log-events.md", "event")) == set(get_args(audit_log.Event))
 
 

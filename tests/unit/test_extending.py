@@ -133,7 +133,7 @@ def test_an_administrator_extends_over_the_queue_and_at_any_time_up_to_the_limit
         ("extend", "boss", {"until": round(ada.lease.until), "added": 2 * HOUR, "held": 0.0})
     ]
     ada.lease.extend(100, by="boss", over_all=True)
-    with pytest.raises(Refused, match="the server of ada has 12 hours left, and its limit is 12"):
+    with pytest.raises(Refused, match="The server of ada has 12 hours left, and its limit is 12"):
         ada.lease.extend(1, by="boss", over_all=True)
 
 

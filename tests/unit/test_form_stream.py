@@ -48,3 +48,21 @@ def test_what_many_are_told_is_made_once_while_nothing_changes() -> None:
     assert made == ["a", "b"]
     assert same.get("later", "a", lambda: make("new")) == "new"
     assert same.get("now", "b", lambda: make("b again")) == "b again"
+
+
+def test_whoever_asks_for_ever_new_choices_has_so_many_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gpuspawner.choices.open_forms.MAX_KEPT", 3)
+    same, made = RenderCache(), []
+
+    def make(what: int) -> str:
+        made.append(what)
+        return str(what)
+
+    for what in (0, 1, 2, 3, 3, 2, 1):
+        assert same.get("now", what, lambda what=what: make(what)) == str(what)
+    assert made == [0, 1, 2, 3]
+    assert same.get("now", 0, lambda: make(0)) == "0"
+    assert made == [0, 1, 2, 3, 0]
+    assert len(same._made) == 3

@@ -56,6 +56,15 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+def shown(facts: dict[str, Any]) -> None:
+    """Show a page of this, as the dashboard would send it."""
+    sent = render(facts).encode()
+    assert b"<script" not in sent
+    assert len(sent) < 200_000
+
+
+@example([{"Id": "x", "Labels": {labels.LABEL_GPUS: "", labels.LABEL_USER: "\ud800"}}])
+@example([{"Id": "x", "Labels": dict.fromkeys(NAMES, "n" * (1 << 20))}])
 @given(st.lists(ENTRY, max_size=4))
 def test_no_container_s_labels_make_a_look_at_the_host_fail(found: list[Mapping[str, Any]]) -> None:
     servers = [server_record(each) for each in found]
@@ -69,7 +78,7 @@ def test_no_container_s_labels_make_a_look_at_the_host_fail(found: list[Mapping[
         queue=[waits(each.holder) for each in leases],
     )
     for person in (BOSS, Person("ada")):
-        assert "<script" not in render(check("Status", status(seen, person)))
+        shown(check("Status", status(seen, person)))
 
 
 def test_a_label_that_makes_no_sense_costs_its_own_field() -> None:
@@ -98,13 +107,15 @@ MARKS = st.dictionaries(
 
 
 @example([{"Name": "x", "Labels": {LABEL: "GPU-1", LABEL_WHY: "w" * 5000}}])
+@example([{"Name": "x", "Labels": {LABEL: "GPU-1", LABEL_WHY: "\ud800", LABEL_BY: "\ud800"}}])
+@example([{"Name": "x", "Labels": dict.fromkeys([LABEL, LABEL_BY, LABEL_WHY], "w" * (1 << 20))}])
 @given(st.lists(st.fixed_dictionaries({"Name": TEXT, "Labels": MARKS | st.none()}), max_size=4))
 def test_no_volume_s_name_or_labels_make_a_look_at_the_host_fail(found: list[Any]) -> None:
     marked = parse_marks(found)
     gpus = apply_marks([gpu(n, uuid=uuid) for n, uuid in enumerate(marked)], marked)
     seen = check("Status", status(picture(*gpus, marks=marked), BOSS))
     assert all(len(each["reason"]) <= MAX_REASON_LENGTH + 100 for each in seen["gpus"])
-    assert "<script" not in render(seen)
+    shown(seen)
 
 
 @given(TEXT)
@@ -120,10 +131,23 @@ def test_a_volume_s_name_is_taken_or_refused(name: str) -> None:
 
 @given(st.binary(max_size=100) | TEXT)
 def test_what_nvml_calls_a_gpu_can_be_shown(said: Any) -> None:
-    shown = nvml._query_text(lambda: said)
-    assert shown.isprintable() or shown == ""
-    shown.encode()
-    assert "<script" not in render(check("Status", status(picture(gpu(0, model=shown)), BOSS)))
+    model = nvml._query_text(lambda: said)
+    assert model.isprintable() or model == ""
+    assert len(model) <= nvml.MAX_TEXT
+    shown(check("Status", status(picture(gpu(0, model=model)), BOSS)))
+
+
+@example("x" * 65536)
+@given(st.binary(max_size=100) | TEXT)
+def test_nor_does_what_nvml_calls_an_error_fill_a_page(said: Any) -> None:
+    class Failing(Exception):
+        def __str__(self) -> str:
+            return said  # NVML's library makes it, and pynvml decodes nothing
+
+    state, reason = nvml._failure_state(Failing())
+    assert state == "unknown"
+    assert len(str(reason)) < 2 * nvml.MAX_TEXT
+    shown(check("Status", status(picture(gpu(0, state="unknown", reason=reason)), BOSS)))
 
 
 def answering(**headers: str) -> Any:
@@ -212,7 +236,7 @@ async def answers(path: Path, requests: Sequence[tuple[str, str, bytes]]) -> lis
     """Return the statuses of what a control socket answers, each with a sentence that is short."""
     nobody = cast(Any, None)
     log = logging.getLogger()
-    control = ControlSocket(str(path), nobody, lambda: [Server()], log, {}, nobody)
+    control = ControlSocket(str(path), nobody, lambda: [Server()], log, {}, nobody, nobody, {})
     await control.begin()
     try:
         found = []
@@ -229,7 +253,8 @@ async def answers(path: Path, requests: Sequence[tuple[str, str, bytes]]) -> lis
         control.close()
 
 
-PATHS = st.sampled_from(["/extend", "/here"]) | st.text("/ax%1.?=&", min_size=1, max_size=9).map(
+ACTIONS = ["/extend", "/here", "/out-of-service", "/in-service"]
+PATHS = st.sampled_from(ACTIONS) | st.text("/ax%1.?=&", min_size=1, max_size=9).map(
     lambda rest: "/" + rest
 )
 

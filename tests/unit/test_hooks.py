@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dockerspawner import DockerSpawner
 from jupyterhub.traitlets import ByteSpecification, Command
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
 
@@ -188,9 +187,9 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
     one._spawn_pending = True
     await begin(one, gpus=1, image="plain")
     task = await waiting(one, hub)
-    await one._applicant_for_form()
+    await one.applicant_for_form()
     put(one, *then)
-    await one._applicant_for_form()
+    await one.applicant_for_form()
     hub.free_all()
     await task
 
@@ -198,7 +197,7 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
 async def after_the_form(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> None:
     """Open the form, for which JupyterHub runs a hook as well, and then start."""
     await one.run_auth_state_hook(None)
-    await one._applicant_for_form()
+    await one.applicant_for_form()
     put(one, *then)
     await begin(one, gpus=1, image="plain")
     await one.run_pre_spawn_hook()
@@ -256,8 +255,8 @@ async def test_post_stop_hook_sees_what_the_spawn_had_set(monkeypatch) -> None:
     one.post_stop_hook = lambda spawner: seen.append((spawner.image, spawner.environment["both"]))
     await begin(one, gpus=1, image="plain")
     await one.run_pre_spawn_hook()
-    monkeypatch.setattr(DockerSpawner, "stop_object", no_container)
-    monkeypatch.setattr(DockerSpawner, "remove_object", no_container)
+    monkeypatch.setattr(type(one), "stop_object", no_container)
+    monkeypatch.setattr(type(one), "remove_object", no_container)
     await one.stop()
     one.post_stop_hook(one)
     one.clear_state()

@@ -16,7 +16,7 @@ from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
 from gpuspawner.hub.connections import ENOUGH
-from gpuspawner.hub.state import HubState, build_at_start, build_early, hub_state_of
+from gpuspawner.hub.state import HubState, TroubleLog, build_at_start, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
 
 
@@ -166,3 +166,17 @@ def test_without_an_event_loop_nothing_is_built(settings):
     one.load_state({"gpuspawner": {"gpus": ["GPU-1"], "term": None}})
     assert one.lease.uuids == {"GPU-1"}
     assert one.get_state()["gpuspawner"]["gpus"] == ["GPU-1"]
+
+
+def test_what_can_t_be_read_is_logged_once_and_so_is_its_end(caplog) -> None:
+    log = TroubleLog(str, logging.getLogger(__name__))
+    log.on_read()
+    for words in ("away", "away", "slow"):
+        assert log.explain(OSError(words)) == words
+    log.on_read()
+    log.on_read()
+    assert [record.getMessage() for record in caplog.records] == [
+        "No GPUs are handed out: away",
+        "No GPUs are handed out: slow",
+        "GPUs are handed out again",
+    ]

@@ -226,10 +226,10 @@ def test_the_browser_says_which_language(header: str, tag: str) -> None:
 
 
 def test_a_sentence_is_english_text_everywhere_but_on_a_page() -> None:
-    held = queue.over_user_limit(2, 1, 2)
+    held = str(queue.over_user_limit(2, 1, 2))
     assert held == str(held) == f"{held}" == json.loads(json.dumps(held)) == "".join([held])
-    assert held.startswith("gpus is 2, your other servers have or wait for 1")
-    assert CHINESE.say(held).startswith("gpus 为 2，您的其他服务器已占用或正在等待 1 个")
+    assert held.startswith("You asked for 2 GPUs, your other servers have or wait for 1")
+    assert CHINESE.say(held).startswith("您申请了 2 个 GPU，您的其他服务器已占用或正在等待 1 个")
     assert ENGLISH.say(held) == held
 
 
@@ -248,9 +248,9 @@ def test_what_an_exception_says_is_still_one() -> None:
 
 def test_sentences_in_sentences_are_said_too() -> None:
     turn = Turn(QueuedRequest(Holder("ada"), Request("torch", 2), 0.0), 2, None)
-    assert turn_words(turn).startswith("You are 2nd in line for 2 GPUs. When they will be")
+    assert turn_words(turn).startswith("You are 2nd of 2 in line for 2 GPUs. When they will be")
     assert CHINESE.say(turn_words(turn)) == (
-        "您在等 2 个 GPU，排在第 2 位。不知道何时会空闲：占用它们的服务器没有时限。"
+        "您在等 2 个 GPU，排在第 2 位，共 2 人。不知道何时会空闲：占用它们的服务器没有时限。"
     )
 
 
@@ -423,6 +423,11 @@ SHAPES = {
         r"^function clock.*?^}$",
         "const language = lang; clock(at / 1000)",
     ),
+    "hub/templates/gpuspawner/times.js": (
+        r"^function localise.*?^}$",
+        "const e = {dateTime: at, dataset: {}};"
+        "localise({querySelectorAll: () => [e]}, lang); e.textContent",
+    ),
     "../image/rootfs/opt/jupyter/share/jupyter/labextensions/gpuspawner/static/words.js": (
         r"^  moment\(.*?^  }$",
         "const words = {_locale: lang, moment}; words.moment(at)",
@@ -512,6 +517,8 @@ STATES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             user_gpus=2,
             group_gpus={"G": 1},
             hours=8,
+            memory=1 << 30,
+            processors=2.5,
             absent=frozenset({"next"}),
             models=frozenset({forms.A100}),
             waits=False,
@@ -546,7 +553,8 @@ def test_nothing_on_the_dashboard_is_left_in_english() -> None:
     )
     for person in (board.BOSS, board.ADA):
         page = board.render(status(seen, person), BRACKETS)
-        assert forgotten(page, "ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB") == []
+        names = ("ada", "ben", "second", "boss", "fan", "A100", "GPU", "GB", "Plain")
+        assert forgotten(page, *names) == []
     for empty in (
         {"driver": None, "cuda": None},
         {"at": 0.0, "trouble": lazy_gettext("Nobody waits.")},

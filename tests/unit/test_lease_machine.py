@@ -238,7 +238,8 @@ class Server:
     request: Request
     longest: float = 0
     reservations: list[Reservation] = field(default_factory=list)
-    creating: dict[Reservation, asyncio.Future[Any]] = field(default_factory=dict)
+    # Several where a start was tried again with the same GPUs.
+    creating: dict[Reservation, list[asyncio.Future[Any]]] = field(default_factory=dict)
     task: asyncio.Task[str] | None = None
 
     @property
@@ -251,7 +252,8 @@ class Server:
 
     def created(self) -> set[str]:
         """The ids of the containers that this process was told of."""
-        told = [each for each in self.creating.values() if each.done() and not each.exception()]
+        every = itertools.chain.from_iterable(self.creating.values())
+        told = [each for each in every if each.done() and not each.exception()]
         return {each.result()["Id"] for each in told}
 
     async def reserve_gpus(self) -> Reservation:
@@ -277,7 +279,7 @@ class Server:
         lease = labels(self.holder, self.request.image, sorted(reservation.uuids))
         lease[LABEL_HUB] = f"http://{self.hub.name}"
         creating = self.hub.docker("create_container", self.name, lease, self.age)
-        self.creating[reservation] = creating
+        self.creating.setdefault(reservation, []).append(creating)
         return str((await creating)["Id"])
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
@@ -377,6 +379,14 @@ def picked(which: int, among: list[Any]) -> Any:
 
 def uuids_of(container: dict[str, Any]) -> list[str]:
     return list(filter(None, container["Labels"][LABEL_GPUS].split(",")))
+
+
+def is_startable(call: Call) -> bool:
+    """Return whether a call is about to start a container."""
+    if call.method != "start":
+        return False
+    container = call.hub.machine.containers.get(call.arguments[0], {})
+    return bool(container.get("State") == "created")
 
 
 WHICH = st.integers(0, 11)
@@ -518,6 +528,7 @@ class Leases(RuleBasedStateMachine):
                 "die_and_be_removed",
                 "be_removed_by_force",
                 "refuse_a_call",
+                "refuse_a_limit",
                 "lose_an_answer",
                 "kill_and_restart_a_hub",
                 "grant_other_gpus",
@@ -546,6 +557,11 @@ class Leases(RuleBasedStateMachine):
             call = picked(which, waiting)
             nvml = call.method == "nvml"
             self.machine.reply(call, InventoryError("away") if nvml else _api_error(500, "full"))
+
+    def refuse_a_limit(self, which: int) -> None:
+        """The engine doesn't start a container, and would start one that asks for less."""
+        if starts := [call for call in self.waiting() if is_startable(call)]:
+            self.machine.reply(picked(which, starts), StartAgain("it may not set a limit"))
 
     def lose_an_answer(self, which: int) -> None:
         """Whether or not the call took effect; one that changes something may do so later."""
@@ -604,13 +620,20 @@ class Leases(RuleBasedStateMachine):
         """The reservations that are open, or whose containers hold GPUs, or are being created."""
         for server in hub.servers:
             for reservation in server.reservations:
-                creating = server.creating.get(reservation)
-                if reservation.ended_tick is None or (creating and not creating.done()):
+                creating = server.creating.get(reservation, [])
+                if (
+                    reservation.ended_tick is None
+                    or not all(each.done() for each in creating)
+                    or any(map(self.is_there, creating))
+                ):
                     yield reservation
-                elif creating and creating.done() and not creating.exception():
-                    container = self.machine.containers.get(creating.result()["Id"])
-                    if container and container["State"] in ("created", "running"):
-                        yield reservation
+
+    def is_there(self, creating: asyncio.Future[Any]) -> bool:
+        """Return whether a container that was created holds its GPUs."""
+        if creating.exception():
+            return False
+        container = self.machine.containers.get(creating.result()["Id"])
+        return bool(container and container["State"] in ("created", "running"))
 
     @invariant()
     def a_reservation_ends_once(self) -> None:
@@ -713,8 +736,8 @@ def machine() -> Iterator[Machine]:
     end(loop)
 
 
-def start(hub: Hub, user: str = "ann") -> Server:
-    server = Server(hub, Holder(user), 0, Request("torch", 1))
+def start(hub: Hub, user: str = "ann", gpus: int = 1, longest: float = 0) -> Server:
+    server = Server(hub, Holder(user), 0, Request("torch", gpus), longest)
     server.task = hub.machine.loop.create_task(hub.launch(server))
     hub.machine.loop.settle()
     return server
@@ -754,6 +777,57 @@ def test_a_container_with_other_gpus_than_were_granted_never_runs(machine: Machi
         assert not [each for each in machine.containers.values() if each["State"] == "running"]
     assert isinstance(server.task.exception(), OtherGPUs)
     assert not machine.containers
+
+
+def test_who_is_tried_again_keeps_the_gpus_from_who_waits(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    first = start(hub, gpus=3)
+    starting = advance(machine, "start")
+    second = start(hub, "bob", gpus=3, longest=LONGEST_WAIT)
+    machine.reply(starting, StartAgain("it may not set a limit"))
+    machine.catch_up(20)
+    assert first.task.result() in machine.answered
+    assert len(first.reservations) == 1
+    assert not second.task.done()
+    assert list(machine.containers) == [first.task.result()]
+    # It ends as any other does.
+    machine.loop.create_task(hub.stop(machine.containers[first.task.result()]))
+    machine.loop.settle()
+    machine.catch_up(20)
+    hub.queue.wake()
+    machine.loop.settle()
+    machine.catch_up(20)
+    assert second.task.result() in machine.answered
+
+
+def test_who_gives_up_while_the_last_try_is_tidied_up_keeps_no_gpu(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    first = start(hub, gpus=3)
+    machine.reply(advance(machine, "start"), StartAgain("it may not set a limit"))
+    machine.loop.settle()
+    advance(machine, "remove_container")
+    first.task.cancel()
+    machine.loop.settle()
+    machine.catch_up(20)
+    assert machine.containers == {}
+    second = start(hub, "bob", gpus=3)
+    machine.catch_up(20)
+    assert second.task.result() in machine.answered
+
+
+def test_who_is_tried_again_in_vain_keeps_no_gpu(machine: Machine) -> None:
+    hub = Hub(machine, "a")
+    first = start(hub, gpus=3)
+    while not first.task.done():
+        machine.reply(advance(machine, "start"), StartAgain("it may not set a limit"))
+        machine.loop.settle()
+        if not first.task.done():
+            machine.catch_up(1)
+    assert isinstance(first.task.exception(), Refused)
+    machine.catch_up(20)
+    second = start(hub, "bob", gpus=3)
+    machine.catch_up(20)
+    assert second.task.result() in machine.answered
 
 
 def test_who_starts_again_waits_until_the_last_try_is_tidied_up(machine: Machine) -> None:

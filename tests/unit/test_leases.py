@@ -319,6 +319,18 @@ async def test_a_reservation_holds_its_gpus_before_any_container_does(ledger: Le
     assert await holders(ledger) == {"GPU-0": "ann", "GPU-1": "ann"}
 
 
+async def test_a_server_that_is_listed_and_reserved_still_is_counted_once(
+    host: Host, ledger: Ledger
+) -> None:
+    reservation = await reserve(ledger, ANN, TWO)
+    host.create(ANN, sorted(reservation.uuids))
+    (lease,) = (await ledger.read()).leases
+    assert (lease.holder, lease.gpus) == (ANN, reservation.uuids)
+    # It is created anew, with the same GPUs.
+    host.containers.clear()
+    assert await holders(ledger) == {"GPU-0": "ann", "GPU-1": "ann"}
+
+
 async def test_a_reservation_follows_the_policy(ledger: Ledger) -> None:
     assert (await reserve(ledger, ANN, TWO, "spread")).uuids == {"GPU-0", "GPU-2"}
 

@@ -79,50 +79,51 @@ def refusal(choice: Choice, rules: Limits, nodes: tuple[Node, ...]) -> str:
             Choice(gpus=6),
             PLAIN,
             BOTH,
-            "gpus is 6, and no machine here has more than 4.",
+            "You asked for 6 GPUs, and no machine here has more than 4.",
         ),
         (
             Choice(gpus=3, model=T4),
             PLAIN,
             (node("p", A100, T4), node("q", T4, T4)),
-            "gpus is 3, and no machine here has more than 2 of Tesla T4.",
+            "You asked for 3 Tesla T4 GPUs, and no machine here has more than 2.",
         ),
         (
             Choice(gpus=2),
             replace(PLAIN, models=frozenset({T4})),
             (node("p", A100, A100, T4), node("q", T4)),
-            "gpus is 2, and no machine here has more than 1 that you may have.",
+            "You asked for 2 GPUs, and no machine here has more than 1 that you may have.",
         ),
         (
             Choice(gpus=3),
             limits(cuda="12.8", min_driver=NEW),
             (node("p", A100, A100, A100, driver=OLD), node("q", A100, A100)),
-            "gpus is 3, and no machine here has more than 2 that image torch runs on.",
+            "You asked for 3 GPUs, and no machine here has more than 2 that image torch runs on.",
         ),
         (
             Choice(gpus=1, model=H100),
             PLAIN,
             BOTH,
-            f'model is "{H100}", and no machine here has such a GPU: there are {A100}.',
+            f'You asked for the GPU model "{H100}", and no machine here has it: there are {A100}.',
         ),
         (
             Choice(gpus=1, model=H100),
             PLAIN,
             (node("p"), node("q")),
-            f'model is "{H100}", and no machine here has a GPU.',
+            f'You asked for the GPU model "{H100}", and no machine here has a GPU.',
         ),
         (
             Choice(gpus=1, model=A100),
             replace(PLAIN, models=frozenset({H100})),
             BOTH,
-            f'model is "{A100}", and the models you may have are: none of those here.',
+            f'You asked for the GPU model "{A100}", and the models you may have are: none of those '
+            "here.",
         ),
         (
             Choice(gpus=1),
             limits(min_driver="600"),
             (node("p", A100, driver=OLD), node("q", A100)),
-            f"image torch needs driver 600 or newer, and the newest here is {NEW}. "
-            "With 0 GPUs it can be used.",
+            f"Image torch needs driver 600 or newer, and the newest here is {NEW}. "
+            "Without GPUs it can be used.",
         ),
     ],
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from jupyterhub import orm
+from sqlalchemy import text
 from tornado import web
 from traitlets.config import Config
 
@@ -37,11 +40,12 @@ async def hub() -> Hub:
     return Hub()
 
 
-def handler(method: str, choice: dict[str, Any]) -> Any:
+def handler(method: str, choice: dict[str, Any], path: str = "/hub/spawn") -> Any:
     """Return the hub's handler of a request, with a choice where the page's script has it."""
     headers = {form_stream.HEADER: quote(json.dumps(choice)), "Accept": "text/html"}
-    request = SimpleNamespace(method=method, headers=headers, query_arguments={})
-    return SimpleNamespace(request=request, set_header=lambda name, value: None)
+    request = SimpleNamespace(method=method, headers=headers, query_arguments={}, path=path)
+    hub = SimpleNamespace(base_url="/hub/")
+    return SimpleNamespace(request=request, hub=hub, set_header=lambda name, value: None)
 
 
 async def told(one: GPUSpawner, **choice: Any) -> str:
@@ -50,6 +54,23 @@ async def told(one: GPUSpawner, **choice: Any) -> str:
     with pytest.raises(web.Finish) as answer:
         await one.render_form()
     return answer.value.args[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/hub/spawn", "You asked for 2 GPUs, and your limit is 1."),
+        ("/hub/api/users/ada/server", "gpus: You asked for 2 GPUs, and your limit is 1."),
+    ],
+)
+async def test_a_page_is_told_in_the_form_s_words_and_a_program_with_the_key(hub, path, said):
+    one = hub.spawner(gpu_limit=1)
+    one.handler = handler("POST", {}, path)
+    with pytest.raises(web.HTTPError) as refused:
+        await begin(one, gpus=2)
+    assert refused.value.jupyterhub_message == said
+    # Who looks at the page of a start that a program has asked for.
+    assert refused.value.sentence == "You asked for 2 GPUs, and your limit is 1."
 
 
 async def test_each_page_is_told_of_the_rules_of_its_own_user(hub, monkeypatch):
@@ -66,20 +87,71 @@ async def test_who_sends_the_form_gets_a_page_whatever_the_headers_say(hub):
     assert 'id="gpuspawner"' in await one.render_form()
 
 
-async def test_a_database_that_fails_after_a_wait_loses_no_gpu(hub, monkeypatch):
+async def test_what_a_refused_choice_was_to_start_is_looked_for_nowhere(hub, monkeypatch):
+    """The hub stops each start that fails: what another hub, or a lost one, left goes on."""
+    stopped = []
+    one = hub.spawner(post_stop_hook=stopped.append)
+    with pytest.raises(web.HTTPError, match="this machine has 2"):
+        await begin(one, gpus=9)
+
+    async def away() -> Any:
+        raise AssertionError("the engine was asked")
+
+    monkeypatch.setattr(hub.ledger, "servers", away)
+    assert await one.poll() == 0
+    await one.run_post_stop_hook()
+    assert stopped == [one]
+    one.clear_state()
+    assert not one.attempt.is_refused
+
+
+async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gpus(hub):
     hub.occupy()
     one = hub.spawner()
-    await begin(one, gpus=2)
-    task = await waiting(one, hub)
-
-    def locked(spawner: Any) -> None:
-        raise OSError("database is locked")
-
-    monkeypatch.setattr(compat, "save_state", locked)
-    hub.free_all()
-    with pytest.raises(web.HTTPError):
+    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+        row = orm.Spawner(user=orm.User(name="ada"), name="")
+        session.add(row)
+        session.commit()
+        one.orm_spawner, one.user.db = row, session
+        session.execute(text("PRAGMA query_only = 1"))
+        await begin(one, gpus=2)
+        task = await waiting(one, hub)
+        assert not row.state
+        hub.free_all()
         await task
-    assert hub.held() == 0
+        assert hub.held() == 1
+        # The hub can go on with its session, and save it later.
+        session.execute(text("PRAGMA query_only = 0"))
+        compat.save_state(one)
+        session.expire_all()
+        assert row.state["gpuspawner"]["starting"]
+
+
+async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub):
+    one = hub.spawner()
+    await begin(one, gpus=1)
+    await one.run_pre_spawn_hook()
+    kept = json.loads(json.dumps(one.get_state()))
+    lost, found = hub.spawner(), hub.spawner()
+    for each in (lost, found):
+        each.load_state(kept)
+        assert each.notice.startswith("JupyterHub was restarted while your server started.")
+    found._own({"Id": "1", "Config": {"Labels": {}}, "State": {"Running": True}})
+    assert found.notice == ""
+    assert not found.get_state()["gpuspawner"]["starting"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_whose_server_ends_by_itself_reads_why_and_who_stops_it_doesn_t(hub, stopped):
+    one = hub.spawner()
+    ended = {"Running": False, "ExitCode": 137, "OOMKilled": True}
+    for state in ({"Running": True}, ended):
+        one._own({"Id": "1", "Config": {"Labels": {}}, "State": state})
+    if stopped:
+        one.lease.will_stop("user:ada", "stopped")
+    await one.run_post_stop_hook()
+    one.clear_state()
+    assert ("machine's memory was full" in one.notice) is not stopped
 
 
 async def test_the_limit_of_a_user_s_group_holds_for_one_server_and_for_all_its_members(hub):
@@ -165,9 +237,9 @@ OF_NOBODY, OF_LAB = ("plain", 1, 1.0, {"A100"}), ("secret", 2, 24.0, {"A100", "H
         ({"image": "plain"}, True, ("plain", 2, 24.0, {"A100", "H100"})),
         ({"model": "A100"}, True, OF_LAB),
         ({"model": "A100"}, False, OF_NOBODY),
-        ({"gpus": 2}, False, "gpus is 2, and your limit is 1."),
-        ({"hours": 3}, False, "hours is 3, and your limit is 2."),
-        ({"image": "secret"}, False, "image must be one of plain, got "),
+        ({"gpus": 2}, False, "You asked for 2 GPUs, and your limit is 1."),
+        ({"hours": 3}, False, "You asked for 3 hours, and your limit is 2 hours."),
+        ({"image": "secret"}, False, 'image must be one of plain, got "secret".'),
     ],
 )
 async def test_what_a_choice_says_and_leaves_out_goes_by_the_rules_of_its_turn(
@@ -255,7 +327,7 @@ async def test_who_comes_again_by_other_rules_keeps_the_place_in_a_full_queue(hu
             QueuedRequest(Holder("late"), Request("plain", 2), hub.queue.join_time()),
             RequestLimits(),
             lambda turn: None,
-            again=True,
+            waited=0.0,
         )
     )
     one.user.groups = []
@@ -286,7 +358,7 @@ async def test_rules_that_nobody_can_look_at_hand_out_nothing_and_cost_no_place(
     await task
     assert next(failures, None) is None
     assert one.attempt.request.gpus == 1
-    assert any("NVML is away." in str(each["message"]) for each in one.steps_so_far())
+    assert any("NVML is away." in str(each["message"]) for each in one.page.steps)
 
 
 async def test_an_image_that_a_hook_sets_outlives_a_wait_and_costs_no_second_grant(

@@ -34,8 +34,13 @@ HOST = tuple(GPU(f"GPU-{n}", n, A100 if n < 3 else T4) for n in range(4))
 DRIVER = "570.133.20"
 VERSIONS = catalogue(
     {
-        "torch": {"image": "lab/torch:2.7", "min_driver": "525.60.13", "default": True},
-        "next": {"image": "lab/torch:next", "min_driver": "600"},
+        "torch": {
+            "image": "lab/torch:2.7",
+            "title": "PyTorch",
+            "min_driver": "525.60.13",
+            "default": True,
+        },
+        "next": {"image": "lab/torch:next", "title": "Next", "min_driver": "600"},
         "plain": "lab/plain:1",
     }
 )
@@ -51,11 +56,28 @@ def nodes(gpus: Any, driver: Any = DRIVER) -> tuple[Node, ...]:
     return (Node("", driver, "12.8", tuple(gpus)),)
 
 
-def refusal_of(raw: Any, limits: Limits = LIMITS, gpus: Any = HOST, driver: Any = DRIVER) -> Any:
-    """How `raw` is refused on its whole way, as (sentence, status)."""
-    with pytest.raises(Refused) as refused:
+def refused(raw: Any, limits: Limits = LIMITS, gpus: Any = HOST, driver: Any = DRIVER) -> Refused:
+    """How `raw` is refused on its whole way."""
+    with pytest.raises(Refused) as found:
         request(parse(raw), limits, nodes(gpus, driver))
-    return str(refused.value), refused.value.status
+    return found.value
+
+
+def refusal_of(raw: Any, *more: Any) -> tuple[str, int]:
+    """How `raw` is refused on its whole way, as (sentence for users, status)."""
+    found = refused(raw, *more)
+    return str(found), found.status
+
+
+def keyed_refusal_of(raw: Any, *more: Any) -> tuple[str, int]:
+    """The same, as (sentence for who uses the REST API, status)."""
+    found = refused(raw, *more)
+    return found.keyed, found.status
+
+
+def of_key(key: str, sentence: str) -> tuple[str, str]:
+    """A sentence for users, and the same with the key before it."""
+    return sentence, f"{key}: {sentence}"
 
 
 MALFORMED = [
@@ -103,54 +125,114 @@ MALFORMED = [
 def test_a_malformed_choice_is_refused_with_its_key_its_value_and_what_is_expected(
     raw: Any, sentence: str
 ) -> None:
+    assert keyed_refusal_of(raw) == (sentence, 400)
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"gpus": "many"}, 'The number of GPUs must be a whole number, 0 or more, got "many".'),
+        ({"image": 7}, "The image must be the key of an image version, as text, got 7."),
+        ({"model": 7}, "The GPU model must be the name of a GPU model, as text, got 7."),
+        (
+            {"hours": -1},
+            "The time must be a number of hours, more than 0 and at most 87600, got -1.",
+        ),
+        (
+            {"safe_mode": 1},
+            "Whether to start without your packages and settings must be true or false, got 1.",
+        ),
+    ],
+)
+def test_users_read_what_the_form_calls_it(raw: Any, sentence: str) -> None:
     assert refusal_of(raw) == (sentence, 400)
 
 
 UNGRANTABLE = [
-    ({"gpus": 3}, "gpus is 3, and your limit is 2.", 403),
-    ({"gpus": 99}, "gpus is 99, and your limit is 2.", 403),
-    ({"image": "ubuntu"}, 'image must be one of torch, next, plain, got "ubuntu".', 400),
+    # (choice, sentence for users, sentence with keys, status)
+    ({"gpus": 3}, *of_key("gpus", "You asked for 3 GPUs, and your limit is 2."), 403),
+    (
+        {"gpus": 1, "hours": 9},
+        *of_key("hours", "You asked for 9 hours, and your limit is 8 hours."),
+        403,
+    ),
+    (
+        {"image": "ubuntu"},
+        'You asked for image "ubuntu", and the images you may have are: PyTorch, Next, plain.',
+        'image must be one of torch, next, plain, got "ubuntu".',
+        400,
+    ),
     # A reference isn't a key: users pick what the administrator pinned.
     (
         {"image": "lab/torch:2.7"},
+        'You asked for image "lab/torch:2.7", and the images you may have are: PyTorch, Next, '
+        "plain.",
         'image must be one of torch, next, plain, got "lab/torch:2.7".',
         400,
     ),
     (
         {"model": "H100"},
-        f'model is "H100", and this machine has no such GPU: it has {A100}, {T4}.',
+        *of_key(
+            "model",
+            'You asked for the GPU model "H100", and this machine has no such GPU: it has '
+            f"{A100}, {T4}.",
+        ),
         400,
     ),
-    ({"gpus": 2, "model": T4}, f"gpus is 2, and this machine has 1 of {T4}.", 400),
+    (
+        {"gpus": 2, "model": T4},
+        *of_key("gpus", f"You asked for 2 {T4} GPUs, and this machine has 1."),
+        400,
+    ),
     (
         {"image": "next"},
-        "image next needs driver 600 or newer, this machine has 570.133.20. "
-        "With 0 GPUs it can be used.",
+        "Image Next needs driver 600 or newer, this machine has 570.133.20. "
+        "Without GPUs it can be used.",
+        "image: Image next needs driver 600 or newer, this machine has 570.133.20. "
+        "Without GPUs it can be used.",
         400,
     ),
 ]
 
 
-@pytest.mark.parametrize(("raw", "sentence", "status"), UNGRANTABLE)
+@pytest.mark.parametrize(("raw", "sentence", "keyed", "status"), UNGRANTABLE)
 def test_a_choice_that_cannot_be_granted_is_refused_with_the_limit(
-    raw: Any, sentence: str, status: int
+    raw: Any, sentence: str, keyed: str, status: int
 ) -> None:
-    assert refusal_of(raw) == (sentence, status)
+    limits = replace(LIMITS, hours=8)
+    assert refusal_of(raw, limits) == (sentence, status)
+    assert keyed_refusal_of(raw, limits) == (keyed, status)
+
+
+def test_an_image_that_isn_t_there_is_refused_by_its_title_and_to_programs_by_its_key() -> None:
+    limits = replace(LIMITS, absent=frozenset({"next"}))
+    words = "isn't on this machine yet. An administrator can put it there."
+    assert refusal_of({"image": "next"}, limits) == (f"Image Next {words}", 503)
+    assert keyed_refusal_of({"image": "next"}, limits) == (f"image: Image next {words}", 503)
+
+
+def test_a_model_that_the_user_may_not_have_is_refused_with_those_they_may() -> None:
+    limits = replace(UNLIMITED, models=frozenset({A100}))
+    sentence = f'You asked for the GPU model "{T4}", and the models you may have are: {A100}.'
+    assert refusal_of({"model": T4}, limits) == (sentence, 403)
+    sentence = "You asked for 4 GPUs, and this machine has 3 that you may have."
+    assert refusal_of({"gpus": 4}, limits) == (sentence, 400)
 
 
 def test_more_than_the_host_has_is_refused_where_there_is_no_other_limit() -> None:
-    assert refusal_of({"gpus": 5}, UNLIMITED) == ("gpus is 5, and this machine has 4.", 400)
-    assert refusal_of({"gpus": 1}, UNLIMITED, ()) == ("gpus is 1, and this machine has 0.", 400)
+    five, one = "You asked for 5 GPUs, and this machine has 4.", "You asked for 1 GPU, and this"
+    assert refusal_of({"gpus": 5}, UNLIMITED) == (five, 400)
+    assert refusal_of({"gpus": 1}, UNLIMITED, ()) == (f"{one} machine has 0.", 400)
 
 
 def test_a_model_on_a_host_without_gpus_is_refused() -> None:
-    sentence = f'model is "{T4}", and this machine has no such GPU: it has no GPU.'
+    sentence = f'You asked for the GPU model "{T4}", and this machine has no GPU.'
     assert refusal_of({"gpus": 1, "model": T4}, UNLIMITED, ()) == (sentence, 400)
 
 
 def test_a_limit_of_none_at_all_is_one_that_can_be_read() -> None:
     limits = replace(LIMITS, gpus=0)
-    assert refusal_of({"gpus": 1}, limits) == ("gpus is 1, and your limit is 0.", 403)
+    assert refusal_of({"gpus": 1}, limits) == ("You asked for 1 GPU, and your limit is 0.", 403)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +246,7 @@ def test_a_limit_of_none_at_all_is_one_that_can_be_read() -> None:
 )
 def test_each_limit_holds_for_one_server(rules: dict[str, Any], whose: str) -> None:
     limits = replace(UNLIMITED, **rules)
-    assert refusal_of({"gpus": 2}, limits) == (f"gpus is 2, and {whose}.", 403)
+    assert refusal_of({"gpus": 2}, limits) == (f"You asked for 2 GPUs, and {whose}.", 403)
     assert request(parse({"gpus": 1}), limits, nodes(HOST)) == Request("torch", 1)
 
 
@@ -218,10 +300,11 @@ def test_taken_and_sick_gpus_are_waited_for_and_those_kept_out_are_not() -> None
     gpus = [GPU(f"GPU-{n}", n, A100, state=state) for n, state in enumerate(states)]
     assert request(Choice(gpus=4), UNLIMITED, nodes(gpus)).gpus == 4
     assert request(Choice(gpus=4, model=A100), UNLIMITED, nodes(gpus)).gpus == 4
-    assert refusal_of({"gpus": 5}, UNLIMITED, gpus) == ("gpus is 5, and this machine has 4.", 400)
+    five = "You asked for 5 GPUs, and this machine has 4."
+    assert refusal_of({"gpus": 5}, UNLIMITED, gpus) == (five, 400)
     kept_out = [GPU("GPU-0", 0, A100, state="excluded"), GPU("GPU-1", 1, T4, state="mig")]
     sentence, _ = refusal_of({"gpus": 1, "model": T4}, UNLIMITED, kept_out)
-    assert sentence.endswith("this machine has no such GPU: it has no GPU.")
+    assert sentence.endswith("this machine has no GPU.")
 
 
 def test_where_an_administrator_allows_any_image_a_reference_is_taken_as_it_is() -> None:
@@ -235,7 +318,7 @@ def test_where_an_administrator_allows_any_image_a_reference_is_taken_as_it_is()
 def test_where_there_is_one_image_naming_any_is_refused() -> None:
     limits = replace(LIMITS, image_can_be_chosen=False)
     assert refusal_of({"image": "torch"}, limits) == (
-        'image can\'t be chosen on this hub, got "torch": leave it out.',
+        'You asked for image "torch", and on this hub there is none to choose.',
         400,
     )
     assert image_key(Choice(), limits) == "torch"
@@ -251,30 +334,30 @@ def test_the_count_is_known_before_the_host_is_looked_at() -> None:
 def test_an_unknown_key_is_left_to_the_administrators_own_hooks() -> None:
     raw = {"gpus": 1, "course": "ml-101", "profile": {"any": ["thing"]}}
     assert parse(raw, others_allowed=True) == Choice(gpus=1)
-    with pytest.raises(Refused, match="gpus must be"):
+    with pytest.raises(Refused, match="The number of GPUs must be"):
         parse({**raw, "gpus": "1"}, others_allowed=True)
 
 
 @pytest.mark.parametrize("key", ["image", "model"])
 def test_a_text_longer_than_any_key_is_refused_and_not_read_back_whole(key: str) -> None:
     assert parse({key: "x" * MAX_KEY}) == Choice(**{key: "x" * MAX_KEY})
-    sentence, status = refusal_of({key: "x" * (MAX_CHOICE // 2)})
+    sentence, status = keyed_refusal_of({key: "x" * (MAX_CHOICE // 2)})
     assert status == 400
     assert re.fullmatch(f'{key} must be .*, got "x{{59}}…\\.', sentence)
 
 
 def test_a_huge_number_is_refused_and_not_read_back_whole() -> None:
     for limits in (LIMITS, UNLIMITED):
-        sentence, _ = refusal_of({"gpus": 10**4000}, limits)
-        assert sentence.startswith("gpus is 1000")
-        assert len(sentence) < 200
+        for huge in (10**7, 10**4000, 10**9000):
+            sentence, _ = refusal_of({"gpus": huge}, limits)
+            assert sentence.startswith("You asked for more than 1000000 GPUs, and ")
 
 
 def test_a_lone_surrogate_is_refused_with_a_sentence_that_fits_on_a_page() -> None:
     """JSON can hold half a character, which no page and no label can."""
     raw = json.loads('{"image": "\\ud800"}')
     for limits in (LIMITS, replace(LIMITS, any_image=True)):
-        sentence, status = refusal_of(raw, limits)
+        sentence, status = keyed_refusal_of(raw, limits)
         assert (sentence.encode(), status) == (
             b'image must be the key of an image version, as text, got "?".',
             400,
@@ -289,7 +372,7 @@ def test_what_cannot_be_shown_is_refused_all_the_same() -> None:
         nested = [nested]
     with pytest.raises(Refused) as refused:
         parse({"gpus": nested}, others_allowed=True)
-    assert str(refused.value) == f"{GPUS_EXPECTED}, got something that can't be shown."
+    assert refused.value.keyed == f"{GPUS_EXPECTED}, got something that can't be shown."
     while nested:  # freed from the outside in, since freeing recurses as well
         nested = nested.pop()
 
@@ -387,9 +470,10 @@ def test_whatever_is_sent_is_granted_within_the_limits_or_refused_in_one_sentenc
         assert 0 <= granted.gpus <= (len(gpus) if limits.gpus is None else limits.gpus)
         assert granted.image in VERSIONS or limits.any_image
     else:
-        assert str(refused).encode()
-        assert str(refused).endswith(".")
-        assert len(str(refused)) < 500
+        for sentence in (str(refused), refused.keyed):
+            assert sentence.encode()
+            assert sentence.endswith(".")
+            assert len(sentence) < 500
         assert refused.status in (400, 403)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import docker.errors
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.backends.docker.listing import Listing, gpu_names, server_record
+from gpuspawner.gpus import missing_driver
 from gpuspawner.gpus.allocation import with_leases
 from gpuspawner.gpus.device_ids import gpus_named
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Outsider
@@ -259,6 +261,21 @@ def test_what_was_started_of_a_server_s_image_by_hand_is_no_server() -> None:
             "of an image that is gone": (True, set()),
         }
     assert sorted(engine.inspected) == ["committed", "gone", "id-1", "image"]
+
+
+def test_a_hub_in_a_container_does_not_hold_the_gpus_that_it_watches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    leased = labels(Holder("ann"), "torch", ["GPU-1"])
+    own = "5a" * 32
+    (tmp_path / "mountinfo").write_text(f"1 2 8:1 /containers/{own}/hosts /etc/hosts rw - x\n")
+    monkeypatch.setattr(missing_driver, "MOUNTS", tmp_path / "mountinfo")
+    engine = Engine((entry("hub"), EVERY), (entry("other"), EVERY))
+    engine.entries[0]["Id"] = own
+    assert [each.name for each in Listing()(engine)] == ["other"]
+    # A lease is a lease, whoever reads it.
+    engine.entries[0]["Labels"] = leased
+    assert [each.name for each in Listing()(engine)] == ["hub", "other"]
 
 
 def test_one_that_is_gone_is_passed_over_and_another_error_is_told() -> None:

@@ -6,15 +6,13 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from gpuspawner.backends.docker.poll_interval import ATTEMPTS_PER_SECOND, POLL_SECONDS, PollInterval
-from gpuspawner.backends.docker.readiness import (
-    wait_until_answering,
-)
+from gpuspawner.backends.docker.readiness import wait_until_answering
 from gpuspawner.hub.progress import Steps
 
 # How long a server is waited for, where that isn't the point; and how long a test waits for that.
@@ -24,14 +22,15 @@ LONG, PATIENCE = 3600, 20
 class Server:
     """A server that gives one answer after another, the last one for ever.
 
-    An answer is an HTTP status, "close" for a connection that is closed without a word, or "hang"
-    for one that stays open.
+    An answer is an HTTP status, "close" for a connection that is closed without a word, "hang" for
+    one that stays open, "flood" for a status with a body without end, or "line" for such a line.
     """
 
     def __init__(self, *script: int | str) -> None:
         self.script = list(script)
         self.asked: list[str] = []
         self.connected = asyncio.Event()
+        self.sent = 0
         self.socket = socket.socket()
         self.socket.bind(("127.0.0.1", 0))  # and not yet listening: connections are refused
         self.port = self.socket.getsockname()[1]
@@ -47,12 +46,23 @@ class Server:
             answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
             if answer == "hang":
                 await reader.read()
+            elif answer in ("flood", "line"):
+                await self.flood(writer, b"" if answer == "line" else b"HTTP/1.1 200 OK\r\n\r\n")
             elif answer != "close":
                 head = f"HTTP/1.1 {answer} -\r\nLocation: http://127.0.0.1:9/\r\n"
                 writer.write(f"{head}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
                 await writer.drain()
         finally:
             writer.close()
+
+    async def flood(self, writer: asyncio.StreamWriter, head: bytes) -> None:
+        """Send more and more, until the other side has enough."""
+        writer.write(head)
+        with suppress(OSError):
+            while self.sent < 1 << 30:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+                self.sent += 65536
 
     async def answers(self, ended: asyncio.Event | None = None, **changes: Any) -> bool:
         arguments = {"url": self.url, "ip": "127.0.0.1", "port": self.port, "seconds": LONG}
@@ -81,6 +91,17 @@ async def test_any_status_that_is_no_fault_of_the_server_is_an_answer(status: in
     async with serving(status) as server:
         assert await server.answers()
         assert server.asked == ["/user/ann/api"]  # a redirect isn't followed
+
+
+@pytest.mark.parametrize(("answer", "ready"), [("flood", True), ("line", False)])
+async def test_of_an_answer_without_end_no_more_than_its_first_line_is_read(
+    answer: str, ready: bool
+) -> None:
+    async with serving(answer) as server:
+        assert await server.answers(seconds=0.2) == ready
+        await asyncio.sleep(0.1)
+        # What the two sockets hold back, of each time that it was asked.
+        assert server.sent < len(server.asked) * (16 << 20)
 
 
 @pytest.mark.parametrize("first", [500, 503, "close"])

@@ -89,6 +89,18 @@ def test_no_header_makes_it_fail(referer: str, site: str) -> None:
     starts(pressed(Referer=referer.strip(), Sec_Fetch_Site=site))
 
 
+def test_what_isn_t_utf_8_is_text_all_the_same() -> None:
+    link = "/hub/spawn?opt-image=%FF&opt-x=%E5%AD&next=%FF"
+    handler = pressed(link, Referer=f"{HUB}/hub/home")
+    assert start_link.remember_link(handler) is None
+    assert handler.request.query_arguments["opt-image"] == ["\ufffd".encode()]
+    assert all(one.decode() for each in handler.request.query_arguments.values() for one in each)
+    handler = pressed(link)
+    start_link.remember_link(handler)
+    assert start_link.linked_choice() == {"opt-image": ["\ufffd"], "opt-x": ["\ufffd"]}
+    assert handler.request.query_arguments["next"][0].decode() == "\ufffd"
+
+
 def test_a_choice_is_carried_by_a_form_that_has_none_of_its_own() -> None:
     fields = start_link.hidden_fields({"opt-gpus": ["2"], 'x"><script>': ["a", "<b>"]})
     assert '<input type="hidden" name="gpus" value="2">' in fields

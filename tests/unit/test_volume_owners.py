@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from docker.errors import NotFound
 
-from gpuspawner.backends.docker import volumes as volumes_module
+from gpuspawner.backends.docker import volume_folders
+from gpuspawner.backends.docker.set_aside import list_volumes
 from gpuspawner.backends.docker.volumes import Volume, VolumeOwners
 
 UID = 1000
@@ -29,10 +30,11 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.volumes: dict[str, dict[str, Any]] = {}
+        self.there: dict[str, dict[str, Any]] = {}
         # Whose a volume's folder is, as seen in a container.
         self.owners: dict[str, int] = {}
         self.looked: list[str] = []
+        self.inspected: list[str] = []
         self.given: list[str] = []
         self.security: list[str] = []
 
@@ -41,7 +43,7 @@ class Engine:
         folder.mkdir(parents=True)
         created = datetime.fromtimestamp(folder.parent.stat().st_ctime, timezone.utc)
         self.owners[name] = owner
-        self.volumes[name] = {
+        self.there[name] = {
             "Name": name,
             "Driver": "local",
             "Mountpoint": str(folder),
@@ -51,9 +53,13 @@ class Engine:
         }
 
     def inspect_volume(self, name: str) -> dict[str, Any]:
-        if name not in self.volumes:
+        if name not in self.there:
             raise NotFound("no such volume")
-        return self.volumes[name]
+        self.inspected.append(name)
+        return self.there[name]
+
+    def volumes(self, filters: Any = None) -> dict[str, Any]:
+        return {"Volumes": list(self.there.values()) or None}
 
     def info(self) -> dict[str, Any]:
         return {"SecurityOptions": ["name=seccomp,profile=default", *self.security]}
@@ -103,16 +109,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         found[4] = whose.get(Path(path).parent.name, found[4])
         return os.stat_result(found)
 
-    monkeypatch.setattr(volumes_module.os, "lstat", lstat)
+    monkeypatch.setattr(volume_folders.os, "lstat", lstat)
     return whose
 
 
 def start(owners: VolumeOwners, engine: Engine, new: int | None = None) -> None:
     """Do what a start does; `new` makes the volume meanwhile, as a container's creation would."""
-    before = owners.existing([HOME])
+    before = list_volumes(engine, [HOME.name]).volumes
     if new is not None:
         engine.make(HOME.name, new)
-    owners.chown_to_user(CONTAINER, [HOME], before)
+    owners.chown_to_user(CONTAINER, [HOME], before, {})
 
 
 def test_a_volume_that_the_hub_sees_to_be_the_users_is_not_looked_into(
@@ -136,15 +142,15 @@ def test_a_volume_that_the_hub_sees_to_be_roots_is_given_each_time(
 
 
 def unreadable(engine: Engine) -> None:
-    engine.volumes[HOME.name]["Mountpoint"] = "/nowhere/_data"
+    engine.there[HOME.name]["Mountpoint"] = "/nowhere/_data"
 
 
 def another_of_that_name(engine: Engine) -> None:
-    engine.volumes[HOME.name]["CreatedAt"] = "2020-01-01T00:00:00Z"
+    engine.there[HOME.name]["CreatedAt"] = "2020-01-01T00:00:00Z"
 
 
 def a_mount(engine: Engine) -> None:
-    engine.volumes[HOME.name]["Options"] = {"type": "nfs", "device": ":/homes/ada"}
+    engine.there[HOME.name]["Options"] = {"type": "nfs", "device": ":/homes/ada"}
 
 
 def other_numbers(engine: Engine) -> None:
@@ -173,7 +179,7 @@ def test_a_new_volume_of_the_users_is_looked_into_once_for_each_image(
     for times in range(3):
         start(owners, engine, new=UID)
         assert engine.looked.count("/home/jovyan/work/.") == 1, times
-        engine.volumes.clear()
+        engine.there.clear()
         (engine._folder / HOME.name).rename(engine._folder / f"old-{times}")
     assert engine.given == []
 
@@ -184,6 +190,16 @@ def test_a_new_volume_of_roots_is_given_to_the_user(owners: VolumeOwners, engine
     assert engine.given == [f"/home/jovyan/work to {UID}:100"]
 
 
+def test_a_volume_that_was_made_for_the_container_is_not_asked_for_again(
+    owners: VolumeOwners, engine: Engine
+) -> None:
+    engine.security.append("name=userns")
+    engine.make(HOME.name, 0)
+    owners.chown_to_user(CONTAINER, [HOME], {}, {HOME.name: engine.there[HOME.name]})
+    assert engine.given == [f"/home/jovyan/work to {UID}:100"]
+    assert engine.inspected == []
+
+
 def test_many_starts_at_once_ask_once_who_an_images_user_is(
     owners: VolumeOwners, engine: Engine
 ) -> None:
@@ -192,9 +208,9 @@ def test_many_starts_at_once_ask_once_who_an_images_user_is(
     all_there = threading.Barrier(8)
 
     def one(_: int) -> None:
-        before = owners.existing([HOME])
+        before = list_volumes(engine, [HOME.name]).volumes
         all_there.wait(20)
-        owners.chown_to_user(CONTAINER, [HOME], before)
+        owners.chown_to_user(CONTAINER, [HOME], before, {})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(one, range(8)))

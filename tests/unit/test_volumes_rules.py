@@ -14,6 +14,7 @@ from gpuspawner.backends.docker.volumes import (
     check_earlier,
     check_home,
     check_template,
+    fitting_name,
     user_volumes,
 )
 
@@ -51,6 +52,18 @@ def test_a_home_that_leads_to_somebody_elses_files_is_refused(template: str, sen
         check_home(template)
 
 
+def test_a_name_that_is_too_long_for_a_volume_is_shortened_and_one_s_own() -> None:
+    for name in ("home-ada", "h" * 255, "home-学"):
+        assert fitting_name(name) == name
+    long = ["h" * 256, "h" * 255 + "x", "h" * 5000, "学" * 86, "学" * 87]
+    names = [fitting_name(name) for name in long]
+    assert len(set(names)) == len(long)
+    for name, whole in zip(names, long, strict=True):
+        assert len(name.encode()) <= 255
+        assert whole.startswith(name.rpartition("-")[0])
+        assert fitting_name(whole) == name
+
+
 def test_a_volume_for_all_may_be_named_without_a_user() -> None:
     assert check_template("course_volumes", "ml-101", per_user=False) == "ml-101"
     assert check_template("course_volumes", "", per_user=True) == ""
@@ -65,6 +78,9 @@ def test_a_volume_for_all_may_be_named_without_a_user() -> None:
         ({"path": "/ml", "instructors": "staff"}, {"path": "/ml", "instructors": ["staff"]}),
         ({"path": "/ml", "instructors": ("a", "b")}, {"path": "/ml", "instructors": ["a", "b"]}),
         ({"path": "/ml", "instructors": {"staff"}}, {"path": "/ml", "instructors": ["staff"]}),
+        ({"path": "/ml", "readers": None}, {"path": "/ml", "instructors": []}),
+        ({"path": "/ml", "readers": "a"}, {"path": "/ml", "instructors": [], "readers": ["a"]}),
+        ({"path": "/ml", "readers": []}, {"path": "/ml", "instructors": [], "readers": []}),
     ],
 )
 def test_a_course_is_a_folder_and_who_may_write_to_it(entry: Any, checked: Any) -> None:
@@ -99,6 +115,10 @@ def test_there_may_be_no_course() -> None:
             {"ml": {"path": "/ml", "instructors": ["staff", None]}},
             "course_volumes['ml']: 'instructors' must be a list of groups, got ['staff', None]",
         ),
+        (
+            {"ml": {"path": "/ml", "readers": {"vision": True}}},
+            "course_volumes['ml']: 'readers' must be a list of groups, got {'vision': True}",
+        ),
         ({"/srv/ml": "/ml"}, "course_volumes['/srv/ml'] = '/srv/ml': name a volume, not a folder"),
         (
             {"ml-{raw_username}": "/ml"},
@@ -120,7 +140,7 @@ COURSES = check_courses(
         "open": "/home/jovyan/open",
     }
 )
-HOME = Volume("home-{username}", "/home/jovyan/work", True)
+HOME = Volume("home-{username}", "/home/jovyan/work", True, own=True)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +162,28 @@ def test_everybody_reads_a_course_and_its_instructors_write(groups: Any, writes:
     ]
 
 
+@pytest.mark.parametrize(
+    ("groups", "has"),
+    [
+        ([], {}),
+        (["students"], {}),
+        (["vision"], {"data": False}),
+        (["vision", "curators"], {"data": True, "drafts": True}),
+        (["curators"], {"data": True, "drafts": True}),
+        (["Vision"], {}),
+    ],
+)
+def test_a_volume_with_readers_is_mounted_for_members_only(groups: Any, has: Any) -> None:
+    volumes = check_courses(
+        {
+            "data": {"path": "/data", "readers": ["vision"], "instructors": ["curators"]},
+            "drafts": {"path": "/drafts", "readers": [], "instructors": ["curators"]},
+        }
+    )
+    found = user_volumes("", "", {}, volumes, groups)
+    assert {each.name: each.writable for each in found} == has
+
+
 def test_without_a_home_volume_there_are_the_courses_and_without_both_nothing() -> None:
     assert [volume.name for volume in user_volumes("", "/home/x", {}, COURSES, [])] == [
         "ml-101",
@@ -154,8 +196,8 @@ def test_without_a_home_volume_there_are_the_courses_and_without_both_nothing() 
 def test_volumes_of_an_earlier_configuration_are_the_user_s_own() -> None:
     old = {"old-{username}": "/home/jovyan/work"}
     assert user_volumes("home-{username}", "/home/jovyan", old, {}, []) == [
-        Volume("home-{username}", "/home/jovyan", True),
-        Volume("old-{username}", "/home/jovyan/work", True, earlier=True),
+        Volume("home-{username}", "/home/jovyan", True, own=True),
+        Volume("old-{username}", "/home/jovyan/work", True, own=True, earlier=True),
     ]
 
 

@@ -21,7 +21,12 @@ from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
-from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
+from gpuspawner.scheduling.queue import (
+    KEPT_PLACE_SECONDS,
+    Queue,
+    QueueSettings,
+    RequestLimits,
+)
 
 GPUS = 4
 VERSIONS = catalogue({"torch": "lab/torch:2.7"})
@@ -123,6 +128,9 @@ async def test_trouble_is_told_to_those_who_wait_and_refuses_those_who_come():
         await joins(queue, "cyd", 1)
     assert told[-1] == "You keep your place. NVML has gone."
     engine.broken = ""
+    endings.happen()
+    await settle()
+    assert told[1:] == ["You keep your place. NVML has gone.", told[0]], "the place is told again"
     engine.containers.clear()
     endings.happen()
     assert (await waiting).gpus
@@ -312,3 +320,117 @@ async def test_of_members_under_different_rules_the_strictest_limit_of_their_gro
     await settle()
     assert (ben.done(), ada.done()) == (True, False)
     ada.cancel()
+
+
+async def leaves(task: asyncio.Task[Reservation]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def changes(queue: Queue, user: str, task: asyncio.Task[Reservation]) -> None:
+    """Leave to change the choice."""
+    (waiting,) = [each.waiting for each in queue.waiting if each.holder.user == user]
+    await leaves(task)
+    queue.keep_place(waiting)
+
+
+def comes_back(queue: Queue, user: str, gpus: int, told: list[Any]) -> Any:
+    """Ask as one who may have a place there."""
+    since = queue.join_time(Holder(user))
+    waiting = QueuedRequest(Holder(user), Request("image", gpus, seconds=3600), since)
+    return asyncio.ensure_future(queue.wait(waiting, RequestLimits(), told.append))
+
+
+async def three_wait(queue: Queue, engine: Engine, ledger: Ledger) -> list[Any]:
+    engine.start(ledger, await joins(queue, "max", 4))
+    tasks = []
+    for user in ("ada", "ben", "cyd"):
+        tasks.append(joins(queue, user, 2))
+        await settle()
+    return tasks
+
+
+def in_line(queue: Queue) -> list[tuple[str, int, int]]:
+    """Return who waits: (user, place, of how many)."""
+    return [
+        (each.holder.user, each.turn.place, each.turn.of) for each in queue.waiting if each.turn
+    ]
+
+
+async def test_who_leaves_to_change_the_choice_has_the_same_place_again():
+    engine, ledger, queue, _ = make()
+    ada, ben, cyd = await three_wait(queue, engine, ledger)
+    assert in_line(queue) == [("ada", 1, 3), ("ben", 2, 3), ("cyd", 3, 3)]
+    await changes(queue, "ben", ben)
+    await settle()
+    assert in_line(queue) == [("ada", 1, 2), ("cyd", 2, 2)]
+    told: list[Any] = []
+    again = comes_back(queue, "ben", 1, told)
+    await settle()
+    assert in_line(queue) == [("ada", 1, 3), ("ben", 2, 3), ("cyd", 3, 3)]
+    assert (told[0].place, told[0].waiting.request.gpus) == (2, 1)
+    assert queue.kept_place(Holder("ben")) is None
+    for task in (ada, again, cyd):
+        task.cancel()
+
+
+async def test_the_form_of_who_has_left_forecasts_the_kept_place_and_the_others_the_last():
+    engine, ledger, queue, _ = make()
+    tasks = await three_wait(queue, engine, ledger)
+    await changes(queue, "ada", tasks[0])
+    await settle()
+    view = await ledger.read()
+
+    def place(user: str) -> int:
+        since = queue.join_time(Holder(user))
+        wanted = QueuedRequest(Holder(user), Request("image", 2, seconds=3600), since)
+        return queue.forecast(wanted, RequestLimits(), view).place
+
+    assert [place("new"), place("ada"), place("new")] == [3, 1, 3]
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_place_is_kept_for_a_while_and_not_for_who_just_leaves(monkeypatch):
+    engine, ledger, queue, _ = make()
+    tasks = await three_wait(queue, engine, ledger)
+    await leaves(tasks[0])
+    await changes(queue, "ben", tasks[1])
+    assert queue.kept_place(Holder("ada")) is None
+    kept = queue.kept_place(Holder("ben"))
+    assert kept
+    assert queue.join_time(Holder("ben")) == kept.since
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + KEPT_PLACE_SECONDS + 1)
+    assert queue.kept_place(Holder("ben")) is None
+    assert queue.join_time(Holder("ben")) > kept.since
+    # What is over is forgotten with the next who leaves.
+    await changes(queue, "cyd", tasks[2])
+    assert list(queue._kept_places) == [Holder("cyd")]
+
+
+async def test_a_kept_place_counts_where_the_queue_has_become_full():
+    engine, ledger, queue, _ = make(QueueSettings(length=3))
+    ada, ben, cyd = await three_wait(queue, engine, ledger)
+    await changes(queue, "ada", ada)
+    new = joins(queue, "new", 2)
+    await settle()
+    again = comes_back(queue, "ada", 1, [])
+    await settle()
+    assert in_line(queue)[0] == ("ada", 1, 4)
+    for task in (ben, cyd, new, again):
+        task.cancel()
+
+
+async def test_those_who_wait_are_told_of_who_comes_after_them():
+    engine, ledger, queue, _ = make()
+    engine.start(ledger, await joins(queue, "max", 4))
+    told: list[Any] = []
+    ada = joins(queue, "ada", 2, told=told)
+    await settle()
+    ben = joins(queue, "ben", 2)
+    await settle()
+    assert [(turn.place, turn.of) for turn in told] == [(1, 1), (1, 2)]
+    for task in (ada, ben):
+        task.cancel()

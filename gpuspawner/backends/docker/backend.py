@@ -22,8 +22,10 @@ from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, out_of_service, pull
+from . import extended_ends, out_of_service, pull, stopping
+from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
+from .home_sizes import HomeSizes
 from .listing import Listing
 from .poll_interval import PollInterval
 from .ulimit_trials import UlimitTrials
@@ -69,6 +71,8 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # Of many that stop at once, the engine lists all containers for all of them.
+        self._servers = SharedRead(self.list)
         # Image -> what inspects it for all who ask.
         self._inspections: dict[str, SharedRead[Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -76,6 +80,10 @@ class DockerBackend:
         # Of looking at the servers that start.
         self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
+        self.home_sizes = HomeSizes(lambda: self.client, self.in_thread, log)
+        # Whether the engine has refused to limit the size of a volume.
+        self.has_no_quotas = False
+        self.deleted_volumes = DeletedVolumes(lambda: self.client, self.in_thread, log)
         # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # The ulimits that this engine isn't allowed to set, by name, and the starts that find out.
@@ -127,16 +135,16 @@ class DockerBackend:
         await remove(self.call, server_id)
 
     async def stop(self, server_id: str) -> None:
-        """Stop a container, which has the engine's ten seconds to end by itself; remove it."""
+        """Stop a container, which has its time to save; remove it."""
         try:
-            await self.call("stop", server_id)
+            await self.stop_container(server_id)
         except docker.errors.NotFound:
             return
         if not self._keeps_stopped:
             await self.remove(server_id)
 
     async def remove_unstarted(self, server_id: str) -> None:
-        """Remove a container unless it runs: without force, so a started one stays."""
+        """Remove a container unless it runs: without force, so one that was started stays."""
         await self.call("remove_container", server_id, v=True)
 
     async def keep_end(self, server_id: str, end: Deadline) -> None:
@@ -150,6 +158,14 @@ class DockerBackend:
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
         return await self.in_thread(lambda: out_of_service.list_marks(self.client))
+
+    async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
+        """Mark a GPU as out of service, by an empty volume."""
+        await self.in_thread(lambda: out_of_service.take_out(self.client, uuid, by, why))
+
+    async def put_into_service(self, uuid: str) -> None:
+        """Remove a GPU's mark."""
+        await self.in_thread(lambda: out_of_service.put_back(self.client, uuid))
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""
@@ -180,6 +196,14 @@ class DockerBackend:
         await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
 
     # -- Docker only -----------------------------------------------------------------------------
+
+    async def stop_container(self, container_id: str) -> None:
+        """Stop a container, which has its time to save, and leave it there.
+
+        Raises:
+            docker.errors.NotFound: there is none.
+        """
+        await stopping.stop(self.call, self._servers, container_id)
 
     async def inspect_image(self, image: str) -> Any:
         """Return an inspection of an image; of many that start at once, the engine makes two.

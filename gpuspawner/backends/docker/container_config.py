@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...gpus.model import Holder
-from ...leases.labels import LABEL_GPUS, LABEL_SETTINGS
+from ...leases.labels import LABEL_GPUS, LABEL_REMOVE, LABEL_SETTINGS
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
@@ -93,6 +93,23 @@ def with_lease(
     }
 
 
+def removed_by_hub(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `create_kwargs` of a container that the hub removes after its end, not the engine.
+
+    An engine before 24.0.8 kills what it is to remove when it is restarted, though it has
+    live-restore. And a container that is gone can't say why it ended.
+    ref: https://github.com/moby/moby/issues/46308
+
+    Args:
+        create_kwargs: as for `with_lease`.
+    """
+    return {
+        **create_kwargs,
+        "labels": {**_as_mapping(create_kwargs.get("labels"), ""), LABEL_REMOVE: "1"},
+        "host_config": {**(create_kwargs.get("host_config") or {}), "AutoRemove": False},
+    }
+
+
 def with_log(
     create_kwargs: Mapping[str, Any], driver: str, options: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -165,6 +182,19 @@ def granted_uuids(container: Mapping[str, Any]) -> list[str]:
     """
     requests = (container.get("HostConfig") or {}).get("DeviceRequests") or []
     return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
+
+
+def is_kept_of_another(container: Mapping[str, Any]) -> bool:
+    """Return whether another spawner made a container that stays when it is stopped.
+
+    So does DockerSpawner's, unless its `remove` is True: users may have files in it, outside of
+    volumes.
+
+    Args:
+        container: its inspection.
+    """
+    found = container["Config"].get("Labels") or {}
+    return LABEL_GPUS not in found and not (container.get("HostConfig") or {}).get("AutoRemove")
 
 
 def _device_ids(request: Mapping[str, Any]) -> list[str]:

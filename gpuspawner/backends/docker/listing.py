@@ -11,8 +11,10 @@ from typing import Any
 import docker.errors
 
 from ...gpus.device_ids import ALL
+from ...gpus.missing_driver import own_container_id
 from ...leases.clock import Clock, Deadline
-from ...leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, ServerState
+from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, ServerState
+from ...untrusted import bounded
 from . import extended_ends
 from .container_config import VISIBLE_DEVICES, asks_for_gpus
 
@@ -35,7 +37,8 @@ class Listing:
     """Lists an engine's containers; blocks.
 
     The engine's list doesn't say what a container was given, so each that has no lease is inspected
-    once: that never changes.
+    once: that never changes. The container that this process is in, without a lease, is left out: a
+    hub in it only watches its GPUs.
 
     After a listing, `outdated` are the volumes with ends of containers that are gone.
     """
@@ -45,6 +48,7 @@ class Listing:
         # Image id -> its labels, of images that containers with a hub's label have.
         self._image_labels: dict[str, Mapping[str, str]] = {}
         self.outdated: Sequence[str] = ()
+        self._own = own_container_id()
 
     def __call__(self, client: Any) -> list[ServerRecord]:
         """Return every server with a lease's labels, ended ones too, and what else has GPUs.
@@ -66,7 +70,9 @@ class Listing:
         for entry in map(partial(self._with_own_labels, client), entries):
             if LABEL_GPUS in (entry.get("Labels") or {}):
                 servers.append(server_record(entry, extended=ends.get(entry["Id"])))
-            elif entry.get("State") not in ENDED_STATES | {"created"}:
+            elif entry.get("State") in ENDED_STATES | {"created"} or entry["Id"] == self._own:
+                continue
+            else:
                 with suppress(docker.errors.NotFound):  # gone meanwhile
                     names = self._names(client, entry["Id"])
                     known[entry["Id"]] = names
@@ -124,7 +130,7 @@ def server_record(
         entry.get("Labels") or {},
         state,
         entry.get("Created") or 0.0,
-        names[0] if names else entry.get("Id", "")[:12],
+        bounded(names[0] if names else entry.get("Id", "")[:12], MAX_NAME),
         gpu_names,
         extended,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import docker
 import docker.errors
+import docker.types
 from docker.models.networks import Network
 
 from ...errors import GPUSpawnerError
@@ -19,6 +20,8 @@ from .errors import explain
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
 # A bridge's option: whether its containers reach each other.
 BETWEEN_CONTAINERS = "com.docker.network.bridge.enable_icc"
+# Name -> what the engine said of the networks that `ensure_network` has had in this process.
+_ensured: dict[str, Mapping[str, Any]] = {}
 HOST_NETWORK = "start it with `--network host` (in a compose file: `network_mode: host`)"
 
 
@@ -36,7 +39,7 @@ class NetworkError(GPUSpawnerError):
         self.advice = advice
 
 
-def ensure_network(name: str = "gpuspawner") -> str:
+def ensure_network(name: str = "gpuspawner", address: str = "") -> str:
     """Create the servers' network if it doesn't exist; return the address for `hub_ip`.
 
     Containers on it reach the hub and the internet, but not each other. An existing network is used
@@ -44,20 +47,78 @@ def ensure_network(name: str = "gpuspawner") -> str:
 
     Args:
         name: the network's name, also for `c.GPUSpawner.network_name`.
+        address: this machine's address on it, where something else has to know it beforehand: a new
+            network has the 256 addresses around it. "": the engine chooses.
 
     Raises:
-        NetworkError: the engine refuses or can't be reached, or the network has no gateway.
+        NetworkError: the engine refuses or can't be reached, the network has no gateway, or this
+            machine has another address on it.
     """
     try:
+        subnet = _subnet(address) if address else None
         client = docker.from_env(timeout=20)
         found = client.networks.list(names=[f"^{name}$"])
-        network = found[0] if found else _create(client, name)
+        network = found[0] if found else _create(client, name, subnet, address)
+        network.reload()
+        if address and (there := _gateway(network)) != address:
+            raise NetworkError(
+                f"network {name!r}: this machine's address on it is {there}, and not {address}",
+                f"write {there} where {address} is written, or remove it, with no server running: "
+                f"docker network rm {name}",
+            )
+        _ensured[name] = network.attrs
         return os.environ.get(HUB_IP_VARIABLE) or _hub_address(client, network)
     except (docker.errors.DockerException, OSError) as error:
         raise NetworkError(f"network {name!r}: {explain(error)}") from None
 
 
-def _create(client: docker.DockerClient, name: str) -> Network:
+def restore_network(client: docker.APIClient, name: str) -> bool:
+    """Create a network anew that `ensure_network` has had in this process, with its addresses.
+
+    `docker network prune` removes the servers' network while none runs.
+
+    Args:
+        client: a client of the engine.
+        name: the network's name.
+
+    Returns:
+        Whether it is there now.
+
+    Raises:
+        docker.errors.APIError: the engine refuses.
+    """
+    before = _ensured.get(name)
+    if before is None:
+        return False
+    try:
+        client.create_network(
+            name,
+            driver=before["Driver"],
+            options=before.get("Options"),
+            ipam=before.get("IPAM"),
+            internal=before.get("Internal", False),
+            enable_ipv6=before.get("EnableIPv6", False),
+            labels=before.get("Labels"),
+            check_duplicate=True,
+        )
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # somebody else has created it
+            raise
+    return True
+
+
+def _subnet(address: str) -> str:
+    """Return the 256 addresses around one, as "172.31.99.0/24"."""
+    try:
+        return str(ipaddress.IPv4Network(f"{ipaddress.IPv4Address(address)}/24", strict=False))
+    except ValueError:
+        raise NetworkError(f"{address!r} is no address, such as 172.31.99.1") from None
+
+
+def _create(
+    client: docker.DockerClient, name: str, subnet: str | None = None, address: str = ""
+) -> Network:
+    pool = docker.types.IPAMPool(subnet=subnet, gateway=address) if subnet else None
     try:
         created = client.networks.create(
             name,
@@ -65,6 +126,7 @@ def _create(client: docker.DockerClient, name: str) -> Network:
             check_duplicate=True,
             options={BETWEEN_CONTAINERS: "false"},
             labels={"gpuspawner.network": name},
+            ipam=docker.types.IPAMConfig(pool_configs=[pool]) if pool else None,
         )
     except docker.errors.APIError as error:
         if error.status_code == 409:  # another hub has created it
@@ -101,7 +163,6 @@ def _hub_address(client: docker.DockerClient, network: Network) -> str:
     container = own_container(client)
     if container is None or shares_host_network(container):
         return _gateway(network)
-    network.reload()
     name = str(container["Name"]).lstrip("/")
     attached = container["NetworkSettings"]["Networks"].get(network.name)
     apart = (network.attrs.get("Options") or {}).get(BETWEEN_CONTAINERS) == "false"
@@ -115,7 +176,6 @@ def _hub_address(client: docker.DockerClient, network: Network) -> str:
 
 
 def _gateway(network: Network) -> str:
-    network.reload()
     for config in network.attrs["IPAM"]["Config"] or []:
         if gateway := config.get("Gateway"):
             return str(ipaddress.ip_interface(gateway).ip)

@@ -21,12 +21,15 @@ import docker.errors
 from ...errors import Unknown
 from ...gpus.out_of_service import MAX_REASON_LENGTH, OutOfServiceMark
 from ...i18n.lazy_text import lazy_gettext
+from ...untrusted import bounded
 
 PREFIX = "gpuspawner-out-of-service-"
 LABEL = "gpuspawner.out-of-service"
 LABEL_BY = "gpuspawner.out-of-service.by"
 LABEL_WHY = "gpuspawner.out-of-service.why"
 LABEL_SINCE = "gpuspawner.out-of-service.since"
+# How much of a GPU's UUID and of an administrator's name is read, in characters.
+MAX_NAME_LENGTH = 255
 # The engine's own takes names that have this in them anywhere.
 FILTER = {"name": PREFIX}
 
@@ -42,8 +45,8 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
             since = labels.get(LABEL_SINCE, "")
             found[uuid] = OutOfServiceMark(
                 uuid,
-                labels.get(LABEL_BY, ""),
-                labels.get(LABEL_WHY, "")[:MAX_REASON_LENGTH],
+                bounded(labels.get(LABEL_BY, ""), MAX_NAME_LENGTH),
+                bounded(labels.get(LABEL_WHY, ""), MAX_REASON_LENGTH),
                 float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
             )
     return found
@@ -51,8 +54,9 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
 
 def _uuids(volume: Volume) -> set[str]:
     """Return the GPU that a volume takes out of service; where name and label disagree, both."""
-    name, labelled = volume.get("Name") or "", (volume.get("Labels") or {}).get(LABEL) or ""
-    named = name.removeprefix(PREFIX) if name.startswith(PREFIX) else ""
+    name = volume.get("Name") or ""
+    labelled = bounded((volume.get("Labels") or {}).get(LABEL) or "", MAX_NAME_LENGTH)
+    named = bounded(name.removeprefix(PREFIX), MAX_NAME_LENGTH) if name.startswith(PREFIX) else ""
     return {labelled} if labelled and _name(labelled) == name else {labelled, named} - {""}
 
 
@@ -71,7 +75,7 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
     labels = {
         LABEL: uuid,
         LABEL_BY: by,
-        LABEL_WHY: " ".join(why.split())[:MAX_REASON_LENGTH],
+        LABEL_WHY: bounded(" ".join(why.split()), MAX_REASON_LENGTH),
         LABEL_SINCE: str(round(time.time())),
     }
     client.create_volume(_name(uuid), labels=labels)

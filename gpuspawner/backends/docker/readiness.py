@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
-
-from tornado.httpclient import AsyncHTTPClient
+from urllib.parse import urlsplit
 
 from ...timeouts import within
 from .poll_interval import PollInterval
 
 LAST_LINES = 12
+# How long a server may take to accept a connection, and to answer a request, in seconds.
+CONNECT_SECONDS = 1
+ANSWER_SECONDS = 5
+# How much of an answer is read, in bytes: whatever a user's server sends, the hub keeps no more.
+MAX_LINE = 1024
+_STATUS = re.compile(rb"HTTP/[0-9.]{1,5} ([1-4][0-9]{2})\b")
 
 # Makes our images defer imports that a start doesn't need, which halves it. Others ignore it.
 QUICK_START = {"GPUSPAWNER_QUICK_START": "1"}
@@ -74,20 +79,6 @@ class Output:
             self._loop.call_soon_threadsafe(self.ended.set)
 
 
-def exit_code(client: Any, container_id: str) -> int | None:
-    """Return the exit status of a container that has just ended, from the engine's recent events.
-
-    None if there is no such event. The container may have been removed already. Blocks for two
-    seconds at most: call it in a thread.
-    """
-    now = int(time.time())
-    filters = {"container": [container_id], "event": ["die"]}
-    with suppress(Exception):
-        for event in client.events(since=now - 600, until=now + 2, filters=filters, decode=True):
-            return int(event["Actor"]["Attributes"]["exitCode"])
-    return None
-
-
 async def wait_until_answering(
     url: str, ip: str, port: int, ended: asyncio.Event, seconds: float, interval: PollInterval
 ) -> bool:
@@ -104,27 +95,29 @@ async def wait_until_answering(
     deadline = loop.time() + seconds
     with interval.one_more():
         while not ended.is_set() and loop.time() < deadline:
-            if await _listens(ip, port) and (not url or await _responds(url)):
+            if await _answers(url, ip, port):
                 return True
             with suppress(asyncio.TimeoutError):
                 await within(interval.seconds, ended.wait())
     return False
 
 
-async def _listens(ip: str, port: int) -> bool:
+async def _answers(url: str, ip: str, port: int) -> bool:
+    """Return whether a server answers a request; without a URL, whether it accepts a connection."""
     try:
-        _, writer = await within(1, asyncio.open_connection(ip, port))
+        connection = asyncio.open_connection(ip, port, limit=MAX_LINE)
+        reader, writer = await within(CONNECT_SECONDS, connection)
     except (OSError, asyncio.TimeoutError):
         return False
-    writer.close()
-    return True
-
-
-async def _responds(url: str) -> bool:
     try:
-        response = await AsyncHTTPClient().fetch(
-            url, raise_error=False, follow_redirects=False, request_timeout=5
-        )
-    except Exception:
+        if not url:
+            return True
+        parts = urlsplit(url)
+        head = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        # ValueError: the line is longer than the limit.
+        with suppress(OSError, ValueError, asyncio.TimeoutError):
+            return _STATUS.match(await within(ANSWER_SECONDS, reader.readline())) is not None
         return False
-    return response.code < 500
+    finally:
+        writer.close()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+from dockerspawner.volumenamingstrategy import default_format_volume_name
 from jupyterhub.traitlets import ByteSpecification
-from traitlets import Bool, Dict, TraitError, Unicode, default, validate
+from traitlets import Bool, Dict, Enum, TraitError, Unicode, default, validate
 
+from ...choices.limits import Limits
+from ...group_overrides import lower
 from ...settings import GPUTraits, checked
 from . import volumes
 from .backend import THREADS
+
+# The fields of templates that a server's name is in, and those whose values have no dot in them.
+PER_SERVER = {"servername", "pseudonym"}
+WITHOUT_DOTS = {"username", "safe_username", "servername", "pseudonym", "prefix"}
 
 
 class DockerTraits(GPUTraits):
@@ -58,9 +66,29 @@ class DockerTraits(GPUTraits):
         `home_volume`; none is made anew.""",
     ).tag(config=True)
 
+    home_size = ByteSpecification(
+        None,
+        allow_none=True,
+        help="""How much a user may keep in `home_volume`, as "50G". None: as much as the disk has.
+        From 90 % of it on the user is warned. A new volume takes no more where the Docker Engine
+        can see to it: with project quotas of XFS. Elsewhere it is a request, and
+        `gpuspawner doctor` says so.""",
+    ).tag(config=True, stricter=lower, while_running=True)
+
+    deleted_user_volumes = Enum(
+        ("set_aside", "remove", "keep"),
+        "set_aside",
+        help="""What becomes of a user's own volumes when the user is deleted, and of a named
+        server's own when the server is removed. "set_aside": they stay, and a new user of that name
+        gets others; `gpuspawner volumes` lists, restores, archives and removes them. "remove": they
+        are removed with their files. "keep": a new user of that name has them, with the files.
+        """,
+    ).tag(config=True)
+
     course_volumes = Dict(
-        help="""Volumes that everybody may read: name -> {"path": "/home/jovyan/course",
-        "instructors": ["group", …]}. Members of those groups may write.""",
+        help="""Volumes that users share: name -> {"path": "/home/jovyan/course", "instructors":
+        ["group", …], "readers": ["group", …]}. Members of the first groups may write, those of the
+        others read, and nobody else has it. Without "readers" everybody may read.""",
     ).tag(config=True)
 
     # False in DockerSpawner; here a server's GPUs change from start to start.
@@ -98,6 +126,10 @@ class DockerTraits(GPUTraits):
                 raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
         return proposal.value
 
+    def limits(self) -> Limits:
+        """Return the limits of a choice of this server's user."""
+        return replace(super().limits(), files=self.home_size)
+
     def volumes_of_user(self) -> list[volumes.Volume]:
         """Return the user's own volumes and the course volumes, by their names in the engine."""
         templates = volumes.user_volumes(
@@ -107,11 +139,27 @@ class DockerTraits(GPUTraits):
             self.course_volumes,
             sorted(self.groups),
         )
+        strict = self._may_look_like_later_ones([each.name for each in templates])
         return [
             replace(
                 volume,
-                name=self.format_volume_name(volume.name, self),
+                name=volumes.fitting_name(self.format_volume_name(volume.name, self)),
                 path=self.format_volume_name(volume.path, self),
+                per_server=volume.own and bool(PER_SERVER & volumes.fields_of(volume.name)),
+                strict=strict,
             )
             for volume in templates
         ]
+
+    def _may_look_like_later_ones(self, templates: Collection[str]) -> bool:
+        """Return whether names of these templates may look as those of later generations do.
+
+        Users' and servers' names have no dot once they are escaped, so that where templates have
+        none either, only a later generation's name has one. Images' names have dots.
+        """
+        return (
+            any("." in each or not volumes.fields_of(each) <= WITHOUT_DOTS for each in templates)
+            or "." in self.prefix
+            or "." in self.escape("a.2")
+            or self.format_volume_name is not default_format_volume_name
+        )

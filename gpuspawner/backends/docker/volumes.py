@@ -1,7 +1,8 @@
-"""Users' own volumes and course volumes: validation, mounts and ownership."""
+"""Users' own volumes and those that groups share: validation, mounts and ownership."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import tarfile
@@ -10,27 +11,40 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from docker.errors import NotFound
 
+from .volume_folders import folder_of
+
 # Template fields that aren't escaped: a name with "/" or ".." would lead to another volume.
 UNESCAPED = ("raw_username", "raw_servername")
+# The longest name of a volume: to the engine it is a folder's.
+MAX_NAME = 255
 
 
 @dataclass(frozen=True)
 class Volume:
     """A named volume, its path in the container, and whether this user may write to it.
 
-    One that is `earlier` is mounted only where it exists.
+    Args:
+        name: its name, or the template of it.
+        path: where it is mounted.
+        writable: whether the user may write to it.
+        own: whether it is the user's own.
+        earlier: whether it is mounted only where it exists.
+        per_server: whether each of the user's servers has one of its own.
+        strict: as for `set_aside.FirstVolume`.
     """
 
     name: str
     path: str
     writable: bool
+    own: bool = False
     earlier: bool = False
+    per_server: bool = False
+    strict: bool = False
 
 
 def check_home(template: str) -> str:
@@ -69,6 +83,14 @@ def check_template(trait: str, template: str, per_user: bool) -> str:
     return template
 
 
+def fields_of(template: str) -> set[str]:
+    """Return the names of a template's fields; "?" is among them where it isn't one."""
+    try:
+        return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError:
+        return {"?"}
+
+
 def check_earlier(earlier: Mapping[str, Any]) -> dict[str, str]:
     """Validate the users' own volumes of an earlier configuration: name template -> path.
 
@@ -84,7 +106,11 @@ def check_earlier(earlier: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Validate course volumes; return name -> {"path", "instructors" (a list of groups)}.
+    """Validate course volumes.
+
+    Returns:
+        Name -> {"path", "instructors" (a list of groups)}, and "readers" (a list of groups) where
+        not everybody has the volume.
 
     Raises:
         ValueError: an entry is invalid; the message names the volume.
@@ -98,18 +124,38 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         fields = {"path": entry} if isinstance(entry, str) else entry
         if not isinstance(fields, Mapping):
             raise ValueError(f"{where} must be a folder, or a mapping with 'path'")
-        unknown = sorted(map(str, set(fields) - {"path", "instructors"}))
+        unknown = sorted(map(str, set(fields) - {"path", "instructors", "readers"}))
         if unknown:
-            raise ValueError(f"{where}: {unknown[0]!r} is neither 'path' nor 'instructors'")
+            raise ValueError(
+                f"{where}: {unknown[0]!r} is neither 'path' nor 'instructors' nor 'readers'"
+            )
         path = fields.get("path")
         if not isinstance(path, str) or not path.startswith("/"):
             raise ValueError(f"{where}: 'path' must be a folder in the container, as '/home/…'")
-        groups = fields.get("instructors") or []
-        groups = [groups] if isinstance(groups, str) else groups
-        if not isinstance(groups, list | tuple | set) or {type(g) for g in groups} - {str}:
-            raise ValueError(f"{where}: 'instructors' must be a list of groups, got {groups!r}")
-        checked[name] = {"path": path, "instructors": list(groups)}
+        checked[name] = {"path": path, "instructors": _check_groups(where, fields, "instructors")}
+        if fields.get("readers") is not None:
+            checked[name]["readers"] = _check_groups(where, fields, "readers")
     return checked
+
+
+def fitting_name(name: str, most: int = MAX_NAME) -> str:
+    """Return a volume's name, shortened where the engine couldn't make a folder of it.
+
+    An escaped user name has nine characters for a Chinese one. What it is cut to ends in a digest
+    of the whole, so that two users never share a volume.
+    """
+    if len(name.encode()) <= most:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    return f"{name.encode()[: most - 33].decode(errors='ignore')}-{digest}"
+
+
+def _check_groups(where: str, fields: Mapping[str, Any], key: str) -> list[str]:
+    groups = fields.get(key) or []
+    groups = [groups] if isinstance(groups, str) else groups
+    if not isinstance(groups, list | tuple | set) or {type(g) for g in groups} - {str}:
+        raise ValueError(f"{where}: {key!r} must be a list of groups, got {groups!r}")
+    return list(groups)
 
 
 def user_volumes(
@@ -128,12 +174,13 @@ def user_volumes(
         courses: the result of `check_courses`.
         groups: the names of the user's groups.
     """
-    own = [Volume(home, home_path, True)] if home else []
-    own += [Volume(name, path, True, earlier=True) for name, path in earlier.items()]
-    return own + [
-        Volume(name, course["path"], bool(set(course["instructors"]) & set(groups)))
-        for name, course in courses.items()
-    ]
+    own = [Volume(home, home_path, True, own=True)] if home else []
+    own += [Volume(name, path, True, own=True, earlier=True) for name, path in earlier.items()]
+    for name, course in courses.items():
+        writes = not set(groups).isdisjoint(course["instructors"])
+        if writes or "readers" not in course or not set(groups).isdisjoint(course["readers"]):
+            own.append(Volume(name, course["path"], writes))
+    return own
 
 
 # After this an owner is looked at again: somebody may have restored a backup into the volume.
@@ -170,16 +217,12 @@ class VolumeOwners:
         # read, by the monotonic clock.
         self._owned: dict[str, tuple[str, int, float]] = {}
 
-    def existing(self, volumes: Collection[Volume]) -> dict[str, Mapping[str, Any]]:
-        """Return inspections of those volumes that the engine has, by their names."""
-        found = {each.name: self._inspect(each.name) for each in volumes}
-        return {name: each for name, each in found.items() if each is not None}
-
     def chown_to_user(
         self,
         container: Mapping[str, Any],
         volumes: Collection[Volume],
         before: Mapping[str, Mapping[str, Any]],
+        made: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Make the container's user the owner of writable volumes that belong to root.
 
@@ -190,14 +233,15 @@ class VolumeOwners:
         Args:
             container: an inspection of it.
             volumes: what is mounted in it.
-            before: inspections of those that were there before it was created.
+            before: inspections of those that were there before it was created, by their names.
+            made: the same of those that were made for it; others the engine has made with it.
 
         Raises:
             docker.errors.APIError: the engine refused.
         """
         for volume in (each for each in volumes if each.writable):
             is_new = volume.name not in before
-            about = self._inspect(volume.name) if is_new else before[volume.name]
+            about = before.get(volume.name) or made.get(volume.name) or self._inspect(volume.name)
             owner = self._owner_seen(about)
             if owner:  # not root's
                 continue
@@ -226,22 +270,13 @@ class VolumeOwners:
         Args:
             about: an inspection of the volume.
         """
-        # With options it is another file system, which may be mounted elsewhere, or later.
-        if about is None or about.get("Driver") != "local" or about.get("Options"):
-            return None
-        if not self._users_are_the_same():
+        folder = folder_of(about)
+        if folder is None or not self._users_are_the_same():
             return None
         try:
-            folder = about["Mountpoint"]
-            inside, outside = os.lstat(folder), os.lstat(Path(folder).parent)
-            created = datetime.fromisoformat(about["CreatedAt"].replace("Z", "+00:00"))
-        except (OSError, KeyError, ValueError):
+            return os.lstat(folder).st_uid
+        except OSError:
             return None
-        # The engine may be another machine's, or the hub in a container: where the folder of that
-        # name is another one, it wasn't made in the same second. What engines call a volume's
-        # creation is when the folder itself last changed, and since 23 the one above it.
-        is_it = int(created.timestamp()) in (int(inside.st_ctime), int(outside.st_ctime))
-        return inside.st_uid if is_it else None
 
     def _users_are_the_same(self) -> bool:
         with self._asking:

@@ -6,6 +6,9 @@ const by = (name) => document.getElementById(`gpuspawner-${name}`);
 const language = by("starting").lang;
 const steps = by("steps");
 const leave = by("leave");
+// What else can be done while one waits; without a second server there is no "meanwhile", and with it no "without".
+const others = ["change", "meanwhile", "without"].map(by).filter((button) => button);
+const buttons = [leave, ...others];
 let last = "";
 let leaving = false;
 let over = false;
@@ -26,13 +29,10 @@ function fill(sentence, values) {
 }
 
 function place(event) {
-  const said = [event.place === 1 ? words.next : fill(words.nth, { nth: event.nth_said?.[language] ?? event.nth })];
-  if (event.because?.startsWith("group:")) said.push(fill(words.group, { group: event.because.slice(6) }));
-  if (event.because === "never") said.push(words.never);
-  else if (event.start === null) said.push(words.unknown);
-  else if (event.start * 1000 - Date.now() < 60000) said.push(words.soon);
-  else said.push(fill(words.expected, { time: clock(event.start) }));
-  return said.reduce((first, second) => fill(words.together, { first, second }));
+  const first = event.line_said?.[language] ?? event.line;
+  if (event.because === "never" || event.start === null) return first;
+  const isSoon = event.start * 1000 - Date.now() < 60000;
+  return fill(words.together, { first, second: isSoon ? words.soon : fill(words.expected, { time: clock(event.start) }) });
 }
 
 function element(tag, text, more = {}) {
@@ -74,6 +74,9 @@ function show(event) {
   step(event, ours);
   by("line").textContent = ours.place ? place(ours) : waits ? said(event) : "";
   by("title").textContent = waits ? words.waiting : words.starting;
+  document.title = ours.place ? fill(words.title, { nth: ours.nth_said?.[language] ?? ours.nth }) : by("title").textContent;
+  by("away").hidden = !waits;
+  others.forEach((button) => (button.hidden = !waits));
   if (!leaving) leave.textContent = waits ? words.leave : words.cancel;
   leave.hidden = false;
 }
@@ -84,15 +87,15 @@ function fail(event) {
   if (event.html_message) reason.innerHTML = event.html_message;
   else reason.textContent = event.message.replace(/^Spawn failed: /, "");
   if (steps.lastElementChild) mark(steps.lastElementChild, "✗", words.failed);
-  by("title").textContent = words.failed;
-  by("progress").hidden = by("line").hidden = leave.hidden = true;
+  document.title = by("title").textContent = words.failed;
+  for (const part of [by("progress"), by("line"), by("away"), ...buttons]) part.hidden = true;
   by("failed").hidden = by("back").hidden = false;
   by("back").focus();
-  if (language !== "en") translate();
+  sayInOurWords();
 }
 
-// Why it failed, as the page says it that the hub has here from now on.
-async function translate() {
+// Why it failed, as the page says it that the hub has here from now on: in its language, and without REST's keys.
+async function sayInOurWords() {
   const answer = await fetch(location.href, { cache: "no-store" }).catch(() => null);
   const page = new DOMParser().parseFromString((await answer?.text()) ?? "", "text/html");
   const why = page.getElementById("gpuspawner-why");
@@ -154,21 +157,32 @@ async function comeBack() {
   }
 }
 
-leave.addEventListener("click", async () => {
+// Gives this start up, and goes somewhere else.
+async function giveUp(button, where) {
+  const label = button.textContent;
   leaving = true;
-  leave.disabled = true;
-  leave.textContent = words.leaving;
+  buttons.forEach((each) => (each.disabled = true));
+  button.textContent = words.leaving;
   by("refused").textContent = "";
   const headers = { "X-XSRFToken": facts.xsrf };
   const answer = await fetch(facts.server, { method: "DELETE", headers }).catch(() => null);
-  if (answer?.ok || answer?.status === 404) return location.assign(by("back").href);
+  if (answer?.ok || answer?.status === 404) return location.assign(where);
   leaving = false;
-  leave.disabled = false;
-  leave.textContent = last === "queue" ? words.leave : words.cancel;
+  buttons.forEach((each) => (each.disabled = false));
+  button.textContent = label;
   const said = await answer?.json().catch(() => null);
   by("refused").textContent = said?.message || words.refused;
   if (!following) begin();
+}
+
+// From the queue one leaves for the page with all one's servers; a start that is given up was a wrong choice.
+leave.addEventListener("click", () => giveUp(leave, last === "queue" ? facts.home : by("back").href));
+by("change").addEventListener("click", async () => {
+  // The place is kept for who comes back with another choice.
+  await fetch(location.href, { cache: "no-store", headers: { "X-GPUSpawner-Change": "1" } }).catch(() => null);
+  giveUp(by("change"), by("back").href);
 });
+by("without")?.addEventListener("click", () => giveUp(by("without"), facts.without));
 
 begin();
 window._jupyterhub_page_loaded = true;

@@ -10,7 +10,10 @@
 (() => {
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
-  const rest = new URL("extension.js", document.currentScript.src).href;
+  const here = document.currentScript.src;
+  const [rest, server, packages] = ["extension.js", "server.js", "packages.js"].map(
+    (name) => new URL(name, here).href
+  );
 
   async function take(name) {
     const versions = shared[name];
@@ -26,8 +29,26 @@
 
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-    // In a server without a hub or without GPUs there is nothing to say.
-    if (!page.hubPrefix || page.gpuspawner?.gpus === 0) return [];
+    const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
+    if (!page.hubPrefix) return found;
+    return [...found, await ofServer(), await indicator(page)];
+  }
+
+  async function ofServer() {
+    const [{ serverPlugin }, docmanager, translation, apputils] = await Promise.all([
+      import(server),
+      take("@jupyterlab/docmanager"),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+    ]);
+    return serverPlugin({
+      IDocumentManager: docmanager.IDocumentManager,
+      ITranslator: translation.ITranslator,
+      Notification: apputils.Notification,
+    });
+  }
+
+  async function indicator(page) {
     const [{ plugin }, statusbar, translation, apputils, widgets] = await Promise.all([
       import(rest),
       take("@jupyterlab/statusbar"),
@@ -35,14 +56,22 @@
       take("@jupyterlab/apputils"),
       take("@lumino/widgets"),
     ]);
-    return [
-      plugin(page, {
-        IStatusBar: statusbar.IStatusBar,
-        ITranslator: translation.ITranslator,
-        Notification: apputils.Notification,
-        Widget: widgets.Widget,
-      }),
-    ];
+    return plugin(page, {
+      IStatusBar: statusbar.IStatusBar,
+      ITranslator: translation.ITranslator,
+      Notification: apputils.Notification,
+      Widget: widgets.Widget,
+    });
+  }
+
+  async function ofPackages(facts) {
+    const [{ packagesPlugin }, translation, apputils] = await Promise.all([
+      import(packages),
+      take("@jupyterlab/translation"),
+      take("@jupyterlab/apputils"),
+    ]);
+    const { ITranslator } = translation;
+    return packagesPlugin(facts, { ITranslator, Notification: apputils.Notification });
   }
 
   window._JUPYTERLAB = window._JUPYTERLAB ?? {};

@@ -1,7 +1,7 @@
 /* The plugin: brings together what the hub says, the status bar's item and the warnings. */
 
 import { Hub, Watch } from "./hub.js";
-import { Indicator } from "./indicator.js";
+import { Indicator, withoutGpus } from "./indicator.js";
 import { lease } from "./lease.js";
 import { Warnings } from "./warnings.js";
 import { Words } from "./words.js";
@@ -31,6 +31,11 @@ export function plugin(page, lab) {
 }
 
 function start(app, page, lab, statusBar, words) {
+  if (page.gpuspawner?.gpus === 0) {
+    // Nobody has to be asked for that.
+    place(app, lab, statusBar, withoutGpus(words, `${page.hubHost ?? ""}${page.hubPrefix}home`));
+    return;
+  }
   const hub = new Hub(page);
   const watch = new Watch(hub, show);
   const actions = {
@@ -56,6 +61,8 @@ function start(app, page, lab, statusBar, words) {
 
   indicator.onOpen = (open) => watch.hurry(open);
   place(app, lab, statusBar, indicator.node);
+  // JupyterLab finds that the server doesn't answer: the hub says why, where it was stopped.
+  app.serviceManager?.connectionFailure?.connect(() => watch.now());
   show();
   setInterval(show, TICK_MS);
   watch.start();

@@ -10,6 +10,13 @@ function element(tag, attributes, ...children) {
   return made;
 }
 
+/** Return the item of a server without GPUs, with a link to the page where one gets some. */
+export function withoutGpus(words, home) {
+  const link = element("a", { href: home, target: "_blank", class: "gpuspawner-get" });
+  link.append(words.say("get one"));
+  return element("div", { class: "gpuspawner-item" }, `${words.say("no GPU")} · `, link);
+}
+
 export class Indicator {
   /**
    * @param words - the reader's language.
@@ -101,14 +108,18 @@ export class Indicator {
     this._facts = facts;
     this.node.hidden = facts.count === 0;
     const words = this._words;
-    const text = [words.gpus(facts), ...this._left(facts)].join(" · ");
+    const text = facts.ended
+      ? words.say("stopped")
+      : [words.gpus(facts), ...this._left(facts)].join(" · ");
     // Written only where it changes, so that a screen reader isn't disturbed in between.
     if (this._button.textContent !== text) {
       this._button.textContent = text;
       this._button.title = words.say("GPUs of this server");
       this._button.setAttribute("aria-label", `${words.say("GPUs of this server")}: ${text}`);
     }
-    this._button.classList.toggle("gpuspawner-soon", facts.endsSoon || facts.idleUntil !== null);
+    this._button.classList.toggle("gpuspawner-soon", 
+      facts.endsSoon || facts.idleUntil !== null || facts.stop !== null
+    );
     if (this._panel.matches(":popover-open")) this._show();
   }
 
@@ -120,13 +131,14 @@ export class Indicator {
   _show() {
     const [facts, words] = [this._facts, this._words];
     this._rows.replaceChildren(...facts.gpus.map((gpu) => this._row(gpu)));
-    this._time.textContent =
-      facts.until !== null
+    this._time.textContent = facts.ended
+      ? words.ended(facts.ended)
+      : facts.until !== null
         ? words.say("Your time ends at {moment}.", { moment: words.moment(facts.until) })
         : facts.live
           ? words.say("Your time doesn't end.")
           : "";
-    this._news.textContent = facts.live
+    this._news.textContent = facts.live || facts.ended
       ? ""
       : facts.at === null
         ? words.say("What the GPUs do can't be shown here.")
@@ -137,6 +149,8 @@ export class Indicator {
     this._later.textContent =
       !facts.live || facts.until === null
         ? ""
+        : facts.stop
+          ? words.stops(facts.stop)
         : facts.waiting
           ? words.say(WAITED_FOR, { count: facts.waiting })
           : early
@@ -144,7 +158,8 @@ export class Indicator {
                 moment: words.moment(facts.extendFrom),
               })
             : "";
-    this._extend.hidden = !facts.live || facts.until === null || early || facts.waiting > 0;
+    this._extend.hidden =
+      !facts.live || facts.until === null || facts.stop !== null || early || facts.waiting > 0;
     this._here.hidden = !facts.live || facts.idleUntil === null;
     this._place();
   }
@@ -156,8 +171,9 @@ export class Indicator {
     return element(
       "li",
       {},
-      element("strong", {}, words.say("GPU {number}", { number: gpu.number })),
-      element("span", { class: "gpuspawner-model" }, gpu.model ?? ""),
+      element("strong", {}, words.name(gpu)),
+      // In the server they are counted from 0.
+      element("span", { class: "gpuspawner-model" }, `${gpu.model ?? ""} · nvidia-smi: ${gpu.inside}`),
       this._bar(words.say("use"), gpu.use, gpu.use === null ? null : `${gpu.use} %`),
       this._bar(words.say("memory"), memory && (100 * gpu.used) / gpu.total, memory)
     );

@@ -13,34 +13,49 @@ const WARN_MS = 15 * 60_000;
  * @param answer - the hub's last one; null: none so far.
  *
  * - `count`: how many GPUs; 0: there is nothing to show.
- * - `gpus`: each with `number` (as `nvidia-smi` in the server counts), `model`, `use` (percent),
- *   `used` and `total` (MiB); null where it isn't known. Empty where only the count is known.
+ * - `gpus`: each with `number` and `node` (as on the dashboard; "" where there is one node), `inside`
+ *   (as `nvidia-smi` in the server counts), `model`, `use` (percent), `used` and `total` (MiB); null
+ *   where it isn't known. Empty where only the count is known.
  * - `until`: when its time ends; null: never, or nobody knows.
  * - `endsSoon`: whether its user is to be warned. `waiting`: how many wait who could use its GPUs.
  * - `extendFrom`: from when its user can extend it; null: never.
  * - `idleSince`, `idleUntil`: since when they do nothing, and when the server is stopped for it;
  *   null: it isn't.
+ * - `stop`: the stop that an administrator has announced, with `at` and `why`; null: none.
+ * - `ended`: how the server was stopped by now, with `at`, `rule` and `why`; null: it wasn't.
  * - `live`: whether the hub answers; only then can something be done. `at`: when it answered last.
  */
 export function lease(hub, start, answer) {
-  const server = answer?.servers.find(
-    (each) => each.user === hub.user && each.server === hub.server
-  );
-  return server ? fromAnswer(server, answer) : fromStart(start);
+  const ours = (each) => each.user === hub.user && each.server === hub.server;
+  const server = answer?.servers.find(ours);
+  if (server) return fromAnswer(server, answer);
+  const ended = answer?.stopped?.find(ours);
+  return { ...fromStart(start), ended: ended ? at(ended, byClock(answer)) : null };
+}
+
+/** Return what makes a moment by the browser's clock of one of an answer's. */
+function byClock(answer) {
+  const skew = answer.at - Date.parse(answer.now);
+  const added = Math.abs(skew) > SKEW_MS ? skew : 0;
+  return (iso) => (iso ? Date.parse(iso) + added : null);
+}
+
+function at(facts, moment) {
+  return { ...facts, at: moment(facts.at) };
 }
 
 function fromAnswer(server, answer) {
-  const skew = answer.at - Date.parse(answer.now);
-  const added = Math.abs(skew) > SKEW_MS ? skew : 0;
-  const moment = (iso) => (iso ? Date.parse(iso) + added : null);
+  const moment = byClock(answer);
   const until = moment(server.until);
   const ours = answer.gpus.filter((gpu) => server.gpus.includes(gpu.uuid));
   return {
     count: server.gpus.length,
     gpus: ours
       .sort((a, b) => a.index - b.index)
-      .map((gpu, number) => ({
-        number,
+      .map((gpu, inside) => ({
+        number: gpu.index,
+        node: answer.nodes?.length > 1 ? gpu.node : "",
+        inside,
         model: gpu.model,
         use: gpu.utilization_percent,
         used: gpu.memory_used_mib,
@@ -53,6 +68,8 @@ function fromAnswer(server, answer) {
     extendFrom: server.extend_from === undefined ? 0 : moment(server.extend_from),
     idleSince: moment(server.idle_since),
     idleUntil: moment(server.idle_until),
+    stop: server.stop ? at(server.stop, moment) : null,
+    ended: null,
     live: answer.fresh,
     at: answer.at,
   };
@@ -75,6 +92,8 @@ function fromStart(start) {
     extendFrom: null,
     idleSince: null,
     idleUntil: null,
+    stop: null,
+    ended: null,
     live: false,
     at: null,
   };

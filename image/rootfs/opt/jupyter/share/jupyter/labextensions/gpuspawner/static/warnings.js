@@ -19,6 +19,8 @@ export class Warnings {
     this._words = words;
     this._end = new Notice(notification);
     this._idle = new Notice(notification);
+    this._stop = new Notice(notification);
+    this._ended = new Notice(notification);
     this._actions = actions;
     this._refusal = "";
   }
@@ -26,7 +28,9 @@ export class Warnings {
   /** Show what a lease gives reason to, and take back what it doesn't any more. */
   show(facts) {
     if (!facts.endsSoon) this._refusal = "";
-    this._end.show(facts.endsSoon ? this._ends(facts) : null);
+    this._end.show(facts.endsSoon && !facts.stop && !facts.ended ? this._ends(facts) : null);
+    this._stop.show(facts.stop ? { message: this._words.stops(facts.stop) } : null);
+    this._ended.show(facts.ended ? { message: this._words.ended(facts.ended) } : null);
     this._idle.show(facts.idleUntil === null ? null : this._idles(facts));
   }
 

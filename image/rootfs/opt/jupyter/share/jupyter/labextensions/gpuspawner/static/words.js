@@ -37,8 +37,32 @@ const CHINESE = {
   "This server now ends at {moment}.": "此服务器的使用时间已延长到 {moment}。",
   "The GPUs of this server have done nothing since {since}. At {moment} it is stopped.":
     "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
+  "no GPU": "没有 GPU",
+  "get one": "获取 GPU",
+  stopped: "已停止",
+  "{node} · GPU {number}": "{node} · GPU {number}",
+  "Save your work: an administrator stops this server at {moment}.":
+    "请保存工作：管理员将在 {moment} 停止此服务器。",
+  "Save your work: an administrator stops this server at {moment}: {why}":
+    "请保存工作：管理员将在 {moment} 停止此服务器：{why}",
+  "An administrator stopped this server at {moment}.": "管理员已在 {moment} 停止此服务器。",
+  "An administrator stopped this server at {moment}: {why}":
+    "管理员已在 {moment} 停止此服务器：{why}",
+  "This server was stopped at {moment}: its time was over.":
+    "此服务器已在 {moment} 停止：使用时间已到。",
+  "This server was stopped at {moment}: its GPUs did nothing.":
+    "此服务器已在 {moment} 停止：它的 GPU 一直空闲。",
   "The GPUs stay yours.": "好的，GPU 继续为您保留。",
   "JupyterHub doesn't answer. Please try again.": "JupyterHub 没有响应，请再试一次。",
+  "The kernel of {name} was killed": "{name} 的内核被终止",
+  "A process ({name}) was killed": "一个进程（{name}）被终止",
+  "A process was killed": "一个进程被终止",
+  "{what}: the machine's memory was full.": "{what}：本机内存已用尽。",
+  "{what}: the server's memory was full ({peak} of {limit} GB).":
+    "{what}：服务器内存已用尽（{peak} / {limit} GB）。",
+  "{what}: the server's memory was full ({limit} GB).": "{what}：服务器内存已用尽（{limit} GB）。",
+  "Your packages are in {versions}. This server runs {version}, without them.":
+    "您的软件包装在 {versions} 中；此服务器运行的是 {version}，用不到它们。",
 };
 
 const MINUTE_MS = 60_000;
@@ -84,6 +108,38 @@ export class Words {
     return minutes
       ? this.say("{hours} h {minutes} min", { hours, minutes })
       : this.say("{hours} h", { hours });
+  }
+
+  /** Return a GPU's name, as on the hub's pages. */
+  name({ node, number }) {
+    return node
+      ? this.say("{node} · GPU {number}", { node, number })
+      : this.say("GPU {number}", { number });
+  }
+
+  /** Return that an administrator stops the server, when and why. */
+  stops({ at, why }) {
+    const moment = this.moment(at);
+    return why
+      ? this.say("Save your work: an administrator stops this server at {moment}: {why}", {
+          moment,
+          why,
+        })
+      : this.say("Save your work: an administrator stops this server at {moment}.", { moment });
+  }
+
+  /** Return how the server was stopped. */
+  ended({ at, rule, why }) {
+    const moment = this.moment(at);
+    if (rule === "time limit") {
+      return this.say("This server was stopped at {moment}: its time was over.", { moment });
+    }
+    if (rule === "idle GPUs") {
+      return this.say("This server was stopped at {moment}: its GPUs did nothing.", { moment });
+    }
+    return why
+      ? this.say("An administrator stopped this server at {moment}: {why}", { moment, why })
+      : this.say("An administrator stopped this server at {moment}.", { moment });
   }
 
   /** Return how many of what GPUs there are. */

@@ -1,0 +1,31 @@
+"""The names of GPUs for users, the same on all pages and in JupyterLab."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..i18n.lazy_text import lazy_gettext, listed
+from .model import GPU
+
+
+def gpu_names(gpus: Sequence[GPU], several: bool) -> str:
+    """Return GPUs by their names: "GPU 1, GPU 2 (NVIDIA A100)"; "" for none.
+
+    Args:
+        gpus: the GPUs.
+        several: whether there are several nodes, so that names need the node's.
+    """
+    parts = []
+    for model in dict.fromkeys(gpu.model for gpu in gpus):
+        of_model = [gpu_name(gpu, several) for gpu in gpus if gpu.model == model]
+        names = listed(of_model)
+        parts.append(lazy_gettext("%(gpus)s (%(model)s)", gpus=names, model=model))
+    return listed(parts)
+
+
+def gpu_name(gpu: GPU, several: bool) -> str:
+    """Return a GPU's name, the same on all pages: "GPU 1", or "atlas · GPU 1"."""
+    name = lazy_gettext("GPU %(index)s", index=gpu.index)
+    if not several:
+        return name
+    return lazy_gettext("%(node)s · %(gpu)s", node=gpu.node, gpu=name)

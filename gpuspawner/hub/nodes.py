@@ -1,0 +1,131 @@
+"""What the hub tells its services of the nodes, for one that reads neither NVML nor the engine.
+
+The hub's side is `NodeFacts`, behind the control socket; the service's is `read_answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..backends.base import Backend
+from ..errors import Refused, Unknown
+from ..gpus.model import GPU, Holder, Node, Outsider
+from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
+from ..i18n.lazy_text import kept, restored
+from ..leases.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class NodesAnswer:
+    """The nodes as a hub has told of them.
+
+    Args:
+        nodes: with their GPUs and who holds them.
+        ours: UUIDs of the GPUs that this hub's servers hold.
+        marks: UUID -> mark of the GPUs out of service.
+        outsiders: what has GPUs and no lease.
+    """
+
+    nodes: tuple[Node, ...]
+    ours: frozenset[str]
+    marks: Mapping[str, OutOfServiceMark]
+    outsiders: tuple[Outsider, ...]
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """Reads the nodes for a hub's services, and takes GPUs out of service for them.
+
+    Args:
+        ledger: the leases on the nodes.
+        reader: reads the nodes for the ledger.
+        backend: keeps what is out of service.
+    """
+
+    ledger: Ledger
+    reader: InServiceReader
+    backend: Backend
+
+    async def facts(self) -> dict[str, Any]:
+        """Return the nodes as they are now, as a JSON value for `read_answer`.
+
+        Raises:
+            Refused: NVML or the engine can't be read.
+        """
+        try:
+            view = await self.ledger.read()
+        except Unknown as error:
+            raise Refused(str(error), status=503) from None
+        ours = {uuid for lease in view.leases if not lease.holder.hub for uuid in lease.gpus}
+        return {
+            "nodes": [_written(node) for node in view.nodes],
+            "ours": sorted(ours),
+            "marks": [asdict(mark) for mark in self.reader.marks.values()],
+            "outsiders": [{**asdict(each), "gpus": sorted(each.gpus)} for each in view.outsiders],
+        }
+
+    async def take_out(self, uuid: str, by: str, why: str) -> None:
+        """Take a GPU out of service.
+
+        Args:
+            uuid: the GPU's.
+            by: the name of the administrator.
+            why: the reason, for everybody.
+
+        Raises:
+            Refused: it isn't out of service afterwards.
+        """
+        await self._done(self.backend.take_out_of_service(uuid, by, why))
+
+    async def put_back(self, uuid: str) -> None:
+        """Put a GPU into service again; raises `Refused` if it is out of service still."""
+        await self._done(self.backend.put_into_service(uuid))
+
+    async def _done(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Unknown as error:
+            raise Refused(str(error), status=503) from None
+        except Exception as error:  # the engine's
+            raise Refused(self.ledger.explain_error(error), status=503) from error
+
+
+def _written(node: Node) -> dict[str, Any]:
+    gpus = [{**asdict(gpu), "reason": kept(gpu.reason)} for gpu in node.gpus]
+    return {**asdict(replace(node, gpus=())), "gpus": gpus}
+
+
+def read_answer(answer: Mapping[str, Any]) -> NodesAnswer:
+    """Return a hub's answer, from `NodeFacts.facts` as JSON.
+
+    Raises:
+        ValueError: it isn't one; the hub may be of another version.
+    """
+    try:
+        return NodesAnswer(
+            tuple(
+                Node(**{**node, "gpus": tuple(map(_read_gpu, node["gpus"]))})
+                for node in answer["nodes"]
+            ),
+            frozenset(answer["ours"]),
+            {mark["uuid"]: OutOfServiceMark(**mark) for mark in answer["marks"]},
+            tuple(
+                Outsider(**{**each, "gpus": frozenset(each["gpus"])})
+                for each in answer["outsiders"]
+            ),
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"what answers is no hub of this version: {error}") from None
+
+
+def _read_gpu(fields: Mapping[str, Any]) -> GPU:
+    holder = fields["holder"]
+    return GPU(
+        **{
+            **fields,
+            "holder": Holder(**holder) if holder else None,
+            "reason": restored(fields["reason"]),
+        }
+    )

@@ -1,0 +1,49 @@
+/* The plugin for what concerns this server itself, with GPUs or without: documents that are saved at
+ * its end, and its memory.
+ */
+
+import { Channel } from "./channel.js";
+import { Saver } from "./saver.js";
+import { gigabytes, Words } from "./words.js";
+
+/**
+ * Return the plugin.
+ *
+ * @param lab - the parts of JupyterLab that are needed; in some applications some aren't there.
+ */
+export function serverPlugin(lab) {
+  return {
+    id: "gpuspawner:server",
+    description: "Saves open documents when the server ends, and says what its memory was too small for",
+    autoStart: true,
+    requires: [lab.IDocumentManager],
+    optional: [lab.ITranslator].filter(Boolean),
+    activate: (app, documents, translator) => {
+      const channel = new Channel(app.serviceManager.serverSettings);
+      const saver = new Saver(app, documents);
+      const words = new Words(translator ?? null);
+      channel.listen((message, answer) => saver.heard(message, answer));
+      channel.listen(({ killed }) => {
+        if (killed) lab.Notification.error(killedWords(words, killed), { autoClose: false });
+      });
+    },
+  };
+}
+
+/** Say what was killed, within the 140 characters that JupyterLab shows. */
+function killedWords(words, { notebook, process, limit, peak }) {
+  const what = notebook
+    ? words.say("The kernel of {name} was killed", { name: notebook.split("/").pop() })
+    : process
+      ? words.say("A process ({name}) was killed", { name: process })
+      : words.say("A process was killed");
+  const [size, most] = [limit, peak].map((bytes) => bytes && gigabytes(bytes / 2 ** 20));
+  if (!size) return words.say("{what}: the machine's memory was full.", { what });
+  return most
+    ? words.say("{what}: the server's memory was full ({peak} of {limit} GB).", {
+        what,
+        peak: most,
+        limit: size,
+      })
+    : words.say("{what}: the server's memory was full ({limit} GB).", { what, limit: size });
+}
