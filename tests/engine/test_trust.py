@@ -642,20 +642,11 @@ def test_a_server_sees_that_there_are_others_and_the_machine_s_open_ports(hub, e
     assert ada["name"] != ben["name"]
 
 
-def test_who_comes_after_a_deleted_user_of_that_name_has_their_files(hub, engine):
-    for _ in range(2):
-        hub.start_server("gil", {"gpus": 0, "image": "minimal"})
-        inside(engine, "gil", "echo one more >> ~/kept")
-        lines = inside(engine, "gil", "cat ~/kept")
-        hub.stop_server("gil")
-        assert hub.api("DELETE", "/users/gil").status_code == 204
-    assert lines == "one more\none more"
-
-
 # ---- What is written -----------------------------------------------------------------------------
 
 ONE_ADDRESS = "browser/test_one_address.py"
 SUBDOMAINS = "browser/test_subdomains.py"
+DELETED = "engine/test_volumes_of_deleted.py"
 # What each line says -> the tests that try to break it: of this module, or of another one. First
 # README's, and below what the Chinese one says.
 SENTENCES = {
@@ -757,8 +748,13 @@ HANDBOOK = {
     "How much one request or one connection may take of the hub": [
         "engine/test_config.py::test_what_anybody_sends_the_hub_has_a_size"
     ],
-    "A user's volume stays when the user is deleted": [
-        "test_who_comes_after_a_deleted_user_of_that_name_has_their_files"
+    "How much a user writes to their volume is limited only where": [
+        "test_processors_and_disk_are_everybody_s",
+        "engine/test_home_sizes.py::test_doctor_tells_whether_it_is_enforced",
+    ],
+    "A new user finds no files of a deleted one of that name": [
+        f"{DELETED}::test_a_new_user_of_that_name_finds_no_file_and_the_old_ones_are_there",
+        f"{DELETED}::test_where_volumes_are_kept_a_new_user_of_that_name_has_them",
     ],
 }
 
