@@ -14,6 +14,7 @@ from typing import Any
 
 from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
 from ..backends.docker.volumes import UNESCAPED
+from ..gpus.missing_driver import own_container_id
 from ..gpus.model import GPU
 from .findings import NAME, Configuration, Finding
 
@@ -468,6 +469,17 @@ def shared_address(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator
         yield Finding("warning", what, advice)
 
 
+def encrypted_servers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Servers that speak TLS with the hub, and a hub that can't look up their names."""
+    if given.hub.get("internal_ssl") and not own_container_id():
+        what = (
+            "c.JupyterHub.internal_ssl: DockerSpawner has the hub reach servers by their "
+            "containers' names then, which only a container on their network can look up"
+        )
+        advice = "remove that line, or run the hub in a container on c.GPUSpawner.network_name"
+        yield Finding("failure", what, advice)
+
+
 def encrypted_dashboard(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """A dashboard on a hub whose parts speak TLS with each other."""
     if given.hub.get("internal_ssl") and given.hub.get("has_dashboard"):
@@ -500,6 +512,7 @@ RULES: tuple[Rule, ...] = (
     broken_log_in,
     lists_of_the_allowed,
     shared_address,
+    encrypted_servers,
     encrypted_dashboard,
     kept_containers,
     unread_functions,

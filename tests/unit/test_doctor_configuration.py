@@ -751,11 +751,22 @@ c.JupyterHub.services = [
         (["their-dashboard"], False),
     ],
 )
+@pytest.mark.parametrize("in_container", [True, False])
 def test_a_dashboard_that_cannot_start_with_internal_ssl_is_told(
-    tmp_path: Path, command: Any, is_ours: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Any,
+    is_ours: bool,
+    in_container: bool,
 ) -> None:
+    own = "5a" * 32 if in_container else ""
+    monkeypatch.setattr(configuration_rules, "own_container_id", lambda: own)
     service = DASHBOARD % json.dumps(command)
     assert settings(tmp_path, service) == [Finding("ok", "nothing to change")]
     ssl = "c.JupyterHub.internal_ssl = True"
     told = [each.found for each in settings(tmp_path, service, ssl) if each.state == "failure"]
-    assert [each.split(":")[0] for each in told] == ["c.JupyterHub.internal_ssl"] * is_ours
+    assert all(each.startswith("c.JupyterHub.internal_ssl: ") for each in told)
+    # A hub in a container can look its servers up.
+    assert ["the dashboard" in each for each in told] == [False] * (not in_container) + [
+        True
+    ] * is_ours
