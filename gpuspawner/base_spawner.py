@@ -29,6 +29,7 @@ from .choices.check import (
     check_choice,
     forecast_choice,
 )
+from .choices.home_use import HomeUse
 from .choices.limits import Limits, without_absent_versions
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpus.model import Holder, Request
@@ -43,7 +44,7 @@ from .i18n.lazy_text import join_sentences, lazy_gettext
 from .i18n.phrases import ordinal
 from .leases import audit_log
 from .leases.audit_log import one_line
-from .leases.clock import Deadline
+from .leases.clock import Clock, Deadline
 from .leases.ledger import Ledger, Reservation, View
 from .leases.server_lease import ServerLease, iso_time
 from .scheduling.phrases import kept_words, place_words, turn_words
@@ -74,11 +75,13 @@ class SpawnAttempt:
 
     Args:
         since: when the choice was made, in seconds since the epoch: the time at which its request
-            joins the queue.
+            joins the queue, for the order.
+        joined: the same by the steady clock, for how long it has waited.
         request: the request of the choice.
         waiting_since: `since`, once the request waits in the queue.
         reservation: the granted reservation, until `launch` takes it over.
         granted: the granted reservation, for as long as the spawn lasts.
+        is_up: whether the server has started, by this hub process or an earlier one.
         granted_at: when the last reservation was granted, by the monotonic clock.
         reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
         pulled: the image that has been pulled or found on the engine.
@@ -90,10 +93,12 @@ class SpawnAttempt:
     """
 
     since: float | None = None
+    joined: Deadline | None = None
     request: Request | None = None
     waiting_since: float | None = None
     reservation: Reservation | None = None
     granted: Reservation | None = None
+    is_up: bool = False
     granted_at: float = 0.0
     reserved_at: float = 0.0
     pulled: str | None = None
@@ -238,6 +243,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return whether what a user has set up outlives the server, so that it may break one."""
         return False
 
+    def home_use(self, allowed: int | None) -> HomeUse | None:
+        """Return how much the user keeps at home, at once; None where that isn't known.
+
+        Args:
+            allowed: how many bytes they may keep; None: no limit.
+        """
+        return None
+
+    def home_facts(self) -> dict[str, Any] | None:
+        """Return the same as a JSON value, for a server that runs."""
+        return None
+
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
@@ -248,6 +265,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     def last_lines(self) -> list[str]:
         """Return the last lines of the server's output during its start."""
         return []
+
+    def explain_end(self) -> str:
+        """Return why the server has ended by itself, as sentences for its user; "" if unknown."""
+        return ""
 
     # -- The choice ------------------------------------------------------------------------------
 
@@ -330,7 +351,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         That is all of it, but for a saved one.
         """
         self.progress_steps.begin()
-        self.attempt.since = self.hub_state.queue.join_time(self.holder)
+        self._join()
         try:
             if compat.repeats_saved_options(self):
                 return await self._check_saved(user_options)
@@ -464,7 +485,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
             choice = options.restore_choice(picked_before or compat.saved_options(self))
             seen = await open_forms.recent_view(self.holder)
-            return rendered(choice, *seen, notice=notice, keep=bool(picked_before))
+            home = self.home_use(applicant.limits.files)
+            return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)
         picked, rules = options.restore_choice(asked), str(limits)
 
         async def render_again(seconds: float) -> str:
@@ -569,7 +591,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self._take(await self._check(self.user_options, applicant))
         assert attempt.request
         await self.remove_leftovers(attempt.request)
-        attempt.since = attempt.since or self.hub_state.queue.join_time(self.holder)
+        if attempt.since is None:
+            self._join()
         while True:
             request = attempt.request
             reservation = await self._wait_in_queue(request)
@@ -585,20 +608,32 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
-                    compat.save_state(self)
-            except BaseException:
-                # Refused by a new rule, cancelled, or the database can't be written.
+                attempt.granted = reservation
+                compat.save_state(self)
+            except BaseException:  # refused by a new rule, or cancelled
+                attempt.granted = None
                 self._give_back(reservation)
                 raise
-            attempt.granted = reservation
             return reservation
+
+    def _join(self) -> None:
+        """Note that the request comes now."""
+        self.attempt.since = self.hub_state.queue.join_time(self.holder)
+        self.attempt.joined = Deadline.after(0, Clock())
+
+    @property
+    def _waited(self) -> float:
+        """For how long the request has waited, in seconds."""
+        joined = self.attempt.joined
+        return round(-joined.remaining, 1) if joined else 0.0
 
     async def _wait_in_queue(self, request: Request) -> Reservation:
         """Wait in the queue; return the reservation and begin the lease's term."""
         if request.gpus == 0:
             self.lease.begin_term(None)
             return Reservation(self.holder, ())
-        queue, since = self.hub_state.queue, self.attempt.since or time.time()
+        queue, since = self.hub_state.queue, self.attempt.since
+        assert since is not None
         waiting = QueuedRequest(self.holder, request, since, self.groups)
         try:
             reservation = await queue.wait(
@@ -606,26 +641,25 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
                 self.request_limits(),
                 self._show_turn,
                 rules=lambda: (self.groups, self.request_limits()),
-                again=self.attempt.waiting_since is not None,
+                waited=None if self.attempt.waiting_since is None else self._waited,
             )
         except asyncio.CancelledError:
-            waited = _waited(since)
-            facts = {"gpus": request.gpus, "waited": waited, "rule": "given up"}
+            facts = {"gpus": request.gpus, "waited": self._waited, "rule": "given up"}
             self.lease.log_event("leave", audit_log.HUB, **facts)
             if self.attempt.waiting_since and time.monotonic() < self.attempt.changing_until:
                 queue.keep_place(waiting)
             raise
         except (Refused, Unknown) as error:
-            waited = _waited(since)
-            self.lease.log_event("refuse", gpus=request.gpus, waited=waited, rule=str(error))
+            rule = str(error)
+            self.lease.log_event("refuse", gpus=request.gpus, waited=self._waited, rule=rule)
             raise
         self.lease.begin_term(request.seconds)
         self.attempt.granted_at = time.monotonic()
-        metrics.WAITS.observe(_waited(since))
+        metrics.WAITS.observe(self._waited)
         self.lease.log_event(
             "grant",
             gpus=reservation.uuids,
-            waited=_waited(since),
+            waited=self._waited,
             rule=queue.settings.order,
             until=self.lease.until and round(self.lease.until),
         )
@@ -695,6 +729,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         except Exception as error:
             self._note_failed_start(f"the start failed: {error}")
             raise self.to_http_error(error) from error
+        self.attempt.is_up = True
         self.lease.hold(launched.reservation.uuids)
         seconds = time.monotonic() - self.attempt.reserved_at
         metrics.observe_start(seconds, len(launched.reservation.gpus))
@@ -753,6 +788,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
+            "starting": bool(self.attempt.granted and not self.attempt.is_up) or None,
             "hooks": hooks if any(hooks.values()) else None,
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
@@ -765,11 +801,21 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
         self.lease.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
+        self.attempt.is_up = bool(self.server_id)
+        if ours.get("starting"):
+            self.lease.notice = lazy_gettext(
+                "JupyterHub was restarted while your server started. Please start it again."
+            )
         if ours.get("waiting_since"):
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while you waited for GPUs, so that you have lost your "
                 "place. Please start your server again."
             )
+
+    def on_found(self) -> None:
+        """Note that the server runs, also where an earlier hub process didn't see it start."""
+        if not self.attempt.is_up:
+            self.attempt.is_up, self.lease.notice = True, ""
 
     def clear_state(self) -> None:
         """Reset the state of the last spawn; called before every start and after every stop."""
@@ -898,6 +944,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         JupyterHub forgets a server whose stop failed; it would keep running and hold its GPUs.
         """
         await self.ensure_rules_applied()
+        if self.attempt.is_up and self.lease.cause is None:
+            self.lease.notice = self.explain_end()
         if not self.attempt.is_refused:
             await self.clean_up_ended()
         await maybe_future(super().run_post_stop_hook())
@@ -910,7 +958,3 @@ def _is_abstract(cls: type, name: str) -> bool:
     return name in vars(BaseGPUSpawner) and getattr(
         inspect.getattr_static(cls, name), "__isabstractmethod__", False
     )
-
-
-def _waited(since: float) -> float:
-    return round(max(0.0, time.time() - since), 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import docker.errors
@@ -23,20 +25,22 @@ from .backends.docker.container_config import (
     granted_uuids,
     is_kept_of_another,
     pseudonym,
-    ran_out_of_memory,
     refused_ulimit,
+    removed_by_hub,
     with_log,
 )
-from .backends.docker.deleted_volumes import Deletion
-from .backends.docker.readiness import QUICK_START, Output, exit_code, wait_until_answering
-from .backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
+from .backends.docker.network import restore_network
+from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
+from .backends.docker.set_aside import FirstVolume, Listing
 from .backends.docker.settings import DockerTraits
 from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
+from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
 from .base_spawner import BaseGPUSpawner, SpawnAttempt
 from .choices import options
-from .errors import GPUSpawnerError, Refused
+from .choices.home_use import HomeUse
+from .errors import GPUSpawnerError, Refused, StartAgain
 from .gpus.model import Request
 from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
@@ -60,8 +64,14 @@ _creating: ContextVar[str] = ContextVar("creating", default="")
 
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
+# How long until a starting container is looked at again whose output can't be followed any more.
+LOOK_AGAIN_SECONDS = 1.0
 # Traits that are templates, and what DockerSpawner makes of them.
 MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
+
+
+class NetworkMissing(StartAgain):
+    """The servers' network had been removed; the next try finds it again."""
 
 
 @contextmanager
@@ -91,20 +101,20 @@ class ContainerAttempt(SpawnAttempt):
 
     Args:
         resumed: the inspection of the stopped container to start again; None: a new one is created.
-        volumes: its volumes that existed before the container, and which of them are set aside.
-        made: the inspections of those that were made for the container, by their names.
+        volumes: which of its volumes there were before the container.
         inspected: the inspection of the container between its creation and its start.
-        last_inspected: its last inspection; None: there was none.
         output: the container's output until the server is ready.
+        state: the container's state when it was last inspected; empty if it was gone.
+        memory: its limit of memory, in bytes; 0: none, or it was never seen.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
     resumed: Any = None
-    volumes: Listing = field(default_factory=Listing)
-    made: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    volumes: FoundVolumes = field(default_factory=lambda: FoundVolumes(Listing(), {}))
     inspected: Any = None
-    last_inspected: Any = None
     output: Output | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    memory: int = 0
     ulimit_trial: UlimitTrial | None = None
 
 
@@ -115,6 +125,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # The name of its container, as of its last inspection, if another spawner made it and keeps it
     # when it is stopped; else "".
     _kept_of_another = ""
+
+    @cached_property
+    def user_volumes(self) -> UserVolumes:
+        """The server's volumes. Traits that are functions may need them before `__init__` ends."""
+        return UserVolumes(self)
 
     def new_attempt(self) -> ContainerAttempt:
         """Return the state of a new spawn."""
@@ -202,53 +217,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_name = self._object_name_default()
 
     def mounted_volumes(self) -> list[Volume]:
-        """Return the volumes that are mounted: of the earlier ones those that the user has.
+        """Return the volumes that are mounted."""
+        return self.user_volumes.mounted(self.attempt.volumes)
 
-        Of the user's own ones, those that aren't set aside.
-        """
-        found = self.attempt.volumes
-        volumes = [
-            replace(each, name=found.current(self._first_of(each))) if each.own else each
-            for each in self.volumes_of_user()
-        ]
-        return [each for each in volumes if not each.earlier or each.name in found.volumes]
+    def home_use(self, allowed: int | None) -> HomeUse | None:
+        """Return how much the user keeps at home, at once; None where that isn't known."""
+        return self.user_volumes.home_use(allowed)
 
-    def _first_of(self, volume: Volume) -> FirstVolume:
-        return FirstVolume(volume.name, self.user.name if self.user else "", volume.strict)
-
-    async def _find_volumes(self) -> None:
-        """Look which of the user's volumes there are, and which of them are set aside."""
-        volumes, backend = self.volumes_of_user(), self.backend
-        if any(each.own for each in volumes):
-            for spawner in self.user.spawners.values() if self.user else ():
-                if deletion := spawner.deletion:
-                    await backend.deleted_volumes.undo(deletion)
-                    spawner.deletion = None
-            await backend.deleted_volumes.before_start(self.holder.user)
-        writable = [each.name for each in volumes if each.writable]
-        self.attempt.made = {}
-        self.attempt.volumes = await backend.in_thread(
-            lambda: list_volumes(backend.client, writable)
-        )
-
-    async def _make_volumes(self, driver: str | None) -> None:
-        """Make the user's own volumes that there aren't yet: the engine makes them without labels.
-
-        Args:
-            driver: the volume driver's name; None: the engine's own.
-        """
-        there, made = self.attempt.volumes.volumes, self.attempt.made
-        for volume in self.volumes_of_user():
-            first = self._first_of(volume)
-            name = self.attempt.volumes.current(first)
-            if not volume.own or volume.earlier or name in there or name in made:
-                continue
-            server = self.name if volume.per_server else None
-            labels = labels_of(first, self.hub_address, server)
-            made[name] = await self.docker("create_volume", name, driver=driver, labels=labels)
-
-    # Set once the hub has asked what to clean up of this server, which it is about to forget.
-    deletion: Deletion | None = None
+    def home_facts(self) -> dict[str, Any] | None:
+        """Return the same as a JSON value, for a server that runs."""
+        return self.user_volumes.home_facts()
 
     async def delete_forever(self) -> None:
         """Have nobody find the volumes of a user who is deleted, or of a server that is removed."""
@@ -262,17 +240,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             )
             return
         firsts, policy = await self._volumes_to_forget()
+        self.backend.home_sizes.forget(self.user.name)
         if firsts and policy != "keep":
-            server = self.name or None
-            self.deletion = Deletion(
-                self.user.name,
-                server,
-                self.hub_address,
-                firsts,
-                policy,
-                lambda: compat.is_forgotten(self),
-            )
-            await self.backend.deleted_volumes.begin(self.deletion)
+            await self.user_volumes.delete(firsts, policy, lambda: compat.is_forgotten(self))
 
     async def _volumes_to_forget(self) -> tuple[list[FirstVolume], Any]:
         """Return the first generations of the volumes that go with this server, and the policy."""
@@ -282,9 +252,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             with suppress(web.HTTPError):
                 self._apply_overrides_of(overrides)
-            own = [each for each in self.volumes_of_user() if each.own]
-            going = [each for each in own if each.per_server or not self.name]
-            return [self._first_of(each) for each in going], self.deleted_user_volumes
+            return self.user_volumes.going(), self.deleted_user_volumes
         finally:
             self.overrides.put_back()
 
@@ -323,7 +291,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
         create = await self._leased(plan)
-        await self._make_volumes(create["host_config"].get("VolumeDriver"))
+        driver = create["host_config"].get("VolumeDriver")
+        await self.user_volumes.make(self.attempt.volumes, driver)
         with _creating_as("lease"):
             return await self.docker("create_container", **create)
 
@@ -363,7 +332,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         until = held.until if held else None
         refused = self.backend.refused_ulimits
         return leased(
-            create_kwargs,
+            removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
                 **labels(self.holder, key, uuids, until, self.groups),
                 LABEL_HUB: self.hub_address,
@@ -460,7 +429,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _is_unchanged(self, existing: Any) -> bool:
         """Return whether a container is identical to the one that would be created now."""
-        await self._find_volumes()
+        self.attempt.volumes = await self.user_volumes.find()
         plan = await self._leased(await self.plan())
         image = await self.docker("inspect_image", plan["image"])
         return can_resume(existing, plan, image["Id"])
@@ -479,7 +448,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
         if self.ulimits and not self.attempt.ulimit_trial:
             self.attempt.ulimit_trial = await self.backend.ulimit_trials.join(self.ulimits)
-        await self._find_volumes()
+        self.attempt.volumes = await self.user_volumes.find()
         image, created = self.image, await self.create_object()
         container_id = str(created["Id"])
         self.log.info(
@@ -519,8 +488,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             backend.volume_owners.chown_to_user,
             self.attempt.inspected,
             self.mounted_volumes(),
-            self.attempt.volumes.volumes,
-            self.attempt.made,
+            self.attempt.volumes.listing.volumes,
+            self.attempt.volumes.made,
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful
@@ -531,6 +500,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if self.attempt.ulimit_trial:
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
+            await self._restore_network(error)
             name = refused_ulimit(error, self.ulimits)
             if name is None:
                 raise
@@ -543,6 +513,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if not output.started:
                 output.detach()
 
+    async def _restore_network(self, error: Exception) -> None:
+        """Create the servers' network anew if its lack made a start fail, and start again."""
+        name = engine_errors.missing_network(error)
+        backend = self.backend
+        if name and await backend.in_thread(restore_network, backend.client, name):
+            raise NetworkMissing(
+                f"network {name} was missing, and has been created anew"
+            ) from error
+
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return the container's (ip, port).
 
@@ -553,17 +532,26 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             ip, port = await self._address(server_id, output)
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
-            path = url_path_join(self.server.base_url if self.server else "/", "api")
-            url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
-            interval = self.backend.poll_interval
-            ready = await wait_until_answering(
-                url, ip, port, output.ended, self.http_timeout, interval
-            )
-            if not ready and output.ended.is_set() and await super().poll() is not None:
-                raise await self._start_failure(server_id, output)
+            await self._wait_for_answer(ip, port, output)
             return ip, port
         finally:
             output.detach()
+
+    async def _wait_for_answer(self, ip: str, port: int, output: Output) -> None:
+        path = url_path_join(self.server.base_url if self.server else "/", "api")
+        url = "" if self.internal_ssl else f"http://{ip}:{port}{path}"
+        loop, ended, interval = asyncio.get_running_loop(), output.ended, self.backend.poll_interval
+        deadline = loop.time() + self.http_timeout
+        while not await wait_until_answering(
+            url, ip, port, ended, deadline - loop.time(), interval
+        ):
+            if not ended.is_set():
+                return
+            if await self.poll() is not None:
+                raise self._start_failure(output)
+            # It goes on, or isn't marked as ended yet, or the engine is being restarted.
+            ended = asyncio.Event()
+            loop.call_later(LOOK_AGAIN_SECONDS, ended.set)
 
     async def _address(self, server_id: str, output: Output) -> tuple[str, int]:
         try:
@@ -572,14 +560,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             ip, port = await self.get_ip_and_port()
         except engine_errors.UNREACHABLE as error:
             # If the container has ended, its output is more helpful than the engine's error.
-            if await output.has_ended():
-                raise await self._start_failure(server_id, output) from error
+            if await output.has_ended() and await self.poll() is not None:
+                raise self._start_failure(output) from error
             raise
         return ip, port
 
-    async def _start_failure(self, server_id: str, output: Output) -> Exception:
-        code = await self.backend.in_thread(exit_code, self.client, server_id)
-        return http_errors.container_died(code, output.last_lines())
+    def _start_failure(self, output: Output) -> Exception:
+        state = self.attempt.state
+        out_of_memory = engine_errors.is_out_of_memory(state)
+        return http_errors.container_died(state.get("ExitCode"), output.last_lines(), out_of_memory)
 
     def keeps_settings(self) -> bool:
         """Return whether users have a home that is kept."""
@@ -619,15 +608,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         this server nor be stopped. The lease of a running container that this hub lost in a crash
         is adopted.
         """
-        found = self._own(await self._inspect())
-        self.attempt.last_inspected = found
-        return found
+        return self._own(await self._inspect())
 
     async def _inspect(self) -> Any:
         """Inspect the container by its id, else by its name, whoever has it; None: there is none.
 
         Its name alone wouldn't find it after a change of the templates or the image.
         """
+        self.attempt.state = {}
         for key in filter(None, (self.object_id, self.object_name)):
             with suppress(docker.errors.NotFound):
                 return await self.docker("inspect_container", key)
@@ -648,12 +636,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             )
             self.object_id = ""
             return None
-        self.object_id = found["Id"]
+        self.object_id, self.attempt.state = found["Id"], found["State"]
+        self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
-            self._kept_of_another = str(found["Name"]).lstrip("/")
-        if found["State"]["Running"] and not self.lease.uuids and not self.pending:
+            self._kept_of_another = str(found.get("Name") or "").lstrip("/")
+        if found["State"]["Running"] and not self.pending:
+            self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))
-            if lease and lease.gpus:
+            if lease and lease.gpus and not self.lease.uuids:
                 self.lease.adopt(lease)
         return found
 
@@ -666,14 +656,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if self.attempt.is_refused:
             return 0
         try:
-            status = await super().poll()
+            return await super().poll()
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None
-        ended = self.attempt.last_inspected
-        if status is not None and ended and ran_out_of_memory(ended) and not self._is_stopping:
-            self.lease.end_for_memory(ended["HostConfig"].get("Memory") or 0)
-        return status
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
@@ -682,6 +668,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
+
+    def explain_end(self) -> str:
+        """Return why the server has ended by itself, as sentences for its user."""
+        return engine_errors.explain_end(self.attempt.state, time.time(), self.attempt.memory)
 
     async def _own_containers(self) -> list[ServerRecord]:
         """List this server's containers by their labels, whatever their names are."""

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import docker.errors
 
 from .backends.docker import set_aside, volume_folders
 from .backends.docker.deleted_volumes import remove
-from .backends.docker.errors import explain
+from .backends.docker.errors import UNREACHABLE, explain
 from .backends.docker.set_aside import LABEL_FIRST, FirstVolume, Listing, Mark, list_volumes
 from .errors import GPUSpawnerError
+from .i18n.phrases import memory_words
 from .leases.labels import LABEL_SERVER, LABEL_USER
 
-UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 # Of tar: a file changed while it was read.
 CHANGED = 1
 
@@ -109,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         client = docker.from_env(timeout=60).api
         do(client, arguments)
-    except (docker.errors.DockerException, GPUSpawnerError, OSError) as error:
+    except (*UNREACHABLE, GPUSpawnerError, OSError) as error:
         said = str(error) if isinstance(error, GPUSpawnerError) else explain(error)
         print(f"gpuspawner: {printable(said)}", file=sys.stderr)
         return 1
@@ -201,7 +200,7 @@ def as_text(volumes: Sequence[UserVolume], sizes: Mapping[str, int]) -> str:
         since = each.about.get("CreatedAt") or ""
         if each.mark:
             since = moment(each.mark.since) if each.mark.since else ""
-        size = bytes_words(sizes[each.name]) if each.name in sizes else "?"
+        size = str(memory_words(sizes[each.name])) if each.name in sizes else "?"
         user = f"{each.user}/{each.server}" if each.server else each.user
         rows.append((each.name, user or "?", each.state, since[:16].replace("T", " "), size))
     if not volumes:
@@ -217,14 +216,6 @@ def as_text(volumes: Sequence[UserVolume], sizes: Mapping[str, int]) -> str:
 def moment(seconds: float) -> str:
     """Return a time as ISO 8601 has it, in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
-
-
-def bytes_words(size: float) -> str:
-    """Return a size as disks are sold: "12 MB", "1.5 GB"."""
-    unit = 0
-    while size >= 999.5 and unit + 1 < len(UNITS):
-        size, unit = size / 1000, unit + 1
-    return f"{size:.1f} {UNITS[unit]}" if unit and size < 9.95 else f"{size:.0f} {UNITS[unit]}"
 
 
 def printable(text: str) -> str:
@@ -270,8 +261,8 @@ def _archive(client: Any, arguments: argparse.Namespace) -> None:
     if status == CHANGED:
         print("some files changed while they were read: archive it again when nobody uses it")
     size = volume_folders.size_of(folder)
-    held = f"{bytes_words(size)} of files in " if size is not None else ""
-    written = bytes_words(arguments.to.stat().st_size)
+    held = f"{memory_words(size)} of files in " if size is not None else ""
+    written = memory_words(arguments.to.stat().st_size)
     print(f"{arguments.name}: {held}{arguments.to}, {written}. The volume stays as it is.")
 
 

@@ -8,16 +8,18 @@ from contextlib import suppress
 from typing import Any
 
 from ..leases.audit_log import one_line
-from ..leases.labels import LABEL_HUB, ServerRecord
+from ..leases.labels import LABEL_HUB, LABEL_REMOVE, ServerRecord
 from ..leases.ledger import Ledger, Reservation
 
-# A server that was created and isn't started within this time belongs to a dead hub.
+# A server that was created and isn't started within this time, or has ended and isn't removed,
+# belongs to a dead hub.
 STALE_SECONDS = 180
 # How long a start waits for the cleanup of the server's last one.
 CLEAR_TIMEOUT_SECONDS = 30
-# The longest pause between tries to remove a server, and the number of tries.
-RETRY_SECONDS = 10
-ATTEMPTS = 360
+# The pause between tries to remove a server, about as long as an engine takes to restart, and their
+# number.
+RETRY_SECONDS = 2
+ATTEMPTS = 1800
 
 Remove = Callable[[str], Awaitable[None]]
 
@@ -97,28 +99,28 @@ async def _undo(
 
 
 async def _remove_with_retries(remove: Remove, server_id: str) -> None:
-    for attempt in range(ATTEMPTS):
+    for _ in range(ATTEMPTS):
         try:
             await remove(server_id)
             return
         except Exception:  # the engine is unreachable or busy
-            await asyncio.sleep(min(2**attempt, RETRY_SECONDS))
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 class StaleServerReaper:
-    """Removes servers whose hubs died between their creation and their start.
+    """Removes servers whose hubs died before their start, or weren't there at their end.
 
     Their age is measured by this process's clock, since the engine's may be another machine's.
 
     Args:
-        remove: removes a server unless it has been started.
+        remove: removes a server unless it runs.
         log: a logger.
     """
 
     def __init__(self, remove: Remove, log: Any) -> None:
         self._remove = remove
         self._log = log
-        # Server id -> when it was first listed as created and not started, by the loop's clock.
+        # Server id -> when it was first listed as not started or ended, by the loop's clock.
         self._first_seen: dict[str, float] = {}
         # Strong references, as the event loop holds tasks only weakly.
         self._removals: set[asyncio.Task[None]] = set()
@@ -129,15 +131,12 @@ class StaleServerReaper:
         What bears no hub's label somebody made by hand, and may mean to start.
         """
         now = asyncio.get_running_loop().time()
-        unstarted = {
-            each.id for each in servers if each.state == "created" and LABEL_HUB in each.labels
-        }
-        self._first_seen = {each: self._first_seen.get(each, now) for each in unstarted}
+        stale = {each.id: each.state for each in servers if _may_be_stale(each)}
+        self._first_seen = {each: self._first_seen.get(each, now) for each in stale}
         for server_id, since in self._first_seen.items():
             if now - since > STALE_SECONDS:
-                self._log.warning(
-                    "Removing server %s, which was never started", one_line(server_id[:12])
-                )
+                said = "was never started" if stale[server_id] == "created" else "has ended"
+                self._log.warning("Removing server %s, which %s", one_line(server_id[:12]), said)
                 task = asyncio.ensure_future(self._remove_quietly(server_id))
                 self._removals.add(task)
                 task.add_done_callback(self._removals.discard)
@@ -145,3 +144,9 @@ class StaleServerReaper:
     async def _remove_quietly(self, server_id: str) -> None:
         with suppress(Exception):
             await self._remove(server_id)
+
+
+def _may_be_stale(server: ServerRecord) -> bool:
+    if server.state == "created":
+        return LABEL_HUB in server.labels
+    return server.state == "ended" and bool(server.labels.get(LABEL_REMOVE))

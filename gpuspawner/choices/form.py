@@ -24,6 +24,7 @@ from ..i18n.phrases import hours_words, memory_words, moment, ordinal
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
+from .home_use import HomeUse
 from .limits import Limits
 from .options import Choice
 
@@ -99,6 +100,7 @@ def render(
     keep: bool = False,
     picked: bool = False,
     safe_mode: bool = False,
+    home: HomeUse | None = None,
 ) -> str:
     """Return the form as HTML, or "" if there is nothing to choose.
 
@@ -113,6 +115,7 @@ def render(
         keep: show `last` unchanged even if it would be refused, so that the user can correct it.
         picked: `last` is the choice in an open form, whose script asks for an update.
         safe_mode: whether a server can be started without its user's settings.
+        home: how much the user keeps at home; None: that isn't known.
     """
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
@@ -143,6 +146,7 @@ def render(
         notice=notice,
         picked=picked,
         safe_mode=safe_mode,
+        home=home,
         period=PERIOD_SECONDS,
         style="" if picked else _read_static("form.css"),
         script="" if picked else _read_static("form.js"),

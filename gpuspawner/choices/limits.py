@@ -49,6 +49,7 @@ class Limits:
             spawner's own `image`.
         memory: the most memory of a server, in bytes; None: no limit, or unknown.
         processors: the most processors of a server; None: no limit.
+        files: how many bytes the user may keep at home; None: no limit.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -67,6 +68,7 @@ class Limits:
     has_catalogue: bool = True
     memory: int | None = None
     processors: float | None = None
+    files: int | None = None
 
     def rules(self) -> list[Rule]:
         """Return the limits of a server's number of GPUs, in the order of the checks."""

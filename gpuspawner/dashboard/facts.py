@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from ..choices.home_use import HomeUse
 from ..gpus.model import GPU, Holder, Node
 from ..gpus.out_of_service import OutOfServiceMark
 from .history import SECONDS_PER_POINT
@@ -73,6 +74,7 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
         "servers": [_server(each, person) for each in leases if person.sees(each["user"])],
         "stopped": _stopped(snapshot, person),
         "queue": _queue(snapshot, person),
+        "homes": _homes(snapshot, person),
         # Whose they are is in their containers' names too.
         "orphans": _orphans(snapshot) if person.administrator else [],
         "outsiders": _outsiders(snapshot) if person.administrator else [],
@@ -195,6 +197,29 @@ def _orphans(snapshot: Snapshot) -> list[dict[str, Any]]:
         {**each, "until": iso_time(each["until"]), "stops_at": iso_time(each["stops_at"])}
         for each in found
     ]
+
+
+def _homes(snapshot: Snapshot, person: Person) -> list[dict[str, Any]]:
+    homes = [
+        {
+            "user": each["user"],
+            "server": each["server"],
+            "used_bytes": each["used"],
+            "allowed_bytes": each["allowed"],
+            "enforced": each["enforced"],
+            "measured_at": iso_time(each["at"]),
+        }
+        for each in (snapshot.hub or {}).get("homes", ())
+        if person.sees(each["user"])
+    ]
+    homes.sort(key=lambda home: home["used_bytes"], reverse=True)
+    return [{**home, "nearly_full": home_use(home).is_nearly_full} for home in homes]
+
+
+def home_use(home: Mapping[str, Any]) -> HomeUse:
+    """Return how full a home of the status is, and the sentences that say it."""
+    at = datetime.fromisoformat(home["measured_at"]).timestamp()
+    return HomeUse(home["used_bytes"], home["allowed_bytes"], home["enforced"], at)
 
 
 def _outsiders(snapshot: Snapshot) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..i18n.languages import Language, templates_of
-from ..i18n.phrases import moment
+from ..i18n.phrases import memory_words, moment
+from .facts import home_use
 
 # Of a GPU's little picture.
 WIDTH, HEIGHT = 120, 24
@@ -38,6 +39,8 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         server_of=servers.of,
         time=_time_in(language),
         gigabytes=gigabytes,
+        memory=memory_words,
+        home_use=home_use,
         lines=line_points,
         gpus_of=servers.gpus,
         several=len(facts.get("nodes", ())) > 1,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import difflib
+import inspect
 import re
 import subprocess
 import sys
@@ -12,12 +14,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import docker
+
 from ..images.catalogue import ImageVersion
 from ..untrusted import parse_json
 from .configuration_rules import RULES, missing_folders
 from .findings import NAME, NO_SUCH_USER, Configuration, Context, Finding
 
 LOADING_SECONDS = 90
+# What takes the arguments that are in a trait.
+ARGUMENTS: dict[str, Any] = {
+    "extra_create_kwargs": docker.APIClient.create_container,
+    "extra_host_config": docker.types.HostConfig.__init__,
+}
 
 
 def configuration(context: Context) -> Iterator[Finding]:
@@ -132,6 +141,7 @@ def from_loaded(file: Path, loaded: Mapping[str, Any]) -> Configuration:
         sections=loaded["sections"],
         lines=lines,
         plan=loaded["plan"],
+        called=loaded["called"],
     )
 
 
@@ -174,7 +184,9 @@ def settings(context: Context) -> Iterator[Finding]:
         usable = context.gpus
     found = [*given.problems]
     if not given.is_ours:
-        what = f"servers are made by {given.spawner_class}, which hands out no GPUs"
+        line = given.lines.get(("JupyterHub", "spawner_class"))
+        where = "c.JupyterHub.spawner_class" + (f" (line {line})" if line else "")
+        what = f"{where}: servers are made by {given.spawner_class}, which hands out no GPUs"
         found.append(Finding("failure", what, 'c.JupyterHub.spawner_class = "gpu"'))
     else:
         found += [finding for rule in RULES for finding in rule(given, usable)]
@@ -197,10 +209,28 @@ def _of_plan(given: Configuration, found: Sequence[Finding]) -> Iterator[Finding
         setting = given.plan["setting"]
         where = given.where(setting) if setting else "what servers are created with"
         if not any(each.state == "failure" and each.found.startswith(where) for each in found):
-            yield Finding("failure", f"{where}: {error}", "mend it: no server starts with it")
+            yield Finding("failure", f"{where}: {error}", _cure_of_argument(error, setting))
     elif reason := given.plan.get("unknown"):
         what = f"what a server is created with can't be told for a user {NAME!r}: {reason}"
         yield Finding("note", what, NO_SUCH_USER)
+
+
+def _cure_of_argument(error: str, setting: str) -> str:
+    """Return what to do about an argument that docker-py refuses, from its message.
+
+    Args:
+        error: the message.
+        setting: the trait that the argument is from.
+    """
+    unknown = re.match(r"(\w+): .* got an unexpected keyword argument", error)
+    for name in [unknown[1]] if unknown else []:
+        for trait, function in ARGUMENTS.items():
+            known = inspect.signature(function).parameters
+            if trait != setting and name in known:
+                return f"it belongs in c.GPUSpawner.{trait}: no server starts with it here"
+            if trait == setting and (close := difflib.get_close_matches(name, known, 1)):
+                return f"did you mean {close[0]}? No server starts with it"
+    return "mend it: no server starts with it"
 
 
 def _unblocking(finding: Finding) -> Finding:

@@ -14,7 +14,7 @@ from typing import Any
 from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
 from ..backends.docker.volumes import UNESCAPED
 from ..gpus.model import GPU
-from .findings import Configuration, Finding
+from .findings import NAME, Configuration, Finding
 
 # Folders of the host whose owner is as good as root there.
 DANGEROUS_FOLDERS: tuple[str, ...] = (
@@ -37,7 +37,6 @@ DANGEROUS_CAPABILITIES = (
     "SYS_RAWIO",
     "DAC_READ_SEARCH",
 )
-SAFE = '"cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 4096'
 FEW_STARTS = 5
 # (default, its limit)
 DEFAULTS = (
@@ -71,6 +70,9 @@ def unread_functions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterat
             yield Finding(
                 "note", f"{given.where(name)} is a function: what it returns isn't seen here"
             )
+        elif name in given.called:
+            what = f"{given.where(name)} is a function: looked at is what it returns for {NAME!r}"
+            yield Finding("note", f"{what}, who is in no group")
 
 
 def unescaped_names(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
@@ -129,12 +131,18 @@ def missing_fences(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator
     if _is_function(given.spawner.get("extra_host_config")):
         return
     extra, where = host_config(given), given.where("extra_host_config")
-    missing = []
+    missing, parts = [], []
     if not any("no-new-privileges" in str(each) for each in extra.get("security_opt") or []):
         missing.append("no-new-privileges")
+        parts.append('"security_opt": ["no-new-privileges"]')
     if "ALL" not in [str(word).upper() for word in extra.get("cap_drop") or []]:
         missing.append("cap_drop ALL")
-    line = f"c.GPUSpawner.extra_host_config = {{{SAFE}}}"
+        parts.append('"cap_drop": ["ALL"]')
+    if not extra.get("pids_limit"):
+        parts.append('"pids_limit": 4096')
+    line = f"c.GPUSpawner.extra_host_config = {{{', '.join(parts)}}}"
+    if given.sets("extra_host_config"):  # another line would take what is there away
+        line = f"add to it: {', '.join(parts)}"
     if missing:
         what = f"{where}: without {' and '.join(missing)} a program in a server can gain rights"
         yield Finding("warning", what, line)
@@ -410,6 +418,24 @@ def broken_log_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[
         yield Finding("failure", what, advice)
 
 
+def lists_of_the_allowed(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """`allow_all` beside a list of whom to let in, as a demonstration's line that was left."""
+    allowing = str(given.hub.get("allows_all") or "")
+    for setting in given.hub.get("allowed_lists") or [] if allowing else []:
+        what = (
+            f"{_at(given, allowing)} lets everybody in who can log in: {_at(given, setting)} keeps "
+            "nobody out"
+        )
+        yield Finding("warning", what, f"remove {allowing} = True, or {setting}")
+
+
+def _at(given: Configuration, setting: str) -> str:
+    """Return a setting, as "c.Authenticator.allow_all", with its line."""
+    _, section, name = setting.split(".")
+    line = given.lines.get((section, name))
+    return f"{setting} (line {line})" if line else setting
+
+
 def shared_address(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Administrators who can open users' servers at the hub's own domain."""
     if given.hub.get("has_administrators") and not given.hub.get("subdomain_host"):
@@ -453,6 +479,7 @@ RULES: tuple[Rule, ...] = (
     starts,
     log_in,
     broken_log_in,
+    lists_of_the_allowed,
     shared_address,
     encrypted_dashboard,
     kept_containers,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -53,6 +54,25 @@ def _database() -> Session:
     db.add(orm.User(name=NAME))
     db.commit()
     return db
+
+
+def returned(function: Callable[[Any], Any], spawner: Any) -> Mapping[str, Any] | None:
+    """Return what a trait that is a function returns for this user, as JSON; None if that fails.
+
+    Args:
+        function: `extra_host_config` or `extra_create_kwargs`, which may be a coroutine function.
+        spawner: this user's.
+    """
+
+    async def call() -> Any:
+        found = function(spawner)
+        return await found if inspect.isawaitable(found) else found
+
+    try:
+        found = asyncio.run(call())
+    except Exception:  # of the administrator's, which `plan` tells of
+        return None
+    return found if isinstance(found, Mapping) else None
 
 
 def plan(cls: Any, config: Config, given: dict[str, Any]) -> dict[str, Any]:

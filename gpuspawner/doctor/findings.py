@@ -49,7 +49,8 @@ class Configuration:
 
     `spawner` and `hub` map the names of traits to their values; a function is `{"function": …}`.
     `lines` maps (section, trait) to the line of the file that sets it. `plan` is the result of
-    `example_user.plan`.
+    `example_user.plan`. `called` names the traits that are functions, and whose values are what
+    they return for the example user.
     """
 
     file: Path
@@ -64,6 +65,7 @@ class Configuration:
     sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     lines: Mapping[tuple[str, str], int] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
+    called: Sequence[str] = ()
 
     def sets(self, name: str) -> bool:
         """Return whether the configuration sets a trait of the spawner."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from . import configuration_rules
+from . import configuration_rules, homes
 from .engine import socket_path
 from .findings import Context, Finding
 
@@ -97,7 +97,8 @@ def disk(context: Context) -> Iterator[Finding]:
     given = context.configuration
     if given and given.is_ours and "storage_opt" not in configuration_rules.host_config(given):
         what = "nothing limits how much of it one server writes, outside of its volume too"
-        yield Finding("note", what, "see docs/how-to/files.md, Limit the disk")
+        yield Finding("note", what, homes.PAGE)
+    yield from homes.homes(context)
     yield from _check_space("the hub's folder", context.folder, HUB_FULL, HUB_TIGHT)
 
 

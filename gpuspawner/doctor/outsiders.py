@@ -1,17 +1,25 @@
-"""The check of other containers: GPUs without a lease, and names that the hub's servers need."""
+"""The check of other containers: GPUs without a lease, names that servers need, users' files."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlparse
 
+import docker.errors
+
+from ..backends.docker.container_config import is_kept_of_another
 from ..backends.docker.listing import Listing
 from ..gpus.model import Node
-from ..leases.labels import LABEL_HUB, ServerRecord
+from ..leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord
 from ..leases.ledger import outsiders_of
 from .findings import Configuration, Context, Finding
 from .trial import HUB
+
+# Which containers a finding names at most.
+NAMED = 5
 
 
 def outsiders(context: Context) -> Iterator[Finding]:
@@ -21,6 +29,7 @@ def outsiders(context: Context) -> Iterator[Finding]:
     found = [
         *_with_gpus(servers, context),
         *(_with_names(servers, context.configuration) if context.configuration else ()),
+        *_with_files(context.engine.api),
     ]
     yield from found or [Finding("ok", "none has GPUs without a lease, or a server's name")]
 
@@ -55,6 +64,33 @@ def _with_names(servers: Sequence[ServerRecord], given: Configuration) -> Iterat
             f"if no hub is there: docker rm -f {shlex.quote(server.name)}\n"
             'if one is, a name of its own for each: c.DockerSpawner.prefix = "…"',
         )
+
+
+def _with_files(api: Any) -> Iterator[Finding]:
+    """Yield a finding for containers that DockerSpawner made, and keeps when they are stopped."""
+    names = sorted(_kept(api))
+    if names:
+        listed = ", ".join(names[:NAMED]) + (", …" if names[NAMED:] else "")
+        yield Finding(
+            "note",
+            f"kept from DockerSpawner: {listed} ({len(names)} in all). What users have in them, "
+            "and in no volume, isn't in new servers",
+            f"to have it: docker cp {shlex.quote(names[0])}:/home/jovyan/. …    "
+            "(see docs/how-to/dockerspawner.md)\n"
+            f"if nobody needs it: docker rm {shlex.quote(names[0])}",
+        )
+
+
+def _kept(api: Any) -> Iterator[str]:
+    for entry in api.containers(all=True):
+        if LABEL_GPUS in (entry.get("Labels") or {}):
+            continue
+        with suppress(docker.errors.NotFound):  # gone meanwhile
+            found = api.inspect_container(entry["Id"])
+            variables = found["Config"].get("Env") or []
+            is_server = any(each.startswith("JUPYTERHUB_USER=") for each in variables)
+            if is_server and is_kept_of_another(found):
+                yield str(found["Name"]).lstrip("/")
 
 
 def _is_at(hub: str, place: Sequence[object]) -> bool:

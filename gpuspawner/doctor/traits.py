@@ -45,6 +45,7 @@ SPAWNER_VALUES = (
     "gpu_limit",
     "gpu_policy",
     "group_overrides",
+    "home_size",
     "home_volume",
     "host_ip",
     "hour_limit",
@@ -66,6 +67,8 @@ SPAWNER_VALUES = (
     "user_gpu_limit",
     "volumes",
 )
+# Functions that are called for the example user, as what they return has dangers of its own.
+CALLED = ("extra_host_config", "extra_create_kwargs")
 HUB_VALUES = (
     "active_server_limit",
     "concurrent_spawn_limit",
@@ -99,22 +102,28 @@ def describe(config: Config) -> dict[str, Any]:
     problems += _unknown_sections(config, cls)
     problems += _overrides(cls, spawner.group_overrides, given)
     is_ours = issubclass(cls, BaseGPUSpawner)
+    known = {
+        # A function may return something else for each user.
+        name: each if callable(each := _set(cls, config, name)) else getattr(spawner, name, None)
+        for name in SPAWNER_VALUES
+    }
+    called = {}
+    for name in CALLED:
+        function = known[name]
+        if callable(function) and (result := example_user.returned(function, spawner)) is not None:
+            called[name] = result
     return {
         "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
         "is_ours": is_ours,
-        "spawner": {
-            # A function may return something else for each user.
-            name: json_value(
-                each if callable(each := _set(cls, config, name)) else getattr(spawner, name, None)
-            )
-            for name in SPAWNER_VALUES
-        },
+        "spawner": {name: json_value(value) for name, value in {**known, **called}.items()},
+        "called": list(called),
         "plan": example_user.plan(cls, valid, given) if is_ours else {},
         "versions": _versions(spawner) if is_ours else {},
         "hub": {
             **{name: json_value(getattr(hub, name)) for name in HUB_VALUES},
             **_addresses(hub),
             "authenticator": _class_name(config.JupyterHub.get("authenticator_class", "")),
+            **_allowed(hub.authenticator_class, config),
             "native_is_broken": _uses_what_is_gone(hub.authenticator_class),
             "dummy_password": bool(
                 config.DummyAuthenticator.get("password")
@@ -224,6 +233,11 @@ def _invalid(
     """
     if any(word in trait.name for word in SECRETS):
         return _problem("failure", f"{setting} has a value of a wrong kind", "")
+    if callable(value) and values.takes_functions(trait) and isinstance(error, TraitError):
+        # It takes functions, so this is about what this one returned.
+        words, example = values.expected(trait, functions=False)
+        what = f"{setting} is a function that returns for a user {NAME!r} what it may not"
+        return _problem("failure", f"{what}: {_text(error)}", f"return {words}, as {example}")
     if callable(value) and values.takes_functions(trait):
         what = f"{setting} is a function, which fails for a user {NAME!r}"
         return _problem("note", f"{what}: {type(error).__name__}: {_text(error)}", NO_SUCH_USER)
@@ -238,7 +252,9 @@ def _invalid(
     first, _, cure = _OF_TRAITLETS.sub("it", text).rstrip(".").partition(". ")
     first = first.removeprefix(f"{setting} = ")
     found = first if first.startswith(setting) else f"{setting}: {first}"
-    advice = cure[:1].lower() + cure[1:] or write
+    # What is wrong in a part of it, its words say.
+    rest = "" if found.startswith(f"{setting}[") else write
+    advice = cure[:1].lower() + cure[1:] or rest
     return _problem("failure", found, advice)
 
 
@@ -343,6 +359,24 @@ def _has_administrators(config: Config) -> bool:
         if section.endswith("Authenticator")
         for name in ("admin_users", "admin_groups")
     )
+
+
+def _allowed(authenticator: Any, config: Config) -> dict[str, Any]:
+    """Return the settings that let everybody log in, and those that say who may."""
+    sections = [each.__name__ for each in authenticator.__mro__ if each.__name__ in config]
+    told = {
+        name: f"c.{section}.{name}"
+        for section in reversed(sections)
+        for name, value in config[section].items()
+        if value and not isinstance(value, Config)
+    }
+    first = next((s for s in sections if "allow_all" in config[s]), None)
+    return {
+        "allows_all": f"c.{first}.allow_all"
+        if first and config[first]["allow_all"] is True
+        else "",
+        "allowed_lists": [told[name] for name in sorted(told) if name.startswith("allowed_")],
+    }
 
 
 def _proxy_command(config: Config) -> Any:

@@ -10,12 +10,29 @@ from jupyterhub.traitlets import ByteSpecification
 from jupyterhub.traitlets import Callable as HubCallable
 
 LONGEST_SHOWN = 60
+# Where the type doesn't tell what a mapping has.
+EXAMPLES = {
+    "course_volumes": '{"course": {"path": "/home/jovyan/course", "instructors": ["group"]}}',
+    "environment": '{"NAME": "value"}',
+    "extra_host_config": '{"pids_limit": 4096}',
+    "home_volume": '"home-{username}"',
+    "images": '{"my-version": "registry/name:tag"}',
+    "read_only_volumes": '{"name": "/path/in/servers"}',
+    "volumes": '{"home-{username}": "/home/jovyan/work"}',
+}
 ENDLESS = (float("-inf"), float("inf"))
 
 
-def expected(trait: Any) -> tuple[str, str]:
-    """Return the kind of a trait's values, "a whole number", and an example; "" if unknown."""
+def expected(trait: Any, functions: bool = True) -> tuple[str, str]:
+    """Return the kind of a trait's values, "a whole number", and an example; "" if unknown.
+
+    Args:
+        trait: the trait.
+        functions: whether it may be a function, where the trait takes them.
+    """
     parts = trait.trait_types if isinstance(trait, traitlets.Union) else [trait]
+    if not functions:
+        parts = [each for each in parts if not takes_functions(each)]
     told = [each for each in map(_of_kind, parts) if each[0]]
     if not told:
         return "", ""
@@ -23,7 +40,7 @@ def expected(trait: Any) -> tuple[str, str]:
     if any(part.allow_none for part in (trait, *parts)):
         words.append("None")
     # A value is easier to write than a function.
-    example = next((text for _, text in told if text), "")
+    example = EXAMPLES.get(trait.name, next((text for _, text in told if text), ""))
     return " or ".join(dict.fromkeys(words)), example
 
 
@@ -64,7 +81,7 @@ def _of_kind(trait: Any) -> tuple[str, str]:
 
 def _inner(trait: Any) -> tuple[str, str]:
     words, example = ("", "") if trait is None else _of_kind(trait)
-    return f" whose values are each {words}" if words else "", example or "…"
+    return f" whose values are each {words}" if words else "", example or '"…"'
 
 
 def _default(trait: Any) -> str:

@@ -16,9 +16,11 @@ from jupyterhub import orm
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.pages import SpawnPendingHandler
 from sqlalchemy import event, inspect
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets import observe
 
+from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
 # The group overrides that apply, while they are looked for.
@@ -142,12 +144,24 @@ def guard_saved_options(
 def save_state(spawner: Any) -> None:
     """Save a server's state in the hub's database now, so that it survives a crash.
 
-    The hub itself saves it only at the end of a start or a stop.
+    The hub itself saves it only at the end of a start or a stop. Where the database can't be
+    written, as on a full disk, the server goes on all the same.
     """
-    if spawner.orm_spawner and spawner.user:
+    if not (spawner.orm_spawner and spawner.user):
+        return
+    # Not `spawner.db`, which JupyterHub means to take from spawners.
+    database = spawner.user.db
+    try:
         spawner.orm_spawner.state = spawner.get_state()
-        # Not `spawner.db`, which JupyterHub means to take from spawners.
-        spawner.user.db.commit()
+        database.commit()
+    except SQLAlchemyError as error:
+        # Until then every other use of the session fails.
+        database.rollback()
+        spawner.log.error(
+            "The state of %s can't be saved, and a restart of the hub would lose it: %s",
+            one_line(spawner.log_name),
+            one_line(getattr(error, "orig", error)),
+        )
 
 
 def is_forgotten(spawner: Any) -> bool:

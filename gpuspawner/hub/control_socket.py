@@ -31,7 +31,7 @@ import json
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -75,6 +75,7 @@ class ControlSocket:
         reconciler: knows the servers that the hub doesn't.
         nodes: reads the nodes.
         endings: how servers were lately stopped that are off.
+        homes: returns how much the users of the running servers keep at home, as JSON values.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class ControlSocket:
         reconciler: Reconciler,
         nodes: NodeFacts,
         endings: Mapping[Holder, Ending],
+        homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
     ) -> None:
+        self._homes = homes
         self._reading = reading
         self.reconciler = reconciler
         self.nodes = nodes
@@ -169,6 +172,7 @@ class ControlSocket:
                 {"user": holder.user, "server": holder.server, **ending.facts()}
                 for holder, ending in self._endings.items()
             ],
+            "homes": [*await self._homes()] if self._homes else [],
         }
 
     async def find_lease(self, holder: Holder) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 
 from tornado import web
 
+from ..choices.home_use import HomeUse
 from ..choices.limits import Limits
-from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
+from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext
 from ..i18n.phrases import hours_words, memory_words
 from ..leases.ledger import View
 from ..scheduling.queue import held_by_person
@@ -56,7 +57,9 @@ class HomePage:
         view, _ = await spawner.hub_state.open_forms.recent_view()
         claims = spawner.hub_state.queue.claims(view.leases if view else ())
         held = held_by_person(spawner.holder, claims)
-        return [*_of_gpus(applicant.limits, view or View(), held), *_of_server(applicant.limits)]
+        of_gpus = _of_gpus(applicant.limits, view or View(), held)
+        home = spawner.home_use(applicant.limits.files)
+        return [*of_gpus, *_of_server(applicant.limits), *_of_files(applicant.limits, home)]
 
 
 def _of_gpus(limits: Limits, view: View, held: int) -> Iterator[Allowance]:
@@ -85,3 +88,13 @@ def _of_server(limits: Limits) -> Iterator[Allowance]:
     if limits.processors is not None:
         what = lazy_gettext("Processors of one server")
         yield Allowance(what, f"{limits.processors:g}")
+
+
+def _of_files(limits: Limits, home: HomeUse | None) -> Iterator[Allowance]:
+    allowed = home.allowed if home else limits.files
+    most = memory_words(allowed) if allowed is not None else lazy_gettext("no limit")
+    used = memory_words(home.used) if home else ""
+    if home and home.is_nearly_full:
+        used = join_sentences(home.words, home.warning)
+    if home or allowed is not None:
+        yield Allowance(lazy_gettext("Your files"), str(most), str(used))

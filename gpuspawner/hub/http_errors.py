@@ -70,17 +70,22 @@ class StartTimeout(TimeoutError):
         _with_last_lines(self, sentence, last_lines)
 
 
-def container_died(code: int | None, last_lines: list[str]) -> web.HTTPError:
+def container_died(
+    code: int | None, last_lines: list[str], out_of_memory: bool = False
+) -> web.HTTPError:
     """Return the HTTP error for a container that ended before its server answered.
 
     Args:
         code: its exit status; None if unknown.
         last_lines: the end of its output.
+        out_of_memory: whether it was killed because it needed more memory than its limit.
     """
     if code is None:
         sentence = lazy_gettext("The server stopped while starting.")
-    elif code == 137:
-        sentence = lazy_gettext("The server stopped while starting (exit 137, out of memory?).")
+    elif out_of_memory:
+        sentence = lazy_gettext(
+            "The server stopped while starting: it needed more memory than it may have."
+        )
     else:
         sentence = lazy_gettext("The server stopped while starting (exit %(code)s).", code=code)
     return _with_last_lines(web.HTTPError(500, "%s", sentence), sentence, last_lines)

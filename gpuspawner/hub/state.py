@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,12 +93,8 @@ class HubState:
         }
         reader = Reader(spawner.nvml_timeout, **reading)
         read = InServiceReader(reader, backend.out_of_service)
-        ledger = Ledger(
-            backend.list,
-            read,
-            ReadErrors(spawner.explain_unknown, log).explain,
-            spawner.hub_address,
-        )
+        trouble = TroubleLog(spawner.explain_unknown, log)
+        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
@@ -140,6 +135,7 @@ class HubState:
                 reconciler,
                 NodeFacts(ledger, read, backend),
                 state.endings,
+                lambda: _homes(spawners),
             )
         state._begin(_warn_of_gpus(reader, backend, log))
         return state
@@ -175,6 +171,16 @@ class HubState:
             task.cancel()
 
 
+async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
+    """Return how much the users of the servers that run keep at home; one entry for each home."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for spawner in [each for each in spawners if each.active]:
+        await spawner.ensure_rules_applied()
+        if facts := spawner.home_facts():
+            found[facts["user"], facts["server"]] = facts
+    return list(found.values())
+
+
 async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
     """Say in the log at a hub's start which GPUs it doesn't hand out, and why."""
     try:
@@ -192,11 +198,11 @@ async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
         return
     indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
     for outsider in outsiders_of(servers, nodes):
-        which = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        said = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
         log.warning(
             "Container %s has GPU %s and no lease: not handed out while it runs",
             one_line(outsider.name),
-            which,
+            said,
         )
 
 
@@ -248,8 +254,8 @@ def _too_large() -> Exception | None:
     return http_errors.refusal(Refused(options.TOO_LARGE), by_rest=True)
 
 
-class ReadErrors:
-    """Explains why NVML or the engine can't be read; counts it, and logs each reason now and then.
+class TroubleLog:
+    """Logs once that nodes or servers can't be read, and once that they can be again.
 
     Args:
         explain: makes a sentence for users of an error.
@@ -259,18 +265,19 @@ class ReadErrors:
     def __init__(self, explain: Callable[[Exception], str], log: Any) -> None:
         self._explain = explain
         self._log = log
-        # Sentence -> when it was logged, by the monotonic clock.
-        self._logged: dict[str, float] = {}
+        self._logged = ""
 
     def explain(self, error: Exception) -> str:
-        """Return the sentence for users."""
+        """Return the sentence for an error, which is counted in the metrics."""
         metrics.count_read_error(error)
         sentence = self._explain(error)
-        now = time.monotonic()
-        recent = {each: at for each, at in self._logged.items() if now - at < LOG_AGAIN_SECONDS}
-        if sentence not in recent:
-            # Whoever asks next is told it as well, which may be soon or in a week.
-            self._log.warning("Nothing is handed out: %s", one_line(sentence))
-            recent[sentence] = now
-        self._logged = recent
+        if sentence != self._logged:
+            self._logged = sentence
+            self._log.warning("No GPUs are handed out: %s", one_line(sentence))
         return sentence
+
+    def on_read(self) -> None:
+        """Note that everything could be read."""
+        if self._logged:
+            self._logged = ""
+            self._log.warning("GPUs are handed out again")

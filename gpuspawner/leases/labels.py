@@ -22,6 +22,8 @@ LABEL_IMAGE = "gpuspawner.image"
 LABEL_HUB = "gpuspawner.hub"
 # What a stopped server was created with, so that it is started again only if nothing changed.
 LABEL_SETTINGS = "gpuspawner.settings"
+# "1": whoever finds the server ended removes it.
+LABEL_REMOVE = "gpuspawner.remove"
 # The end of the lease as of its beginning, in seconds since the epoch, and the user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"

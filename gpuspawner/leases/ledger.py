@@ -80,6 +80,7 @@ class Ledger:
         read_inventory: reads the nodes from NVML, their GPUs without holders.
         explain_error: makes a sentence for users of an error that one of these two raises.
         hub: this hub's address, as in the label of its servers; "": there is no other hub.
+        on_read: called after each read that succeeded.
     If `list_servers` or `read_inventory` raises, nothing is handed out: `Unknown` is raised.
     """
 
@@ -87,6 +88,7 @@ class Ledger:
     read_inventory: Callable[[], Awaitable[Sequence[Node]]]
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
+    on_read: Callable[[], None] = lambda: None
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -134,6 +136,7 @@ class Ledger:
         self._last_inventory = inventory
         self._last_outsiders = outsiders_of(servers, inventory)
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
+        self.on_read()
         return self._last_view_without(except_for)
 
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:

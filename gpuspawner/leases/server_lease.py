@@ -12,7 +12,7 @@ from ..choices.refusals import MAX_SHOWN
 from ..errors import Refused
 from ..gpus.model import GPU, Holder, Lease
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
-from ..i18n.phrases import clock_time, hours_words, memory_words
+from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
 from .clock import Clock, Deadline
 from .idleness import Idleness
@@ -186,28 +186,10 @@ class ServerLease:
         """Record who stops the server, and why; only the first call counts."""
         self._cause = self._cause or (by, rule)
 
-    def end_for_memory(self, limit: int) -> None:
-        """Record that the server was killed because its memory was full.
-
-        Args:
-            limit: how much it had, in bytes; 0: as much as the machine has.
-        """
-        self.will_stop(audit_log.SERVER, "out of memory")
-        facts = {"time": clock_time(self._clock.wall())}
-        self.notice = (
-            lazy_gettext(
-                "Your server ended at %(time)s: its memory of %(size)s was full. Your files are "
-                "kept.",
-                size=memory_words(limit),
-                **facts,
-            )
-            if limit
-            else lazy_gettext(
-                "Your server ended at %(time)s: this machine's memory was full. Your files are "
-                "kept.",
-                **facts,
-            )
-        )
+    @property
+    def cause(self) -> tuple[str, str] | None:
+        """Who has the server stopped, and why; None while nobody has."""
+        return self._cause
 
     @property
     def held(self) -> float | None:

@@ -92,6 +92,7 @@ class QueueEntry:
         rules: returns its user's groups and its limits now; None: as when it joined.
         has_place: whether it waits already, if only before it came again.
         turn: its turn by the last plan; None before the first one.
+        shown: what its server was notified of last, so that it hears of changes only.
     """
 
     waiting: QueuedRequest
@@ -101,6 +102,7 @@ class QueueEntry:
     rules: CurrentRules | None = None
     has_place: bool = False
     turn: Turn | None = None
+    shown: Any = None
 
     @property
     def holder(self) -> Holder:
@@ -199,7 +201,7 @@ class Queue:
         request_limits: RequestLimits,
         notify: Callable[[Turn | str], None],
         rules: CurrentRules | None = None,
-        again: bool = False,
+        waited: float | None = None,
     ) -> Reservation:
         """Wait until it is the request's turn; return its reservation. A cancel leaves the queue.
 
@@ -207,7 +209,8 @@ class Queue:
             waiting: the request.
             request_limits: its limits.
             notify, rules: as for `QueueEntry`.
-            again: whether it has waited before, since `waiting.since`, and so has its place.
+            waited: for how many seconds it has waited already, and so has its place; None: it
+                comes for the first time. Not from `waiting.since`, as the clock may be set.
 
         Raises:
             Refused: it may not wait, has waited too long, or its user holds too many GPUs.
@@ -215,11 +218,11 @@ class Queue:
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         kept = self.kept_place(waiting.holder)
-        again = again or (kept is not None and kept.since == waiting.since)
+        has_place = waited is not None or (kept is not None and kept.since == waiting.since)
         self._kept_places.pop(waiting.holder, None)
-        entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place=again)
+        entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place)
         longest = request_limits.max_wait_seconds
-        left = longest and max(1.0, longest - (time.time() - waiting.since if again else 0))
+        left = longest and max(1.0, longest - (waited or 0.0))
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
@@ -336,10 +339,8 @@ class Queue:
             ):
                 entry.answer.set_exception(Refused(refused, "no_gpu", 503))
             else:
-                news = entry.turn is None or _shown_turn(turn) != _shown_turn(entry.turn)
                 entry.turn, entry.has_place = turn, True
-                if news:
-                    self._notify(entry, turn)
+                self._notify(entry, turn, _shown_turn(turn))
 
     def _plan(
         self, queue: Sequence[tuple[QueuedRequest, RequestLimits]], view: View
@@ -410,12 +411,20 @@ class Queue:
             if not entry.has_place:
                 entry.answer.set_exception(error)
             else:
-                self._notify(
-                    entry, join_sentences(lazy_gettext("You keep your place."), str(error))
-                )
+                words = join_sentences(lazy_gettext("You keep your place."), str(error))
+                self._notify(entry, words, words)
 
-    def _notify(self, entry: QueueEntry, news: Turn | str) -> None:
-        """Notify the server of a request; if that fails, only this request does."""
+    def _notify(self, entry: QueueEntry, news: Turn | str, shown: Any) -> None:
+        """Notify the server of a request if what it shows changes; if that fails, it fails alone.
+
+        Args:
+            entry: the request.
+            news: its turn, or a sentence.
+            shown: what users see of the news.
+        """
+        if shown == entry.shown:
+            return
+        entry.shown = shown
         try:
             entry.notify(news)
         except Exception as error:

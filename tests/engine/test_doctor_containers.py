@@ -143,7 +143,8 @@ def test_functions_a_prefix_and_docker_spawner_s_own_section_pass_every_check(
     assert status == 0
     assert volumes(engine) == []
     notes = [e["found"] for e in found["Settings"] if e["state"] == "note"]
-    assert all("is a function: what it returns isn't seen here" in each for each in notes), notes
+    assert len(notes) == 2
+    assert all("is a function: looked at is what it returns" in each for each in notes), notes
 
 
 def test_a_machine_without_gpus_is_told_so_and_passes(folder, environment, tmp_path) -> None:
@@ -296,6 +297,26 @@ def test_containers_in_the_way_are_named_with_what_removes_them(seen, idle_host,
     assert "docker stop zoe" in holds.advice
     seen.configuration = None
     engine.remove_container("zoe", force=True)
+    assert [each.state for each in outsiders.outsiders(seen)] == ["ok"]
+
+
+def test_dockerspawner_s_containers_are_named_with_how_to_have_what_is_in_them(seen, engine):
+    seen.configuration = None
+    make = seen.engine.containers.create
+    for number in range(6):
+        make(MINIMAL.image, name=f"jupyter-{number}", environment={"JUPYTERHUB_USER": str(number)})
+    (found,) = outsiders.outsiders(seen)
+    assert found.state == "note"
+    assert "jupyter-0, jupyter-1, jupyter-2, jupyter-3, jupyter-4, … (6 in all)" in found.found
+    assert "docker cp jupyter-0:/home/jovyan/. " in found.advice
+    assert "docker rm jupyter-0" in found.advice
+    for number in range(6):
+        engine.remove_container(f"jupyter-{number}")
+    # None of these is a server that has ended and stays.
+    make(MINIMAL.image, name="zoe")
+    server = {"environment": {"JUPYTERHUB_USER": "ada"}}
+    make(MINIMAL.image, auto_remove=True, **server)
+    make(MINIMAL.image, labels=labels(Holder("ada"), "minimal", []), **server)
     assert [each.state for each in outsiders.outsiders(seen)] == ["ok"]
 
 

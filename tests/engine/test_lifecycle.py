@@ -27,8 +27,8 @@ def test_a_container_that_dies_by_itself_gives_its_gpus_back(hub, engine):
     hub.start_server("ada", {"gpus": 4})
     engine.kill(container_of(engine, "ada"))
     until(all_free, "the GPUs are free")
-    assert containers(engine) == []
     until(lambda: not hub.server("ada"), "the hub has noticed", log=hub.log)
+    assert containers(engine) == []
     hub.start_server("ben", {"gpus": 4})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,9 @@ class Flaky:
     def __init__(self, url: str) -> None:
         self.url = url
         self._refused: str | None = None
+        # Called with a request's first line, before it is passed on, and before its answer is.
+        self.before: Callable[[str], None] = lambda line: None
+        self.answered: Callable[[str], None] = lambda line: None
         self._asked: list[tuple[bytes, asyncio.StreamWriter]] = []
         self.loop = asyncio.new_event_loop()
 
@@ -55,9 +58,16 @@ def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind, before = await asyncio.open_unix_connection(str(engine))
-        back = asyncio.ensure_future(_pass_on(behind, writer))
+        asked = [""]
+
+        def answered() -> None:
+            flaky.answered(asked[0])
+
+        back = asyncio.ensure_future(_pass_on(behind, writer, answered))
         with suppress(OSError):
             while chunk := await reader.read(65536):
+                asked[0] = chunk.split(b"\r\n", 1)[0].decode(errors="replace")
+                flaky.before(asked[0])
                 if flaky.refuses(chunk):
                     writer.write(REFUSAL + b"Content-Type: application/json\r\n\r\n" + BODY)
                     await writer.drain()
@@ -78,9 +88,12 @@ def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
         thread.join()
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: Callable[[], None]
+) -> None:
     with suppress(OSError):
         while chunk := await reader.read(65536):
+            answered()
             writer.write(chunk)
             await writer.drain()
     writer.close()

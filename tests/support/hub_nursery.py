@@ -23,7 +23,15 @@ from pathlib import Path
 from .paths import ROOT
 
 # What a process reads once, at its own start; a hub with others of these can't be a fork.
-READ_AT_START = ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "LANG", "LC_ALL", "TZ")
+READ_AT_START = (
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+)
 
 
 # What a doctor says of a hub's configuration, in the hub's folder.

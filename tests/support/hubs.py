@@ -261,6 +261,10 @@ class Hub:
         """Call the REST API as a service that may do everything."""
         return self._admin.request(method, f"{self.url}/hub/api{path}", json=json, timeout=timeout)
 
+    def stream(self, url: str, seconds: float) -> Any:
+        """Open an answer that has no end, which is given up when nothing comes for so long."""
+        return self._admin.get(url, stream=True, timeout=seconds)
+
     def add_user(self, name: str) -> str:
         """Make a user, and return the name as it stands in a URL."""
         response = self.api("POST", "/users", {"usernames": [name]})

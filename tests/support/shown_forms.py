@@ -7,6 +7,7 @@ from typing import Any
 
 from gpuspawner.choices.forecast import Forecast
 from gpuspawner.choices.form import render
+from gpuspawner.choices.home_use import HomeUse
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, request
 from gpuspawner.errors import Refused
@@ -53,6 +54,7 @@ def shown(
     picked: bool = False,
     language: Language = ENGLISH,
     safe_mode: bool = False,
+    home: HomeUse | None = None,
 ) -> str:
     """Return the form, with an empty queue before it."""
 
@@ -84,4 +86,5 @@ def shown(
         notice=notice,
         picked=picked,
         safe_mode=safe_mode,
+        home=home,
     )

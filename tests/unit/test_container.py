@@ -21,6 +21,7 @@ from gpuspawner.backends.docker.container_config import (
     join_device_requests,
     pseudonym,
     refused_ulimit,
+    removed_by_hub,
     with_lease,
 )
 from gpuspawner.gpus.model import Holder
@@ -91,6 +92,15 @@ def test_a_lease_of_no_gpus_sees_none_whatever_the_image_says() -> None:
         "environment": {"NVIDIA_VISIBLE_DEVICES": "void"},
         "labels": LABELS,
         "host_config": {"Ulimits": []},
+    }
+
+
+def test_the_engine_doesn_t_remove_what_the_hub_does() -> None:
+    given = {"image": "x", "labels": ["course=ml"], "host_config": {"AutoRemove": True, "Init": 1}}
+    assert removed_by_hub(given) == {
+        "image": "x",
+        "labels": {"course": "ml", "gpuspawner.remove": "1"},
+        "host_config": {"AutoRemove": False, "Init": 1},
     }
 
 

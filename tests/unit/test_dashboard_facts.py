@@ -246,6 +246,48 @@ def test_an_older_hub_that_tells_of_no_orphans_is_understood():
     assert status(picture(gpu(0), hub=None), BOSS)["orphans"] == []
 
 
+# Users' homes ---
+
+
+def home(user, used, **values):
+    return {
+        "user": user,
+        "server": "",
+        "used": used,
+        "allowed": None,
+        "enforced": False,
+        "at": 100.0,
+        **values,
+    }
+
+
+def test_how_much_is_kept_at_home_everybody_reads_of_theirs_and_administrators_of_all():
+    seen = picture(gpu(0))
+    seen.hub["homes"] = [
+        home("ada", 46 << 30, allowed=50 << 30, enforced=True),
+        home("zacharias", 90 << 30, allowed=50 << 30),
+        home(HOSTILE, 1 << 20),
+    ]
+    mine = check("Status", status(seen, ADA))
+    assert [each["user"] for each in mine["homes"]] == ["ada"]
+    assert mine["homes"][0]["nearly_full"]
+    html = render(mine)
+    assert "Your files take 46 GB of 50 GB. When no room is left" in html
+    assert "zacharias" not in html
+    everything = check("Status", status(seen, BOSS))
+    assert [each["user"] for each in everything["homes"]] == ["zacharias", "ada", HOSTILE]
+    html = render(everything)
+    assert "50 GB, not enforced" in html
+    assert html.count("nearly full") == 2
+    assert "<script" not in html
+    assert "Your files" not in html  # the administrator's own aren't known
+
+
+def test_an_older_hub_that_tells_of_no_homes_is_understood():
+    assert status(picture(gpu(0)), BOSS)["homes"] == []
+    assert status(picture(gpu(0), hub=None), BOSS)["homes"] == []
+
+
 # Out of service -----------------------------------------------------------------------------------
 
 

@@ -19,6 +19,11 @@ import pytest
 from dockerspawner import DockerSpawner
 from jupyterhub.app import JupyterHub
 from jupyterhub.auth import Authenticator
+from ltiauthenticator.lti13.auth import LTI13Authenticator
+from nativeauthenticator import NativeAuthenticator
+from oauthenticator.github import GitHubOAuthenticator
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
@@ -46,6 +51,9 @@ LONGEST_README = 160
 # don't have.
 CLASSES = {
     "Authenticator": Authenticator,
+    "GitHubOAuthenticator": GitHubOAuthenticator,
+    "LTI13Authenticator": LTI13Authenticator,
+    "NativeAuthenticator": NativeAuthenticator,
     "DockerSpawner": GPUSpawner,
     "GPUSpawner": GPUSpawner,
     "JupyterHub": JupyterHub,
@@ -177,6 +185,9 @@ def take(kind: Any, config: Config) -> None:
     """Have a class check the values of its traits, as it does when a hub makes one."""
     if issubclass(kind, DockerSpawner):
         kind(user=SimpleNamespace(name="ada", groups=[]), config=config)
+    elif kind is NativeAuthenticator:
+        with Session(create_engine("sqlite://")) as database:
+            kind(config=config, db=database)
     else:
         kind(config=config)
 

@@ -278,12 +278,24 @@ SAID = [
     # What docker-py refuses, whatever it says it with.
     (extra("{'mem_reservation': '12Q'}"), "failure", "extra_host_config (line 10): mem_reser", ""),
     (extra("{'nope': 1}"), "failure", "unexpected keyword argument 'nope'", "no server starts"),
+    (
+        extra("{'shm_sise': 1}"),
+        "failure",
+        "argument 'shm_sise'",
+        "did you mean shm_size? No server",
+    ),
+    (
+        extra("{'hostname': 'x'}"),
+        "failure",
+        "(line 10): hostname",
+        "belongs in c.GPUSpawner.extra_cr",
+    ),
     (extra("{'binds': '/x'}"), "failure", "extra_host_config (line 10): binds: ", ""),
     (
         "c.GPUSpawner.extra_create_kwargs = {'device_requests': []}",
         "failure",
         "extra_create_kwargs (line 10): device_requests: ",
-        "no server starts",
+        "it belongs in c.GPUSpawner.extra_host_config: no server starts",
     ),
     ("c.GPUSpawner.extra_create_kwargs = {'labels': {'a': open}}", "failure", "labels: Obj", ""),
     ("c.GPUSpawner.volumes = {'{nope}': '/x'}", "failure", "(line 10): KeyError: 'nope'", "mend"),
@@ -315,12 +327,31 @@ SAID = [
     ),
     ("c.GPUSpawner.excluded_gpus = [7]", "failure", "a list whose values are each a text", '["…"]'),
     ("c.GPUSpawner.hour_limit = 0", "failure", "must be more than 0", "hour_limit = 1"),
+    (
+        "c.GPUSpawner.volumes = ['a:/b']",
+        "failure",
+        "must be a mapping",
+        '= {"home-{username}": "/h',
+    ),
+    ("c.GPUSpawner.home_volume = 'x'", "failure", "(line 10): 'x'", '= "home-{username}"'),
+    (
+        "c.GPUSpawner.mem_limit = lambda spawner: 'much'",
+        "failure",
+        "(line 10) is a function that returns for a user 'doctor' what it may not",
+        'return a number of bytes as 16 * 1024**3 or "16G"',
+    ),
     # Who may log in.
     ("c.JupyterHub.authenticator_class = 'dummy'", "warning", "without any password", "pam"),
+    (
+        "c.Authenticator.allow_all = True; c.PAMAuthenticator.allowed_groups = {'lab'}",
+        "warning",
+        "c.Authenticator.allow_all (line 10) lets everybody in who can log in: "
+        "c.PAMAuthenticator.allowed_groups (line 10) keeps nobody out",
+        "remove c.Authenticator.allow_all = True",
+    ),
     ("c.Authenticator.admin_users = {'ada'}", "warning", "opens somebody's server", "subdomain"),
     ("c.PAMAuthenticator.admin_groups = {'wheel'}", "warning", "opens somebody's server", "role"),
     # What can't be known.
-    ("c.GPUSpawner.extra_host_config = lambda spawner: {}", "note", "is a function", ""),
     ("c.Spawner.group_overrides = lambda spawner: {}", "note", "is a function", ""),
 ]
 
@@ -336,6 +367,23 @@ def test_a_line_that_is_a_mistake_or_a_danger_is_told(
     assert not fitting[0].blocks_others
     # Nothing else is said of that one line.
     assert len(told) == 1, told
+
+
+def test_what_a_function_returns_is_looked_at_as_if_it_were_written_there(tmp_path: Path) -> None:
+    line = "c.GPUSpawner.extra_host_config = "
+    fences = "'cap_drop': ['ALL'], 'security_opt': ['no-new-privileges'], 'pids_limit': 9"
+    (note,) = settings(tmp_path, f"{line}lambda spawner: {{{fences}}}")
+    assert note.state == "note"
+    assert "(line 10) is a function: looked at is what it returns for 'doctor'" in note.found
+    made = "async def made(spawner):\n    return {'privileged': True, 'cap_drop': ['ALL']}\n"
+    wrong, fences, pids, _ = settings(tmp_path, f"{made}{line}made")
+    assert (wrong.state, wrong.advice) == ("failure", 'remove "privileged"')
+    assert "(line 12): privileged servers" in wrong.found
+    assert fences.advice == pids.advice
+    assert fences.advice == 'add to it: "security_opt": ["no-new-privileges"], "pids_limit": 4096'
+    # One that fails for a user of no hub's isn't known.
+    notes = settings(tmp_path, f"{line}lambda spawner: {{}}[spawner.user.name]")
+    assert any("what it returns isn't seen here" in each.found for each in notes)
 
 
 @pytest.mark.parametrize(
@@ -367,6 +415,7 @@ def test_a_line_that_is_a_mistake_or_a_danger_is_told(
         "c.GPUSpawner.longest_wait_minutes = 0; c.JupyterHub.concurrent_spawn_limit = 50",
         "c.Authenticator.allow_all = True",
         "c.Authenticator.admin_users = set()",
+        "c.Authenticator.allow_all = False; c.Authenticator.allowed_users = {'ada'}",
         "c.Authenticator.admin_users = {'a'}; c.JupyterHub.subdomain_host = 'https://hub.example'",
         "c.DummyAuthenticator.password = 'x'",
         "c.JupyterHub.load_groups = {'lab': {'users': []}}",
@@ -442,6 +491,7 @@ def test_another_spawner_is_told_and_its_settings_are_not_judged_by_our_rules(
         tmp_path, first="c.JupyterHub.spawner_class = 'docker'\nc.GPUSpawner.gpu_limit = 1"
     )
     assert [each.state for each in told] == ["note", "failure"]
+    assert "c.JupyterHub.spawner_class (line " in told[1].found
     assert "hands out no GPUs" in told[1].found
     assert '"gpu"' in told[1].advice
 

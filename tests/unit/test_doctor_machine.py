@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from gpuspawner.backends.docker.network import (
     NetworkError,
     ensure_network,
 )
-from gpuspawner.doctor import containers, gpus, hub_machine, toolkit
+from gpuspawner.doctor import containers, gpus, homes, hub_machine, toolkit
 from gpuspawner.doctor import engine as engines
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.gpus import missing_driver
@@ -40,6 +41,7 @@ from gpuspawner.simulation.library import Binaries
 from gpuspawner.simulation.state import State, describe
 
 from ..support.nvml import Program, compile_variant
+from ..support.volumes import VolumeEngine, refusal
 
 HOST = describe([("A100-40GB", 2)])
 
@@ -760,6 +762,24 @@ def test_the_doctor_in_a_container_names_it_and_what_its_network_lacks(
     assert told.advice == HOST_NETWORK
 
 
+def test_in_a_container_its_options_are_the_advice_and_the_engine_s_folder_is_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = context(tmp_path)
+    seen.own_container, seen.engine_info = CONTAINER, {"DockerRootDir": "/var/lib/docker"}
+    about = [each for each in hub_machine.disk(seen) if "/var/lib/docker" in each.found]
+    assert [(each.state, each.advice) for each in about] == [
+        ("note", "on the machine itself: df -h /var/lib/docker")
+    ]
+    monkeypatch.setattr(hub_machine.resource, "getrlimit", lambda _: (512, 1024))
+    (few,) = hub_machine.connections(seen)
+    assert "--ulimit nofile=65536" in few.advice
+    assert "systemd" not in few.advice
+    seen.own_container = None
+    assert not [each for each in hub_machine.disk(seen) if "/var/lib/docker" in each.found]
+    assert "LimitNOFILE" in next(iter(hub_machine.connections(seen))).advice
+
+
 def test_the_disk_that_is_looked_at_is_the_one_with_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -984,3 +1004,50 @@ def test_members_of_the_socket_s_group_are_named(guarded: Context) -> None:
     os.chown(path, 0, group.gr_gid)
     path.chmod(0o660)
     assert f": {', '.join(sorted(group.gr_mem))}" in text(list(hub_machine.permissions(guarded)))
+
+
+# ---- Homes ---------------------------------------------------------------------------------------
+
+
+def homes_told(tmp_path: Path, engine: VolumeEngine, **values: Any) -> list[Finding]:
+    named = {"home_volume": "home-{username}", **values}
+    given = Configuration(tmp_path / "c.py", "", True, named, {}, {})
+    (tmp_path / "volumes").mkdir(exist_ok=True)
+    about: dict[str, Any] = {
+        "engine_info": {"DockerRootDir": str(tmp_path)},
+        "engine_is_here": True,
+    }
+    client: Any = SimpleNamespace(api=engine)
+    return list(homes.homes(Context(None, tmp_path, engine=client, configuration=given, **about)))
+
+
+def test_whether_the_size_of_homes_is_enforced_is_tried(tmp_path: Path) -> None:
+    engine = VolumeEngine()
+    (found,) = homes_told(tmp_path, engine, home_size=50 << 30)
+    assert (found.state, found.found) == (
+        "ok",
+        "c.GPUSpawner.home_size = 50 GB is enforced for new volumes; those of before have no limit",
+    )
+    assert engine.there == {}
+    engine.away = refusal(400, "quota size requested but no quota support")
+    (found,) = homes_told(tmp_path, engine, home_size=50 << 30)
+    assert found.state == "warning"
+    assert "isn't enforced: quota size requested but no quota support" in found.found
+    engine.away = refusal(500, "something else")
+    (found,) = homes_told(tmp_path, engine, home_size=50 << 30)
+    assert found.state == "note"
+    # Without a limit, and without homes, nothing is tried.
+    engine.asked.clear()
+    assert homes_told(tmp_path, engine, home_size=None) == []
+    assert homes_told(tmp_path, engine, home_volume="", home_size=50 << 30) == []
+    assert engine.asked == []
+
+
+def test_where_homes_cannot_be_measured_from_here_it_is_told(tmp_path: Path) -> None:
+    engine = VolumeEngine()
+    assert homes_told(tmp_path, engine) == []
+    (tmp_path / "volumes").rmdir()
+    given = Configuration(tmp_path / "c.py", "", True, {"home_volume": "h-{username}"}, {}, {})
+    client: Any = SimpleNamespace(api=engine)
+    (found,) = homes.homes(Context(None, tmp_path, engine=client, configuration=given))
+    assert "is asked of the Docker Engine, once an hour" in found.found

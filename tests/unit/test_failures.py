@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import requests
 from jupyterhub.utils import AnyTimeoutError, format_exception
 from tornado import web
 
-from gpuspawner.backends.docker.errors import explain
+from gpuspawner.backends.docker.errors import explain, explain_end
 from gpuspawner.errors import Refused
 from gpuspawner.hub.http_errors import StartTimeout, container_died, failure, refusal
+from gpuspawner.i18n.phrases import clock_time
 
 # A sentence may hold what a user sent: signs of formatting and of HTML in it mean nothing.
 SENTENCE = 'image must be one of torch, got "100%s<b>{0}".'
@@ -81,6 +83,11 @@ def wrong(words: str) -> str:
         (
             answer(500, '{"message": "write /var/lib/docker/tmp: no space left on device"}'),
             "The GPU machine's disk is full: write /var/lib/docker/tmp: no space left on device.",
+        ),
+        (
+            answer(404, '{"message": "network gpuspawner not found"}'),
+            "The servers' network gpuspawner isn't on the GPU machine any more. An administrator "
+            "can make it anew.",
         ),
         (
             answer(409, '{"message": "Conflict. The container name is already in use."}'),
@@ -187,7 +194,7 @@ def test_a_failure_is_read_by_the_user_as_it_was_written() -> None:
         (None, "The server stopped while starting."),
         (0, "The server stopped while starting (exit 0)."),
         (1, "The server stopped while starting (exit 1)."),
-        (137, "The server stopped while starting (exit 137, out of memory?)."),
+        (137, "The server stopped while starting (exit 137)."),
     ],
 )
 def test_a_server_that_died_is_told_with_its_exit_code(code: int | None, sentence: str) -> None:
@@ -195,6 +202,36 @@ def test_a_server_that_died_is_told_with_its_exit_code(code: int | None, sentenc
     assert isinstance(error, web.HTTPError)
     assert error.status_code == 500
     assert format_exception(error, only_jupyterhub=True) == (sentence, None)
+
+
+NOW = datetime(2026, 11, 29, 12, tzinfo=timezone.utc).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"ExitCode": 137, "OOMKilled": True}, "its memory of 16 GB was full."),
+        # A program of it was killed so, and it ended later.
+        ({"ExitCode": 1, "OOMKilled": True}, "its program stopped (exit 1)."),
+        ({"ExitCode": 0}, "it was shut down, from within or with the Docker Engine."),
+        ({"ExitCode": 137, "OOMKilled": False}, "its container was stopped or removed, as by"),
+        ({}, "its container was stopped or removed, as by a restart of the GPU machine or its"),
+    ],
+)
+def test_why_a_server_ended_by_itself_is_told(state: dict[str, Any], words: str) -> None:
+    said = explain_end(state, NOW, 16 << 30)
+    assert words in said
+    assert said.startswith(f"Your server ended at {clock_time(NOW)}: ")
+    assert said.endswith(" Your files are kept.")
+    without_limit = explain_end(state, NOW)
+    assert ("machine's memory was full" in without_limit) == ("memory" in words)
+    for at, when in (
+        ("2026-11-29T09:12:13.123456789Z", NOW - 10067),
+        ("0001-01-01", NOW),
+        ("", NOW),
+    ):
+        if state:
+            assert clock_time(when) in explain_end({**state, "FinishedAt": at}, NOW)
 
 
 def with_lines(lines: list[str]) -> list[Any]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import gpuspawner
 from gpuspawner.choices.forecast import Forecast
 from gpuspawner.choices.form import granted_phrase, render
+from gpuspawner.choices.home_use import HomeUse
 from gpuspawner.choices.limits import Limits, without_absent_versions
 from gpuspawner.choices.options import Choice, from_fields, parse, request
 from gpuspawner.gpus.model import GPU, Holder, Request
@@ -621,3 +622,23 @@ def test_a_saved_number_of_gpus_may_be_any_and_the_form_is_there_at_once() -> No
 def test_memory_and_processors_are_on_the_form(rules: dict[str, Any], said: str) -> None:
     page = BeautifulSoup(shown(replace(LIMITS, **rules), Choice(), FREE), "html.parser")
     assert page.select_one("#gpuspawner-size").text.strip() == said
+
+
+# ---- what is kept at home ------------------------------------------------------------------------
+
+
+def home_of(use: HomeUse | None, **more: Any) -> str:
+    return shown(LIMITS, Choice(gpus=0), FREE, home=use, **more)
+
+
+def test_the_form_says_how_much_the_user_keeps_and_warns_before_that_is_too_much() -> None:
+    assert "Your files" not in home_of(None)
+    said = BeautifulSoup(home_of(HomeUse(3 << 30, None, False, 0)), "html.parser")
+    assert "Your files take 3 GB." in said.get_text()
+    assert said.select(".alert") == []
+    said = BeautifulSoup(home_of(HomeUse(46 << 30, 50 << 30, True, 0)), "html.parser")
+    (alert,) = said.select(".alert-warning")
+    assert "Your files take 46 GB of 50 GB. When no room is left" in alert.get_text()
+    # It is no part that the script exchanges: one answer serves all who have picked the same.
+    assert alert.find_parent(attrs={"data-part": True}) is None
+    assert alert.find_parent(attrs={"data-block": True}) is None

@@ -24,6 +24,7 @@ from jupyterhub.app import JupyterHub
 from jupyterhub.proxy import ConfigurableHTTPProxy
 from traitlets.config.loader import PyFileConfigLoader
 
+from gpuspawner.backends.docker.network import NetworkError, ensure_network
 from gpuspawner.dashboard import command as dashboard
 from gpuspawner.image_builder import hub_image
 from gpuspawner.leases.labels import LABEL_GPUS
@@ -247,6 +248,12 @@ def test_another_configuration_s_services_are_left_but_for_the_dashboard(
     services = load_with(f"c = get_config()\n{lines}\n").JupyterHub.services
     assert [each["name"] for each in services] == names
     assert [each["name"] for each in services if "command" in each] == names[: names == ["cull"]]
+
+
+@pytest.mark.parametrize("address", ["172.31.99", "gpus.lab", "172.31.99.0/24", "::1"])
+def test_what_is_no_address_is_said_to_be_none(address: str) -> None:
+    with pytest.raises(NetworkError, match=f"'{address}' is no address, such as 172.31.99.1"):
+        ensure_network("gpuspawner", address=address)
 
 
 # ---- Secrets -------------------------------------------------------------------------------------

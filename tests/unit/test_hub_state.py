@@ -16,14 +16,7 @@ from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
 from gpuspawner.hub.connections import ENOUGH
-from gpuspawner.hub.state import (
-    LOG_AGAIN_SECONDS,
-    HubState,
-    ReadErrors,
-    build_at_start,
-    build_early,
-    hub_state_of,
-)
+from gpuspawner.hub.state import HubState, TroubleLog, build_at_start, build_early, hub_state_of
 from gpuspawner.spawner import GPUSpawner
 
 
@@ -80,20 +73,6 @@ async def test_a_hub_that_hands_out_no_gpus_says_so_in_its_log(
     (said,) = caplog.messages
     assert said.startswith("Servers get no GPUs: ")
     assert "container 5a5a5a5a5a5a was given none: start the hub's container with `--gpus" in said
-
-
-def test_why_nothing_can_be_read_is_in_the_log_once_in_a_while(monkeypatch, caplog):
-    log, now = logging.getLogger("a hub of tests"), [0.0]
-    monkeypatch.setattr("gpuspawner.hub.state.time", SimpleNamespace(monotonic=lambda: now[0]))
-    errors = ReadErrors(lambda error: f"NVML fails:\n{error}", log)
-    for _ in range(3):
-        assert errors.explain(OSError("Unknown Error")) == "NVML fails:\nUnknown Error"
-    assert caplog.messages == ["Nothing is handed out: NVML fails:\\nUnknown Error"]
-    errors.explain(OSError("another"))
-    assert len(caplog.messages) == 2
-    now[0] = LOG_AGAIN_SECONDS
-    errors.explain(OSError("Unknown Error"))
-    assert len(caplog.messages) == 3
 
 
 async def test_a_hub_may_have_more_connections_than_one_server_can_open(settings):
@@ -187,3 +166,17 @@ def test_without_an_event_loop_nothing_is_built(settings):
     one.load_state({"gpuspawner": {"gpus": ["GPU-1"], "term": None}})
     assert one.lease.uuids == {"GPU-1"}
     assert one.get_state()["gpuspawner"]["gpus"] == ["GPU-1"]
+
+
+def test_what_can_t_be_read_is_logged_once_and_so_is_its_end(caplog) -> None:
+    log = TroubleLog(str, logging.getLogger(__name__))
+    log.on_read()
+    for words in ("away", "away", "slow"):
+        assert log.explain(OSError(words)) == words
+    log.on_read()
+    log.on_read()
+    assert [record.getMessage() for record in caplog.records] == [
+        "No GPUs are handed out: away",
+        "No GPUs are handed out: slow",
+        "GPUs are handed out again",
+    ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+from jupyterhub import orm
+from sqlalchemy import text
 from tornado import web
 from traitlets.config import Config
 
@@ -102,20 +105,53 @@ async def test_what_a_refused_choice_was_to_start_is_looked_for_nowhere(hub, mon
     assert not one.attempt.is_refused
 
 
-async def test_a_database_that_fails_after_a_wait_loses_no_gpu(hub, monkeypatch):
+async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gpus(hub):
     hub.occupy()
     one = hub.spawner()
-    await begin(one, gpus=2)
-    task = await waiting(one, hub)
-
-    def locked(spawner: Any) -> None:
-        raise OSError("database is locked")
-
-    monkeypatch.setattr(compat, "save_state", locked)
-    hub.free_all()
-    with pytest.raises(web.HTTPError):
+    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+        row = orm.Spawner(user=orm.User(name="ada"), name="")
+        session.add(row)
+        session.commit()
+        one.orm_spawner, one.user.db = row, session
+        session.execute(text("PRAGMA query_only = 1"))
+        await begin(one, gpus=2)
+        task = await waiting(one, hub)
+        assert not row.state
+        hub.free_all()
         await task
-    assert hub.held() == 0
+        assert hub.held() == 1
+        # The hub can go on with its session, and save it later.
+        session.execute(text("PRAGMA query_only = 0"))
+        compat.save_state(one)
+        session.expire_all()
+        assert row.state["gpuspawner"]["starting"]
+
+
+async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub):
+    one = hub.spawner()
+    await begin(one, gpus=1)
+    await one.run_pre_spawn_hook()
+    kept = json.loads(json.dumps(one.get_state()))
+    lost, found = hub.spawner(), hub.spawner()
+    for each in (lost, found):
+        each.load_state(kept)
+        assert each.notice.startswith("JupyterHub was restarted while your server started.")
+    found._own({"Id": "1", "Config": {"Labels": {}}, "State": {"Running": True}})
+    assert found.notice == ""
+    assert not found.get_state()["gpuspawner"]["starting"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_whose_server_ends_by_itself_reads_why_and_who_stops_it_doesn_t(hub, stopped):
+    one = hub.spawner()
+    ended = {"Running": False, "ExitCode": 137, "OOMKilled": True}
+    for state in ({"Running": True}, ended):
+        one._own({"Id": "1", "Config": {"Labels": {}}, "State": state})
+    if stopped:
+        one.lease.will_stop("user:ada", "stopped")
+    await one.run_post_stop_hook()
+    one.clear_state()
+    assert ("machine's memory was full" in one.notice) is not stopped
 
 
 async def test_the_limit_of_a_user_s_group_holds_for_one_server_and_for_all_its_members(hub):
@@ -291,7 +327,7 @@ async def test_who_comes_again_by_other_rules_keeps_the_place_in_a_full_queue(hu
             QueuedRequest(Holder("late"), Request("plain", 2), hub.queue.join_time()),
             RequestLimits(),
             lambda turn: None,
-            again=True,
+            waited=0.0,
         )
     )
     one.user.groups = []

@@ -290,6 +290,7 @@ async def test_what_a_user_may_have_and_uses(hub):
         "hour_limit": 12,
         "mem_limit": "16G",
         "cpu_limit": 2.5,
+        "home_size": "50G",
     }
     hub.servers = [
         ServerRecord("1", labels(Holder("ada", "x"), "x", ["GPU-0"], groups=["lab"])),
@@ -304,6 +305,7 @@ async def test_what_a_user_may_have_and_uses(hub):
         ("Time of a server with GPUs", "12 hours", ""),
         ("Memory of one server", "16 GB", ""),
         ("Processors of one server", "2.5", ""),
+        ("Your files", "50 GB", ""),
     ]
     assert await Hub().spawner().home.allowances() == []
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traitlets.config import Config
 
-from gpuspawner.backends.docker import set_aside
+from gpuspawner.backends.docker import set_aside, volumes
 from gpuspawner.backends.docker.set_aside import FirstVolume, Listing, labels_of, list_volumes
 from gpuspawner.errors import Unknown
 from gpuspawner.spawner import GPUSpawner
@@ -29,7 +29,7 @@ def spawner(name: str, **traits: Any) -> GPUSpawner:
 
 
 def firsts(one: GPUSpawner) -> list[FirstVolume]:
-    return [one._first_of(each) for each in one.volumes_of_user() if each.own]
+    return [one.user_volumes.first_of(each) for each in one.volumes_of_user() if each.own]
 
 
 @cache
@@ -92,6 +92,22 @@ def test_a_volume_that_is_set_aside_may_be_removed_and_a_mark_may_be_without_one
     assert start(engine, ADA) == "home-ada.2"
 
 
+def test_a_name_that_is_marked_is_nobody_s_though_there_is_no_such_volume() -> None:
+    engine = VolumeEngine()
+    set_aside.set_aside(engine, ["home-ada", "home-ada.2"], "ada")
+    assert start(engine, ADA) == "home-ada.3"
+
+
+def test_where_names_have_dots_what_says_nothing_of_itself_is_no_later_generation() -> None:
+    """It may be the first volume of a user of that name, made before volumes had labels."""
+    engine = VolumeEngine("home-ada", "home-ada.2")
+    assert start(engine, ADA) == "home-ada.2"
+    strict = FirstVolume("home-ada", "ada", strict=True)
+    assert start(engine, strict) == "home-ada"
+    delete(engine, strict)
+    assert start(engine, strict) == "home-ada.3"
+
+
 def test_a_mark_that_was_made_by_hand_does_too() -> None:
     engine = VolumeEngine("home-ada", "gpuspawner-set-aside-home-ada")
     assert start(engine, ADA) == "home-ada.2"
@@ -130,12 +146,18 @@ def test_a_mark_s_labels_may_be_anything(since: str) -> None:
     assert look(engine).marks["v"].since is None
 
 
-def test_a_very_long_name_has_a_mark_that_a_start_finds() -> None:
-    first = FirstVolume("home-" + "a" * 240, "a")
-    engine = VolumeEngine(first.name)
-    delete(engine, first)
-    assert len(max(engine.there, key=len)) <= set_aside.MAX_NAME
-    assert start(engine, first) == first.name + ".2"
+@pytest.mark.parametrize("letters", [230, 240, 250])
+def test_a_very_long_name_has_a_mark_that_a_start_finds_and_later_generations(letters: int) -> None:
+    first = FirstVolume("home-" + "a" * letters, "a")
+    twin = FirstVolume(first.name[:-1] + "b", "b")
+    engine = VolumeEngine(first.name, twin.name)
+    for generation in (2, 3):
+        delete(engine, first)
+        name = start(engine, first)
+        assert first.generation(name) == generation
+        assert start(engine, first) == name
+        assert start(engine, twin) == twin.name
+    assert len(max(engine.there, key=len)) <= volumes.MAX_NAME
 
 
 def test_an_engine_that_keeps_no_mark_is_an_error() -> None:

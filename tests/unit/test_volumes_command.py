@@ -16,7 +16,6 @@ import pytest
 from gpuspawner.__main__ import main
 from gpuspawner.backends.docker import set_aside
 from gpuspawner.backends.docker.set_aside import FirstVolume, labels_of, list_volumes
-from gpuspawner.volumes_command import bytes_words
 
 from ..support.volumes import VolumeEngine
 
@@ -114,32 +113,10 @@ def test_sizes_are_of_the_files_on_the_disk(
 def test_sizes_of_what_is_not_here_are_the_engine_s(
     engine: VolumeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    used = {"home-ada": 5_000_000, "home-ben": -1}
-    engine.timeout = 60  # type: ignore[attr-defined]
-    engine.df = lambda: {  # type: ignore[attr-defined]
-        "Volumes": [{"Name": name, "UsageData": {"Size": size}} for name, size in used.items()]
-    }
+    engine.sizes = {"home-ada": 5_000_000, "home-ben": -1}
     assert command("list", "--json") == 0
     found = {each["name"]: each["size_bytes"] for each in json.loads(capsys.readouterr().out)}
     assert found == {"home-ada": 5_000_000, "home-ben": None}
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1_000, "1.0 kB"),
-        (9_949, "9.9 kB"),
-        (9_950, "10 kB"),
-        (999_499, "999 kB"),
-        (999_500, "1.0 MB"),
-        (12_345_678_901, "12 GB"),
-        (5e18, "5000 PB"),
-    ],
-)
-def test_a_size_is_in_words(size: float, words: str) -> None:
-    assert bytes_words(size) == words
 
 
 def test_an_archive_has_all_files_and_is_nobody_else_s(

@@ -128,6 +128,9 @@ async def test_trouble_is_told_to_those_who_wait_and_refuses_those_who_come():
         await joins(queue, "cyd", 1)
     assert told[-1] == "You keep your place. NVML has gone."
     engine.broken = ""
+    endings.happen()
+    await settle()
+    assert told[1:] == ["You keep your place. NVML has gone.", told[0]], "the place is told again"
     engine.containers.clear()
     endings.happen()
     assert (await waiting).gpus

@@ -25,6 +25,7 @@ from . import errors as engine_errors
 from . import extended_ends, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
+from .home_sizes import HomeSizes
 from .listing import Listing
 from .poll_interval import PollInterval
 from .ulimit_trials import UlimitTrials
@@ -79,6 +80,9 @@ class DockerBackend:
         # Of looking at the servers that start.
         self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
+        self.home_sizes = HomeSizes(lambda: self.client, self.in_thread, log)
+        # Whether the engine has refused to limit the size of a volume.
+        self.has_no_quotas = False
         self.deleted_volumes = DeletedVolumes(lambda: self.client, self.in_thread, log)
         # Large enough that a slow stop delays no other call.
         self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
@@ -140,7 +144,7 @@ class DockerBackend:
             await self.remove(server_id)
 
     async def remove_unstarted(self, server_id: str) -> None:
-        """Remove a container unless it runs: without force, so a started one stays."""
+        """Remove a container unless it runs: without force, so one that was started stays."""
         await self.call("remove_container", server_id, v=True)
 
     async def keep_end(self, server_id: str, end: Deadline) -> None:

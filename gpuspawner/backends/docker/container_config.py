@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...gpus.model import Holder
-from ...leases.labels import LABEL_GPUS, LABEL_SETTINGS
+from ...leases.labels import LABEL_GPUS, LABEL_REMOVE, LABEL_SETTINGS
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
@@ -93,6 +93,23 @@ def with_lease(
     }
 
 
+def removed_by_hub(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `create_kwargs` of a container that the hub removes after its end, not the engine.
+
+    An engine before 24.0.8 kills what it is to remove when it is restarted, though it has
+    live-restore. And a container that is gone can't say why it ended.
+    ref: https://github.com/moby/moby/issues/46308
+
+    Args:
+        create_kwargs: as for `with_lease`.
+    """
+    return {
+        **create_kwargs,
+        "labels": {**_as_mapping(create_kwargs.get("labels"), ""), LABEL_REMOVE: "1"},
+        "host_config": {**(create_kwargs.get("host_config") or {}), "AutoRemove": False},
+    }
+
+
 def with_log(
     create_kwargs: Mapping[str, Any], driver: str, options: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -165,17 +182,6 @@ def granted_uuids(container: Mapping[str, Any]) -> list[str]:
     """
     requests = (container.get("HostConfig") or {}).get("DeviceRequests") or []
     return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
-
-
-def ran_out_of_memory(container: Mapping[str, Any]) -> bool:
-    """Return whether a container's own program was killed because its memory was full.
-
-    Args:
-        container: an inspection of it.
-    """
-    state = container["State"]
-    # Of one whose program ended for another reason, the engine says so too if any other was killed.
-    return bool(not state["Running"] and state.get("OOMKilled") and state.get("ExitCode") == 137)
 
 
 def is_kept_of_another(container: Mapping[str, Any]) -> bool:

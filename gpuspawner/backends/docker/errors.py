@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
 import docker.errors
 import requests.exceptions
 
 from ...errors import GPUSpawnerError
 from ...gpus.nvml import InventoryError
 from ...i18n.lazy_text import join_sentences, lazy_gettext
+from ...i18n.phrases import clock_time, memory_words
 
 # The errors of an engine that can't be reached, or refuses.
 UNREACHABLE = (
@@ -95,9 +101,82 @@ def _explain_api_error(error: docker.errors.APIError) -> str:
             "Another hub or another server has this server's container name. An administrator can "
             "give each hub its own c.DockerSpawner.prefix."
         )
+    if name := missing_network(error):
+        return lazy_gettext(
+            "The servers' network %(name)s isn't on the GPU machine any more. An administrator can "
+            "make it anew.",
+            name=name,
+        )
     if "no space left" in words:
         return lazy_gettext("The GPU machine's disk is full: %(words)s.", words=words)
     return lazy_gettext("The Docker Engine refused: %(words)s.", words=words)
+
+
+# What a program ends with on SIGKILL and SIGTERM, and what the engine notes if it wasn't there.
+FROM_OUTSIDE = (137, 143, 255)
+
+
+def explain_end(state: Mapping[str, Any], now: float, memory: int = 0) -> str:
+    """Return why a server has ended that nobody on its hub stopped, as sentences for its user.
+
+    Args:
+        state: `State` of the container's inspection; empty where it is gone.
+        now: the time, in seconds since the epoch.
+        memory: its limit of memory, in bytes; 0: none.
+    """
+    code, time = state.get("ExitCode"), clock_time(_finished(state) or now)
+    if is_out_of_memory(state):
+        if not memory:
+            return lazy_gettext(
+                "Your server ended at %(time)s: this machine's memory was full. Your files are "
+                "kept.",
+                time=time,
+            )
+        return lazy_gettext(
+            "Your server ended at %(time)s: its memory of %(size)s was full. Your files are kept.",
+            time=time,
+            size=memory_words(memory),
+        )
+    if code == 0:
+        return lazy_gettext(
+            "Your server ended at %(time)s: it was shut down, from within or with the Docker "
+            "Engine. Your files are kept.",
+            time=time,
+        )
+    if not state or code in FROM_OUTSIDE:
+        return lazy_gettext(
+            "Your server ended at %(time)s: its container was stopped or removed, as by a restart "
+            "of the GPU machine or its Docker Engine. Your files are kept.",
+            time=time,
+        )
+    return lazy_gettext(
+        "Your server ended at %(time)s: its program stopped (exit %(code)s). Your files are kept.",
+        time=time,
+        code=code,
+    )
+
+
+def is_out_of_memory(state: Mapping[str, Any]) -> bool:
+    """Return whether a container ended for lack of memory, from `State` of its inspection."""
+    return bool(state.get("OOMKilled")) and state.get("ExitCode") == 137
+
+
+def _finished(state: Mapping[str, Any]) -> float | None:
+    text = str(state.get("FinishedAt", ""))[:19]  # to the second, in UTC
+    if not text or text.startswith("0001"):
+        return None
+    try:
+        return datetime.fromisoformat(f"{text}+00:00").timestamp()
+    except ValueError:
+        return None
+
+
+def missing_network(error: Exception) -> str:
+    """Return the name of the network that the engine doesn't find; "" for other errors."""
+    if not isinstance(error, docker.errors.APIError):
+        return ""
+    found = re.search(r"network (\S+) not found", engine_message(error))
+    return found[1] if found else ""
 
 
 def engine_message(error: docker.errors.APIError) -> str:

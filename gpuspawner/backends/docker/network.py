@@ -20,6 +20,8 @@ from .errors import explain
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
 # A bridge's option: whether its containers reach each other.
 BETWEEN_CONTAINERS = "com.docker.network.bridge.enable_icc"
+# Name -> what the engine said of the networks that `ensure_network` has had in this process.
+_ensured: dict[str, Mapping[str, Any]] = {}
 HOST_NETWORK = "start it with `--network host` (in a compose file: `network_mode: host`)"
 
 
@@ -57,15 +59,52 @@ def ensure_network(name: str = "gpuspawner", address: str = "") -> str:
         client = docker.from_env(timeout=20)
         found = client.networks.list(names=[f"^{name}$"])
         network = found[0] if found else _create(client, name, subnet, address)
+        network.reload()
         if address and (there := _gateway(network)) != address:
             raise NetworkError(
                 f"network {name!r}: this machine's address on it is {there}, and not {address}",
                 f"write {there} where {address} is written, or remove it, with no server running: "
                 f"docker network rm {name}",
             )
+        _ensured[name] = network.attrs
         return os.environ.get(HUB_IP_VARIABLE) or _hub_address(client, network)
     except (docker.errors.DockerException, OSError) as error:
         raise NetworkError(f"network {name!r}: {explain(error)}") from None
+
+
+def restore_network(client: docker.APIClient, name: str) -> bool:
+    """Create a network anew that `ensure_network` has had in this process, with its addresses.
+
+    `docker network prune` removes the servers' network while none runs.
+
+    Args:
+        client: a client of the engine.
+        name: the network's name.
+
+    Returns:
+        Whether it is there now.
+
+    Raises:
+        docker.errors.APIError: the engine refuses.
+    """
+    before = _ensured.get(name)
+    if before is None:
+        return False
+    try:
+        client.create_network(
+            name,
+            driver=before["Driver"],
+            options=before.get("Options"),
+            ipam=before.get("IPAM"),
+            internal=before.get("Internal", False),
+            enable_ipv6=before.get("EnableIPv6", False),
+            labels=before.get("Labels"),
+            check_duplicate=True,
+        )
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # somebody else has created it
+            raise
+    return True
 
 
 def _subnet(address: str) -> str:
@@ -124,7 +163,6 @@ def _hub_address(client: docker.DockerClient, network: Network) -> str:
     container = own_container(client)
     if container is None or shares_host_network(container):
         return _gateway(network)
-    network.reload()
     name = str(container["Name"]).lstrip("/")
     attached = container["NetworkSettings"]["Networks"].get(network.name)
     apart = (network.attrs.get("Options") or {}).get(BETWEEN_CONTAINERS) == "false"
@@ -138,7 +176,6 @@ def _hub_address(client: docker.DockerClient, network: Network) -> str:
 
 
 def _gateway(network: Network) -> str:
-    network.reload()
     for config in network.attrs["IPAM"]["Config"] or []:
         if gateway := config.get("Gateway"):
             return str(ipaddress.ip_interface(gateway).ip)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -78,20 +77,6 @@ class Output:
                 self._tail.append(chunk[-4096:])
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.ended.set)
-
-
-def exit_code(client: Any, container_id: str) -> int | None:
-    """Return the exit status of a container that has just ended, from the engine's recent events.
-
-    None if there is no such event. The container may have been removed already. Blocks for two
-    seconds at most: call it in a thread.
-    """
-    now = int(time.time())
-    filters = {"container": [container_id], "event": ["die"]}
-    with suppress(Exception):
-        for event in client.events(since=now - 600, until=now + 2, filters=filters, decode=True):
-            return int(event["Actor"]["Attributes"]["exitCode"])
-    return None
 
 
 async def wait_until_answering(

@@ -11,7 +11,6 @@ generation. Without the mark it is the user's again.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import docker.errors
 
 from ...errors import Unknown
 from ...leases.labels import LABEL_HUB, LABEL_SERVER, LABEL_USER
+from .volumes import MAX_NAME, fitting_name
 
 PREFIX = "gpuspawner-set-aside-"
 LABEL = "gpuspawner.set-aside"
@@ -31,11 +31,10 @@ LABEL_SINCE = "gpuspawner.set-aside.since"
 # Of a user's volume: the name of its first generation.
 LABEL_FIRST = "gpuspawner.volume"
 
-# The engine keeps a volume in a folder of its name.
-MAX_NAME = 255
 # How much of a longer volume's name its mark's has, as well as a digest.
 KEPT_OF_NAME = 150
 GENERATION = re.compile(r"\.([1-9][0-9]{0,8})")
+MAX_SUFFIX = 10
 
 About = Mapping[str, Any]
 
@@ -76,13 +75,18 @@ class FirstVolume:
         """Return which generation of it has this name; None: none."""
         if name == self.name:
             return 1
-        found = GENERATION.fullmatch(name.removeprefix(self.name))
-        number = int(found[1]) if found and name.startswith(self.name) else 1
+        found = GENERATION.fullmatch(name.removeprefix(self._stem))
+        number = int(found[1]) if found and name.startswith(self._stem) else 1
         return number if number > 1 else None
 
     def name_of(self, generation: int) -> str:
         """Return the name of one of its generations, from 1 on."""
-        return self.name if generation == 1 else f"{self.name}.{generation}"
+        return self.name if generation == 1 else f"{self._stem}.{generation}"
+
+    @property
+    def _stem(self) -> str:
+        """What names of later generations begin with: its name, unless that is very long."""
+        return fitting_name(self.name, MAX_NAME - MAX_SUFFIX)
 
     def is_users(self, about: About) -> bool:
         """Return whether a volume of a generation's name is this user's."""
@@ -193,11 +197,8 @@ def _mark(about: About) -> Mark:
 
 def mark_name(volume: str) -> str:
     """Return the name of a volume's mark."""
-    name = f"{PREFIX}{volume}"
-    if len(name) <= MAX_NAME:
-        return name
-    digest = hashlib.sha256(volume.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{PREFIX}{volume[:KEPT_OF_NAME]}-{digest[:32]}"
+    # Whatever is cut, the part stays by which a start's listing finds it.
+    return fitting_name(f"{PREFIX}{volume}")
 
 
 def set_aside(client: Any, volumes: Collection[str], user: str) -> None:

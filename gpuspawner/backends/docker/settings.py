@@ -10,6 +10,8 @@ from dockerspawner.volumenamingstrategy import default_format_volume_name
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, TraitError, Unicode, default, validate
 
+from ...choices.limits import Limits
+from ...group_overrides import lower
 from ...settings import GPUTraits, checked
 from . import volumes
 from .backend import THREADS
@@ -64,6 +66,15 @@ class DockerTraits(GPUTraits):
         `home_volume`; none is made anew.""",
     ).tag(config=True)
 
+    home_size = ByteSpecification(
+        None,
+        allow_none=True,
+        help="""How much a user may keep in `home_volume`, as "50G". None: as much as the disk has.
+        From 90 % of it on the user is warned. A new volume takes no more where the Docker Engine
+        can see to it: with project quotas of XFS. Elsewhere it is a request, and
+        `gpuspawner doctor` says so.""",
+    ).tag(config=True, stricter=lower, while_running=True)
+
     deleted_user_volumes = Enum(
         ("set_aside", "remove", "keep"),
         "set_aside",
@@ -114,6 +125,10 @@ class DockerTraits(GPUTraits):
             if isinstance(value, bool) or not isinstance(value, int) or value < -1:
                 raise TraitError(f"ulimits[{name!r}] must be a whole number or -1, got {value!r}")
         return proposal.value
+
+    def limits(self) -> Limits:
+        """Return the limits of a choice of this server's user."""
+        return replace(super().limits(), files=self.home_size)
 
     def volumes_of_user(self) -> list[volumes.Volume]:
         """Return the user's own volumes and the course volumes, by their names in the engine."""

@@ -138,16 +138,16 @@ def check_courses(courses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return checked
 
 
-def fitting_name(name: str) -> str:
+def fitting_name(name: str, most: int = MAX_NAME) -> str:
     """Return a volume's name, shortened where the engine couldn't make a folder of it.
 
     An escaped user name has nine characters for a Chinese one. What it is cut to ends in a digest
     of the whole, so that two users never share a volume.
     """
-    if len(name.encode()) <= MAX_NAME:
+    if len(name.encode()) <= most:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
-    return f"{name.encode()[: MAX_NAME - 33].decode(errors='ignore')}-{digest}"
+    return f"{name.encode()[: most - 33].decode(errors='ignore')}-{digest}"
 
 
 def _check_groups(where: str, fields: Mapping[str, Any], key: str) -> list[str]:

@@ -18,14 +18,13 @@ export function packagesPlugin({ version, unseen }, lab) {
     optional: [lab.ITranslator].filter(Boolean),
     activate: (app, translator) => {
       const words = new Words(translator ?? null);
-      const versions = unseen.join(", ");
-      lab.Notification.info(
-        words.say("Your packages are in {versions}. This server runs {version}, without them.", {
-          versions,
-          version,
-        }),
-        { autoClose: SHOWN_MS }
+      const said = words.say(
+        "Your packages are in {versions}. This server runs {version}, without them.",
+        { versions: unseen.join(", "), version }
       );
+      // Not before: what shows notifications shows none from before it was there itself. Nobody waits
+      // for this one.
+      void app.restored.then(() => lab.Notification.info(said, { autoClose: SHOWN_MS }));
     },
   };
 }
