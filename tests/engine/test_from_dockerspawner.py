@@ -110,6 +110,7 @@ def test_servers_run_on_hold_their_gpus_and_their_users_find_their_files(make_hu
         assert run(engine, f"jupyter-{user}", "cat /opt/file") == "lost"
 
 
+@pytest.mark.thorough
 def test_what_was_chosen_in_a_form_of_dockerspawner_s_keeps_nobody_from_starting(make_hub, engine):
     hub = make_hub(DOCKERSPAWNERS, FORM, doctor=NO_GPUS)
     session = hub.log_in("ada")
@@ -132,6 +133,7 @@ def test_what_was_chosen_in_a_form_of_dockerspawner_s_keeps_nobody_from_starting
     assert "The saved choice of ben is set aside: " in hub.log()
 
 
+@pytest.mark.thorough
 def test_a_form_of_the_administrator_s_goes_on_working(make_hub, engine):
     """It is theirs: its keys are left to their hooks, and those that are ours are checked."""
     hook = """
@@ -160,7 +162,11 @@ c.DockerSpawner.apply_user_options = apply
     assert "PROFILE=large" in inside(engine, "ada", "env").splitlines()
 
 
-@pytest.mark.parametrize("remove", ["c.DockerSpawner.remove = False", ""])
+@pytest.mark.parametrize(
+    "remove",
+    ["c.DockerSpawner.remove = False", pytest.param("", marks=pytest.mark.thorough)],
+    ids=["said", "default"],
+)
 def test_a_container_that_is_kept_and_in_the_way_gets_another_name(make_hub, engine, remove):
     name = 'c.DockerSpawner.name_template = "{prefix}-{username}"'
     hub = make_hub(DOCKERSPAWNERS, name, remove, doctor=NO_GPUS)
@@ -183,6 +189,7 @@ def test_a_container_that_is_kept_and_in_the_way_gets_another_name(make_hub, eng
     assert hub.log().count("which an earlier spawner made") == 1
 
 
+@pytest.mark.thorough
 def test_dockerspawner_s_containers_that_are_not_kept_are_removed(make_hub, engine):
     hub = make_hub(DOCKERSPAWNERS, "c.DockerSpawner.remove = True", doctor=NO_GPUS)
     hub.start_server("ada")
@@ -193,6 +200,7 @@ def test_dockerspawner_s_containers_that_are_not_kept_are_removed(make_hub, engi
     assert "an earlier spawner" not in hub.log()
 
 
+@pytest.mark.thorough
 def test_the_way_back_is_the_same(make_hub, engine):
     images = 'c.GPUSpawner.images = {"ours": "gpuspawner/minimal:py3.11"}\n'
     hub = make_hub(DOCKERSPAWNERS, images, THERE)
@@ -274,6 +282,7 @@ def made(engine: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 def test_hooks_and_functions_do_the_same_work_before_and_after(make_hub, engine):
     hub = make_hub(DOCKERSPAWNERS, HOOKS, doctor=NO_GPUS)
 
