@@ -391,7 +391,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.hub_state.endings.pop(self.holder, None)
             if refusal:
                 self.user_options = kept
-                said = one_line(refusal)
+                said = one_line(refusal.keyed)
                 self.log.warning("The saved choice of %s is set aside: %s", self.log_name, said)
                 aside = lazy_gettext(
                     "Part of your last choice isn't available any more, and is left out."
