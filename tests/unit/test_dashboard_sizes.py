@@ -17,6 +17,8 @@ from gpuspawner.dashboard import command, login
 from gpuspawner.dashboard.handlers import MAX_ADDRESS, MAX_BODY_BYTES, MAX_READ_BYTES
 from gpuspawner.dashboard.login import MAX_SESSION_ID, Login
 
+from ..support.dashboards import OPENAPI
+
 PREFIX = "/services/gpus/"
 ENVIRONMENT = {
     "JUPYTERHUB_API_TOKEN": "secret",
@@ -135,6 +137,12 @@ async def answered(
 
 
 LONG = "x" * MAX_ADDRESS
+
+
+def test_the_sizes_are_those_of_the_description() -> None:
+    said = OPENAPI["info"]["description"]
+    assert f"at most {MAX_BODY_BYTES} bytes" in said
+    assert f"its address {MAX_ADDRESS} characters" in said
 
 
 async def test_a_request_that_is_too_large_is_told_so(port: Callable[[], int]) -> None:
