@@ -639,7 +639,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         self.object_id, self.attempt.state = found["Id"], found["State"]
         self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
-            self._kept_of_another = str(found["Name"]).lstrip("/")
+            self._kept_of_another = str(found.get("Name") or "").lstrip("/")
         if found["State"]["Running"] and not self.pending:
             self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))

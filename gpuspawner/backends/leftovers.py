@@ -135,8 +135,8 @@ class StaleServerReaper:
         self._first_seen = {each: self._first_seen.get(each, now) for each in stale}
         for server_id, since in self._first_seen.items():
             if now - since > STALE_SECONDS:
-                what = "was never started" if stale[server_id] == "created" else "has ended"
-                self._log.warning("Removing server %s, which %s", one_line(server_id[:12]), what)
+                said = "was never started" if stale[server_id] == "created" else "has ended"
+                self._log.warning("Removing server %s, which %s", one_line(server_id[:12]), said)
                 task = asyncio.ensure_future(self._remove_quietly(server_id))
                 self._removals.add(task)
                 task.add_done_callback(self._removals.discard)

@@ -301,13 +301,13 @@ def size_phrase(limits: Limits) -> str:
     processors = limits.processors and processors_phrase(limits.processors)
     if memory and processors:
         return lazy_gettext(
-            "A server may use %(memory)s of memory and %(processors)s.",
+            "A server may use up to %(memory)s of memory and %(processors)s.",
             memory=memory,
             processors=processors,
         )
     if memory:
-        return lazy_gettext("A server may use %(memory)s of memory.", memory=memory)
-    return lazy_gettext("A server may use %(what)s.", what=processors) if processors else ""
+        return lazy_gettext("A server may use up to %(memory)s of memory.", memory=memory)
+    return lazy_gettext("A server may use up to %(what)s.", what=processors) if processors else ""
 
 
 def processors_phrase(number: float) -> str:

@@ -6,6 +6,7 @@ findings.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
 from ..backends.docker.volumes import UNESCAPED
+from ..gpus.missing_driver import own_container_id
 from ..gpus.model import GPU
 from .findings import NAME, Configuration, Finding
 
@@ -361,6 +363,23 @@ def _begins_as_root(given: Configuration) -> bool:
     return str(create.get("user", "")).partition(":")[0] in ("root", "0")
 
 
+def container_names(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """A `name_template` that the engine refuses, or that gives all users' containers one name."""
+    template, where = given.spawner.get("name_template"), given.where("name_template")
+    name = (given.plan.get("create") or {}).get("name")
+    if not given.sets("name_template") or not isinstance(template, str) or name is None:
+        return
+    usual = 'c.GPUSpawner.name_template = "{prefix}-{username}"'
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", name):
+        what = f"{where}: the engine takes no container by the name of {name!r}"
+        yield Finding(
+            "failure", what, f"as {usual}; {{servername}} and {{imagename}} are there too"
+        )
+    elif "username" not in template and "pseudonym" not in template:
+        what = f"{where}: only one user's server can run, as all have the name {name!r}"
+        yield Finding("failure", what, f"as {usual}")
+
+
 def allowed_versions(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Keys of image versions that aren't in the catalogue."""
     for key in given.spawner.get("allowed_versions") or []:
@@ -450,6 +469,17 @@ def shared_address(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator
         yield Finding("warning", what, advice)
 
 
+def encrypted_servers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Servers that speak TLS with the hub, and a hub that can't look up their names."""
+    if given.hub.get("internal_ssl") and not own_container_id():
+        what = (
+            "c.JupyterHub.internal_ssl: DockerSpawner has the hub reach servers by their "
+            "containers' names then, which only a container on their network can look up"
+        )
+        advice = "remove that line, or run the hub in a container on c.GPUSpawner.network_name"
+        yield Finding("failure", what, advice)
+
+
 def encrypted_dashboard(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """A dashboard on a hub whose parts speak TLS with each other."""
     if given.hub.get("internal_ssl") and given.hub.get("has_dashboard"):
@@ -474,6 +504,7 @@ RULES: tuple[Rule, ...] = (
     defaults,
     users_folders,
     root_starts,
+    container_names,
     allowed_versions,
     set_twice,
     starts,
@@ -481,6 +512,7 @@ RULES: tuple[Rule, ...] = (
     broken_log_in,
     lists_of_the_allowed,
     shared_address,
+    encrypted_servers,
     encrypted_dashboard,
     kept_containers,
     unread_functions,

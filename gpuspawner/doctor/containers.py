@@ -13,7 +13,7 @@ from ..backends.docker.network import HOST_NETWORK, shares_host_network
 from ..errors import GPUSpawnerError, Refused
 from . import toolkit
 from .engine import is_rootless
-from .findings import Context, Finding
+from .findings import Configuration, Context, Finding
 from .trial import NoServer, TrialContainer, run_trial
 
 NO_IMAGE = Finding("skipped", "no image version is on this machine: see Images")
@@ -163,7 +163,8 @@ def hub_address(context: Context) -> Iterator[Finding]:
         yield Finding("note", "the configuration names a URL of its own for servers: not tried")
         return
     if connects[0] in ("127.0.0.1", "localhost", "::1"):
-        what = f"the hub is at {connects[0]}, which in a container is the container itself"
+        where = _where_the_hub_is(given)
+        what = f"{where}: the hub is at {connects[0]}, which in a container is the container itself"
         yield Finding("failure", what, HUB_IP_LINE)
         return
     if context.trial_image is None:
@@ -172,7 +173,8 @@ def hub_address(context: Context) -> Iterator[Finding]:
     try:
         listener = _listen(listens)
     except OSError as error:
-        what = f"the hub can't listen at {_address_text(listens)}: {error.strerror}"
+        where = _where_the_hub_is(given)
+        what = f"{where}: the hub can't listen at {_address_text(listens)}: {error.strerror}"
         own = context.own_container
         advice = ROOTLESS_LINES if is_rootless(context.engine_info) else HUB_IP_LINE
         if own is not None and not shares_host_network(own):
@@ -193,6 +195,14 @@ ROOTLESS_LINES = (
     'c.JupyterHub.hub_ip = ""\n'
     'c.JupyterHub.hub_connect_ip = "…"    (an address of this machine that containers reach)'
 )
+
+
+def _where_the_hub_is(given: Configuration) -> str:
+    """Return the setting of the hub's address for servers, with its line."""
+    for name in ("hub_connect_ip", "hub_bind_url", "hub_ip"):
+        if line := given.lines.get(("JupyterHub", name)):
+            return f"c.JupyterHub.{name} (line {line})"
+    return "c.JupyterHub.hub_ip"
 
 
 def _address_text(place: Any) -> str:

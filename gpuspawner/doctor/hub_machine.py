@@ -198,7 +198,7 @@ def _check_secrets(context: Context) -> Iterator[Finding]:
         what = f"{secret} can be read by everybody on this machine: no hub starts with it"
         yield Finding("failure", what, f"rm {secret}    (the hub makes another; all log in anew)")
     database = _database(context.folder, str(hub.get("db_url") or "sqlite:///jupyterhub.sqlite"))
-    about = _stat(database) if database else None
+    about = _stat(database) if database and _others_reach(database) else None
     if about and about.st_mode & OTHERS_WRITE:
         what = f"{database} can be written by everybody on this machine"
         yield Finding("failure", what, f"chmod 600 {database}")
@@ -220,7 +220,9 @@ def _check_configuration(context: Context) -> Iterator[Finding]:
         return
     for path in (context.config_file, context.config_file.parent):
         about = _stat(path)
-        if about and about.st_mode & OTHERS_WRITE and not about.st_mode & stat.S_ISVTX:
+        if about is None or not _others_reach(path):
+            continue
+        if about.st_mode & OTHERS_WRITE and not about.st_mode & stat.S_ISVTX:
             what = f"{path} can be written by everybody, and what is in it runs as the hub"
             yield Finding("failure", what, f"chmod o-w {path}")
 
@@ -236,6 +238,12 @@ def _check_user() -> Iterator[Finding]:
     path = socket_path()
     if path and path.exists() and os.access(path, os.W_OK):
         yield Finding("note", "you may use the Docker Engine, and so are root on this machine")
+
+
+def _others_reach(path: Path) -> bool:
+    """Return whether everybody may enter all folders above a file; what it allows itself aside."""
+    found = [_stat(folder) for folder in path.absolute().parents]
+    return all(about is None or about.st_mode & stat.S_IXOTH for about in found)
 
 
 def _stat(path: Path) -> os.stat_result | None:

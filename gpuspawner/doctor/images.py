@@ -22,6 +22,9 @@ def images(context: Context) -> Iterator[Finding]:
     """Check each version; keep one for the trial containers."""
     shipped = _shipped()
     given = context.configuration
+    if given is not None and not given.is_ours:
+        yield Finding("skipped", "another spawner has its own: see Settings")
+        return
     versions = given.versions if given and given.versions else shipped
     if not versions or context.engine is None:
         yield Finding("failure", "there are no image versions", "c.GPUSpawner.images = …")

@@ -12,13 +12,14 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 from urllib.parse import urlparse
 
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.objects import Hub
-from jupyterhub.traitlets import ByteSpecification
+from jupyterhub.traitlets import ByteSpecification, EntryPointType
 from traitlets import TraitError
 from traitlets.config import Config
 
@@ -54,6 +55,7 @@ SPAWNER_VALUES = (
     "mem_guarantee",
     "mem_limit",
     "mounts",
+    "name_template",
     "network_name",
     "prefix",
     "pull_policy",
@@ -86,6 +88,18 @@ USUAL_SECTIONS = (
     "Authenticator",
     "ConfigurableHTTPProxy",
 )
+# The names of log-ins that come with a package -> the package.
+PACKAGES = {
+    re.compile("^native(authenticator)?(\\W|$)"): "jupyterhub-nativeauthenticator",
+    re.compile("^lti(13|11)?(authenticator)?(\\W|$)"): "jupyterhub-ltiauthenticator",
+    re.compile("^ldap(authenticator)?(\\W|$)"): "jupyterhub-ldapauthenticator",
+    re.compile(
+        "^(local-)?(oauthenticator|auth0|azuread|bitbucket|cilogon|generic-oauth|github|gitlab|globus|"
+        "google|okpy|openshift)(\\W|$)"
+    ): "oauthenticator",
+}
+# What a hook may not be.
+HOOKS = ("auth_state_hook", "post_stop_hook", "pre_spawn_hook", "progress_ready_hook")
 SECRETS = ("secret", "password", "token", "key", "environment")
 
 
@@ -192,6 +206,10 @@ def _valid(
                 continue
             if (cls, name) == (JupyterHub, "spawner_class"):
                 continue  # checked by itself
+            if name in HOOKS and value is not None and not callable(value):
+                what = f"c.{section}.{name}: it must be a function, not {values.shown(value)}"
+                problems.append(_problem("failure", what, f"write c.{section}.{name} = its_name"))
+                continue
             error = _refused(cls, section, name, value, given)
             if error is None:
                 valid.setdefault(section, {})[name] = value
@@ -235,12 +253,14 @@ def _invalid(
         return _problem("failure", f"{setting} has a value of a wrong kind", "")
     if callable(value) and values.takes_functions(trait) and isinstance(error, TraitError):
         # It takes functions, so this is about what this one returned.
-        words, example = values.expected(trait, functions=False)
+        words, _ = values.expected(trait, functions=False)
         what = f"{setting} is a function that returns for a user {NAME!r} what it may not"
-        return _problem("failure", f"{what}: {_text(error)}", f"return {words}, as {example}")
+        return _problem("failure", f"{what}: {_text(error)}", f"return {words}")
     if callable(value) and values.takes_functions(trait):
         what = f"{setting} is a function, which fails for a user {NAME!r}"
         return _problem("note", f"{what}: {type(error).__name__}: {_text(error)}", NO_SUCH_USER)
+    if isinstance(trait, EntryPointType):
+        return _problem("failure", *_not_importable(setting, trait, value, error))
     text = _text(error)
     words, example = values.expected(trait)
     write = f"write {line or f'{setting} = '}{example}" if example else ""
@@ -256,6 +276,23 @@ def _invalid(
     rest = "" if found.startswith(f"{setting}[") else write
     advice = cure[:1].lower() + cure[1:] or rest
     return _problem("failure", found, advice)
+
+
+def _not_importable(setting: str, trait: Any, value: Any, error: Exception) -> tuple[str, str]:
+    """Return what is found of a class that can't be had, and what to do."""
+    name = _class_name(value)
+    what = f"{setting}: there is no {name!r} in {sys.prefix}"
+    if not isinstance(value, str):
+        return f"{setting}: {_text(error)}", ""
+    module = name.rpartition(".")[0]
+    with suppress(Exception):
+        import_module(module or name)
+        what = f"{setting}: there is no {name!r} in the module {module or name}"
+    for names, package in PACKAGES.items():
+        if names.search(name):
+            return what, f"{sys.executable} -m pip install {package}"
+    close = difflib.get_close_matches(name, trait.load_entry_points(), 1, cutoff=0.5)
+    return what, f'write {setting} = "{close[0]}"' if close else "install its package"
 
 
 # "The 'x' trait of a Y instance expected an int", "The value of the 'x' trait of … should not …",
@@ -275,7 +312,8 @@ def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:
         close = difflib.get_close_matches(section.casefold(), usual, 1, cutoff=0.85)
         # Each authenticator class has a section of its own.
         if close and not section.endswith("Authenticator"):
-            what = f"c.{section} is nobody's, so its lines have no effect"
+            first = next(iter(config[section]))
+            what = f"c.{section}.{first}: c.{section} is nobody's, so its lines have no effect"
             yield _problem("failure", what, f"write c.{usual[close[0]]}")
         elif section.endswith("Spawner"):
             what = f"c.{section} has no effect: servers are made by {cls.__name__}"

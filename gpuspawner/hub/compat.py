@@ -159,7 +159,7 @@ def save_state(spawner: Any) -> None:
         database.rollback()
         spawner.log.error(
             "The state of %s can't be saved, and a restart of the hub would lose it: %s",
-            spawner.log_name,
+            one_line(spawner.log_name),
             one_line(getattr(error, "orig", error)),
         )
 

@@ -198,11 +198,11 @@ async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
         return
     indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
     for outsider in outsiders_of(servers, nodes):
-        which = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        said = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
         log.warning(
             "Container %s has GPU %s and no lease: not handed out while it runs",
             one_line(outsider.name),
-            which,
+            said,
         )
 
 

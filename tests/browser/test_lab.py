@@ -207,10 +207,10 @@ def test_who_is_stopped_by_an_administrator_is_told_before_and_afterwards(hub, h
     assert not panel(page).get_by_role("button", name="Extend").is_visible()
     picture(page, "lab-announced")
     boss.press(do="stop", user="ada", server="", why=why)
-    notice(
-        page, re.compile(r"An administrator stopped this server at .*: The room is hot")
-    ).wait_for()
+    stopped = re.compile(r"An administrator stopped this server at .*: The room is hot")
+    notice(page, stopped).wait_for()
     item(page).get_by_text("stopped").wait_for()
+    panel(page).get_by_text("An administrator stopped this server at").wait_for()
     picture(page, "lab-stopped")
 
 

@@ -118,6 +118,8 @@ def test_an_administrator_stops_a_server_for_a_reason_that_its_user_reads(hub, e
     assert "An administrator stopped your server at " in shown
     assert "The &lt;room&gt; is hot. Your files are kept." in shown
     (stopped,) = Program(hub, "ada").status()["stopped"]
+    everybody = program.status()["stopped"]
+    assert [each["why"] for each in everybody if each["user"] == "ada"] == ["The <room> is hot"]
     assert (stopped["rule"], stopped["why"]) == ("an administrator", "The <room> is hot")
     events = [each for each in audit_lines(hub) if each.get("why") == "The <room> is hot"]
     assert [(each["event"], each["by"]) for each in events[-2:]] == [
@@ -126,7 +128,7 @@ def test_an_administrator_stops_a_server_for_a_reason_that_its_user_reads(hub, e
     ]
     # Who starts it again isn't told any more.
     hub.start_server("ada", {"gpus": 1})
-    assert program.status()["stopped"] == []
+    assert Program(hub, "ada").status()["stopped"] == []
     assert program.ask("DELETE", "/users/eve/server").status_code == 204
 
 

@@ -67,12 +67,14 @@ def hub(idle_host, _hub, engine):
         engine.remove_volume(volume["Name"])
 
 
-def wheel(name: str, code: str, version: str = "1.0", needs: Iterable[str] = ()) -> tuple:
+def wheel(
+    name: str, code: str, version: str = "1.0", needs: Iterable[str] = (), module: str = ""
+) -> tuple[str, bytes]:
     """Return a package of one module, as (file name, content)."""
     content, info = io.BytesIO(), f"{name}-{version}.dist-info"
     needed = "".join(f"Requires-Dist: {each}\n" for each in needs)
     with zipfile.ZipFile(content, "w") as file:
-        file.writestr(f"{name}/__init__.py", code)
+        file.writestr(f"{module or name}/__init__.py", code)
         metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}"
         file.writestr(f"{info}/METADATA", metadata)
         file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
@@ -88,7 +90,7 @@ WHEELS = dict(
         wheel("course", "import lesson, tqdm", needs=["lesson", "tqdm"]),
         wheel("numpy", "__version__ = '99.0'", "99.0"),
         wheel("tqdm", "__version__ = '99.0'", "99.0"),
-        wheel("tornado", "raise RuntimeError('broken')", "99.0"),
+        wheel("storms", "raise RuntimeError('broken')", module="tornado"),
     ]
 )
 
@@ -206,15 +208,15 @@ def facts_for_page(hub) -> tuple[str, list[str]]:
 
 def test_no_package_keeps_a_server_from_starting_and_a_notebook_says_which_is_broken(hub, engine):
     start(hub, engine)
-    terminal(engine, f"pip install {FROM_TEST} lesson; pip install {FROM_TEST} --upgrade tornado")
+    terminal(engine, f"pip install {FROM_TEST} lesson storms")
     hub.stop_server("ada")
     start(hub, engine)
     assert terminal(engine, "python -c 'import tornado'").endswith("RuntimeError: broken")
     said, more = notebook(engine, PYTHON, "1")
     assert said.startswith("/opt/jupyter\n")
-    assert "tornado, which you have installed, keeps notebooks from starting (RuntimeErr" in said
+    assert "storms, which you have installed, keeps notebooks from starting (RuntimeE" in said
     assert "installed" not in more
-    terminal(engine, "pip uninstall --yes tornado")
+    terminal(engine, "pip uninstall --yes storms")
     assert notebook(engine, f"import lesson, tornado; {PYTHON}") == [f"{OWN}\n"]
 
 

@@ -46,7 +46,8 @@ class Record:
         taken: request -> milliseconds until its first answer.
         errors: what was answered and shouldn't be.
         served: the users that had a server, in the order of that.
-        places: user -> the places in the queue that the user was told.
+        places: user -> the places in the queue that the user was told since all have asked. Before,
+            whoever asked earlier may come to the queue a moment later, and takes the place.
     """
 
     taken: dict[str, list[float]] = field(default_factory=dict)
@@ -114,6 +115,8 @@ class Crowd:
             self._asked += 1
             if self._asked == len(self._visitors):
                 self._all_have_asked.set()
+                for places in self.record.places.values():
+                    del places[:-1]
             await self._follow(who)
             await self._all_have_asked.wait()
             await asyncio.sleep(self._stay)

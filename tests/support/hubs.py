@@ -44,7 +44,7 @@ c.GPUSpawner.longest_wait_minutes = 0
 # What doctor rightly says of the usual configuration: nobody's server is kept from anything, and
 # all have one address.
 OF_EVERY_HUB = (
-    "without no-new-privileges and cap_drop ALL",
+    "a program in a server can gain rights",
     "no mem_limit",
     "an administrator who opens somebody's server lends its pages",
 )

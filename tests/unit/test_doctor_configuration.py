@@ -340,7 +340,43 @@ SAID = [
         "(line 10) is a function that returns for a user 'doctor' what it may not",
         'return a number of bytes as 16 * 1024**3 or "16G"',
     ),
+    (
+        "c.DockerSpawner.name_template = '{prefix}-{user}'",
+        "failure",
+        "name_template (line 10): the engine takes no container by the name of '{prefix}-{user}'",
+        '= "{prefix}-{username}"',
+    ),
+    (
+        "c.DockerSpawner.name_template = '{prefix}'",
+        "failure",
+        "(line 10): only one user's",
+        "{user",
+    ),
+    (
+        "c.Spawner.pre_spawn_hook = 'hook'",
+        "failure",
+        'c.Spawner.pre_spawn_hook (line 10): it must be a function, not "hook"',
+        "write c.Spawner.pre_spawn_hook = its_name",
+    ),
     # Who may log in.
+    (
+        "c.JupyterHub.authenticator_class = 'pamm'",
+        "failure",
+        "authenticator_class (line 10): there is no 'pamm' in",
+        'write c.JupyterHub.authenticator_class = "pam"',
+    ),
+    (
+        "c.JupyterHub.authenticator_class = 'ldapauthenticator.LDAPAuthenticator'",
+        "failure",
+        "there is no 'ldapauthenticator.LDAPAuthenticator' in",
+        "-m pip install jupyterhub-ldapauthenticator",
+    ),
+    (
+        "c.JupyterHub.authenticator_class = 'jupyterhub.auth.Pam'",
+        "failure",
+        "there is no 'jupyterhub.auth.Pam' in the module jupyterhub.auth",
+        "",
+    ),
     ("c.JupyterHub.authenticator_class = 'dummy'", "warning", "without any password", "pam"),
     (
         "c.Authenticator.allow_all = True; c.PAMAuthenticator.allowed_groups = {'lab'}",
@@ -406,6 +442,8 @@ def test_what_a_function_returns_is_looked_at_as_if_it_were_written_there(tmp_pa
         f"c.GPUSpawner.excluded_gpus = ['{UUID.upper()}']",
         "c.Spawner.environment = {'EDITOR': 'vim'}",
         "c.DockerSpawner.prefix = 'lab'",
+        "c.DockerSpawner.name_template = '{prefix}-{username}-{servername}'",
+        "c.Spawner.post_stop_hook = lambda spawner: None",
         "c.Spawner.group_overrides = {'a': {'groups': [], 'spawner_override': {'remove': True}}}",
         "c.Spawner.group_overrides = {'a': {'groups': ['x'], "
         "'spawner_override': {'mem_limit': lambda spawner: '1G'}}}",
@@ -713,11 +751,22 @@ c.JupyterHub.services = [
         (["their-dashboard"], False),
     ],
 )
+@pytest.mark.parametrize("in_container", [True, False])
 def test_a_dashboard_that_cannot_start_with_internal_ssl_is_told(
-    tmp_path: Path, command: Any, is_ours: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Any,
+    is_ours: bool,
+    in_container: bool,
 ) -> None:
+    own = "5a" * 32 if in_container else ""
+    monkeypatch.setattr(configuration_rules, "own_container_id", lambda: own)
     service = DASHBOARD % json.dumps(command)
     assert settings(tmp_path, service) == [Finding("ok", "nothing to change")]
     ssl = "c.JupyterHub.internal_ssl = True"
     told = [each.found for each in settings(tmp_path, service, ssl) if each.state == "failure"]
-    assert [each.split(":")[0] for each in told] == ["c.JupyterHub.internal_ssl"] * is_ours
+    assert all(each.startswith("c.JupyterHub.internal_ssl: ") for each in told)
+    # A hub in a container can look its servers up.
+    assert ["the dashboard" in each for each in told] == [False] * (not in_container) + [
+        True
+    ] * is_ours

@@ -15,6 +15,7 @@ import socketserver
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -934,13 +935,21 @@ def test_what_lets_a_server_fill_the_disk_is_told(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter: pytest's are the tester's alone."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture
+def guarded(public: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A hub's folder as it should be, and an engine's socket."""
-    tmp_path.chmod(0o755)
     for name in ("docker.sock", "jupyterhub_cookie_secret", "jupyterhub.sqlite", "config.py"):
-        (tmp_path / name).touch(0o600)
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
-    return Context(tmp_path / "config.py", tmp_path)
+        (public / name).touch(0o600)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{public}/docker.sock")
+    return Context(public / "config.py", public)
 
 
 def trouble(seen: Context) -> list[Finding]:
@@ -976,19 +985,27 @@ def test_a_file_that_others_may_have_is_told(
     assert "ok" not in states(list(hub_machine.permissions(guarded)))
 
 
+def test_what_lies_in_a_folder_of_one_s_own_nobody_else_has(guarded: Context) -> None:
+    for name in ("jupyterhub.sqlite", "config.py"):
+        (guarded.folder / name).chmod(0o666)
+    assert len(trouble(guarded)) == 2
+    guarded.folder.chmod(0o700)
+    assert trouble(guarded) == []
+
+
 def test_secrets_are_looked_for_where_the_configuration_puts_them(
-    guarded: Context, tmp_path: Path
+    guarded: Context, public: Path
 ) -> None:
-    other = tmp_path / "other"
+    other = public / "other"
     other.mkdir()
     for name in ("secret", "hub.sqlite"):
         (other / name).touch()
         (other / name).chmod(0o644)
     hub = {"cookie_secret_file": str(other / "secret"), "db_url": f"sqlite:///{other}/hub.sqlite"}
-    guarded.configuration = with_hub(tmp_path, **hub).configuration
+    guarded.configuration = with_hub(public, **hub).configuration
     assert sorted(states(trouble(guarded))) == ["failure", "warning"]
     hub = {"cookie_secret_file": "other/secret", "db_url": "postgresql://db/hub"}
-    guarded.configuration = with_hub(tmp_path, **hub).configuration
+    guarded.configuration = with_hub(public, **hub).configuration
     assert states(trouble(guarded)) == ["failure"]
 
 

@@ -610,13 +610,13 @@ def test_a_saved_number_of_gpus_may_be_any_and_the_form_is_there_at_once() -> No
     ("rules", "said"),
     [
         ({}, ""),
-        ({"memory": 16 << 30}, "A server may use 16 GB of memory."),
+        ({"memory": 16 << 30}, "A server may use up to 16 GB of memory."),
         (
             {"memory": 3 << 29, "processors": 1.0},
-            "A server may use 1.5 GB of memory and 1 processor.",
+            "A server may use up to 1.5 GB of memory and 1 processor.",
         ),
-        ({"processors": 4.0}, "A server may use 4 processors."),
-        ({"processors": 0.5}, "A server may use 0.5 processors."),
+        ({"processors": 4.0}, "A server may use up to 4 processors."),
+        ({"processors": 0.5}, "A server may use up to 0.5 processors."),
     ],
 )
 def test_memory_and_processors_are_on_the_form(rules: dict[str, Any], said: str) -> None:

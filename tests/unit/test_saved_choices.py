@@ -66,7 +66,7 @@ async def test_what_of_it_can_not_be_had_is_set_aside_with_a_word(saved, left, c
     (line,) = [each for each in caplog.messages if "is set aside" in each]
     assert line.startswith("The saved choice of ada is set aside: ")
     assert len(line) < 500
-    (step,) = one.steps_so_far()
+    (step,) = one.page.steps
     assert step["message"].startswith(
         "Part of your last choice isn't available any more, and is left out. "
     )
@@ -89,7 +89,7 @@ async def test_a_good_one_is_repeated_without_a_word(caplog) -> None:
     one = with_saved(Hub(), {"gpus": 2, "image": "secret"})
     await start(one)
     assert (one.attempt.request.gpus, one.image) == (2, "ref/secret")
-    assert one.steps_so_far() == caplog.messages == []
+    assert one.page.steps == caplog.messages == []
 
 
 async def test_what_is_no_mapping_at_all_keeps_nobody_from_starting(caplog) -> None:

@@ -90,10 +90,10 @@ class DeletedVolumes:
                 "%s of %r, who was deleted, may be found by a new user of that name: %s This is "
                 "tried again. If JupyterHub ends before the log says that they are set aside, run: "
                 "gpuspawner volumes set-aside %s",
-                _names([each.name for each in deletion.firsts]),
+                one_line(_names([each.name for each in deletion.firsts])),
                 deletion.user,
                 one_line(explain(error)),
-                " ".join(one_line(each.name) for each in deletion.firsts),
+                one_line(" ".join(each.name for each in deletion.firsts)),
             )
             self._in_background(self._retry(deletion))
 
@@ -138,15 +138,14 @@ class DeletedVolumes:
                 return
             deletion.volumes = await self._call(_set_aside, deletion)
             self._pending.remove(deletion)
-        for_what = (
-            "until they are removed" if deletion.policy == "remove" else "and can be restored"
-        )
         if deletion.volumes:
+            removed = deletion.policy == "remove"
+            said = "until they are removed" if removed else "and can be restored"
             self._log.info(
                 "Volumes of %r are set aside %s: %s",
                 deletion.user,
-                for_what,
-                _names(deletion.volumes),
+                said,
+                one_line(_names(deletion.volumes)),
             )
         if deletion.policy == "remove" and deletion.volumes:
             self._in_background(self._remove(deletion))

@@ -131,13 +131,14 @@ export class Indicator {
   _show() {
     const [facts, words] = [this._facts, this._words];
     this._rows.replaceChildren(...facts.gpus.map((gpu) => this._row(gpu)));
-    this._time.textContent =
-      facts.until !== null
+    this._time.textContent = facts.ended
+      ? words.ended(facts.ended)
+      : facts.until !== null
         ? words.say("Your time ends at {moment}.", { moment: words.moment(facts.until) })
         : facts.live
           ? words.say("Your time doesn't end.")
           : "";
-    this._news.textContent = facts.live
+    this._news.textContent = facts.live || facts.ended
       ? ""
       : facts.at === null
         ? words.say("What the GPUs do can't be shown here.")
