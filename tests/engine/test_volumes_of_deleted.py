@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ GROUPS = {
     "elsewhere": {"earlier_home_volumes": {"earlier-{username}": "/home/jovyan/earlier"}},
 }
 LINES = (
+    "c.GPUSpawner.client_kwargs = {'timeout': 10}",
     'c.GPUSpawner.home_volume = "home-{username}"',
     'c.GPUSpawner.course_volumes = {"course": {"path": "/course", "instructors": ["kept"]}}',
     with_groups(GROUPS),
@@ -106,6 +109,25 @@ def test_a_user_who_is_made_anew_while_the_old_server_still_goes_starts_without_
     hub.start_server("ada", NONE)
     assert container_of(engine, "ada") != old
     assert (home(engine, "ada"), read(engine, "ada")) == ("home-ada.2", "")
+
+
+def test_an_engine_that_hangs_leaves_nobody_half_deleted(module_hub, engine, host):
+    hub = module_hub
+    hub.start_server("ada", NONE)
+    write(engine, "ada", "old")
+    hub.stop_server("ada")
+    pid = int((host.directory / "docker.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert hub.api("DELETE", "/users/ada").status_code == 204
+        assert hub.api("GET", "/users/ada").status_code == 404
+        assert "run: gpuspawner volumes set-aside home-ada" in hub.log()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # At once: what is left to do is done before it starts.
+    hub.start_server("ada", NONE)
+    assert (home(engine, "ada"), read(engine, "ada")) == ("home-ada.2", "")
+    assert "Volumes of 'ada' are set aside and can be restored: home-ada" in hub.log()
 
 
 def test_where_volumes_are_removed_files_are_gone_and_so_is_the_mark(module_hub, engine):

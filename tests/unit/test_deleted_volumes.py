@@ -135,6 +135,18 @@ async def test_nothing_is_removed_of_who_is_not_deleted_after_all(
     assert "home-ada" in engine.there
 
 
+async def test_who_starts_a_server_in_the_middle_of_being_deleted_leaves_no_files_either(
+    deleted: DeletedVolumes, engine: VolumeEngine
+) -> None:
+    one = deletion(gone=False)
+    await deleted.begin(one)
+    await deleted.undo(one)
+    assert marked(engine) == set()
+    engine.create_volume("home-ada.2", labels=labels_of(ADA, HUB, None))  # the next user's
+    one.is_gone = lambda: True
+    await until(lambda: marked(engine) == {"home-ada"})
+
+
 async def test_where_the_engine_is_away_the_log_says_what_to_do_and_it_is_tried_again(
     deleted: DeletedVolumes, engine: VolumeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,7 +38,6 @@ class Deletion:
         is_gone: returns whether the hub has forgotten whose they are. It may fail to, after it has
             asked what to clean up.
         volumes: the names of those that were set aside.
-        is_pending: whether none of them is set aside yet.
         is_undone: whether whose they are was there after all.
     """
 
@@ -49,7 +48,6 @@ class Deletion:
     policy: Policy
     is_gone: Callable[[], bool]
     volumes: list[str] = field(default_factory=list)
-    is_pending: bool = True
     is_undone: bool = False
 
 
@@ -122,6 +120,17 @@ class DeletedVolumes:
                 self._pending.remove(deletion)
             await self._call(set_aside.give_back, deletion.volumes)
         self._log.warning("%r wasn't deleted after all, and keeps all volumes", deletion.user)
+        if deletion.volumes:
+            self._in_background(self._again_if_gone(deletion))
+
+    async def _again_if_gone(self, deletion: Deletion) -> None:
+        """Set them aside again if the hub deletes the user all the same, while a server starts."""
+        for _ in range(GONE_TRIES):
+            await asyncio.sleep(GONE_SECONDS)
+            if deletion.is_gone():
+                # Not what there is by now: that may be the next user's.
+                await self._call(set_aside.set_aside, deletion.volumes, deletion.user)
+                return
 
     async def _settle(self, deletion: Deletion) -> None:
         async with self._lock:  # with whom a start waits for
