@@ -176,6 +176,12 @@ def _warnings(info: Mapping[str, Any]) -> Iterator[Finding]:
             "it stores images by copying (vfs): slow, and several times as large",
             "keep its folder on ext4 or xfs; see `docker info`",
         )
+    if info.get("LiveRestoreEnabled") is False:
+        yield Finding(
+            "note",
+            "when it is restarted, as by an update, it stops all servers",
+            '{"live-restore": true}    (in /etc/docker/daemon.json)\nsudo systemctl reload docker',
+        )
     if is_rootless(info):
         yield Finding(
             "note", "it runs without root, so limits may have no effect", "see docker info"

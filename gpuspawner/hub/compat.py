@@ -6,7 +6,9 @@ and 6.1.1, and has a test that fails when JupyterHub changes it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
@@ -23,6 +25,8 @@ from traitlets import observe
 from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
+# The pause until a stop whose end couldn't be written is tried again.
+STOP_AGAIN_SECONDS = 5.0
 # The group overrides that apply, while they are looked for.
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
 # The server for which the hub has just saved a choice, in the task that does so.
@@ -76,6 +80,38 @@ class UnofficialHooks(SpawnerMixin):
         # Before Python 3.11 a task doesn't tell.
         given_up = getattr(self._spawn_future, "cancelling", int)()
         return "stop" if found == "spawn" and given_up else found
+
+    def stop_polling(self) -> None:
+        """Look no more whether the server runs; with this each stop begins."""
+        # Documented; what a stop does isn't. Where its end can't be written into the database, it
+        # breaks off, and the server is "pending stop" until the hub is restarted: its user can't
+        # start another. ref: User.stop in jupyterhub/user.py
+        super().stop_polling()
+        with suppress(RuntimeError):  # no event loop: the hub's own command line
+            if task := asyncio.current_task():
+                task.add_done_callback(self._stop_may_have_ended)
+
+    def _stop_may_have_ended(self, task: asyncio.Task[Any]) -> None:
+        if self._stop_pending and self._stopping_again is None:
+            self._stopping_again = asyncio.ensure_future(self._stop_until_it_ends())
+
+    _stopping_again: asyncio.Task[None] | None = None
+
+    async def _stop_until_it_ends(self) -> None:
+        try:
+            while self._stop_pending:
+                await asyncio.sleep(STOP_AGAIN_SECONDS)
+                self.user.db.rollback()
+                try:
+                    await self.user.stop(self.name)
+                except Exception as error:
+                    self.log.error(
+                        "Stopping %s failed: %s",
+                        self.log_name,
+                        one_line(getattr(error, "orig", error)),
+                    )
+        finally:
+            self._stopping_again = None
 
     def on_request(self, handler: Any) -> None:
         """Called with the tornado handler of each request for this spawner; None: it has ended."""

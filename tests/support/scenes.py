@@ -106,16 +106,16 @@ class Scene:
         until(lambda: self.answers(STARTS), "it answers", log=self.hub.log)
         assert labelled(self.engine)[STARTS] == self.held[STARTS]
 
-    def start_failed(self) -> str:
+    def start_failed(self, user: str = STARTS) -> str:
         """Who starts has no server and no container; return the reason."""
         last: list[Any] = []
 
         def failed() -> bool:
-            last[:] = self.hub.progress(STARTS)
+            last[:] = self.hub.progress(user)
             return bool(last) and bool(last[-1].get("failed"))
 
         until(failed, "the start has failed", log=self.hub.log)
-        until(lambda: not self._containers_of(STARTS), "nothing is left", log=self.hub.log)
+        until(lambda: not self._containers_of(user), "nothing is left", log=self.hub.log)
         return str(last[-1]["message"])
 
     def waits_on(self) -> None:

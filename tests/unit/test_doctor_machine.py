@@ -321,6 +321,7 @@ def test_an_old_engine_is_told_to_be_updated(at) -> None:
     [
         ({"MemoryLimit": False}, "warning", "mem_limit has no effect"),
         ({"Driver": "vfs"}, "note", "vfs"),
+        ({"LiveRestoreEnabled": False}, "note", "it stops all servers"),
         ({"SecurityOptions": ["name=seccomp", "name=rootless"]}, "note", "without root"),
     ],
 )

@@ -12,7 +12,9 @@ from urllib.parse import quote
 
 import pytest
 from jupyterhub import orm
+from jupyterhub.user import User
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets.config import Config
 
@@ -32,7 +34,7 @@ from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
 from gpuspawner.spawner import GPUSpawner
 
 from ..support.ledgers import NoWatcher
-from ..support.spawns import Hub, begin, lab, waiting
+from ..support.spawns import Hub, Spawner, begin, lab, waiting
 
 
 @pytest.fixture
@@ -125,6 +127,34 @@ async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gp
         compat.save_state(one)
         session.expire_all()
         assert row.state["gpuspawner"]["starting"]
+
+
+async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypatch):
+    monkeypatch.setattr(compat, "STOP_AGAIN_SECONDS", 0.01)
+    settings = {"spawner_class": Spawner, "config": Config(), "base_url": "/"}
+    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+        row = orm.User(name="ada")
+        session.add(orm.Spawner(user=row, name=""))
+        session.commit()
+        user = User(row, settings, session)
+        one = user.spawners[""]
+        one._hub_state = hub
+        monkeypatch.setattr(one, "poll", lambda: asyncio.sleep(0, 1))
+        one.lease.hold(["GPU-0"])
+        session.execute(text("PRAGMA query_only = 1"))
+        stop = asyncio.ensure_future(user.stop(""))
+        await asyncio.wait([stop])
+        assert isinstance(stop.exception(), SQLAlchemyError)
+        assert one.pending == "stop"
+        await asyncio.sleep(0.05)
+        assert one.pending == "stop"
+        session.rollback()
+        session.execute(text("PRAGMA query_only = 0"))
+        while one.pending:
+            await asyncio.sleep(0)
+        assert one.lease.uuids == frozenset()
+        assert not user.spawners
+        assert one._stopping_again is None
 
 
 async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub):
