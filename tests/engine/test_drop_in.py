@@ -54,7 +54,7 @@ def test_image_alone_starts_at_once_without_a_form(make_hub, no_driver, engine):
     until(lambda: hub.ready("ada"), "the server is ready", log=hub.log)
     refused = hub.spawn("ben", {"image": REFERENCE})
     assert refused.status_code == 400
-    assert "can't be chosen" in refused.json()["message"]
+    assert "on this hub there is none to choose" in refused.json()["message"]
 
 
 def test_the_administrator_s_extras_are_joined_and_not_lost(make_hub, engine):

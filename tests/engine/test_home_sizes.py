@@ -46,7 +46,7 @@ def test_users_read_it_in_the_form_on_the_dashboard_and_over_its_api(module_hub,
     form = ada.session.get(f"{hub.url}/hub/spawn").text
     assert "Your files take" in form
     # Nobody else's.
-    assert "Your files" not in Visitor(hub, "ben").session.get(f"{hub.url}/hub/spawn").text
+    assert "Your files take" not in Visitor(hub, "ben").session.get(f"{hub.url}/hub/spawn").text
 
 
 def test_the_hub_and_the_engine_measure_the_same(module_hub, engine):

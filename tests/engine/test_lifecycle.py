@@ -237,7 +237,7 @@ def test_who_starts_again_without_a_limit_keeps_the_gpus_from_who_waits(make_hub
     hub.add_to_group("many-files", "ada")
     ask(hub, "ada", {"gpus": 4})
     ask(hub, "ben", {"gpus": 4})
-    until(lambda: "2nd in line" in message(hub, "ben"), "both wait", log=hub.log)
+    until(lambda: "2nd of 2 in line" in message(hub, "ben"), "both wait", log=hub.log)
     hub.stop_server("eve")
     until(lambda: hub.ready("ada"), "ada's server", log=hub.log)
     assert "this engine may not set c.GPUSpawner.ulimits['nofile']" in hub.log()

@@ -325,8 +325,8 @@ def test_no_token_of_a_user_s_reads_or_changes_anything_of_another_s(hub, engine
         """,
     )
     for (method, path, _), (status, text) in zip(asked, answers, strict=True):
-        # JupyterHub has no parameter for the part of this address.
-        known = (method, path) == ("POST", "/api/authorizations/token/ben")
+        # JupyterHub's handler of the one address has no parameter for the other's part.
+        known = path.startswith("/api/authorizations/token")
         assert status < 500 or known, (method, path, text)
         if status < 400:
             assert method == "GET", (method, path, text)
