@@ -77,10 +77,11 @@ class Hub:
         """
         user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name=each) for each in groups])
         config = Config({"GPUSpawner": {"images": IMAGES, **traits}})
-        one = Spawner(user=user, config=config, **({} if row is None else {"orm_spawner": row}))
+        # Traitlets' own logger is whatever application another test has made in this process.
+        log = logging.getLogger("hub-of-one-spawn")
+        known = {} if row is None else {"orm_spawner": row}
+        one = Spawner(user=user, config=config, log=log, **known)
         one._hub_state = self  # type: ignore[assignment]
-        # Traitlets' own is whatever application another test has made in this process.
-        one.log = logging.getLogger("hub-of-one-spawn")
         return one
 
     def held(self) -> int:
