@@ -194,15 +194,11 @@ def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     # The server itself lives on: it would be the last to go.
     assert hub.ready("ada")
     scores = "cat /proc/$(pgrep -fo {})/oom_score_adj"
-    server, kernel, terminal = (
-        inside(engine, "ada", command)
-        for command in (
-            scores.format("jupyterhub-singleuse[r]"),
-            scores.format("ipykerne[l]\\|gpuspawner_packages.kerne[l]"),
-            "bash -lc 'cat /proc/self/oom_score_adj'",
-        )
-    )
-    assert (server, kernel, terminal) == ("0", "500", "500")
+    of_kernel = scores.format("'ipykerne[l]|gpuspawner_packages.kerne[l]'")
+    until(lambda: inside(engine, "ada", of_kernel) == "500", "the kernel's next start", log=hub.log)
+    server = inside(engine, "ada", scores.format("jupyterhub-singleuse[r]"))
+    terminal = inside(engine, "ada", "bash -lc 'cat /proc/self/oom_score_adj'")
+    assert (server, terminal) == ("0", "500")
     assert inside(engine, "ada", "ls ~/unasked 2>&1 | tail -c 10") != "unasked"
 
 
