@@ -81,8 +81,11 @@ echo ran > ~/script
 
 @pytest.fixture(scope="module")
 def _hub(hubs_of_run, minimal_image):
-    no_start = "c.JupyterHub.tornado_settings['slow_stop_timeout'] = 0"
-    return hubs_of_run(IMAGES_OWN, no_start, with_groups(GROUPS), shipped=True)
+    lines = (
+        "c.JupyterHub.tornado_settings['slow_stop_timeout'] = 0",
+        "c.GPUSpawner.poll_interval = 1",
+    )
+    return hubs_of_run(IMAGES_OWN, *lines, with_groups(GROUPS), shipped=True)
 
 
 @pytest.fixture
