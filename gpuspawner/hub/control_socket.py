@@ -47,8 +47,8 @@ from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
 from ..leases.audit_log import one_line
+from ..leases.endings import MAX_MINUTES, MAX_WHY, Ending
 from ..leases.reconciler import Reconciler
-from ..leases.stopping import MAX_MINUTES, MAX_WHY, Ending
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
 from .nodes import NodeFacts

@@ -14,7 +14,7 @@ from ..gpus.allocation import gpu_count_phrase, span_several_nodes
 from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
-from ..leases.stopping import AnnouncedStop
+from ..leases.endings import AnnouncedStop
 from ..scheduling.phrases import asked_words, while_away_words
 from . import compat
 

@@ -21,11 +21,11 @@ from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
+from ..leases.endings import Ending
 from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
-from ..leases.stopping import Ending
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics
 from .connections import allow_many_connections

@@ -15,9 +15,9 @@ from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
 from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
 from .clock import Clock, Deadline
+from .endings import RULE as ADMINISTRATOR
+from .endings import AnnouncedStop, Ending, stopped_words
 from .idleness import Idleness
-from .stopping import RULE as ADMINISTRATOR
-from .stopping import AnnouncedStop, Ending, stopped_words
 from .term import LATE_WARNING_SECONDS, Step, Term
 
 # After how many seconds an administrator is answered whose stop takes its time.

@@ -22,7 +22,7 @@ from gpuspawner.hub import control_socket
 from gpuspawner.hub.control_socket import MAX_READ_BYTES, MAX_REQUEST_BYTES, ControlSocket, ask
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext, restored
-from gpuspawner.leases.stopping import Ending
+from gpuspawner.leases.endings import Ending
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
 
 LOG = logging.getLogger("hub")
