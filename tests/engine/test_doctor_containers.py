@@ -340,8 +340,7 @@ def test_what_is_kept_out_is_not_counted_as_to_be_handed_out(seen, idle_host, en
 def seen(idle_host, folder: Path) -> Iterator[Context]:
     """What earlier checks of a machine that is well have found out."""
     found = Context(folder / "jupyterhub_config.py", folder)
-    # The note: this host's engine has no live-restore.
-    assert [each.state for each in engines.engine(found)] == ["ok", "note"]
+    assert not {each.state for each in engines.engine(found)} & {"failure", "warning"}
     found.inventory = Inventory("570.133.20", "12.8", ())
     found.configuration = given(folder)
     found.trial_image = ("minimal", MINIMAL.image)

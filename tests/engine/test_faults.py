@@ -46,14 +46,19 @@ def live_restore(host, engine) -> Iterator[None]:
     """Have the engine leave containers alone when it ends."""
     file = host.directory / "daemon.json"
     before = file.read_text()
-    file.write_text(json.dumps({**json.loads(before), "live-restore": True}))
-    os.kill(engine_pid(host), signal.SIGHUP)
-    until(lambda: engine.info()["LiveRestoreEnabled"], "the engine has read it")
+
+    def turn(on: bool) -> None:
+        # A line that is gone changes nothing when the engine reads its file again.
+        file.write_text(json.dumps({**json.loads(before), "live-restore": on}))
+        os.kill(engine_pid(host), signal.SIGHUP)
+        until(lambda: engine.info()["LiveRestoreEnabled"] is on, "the engine has read it")
+
+    turn(True)
     try:
         yield
     finally:
+        turn(False)
         file.write_text(before)
-        os.kill(engine_pid(host), signal.SIGHUP)
 
 
 @contextmanager
