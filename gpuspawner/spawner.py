@@ -37,7 +37,7 @@ from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
-from .base_spawner import BaseGPUSpawner, SpawnAttempt
+from .base_spawner import BaseGPUSpawner
 from .choices import options
 from .choices.home_use import HomeUse
 from .errors import GPUSpawnerError, Refused, StartAgain
@@ -56,6 +56,7 @@ from .leases.labels import (
     lease_of,
 )
 from .leases.ledger import Reservation
+from .spawn_attempt import SpawnAttempt
 
 # What a call of "create_container" does: "plan": return its arguments; "lease": create the
 # container of a lease; "": any other call, e.g. by a subclass.

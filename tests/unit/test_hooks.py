@@ -17,6 +17,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
 
 from gpuspawner.base_spawner import STATE_KEY
 from gpuspawner.group_overrides import copied
+from gpuspawner.hub.spawn_form import SpawnForm
 from gpuspawner.spawner import GPUSpawner
 
 from ..support.spawns import Hub, Spawner, begin, lab, waiting
@@ -187,9 +188,9 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
     one._spawn_pending = True
     await begin(one, gpus=1, image="plain")
     task = await waiting(one, hub)
-    await one.applicant_for_form()
+    await SpawnForm(one).applicant()
     put(one, *then)
-    await one.applicant_for_form()
+    await SpawnForm(one).applicant()
     hub.free_all()
     await task
 
@@ -197,7 +198,7 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
 async def after_the_form(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> None:
     """Open the form, for which JupyterHub runs a hook as well, and then start."""
     await one.run_auth_state_hook(None)
-    await one.applicant_for_form()
+    await SpawnForm(one).applicant()
     put(one, *then)
     await begin(one, gpus=1, image="plain")
     await one.run_pre_spawn_hook()
