@@ -22,13 +22,13 @@ from .backends.docker.checked_client import REFUSALS, CheckedClient, leased
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
-    granted_uuids,
     is_kept_of_another,
     pseudonym,
     refused_ulimit,
     removed_by_hub,
     with_log,
 )
+from .backends.docker.device_requests import granted_uuids
 from .backends.docker.network import restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
+from ..backends.docker.container_config import VISIBLE_DEVICES
+from ..backends.docker.device_requests import asks_for_gpus
 from ..backends.docker.volumes import UNESCAPED
 from ..gpus.missing_driver import own_container_id
 from ..gpus.model import GPU

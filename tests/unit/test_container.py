@@ -15,14 +15,16 @@ from docker.types import ContainerConfig, DeviceRequest, Ulimit
 from traitlets.config import Config
 
 from gpuspawner.backends.docker.container_config import (
-    asks_for_gpus,
     can_resume,
-    granted_uuids,
-    join_device_requests,
     pseudonym,
     refused_ulimit,
     removed_by_hub,
     with_lease,
+)
+from gpuspawner.backends.docker.device_requests import (
+    asks_for_gpus,
+    granted_uuids,
+    join_device_requests,
 )
 from gpuspawner.gpus.model import Holder
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_SETTINGS

@@ -61,6 +61,7 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "gpus.state",
         "gpus.model",
         "gpus.missing_driver",
+        "backends.docker.device_requests",
         "backends.docker.poll_interval",
         "backends.docker.volume_folders",
         "timeouts",

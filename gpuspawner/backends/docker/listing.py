@@ -16,7 +16,8 @@ from ...leases.clock import Clock, Deadline
 from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, ServerState
 from ...untrusted import bounded
 from . import extended_ends
-from .container_config import VISIBLE_DEVICES, asks_for_gpus
+from .container_config import VISIBLE_DEVICES
+from .device_requests import asks_for_gpus
 
 # What the names of a lease's labels begin with.
 OUR_LABELS = "gpuspawner."
