@@ -439,8 +439,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment, with when its time ends and where the dashboard is."""
+        """Return the server's environment, with its GPUs, their end, and the dashboard's URL."""
+        granted = self.attempt.granted
         ours = {
+            # NVIDIA_VISIBLE_DEVICES is "void" where the engine gives GPUs by CDI.
+            "GPUSPAWNER_GPUS": ",".join(gpu.uuid or "" for gpu in granted.gpus) if granted else "",
             "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
             "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
         }

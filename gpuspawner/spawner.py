@@ -339,6 +339,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 LABEL_HUB: self.hub_address,
             },
             uuids=uuids,
+            allowed_devices=self.allowed_devices,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )

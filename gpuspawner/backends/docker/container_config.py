@@ -10,15 +10,27 @@ import hmac
 import json
 import re
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...gpus.model import Holder
 from ...leases.labels import LABEL_GPUS, LABEL_REMOVE, LABEL_SETTINGS
-from .device_requests import granted_uuids, join_device_requests
+from .device_requests import granted_uuids, join_device_requests, refuse_device_files
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
+# Variables of an image with which NVIDIA's toolkit gives a container further devices. Those that
+# rule or watch all MIG instances nobody has; of the others, those that the administrator sets.
+# ref: https://github.com/NVIDIA/nvidia-container-toolkit, internal/config/image
+CONTROL_DEVICES = ("NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES")
+OTHER_DEVICES = (
+    "NVIDIA_GDRCOPY",
+    "NVIDIA_GDS",
+    "NVIDIA_IMEX_CHANNELS",
+    "NVIDIA_MOFED",
+    "NVIDIA_NVSWITCH",
+)
+
 # json-file is the default of an engine, and doesn't limit its size by default.
 ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
 
@@ -54,6 +66,7 @@ def with_lease(
     *,
     labels: Mapping[str, str],
     uuids: Sequence[str],
+    allowed_devices: Collection[str] = (),
     shm_size: int | None = None,
     ulimits: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -63,14 +76,18 @@ def with_lease(
         create_kwargs: for `APIClient.create_container`; `host_config` in the API's own form.
         labels: the labels of the lease.
         uuids: the UUIDs of its GPUs; may be empty.
+        allowed_devices: patterns of the names of other devices that every server may have.
         shm_size: the size of /dev/shm in bytes, unless the host config has one.
         ulimits: name -> value (-1: unlimited), unless the host config has them.
 
     Raises:
-        ValueError: the administrator's device requests name GPUs.
+        ValueError: the administrator's arguments would give GPUs to every server, or devices
+            that aren't allowed.
     """
     host_config = dict(create_kwargs.get("host_config") or {})
-    requests = join_device_requests(host_config.pop("DeviceRequests", None) or [], uuids)
+    refuse_device_files(host_config)
+    configured = host_config.pop("DeviceRequests", None) or []
+    requests = join_device_requests(configured, uuids, allowed_devices)
     if requests:
         host_config["DeviceRequests"] = requests
     if shm_size and not host_config.get("ShmSize"):
@@ -80,6 +97,8 @@ def with_lease(
     environment = _as_mapping(create_kwargs.get("environment"), None)
     # `docker exec` sees this variable, not the one that the engine adds for PID 1.
     environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
+    environment |= dict.fromkeys(CONTROL_DEVICES)
+    environment = dict.fromkeys(OTHER_DEVICES) | environment
     return {
         **create_kwargs,
         "labels": {**_as_mapping(create_kwargs.get("labels"), ""), **labels},
