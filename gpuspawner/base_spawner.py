@@ -193,12 +193,14 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         self.apply_overrides_of(await self.overrides_of_groups())
 
     async def overrides_of_groups(self) -> list[dict[str, Any]]:
+        """Return the group overrides that apply now; raises web.HTTPError if one is wrong."""
         try:
             return await self.overrides_that_apply()
         except Exception as error:
             raise self._wrong_override(OverrideError(error)) from error
 
     def apply_overrides_of(self, overrides: list[dict[str, Any]]) -> None:
+        """Apply what `overrides_of_groups` has returned; raises web.HTTPError if it can't be."""
         self.kept_rules.forget()
         try:
             self.overrides.apply(overrides)
