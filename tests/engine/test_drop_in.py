@@ -23,6 +23,7 @@ def no_driver(idle_host):
     return {k: v for k, v in idle_host.environment.items() if k not in without}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("allowed", "key"),
     [
