@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import printable
 from .missing_driver import own_container_id
+from .nvml_links import Links, read_links
 from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
 
 MIB = 1024 * 1024
@@ -58,6 +59,8 @@ class Inventory:
 
 _lock = threading.Lock()
 _is_initialised = False
+# The UUIDs of the GPUs that were last there -> the links of each.
+_links: dict[tuple[str, ...], Links] = {}
 
 
 def read(
@@ -124,13 +127,23 @@ def _read_locked(memory_threshold_mib: int | None, excluded: frozenset[str]) -> 
         _shut_down_nvml()
         _init_nvml()
         inventory = _read_host()
+    links = _links_of(inventory.gpus)
     if any(gpu.state != "ok" or gpu.needs_reset for gpu in inventory.gpus):
         _shut_down_nvml()
     gpus = (
-        derive_state(gpu, memory_threshold_mib, excluded)
+        replace(derive_state(gpu, memory_threshold_mib, excluded), links=links.get(gpu.uuid, ()))
         for gpu in without_duplicate_uuids(inventory.gpus)
     )
     return replace(inventory, gpus=tuple(gpus))
+
+
+def _links_of(gpus: Collection[GPUFacts]) -> Mapping[str | None, tuple[tuple[str, int], ...]]:
+    """Return UUID -> links, read once for each set of GPUs: they change with the machine."""
+    uuids = tuple(sorted(gpu.uuid for gpu in gpus if gpu.uuid and gpu.state == "ok"))
+    if uuids not in _links:
+        _links.clear()
+        _links[uuids] = read_links(uuids)
+    return _links[uuids]  # type: ignore[return-value]
 
 
 def _init_nvml() -> None:
@@ -145,6 +158,7 @@ def _shut_down_nvml() -> None:
     global _is_initialised
     if _is_initialised:
         _is_initialised = False
+        _links.clear()
         with suppress(pynvml.NVMLError):  # what failed before may fail again
             pynvml.nvmlShutdown()
 

@@ -68,6 +68,7 @@ def _gpu(seen: nvml.GPUFacts) -> GPU:
         utilization_percent=seen.utilization_percent,
         state=state,
         reason=reason,
+        links=seen.links,
         compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
     )
 
