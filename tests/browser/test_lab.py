@@ -306,6 +306,19 @@ def test_who_has_packages_in_another_version_reads_so(make_hub, minimal_image, p
     picture(page, "lab-packages")
 
 
+def test_tensorboard_has_a_tile_that_shows_it(make_hub, pytorch_image, page, picture):
+    hub = make_hub(IMAGES_OWN)
+    hub.start_server("ada", {"gpus": 0, "image": "pytorch-2.7"})
+    open_lab(page, hub, "ada")
+    page.locator(".jp-LauncherCard").filter(has_text="TensorBoard").click()
+    shown = page.frame_locator("iframe[title=TensorBoard]")
+    shown.get_by_text("No dashboards are active for the current data set.").first.wait_for()
+    shown.get_by_text("/home/jovyan/work/runs").first.wait_for()
+    picture(page, "lab-tensorboard")
+    # Its first page has asked for nothing of jupyter-server-proxy's own.
+    page.locator(".jp-LauncherCard").filter(has_text="TensorBoard").count()
+
+
 def test_what_is_open_and_not_saved_is_saved_when_the_server_is_stopped(hub, engine, page):
     hub.start_server("ada", {"gpus": 0})
     inside(engine, "ada", "cd ~/work; echo begun > notes.txt; echo begun > shared.txt")

@@ -1,4 +1,4 @@
-"""What a server of our images has for its user: ports, and why a GPU's memory ran out."""
+"""What a server of our images has for its user: ports, TensorBoard, why a GPU's memory ran out."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_a_kernel_whose_gpu_is_full_is_told_who_else_is_on_it(module_hub, engine
     hub.start_server("ada", {"gpus": 1})
 
     async def begin(name):
-        kernel = new_kernel(hub, "ada", f"{name}.ipynb")
-        connection = await execute(hub, "ada", kernel, HOLDS.format(name))
+        kernel = new_kernel(f"{hub.url}/user/ada", f"{name}.ipynb")
+        connection = await execute(f"{hub.url}/user/ada", kernel, HOLDS.format(name))
         # Its first word: the message has arrived.
         await connection.read_message()
         return kernel
@@ -119,3 +119,78 @@ def use_memory(host, held):
             gpus=tuple(replace(gpu, processes=tuple(held.items())) for gpu in state.gpus),
         )
     )
+
+
+SHOWS = """
+%load_ext tensorboard
+%tensorboard --logdir work/more/runs
+"""
+# Without a hub.
+MINE = {"Authorization": "token lab"}
+LAB = ["jupyter", "lab", "--ip=0.0.0.0", "--IdentityProvider.token=lab", "--no-browser"]
+WRITES = """
+from torch.utils.tensorboard import SummaryWriter
+with SummaryWriter() as writer:
+    writer.add_scalar("loss", 0.5, 1)
+"""
+
+
+def test_tensorboard_is_one_for_each_folder_and_shows_in_a_notebook(pytorch_image):
+    client, reference = pytorch_image
+    command = [*LAB, "--ServerApp.base_url=/user/ada"]
+    container = client.containers.run(reference, command, detach=True)
+
+    def run(script):
+        code, said = container.exec_run(["bash", "-lc", script])
+        assert code == 0, said
+        return said.decode()
+
+    def answers():
+        container.reload()
+        address = container.attrs["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+        server = f"http://{address}:8888/user/ada"
+        try:
+            return server if requests.get(f"{server}/api", timeout=5).ok else ""
+        except requests.RequestException:
+            return ""
+
+    async def display(server):
+        kernel = new_kernel(server, "one.ipynb", MINE)
+        connection = await execute(server, kernel, SHOWS, MINE)
+        said = ""
+        while "<iframe" not in said:
+            said = await connection.read_message()
+        return json.loads(said)["content"]["data"]["text/html"]
+
+    def begin(server, path, headers=MINE):
+        url = f"{server}/gpuspawner/tensorboard"
+        return requests.post(url, json={"path": path}, headers=headers, timeout=120)
+
+    try:
+        until(answers, "Jupyter answers")
+        server = answers()
+        run(f"mkdir -p ~/work/more/runs ~/work/bare; cd ~/work; python -c '{WRITES}'")
+        first, again, more, bare, topmost = (
+            begin(server, path).json() for path in ("work", "work", "work/more", "work/bare", "")
+        )
+        home = "/home/jovyan"
+        found = [each["logs"] for each in (first, again, more, bare, topmost)]
+        folders = ["work/runs", "work/runs", "work/more/runs", "work/bare", "runs"]
+        assert found == [f"{home}/{folder}" for folder in folders]
+        assert first["port"] == again["port"]
+        assert len({each["port"] for each in (first, more, bare, topmost)}) == 4
+        tags = f"{server}/proxy/{first['port']}/data/plugin/scalars/tags"
+        until(lambda: "loss" in requests.get(tags, headers=MINE, timeout=60).text, "it has read it")
+        assert requests.get(tags, timeout=60, allow_redirects=False).status_code == 302
+        # On the loopback alone, and the first to go where the memory is full.
+        listening = run("cat /proc/net/tcp | grep ' 0A ' | awk '{print $2}'").split()
+        ports = {line.partition(":")[2] for line in listening if line.startswith("0100007F")}
+        assert {f"{each['port']:04X}" for each in (first, more, bare, topmost)} <= ports
+        assert run("cat /proc/$(pgrep -fo tensorboard)/oom_score_adj").strip() == "500"
+        # What isn't a folder of one's own.
+        refused = [begin(server, path).status_code for path in ("nowhere", "../../etc", 3)]
+        assert refused == [404, 404, 400]
+        assert begin(server, "work", {}).status_code == 403
+        assert "/user/ada/proxy/" in asyncio.run(asyncio.wait_for(display(server), 120))
+    finally:
+        container.remove(force=True, v=True)

@@ -106,10 +106,10 @@ def read(engine, name):
 
 def computing_kernel(hub, code):
     """Start a kernel in ada's server, and let it execute something."""
-    kernel = new_kernel(hub, "ada", "one.ipynb")
+    kernel = new_kernel(f"{hub.url}/user/ada", "one.ipynb")
 
     async def run():
-        connection = await execute(hub, "ada", kernel, code)
+        connection = await execute(f"{hub.url}/user/ada", kernel, code)
         # Its first word: the message has arrived.
         await connection.read_message()
         connection.close()
@@ -146,12 +146,12 @@ def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     hub.add_to_group("small", "ada")
     hub.start_server("ada", GPU)
     url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/gpuspawner/page"
-    kernel = new_kernel(hub, "ada", "train.ipynb")
+    kernel = new_kernel(f"{hub.url}/user/ada", "train.ipynb")
 
     async def told():
         page = await websocket_connect(HTTPRequest(url, headers={"Authorization": TOKEN_OF_ALL}))
         first = json.loads(await page.read_message())
-        connection = await execute(hub, "ada", kernel, GREEDY)
+        connection = await execute(f"{hub.url}/user/ada", kernel, GREEDY)
         while "killed" not in (message := json.loads(await page.read_message())):
             pass
         connection.close()
