@@ -99,6 +99,7 @@ def test_a_program_that_somebody_has_configured_is_found_under_its_name(load, po
     app = App({}, {"viewer": {"command": ["viewer"]}})
     load("")._load_jupyter_server_extension(app)
     app.ask("/user/ada/viewer/")
+    assert ports == [app]
     app.ask("/user/ada/proxy/1/")
     assert ports == [app]
 
@@ -212,12 +213,26 @@ def test_the_gpu_is_the_fullest_of_those_that_the_kernel_is_on(container) -> Non
 def test_numbers_of_the_machine_are_taken_for_nobodys(container) -> None:
     """An older driver's; one of them happens to be a shell's here."""
     container.has(10, "/dev/nvidia0")
-    container.has(20, words="bash")
+    container.has(20, parent=10, words="bash")
     alone = container.explain("", container.gpu(0, 39, p41233=30, p20=9))
     assert (alone.own, alone.others) == (39 * GIB, ())
     container.has(30, "/dev/nvidia0")
     several = container.explain("", container.gpu(0, 39, p41233=30, p20=9), other=30)
     assert (several.own, several.others, several.others_hold) == (None, ("other.ipynb",), None)
+
+
+# ---- TensorBoard ---------------------------------------------------------------------------------
+
+
+def test_the_logs_are_those_of_the_open_folder_and_never_all_of_the_home(load, tmp_path) -> None:
+    logs_below = load(".start_tensorboard").logs_below
+    assert logs_below(tmp_path, is_root=True) == tmp_path / "runs"
+    assert logs_below(tmp_path, is_root=False) == tmp_path
+    (tmp_path / "runs").write_text("no folder")
+    (tmp_path / "logs").mkdir()
+    assert logs_below(tmp_path, is_root=True) == tmp_path / "logs"
+    (tmp_path / "lightning_logs").mkdir()
+    assert logs_below(tmp_path, is_root=False) == tmp_path / "lightning_logs"
 
 
 # ---- What JupyterLab says ------------------------------------------------------------------------
@@ -240,7 +255,7 @@ def in_node(folder: Path, code: str) -> Any:
 SENTENCES = """
 import { sentence } from "./static/gpu_full.js";
 import { Words } from "./static/words.js";
-const [big, name] = [188.5 * 2 ** 30, "a very long name of a notebook (copy).ipynb"];
+const [big, name] = [188.5 * 2 ** 30, "x".repeat(200)];
 const said = {};
 for (const language of ["en", "zh-CN"]) {
   const words = new Words({ languageCode: language, load: () => undefined });
@@ -345,9 +360,6 @@ console.log(JSON.stringify(said));
 def test_a_home_that_is_nearly_full_is_warned_of_once(tmp_path: Path) -> None:
     warning = "Your files take 46 of 50 GB. Remove what you no longer need."
     assert in_node(tmp_path, HOME) == [warning, "gone", warning, "Your files take 12 GB."]
-
-
-# ---- TensorBoard ---------------------------------------------------------------------------------
 
 
 def test_every_chinese_sentence_of_the_extension_is_one_that_is_said() -> None:
