@@ -308,8 +308,8 @@ def test_who_has_packages_in_another_version_reads_so(make_hub, minimal_image, p
 
 
 def test_tensorboard_has_a_tile_that_shows_it(make_hub, pytorch_image, page, picture):
-    hub = make_hub(IMAGES_OWN)
-    hub.start_server("ada", {"gpus": 0, "image": "pytorch-2.7"})
+    hub = make_hub(IMAGES_OWN, f"c.GPUSpawner.images = {{'torch': {pytorch_image[1]!r}}}")
+    hub.start_server("ada", {"gpus": 0})
     open_lab(page, hub, "ada")
     page.locator(".jp-LauncherCard").filter(has_text="TensorBoard").click()
     shown = page.frame_locator("iframe[title=TensorBoard]")

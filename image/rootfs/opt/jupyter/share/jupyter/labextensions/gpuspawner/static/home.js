@@ -3,7 +3,8 @@
 import { Notice } from "./notice.js";
 import { gigabytes } from "./words.js";
 
-const COMMAND = "du -sh ~/* ~/.[!.]* | sort -h";
+const LARGE = "du -sh ~/* ~/.[!.]* | sort -h";
+const EMPTY_TRASH = "rm -rf ~/.local/share/Trash/*";
 
 /**
  * Return how full the home of a server is, by the hub's answer; null where that isn't known.
@@ -35,8 +36,8 @@ export function homeWords(words, { used, allowed }) {
 
 export class HomeWarning {
   /**
-   * @param lab - the parts of JupyterLab that are needed: `Notification`, and `showDialog` and
-   *   `Dialog` for what to do.
+   * @param lab - the parts of JupyterLab that are needed: `Notification`, and `showDialog`,
+   *   `Dialog` and `Widget` for what to do.
    * @param words - the reader's language.
    * @param name - of the server: in a browser's tab each is warned of once.
    */
@@ -79,18 +80,21 @@ export class HomeWarning {
   }
 
   _explain(facts) {
-    const say = (sentence, values) => this._words.say(sentence, values);
-    const body = [
-      facts.enforced ? say("When no room is left, nothing can be saved any more.") : "",
-      say("In a terminal, this shows what is large: {command}", { command: COMMAND }),
-      say(
-        "What you delete in the file browser is in the Trash, and counts until you empty it: {command}",
-        { command: "rm -rf ~/.local/share/Trash/*" }
-      ),
-    ];
+    const say = (sentence) => this._words.say(sentence);
+    const node = document.createElement("div");
+    const add = (tag, text) => {
+      const made = document.createElement(tag);
+      made.textContent = text;
+      node.append(made);
+    };
+    if (facts.enforced) add("p", say("When no room is left, nothing can be saved any more."));
+    add("p", say("In a terminal, this shows what is large:"));
+    add("pre", LARGE);
+    add("p", say("What you delete in the file browser is in the Trash, and counts until you empty it:"));
+    add("pre", EMPTY_TRASH);
     return this._lab.showDialog({
       title: homeWords(this._words, facts),
-      body: body.filter(Boolean).join(" "),
+      body: new this._lab.Widget({ node }),
       buttons: [this._lab.Dialog.okButton()],
     });
   }

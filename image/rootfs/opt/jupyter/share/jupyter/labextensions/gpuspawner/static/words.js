@@ -84,9 +84,9 @@ const CHINESE = {
   "{much} Remove what you no longer need.": "{much}请删除不再需要的文件。",
   "How?": "怎么做？",
   "When no room is left, nothing can be saved any more.": "空间用尽后将无法保存任何内容。",
-  "In a terminal, this shows what is large: {command}": "在终端中查看哪些文件较大：{command}",
-  "What you delete in the file browser is in the Trash, and counts until you empty it: {command}":
-    "在文件浏览器中删除的文件会进入回收站，清空之前仍计入：{command}",
+  "In a terminal, this shows what is large:": "在终端中查看哪些文件较大：",
+  "What you delete in the file browser is in the Trash, and counts until you empty it:":
+    "在文件浏览器中删除的文件会进入回收站，清空之前仍计入：",
   TensorBoard: "TensorBoard",
   "Training curves of the folder that is open, or of its folder runs":
     "当前文件夹（或其中 runs 文件夹）的训练曲线",
