@@ -12,7 +12,7 @@ import pytest
 
 from ..support.browsers import assert_accessible
 from ..support.dashboards import LAB_MAY_ASK, Visitor, lines
-from ..support.hubs import IMAGES_OWN, PASSWORD, with_groups
+from ..support.hubs import IMAGES_OWN, PASSWORD, until, with_groups
 from ..support.looks import inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -197,6 +197,15 @@ def test_a_full_gpu_and_a_full_home_are_explained(hub, host, engine, page, pictu
     page.get_by_role("dialog").get_by_text("du -sh ~/* ~/.[!.]* | sort -h").wait_for()
     picture(page, "lab-home")
     assert_accessible(page, ".jp-Dialog-content")
+
+
+@pytest.mark.thorough
+def test_a_full_home_is_told_of_without_gpus_too(hub, page):
+    hub.add_to_group("full", "dee")
+    hub.start_server("dee", {"gpus": 0})
+    until(lambda: Visitor(hub, "dee").status()["homes"], "it is measured", log=hub.log)
+    open_lab(page, hub, "dee")
+    notice(page, re.compile(r"Your files take [\d.]+ of 0\.0 GB\.")).wait_for()
 
 
 def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hub, page, picture):

@@ -4,7 +4,7 @@ import { Notice } from "./notice.js";
 import { gigabytes } from "./words.js";
 
 const LARGE = "du -sh ~/* ~/.[!.]* | sort -h";
-const EMPTY_TRASH = "rm -rf ~/.local/share/Trash/*";
+const EMPTY_TRASH = "rm -rf ~/.local/share/Trash/* ~/*/.Trash-*/*";
 
 /**
  * Return how full the home of a server is, by the hub's answer; null where that isn't known.
