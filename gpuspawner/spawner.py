@@ -63,6 +63,8 @@ from .spawn_attempt import SpawnAttempt
 _creating: ContextVar[str] = ContextVar("creating", default="")
 
 
+# Says in a server that something limits its user's files, and how many bytes they may take.
+HOME_SIZE = "GPUSPAWNER_HOME_SIZE"
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
 # How long until a starting container is looked at again whose output can't be followed any more.
@@ -269,6 +271,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     def get_env(self) -> dict[str, str]:
         """Return the server's environment; the administrator's variables override ours."""
         kept = RUNTIME if self.home_volume else {}
+        if self.home_volume and self.home_size:
+            kept = {**kept, HOME_SIZE: str(self.home_size)}
         grace = {GRACE: f"{self.stop_grace:g}"}
         return {**QUICK_START, **grace, **kept, **super().get_env()}
 

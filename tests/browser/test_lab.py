@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from ..support.browsers import assert_accessible
 from ..support.dashboards import LAB_MAY_ASK, Visitor, lines
-from ..support.hubs import IMAGES_OWN, PASSWORD
+from ..support.hubs import IMAGES_OWN, PASSWORD, until, with_groups
 from ..support.looks import inside
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
@@ -23,6 +24,8 @@ c.GPUSpawner.home_volume = "lab-{username}"
 c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
 """
+# A home that is full from the start, and a memory that is told with its limit.
+MORE += with_groups({"full": {"home_size": "1K"}, "limited": {"mem_limit": "4G"}})
 # Long enough for a browser to come before the warning, which is given after half of it.
 SHORT_HOURS = 70 / 3600
 
@@ -99,6 +102,7 @@ def another(browser, **how):
 def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
     hub, host, page, picture
 ):
+    hub.add_to_group("limited", "ada")
     hub.start_server("ada", {"gpus": 2, "hours": 3.2})
     use(host, 87, mib=33 * 1024)
     open_lab(page, hub, "ada")
@@ -109,6 +113,9 @@ def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
     page.keyboard.press("Enter")
     panel(page).get_by_text("87 %").first.wait_for()
     picture(page, "lab-panel")
+    page.locator("#gpuspawner-memory").get_by_text(
+        re.compile(r"^Memory 0\.\d of 4\.0 GB$")
+    ).wait_for()
     assert_accessible(page, ".gpuspawner-item", "#gpuspawner-panel")
     shown = panel(page).inner_text()
     assert shown.count("NVIDIA A100-SXM4-40GB") == shown.count("33 of 40 GB") == 2
@@ -158,6 +165,50 @@ def test_the_warning_of_idle_gpus_is_answered_with_i_m_still_here(hub, page, pic
     assert lease(hub, "ada")["idle_since"] != before
 
 
+RUNS_OUT = """
+held = open("/dev/nvidia0")
+class OutOfMemoryError(RuntimeError): pass
+raise OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB. GPU 0 has …")
+"""
+
+
+@pytest.mark.thorough
+def test_a_full_gpu_and_a_full_home_are_explained(hub, host, engine, page, picture):
+    hub.add_to_group("full", "cyd")
+    hub.start_server("cyd", {"gpus": 1})
+    use(host, 50, mib=39 * 1024)
+    cell = {"cell_type": "code", "source": RUNS_OUT, "metadata": {}, "outputs": []}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    notebook = {"cells": [{**cell, "execution_count": None}], "metadata": kernel}
+    text = json.dumps({**notebook, "nbformat": 4, "nbformat_minor": 4})
+    inside(engine, "cyd", f"cat > ~/work/train.ipynb <<'END'\n{text}\nEND")
+    open_lab(page, hub, "cyd", "lab/tree/work/train.ipynb")
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.get_by_text("| Idle").first.wait_for()
+    page.keyboard.press("Shift+Enter")
+    notice(page, "The GPU's 40 GB are full, 39 GB by this kernel alone.").wait_for()
+    item(page).click()
+    # The hub measures it after it was asked for the first time.
+    full = notice(page, re.compile(r"Your files take [\d.]+ of 0\.0 GB\."))
+    full.wait_for()
+    picture(page, "lab-full")
+    panel(page).get_by_text("Your files take").wait_for()
+    page.keyboard.press("Escape")
+    full.get_by_role("button", name="How?").click()
+    page.get_by_role("dialog").get_by_text("du -sh ~/* ~/.[!.]* | sort -h").wait_for()
+    picture(page, "lab-home")
+    assert_accessible(page, ".jp-Dialog-content")
+
+
+@pytest.mark.thorough
+def test_a_full_home_is_told_of_without_gpus_too(hub, page):
+    hub.add_to_group("full", "dee")
+    hub.start_server("dee", {"gpus": 0})
+    until(lambda: Visitor(hub, "dee").status()["homes"], "it is measured", log=hub.log)
+    open_lab(page, hub, "dee")
+    notice(page, re.compile(r"Your files take [\d.]+ of 0\.0 GB\.")).wait_for()
+
+
 def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hub, page, picture):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
@@ -171,7 +222,8 @@ def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hu
     assert_accessible(page, ".gpuspawner-item")
     assert page.locator(".gpuspawner-button").count() == 0
     assert any("labextensions/gpuspawner" in url or "extensions/gpuspawner" in url for url in asked)
-    assert not [url for url in asked if "/services/" in url]
+    # Nor is jupyter-server-proxy loaded for tiles that there aren't.
+    assert not [url for url in asked if "/services/" in url or "/server-proxy/" in url]
 
 
 @pytest.mark.thorough
@@ -269,6 +321,17 @@ def test_who_has_packages_in_another_version_reads_so(make_hub, minimal_image, p
     said = "Your packages are in lab. This server runs minimal, without them."
     notice(page, said).wait_for()
     picture(page, "lab-packages")
+
+
+def test_tensorboard_has_a_tile_that_shows_it(make_hub, pytorch_image, page, picture):
+    hub = make_hub(IMAGES_OWN, f"c.GPUSpawner.images = {{'torch': {pytorch_image[1]!r}}}")
+    hub.start_server("ada", {"gpus": 0})
+    open_lab(page, hub, "ada")
+    page.locator(".jp-LauncherCard").filter(has_text="TensorBoard").click()
+    shown = page.frame_locator("iframe[title=TensorBoard]")
+    shown.get_by_text("No dashboards are active for the current data set.").first.wait_for()
+    shown.get_by_text("/home/jovyan/runs").first.wait_for()
+    picture(page, "lab-tensorboard")
 
 
 def test_what_is_open_and_not_saved_is_saved_when_the_server_is_stopped(hub, engine, page):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import uuid
-from datetime import datetime, timezone
 
 import pytest
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from ..support.hubs import IMAGES_OWN, TOKEN, until, with_groups
+from ..support.kernels import execute, new_kernel
 from ..support.looks import containers, inside
 from ..support.queues import audit_lines
 
@@ -105,38 +104,12 @@ def read(engine, name):
     return inside(engine, "ada", f"cat ~/{name} 2>/dev/null")
 
 
-async def execute(hub, kernel, code):
-    """Let a kernel of ada's server begin to execute something."""
-    url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/api/kernels/{kernel}/channels"
-    connection = await websocket_connect(HTTPRequest(url, headers={"Authorization": TOKEN_OF_ALL}))
-    header = {
-        "msg_id": uuid.uuid4().hex,
-        "msg_type": "execute_request",
-        "username": "ada",
-        "session": uuid.uuid4().hex,
-        "date": datetime.now(timezone.utc).isoformat(),
-        "version": "5.3",
-    }
-    content = {"code": code, "silent": False, "store_history": False, "allow_stdin": False}
-    message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
-    await connection.write_message(json.dumps({**message, "channel": "shell", "buffers": []}))
-    return connection
-
-
-def new_kernel(hub, notebook):
-    """Start a kernel for a notebook in ada's server; return its id."""
-    model = {"path": notebook, "type": "notebook", "name": "", "kernel": {"name": "python3"}}
-    made = hub._admin.post(f"{hub.url}/user/ada/api/sessions", json=model, timeout=60)
-    assert made.status_code == 201, made.text
-    return made.json()["kernel"]["id"]
-
-
 def computing_kernel(hub, code):
     """Start a kernel in ada's server, and let it execute something."""
-    kernel = new_kernel(hub, "one.ipynb")
+    kernel = new_kernel(f"{hub.url}/user/ada", "one.ipynb")
 
     async def run():
-        connection = await execute(hub, kernel, code)
+        connection = await execute(f"{hub.url}/user/ada", kernel, code)
         # Its first word: the message has arrived.
         await connection.read_message()
         connection.close()
@@ -174,12 +147,12 @@ def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     hub.add_to_group("small", "ada")
     hub.start_server("ada", GPU)
     url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/gpuspawner/page"
-    kernel = new_kernel(hub, "train.ipynb")
+    kernel = new_kernel(f"{hub.url}/user/ada", "train.ipynb")
 
     async def told():
         page = await websocket_connect(HTTPRequest(url, headers={"Authorization": TOKEN_OF_ALL}))
         first = json.loads(await page.read_message())
-        connection = await execute(hub, kernel, GREEDY)
+        connection = await execute(f"{hub.url}/user/ada", kernel, GREEDY)
         while "killed" not in (message := json.loads(await page.read_message())):
             pass
         connection.close()

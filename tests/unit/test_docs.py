@@ -60,7 +60,19 @@ CLASSES = {
     "Spawner": GPUSpawner,
 }
 # Programs of others that the pages call.
-OTHERS = {"curl", "docker", "echo", "git", "jupyterhub", "nvidia-ctk", "pip", "systemctl"}
+OTHERS = {
+    "curl",
+    "docker",
+    "du",
+    "echo",
+    "git",
+    "jupyterhub",
+    "nvidia-ctk",
+    "pip",
+    "python",
+    "rm",
+    "systemctl",
+}
 # What a reader puts their own in place of, and what is put there here.
 PLACEHOLDERS = {"sha256:…": f"sha256:{'0' * 64}"}
 

@@ -26,9 +26,15 @@ export class Channel {
     this._listeners.push(listener);
   }
 
+  /** Send the server a message; nothing where it isn't connected. */
+  tell(message) {
+    if (this._socket.readyState === this._socket.OPEN) this._socket.send(JSON.stringify(message));
+  }
+
   _connect() {
     const { WebSocket, wsUrl } = this._settings;
     const socket = new WebSocket(`${wsUrl.replace(/\/?$/, "/")}gpuspawner/page`);
+    this._socket = socket;
     const answer = (message) => socket.send(JSON.stringify(message));
     socket.addEventListener("open", () => (this._pause = FIRST_PAUSE_MS));
     socket.addEventListener("message", ({ data }) => {

@@ -11,9 +11,8 @@
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
   const here = document.currentScript.src;
-  const [rest, server, packages] = ["extension.js", "server.js", "packages.js"].map(
-    (name) => new URL(name, here).href
-  );
+  const names = ["extension.js", "server.js", "packages.js", "tensorboard.js"];
+  const [rest, server, packages, tensorboard] = names.map((name) => new URL(name, here).href);
 
   async function take(name) {
     const versions = shared[name];
@@ -30,22 +29,48 @@
   async function plugins() {
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
     const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
+    if (page.gpuspawner?.tensorboard) found.push(...(await ofTensorBoard()));
     if (!page.hubPrefix) return found;
-    return [...found, await ofServer(), await indicator(page)];
+    return [...found, await ofServer(page), await indicator(page)];
   }
 
-  async function ofServer() {
-    const [{ serverPlugin }, docmanager, translation, apputils] = await Promise.all([
-      import(server),
-      take("@jupyterlab/docmanager"),
-      take("@jupyterlab/translation"),
-      take("@jupyterlab/apputils"),
-    ]);
-    return serverPlugin({
+  async function ofServer(page) {
+    const [{ serverPlugin }, docmanager, statusbar, translation, apputils, widgets] =
+      await Promise.all([
+        import(server),
+        take("@jupyterlab/docmanager"),
+        take("@jupyterlab/statusbar"),
+        take("@jupyterlab/translation"),
+        take("@jupyterlab/apputils"),
+        take("@lumino/widgets"),
+      ]);
+    return serverPlugin(page, {
       IDocumentManager: docmanager.IDocumentManager,
+      IStatusBar: statusbar.IStatusBar,
       ITranslator: translation.ITranslator,
       Notification: apputils.Notification,
+      Widget: widgets.Widget,
     });
+  }
+
+  async function ofTensorBoard() {
+    const [{ tensorboardPlugin }, launcher, translation, apputils, services, icons, widgets] =
+      await Promise.all([
+        import(tensorboard),
+        take("@jupyterlab/launcher"),
+        take("@jupyterlab/translation"),
+        take("@jupyterlab/apputils"),
+        take("@jupyterlab/services"),
+        take("@jupyterlab/ui-components"),
+        take("@lumino/widgets"),
+      ]);
+    // Notebook has no launcher.
+    if (!launcher.ILauncher) return [];
+    const { ITranslator } = translation;
+    const { Notification } = apputils;
+    const { ServerConnection } = services;
+    const lab = { ILauncher: launcher.ILauncher, ITranslator, Notification, ServerConnection };
+    return [tensorboardPlugin({ ...lab, LabIcon: icons.LabIcon, Widget: widgets.Widget })];
   }
 
   async function indicator(page) {
@@ -60,6 +85,8 @@
       IStatusBar: statusbar.IStatusBar,
       ITranslator: translation.ITranslator,
       Notification: apputils.Notification,
+      showDialog: apputils.showDialog,
+      Dialog: apputils.Dialog,
       Widget: widgets.Widget,
     });
   }

@@ -1,13 +1,17 @@
 /* The plugin: brings together what the hub says, the status bar's item and the warnings. */
 
+import { HomeWarning, home } from "./home.js";
 import { Hub, Watch } from "./hub.js";
 import { Indicator, withoutGpus } from "./indicator.js";
 import { lease } from "./lease.js";
+import { intoStatusBar, widget } from "./place.js";
 import { Warnings } from "./warnings.js";
 import { Words } from "./words.js";
 
 // How often the time that is left is written anew.
 const TICK_MS = 10_000;
+// How often a server without GPUs asks, and only where something limits its user's files.
+const HOME_PERIOD_MS = 600_000;
 
 /**
  * Return the plugin.
@@ -31,12 +35,17 @@ export function plugin(page, lab) {
 }
 
 function start(app, page, lab, statusBar, words) {
+  const hub = new Hub(page);
+  const files = new HomeWarning(lab, words, page.hubPrefix + page.baseUrl);
   if (page.gpuspawner?.gpus === 0) {
     // Nobody has to be asked for that.
     place(app, lab, statusBar, withoutGpus(words, `${page.hubHost ?? ""}${page.hubPrefix}home`));
+    if (page.gpuspawner.home) {
+      const seldom = new Watch(hub, () => files.show(home(hub, seldom.answer)), HOME_PERIOD_MS);
+      seldom.start();
+    }
     return;
   }
-  const hub = new Hub(page);
   const watch = new Watch(hub, show);
   const actions = {
     extend: () => afterwards(hub.extend()),
@@ -55,8 +64,10 @@ function start(app, page, lab, statusBar, words) {
 
   function show() {
     const facts = lease(hub, page.gpuspawner, watch.answer);
-    indicator.show(facts);
+    const kept = home(hub, watch.answer);
+    indicator.show({ ...facts, home: kept });
     warnings.show(facts);
+    files.show(kept);
   }
 
   indicator.onOpen = (open) => watch.hurry(open);
@@ -69,16 +80,7 @@ function start(app, page, lab, statusBar, words) {
 }
 
 function place(app, lab, statusBar, node) {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = new URL("style.css", import.meta.url).href;
-  document.head.append(link);
-  const item = new lab.Widget({ node });
-  item.id = "gpuspawner-indicator";
-  if (statusBar) {
-    statusBar.registerStatusItem("gpuspawner:indicator", { item, align: "left", rank: 20 });
-  } else {
-    // Notebook has no status bar; its header has room beside the kernel's state.
-    app.shell.add(item, "top", { rank: 9000 });
-  }
+  if (intoStatusBar(lab, statusBar, "indicator", node, 20)) return;
+  // Notebook has no status bar; its header has room beside the kernel's state.
+  app.shell.add(widget(lab, "indicator", node), "top", { rank: 9000 });
 }

@@ -82,14 +82,16 @@ export class Watch {
   /**
    * @param hub - the hub.
    * @param changed - called after each try.
+   * @param period - how often, in milliseconds.
    */
-  constructor(hub, changed) {
+  constructor(hub, changed, period = PERIOD_MS) {
     this._hub = hub;
     this._changed = changed;
+    this._usual = period;
     this._timer = 0;
     this._failures = 0;
     this._triedAt = -Infinity;
-    this._period = PERIOD_MS;
+    this._period = period;
     this._asking = null;
     /** The last answer, `at`, when it came, `fresh`, whether no try failed since; null: none. */
     this.answer = null;
@@ -110,7 +112,7 @@ export class Watch {
 
   /** Ask more often, for as long as somebody looks. */
   hurry(much) {
-    this._period = much ? HURRY_MS : PERIOD_MS;
+    this._period = much ? HURRY_MS : this._usual;
     if (!this._failures) this._plan();
   }
 

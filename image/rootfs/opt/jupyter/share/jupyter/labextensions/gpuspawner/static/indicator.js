@@ -1,5 +1,6 @@
 /* The item in the status bar, and the panel behind it. */
 
+import { homeWords } from "./home.js";
 import { gigabytes, WAITED_FOR } from "./words.js";
 
 /** Return an element; `attributes` may be none, what comes after them goes into it. */
@@ -40,6 +41,7 @@ export class Indicator {
     this._rows = element("ul", {});
     this._time = element("p", {});
     this._later = element("p", {});
+    this._home = element("p", {});
     this._news = element("p", { class: "gpuspawner-news" });
     this._said = element("p", { role: "status" });
     this._extend = this._action("extend", say("Extend"), (until) =>
@@ -57,7 +59,8 @@ export class Indicator {
         tabindex: "-1",
         popover: "auto",
       },
-      ...[title, this._rows, this._time, this._later, this._news, buttons, this._said]
+      ...[title, this._rows, this._time, this._later, this._home],
+      ...[this._news, buttons, this._said]
     );
     if (this._dashboard) {
       const link = element("a", { href: this._dashboard, target: "_blank" });
@@ -145,6 +148,7 @@ export class Indicator {
         : words.say("JupyterHub doesn't answer. What is shown is from {moment}.", {
             moment: words.moment(facts.at),
           });
+    this._home.textContent = facts.home ? homeWords(words, facts.home) : "";
     const early = facts.extendFrom !== null && facts.extendFrom > Date.now();
     this._later.textContent =
       !facts.live || facts.until === null

@@ -1,31 +1,42 @@
 /* The plugin for what concerns this server itself, with GPUs or without: documents that are saved at
- * its end, and its memory.
+ * its end, its memory, and that of its GPUs.
  */
 
 import { Channel } from "./channel.js";
+import { GpuFull } from "./gpu_full.js";
+import { MemoryItem } from "./memory.js";
+import { intoStatusBar } from "./place.js";
 import { Saver } from "./saver.js";
 import { gigabytes, Words } from "./words.js";
 
 /**
  * Return the plugin.
  *
+ * @param page - JupyterLab's page configuration.
  * @param lab - the parts of JupyterLab that are needed; in some applications some aren't there.
  */
-export function serverPlugin(lab) {
+export function serverPlugin(page, lab) {
   return {
     id: "gpuspawner:server",
-    description: "Saves open documents when the server ends, and says what its memory was too small for",
+    description: "Saves open documents when the server ends, shows its memory, and says what was too large for it",
     autoStart: true,
     requires: [lab.IDocumentManager],
-    optional: [lab.ITranslator].filter(Boolean),
-    activate: (app, documents, translator) => {
+    optional: [lab.IStatusBar, lab.ITranslator].filter(Boolean),
+    activate: (app, documents, ...services) => {
+      const [statusBar, translator] = [lab.IStatusBar, lab.ITranslator].map((token) =>
+        token ? services.shift() : null
+      );
       const channel = new Channel(app.serviceManager.serverSettings);
       const saver = new Saver(app, documents);
-      const words = new Words(translator ?? null);
+      const words = new Words(translator);
+      const memory = new MemoryItem(words);
+      intoStatusBar(lab, statusBar, "memory", memory.node, 21);
       channel.listen((message, answer) => saver.heard(message, answer));
-      channel.listen(({ killed }) => {
+      channel.listen(({ memory: amounts, killed }) => {
+        if (amounts) memory.show(amounts);
         if (killed) lab.Notification.error(killedWords(words, killed), { autoClose: false });
       });
+      if (page.gpuspawner?.gpus > 0) new GpuFull(app, lab, words, channel).start();
     },
   };
 }

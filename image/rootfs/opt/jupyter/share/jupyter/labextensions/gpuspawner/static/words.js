@@ -61,6 +61,37 @@ const CHINESE = {
   "{what}: the server's memory was full ({peak} of {limit} GB).":
     "{what}：服务器内存已用尽（{peak} / {limit} GB）。",
   "{what}: the server's memory was full ({limit} GB).": "{what}：服务器内存已用尽（{limit} GB）。",
+  "What programs in this server use; at the limit one of them is killed":
+    "此服务器中程序占用的内存；达到上限时，其中一个会被终止",
+  "Memory {used} GB": "内存 {used} GB",
+  "Memory {used} of {total} GB": "内存 {used} / {total} GB",
+  "Memory {used} of {total} GB, nearly full": "内存 {used} / {total} GB，即将用尽",
+  "Running kernels": "正在运行的内核",
+  "The GPU's memory was full. Use smaller batches, or shut down other kernels that are on it.":
+    "GPU 显存已用尽。请减小批量，或关闭占用它的其他内核。",
+  "The GPU's {total} GB are full, and {names} is on it too. Shut that down, or use smaller batches.":
+    "GPU 的 {total} GB 显存已用尽，{names} 也在使用它。请关闭后者，或减小批量。",
+  "The GPU's {total} GB are full: {own} GB here, {rest} GB {names}. Shut that down, or use smaller batches.":
+    "GPU 的 {total} GB 显存已用尽：此内核 {own} GB，{names} {rest} GB。请关闭后者，或减小批量。",
+  "The GPU's memory doesn't suffice: {asked} GB more were asked for, {free} of {total} GB are free. Use smaller batches.":
+    "GPU 显存不够：还要申请 {asked} GB，而 {total} GB 中只剩 {free} GB。请减小批量。",
+  "The GPU's {total} GB are full. Use smaller batches, or restart the kernel.":
+    "GPU 的 {total} GB 显存已用尽。请减小批量，或重启内核。",
+  "The GPU's {total} GB are full, {own} GB by this kernel alone. Use smaller batches, or restart it.":
+    "GPU 的 {total} GB 显存已用尽，仅此内核就占 {own} GB。请减小批量，或重启内核。",
+  "Your files take {used} GB.": "您的文件占用 {used} GB。",
+  "Your files take {used} of {total} GB.": "您的文件占用 {used} GB，上限 {total} GB。",
+  "{much} Remove what you no longer need.": "{much}请删除不再需要的文件。",
+  "How?": "怎么做？",
+  "When no room is left, nothing can be saved any more.": "空间用尽后将无法保存任何内容。",
+  "In a terminal, this shows what is large:": "在终端中查看哪些文件较大：",
+  "What you delete in the file browser is in the Trash, and counts until you empty it:":
+    "在文件浏览器中删除的文件会进入回收站，清空之前仍计入：",
+  TensorBoard: "TensorBoard",
+  "Training curves of the folder that is open, or of its folder runs":
+    "当前文件夹（或其中 runs 文件夹）的训练曲线",
+  "TensorBoard is starting…": "TensorBoard 正在启动…",
+  "TensorBoard doesn't start: {why}": "TensorBoard 无法启动：{why}",
   "Your packages are in {versions}. This server runs {version}, without them.":
     "您的软件包装在 {versions} 中；此服务器运行的是 {version}，用不到它们。",
 };
