@@ -249,10 +249,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return the first generations of the volumes that go with this server, and the policy."""
         overrides: list[dict[str, Any]] = []
         with suppress(web.HTTPError):  # an invalid override, which has been logged
-            overrides = await self._overrides_that_apply()
+            overrides = await self.overrides_of_groups()
         try:
             with suppress(web.HTTPError):
-                self._apply_overrides_of(overrides)
+                self.apply_overrides_of(overrides)
             return self.user_volumes.going(), self.deleted_user_volumes
         finally:
             self.overrides.put_back()
