@@ -35,7 +35,7 @@ ANSWER_SECONDS = 3.0
 # How often it is looked whether an offer is over.
 LOOK_SECONDS = 1.0
 # The rules in the audit log.
-SWITCHED, GIVEN_BACK = "restarted with GPUs", "given back"
+SWITCHED, GIVEN_BACK = "switched", "given back"
 LOST_PLACE = lazy_gettext(
     "JupyterHub was restarted while you waited for GPUs, so that you have lost your place. Please "
     "ask for them again."
@@ -411,13 +411,13 @@ class GPUSwitch:
         except Exception as error:
             # What keeps a server from starting is on its page, and in the log, as of any start.
             said = one_line(error)
-            spawner.log.error("Restarting %s %s failed: %s", spawner.log_name, rule, said)
+            spawner.log.error("Restarting %s (%s) failed: %s", spawner.log_name, rule, said)
             self.notice = NOT_RESTARTED
         finally:
             self._restart = None
             self._release_offer("the start failed, or was given up")
             self._asked = None
-            runs = not spawner.pending and spawner.server is not None
+            runs = compat.is_current(spawner) and spawner.ready
             if not (self.notice and runs):
                 spawner.hub_state.switches.remove(self)
 
@@ -510,7 +510,7 @@ class GPUSwitch:
     def _require_running(self) -> None:
         if self._restart:
             raise _being_restarted()
-        if self._spawner.pending or self._spawner.server is None:
+        if not self._spawner.ready:
             raise Refused(lazy_gettext("This server doesn't run now."), status=409)
 
     def _require_nothing_asked(self) -> None:

@@ -14,6 +14,7 @@ from datetime import datetime
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
@@ -320,7 +321,8 @@ def handler_of_hub(spawner: Any) -> Any:
     What the hub does around both, from the limit of servers to the route and the look after the
     server, are methods of its handlers. ref: `spawn_single_user` in jupyterhub/handlers/base.py
     """
-    headers = HTTPHeaders({"Accept-Language": spawner._accept_language})
+    hub = urlsplit(spawner.hub.url).netloc
+    headers = HTTPHeaders({"Host": hub, "Accept-Language": spawner._accept_language})
     request = HTTPServerRequest(
         start_line=RequestStartLine("POST", f"{spawner.hub.base_url}home", "HTTP/1.1"),
         headers=headers,
@@ -370,6 +372,15 @@ async def start_by(handler: Any, spawner: Any, options: dict[str, Any]) -> None:
 def spawner_now(spawner: Any) -> Any:
     """Return the spawner that the hub has for a server now: it drops that of one that is off."""
     return spawner.user.spawners[spawner.name]
+
+
+def is_current(spawner: Any) -> bool:
+    """Return whether the hub still has a spawner.
+
+    One that it has dropped seems to run whenever the next one of the server does: both have the
+    same row of the database.
+    """
+    return spawner.user.spawners.get(spawner.name) is spawner
 
 
 def at_hub_start(begin: Callable[[Any], None]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import lazy_gettext
+from . import compat
 
 
 class Switches:
@@ -49,7 +50,7 @@ class Switches:
         if found := self._with_news.get(holder):
             return found
         for spawner in self._spawners():
-            if spawner.holder == holder and spawner.active:
+            if spawner.holder == holder and compat.is_current(spawner) and spawner.active:
                 return spawner.gpu_switch
         words = lazy_gettext("%(holder)s has no server that runs now.", holder=str(holder))
         raise Refused(words, status=404)
@@ -60,6 +61,6 @@ class Switches:
             spawner.holder: spawner.gpu_switch
             for spawner in self._spawners()
             # An earlier hub process may have left it something to tell.
-            if spawner.gpu_switch.has_news and spawner.active
+            if spawner.gpu_switch.has_news and compat.is_current(spawner) and spawner.active
         }
         return [each.facts() for each in {**found, **self._with_news}.values() if each.has_news]

@@ -21,6 +21,7 @@ LINES = (
     "c.JupyterHub.template_paths = [TEMPLATES]",
     "c.GPUSpawner.home_volume = 'home-{username}'",
     "c.GPUSpawner.claim_minutes = 30",
+    "c.JupyterHub.named_server_limit_per_user = 3",
     with_groups({"hasty": {"claim_minutes": 0.05}}),
 )
 
@@ -78,6 +79,7 @@ def test_who_runs_without_a_gpu_asks_for_one_switches_and_gives_it_back(hub, eng
     inside(engine, "ada", "echo kept > ~/work/note")
     home = Home(hub, "ada")
     assert "without GPUs" in home.says()
+    assert "You may have 3 servers with names." in home.page().text
     waiting = home.press("Get GPUs", gpus="1")
     assert "It goes on while it waits for GPUs. You are next in line for 1 GPU." in waiting
     ada = Program(hub, "ada")
@@ -89,8 +91,10 @@ def test_who_runs_without_a_gpu_asks_for_one_switches_and_gives_it_back(hub, eng
     hub.stop_server("eve")
     until(lambda: "is reserved for it until" in home.says(), "ada's turn", log=hub.log)
     assert not hub.ready("cyd")
-    assert ada.status()["requests"][0]["offer"]["gpus"] == [freed]
-    (shown,) = [each for each in ada.status()["gpus"] if each["uuid"] == freed]
+    until(lambda: ada.status()["requests"][0]["offer"], "the dashboard shows it", log=hub.log)
+    status = ada.status()
+    assert status["requests"][0]["offer"]["gpus"] == [freed]
+    (shown,) = [each for each in status["gpus"] if each["uuid"] == freed]
     assert (shown["state"], shown["yours"]) == ("leased", True)
     before = hub.server("ada")
     home.press("Switch now")
@@ -128,6 +132,7 @@ def test_a_program_asks_and_what_is_not_claimed_the_next_has(hub, engine):
     assert dashboards.check("Request", asked.json())["offer"]["until"]
     assert hub.spawn("cyd", {"gpus": 4}).status_code == 202
     until(lambda: hub.ready("cyd"), "cyd has what ada didn't claim", log=hub.log)
+    until(lambda: ada.status()["requests"][0]["notice"], "ada is told", log=hub.log)
     (told,) = ada.status()["requests"]
     assert told["notice"].startswith("A GPU was reserved for you until ")
     assert hub.ready("ada")

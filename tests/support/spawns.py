@@ -87,6 +87,7 @@ class Hub:
         one = self.spawner_class(user=user, config=config, log=log, **known)
         one._hub_state = self  # type: ignore[assignment]
         self.spawners.append(one)
+        user.spawners = {"": one}
         return one
 
     def held(self) -> int:

@@ -35,7 +35,9 @@ class Restartable(Spawner):
         hub.next = hub.spawner(tuple(self.groups), **hub.traits)
         await begin(hub.next, **choice)
         await hub.next.run_pre_spawn_hook()
-        hub.next.server = object()
+        # The hub has dropped this one, which has the server's row in the database still.
+        self.user.spawners.clear()
+        self.server = hub.next.server = object()
         hub.started(hub.next)
 
 
@@ -148,6 +150,7 @@ async def test_it_waits_at_its_place_while_it_runs_and_switches_with_exactly_wha
     assert hub.held() == 0  # the label has it
     assert not behind.done()
     assert hub.switches.facts() == []
+    assert hub.switches.find(one.holder) is hub.next.gpu_switch
     assert only(events, "wait", "grant", "release", "leave") == [
         ("wait", "gpuspawner", "gpus"),
         ("grant", "gpuspawner", "fifo"),
