@@ -67,6 +67,11 @@ def item(page):
     return page.get_by_role("button", name="GPUs of this server")
 
 
+def without(page, what):
+    """What the status bar says of a server without GPUs."""
+    return page.get_by_role("button", name=f"no GPU · {what}")
+
+
 def panel(page):
     """What a press on it opens."""
     return page.get_by_role("dialog", name="GPUs of this server")
@@ -157,20 +162,57 @@ def test_the_warning_of_idle_gpus_is_answered_with_i_m_still_here(hub, page, pic
     assert lease(hub, "ada")["idle_since"] != before
 
 
-def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hub, page, picture):
+def test_a_server_without_gpus_says_so_and_asks_the_hub_once_when_somebody_comes(
+    hub, page, picture
+):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     hub.start_server("ada", {"gpus": 0})
     open_lab(page, hub, "ada")
     page.locator(".jp-LauncherCard").first.wait_for()
-    page.locator(".gpuspawner-item", has_text="no GPU · get one").wait_for()
-    link = page.locator(".gpuspawner-item").get_by_role("link", name="get one")
-    assert link.get_attribute("href") == "/hub/home"
+    without(page, "get one").wait_for()
     picture(page, "lab-no-gpu")
-    assert_accessible(page, ".gpuspawner-item")
-    assert page.locator(".gpuspawner-button").count() == 0
     assert any("labextensions/gpuspawner" in url or "extensions/gpuspawner" in url for url in asked)
-    assert not [url for url in asked if "/services/" in url]
+    assert len([url for url in asked if "/services/" in url]) == 1
+
+
+@pytest.mark.thorough
+def test_it_gets_a_gpu_while_it_runs_and_gives_it_back(hub, engine, page, picture):
+    hub.start_server("ben", {"gpus": 4})
+    hub.start_server("ada", {"gpus": 0})
+    open_lab(page, hub, "ada")
+    inside(engine, "ada", "echo kept > ~/work/note")
+    # By the keyboard alone, once JupyterLab has put the focus where it begins.
+    page.wait_for_function("document.activeElement.matches('.jp-Launcher')")
+    without(page, "get one").focus()
+    page.keyboard.press("Enter")
+    asks = page.get_by_role("dialog", name="A GPU for this server")
+    asks.get_by_label("How many?").wait_for()
+    assert_accessible(page, ".gpuspawner-item", "#gpuspawner-panel")
+    asks.get_by_label("How many?").fill("5")
+    asks.get_by_role("button", name="Get a GPU").click()
+    asks.get_by_text("You asked for 5 GPUs, and this machine has 4.").wait_for()
+    asks.get_by_label("How many?").fill("1")
+    asks.get_by_role("button", name="Get a GPU").click()
+    asks.get_by_text("It goes on while it waits for GPUs: place 1 of 1.").wait_for()
+    picture(page, "lab-waits")
+    page.keyboard.press("Escape")
+    asks.wait_for(state="hidden")
+    hub.stop_server("ben")
+    offer = notice(page, "A GPU is reserved for you until")
+    offer.wait_for()
+    picture(page, "lab-offer")
+    assert offer.get_by_role("button", name="Not now").is_visible()
+    offer.get_by_role("button", name="Switch now").click()
+    notice(page, "The server saves and restarts").wait_for()
+    item(page).click()
+    assert inside(engine, "ada", "nvidia-smi -L | wc -l; cat ~/work/note") == "1\nkept"
+    panel(page).get_by_text("Give the GPUs back…").click()
+    picture(page, "lab-give-back")
+    assert_accessible(page, "#gpuspawner-panel")
+    panel(page).get_by_role("button", name="Give them back").click()
+    without(page, "get one").wait_for()
+    assert inside(engine, "ada", "cat ~/work/note") == "kept"
 
 
 def test_chinese_is_for_those_whose_browser_speaks_it(hub, host, browser):

@@ -1,5 +1,6 @@
 /* The plugin: brings together what the hub says, the status bar's item and the warnings. */
 
+import { GetGPU, givesBack, Restart } from "./get_gpu.js";
 import { Hub, Watch } from "./hub.js";
 import { Indicator, withoutGpus } from "./indicator.js";
 import { lease } from "./lease.js";
@@ -31,18 +32,26 @@ export function plugin(page, lab) {
 }
 
 function start(app, page, lab, statusBar, words) {
+  const hub = new Hub(page);
+  const home = `${page.hubHost ?? ""}${page.hubPrefix}home`;
+  const restart = new Restart(app, lab.Notification, words, home);
   if (page.gpuspawner?.gpus === 0) {
-    // Nobody has to be asked for that.
-    place(app, lab, statusBar, withoutGpus(words, `${page.hubHost ?? ""}${page.hubPrefix}home`));
+    if (!hub.reachable) {
+      place(app, lab, statusBar, withoutGpus(words, home));
+      return;
+    }
+    const getGPU = new GetGPU(lab, words, hub, restart, home);
+    place(app, lab, statusBar, getGPU.node);
+    getGPU.start();
     return;
   }
-  const hub = new Hub(page);
   const watch = new Watch(hub, show);
   const actions = {
     extend: () => afterwards(hub.extend()),
     here: () => afterwards(hub.here()),
   };
   const indicator = new Indicator(words, actions, hub.pageUrl);
+  if (hub.reachable) indicator.add(givesBack(words, restart, hub));
   const warnings = new Warnings(lab.Notification, words, actions);
 
   async function afterwards(work) {
