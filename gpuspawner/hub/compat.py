@@ -31,8 +31,9 @@ from ..settings import SpawnerMixin
 
 # The pause until a stop whose end couldn't be written is tried again.
 STOP_AGAIN_SECONDS = 5.0
-# The pause until a start is tried again that the hub has no room for.
+# The pause until a start is tried again that the hub has no room for, and how often it is.
 START_AGAIN_SECONDS = 2.0
+START_TRIES = 30
 # Its key in the settings of the hub's web application: that application.
 APPLICATION_KEY = "gpuspawner_application"
 # The group overrides that apply, while they are looked for.
@@ -350,20 +351,20 @@ async def stop_by(handler: Any, spawner: Any) -> None:
 async def start_by(handler: Any, spawner: Any, options: dict[str, Any]) -> None:
     """Start a server that is off, as the hub does for its API; return once it is ready.
 
-    While the hub has no room for one more start, it is tried again.
+    While the hub has no room for one more start, it is tried again, for a while.
 
     Raises:
         Exception: it didn't start.
     """
     user, name = spawner.user, spawner.name
-    while True:
+    for pause in [START_AGAIN_SECONDS] * START_TRIES + [0.0]:
         try:
             await handler.spawn_single_user(user, name, options=options)
             break
         except web.HTTPError as error:
-            if error.status_code != 429 or user.spawners[name].active:
+            if error.status_code != 429 or user.spawners[name].active or not pause:
                 raise
-        await asyncio.sleep(START_AGAIN_SECONDS)
+        await asyncio.sleep(pause)
     # A start that takes its time goes on.
     if under_way := user.spawners[name]._spawn_future:
         await under_way

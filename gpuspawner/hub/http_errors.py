@@ -51,7 +51,8 @@ def refusal(
 
 def sentence_of(error: BaseException) -> str:
     """Return what an error of a start says to the server's user; "" for one that says nothing."""
-    return str(getattr(error, "sentence", "") or getattr(error, "jupyterhub_message", ""))
+    own = getattr(error, "log_message", "") or "" if isinstance(error, web.HTTPError) else ""
+    return str(getattr(error, "sentence", "") or getattr(error, "jupyterhub_message", "") or own)
 
 
 def failure(sentence: str, status: int = 500) -> web.HTTPError:

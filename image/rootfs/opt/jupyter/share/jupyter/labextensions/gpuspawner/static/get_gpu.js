@@ -238,7 +238,8 @@ export class GetGPU {
     if (this._button.textContent !== text) this._button.textContent = text;
     this._button.classList.toggle("gpuspawner-soon", Boolean(request?.until));
     this._text.textContent = this._sentence(request);
-    const [waits, offered] = [request?.place != null, Boolean(request?.until)];
+    const offered = Boolean(request?.until);
+    const waits = request?.gpus > 0 && !offered;
     this._many.hidden = this._ask.hidden = waits || offered || Boolean(request?.restarting);
     this._switch.hidden = !offered || request.restarting;
     this._leave.hidden = !(waits || offered) || request.restarting;
@@ -264,8 +265,9 @@ export class GetGPU {
       return words.say("The server saves and restarts. This page comes back with it.");
     }
     if (request?.until) return this._offered(request);
-    if (request?.place != null) {
+    if (request?.gpus > 0) {
       const { place, of } = request;
+      if (place === null) return words.say("It goes on while it waits for GPUs.");
       const waits = words.say("It goes on while it waits for GPUs: place {place} of {of}.", { place, of });
       if (!request.expected) return waits;
       const moment = words.moment(request.expected);

@@ -54,6 +54,7 @@ const CHINESE = {
     "等待期间服务器照常运行。轮到时先保存，再带着 GPU 重新启动，文件不变。",
   "It goes on while it waits for GPUs: place {place} of {of}.":
     "服务器照常运行，正在排队等待 GPU：第 {place} 位，共 {of} 人。",
+  "It goes on while it waits for GPUs.": "服务器照常运行，正在等待 GPU。",
   "Its turn is expected about {moment}.": "预计 {moment} 左右轮到。",
   "A GPU is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.":
     "已为您保留 1 个 GPU，到 {moment} 为止。切换时服务器先保存再重启，其中的程序会结束。",
