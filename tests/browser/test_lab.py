@@ -204,7 +204,7 @@ def test_it_gets_a_gpu_while_it_runs_and_gives_it_back(hub, engine, page, pictur
     picture(page, "lab-offer")
     assert offer.get_by_role("button", name="Not now").is_visible()
     offer.get_by_role("button", name="Switch now").click()
-    notice(page, "The server saves and restarts").wait_for()
+    notice(page, "This page comes back with it").wait_for()
     item(page).click()
     assert inside(engine, "ada", "nvidia-smi -L | wc -l; cat ~/work/note") == "1\nkept"
     panel(page).get_by_text("Give the GPUs back…").click()
