@@ -286,7 +286,8 @@ class GPUSwitch:
             facts = {"gpus": asked.request.gpus, "waited": asked.waited, "rule": str(gone)}
             spawner.lease.log_event("refuse", **facts)
             if not isinstance(error, Refused | Unknown):
-                spawner.log.error("The request of %s failed", spawner.log_name, exc_info=error)
+                said = one_line(self.holder)
+                spawner.log.error("The request of %s failed", said, exc_info=error)
             self._forget(str(gone))
             return
         await self._until_over(offer)
@@ -410,8 +411,8 @@ class GPUSwitch:
             await spawner.restart_through_hub(choice)
         except Exception as error:
             # What keeps a server from starting is on its page, and in the log, as of any start.
-            said = one_line(error)
-            spawner.log.error("Restarting %s (%s) failed: %s", spawner.log_name, rule, said)
+            said = one_line(f"{self.holder} ({rule}) failed: {error}")
+            spawner.log.error("Restarting %s", said)
             self.notice = NOT_RESTARTED
         finally:
             self._restart = None

@@ -367,7 +367,7 @@ class Hub:
         return launched.answer
 
     async def ask(self, server: Server) -> None:
-        """Wait for a server's GPUs while it runs without; they are reserved until it claims them."""
+        """Wait for a server's GPUs while it runs without; they stay reserved until it claims."""
         self.servers.append(server)
         server.offered = await server.wait()
 
