@@ -27,6 +27,7 @@ from .choices.check import (
     check_choice,
 )
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
+from .gpu_switch import GPUSwitch
 from .gpus.model import Holder
 from .group_overrides import GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
@@ -51,6 +52,9 @@ from .wait_in_queue import WaitInQueue
 KEEP_END_SECONDS = 10
 # The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
+NOT_STARTED_AGAIN = lazy_gettext(
+    "Your server was stopped to be started with other GPUs, and that didn't work."
+)
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
 # Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
 _SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
@@ -88,6 +92,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         self.overrides = GroupOverrides(self)
         self.kept_rules = KeptRules(self)
         self.waiting = WaitInQueue(self)
+        self.gpu_switch = GPUSwitch(self)
         self._is_initialised = True
         self._last_choice = self._saved_choice()
         # The last choice if it was refused: the form shows it again, to be corrected.
@@ -460,10 +465,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
-            "starting": bool(self.attempt.granted and not self.attempt.is_up) or None,
+            "starting": self._is_between() or None,
+            **self.gpu_switch.saved(),
             "hooks": self.kept_rules.saved(),
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
+
+    def _is_between(self) -> bool:
+        """Return whether the server is off, and is being started."""
+        starts = bool(self.attempt.granted and not self.attempt.is_up)
+        return starts or (self.gpu_switch.is_restarting and not self.server_id)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state that an earlier hub process saved."""
@@ -471,6 +482,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         ours = state.get(STATE_KEY) or {}
         self.kept_rules.restore(ours.get("hooks"))
         self.lease.restore(ours)
+        self.gpu_switch.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
         self.attempt.is_up = bool(self.server_id)
         if ours.get("starting"):
@@ -498,6 +510,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         if attempt.reservation:  # cancelled between its turn and its start
             self.ledger.release(attempt.reservation)
             self.waiting.note_unused(attempt, attempt.reservation, "given up before the start")
+        self.gpu_switch.end()
         self.lease.end()
 
     # -- The lease's server (`LeasedServer`) -----------------------------------------------------
@@ -579,6 +592,21 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """Stop the server and let the hub update its route, database and hooks."""
         await self.stop()
         await self.poll_and_notify()
+
+    async def restart_through_hub(self, choice: dict[str, Any]) -> None:
+        """Stop the server, which saves, and start it with another choice, as the hub does both.
+
+        Raises:
+            Exception: it couldn't be stopped, or didn't start. The hub's pages say why.
+        """
+        handler = compat.handler_of_hub(self)
+        await compat.stop_by(handler, self)
+        try:
+            await compat.start_by(handler, self, choice)
+        except Exception as error:
+            words = http_errors.sentence_of(error)
+            compat.spawner_now(self).lease.notice = join_sentences(NOT_STARTED_AGAIN, words)
+            raise
 
     async def run_post_stop_hook(self) -> None:
         """Clean up after the server, then run the administrator's hook.

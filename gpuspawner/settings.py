@@ -113,6 +113,15 @@ class GPUTraits(SpawnerMixin):
         None: no limit.""",
     ).tag(config=True, stricter=lower)
 
+    claim_minutes = Float(
+        10,
+        min=0,
+        max=24 * 60,
+        help="""How long GPUs stay reserved for a server without GPUs that has asked for some while
+        it runs, once its turn has come; then the next in line has them. 0: servers that run can't
+        ask for any.""",
+    ).tag(config=True, stricter=lower, while_running=True)
+
     queue_length = Int(
         100,
         min=0,

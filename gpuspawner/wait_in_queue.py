@@ -46,7 +46,7 @@ class WaitInQueue:
             self.join()
         while True:
             request = attempt.request
-            reservation = await self._wait_in_queue(request)
+            reservation = self._take_over(request) or await self._wait_in_queue(request)
             try:
                 if attempt.waiting_since is not None:
                     granted_by = reservation.groups, spawner.request_limits()
@@ -78,6 +78,18 @@ class WaitInQueue:
         """For how long the request has waited, in seconds."""
         joined = self._spawner.attempt.joined
         return round(-joined.remaining, 1) if joined else 0.0
+
+    def _take_over(self, request: Request) -> Reservation | None:
+        """Return the GPUs that were reserved while the server ran; None: none were."""
+        spawner = self._spawner
+        switch = spawner.hub_state.switches.get(spawner.holder)
+        offer = switch and switch.take_over(request, spawner.groups)
+        if not offer:
+            return None
+        spawner.lease.begin_term(request.seconds)
+        spawner.attempt.granted_at = offer.granted_at
+        reservation: Reservation = offer.reservation
+        return reservation
 
     async def _wait_in_queue(self, request: Request) -> Reservation:
         """Wait in the queue; return the reservation and begin the lease's term."""

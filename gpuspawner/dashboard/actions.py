@@ -77,11 +77,46 @@ class Actions:
         """Keep a server's idle GPUs, as its user still needs them; arguments as for `extend`."""
         await self._ask(person, "here", user, server)
 
+    async def ask_for_gpus(
+        self, person: Person, user: str, server: str, gpus: float | None, model: str
+    ) -> dict[str, Any]:
+        """Ask for GPUs for a server that runs without; return what is known of the request then.
+
+        Args:
+            person, user, server: as for `extend`.
+            gpus: how many; None: one.
+            model: of which model; "": any.
+
+        Raises:
+            Refused: it isn't theirs, or can't be granted.
+        """
+        wanted = {"gpus": 1 if gpus is None else gpus, "model": model or None}
+        return await self._of_gpus(person, "ask", user, server, **wanted)
+
+    async def withdraw(self, person: Person, user: str, server: str) -> None:
+        """Withdraw what a running server has asked for, or let what is reserved for it go."""
+        await self._of_gpus(person, "leave", user, server)
+
+    async def switch(self, person: Person, user: str, server: str) -> None:
+        """Begin to restart a server with the GPUs that are reserved for it."""
+        await self._of_gpus(person, "switch", user, server)
+
+    async def give_back(self, person: Person, user: str, server: str) -> None:
+        """Begin to restart a server without its GPUs."""
+        await self._of_gpus(person, "give-back", user, server)
+
+    async def _of_gpus(
+        self, person: Person, what: str, user: str, server: str, **more: Any
+    ) -> dict[str, Any]:
+        _require_right(person, user)
+        _check_names(user, server)
+        question = {"do": what, "user": user, "server": server, "by": _who(person), **more}
+        return await self._send(question, STOP_SECONDS)
+
     async def _ask(
         self, person: Person, what: str, user: str, server: str, **more: Any
     ) -> dict[str, Any]:
-        if not (person.administrator or person.is_user(user)):
-            raise Refused(lazy_gettext("This is somebody else's server."), status=403)
+        _require_right(person, user)
         _check_names(user, server)
         return await self._send({"do": what, "user": user, "server": server, **more})
 
@@ -173,6 +208,11 @@ class Actions:
             Refused: it doesn't wait, or isn't theirs.
         """
         answer = await self._ask(person, "status", user, server)
+        asking = [each for each in answer.get("requests", ()) if not each["restarting"]]
+        if any((each["user"], each["server"]) == (user, server) for each in asking):
+            # It runs, and goes on.
+            await self.withdraw(person, user, server)
+            return
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
             words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
             raise Refused(words, status=409)
@@ -253,6 +293,11 @@ def _check_names(*names: str) -> None:
 def _who(person: Person) -> str:
     """Return who asks, for the audit log."""
     return audit_log.user(person.name) if person.name else audit_log.SERVICE
+
+
+def _require_right(person: Person, user: str) -> None:
+    if not (person.administrator or person.is_user(user)):
+        raise Refused(lazy_gettext("This is somebody else's server."), status=403)
 
 
 def _require_administrator(person: Person) -> None:

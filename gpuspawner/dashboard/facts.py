@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from ..choices.home_use import HomeUse
 from ..gpus.model import GPU, Holder, Node
 from ..gpus.out_of_service import OutOfServiceMark
+from ..i18n.lazy_text import restored
 from .history import SECONDS_PER_POINT
 from .monitor import Snapshot
 
@@ -53,6 +54,7 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
     now = time.time()
     leases = list(snapshot.hub["leases"]) if snapshot.hub else _leases_by_label(snapshot)
     ends = {uuid: each["until"] for each in leases for uuid in each["gpus"]}
+    offers = _offers(snapshot)
     # With one node this is all that there is to say of it.
     first = next((node for node in snapshot.nodes if node.driver), Node())
     return {
@@ -70,9 +72,15 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
             "administrator": person.administrator,
             "sees_names": person.sees_names,
         },
-        "gpus": [_gpu(gpu, snapshot, person, ends, now, history) for gpu in snapshot.gpus],
+        "gpus": [
+            _gpu(_as_offered(gpu, offers), snapshot, person, ends, now, history)
+            for gpu in snapshot.gpus
+        ],
         "servers": [_server(each, person) for each in leases if person.sees(each["user"])],
         "stopped": _stopped(snapshot, person),
+        "requests": [
+            request_facts(each) for each in _requests(snapshot) if person.sees(each["user"])
+        ],
         "queue": _queue(snapshot, person),
         "homes": _homes(snapshot, person),
         # Whose they are is in their containers' names too.
@@ -97,7 +105,7 @@ def _gpu(
     history: bool,
 ) -> dict[str, Any]:
     known = snapshot.is_known(now)
-    held_here = gpu.uuid in snapshot.ours
+    held_here = gpu.uuid in snapshot.ours or gpu.uuid in _offers(snapshot)
     until = ends.get(gpu.uuid or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
     facts = {
@@ -126,6 +134,41 @@ def _gpu(
             "memory_used_mib": memory,
         }
     return facts
+
+
+def _requests(snapshot: Snapshot) -> list[dict[str, Any]]:
+    return list(snapshot.hub.get("requests", ())) if snapshot.hub else []
+
+
+def _offers(snapshot: Snapshot) -> dict[str, tuple[Holder, float]]:
+    """Return UUID -> (holder, until) of what the hub has reserved for servers that run."""
+    return {
+        uuid: (Holder(each["user"], each["server"]), each["offer"]["until"])
+        for each in _requests(snapshot)
+        if each["offer"]
+        for uuid in each["offer"]["gpus"]
+    }
+
+
+def _as_offered(gpu: GPU, offers: Mapping[str, tuple[Holder, float]]) -> GPU:
+    """Return a GPU that is free for the engine as the one of whom it is reserved for."""
+    offer = offers.get(gpu.uuid or "")
+    if offer is None or gpu.state != "free":
+        return gpu
+    return replace(gpu, state="leased", holder=offer[0], until=offer[1])
+
+
+def request_facts(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the hub says of a running server's request, as a JSON value of the API."""
+    offer = request["offer"]
+    same = ("user", "server", "gpus", "model", "place", "of", "restarting")
+    return {
+        **{name: request[name] for name in same},
+        "since": iso_time(request["since"]),
+        "expected": iso_time(request["start"]),
+        "offer": offer and {"gpus": offer["gpus"], "until": iso_time(offer["until"])},
+        "notice": restored(request["notice"]) or "",
+    }
 
 
 def _may_see(holder: Holder, held_here: bool, person: Person) -> bool:

@@ -20,7 +20,7 @@ from ..i18n.phrases import clock_time
 from ..untrusted import parse_json
 from . import pages
 from .actions import Actions
-from .facts import Person, iso_time, status
+from .facts import Person, iso_time, request_facts, status
 from .login import Login
 from .monitor import PERIOD_SECONDS, Monitor
 
@@ -229,6 +229,15 @@ class Page(Handler):
         if what == "stop-orphan":
             await self.actions.stop_orphan(self.person, self.get_body_argument("id", ""))
             return lazy_gettext("The server stops, once what runs in it has saved.")
+        if what == "switch":
+            await self.actions.switch(self.person, user, server)
+            return lazy_gettext("The server saves, and starts again with its GPUs.")
+        if what == "let-go":
+            await self.actions.withdraw(self.person, user, server)
+            return lazy_gettext("Nothing is reserved for the server any more.")
+        if what == "give-back":
+            await self.actions.give_back(self.person, user, server)
+            return lazy_gettext("The server saves, and starts again without GPUs.")
         if what == "leave":
             await self.actions.leave(self.person, self.token, user, server)
             if self.person.is_user(user):
@@ -376,6 +385,8 @@ class Status(API):
         if history not in ("true", "false"):
             raise _Answer(400, "history must be true or false.", "history")
         facts = status(await self.monitor.snapshot(), self.person, history=history == "true")
+        for request in facts["requests"]:
+            request["notice"] = self.language.say(request["notice"])
         self.finish(facts)
 
 
@@ -417,6 +428,42 @@ class KeepAlive(API):
     async def post(self, user: str, server: str | None = None) -> None:
         """Reset its idle time."""
         await self.answer(self.actions.keep_alive(self.person, user, server or ""))
+        self.set_status(204)
+
+
+class GPURequest(API):
+    """What a server that runs without GPUs asks for."""
+
+    async def post(self, user: str, server: str | None = None) -> None:
+        """Ask for GPUs."""
+        body = self.body()
+        gpus, model = self.number(body, "gpus"), self.text(body, "model")
+        found = await self.answer(
+            self.actions.ask_for_gpus(self.person, user, server or "", gpus, model)
+        )
+        self.finish(request_facts(found))
+
+    async def delete(self, user: str, server: str | None = None) -> None:
+        """Withdraw that, or let what is reserved go."""
+        await self.answer(self.actions.withdraw(self.person, user, server or ""))
+        self.set_status(204)
+
+
+class Switch(API):
+    """The restart of a server with what is reserved for it."""
+
+    async def post(self, user: str, server: str | None = None) -> None:
+        """Begin it."""
+        await self.answer(self.actions.switch(self.person, user, server or ""))
+        self.set_status(204)
+
+
+class ServersGPUs(API):
+    """The GPUs of a server."""
+
+    async def delete(self, user: str, server: str | None = None) -> None:
+        """Give them back."""
+        await self.answer(self.actions.give_back(self.person, user, server or ""))
         self.set_status(204)
 
 
@@ -483,6 +530,9 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         (f"{server}/extend", Extend),
         (f"{server}/here", KeepAlive),
         (f"{server}/stop", Keep),
+        (f"{server}/gpu-request", GPURequest),
+        (f"{server}/switch", Switch),
+        (f"{server}/gpus", ServersGPUs),
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
         ("api/orphans/([^/]+)", OrphanServer),
     ]

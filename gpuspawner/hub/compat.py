@@ -12,14 +12,18 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyterhub import orm
 from jupyterhub.app import JupyterHub
+from jupyterhub.handlers import BaseHandler
 from jupyterhub.handlers.pages import SpawnPendingHandler
 from sqlalchemy import event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from traitlets import observe
 
 from ..leases.audit_log import one_line
@@ -27,6 +31,11 @@ from ..settings import SpawnerMixin
 
 # The pause until a stop whose end couldn't be written is tried again.
 STOP_AGAIN_SECONDS = 5.0
+# The pause until a start is tried again that the hub has no room for, and how often it is.
+START_AGAIN_SECONDS = 2.0
+START_TRIES = 30
+# Its key in the settings of the hub's web application: that application.
+APPLICATION_KEY = "gpuspawner_application"
 # The group overrides that apply, while they are looked for.
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
 # The server for which the hub has just saved a choice, in the task that does so.
@@ -290,6 +299,89 @@ def process_wide(spawner: Any) -> dict[str, Any]:
     """
     settings = getattr(spawner.user, "settings", None)
     return {} if settings is None else settings
+
+
+def extend_application(app: Any, pages: list[tuple[str, type[web.RequestHandler]]]) -> None:
+    """Add pages to a hub's web application, and let `handler_of_hub` find that.
+
+    A form on the home page needs an address of the hub's, and `extra_handlers` is deprecated. A
+    service has none of the hub's rights, and a page of its own.
+
+    Args:
+        app: the hub's application.
+        pages: (path below the hub's own, as a regular expression; handler).
+    """
+    application = app.tornado_application
+    app.tornado_settings[APPLICATION_KEY] = application
+    application.add_handlers(".*$", [(app.hub_prefix + path, page) for path, page in pages])
+
+
+def handler_of_hub(spawner: Any) -> Any:
+    """Return a handler of the hub's that no request has led to, to stop and start a server with.
+
+    What the hub does around both, from the limit of servers to the route and the look after the
+    server, are methods of its handlers. ref: `spawn_single_user` in jupyterhub/handlers/base.py
+    """
+    hub = urlsplit(spawner.hub.url).netloc
+    headers = HTTPHeaders({"Host": hub, "Accept-Language": spawner._accept_language})
+    request = HTTPServerRequest(
+        start_line=RequestStartLine("POST", f"{spawner.hub.base_url}home", "HTTP/1.1"),
+        headers=headers,
+        connection=SimpleNamespace(set_close_callback=lambda callback: None),  # type: ignore[arg-type]
+    )
+    handler = BaseHandler(process_wide(spawner)[APPLICATION_KEY], request)
+    handler._jupyterhub_user = spawner.user
+    return handler
+
+
+async def stop_by(handler: Any, spawner: Any) -> None:
+    """Stop a server, as the hub does for its API; return once it is off.
+
+    Raises:
+        RuntimeError: it couldn't be stopped, or its user has to log in before the next start.
+    """
+    user, name = spawner.user, spawner.name
+    if handler.authenticator.refresh_pre_spawn and not await handler.refresh_auth(user, force=True):
+        raise RuntimeError("its user has to log in again")
+    await (await handler.stop_single_user(user, name))
+    if spawner.active:  # what was wrong is in the log
+        raise RuntimeError("it couldn't be stopped")
+
+
+async def start_by(handler: Any, spawner: Any, options: dict[str, Any]) -> None:
+    """Start a server that is off, as the hub does for its API; return once it is ready.
+
+    While the hub has no room for one more start, it is tried again, for a while.
+
+    Raises:
+        Exception: it didn't start.
+    """
+    user, name = spawner.user, spawner.name
+    for pause in [START_AGAIN_SECONDS] * START_TRIES + [0.0]:
+        try:
+            await handler.spawn_single_user(user, name, options=options)
+            break
+        except web.HTTPError as error:
+            if error.status_code != 429 or user.spawners[name].active or not pause:
+                raise
+        await asyncio.sleep(pause)
+    # A start that takes its time goes on.
+    if under_way := user.spawners[name]._spawn_future:
+        await under_way
+
+
+def spawner_now(spawner: Any) -> Any:
+    """Return the spawner that the hub has for a server now: it drops that of one that is off."""
+    return spawner.user.spawners[spawner.name]
+
+
+def is_current(spawner: Any) -> bool:
+    """Return whether the hub still has a spawner.
+
+    One that it has dropped seems to run whenever the next one of the server does: both have the
+    same row of the database.
+    """
+    return spawner.user.spawners.get(spawner.name) is spawner
 
 
 def at_hub_start(begin: Callable[[Any], None]) -> None:

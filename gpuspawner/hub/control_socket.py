@@ -11,13 +11,19 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     POST /here    {"user": "ada", "server": ""}              -> {}
     POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
     POST /keep    {"user": "ada", "by": "user:boss"}         -> {}
+    POST /ask     {"user": "ada", "by": "user:ada", "gpus": 1, "model": null}  -> {"gpus": 1, …}
+    POST /leave   {"user": "ada", "by": "user:ada"}          -> {}
+    POST /switch  {"user": "ada", "by": "user:ada"}          -> {}
+    POST /give-back  {"user": "ada", "by": "user:ada"}       -> {}
     POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
     POST /out-of-service  {"uuid": "GPU-…", "by": "boss", "why": "fan"}  -> {}
     POST /in-service  {"uuid": "GPU-…"}                      -> {}
 
 Who extends it is `by`, "" for its user. `over_all` says that this is an administrator, whom neither
 `extend_minutes` nor the queue binds. A stop is for administrators; with `minutes` it is announced,
-and `keep` takes that back.
+and `keep` takes that back. `ask` asks for GPUs for a server that runs without; `leave` withdraws
+that, `switch` restarts the server with what is reserved for it, and `give-back` one without what it
+has.
 
 An error has its status, and in the body {"error": "a sentence", "status": 409, "key": "hours",
 "sentence": …}: the key that is refused, "" if it isn't one's, and the sentence once more, as
@@ -43,6 +49,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import Resolver, bind_unix_socket
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
+from ..choices.options import MAX_KEY
 from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
@@ -52,6 +59,7 @@ from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
 from .nodes import NodeFacts
+from .switches import Switches
 
 # The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
@@ -76,6 +84,7 @@ class ControlSocket:
         nodes: reads the nodes.
         endings: how servers were lately stopped that are off.
         homes: returns how much the users of the running servers keep at home, as JSON values.
+        switches: the running servers that ask for GPUs.
     """
 
     def __init__(
@@ -89,8 +98,10 @@ class ControlSocket:
         nodes: NodeFacts,
         endings: Mapping[Holder, Ending],
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
+        switches: Switches | None = None,
     ) -> None:
         self._homes = homes
+        self.switches = switches or Switches(tuple)
         self._reading = reading
         self.reconciler = reconciler
         self.nodes = nodes
@@ -146,6 +157,10 @@ class ControlSocket:
                 ("/here", _KeepAlive, shared),
                 ("/stop", _Stop, shared),
                 ("/keep", _Keep, shared),
+                ("/ask", _Ask, shared),
+                ("/leave", _Leave, shared),
+                ("/switch", _Switch, shared),
+                ("/give-back", _GiveBack, shared),
                 ("/stop-orphan", _StopOrphan, shared),
                 ("/nodes", _Nodes, shared),
                 ("/out-of-service", _OutOfService, shared),
@@ -167,6 +182,7 @@ class ControlSocket:
             "reading": dict(self._reading),
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
+            "requests": self.switches.facts(),
             "orphans": self.reconciler.facts(),
             "stopped": [
                 {"user": holder.user, "server": holder.server, **ending.facts()}
@@ -220,6 +236,19 @@ class _KeepRequest(_ServerRequest):
     """The body of an administrator's request to take an announced stop back."""
 
     by: str = Field(max_length=2 * MAX_NAME_LENGTH)
+
+
+class _SwitchRequest(_ServerRequest):
+    """The body of a request about a server that asks for GPUs, or has some; `by`, who wants it."""
+
+    by: str = Field(default="", max_length=2 * MAX_NAME_LENGTH)
+
+
+class _AskRequest(_SwitchRequest):
+    """The body of a request for GPUs for a server that runs."""
+
+    gpus: int = Field(default=1, ge=0, lt=10**9)
+    model: str | None = Field(default=None, max_length=MAX_KEY)
 
 
 class _OrphanRequest(BaseModel):
@@ -378,6 +407,50 @@ class _Keep(_Request):
         server = await self._control.find_lease(Holder(asked.user, asked.server))
         server.take_back_stop(asked.by)
         return {}
+
+
+class _Ask(_Request):
+    """GPUs for a server that runs."""
+
+    request_model = _AskRequest
+
+    async def answer(self, asked: _AskRequest) -> dict[str, Any]:
+        """Ask for them, and return what is known of the request."""
+        switch = self._control.switches.find(Holder(asked.user, asked.server))
+        await switch.ask(asked.gpus, asked.model, asked.by)
+        facts: dict[str, Any] = switch.facts()
+        return facts
+
+
+class _OfSwitch(_Request):
+    """What is done with a server's request for GPUs, or with its GPUs."""
+
+    request_model = _SwitchRequest
+    action: str
+
+    async def answer(self, asked: _SwitchRequest) -> dict[str, Any]:
+        """Do it."""
+        switch = self._control.switches.find(Holder(asked.user, asked.server))
+        await getattr(switch, self.action)(asked.by)
+        return {}
+
+
+class _Leave(_OfSwitch):
+    """The request is withdrawn, or what is reserved let go."""
+
+    action = "leave"
+
+
+class _Switch(_OfSwitch):
+    """The server is restarted with what is reserved for it."""
+
+    action = "switch"
+
+
+class _GiveBack(_OfSwitch):
+    """The server is restarted without its GPUs."""
+
+    action = "give_back"
 
 
 class _Server(_Request):

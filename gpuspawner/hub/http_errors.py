@@ -49,6 +49,12 @@ def refusal(
     return _with_message(answer, language.say(keyed if by_rest else answer.sentence))
 
 
+def sentence_of(error: BaseException) -> str:
+    """Return what an error of a start says to the server's user; "" for one that says nothing."""
+    own = getattr(error, "log_message", "") or "" if isinstance(error, web.HTTPError) else ""
+    return str(getattr(error, "sentence", "") or getattr(error, "jupyterhub_message", "") or own)
+
+
 def failure(sentence: str, status: int = 500) -> web.HTTPError:
     """Return the exception that shows a user a sentence where something broke."""
     return _with_message(web.HTTPError(status, "%s", one_line(sentence)), sentence)

@@ -10,7 +10,13 @@ from urllib.parse import urlencode, urljoin
 from jupyterhub.utils import url_path_join
 from markupsafe import Markup
 
-from ..gpus.allocation import gpu_count_phrase, span_several_nodes
+from ..gpus.allocation import (
+    gpu_count_phrase,
+    model_counts,
+    most_on_one_node,
+    offered_nodes,
+    span_several_nodes,
+)
 from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
@@ -172,6 +178,33 @@ class ServerPage:
         handler, spawner = compat.handler_of_page(static_url), self._spawner
         may = await compat.may_have_server(handler, spawner.user, MEANWHILE)
         return MEANWHILE if may and spawner.name != MEANWHILE else ""
+
+    @property
+    def switch(self) -> Any:
+        """Its `GPUSwitch`: what it asks for while it runs, and its restart."""
+        spawner = self._spawner
+        return spawner.hub_state.switches.get(spawner.holder) or spawner.gpu_switch
+
+    @property
+    def can_give_back(self) -> bool:
+        """Whether it has GPUs that its user can give back now."""
+        return bool(self._spawner.lease.uuids) and not self.switch.is_restarting
+
+    async def gpus_to_ask_for(self) -> tuple[int, list[str]]:
+        """Return how many GPUs it can ask for while it runs, and of which models, if of several."""
+        spawner = self._spawner
+        view, _ = await spawner.hub_state.open_forms.recent_view()
+        limits = spawner.limits()
+        gpus = [
+            gpu
+            for node in offered_nodes(view.nodes if view else (), limits.models)
+            for gpu in node.gpus
+        ]
+        if not spawner.claim_minutes or spawner.lease.uuids:
+            return 0, []
+        most, allowed = most_on_one_node(gpus), limits.most_gpus()
+        models = list(model_counts(gpus))
+        return most if allowed is None else min(most, allowed), models if len(models) > 1 else []
 
     @property
     def dashboard(self) -> str:

@@ -28,10 +28,11 @@ from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..scheduling.queue import Queue, QueueSettings
-from . import compat, http_errors, metrics
+from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
 from .nodes import NodeFacts
+from .switches import Switches
 
 # How long the log says nothing of a reading that fails for the same reason.
 LOG_AGAIN_SECONDS = 600.0
@@ -57,6 +58,7 @@ class HubState:
         open_forms: what all open forms share.
         local_images: the images on the engine.
         host_metrics: the collector of the hub's metrics.
+        switches: the running servers that ask for GPUs.
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         tasks: strong references to tasks, as the event loop holds them only weakly.
@@ -74,6 +76,7 @@ class HubState:
     open_forms: OpenForms
     local_images: LocalImages
     host_metrics: metrics.HostMetrics
+    switches: Switches
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -123,6 +126,7 @@ class HubState:
             OpenForms(ledger, queue),
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
+            Switches(lambda: list(spawners)),
         )
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
@@ -139,6 +143,7 @@ class HubState:
                 NodeFacts(ledger, read, backend),
                 state.endings,
                 lambda: _homes(spawners),
+                state.switches,
             )
         state._begin(_warn_of_gpus(reader, backend, log))
         return state
@@ -226,7 +231,10 @@ def build_at_start(app: Any) -> None:
     """
     settings = app.tornado_settings
     cls = settings["spawner_class"]
-    if KEY in settings or not issubclass(cls, compat.UnofficialHooks):
+    if not issubclass(cls, compat.UnofficialHooks):
+        return
+    compat.extend_application(app, [(switch_page.PATH, switch_page.SwitchHandler)])
+    if KEY in settings:
         return
     try:
         settings[KEY] = HubState.build(cls(config=settings["config"], hub=app.hub))

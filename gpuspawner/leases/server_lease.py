@@ -282,7 +282,7 @@ class ServerLease:
             Refused: the lease has no end, it is too early, a request waits that could use the GPUs,
                 or no time can be added. Nothing has changed then.
         """
-        self._refuse_if_ending()
+        self.refuse_if_ending()
         if self._announced:
             raise Refused(
                 lazy_gettext(
@@ -368,7 +368,7 @@ class ServerLease:
         Raises:
             Refused: the server is being stopped already.
         """
-        self._refuse_if_ending()
+        self.refuse_if_ending()
         self._idleness.reset()
 
     # -- Actions of an administrator -------------------------------------------------------------
@@ -385,7 +385,7 @@ class ServerLease:
         Raises:
             Refused: it is being stopped already, or couldn't be stopped.
         """
-        self._refuse_if_ending()
+        self.refuse_if_ending()
         why = " ".join(why.split())
         if minutes > 0:
             deadline = Deadline.after(60 * minutes, self._clock)
@@ -407,7 +407,7 @@ class ServerLease:
         Raises:
             Refused: none is announced, or it is too late.
         """
-        self._refuse_if_ending()
+        self.refuse_if_ending()
         if self._announced is None:
             words = lazy_gettext("No stop of this server is announced.")
             raise Refused(words, status=409)
@@ -419,7 +419,8 @@ class ServerLease:
         sentence = stopped_words(self._clock.wall(), why)
         return self._stop(ADMINISTRATOR, sentence, by, why)
 
-    def _refuse_if_ending(self) -> None:
+    def refuse_if_ending(self) -> None:
+        """Raise Refused if a rule or an administrator is stopping the server."""
         if self._ending:
             raise Refused(lazy_gettext("It is too late: this server is being stopped."), status=409)
 

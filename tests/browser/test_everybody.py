@@ -243,6 +243,41 @@ def test_the_home_page(hub, readers, looked_at, picture):
         tabs["zh-CN"].get_by_text("管理员已在").wait_for()
 
 
+@pytest.mark.thorough
+def test_the_home_page_of_who_gets_a_gpu_while_the_server_runs(hub, readers, looked_at):
+    tabs = readers("ada")
+    tab = tabs["en"]
+
+    def home(unfold: bool = False) -> None:
+        for each in tabs.values():
+            each.goto(f"{hub.url}/hub/home")
+            each.locator("#gpuspawner-servers section").first.wait_for()
+            if unfold:
+                each.locator(".gs-switch summary").click()
+
+    hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
+    hub.start_server("eve", {"gpus": 1, "hours": 1, "image": "minimal"})
+    hub.start_server("ada", {"gpus": 0, "image": "minimal"})
+    with looked_at(tabs, "home-ask", "#gpuspawner-home"):
+        home(unfold=True)
+    tab.get_by_label("How many?").select_option("1")
+    tab.get_by_role("button", name="Get GPUs").focus()
+    tab.keyboard.press("Enter")
+    tab.get_by_text("You are next in line for 1 GPU.").wait_for()
+    with looked_at(tabs, "home-asked", "#gpuspawner-home"):
+        home()
+    hub.stop_server("eve")
+    # The page finds out by itself.
+    tab.get_by_text("1 GPU is reserved for it until").wait_for()
+    with looked_at(tabs, "home-offer", "#gpuspawner-home"):
+        home()
+    tab.get_by_role("button", name="Switch now").focus()
+    tab.keyboard.press("Enter")
+    tab.locator(".gs-says", has_text="GPU 3").wait_for()
+    with looked_at(tabs, "home-give-back", "#gpuspawner-home"):
+        home(unfold=True)
+
+
 def strangers(engine: Any, uuid: str) -> None:
     """Start a server with the hub's label that it doesn't know, and a container past all hubs."""
     bears = engine.inspect_container(container_of(engine, "ada"))["Config"]["Labels"]

@@ -70,6 +70,11 @@ def item(page):
     return page.get_by_role("button", name="GPUs of this server")
 
 
+def without(page, what):
+    """What the status bar says of a server without GPUs."""
+    return page.get_by_role("button", name=f"no GPU · {what}")
+
+
 def panel(page):
     """What a press on it opens."""
     return page.get_by_role("dialog", name="GPUs of this server")
@@ -209,21 +214,59 @@ def test_a_full_home_is_told_of_without_gpus_too(hub, page):
     notice(page, re.compile(r"Your files take [\d.]+ of 0\.0 GB\.")).wait_for()
 
 
-def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hub, page, picture):
+def test_a_server_without_gpus_says_so_and_asks_the_hub_once_when_somebody_comes(
+    hub, page, picture
+):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     hub.start_server("ada", {"gpus": 0})
     open_lab(page, hub, "ada")
     page.locator(".jp-LauncherCard").first.wait_for()
-    page.locator(".gpuspawner-item", has_text="no GPU · get one").wait_for()
-    link = page.locator(".gpuspawner-item").get_by_role("link", name="get one")
-    assert link.get_attribute("href") == "/hub/home"
+    without(page, "get one").wait_for()
     picture(page, "lab-no-gpu")
-    assert_accessible(page, ".gpuspawner-item")
-    assert page.locator(".gpuspawner-button").count() == 0
     assert any("labextensions/gpuspawner" in url or "extensions/gpuspawner" in url for url in asked)
+    assert len([url for url in asked if "/services/" in url]) == 1
     # Nor is jupyter-server-proxy loaded for tiles that there aren't.
-    assert not [url for url in asked if "/services/" in url or "/server-proxy/" in url]
+    assert not [url for url in asked if "/server-proxy/" in url]
+
+
+@pytest.mark.thorough
+def test_it_gets_a_gpu_while_it_runs_and_gives_it_back(hub, engine, page, picture):
+    hub.start_server("ben", {"gpus": 4})
+    hub.start_server("ada", {"gpus": 0})
+    open_lab(page, hub, "ada")
+    inside(engine, "ada", "echo kept > ~/work/note")
+    # By the keyboard alone, once JupyterLab has put the focus where it begins.
+    page.wait_for_function("document.activeElement.matches('.jp-Launcher')")
+    without(page, "get one").focus()
+    page.keyboard.press("Enter")
+    asks = page.get_by_role("dialog", name="A GPU for this server")
+    asks.get_by_label("How many?").wait_for()
+    assert_accessible(page, ".gpuspawner-item", "#gpuspawner-panel")
+    asks.get_by_label("How many?").fill("5")
+    asks.get_by_role("button", name="Get a GPU").click()
+    asks.get_by_text("You asked for 5 GPUs, and this machine has 4.").wait_for()
+    asks.get_by_label("How many?").fill("1")
+    asks.get_by_role("button", name="Get a GPU").click()
+    asks.get_by_text("It goes on while it waits for GPUs: place 1 of 1.").wait_for()
+    picture(page, "lab-waits")
+    page.keyboard.press("Escape")
+    asks.wait_for(state="hidden")
+    hub.stop_server("ben")
+    offer = notice(page, "A GPU is reserved for you until")
+    offer.wait_for()
+    picture(page, "lab-offer")
+    assert offer.get_by_role("button", name="Not now").is_visible()
+    offer.get_by_role("button", name="Switch now").click()
+    notice(page, "This page comes back with it").wait_for()
+    item(page).click()
+    assert inside(engine, "ada", "nvidia-smi -L | wc -l; cat ~/work/note") == "1\nkept"
+    panel(page).get_by_text("Give the GPUs back…").click()
+    picture(page, "lab-give-back")
+    assert_accessible(page, "#gpuspawner-panel")
+    panel(page).get_by_role("button", name="Give them back").click()
+    without(page, "get one").wait_for()
+    assert inside(engine, "ada", "cat ~/work/note") == "kept"
 
 
 @pytest.mark.thorough

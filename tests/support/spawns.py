@@ -14,6 +14,7 @@ from traitlets.config import Config
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.choices.open_forms import OpenForms
 from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.hub.switches import Switches
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.scheduling.queue import Queue, QueueSettings
@@ -34,7 +35,10 @@ class Hub:
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
+        self.spawners: list[Any] = []
+        self.switches = Switches(lambda: self.spawners)
         self.endings: dict[Holder, Any] = {}
+        self.spawner_class: type[GPUSpawner] = Spawner
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
@@ -80,8 +84,10 @@ class Hub:
         # Traitlets' own logger is whatever application another test has made in this process.
         log = logging.getLogger("hub-of-one-spawn")
         known = {} if row is None else {"orm_spawner": row}
-        one = Spawner(user=user, config=config, log=log, **known)
+        one = self.spawner_class(user=user, config=config, log=log, **known)
         one._hub_state = self  # type: ignore[assignment]
+        self.spawners.append(one)
+        user.spawners = {"": one}
         return one
 
     def held(self) -> int:

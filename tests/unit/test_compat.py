@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 import textwrap
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from jupyterhub.handlers.base import BaseHandler
 from jupyterhub.services.service import Service
 from jupyterhub.spawner import Spawner
 from jupyterhub.user import User
+from tornado import web
 from traitlets.config import Config
 
 from gpuspawner.hub import compat
@@ -146,6 +148,67 @@ async def test_a_start_that_is_given_up_is_a_stop_at_once() -> None:
     assert one.pending == ("stop" if sys.version_info >= (3, 11) else "spawn")
     one._spawn_pending = False
     assert one.pending is None
+
+
+def test_a_handler_of_the_hub_s_starts_and_stops_servers_without_a_request() -> None:
+    settings: dict[str, Any] = {}
+    hub = SimpleNamespace(base_url="/hub/", server=SimpleNamespace(base_url="/"))
+    application = web.Application(hub=hub, log_function=lambda handler: None)
+    app = SimpleNamespace(
+        tornado_application=application, tornado_settings=settings, hub_prefix="/hub/"
+    )
+    compat.extend_application(app, [("gpu-switch/([^/]+)", BaseHandler)])
+    (ours,) = application.default_router.rules[0].target.rules
+    assert ours.matcher.regex.match("/hub/gpu-switch/ada")
+    one = spawner()
+    one.user.settings, one._accept_language = settings, "zh-CN"
+    one.hub = SimpleNamespace(url="http://10.0.0.1:8081/hub/", base_url="/hub/")
+    handler = compat.handler_of_hub(one)
+    assert isinstance(handler, BaseHandler)
+    assert handler.current_user is one.user
+    assert handler.request.headers["Accept-Language"] == "zh-CN"
+    # What is refused is said in the words of a page.
+    assert not handler.request.path.startswith("/hub/api/")
+    for method, names in (
+        (BaseHandler.spawn_single_user, {"user", "server_name", "options"}),
+        (BaseHandler.stop_single_user, {"user", "server_name"}),
+    ):
+        assert names <= inspect.signature(method).parameters.keys()
+    assert "spawner._spawn_future" in inspect.getsource(BaseHandler.spawn_single_user)
+    assert "return future" in inspect.getsource(BaseHandler.stop_single_user)
+
+
+def test_the_hub_drops_the_spawner_of_a_server_that_is_off() -> None:
+    assert "self.spawners.pop(server_name)" in inspect.getsource(User.stop)
+    one = spawner()
+    one.user.spawners = {"": one}
+    assert compat.spawner_now(one) is one
+    assert compat.is_current(one)
+    one.user.spawners = {"": spawner()}
+    assert not compat.is_current(one)
+
+
+@pytest.mark.parametrize(
+    ("refusals", "raised"), [((429, 429), None), ((500,), 500), ((429,) * 40, 429)]
+)
+async def test_a_start_waits_for_room_on_the_hub_and_for_nothing_else(
+    monkeypatch, refusals, raised
+) -> None:
+    monkeypatch.setattr(compat, "START_AGAIN_SECONDS", 1e-9)
+    one = spawner()
+    one._server = None
+    one.user.spawners = {"": one}
+    left, started = list(refusals), []
+
+    class Handler:
+        async def spawn_single_user(self, user: Any, name: str, options: Any) -> None:
+            if left:
+                raise web.HTTPError(left.pop(0))
+            started.append((user, name, options))
+
+    with pytest.raises(web.HTTPError) if raised else nullcontext():
+        await compat.start_by(Handler(), one, {"gpus": 1})
+    assert started == ([] if raised else [(one.user, "", {"gpus": 1})])
 
 
 def test_pages_have_a_method_of_their_handler() -> None:

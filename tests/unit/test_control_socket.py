@@ -20,6 +20,7 @@ from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder, Request
 from gpuspawner.hub import control_socket
 from gpuspawner.hub.control_socket import MAX_READ_BYTES, MAX_REQUEST_BYTES, ControlSocket, ask
+from gpuspawner.hub.switches import Switches
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext, restored
 from gpuspawner.leases.endings import Ending
@@ -88,6 +89,33 @@ class Reconciler:
         self.stopped.append((server_id, by))
 
 
+class RunningServer:
+    """A server without GPUs, as far as the socket knows one."""
+
+    has_news = is_restarting = False
+
+    def __init__(self) -> None:
+        self.holder = Holder("cyd")
+        self.done: list[tuple[Any, ...]] = []
+
+    async def ask(self, gpus: int, model: str | None, by: str) -> None:
+        if gpus > 4:
+            raise Refused(lazy_gettext("At most %(most)s.", most=4), status=403, key="gpus")
+        self.done.append(("ask", gpus, model, by))
+
+    async def leave(self, by: str) -> None:
+        self.done.append(("leave", by))
+
+    async def switch(self, by: str) -> None:
+        self.done.append(("switch", by))
+
+    async def give_back(self, by: str) -> None:
+        self.done.append(("give_back", by))
+
+    def facts(self) -> dict[str, Any]:
+        return {"user": "cyd", "gpus": len(self.done)}
+
+
 class Hub:
     """A hub's socket, its servers and its queue."""
 
@@ -105,7 +133,10 @@ class Hub:
             self.reconciler,
             cast(Any, None),
             {Holder("eve", "x"): Ending(5.0, "an administrator", "too hot")},
+            switches=Switches(tuple),
         )
+        self.cyd = RunningServer()
+        self.control.switches.add(self.cyd)
 
     async def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         return await ask(str(self.path), {"do": do, **fields})
@@ -460,3 +491,25 @@ async def test_a_hub_that_says_nothing_isn_t_waited_for_without_end(
         silent.listen()
         with pytest.raises(OSError, match="the hub doesn't answer"):
             await ask(path, {"do": "status"})
+
+
+async def test_a_running_server_asks_for_gpus_switches_and_gives_them_back(hub: Hub) -> None:
+    who = {"user": "cyd", "server": "", "by": "user:cyd"}
+    assert await hub.ask("ask", **who, gpus=2, model="A100") == {"user": "cyd", "gpus": 1}
+    for do in ("leave", "switch", "give-back"):
+        assert await hub.ask(do, **who) == {}
+    assert hub.cyd.done == [
+        ("ask", 2, "A100", "user:cyd"),
+        ("leave", "user:cyd"),
+        ("switch", "user:cyd"),
+        ("give_back", "user:cyd"),
+    ]
+    assert (await hub.ask("ask", **who, gpus=5))["key"] == "gpus"
+    for bad in (-1, 1.5, "2", True, [], None, 10**400):
+        assert (await hub.ask("ask", **who, gpus=bad))["status"] == 400
+    nobody = await hub.ask("switch", user="dan", by="user:dan")
+    assert (nobody["status"], nobody["error"]) == (404, "dan has no server that runs now.")
+    assert len(hub.cyd.done) == 4
+    assert (await hub.ask("status"))["requests"] == []
+    hub.cyd.has_news = True
+    assert (await hub.ask("status"))["requests"] == [{"user": "cyd", "gpus": 4}]

@@ -27,6 +27,7 @@ from gpuspawner.dashboard.monitor import Monitor, Snapshot
 from gpuspawner.errors import Unknown
 from gpuspawner.gpus.model import Holder, Node, Outsider
 from gpuspawner.gpus.out_of_service import apply_marks
+from gpuspawner.i18n.lazy_text import kept, lazy_gettext
 
 from ..support.boards import ADA, BOSS, HOSTILE, UNTIL, gpu, lease, picture, render, waits
 from ..support.dashboards import OPENAPI, check
@@ -139,6 +140,44 @@ def test_a_service_called_as_a_user_is_not_that_user():
     assert status(seen, ADA)["gpus"][0]["yours"]
     assert not status(seen, Person(""))["gpus"][0]["yours"]
     assert status(seen, Person(""))["servers"] == []
+
+
+def asks(user, **values):
+    """What the hub says of a server that runs and asks for a GPU."""
+    nothing = {"place": None, "of": None, "start": None, "offer": None, "model": None}
+    news = {"since": 5.0, "gpus": 1, "restarting": False, "notice": ""}
+    return {"user": user, "server": "", **nothing, **news, **values}
+
+
+def test_what_is_reserved_for_a_server_that_runs_is_free_to_nobody_and_its_user_switches():
+    offer = {"gpus": ["GPU-0"], "until": UNTIL}
+    seen = picture(gpu(0), gpu(1))
+    requests = [asks("ada", offer=offer), asks("ben", place=1, of=1, start=UNTIL)]
+    seen = replace(seen, hub={**seen.hub, "requests": requests})
+    mine = check("Status", status(seen, ADA))
+    first, second = mine["gpus"]
+    assert (first["state"], first["yours"], first["until"]) == (
+        "leased",
+        True,
+        "2096-10-02T07:06:40+00:00",
+    )
+    assert second["state"] == "free"
+    assert [each["user"] for each in mine["requests"]] == ["ada"]
+    assert 'value="switch"' in render(mine)
+    bens = check("Status", status(seen, Person("ben")))
+    assert (bens["gpus"][0]["state"], bens["gpus"][0]["holder"]) == ("leased", None)
+    assert bens["requests"][0]["place"] == 1
+    assert 'value="switch"' not in render(bens)
+    assert len(check("Status", status(seen, BOSS))["requests"]) == 2
+
+
+def test_what_became_of_a_request_is_told_until_it_is_read():
+    notice = lazy_gettext("Ask for at least one GPU.")
+    seen = picture(gpu(0))
+    told = [asks("ada", gpus=0, since=None, notice=kept(notice))]
+    html = render(check("Status", status(replace(seen, hub={**seen.hub, "requests": told}), ADA)))
+    assert "Ask for at least one GPU." in html
+    assert 'value="let-go"' in html
 
 
 def test_another_hub_s_user_of_my_name_is_somebody_else():

@@ -55,6 +55,10 @@ async def test_nobody_does_anything_to_somebody_else_s_server(
         may.extend(person, "ada", ""),
         may.keep_alive(person, "ada", ""),
         may.leave(person, "token", "ada", ""),
+        may.ask_for_gpus(person, "ada", "", 1, ""),
+        may.withdraw(person, "ada", ""),
+        may.switch(person, "ada", ""),
+        may.give_back(person, "ada", ""),
     ):
         with pytest.raises(Refused, match="This is somebody else's server") as refused:
             await asked
@@ -66,7 +70,13 @@ async def test_the_hub_is_asked_for_its_user_and_for_an_administrator(
     tmp_path: Path, person: Person
 ) -> None:
     may = actions(tmp_path)
-    for asked in (may.extend(person, "ada", ""), may.keep_alive(person, "ada", "")):
+    for asked in (
+        may.extend(person, "ada", ""),
+        may.keep_alive(person, "ada", ""),
+        may.ask_for_gpus(person, "ada", "", None, ""),
+        may.switch(person, "ada", ""),
+        may.give_back(person, "ada", ""),
+    ):
         with pytest.raises(Refused, match="JupyterHub doesn't answer"):
             await asked
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from dockerspawner import DockerSpawner
 from prometheus_client import REGISTRY
+from tornado import web
 from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
@@ -118,6 +119,8 @@ def hub(settings: dict[str, Any], cls: type, **traits: Any) -> SimpleNamespace:
     settings.update(spawner_class=cls, config=config)
     return SimpleNamespace(
         tornado_settings=settings,
+        tornado_application=web.Application(),
+        hub_prefix="/hub/",
         hub=SimpleNamespace(api_url="http://hub"),
         log=logging.getLogger("a hub that starts"),
     )

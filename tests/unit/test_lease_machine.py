@@ -238,6 +238,8 @@ class Server:
     request: Request
     longest: float = 0
     reservations: list[Reservation] = field(default_factory=list)
+    # What its user was offered while it ran without GPUs, until it is started with that.
+    offered: Reservation | None = None
     # Several where a start was tried again with the same GPUs.
     creating: dict[Reservation, list[asyncio.Future[Any]]] = field(default_factory=dict)
     task: asyncio.Task[str] | None = None
@@ -263,14 +265,22 @@ class Server:
             pass
         else:
             await self.hub.backend.remove(existing["Id"])
+        if self.offered:
+            reservation, self.offered = self.offered, None
+            return reservation
         if self.request.gpus == 0:
             reservation = Reservation(self.holder, ())
-        else:
-            queue = self.hub.queue
-            joining = QueuedRequest(self.holder, self.request, queue.join_time())
-            limits = RequestLimits(max_wait_seconds=self.longest)
-            reservation = await queue.wait(joining, limits, lambda turn: None)
-            assert min(self.hub.newest.values()) > 0  # unknown is never free
+            self.reservations.append(reservation)
+            return reservation
+        return await self.wait()
+
+    async def wait(self) -> Reservation:
+        """Wait in the queue."""
+        queue = self.hub.queue
+        joining = QueuedRequest(self.holder, self.request, queue.join_time())
+        limits = RequestLimits(max_wait_seconds=self.longest)
+        reservation = await queue.wait(joining, limits, lambda turn: None)
+        assert min(self.hub.newest.values()) > 0  # unknown is never free
         assert len(reservation.uuids) == self.request.gpus
         self.reservations.append(reservation)
         return reservation
@@ -355,6 +365,19 @@ class Hub:
         launched = await launch(server, self.ledger, self.leftovers)
         assert launched.reservation is server.reservations[-1]
         return launched.answer
+
+    async def ask(self, server: Server) -> None:
+        """Wait for a server's GPUs while it runs without; they stay reserved until it claims."""
+        self.servers.append(server)
+        server.offered = await server.wait()
+
+    def claim(self, server: Server) -> Any:
+        return self._launch(server)
+
+    def let_go(self, server: Server) -> None:
+        if server.offered:
+            self.ledger.release(server.offered)
+            server.offered = None
 
     async def stop(self, container: dict[str, Any]) -> None:
         self.stopped.add(container["Id"])
@@ -449,6 +472,28 @@ class Leases(RuleBasedStateMachine):
                 request = Request("torch", gpus)
                 server = Server(hub, holder, (age + number) % 2, request, longest)
                 server.task = self.run(hub, hub.launch(server))
+        self.loop.settle()
+
+    @precondition(lambda self: self.idle())
+    @rule(which=WHICH, gpus=st.integers(1, 2), longest=st.sampled_from([0, LONGEST_WAIT]))
+    def ask_while_running(self, which: int, gpus: int, longest: float) -> None:
+        hub, holder = picked(which, self.idle())
+        server = Server(hub, holder, 0, Request("torch", gpus), longest)
+        server.task = self.run(hub, hub.ask(server))
+        self.loop.settle()
+
+    def offered(self) -> list[Server]:
+        servers = [server for hub in self.hubs for server in hub.servers]
+        return [server for server in servers if server.offered]
+
+    @precondition(lambda self: self.offered())
+    @rule(which=WHICH, claims=st.booleans())
+    def claim_or_let_go(self, which: int, claims: bool) -> None:
+        server = picked(which, self.offered())
+        if claims and (server.hub, server.holder) in self.idle():
+            server.task = self.run(server.hub, server.hub.claim(server))
+        else:
+            server.hub.let_go(server)
         self.loop.settle()
 
     @precondition(lambda self: self.starting())
@@ -606,7 +651,7 @@ class Leases(RuleBasedStateMachine):
     def who_is_told_of_a_server_can_use_it(self) -> None:
         for server in [each for hub in self.hubs for each in hub.servers]:
             done = server.task and server.task.done() and not server.task.cancelled()
-            if done and server.task.exception() is None:
+            if done and server.task.exception() is None and server.task.result() is not None:
                 assert server.task.result() in self.machine.answered
 
     @invariant()
@@ -659,6 +704,8 @@ class Leases(RuleBasedStateMachine):
 
     def settle_everything(self) -> None:
         """Let every call be answered and every wait end, until nothing is under way."""
+        for server in self.offered():
+            server.hub.let_go(server)
         for seconds, rounds in ((3, 30), (A_WHILE, 12)):
             for _ in range(rounds):
                 self.machine.catch_up(8)
@@ -666,6 +713,8 @@ class Leases(RuleBasedStateMachine):
                 self.no_gpu_has_two_running_holders()
             self.nobody_waits_for_nothing()
         assert self.starting() == []
+        for server in self.offered():
+            server.hub.let_go(server)
         servers = [server for hub in self.hubs for server in hub.servers]
         reservations = [each for server in servers for each in server.reservations]
         assert [each for each in reservations if each.ended_tick is None] == []

@@ -35,7 +35,14 @@ def test_only_the_inventory_imports_pynvml() -> None:
 ROOMS = {"gpus", "images", "leases", "scheduling", "choices", "i18n"}
 NEUTRAL = [name for name in MODULES if name.partition(".")[0] in ROOMS]
 NEUTRAL += ["settings", "errors", "group_overrides", "kept_rules", "base_spawner", "spawn_attempt"]
-NEUTRAL += ["wait_in_queue", "hub.state", "hub.compat", "hub.spawn_form"]
+NEUTRAL += [
+    "wait_in_queue",
+    "gpu_switch",
+    "hub.switches",
+    "hub.state",
+    "hub.compat",
+    "hub.spawn_form",
+]
 NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers", "backends.server"]
 
 

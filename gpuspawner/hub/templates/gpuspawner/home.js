@@ -60,7 +60,7 @@ async function refresh() {
 }
 
 function plan() {
-  if (servers().querySelector(".gs-is-starting, .gs-is-waiting, .gs-is-stopping")) timer = setTimeout(refresh, PERIOD_MS);
+  if (servers().querySelector(".gs-is-starting, .gs-is-waiting, .gs-is-stopping, .gs-asks")) timer = setTimeout(refresh, PERIOD_MS);
 }
 
 home.addEventListener("click", async (event) => {

@@ -1,5 +1,6 @@
 /* The plugin: brings together what the hub says, the status bar's item and the warnings. */
 
+import { GetGPU, givesBack, Restart } from "./get_gpu.js";
 import { HomeWarning, home } from "./home.js";
 import { Hub, Watch } from "./hub.js";
 import { Indicator, withoutGpus } from "./indicator.js";
@@ -37,13 +38,20 @@ export function plugin(page, lab) {
 function start(app, page, lab, statusBar, words) {
   const hub = new Hub(page);
   const files = new HomeWarning(lab, words, page.hubPrefix + page.baseUrl);
+  const homePage = `${page.hubHost ?? ""}${page.hubPrefix}home`;
+  const restart = new Restart(app, lab.Notification, words, homePage);
   if (page.gpuspawner?.gpus === 0) {
-    // Nobody has to be asked for that.
-    place(app, lab, statusBar, withoutGpus(words, `${page.hubHost ?? ""}${page.hubPrefix}home`));
     if (page.gpuspawner.home) {
       const seldom = new Watch(hub, () => files.show(home(hub, seldom.answer)), HOME_PERIOD_MS);
       seldom.start();
     }
+    if (!hub.reachable) {
+      place(app, lab, statusBar, withoutGpus(words, homePage));
+      return;
+    }
+    const getGPU = new GetGPU(lab, words, hub, restart, homePage);
+    place(app, lab, statusBar, getGPU.node);
+    getGPU.start();
     return;
   }
   const watch = new Watch(hub, show);
@@ -52,6 +60,7 @@ function start(app, page, lab, statusBar, words) {
     here: () => afterwards(hub.here()),
   };
   const indicator = new Indicator(words, actions, hub.pageUrl);
+  if (hub.reachable) indicator.add(givesBack(words, restart, hub));
   const warnings = new Warnings(lab.Notification, words, actions);
 
   async function afterwards(work) {

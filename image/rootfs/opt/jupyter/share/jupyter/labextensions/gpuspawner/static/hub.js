@@ -53,17 +53,38 @@ export class Hub {
     await this._ask("POST", `${this._path}/here`);
   }
 
+  /** Ask for GPUs for this server while it runs without. */
+  async ask(gpus) {
+    await this._ask("POST", `${this._path}/gpu-request`, { gpus });
+  }
+
+  /** Withdraw that, let go what is reserved, or have read what became of it. */
+  async letGo() {
+    await this._ask("DELETE", `${this._path}/gpu-request`);
+  }
+
+  /** Have this server restarted with what is reserved for it. */
+  async switch() {
+    await this._ask("POST", `${this._path}/switch`);
+  }
+
+  /** Have this server restarted without its GPUs. */
+  async giveBack() {
+    await this._ask("DELETE", `${this._path}/gpus`);
+  }
+
   get _path() {
     const user = `users/${encodeURIComponent(this.user)}`;
     return this.server ? `${user}/servers/${encodeURIComponent(this.server)}` : `${user}/server`;
   }
 
-  async _ask(method, path) {
+  async _ask(method, path, sent) {
     let answer, body;
     try {
       answer = await fetch(`${this.pageUrl}api/${path}`, {
         method,
         headers: { Authorization: `token ${this._token}` },
+        body: sent && JSON.stringify(sent),
         signal: AbortSignal.timeout(PATIENCE_MS),
       });
       body = answer.status === 204 ? {} : await answer.json();

@@ -106,6 +106,11 @@ export class Indicator {
     this._panel.focus();
   }
 
+  /** Add something to the panel. */
+  add(part) {
+    this._panel.append(part);
+  }
+
   /** Show a lease. */
   show(facts) {
     this._facts = facts;

@@ -34,7 +34,7 @@ export function lease(hub, start, answer) {
 }
 
 /** Return what makes a moment by the browser's clock of one of an answer's. */
-function byClock(answer) {
+export function byClock(answer) {
   const skew = answer.at - Date.parse(answer.now);
   const added = Math.abs(skew) > SKEW_MS ? skew : 0;
   return (iso) => (iso ? Date.parse(iso) + added : null);

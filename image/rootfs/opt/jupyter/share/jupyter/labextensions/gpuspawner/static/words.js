@@ -39,6 +39,34 @@ const CHINESE = {
     "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
   "no GPU": "没有 GPU",
   "get one": "获取 GPU",
+  "A GPU for this server": "为此服务器申请 GPU",
+  "How many?": "需要几个？",
+  "Get a GPU": "申请 GPU",
+  "Switch now": "现在切换",
+  "Not now": "暂不切换",
+  "Leave the queue": "退出排队",
+  OK: "知道了",
+  "Home page": "主页",
+  "All your servers": "您的全部服务器",
+  "place {place} of {of}": "排在第 {place} 位，共 {of} 人",
+  "GPU reserved until {moment}": "GPU 为您保留到 {moment}",
+  "The server goes on while it waits. At its turn it saves, and starts again with the GPUs and the same files.":
+    "等待期间服务器照常运行。轮到时先保存，再带着 GPU 重新启动，文件不变。",
+  "It goes on while it waits for GPUs: place {place} of {of}.":
+    "服务器照常运行，正在排队等待 GPU：第 {place} 位，共 {of} 人。",
+  "It goes on while it waits for GPUs.": "服务器照常运行，正在等待 GPU。",
+  "Its turn is expected about {moment}.": "预计 {moment} 左右轮到。",
+  "A GPU is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.":
+    "已为您保留 1 个 GPU，到 {moment} 为止。切换时服务器先保存再重启，其中的程序会结束。",
+  "{gpus} GPUs are reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.":
+    "已为您保留 {gpus} 个 GPU，到 {moment} 为止。切换时服务器先保存再重启，其中的程序会结束。",
+  "The server saves and restarts. This page comes back with it.":
+    "服务器正在保存并重启，启动后本页会重新打开。",
+  "The server hasn't come back yet: the home page says why.": "服务器还没有启动，原因见主页。",
+  "Give the GPUs back…": "归还 GPU…",
+  "Give them back": "归还",
+  "The server saves, and starts again without GPUs. Programs in it end, your files are kept.":
+    "服务器先保存，再以不带 GPU 的方式重新启动。其中的程序会结束，文件会保留。",
   stopped: "已停止",
   "{node} · GPU {number}": "{node} · GPU {number}",
   "Save your work: an administrator stops this server at {moment}.":

@@ -1,0 +1,334 @@
+/* A GPU for a server that runs without: its request, its place, what is reserved for it, and the switch.
+ * And the way back: a server that gives its GPUs back.
+ */
+
+import { byClock } from "./lease.js";
+import { Refusal } from "./hub.js";
+
+// How often the hub is asked while a request waits; without one only when somebody comes to the page.
+const PERIOD_MS = 20_000;
+const LONGEST_MS = 300_000;
+// How often it is looked whether a server that is restarted is there again, and for how long.
+const LOOK_MS = 700;
+const PATIENCE_MS = 300_000;
+// A restart that nobody saw is over by then.
+const SURELY_OVER_MS = 20_000;
+
+/** Return an element; what comes after its attributes goes into it. */
+function element(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+/** The restart of this page's server, after which the page is loaded anew. */
+export class Restart {
+  /**
+   * @param app - JupyterLab's application.
+   * @param notification - JupyterLab's `Notification`.
+   * @param words - the reader's language.
+   * @param home - the address of the hub's home page.
+   */
+  constructor(app, notification, words, home) {
+    this._app = app;
+    this._notification = notification;
+    this._words = words;
+    this._home = home;
+    this._isFollowing = false;
+  }
+
+  /** Save, have the hub restart the server by `act`, and wait until it is back; throws what `act` does. */
+  async run(act) {
+    const { commands } = this._app;
+    if (commands.hasCommand("docmanager:save-all")) {
+      // What can't be saved now the server asks for when it ends.
+      await commands.execute("docmanager:save-all").catch(() => {});
+    }
+    await act();
+    await this.follow();
+  }
+
+  /** Wait until the server is back, whoever has it restarted. */
+  async follow() {
+    if (this._isFollowing) return;
+    this._isFollowing = true;
+    const said = this._words.say("The server saves and restarts. This page comes back with it.");
+    const id = this._notification.emit(said, "in-progress", { autoClose: false });
+    if (await this._isBack()) {
+      location.reload();
+      return;
+    }
+    const label = this._words.say("Home page");
+    const message = this._words.say("The server hasn't come back yet: the home page says why.");
+    const actions = [{ label, callback: () => location.assign(this._home), displayType: "accent" }];
+    this._isFollowing = false;
+    this._notification.update({ id, message, type: "error", autoClose: false, actions });
+  }
+
+  async _isBack() {
+    const { baseUrl } = this._app.serviceManager.serverSettings;
+    const began = Date.now();
+    let wasAway = false;
+    while (Date.now() - began < PATIENCE_MS) {
+      await new Promise((done) => setTimeout(done, LOOK_MS));
+      // It answers that to everybody. While it is off, the hub answers in its place.
+      const answer = await fetch(`${baseUrl}api`, { cache: "no-store" }).catch(() => null);
+      const answers = answer?.ok && (await answer.json().catch(() => null))?.version !== undefined;
+      if (answers && (wasAway || Date.now() - began > SURELY_OVER_MS)) return true;
+      wasAway ||= !answers;
+    }
+    return false;
+  }
+}
+
+/**
+ * Return the part of the panel by which a server's GPUs are given back.
+ *
+ * @param words - the reader's language.
+ * @param restart - the `Restart` of the server.
+ * @param hub - the hub.
+ */
+export function givesBack(words, restart, hub) {
+  const said = element("p", { role: "status" });
+  const button = element("button", { type: "button" }, words.say("Give them back"));
+  button.addEventListener("click", () => press(button, said, words, () => restart.run(() => hub.giveBack())));
+  return element(
+    "details",
+    { class: "gpuspawner-more" },
+    element("summary", {}, words.say("Give the GPUs back…")),
+    element("p", {}, words.say("The server saves, and starts again without GPUs. Programs in it end, your files are kept.")),
+    element("p", { class: "gpuspawner-actions" }, button),
+    said
+  );
+}
+
+async function press(button, said, words, act) {
+  button.disabled = true;
+  said.textContent = "";
+  try {
+    await act();
+  } catch (error) {
+    said.textContent = error instanceof Refusal ? error.message : words.say(error.message);
+  }
+  button.disabled = false;
+}
+
+/** The status bar's item of a server without GPUs, and the panel behind it. */
+export class GetGPU {
+  /**
+   * @param lab - the parts of JupyterLab that are needed: `Notification`.
+   * @param words - the reader's language.
+   * @param hub - the hub, which is reachable.
+   * @param restart - the `Restart` of the server.
+   * @param home - the address of the hub's home page.
+   */
+  constructor(lab, words, hub, restart, home) {
+    this._notification = lab.Notification;
+    this._words = words;
+    this._hub = hub;
+    this._restart = restart;
+    this._request = null;
+    this._timer = 0;
+    this._failures = 0;
+    this._asking = false;
+    // What the notification is about, so that one that was closed doesn't come again.
+    this._told = "";
+    this._notice = null;
+    this._button = element("button", { type: "button", class: "gpuspawner-button" });
+    this.node = element("div", { class: "gpuspawner-item" }, this._button);
+    this._makePanel(home);
+  }
+
+  /** Find out what the server has asked for, and follow that. */
+  start() {
+    this._show();
+    document.addEventListener("visibilitychange", () => document.hidden || this._look());
+    void this._look();
+  }
+
+  _makePanel(home) {
+    const say = (sentence) => this._words.say(sentence);
+    const title = element("h2", { id: "gpuspawner-title" }, say("A GPU for this server"));
+    this._text = element("p", {});
+    this._number = element("input", { type: "number", min: "1", value: "1", id: "gpuspawner-number" });
+    this._many = element("p", {}, element("label", { for: "gpuspawner-number" }, say("How many?")), " ", this._number);
+    this._said = element("p", { role: "status" });
+    this._ask = this._action("Get a GPU", () => this._hub.ask(Number(this._number.value) || 1));
+    this._switch = this._action("Switch now", () => this._restart.run(() => this._hub.switch()));
+    this._leave = this._action("Leave the queue", () => this._hub.letGo());
+    const buttons = [this._ask, this._switch, this._leave];
+    const more = element("a", { href: home, target: "_blank" }, say("All your servers"));
+    this._panel = element(
+      "div",
+      {
+        id: "gpuspawner-panel",
+        class: "gpuspawner-panel",
+        role: "dialog",
+        "aria-labelledby": title.id,
+        tabindex: "-1",
+        popover: "auto",
+      },
+      ...[title, this._text, this._many, element("p", { class: "gpuspawner-actions" }, ...buttons)],
+      ...[this._said, element("p", {}, more)]
+    );
+    document.body.append(this._panel);
+    this._panel.addEventListener("keydown", (event) => {
+      // What is typed into the field isn't JupyterLab's.
+      event.stopPropagation();
+      if (event.key !== "Escape") return;
+      event.preventDefault();
+      this._panel.hidePopover();
+      this._button.focus();
+    });
+    this._button.popoverTargetElement = this._panel;
+    this._button.setAttribute("aria-haspopup", "dialog");
+    this._button.setAttribute("aria-expanded", "false");
+    this._panel.addEventListener("toggle", ({ newState }) => {
+      this._button.setAttribute("aria-expanded", String(newState === "open"));
+      this._said.textContent = "";
+      if (newState !== "open") return;
+      this._place();
+      this._panel.focus();
+      void this._look();
+    });
+  }
+
+  _action(label, act) {
+    const button = element("button", { type: "button" }, this._words.say(label));
+    button.addEventListener("click", async () => {
+      await press(button, this._said, this._words, act);
+      await this._look();
+    });
+    return button;
+  }
+
+  /** Ask the hub, and again in a while where there is something to follow. */
+  async _look() {
+    clearTimeout(this._timer);
+    if (this._asking) return;
+    this._asking = true;
+    try {
+      const answer = { ...(await this._hub.status()), at: Date.now() };
+      this._request = this._ours(answer);
+      this._failures = 0;
+    } catch {
+      this._failures += 1;
+    }
+    this._asking = false;
+    this._show();
+    if (this._request?.restarting) void this._restart.follow();
+    if (!this._request) return;
+    const pause = Math.min(PERIOD_MS * 2 ** this._failures, LONGEST_MS);
+    this._timer = setTimeout(() => this._look(), pause * (0.85 + 0.3 * Math.random()));
+  }
+
+  _ours(answer) {
+    const { user, server } = this._hub;
+    const found = answer.requests?.find((each) => each.user === user && each.server === server);
+    if (!found) return null;
+    const moment = byClock(answer);
+    const until = found.offer ? moment(found.offer.until) : null;
+    return { ...found, until, expected: moment(found.expected) };
+  }
+
+  _show() {
+    const request = this._request;
+    const text = this._barText(request);
+    if (this._button.textContent !== text) this._button.textContent = text;
+    this._button.classList.toggle("gpuspawner-soon", Boolean(request?.until));
+    this._text.textContent = this._sentence(request);
+    const offered = Boolean(request?.until);
+    const waits = request?.gpus > 0 && !offered;
+    this._many.hidden = this._ask.hidden = waits || offered || Boolean(request?.restarting);
+    this._switch.hidden = !offered || request.restarting;
+    this._leave.hidden = !(waits || offered) || request.restarting;
+    this._leave.textContent = this._words.say(offered ? "Not now" : "Leave the queue");
+    this._tell(request);
+  }
+
+  _barText(request) {
+    const words = this._words;
+    if (request?.until) {
+      return words.say("GPU reserved until {moment}", { moment: words.moment(request.until) });
+    }
+    if (request?.place != null) {
+      const { place, of } = request;
+      return `${words.say("no GPU")} · ${words.say("place {place} of {of}", { place, of })}`;
+    }
+    return `${words.say("no GPU")} · ${words.say("get one")}`;
+  }
+
+  _sentence(request) {
+    const words = this._words;
+    if (request?.restarting) {
+      return words.say("The server saves and restarts. This page comes back with it.");
+    }
+    if (request?.until) return this._offered(request);
+    if (request?.gpus > 0) {
+      const { place, of } = request;
+      if (place === null) return words.say("It goes on while it waits for GPUs.");
+      const waits = words.say("It goes on while it waits for GPUs: place {place} of {of}.", { place, of });
+      if (!request.expected) return waits;
+      const moment = words.moment(request.expected);
+      return `${waits} ${words.say("Its turn is expected about {moment}.", { moment })}`;
+    }
+    return request?.notice ||
+      words.say("The server goes on while it waits. At its turn it saves, and starts again with the GPUs and the same files.");
+  }
+
+  _offered({ gpus, until }) {
+    const words = this._words;
+    const moment = words.moment(until);
+    return gpus === 1
+      ? words.say("A GPU is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.", { moment })
+      : words.say("{gpus} GPUs are reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.", { gpus, moment });
+  }
+
+  /** Notify of an offer, and of what became of a request, each once. */
+  _tell(request) {
+    const words = this._words;
+    const about = request?.restarting ? "" : request?.until ? request.offer.until : request?.notice ?? "";
+    if (about === this._told) return;
+    this._told = about;
+    if (this._notice !== null) this._notification.dismiss(this._notice);
+    this._notice = null;
+    if (!about) return;
+    const acts = request.until
+      ? [
+          [words.say("Switch now"), () => this._restart.run(() => this._hub.switch()), "accent"],
+          [words.say("Not now"), () => this._hub.letGo(), "default"],
+        ]
+      : [[words.say("OK"), () => this._hub.letGo(), "default"]];
+    const actions = acts.map(([label, act, displayType]) => ({
+      label,
+      displayType,
+      callback: () => void this._do(act),
+    }));
+    const message = request.until ? this._offered(request) : request.notice;
+    this._notice = this._notification.emit(message, request.until ? "warning" : "info", {
+      autoClose: false,
+      actions,
+    });
+  }
+
+  async _do(act) {
+    try {
+      await act();
+    } catch (error) {
+      const said = error instanceof Refusal ? error.message : this._words.say(error.message);
+      this._notification.error(said, { autoClose: false });
+    }
+    await this._look();
+  }
+
+  /** Put the panel beside the button: above one at the bottom, below one at the top. */
+  _place() {
+    const at = this._button.getBoundingClientRect();
+    const { style, offsetWidth } = this._panel;
+    style.left = `${Math.max(8, Math.min(at.left, window.innerWidth - offsetWidth - 8))}px`;
+    const below = at.top < window.innerHeight / 2;
+    style.top = below ? `${at.bottom + 6}px` : "auto";
+    style.bottom = below ? "auto" : `${window.innerHeight - at.top + 6}px`;
+  }
+}
