@@ -788,7 +788,6 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
-            "starting": bool(self.attempt.granted and not self.attempt.is_up) or None,
             "hooks": hooks if any(hooks.values()) else None,
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
@@ -802,7 +801,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
         self.attempt.is_up = bool(self.server_id)
-        if ours.get("starting"):
+        if not self.server_id and compat.has_begun_start(self):
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while your server started. Please start it again."
             )

@@ -200,6 +200,15 @@ def save_state(spawner: Any) -> None:
         )
 
 
+def has_begun_start(spawner: Any) -> bool:
+    """Return whether the hub's database has a server as one that starts or runs.
+
+    A hub that begins reads so what the last one was about when it was killed: a start's first
+    step writes it, long before there is anything of ours to save.
+    """
+    return bool(spawner.orm_spawner and spawner.orm_spawner.server)
+
+
 def is_forgotten(spawner: Any) -> bool:
     """Return whether the hub has deleted a server, or its user, from its database.
 

@@ -126,7 +126,7 @@ async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gp
         session.execute(text("PRAGMA query_only = 0"))
         compat.save_state(one)
         session.expire_all()
-        assert row.state["gpuspawner"]["starting"]
+        assert row.state["gpuspawner"]["image"]
 
 
 async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypatch):
@@ -157,18 +157,28 @@ async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypa
         assert one._stopping_again is None
 
 
-async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub):
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub, granted):
     one = hub.spawner()
-    await begin(one, gpus=1)
-    await one.run_pre_spawn_hook()
-    kept = json.loads(json.dumps(one.get_state()))
-    lost, found = hub.spawner(), hub.spawner()
+    kept = {}
+    if granted:
+        await begin(one, gpus=1)
+        await one.run_pre_spawn_hook()
+        kept = json.loads(json.dumps(one.get_state()))
+    server = orm.Server(proto="http", ip="", port=0, base_url="/", cookie_name="")
+    starts, off = orm.Spawner(name="", server=server), orm.Spawner(name="")
+    lost, found, never = hub.spawner(row=starts), hub.spawner(row=starts), hub.spawner(row=off)
     for each in (lost, found):
         each.load_state(kept)
         assert each.notice.startswith("JupyterHub was restarted while your server started.")
     found._own({"Id": "1", "Config": {"Labels": {}}, "State": {"Running": True}})
     assert found.notice == ""
-    assert not found.get_state()["gpuspawner"]["starting"]
+    never.load_state({})
+    assert never.notice == ""
+    # What runs, and is saved so, has nothing to be told.
+    ran = hub.spawner(row=starts)
+    ran.load_state(found.get_state())
+    assert ran.notice == ""
 
 
 @pytest.mark.parametrize("stopped", [False, True])
