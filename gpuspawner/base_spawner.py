@@ -717,7 +717,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     async def start(self) -> tuple[str, int]:
         """Start a server with the GPUs of its request; return its (ip, port) once it answers."""
-        began = time.monotonic()
+        began, self.start_task = time.monotonic(), asyncio.current_task()
         try:
             launched = await launch(self, self.ledger, self.hub_state.leftovers)
         except asyncio.CancelledError:

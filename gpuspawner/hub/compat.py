@@ -22,9 +22,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets import observe
 
+from ..i18n.lazy_text import lazy_gettext
 from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
+# What users read whose start can't be written into the hub's database.
+NOT_WRITTEN = lazy_gettext(
+    "JupyterHub can't write into its database, so your server was stopped again. An administrator "
+    "can mend it."
+)
 # The pause until a stop whose end couldn't be written is tried again.
 STOP_AGAIN_SECONDS = 5.0
 # The group overrides that apply, while they are looked for.
@@ -82,34 +88,56 @@ class UnofficialHooks(SpawnerMixin):
         return "stop" if found == "spawn" and given_up else found
 
     def stop_polling(self) -> None:
-        """Look no more whether the server runs; with this each stop begins."""
-        # Documented; what a stop does isn't. Where its end can't be written into the database, it
-        # breaks off, and the server is "pending stop" until the hub is restarted: its user can't
-        # start another. ref: User.stop in jupyterhub/user.py
+        """Look no more whether the server runs; with this each stop begins, and each start ends."""
+        # Documented; what stops and starts do isn't. Where their end can't be written into the
+        # database they break off: the server is "pending stop" until the hub is restarted, or
+        # "ready" without being there, or it is there and nobody is led to it.
+        # ref: User.spawn and User.stop in jupyterhub/user.py
         super().stop_polling()
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             if task := asyncio.current_task():
-                task.add_done_callback(self._stop_may_have_ended)
+                task.add_done_callback(self._may_have_broken_off)
+                # The hub leaves it alone, where it is the start's beginning that can't be written.
+                if self.start_task not in (None, task):
+                    self.start_task.cancel()
 
-    def _stop_may_have_ended(self, task: asyncio.Task[Any]) -> None:
-        if self._stop_pending and self._stopping_again is None:
+    # The task of the last start.
+    start_task: asyncio.Task[Any] | None = None
+
+    def _may_have_broken_off(self, task: asyncio.Task[Any]) -> None:
+        if self._stopping_again is None and self.orm_spawner and self._has_broken_off(task):
+            self._stop_pending = True
             self._stopping_again = asyncio.ensure_future(self._stop_until_it_ends())
+
+    def _has_broken_off(self, task: asyncio.Task[Any]) -> bool:
+        database = self.user.db
+        if not database.is_active:  # else every other use of the session fails
+            database.rollback()
+        if task.cancelled():  # as all are when the hub ends
+            return False
+        error = task.exception()
+        if isinstance(error, SQLAlchemyError):
+            # Else users read nothing: "Unknown error".
+            error.jupyterhub_message = error.sentence = NOT_WRITTEN  # type: ignore[attr-defined]
+        elif self._poll_callback is not None:  # a start, which has succeeded
+            return False
+        return bool(self._stop_pending or self.server)
 
     _stopping_again: asyncio.Task[None] | None = None
 
     async def _stop_until_it_ends(self) -> None:
         try:
-            while self._stop_pending:
-                await asyncio.sleep(STOP_AGAIN_SECONDS)
-                self.user.db.rollback()
+            while self._stop_pending and dict.get(self.user.spawners, self.name) is self:
                 try:
                     await self.user.stop(self.name)
                 except Exception as error:
+                    self.user.db.rollback()
                     self.log.error(
                         "Stopping %s failed: %s",
                         self.log_name,
                         one_line(getattr(error, "orig", error)),
                     )
+                    await asyncio.sleep(STOP_AGAIN_SECONDS)
         finally:
             self._stopping_again = None
 
