@@ -138,11 +138,10 @@ class UnofficialHooks(SpawnerMixin):
                     await self.user.stop(self.name)
                 except Exception as error:
                     self.user.db.rollback()
-                    self.log.error(
-                        "Stopping %s failed: %s",
-                        self.log_name,
-                        one_line(getattr(error, "orig", error)),
-                    )
+                    # What SQLAlchemy says has the statement in it, with its values.
+                    unwritten = isinstance(error, SQLAlchemyError)
+                    said = "the database can't be written" if unwritten else one_line(error)
+                    self.log.error("Stopping %s failed: %s", self.log_name, said)
                     await asyncio.sleep(STOP_AGAIN_SECONDS)
         finally:
             self._stopping_again = None

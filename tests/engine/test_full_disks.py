@@ -13,7 +13,7 @@ import pytest
 
 from ..support import scenes
 from ..support.hubs import until
-from ..support.looks import free_gpus, labelled
+from ..support.looks import free_gpus
 from ..support.scenes import COMES, RUNS, STARTS, WAITS, Scene
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
