@@ -392,7 +392,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
 
     async def start(self) -> tuple[str, int]:
         """Start a server with the GPUs of its request; return its (ip, port) once it answers."""
-        began = time.monotonic()
+        began, self.start_task = time.monotonic(), asyncio.current_task()
         try:
             launched = await launch(self, self.ledger, self.hub_state.leftovers)
         except asyncio.CancelledError:
@@ -465,16 +465,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
-            "starting": self._is_between() or None,
+            "starting": (self.gpu_switch.is_restarting and not self.server_id) or None,
             **self.gpu_switch.saved(),
             "hooks": self.kept_rules.saved(),
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
-
-    def _is_between(self) -> bool:
-        """Return whether the server is off, and is being started."""
-        starts = bool(self.attempt.granted and not self.attempt.is_up)
-        return starts or (self.gpu_switch.is_restarting and not self.server_id)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state that an earlier hub process saved."""
@@ -485,7 +480,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         self.gpu_switch.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
         self.attempt.is_up = bool(self.server_id)
-        if ours.get("starting"):
+        is_between = ours.get("starting") or compat.has_begun_start(self)
+        if is_between and not self.server_id:
             self.lease.notice = lazy_gettext(
                 "JupyterHub was restarted while your server started. Please start it again."
             )

@@ -29,7 +29,7 @@ from .backends.docker.container_config import (
     with_log,
 )
 from .backends.docker.device_requests import granted_uuids
-from .backends.docker.network import restore_network
+from .backends.docker.network import NetworkError, is_cut_off, restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing
 from .backends.docker.settings import DockerTraits
@@ -109,6 +109,8 @@ class ContainerAttempt(SpawnAttempt):
         output: the container's output until the server is ready.
         state: the container's state when it was last inspected; empty if it was gone.
         memory: its limit of memory, in bytes; 0: none, or it was never seen.
+        is_cut_off: whether it was on the servers' network no more, when it was last inspected.
+        ip: its address, once this start has found it out.
         ulimit_trial: set if this start finds out which ulimits the engine may set.
     """
 
@@ -118,6 +120,8 @@ class ContainerAttempt(SpawnAttempt):
     output: Output | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     memory: int = 0
+    is_cut_off: bool = False
+    ip: str = ""
     ulimit_trial: UlimitTrial | None = None
 
 
@@ -522,11 +526,25 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     async def _restore_network(self, error: Exception) -> None:
         """Create the servers' network anew if its lack made a start fail, and start again."""
         name = engine_errors.missing_network(error)
-        backend = self.backend
-        if name and await backend.in_thread(restore_network, backend.client, name):
+        if name and await self._network_is_back(name):
             raise NetworkMissing(
                 f"network {name} was missing, and has been created anew"
             ) from error
+
+    async def _network_is_back(self, name: str) -> bool:
+        # Who runs has the address again that the proxy has for them, and nobody else.
+        running = {
+            each.server_id: each.attempt.ip or each.server.ip
+            for each in self.hub_state.spawners
+            if isinstance(each, GPUSpawner) and each.server_id and each.server
+        }
+        backend = self.backend
+        try:
+            back = await backend.in_thread(restore_network, backend.client, name, running)
+        except NetworkError as error:
+            self.log.error("%s", one_line(error))
+            return True
+        return bool(back)
 
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return the container's (ip, port).
@@ -537,6 +555,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         assert output is not None
         try:
             ip, port = await self._address(server_id, output)
+            self.attempt.ip = ip
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
             await self._wait_for_answer(ip, port, output)
             return ip, port
@@ -596,6 +615,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         As DockerSpawner does, but that JupyterHub, which looks whether servers run, may see the end
         first. It cleans up then, and the next start may already have begun.
         """
+        if not self.object_id:  # the engine was away before there was one
+            return
         attempt = self.attempt
         self.log.info("Stopping container %s (id: %s)", self.object_name, self.object_id[:7])
         await self.stop_object()
@@ -655,6 +676,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id, self.attempt.state = found["Id"], found["State"]
+        self.attempt.is_cut_off = is_cut_off(found, self.network_name)
         self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
             self._kept_of_another = str(found.get("Name") or "").lstrip("/")
@@ -674,7 +696,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if self.attempt.is_refused:
             return 0
         try:
-            return await super().poll()
+            status = await super().poll()
+            if status is None and self.attempt.is_cut_off:
+                await self._network_is_back(self.network_name)
+            return status
         except engine_errors.UNREACHABLE as error:
             self.log.warning("Whether %s runs isn't known: %s", self.log_name, one_line(error))
             return None

@@ -26,9 +26,15 @@ from tornado import web
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from traitlets import observe
 
+from ..i18n.lazy_text import lazy_gettext
 from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
+# What users read whose start can't be written into the hub's database.
+NOT_WRITTEN = lazy_gettext(
+    "JupyterHub can't write into its database, so your server was stopped again. An administrator "
+    "can mend it."
+)
 # The pause until a stop whose end couldn't be written is tried again.
 STOP_AGAIN_SECONDS = 5.0
 # The pause until a start is tried again that the hub has no room for, and how often it is.
@@ -53,6 +59,9 @@ class UnofficialHooks(SpawnerMixin):
         # check in its default would go with it. It runs after group overrides and before the
         # pre-spawn hook, for form, link and REST alike, which nothing else does.
         # ref: User.spawn in jupyterhub/user.py
+        # It is also what each start awaits, in its task.
+        if task := asyncio.current_task():
+            task.add_done_callback(self._start_may_have_broken_off)
         checked = await self.check_options(user_options)
         if self.apply_user_options:
             await super()._run_apply_user_options(checked)
@@ -92,33 +101,57 @@ class UnofficialHooks(SpawnerMixin):
 
     def stop_polling(self) -> None:
         """Look no more whether the server runs; with this each stop begins."""
-        # Documented; what a stop does isn't. Where its end can't be written into the database, it
-        # breaks off, and the server is "pending stop" until the hub is restarted: its user can't
-        # start another. ref: User.stop in jupyterhub/user.py
+        # Documented; what stops and starts do isn't. Where their end can't be written into the
+        # database they break off: the server is "pending stop" until the hub is restarted, or
+        # "ready" without being there, or it is there and nobody is led to it.
+        # ref: User.spawn and User.stop in jupyterhub/user.py
         super().stop_polling()
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             if task := asyncio.current_task():
-                task.add_done_callback(self._stop_may_have_ended)
+                task.add_done_callback(self._stop_may_have_broken_off)
 
-    def _stop_may_have_ended(self, task: asyncio.Task[Any]) -> None:
-        if self._stop_pending and self._stopping_again is None:
+    _stop_pending: bool
+    # The task of the last start.
+    start_task: asyncio.Task[Any] | None = None
+
+    def _start_may_have_broken_off(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, SQLAlchemyError):
+            # Else users read of an unknown error.
+            error.jupyterhub_message = error.sentence = NOT_WRITTEN  # type: ignore[attr-defined]
+            if self.start_task:  # the hub leaves it alone where its beginning can't be written
+                self.start_task.cancel()
+            self._stop_what_is_left()
+
+    def _stop_may_have_broken_off(self, task: asyncio.Task[Any]) -> None:
+        # All tasks are cancelled when the hub ends. And looking anew begins with looking no more.
+        if not task.cancelled() and self._poll_callback is None:
+            self._stop_what_is_left()
+
+    def _stop_what_is_left(self) -> None:
+        if self._stopping_again or not self.orm_spawner:
+            return
+        database = self.user.db
+        if not database.is_active:  # else every other use of the session fails
+            database.rollback()
+        if self._stop_pending or self.server:
+            self._stop_pending = True
             self._stopping_again = asyncio.ensure_future(self._stop_until_it_ends())
 
     _stopping_again: asyncio.Task[None] | None = None
 
     async def _stop_until_it_ends(self) -> None:
         try:
-            while self._stop_pending:
-                await asyncio.sleep(STOP_AGAIN_SECONDS)
-                self.user.db.rollback()
+            while self._stop_pending and dict.get(self.user.spawners, self.name) is self:
                 try:
                     await self.user.stop(self.name)
                 except Exception as error:
-                    self.log.error(
-                        "Stopping %s failed: %s",
-                        self.log_name,
-                        one_line(getattr(error, "orig", error)),
-                    )
+                    self.user.db.rollback()
+                    # What SQLAlchemy says has the statement in it, with its values.
+                    unwritten = isinstance(error, SQLAlchemyError)
+                    said = "the database can't be written" if unwritten else one_line(error)
+                    self.log.error("Stopping %s failed: %s", self.log_name, said)
+                    await asyncio.sleep(STOP_AGAIN_SECONDS)
         finally:
             self._stopping_again = None
 
@@ -207,6 +240,15 @@ def save_state(spawner: Any) -> None:
             one_line(spawner.log_name),
             one_line(getattr(error, "orig", error)),
         )
+
+
+def has_begun_start(spawner: Any) -> bool:
+    """Return whether the hub's database has a server as one that starts or runs.
+
+    A hub that begins reads so what the last one was about when it was killed: a start's first
+    step writes it, long before there is anything of ours to save.
+    """
+    return bool(spawner.orm_spawner and spawner.orm_spawner.server)
 
 
 def is_forgotten(spawner: Any) -> bool:

@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import pytest
 
@@ -134,30 +133,6 @@ def test_a_killed_hub_finds_its_servers_again(make_hub, engine):
     assert not set(labelled(engine)["eve"]) & {u for uuids in before.values() for u in uuids}
     hub.stop_server("ada")
     assert len(free_gpus()) == 2
-
-
-def test_a_hub_killed_between_create_and_commit_loses_no_gpu(make_hub, engine):
-    """Killed as soon as the container can be seen: created, or already running."""
-    hub = make_hub()
-    for user in ("ada", "ben", "eve"):
-        hub.add_user(user)
-        with ThreadPoolExecutor(1) as other:
-            asked = other.submit(_ignore_errors, hub.spawn, user, {"gpus": 4})
-            until(lambda: containers(engine), "the container is there", log=hub.log)
-            hub.kill()
-            asked.result()
-        hub.start()
-        until(lambda user=user: not hub.server(user).get("pending"), "it is settled", log=hub.log)
-        if hub.ready(user):  # it came up all the same, and was adopted
-            assert len(labelled(engine)[user]) == 4
-            hub.stop_server(user)
-        until(all_free, "the GPUs are free", log=hub.log)
-        until(lambda: containers(engine) == [], "no container is left", log=hub.log)
-
-
-def _ignore_errors(function, *arguments):
-    with suppress(Exception):
-        function(*arguments)
 
 
 def test_a_hub_killed_while_a_server_starts_adopts_it(make_hub, engine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from typing import Any
@@ -11,13 +10,12 @@ import pytest
 from docker.types import DeviceRequest
 
 from gpuspawner.backends.docker import extended_ends
-from gpuspawner.hub import control_socket
 from gpuspawner.leases.labels import LABEL_HUB, LABEL_UNTIL, LABEL_USER
 
 from ..support.dashboards import Program, Visitor, lines
 from ..support.hubs import until
 from ..support.looks import container_of, containers, free_gpus, gpus
-from ..support.queues import audit_lines
+from ..support.queues import audit_lines, control
 
 pytestmark = pytest.mark.engine
 
@@ -103,13 +101,6 @@ def kept_ends(engine: Any) -> list[dict[str, str]]:
     """Return the labels of the volumes that have the ends of extended leases."""
     found = engine.volumes(filters={"name": extended_ends.PREFIX})["Volumes"] or []
     return [volume["Labels"] for volume in found]
-
-
-def control(hub: Any, **question: Any) -> dict[str, Any]:
-    """Ask a hub as its dashboard does."""
-    answer = asyncio.run(control_socket.ask(str(hub.folder / "gpuspawner.sock"), question))
-    assert "error" not in answer, answer
-    return answer
 
 
 @pytest.mark.thorough

@@ -64,10 +64,12 @@ def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
             flaky.answered(asked[0])
 
         back = asyncio.ensure_future(_pass_on(behind, writer, answered))
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):
             while chunk := await reader.read(65536):
-                asked[0] = chunk.split(b"\r\n", 1)[0].decode(errors="replace")
-                flaky.before(asked[0])
+                line = chunk.split(b"\r\n", 1)[0].decode(errors="replace")
+                if line.endswith(" HTTP/1.1"):  # else the rest of what is asked
+                    asked[0] = line
+                    flaky.before(line)
                 if flaky.refuses(chunk):
                     writer.write(REFUSAL + b"Content-Type: application/json\r\n\r\n" + BODY)
                     await writer.drain()
@@ -76,7 +78,8 @@ def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
                 before.write(chunk)
                 await before.drain()
         before.close()
-        await back
+        with suppress(asyncio.CancelledError):
+            await back
 
     starting = asyncio.start_unix_server(serve, path=str(socket))
     server = asyncio.run_coroutine_threadsafe(starting, loop).result()
@@ -84,8 +87,16 @@ def flaky_engine(engine: Path, socket: Path) -> Iterator[Flaky]:
         yield flaky
     finally:
         loop.call_soon_threadsafe(server.close)
+        asyncio.run_coroutine_threadsafe(_end_others(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for each in others:
+        each.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _pass_on(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
+
+from gpuspawner.hub import control_socket
 
 
 def audit_lines(hub: Any) -> list[dict[str, Any]]:
     """Return the events of the hub's audit log, as JSON values."""
     return [json.loads(line) for line in re.findall(r"gpuspawner (\{.*\})$", hub.log(), re.M)]
+
+
+def control(hub: Any, **question: Any) -> dict[str, Any]:
+    """Ask a hub as its dashboard does; no refusal."""
+    answer = asyncio.run(control_socket.ask(str(hub.folder / "gpuspawner.sock"), question))
+    assert "error" not in answer, answer
+    return answer
 
 
 def ask(hub: Any, user: str, options: dict[str, Any], server: str = "") -> Any:

@@ -126,7 +126,7 @@ async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gp
         session.execute(text("PRAGMA query_only = 0"))
         compat.save_state(one)
         session.expire_all()
-        assert row.state["gpuspawner"]["starting"]
+        assert row.state["gpuspawner"]["image"]
 
 
 async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypatch):
@@ -157,18 +157,89 @@ async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypa
         assert one._stopping_again is None
 
 
-async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub):
+async def test_a_start_whose_end_can_t_be_written_is_undone_and_its_user_reads_why(
+    hub, monkeypatch
+):
+    monkeypatch.setattr(compat, "STOP_AGAIN_SECONDS", 0.01)
+    settings = {"spawner_class": Spawner, "config": Config(), "base_url": "/"}
+    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+        row = orm.User(name="ada")
+        server = orm.Server(proto="http", ip="", port=0, base_url="/", cookie_name="")
+        session.add(orm.Spawner(user=row, name="", server=server))
+        session.commit()
+        user = User(row, settings, session)
+        one = user.spawners[""]
+        one._hub_state = hub
+        monkeypatch.setattr(one, "poll", lambda: asyncio.sleep(0, 1))
+        begun: list[asyncio.Task[None]] = []
+
+        async def end_of_start() -> None:
+            await begin(one, gpus=1)
+            one.start_task = asyncio.ensure_future(asyncio.sleep(60))
+            begun.append(one.start_task)
+            session.execute(text("PRAGMA query_only = 1"))
+            one.orm_spawner.state = {"changed": True}
+            session.commit()
+
+        start = one._spawn_future = asyncio.ensure_future(end_of_start())
+        await asyncio.wait([start])
+        assert start.exception().jupyterhub_message == compat.NOT_WRITTEN
+        assert one.pending == "stop"
+        assert session.is_active
+        await asyncio.sleep(0.05)
+        assert one.pending == "stop"
+        session.rollback()
+        session.execute(text("PRAGMA query_only = 0"))
+        while one.pending:
+            await asyncio.sleep(0)
+        assert one.orm_spawner.server is None
+        # What the hub had begun and left alone.
+        assert begun[0].cancelled()
+
+
+async def test_a_start_that_is_written_goes_on(hub):
+    settings = {"spawner_class": Spawner, "config": Config(), "base_url": "/"}
+    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+        row = orm.User(name="ada")
+        server = orm.Server(proto="http", ip="", port=0, base_url="/", cookie_name="")
+        session.add(orm.Spawner(user=row, name="", server=server))
+        session.commit()
+        one = User(row, settings, session).spawners[""]
+        one._hub_state = hub
+
+        async def end_of_start() -> None:
+            one.start_polling()
+            session.commit()
+
+        await asyncio.ensure_future(end_of_start())
+        await asyncio.sleep(0)
+        assert one.ready
+        assert one._stopping_again is None
+        one.stop_polling()
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_who_started_while_the_hub_was_killed_reads_so_unless_it_runs(hub, granted):
     one = hub.spawner()
-    await begin(one, gpus=1)
-    await one.run_pre_spawn_hook()
-    kept = json.loads(json.dumps(one.get_state()))
-    lost, found = hub.spawner(), hub.spawner()
+    kept = {}
+    if granted:
+        await begin(one, gpus=1)
+        await one.run_pre_spawn_hook()
+        kept = json.loads(json.dumps(one.get_state()))
+    server = orm.Server(proto="http", ip="", port=0, base_url="/", cookie_name="")
+    starts, off = orm.Spawner(name="", server=server), orm.Spawner(name="")
+    lost, found, never = hub.spawner(row=starts), hub.spawner(row=starts), hub.spawner(row=off)
     for each in (lost, found):
         each.load_state(kept)
         assert each.notice.startswith("JupyterHub was restarted while your server started.")
     found._own({"Id": "1", "Config": {"Labels": {}}, "State": {"Running": True}})
     assert found.notice == ""
-    assert not found.get_state()["gpuspawner"]["starting"]
+    never.load_state({})
+    assert never.notice == ""
+    # What runs, and is saved so, has nothing to be told.
+    ran = hub.spawner(row=starts)
+    ran.load_state(found.get_state())
+    assert ran.notice == ""
 
 
 @pytest.mark.parametrize("stopped", [False, True])

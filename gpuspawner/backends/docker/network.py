@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
 BETWEEN_CONTAINERS = "com.docker.network.bridge.enable_icc"
 # Name -> what the engine said of the networks that `ensure_network` has had in this process.
 _ensured: dict[str, Mapping[str, Any]] = {}
+_restoring = threading.Lock()
 HOST_NETWORK = "start it with `--network host` (in a compose file: `network_mode: host`)"
 
 
@@ -72,24 +74,55 @@ def ensure_network(name: str = "gpuspawner", address: str = "") -> str:
         raise NetworkError(f"network {name!r}: {explain(error)}") from None
 
 
-def restore_network(client: docker.APIClient, name: str) -> bool:
+def is_cut_off(container: Mapping[str, Any], name: str) -> bool:
+    """Return whether a container that was started on a network isn't on it any more.
+
+    Args:
+        container: its inspection.
+        name: the network's name.
+    """
+    attached = container.get("NetworkSettings", {}).get("Networks") or {}
+    wanted = container.get("HostConfig", {}).get("NetworkMode")
+    return bool(container["State"]["Running"] and wanted == name and name not in attached)
+
+
+def restore_network(client: docker.APIClient, name: str, servers: Mapping[str, str]) -> bool:
     """Create a network anew that `ensure_network` has had in this process, with its addresses.
 
-    `docker network prune` removes the servers' network while none runs.
+    `docker network prune` removes the servers' network while none runs, and who removes it by force
+    cuts off those that run: they get their addresses back, before another server can.
 
     Args:
         client: a client of the engine.
         name: the network's name.
+        servers: container ids -> addresses, of those that may run on it.
 
     Returns:
-        Whether it is there now.
+        Whether it was missing, here or for another hub, and is there now.
 
     Raises:
-        docker.errors.APIError: the engine refuses.
+        NetworkError: it is there, but a server couldn't be put on it.
+        docker.errors.APIError: the engine refuses it.
     """
-    before = _ensured.get(name)
-    if before is None:
-        return False
+    with _restoring:
+        before = _ensured.get(name)
+        if before is None:
+            return False
+        there = [each for each in client.networks(names=[f"^{name}$"]) if each["Name"] == name]
+        if not there:
+            _create_again(client, name, before)
+        elif there[0]["Id"] == before["Id"]:
+            # Its servers were taken off it one by one: somebody wants it so.
+            return False
+        left = [each for each in servers.items() if not _is_attached(client, name, *each)]
+        if left:  # the next time they are tried again
+            said = ", ".join(f"{address} ({each[:12]})" for each, address in left)
+            raise NetworkError(f"network {name!r}: no server could have these addresses: {said}")
+        _ensured[name] = client.inspect_network(name)
+        return True
+
+
+def _create_again(client: docker.APIClient, name: str, before: Mapping[str, Any]) -> None:
     try:
         client.create_network(
             name,
@@ -104,6 +137,15 @@ def restore_network(client: docker.APIClient, name: str) -> bool:
     except docker.errors.APIError as error:
         if error.status_code != 409:  # somebody else has created it
             raise
+
+
+def _is_attached(client: docker.APIClient, name: str, container_id: str, address: str) -> bool:
+    """Put a container that was cut off on a network again; return False if that fails."""
+    try:
+        if is_cut_off(client.inspect_container(container_id), name):
+            client.connect_container_to_network(container_id, name, ipv4_address=address)
+    except docker.errors.APIError as error:
+        return bool(error.status_code == 404)  # it has ended
     return True
 
 
