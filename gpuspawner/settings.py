@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import traitlets
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
@@ -13,6 +14,7 @@ from .choices.limits import MAX_HOURS, Limits
 from .gpus.allocation import POLICIES
 from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
+from .notifications import addresses
 from .scheduling.plan import ORDERS
 from .scheduling.queue import RequestLimits
 
@@ -173,6 +175,16 @@ class GPUTraits(SpawnerMixin):
         "sshd" in our images. The home page then shows the lines for it. Empty: it shows none.""",
     ).tag(config=True)
 
+    # Any value, as traitlets' own words on a wrong one have it in them, with its passwords.
+    notify_urls = traitlets.Any(
+        [],
+        help="""Where messages to users go: when their turn has come, their server's time is nearly
+        over or its GPUs do nothing, and when it was stopped. A list of addresses as Apprise writes
+        them, in which `{username}` stands for the user's name; or a function, which may be async,
+        that takes the spawner and returns such a list. Needs the package `apprise`. Empty: no
+        messages.""",
+    ).tag(config=True)
+
     control_socket = Unicode(
         "gpuspawner.sock",
         help="""The path, in the hub's folder, of a Unix socket through which services that the hub
@@ -222,11 +234,23 @@ class GPUTraits(SpawnerMixin):
     def _options_from_form_default(self) -> Any:
         return options.from_fields
 
+    @default("notify_urls")
+    def _notify_urls_default(self) -> Any:
+        return []  # one for each spawner, as a hook may add to it
+
     @validate("images")
     def _check_images(self, proposal: Any) -> Any:
         checked(catalogue, proposal.value)
         # As mappings, which a group override can be merged into.
         return {key: as_fields(entry) for key, entry in proposal.value.items()}
+
+    @validate("notify_urls")
+    def _check_notify_urls(self, proposal: Any) -> Any:
+        given = proposal.value
+        try:
+            return given if callable(given) else list(addresses.check(given or ()))
+        except ValueError as error:
+            raise TraitError(f"c.GPUSpawner.notify_urls: {error}") from None
 
     @validate("hour_limit", "default_hours")
     def _check_hours(self, proposal: Any) -> Any:

@@ -19,6 +19,7 @@ class SpawnAttempt:
         joined: the same by the steady clock, for how long it has waited.
         request: the request of the choice.
         waiting_since: `since`, once the request waits in the queue.
+        has_waited: whether it has waited in the queue, so that its user may be elsewhere.
         reservation: the granted reservation, until `launch` takes it over.
         granted: the granted reservation, for as long as the spawn lasts.
         is_up: whether the server has started, by this hub process or an earlier one.
@@ -36,6 +37,7 @@ class SpawnAttempt:
     joined: Deadline | None = None
     request: Request | None = None
     waiting_since: float | None = None
+    has_waited: bool = False
     reservation: Reservation | None = None
     granted: Reservation | None = None
     is_up: bool = False

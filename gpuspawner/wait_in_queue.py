@@ -157,6 +157,7 @@ class WaitInQueue:
         if not isinstance(turn, str):
             if spawner.attempt.waiting_since is None:
                 spawner.attempt.waiting_since = spawner.attempt.since
+                spawner.attempt.has_waited = True
                 compat.save_state(spawner)
                 spawner.lease.log_event("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
             nth = ordinal(turn.place)

@@ -108,3 +108,16 @@ def kept_words(until: float) -> str:
         "back.",
         time=clock_time(until),
     )
+
+
+def runs_words(gpus: int, until: float | None) -> str:
+    """Return that a server runs whose user has waited.
+
+    Args:
+        gpus: how many it has.
+        until: when its time ends, in seconds since the epoch; None: never.
+    """
+    runs = lazy_gettext("Your server runs, with %(gpus)s.", gpus=gpu_count_phrase(gpus))
+    if until is None:
+        return runs
+    return join_sentences(runs, lazy_gettext("Its time ends at %(time)s.", time=clock_time(until)))
