@@ -115,6 +115,14 @@ class GPUTraits(SpawnerMixin):
         None: no limit.""",
     ).tag(config=True, stricter=lower)
 
+    check_in_minutes = Float(
+        0,
+        min=0,
+        help="""How long the GPUs of who has waited for longer than this are held until they say on
+        the waiting page that they are there; else the next in line has them. 0: a server starts
+        when its turn has come, whether its user is there or not.""",
+    ).tag(config=True)
+
     queue_length = Int(
         100,
         min=0,

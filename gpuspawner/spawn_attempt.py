@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .check_in import CheckIn
 from .gpus.model import Request
 from .leases.clock import Deadline
 from .leases.ledger import Reservation
@@ -20,6 +21,8 @@ class SpawnAttempt:
         request: the request of the choice.
         waiting_since: `since`, once the request waits in the queue.
         has_waited: whether it has waited in the queue, so that its user may be elsewhere.
+        check_in: the turn that has come, until its user says that they are there.
+        is_present: whether they have said so.
         reservation: the granted reservation, until `launch` takes it over.
         granted: the granted reservation, for as long as the spawn lasts.
         is_up: whether the server has started, by this hub process or an earlier one.
@@ -38,6 +41,8 @@ class SpawnAttempt:
     request: Request | None = None
     waiting_since: float | None = None
     has_waited: bool = False
+    check_in: CheckIn | None = None
+    is_present: bool = False
     reservation: Reservation | None = None
     granted: Reservation | None = None
     is_up: bool = False

@@ -43,6 +43,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import Resolver, bind_unix_socket
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
+from ..check_in import CheckIn
 from ..errors import Refused
 from ..gpus.model import Holder
 from ..i18n.lazy_text import kept, lazy_gettext
@@ -76,6 +77,7 @@ class ControlSocket:
         nodes: reads the nodes.
         endings: how servers were lately stopped that are off.
         homes: returns how much the users of the running servers keep at home, as JSON values.
+        turns: the turns that have come, and whose users haven't said yet that they are there.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class ControlSocket:
         nodes: NodeFacts,
         endings: Mapping[Holder, Ending],
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
+        turns: Mapping[Holder, CheckIn] | None = None,
     ) -> None:
         self._homes = homes
+        self._turns = {} if turns is None else turns
         self._reading = reading
         self.reconciler = reconciler
         self.nodes = nodes
@@ -174,6 +178,10 @@ class ControlSocket:
             ],
             "homes": [*await self._homes()] if self._homes else [],
         }
+
+    def turn_of(self, holder: Holder) -> CheckIn | None:
+        """Return the turn whose user is asked whether they are there; None: there is none."""
+        return self._turns.get(holder)
 
     async def find_lease(self, holder: Holder) -> Any:
         """Return the lease of a holder.
@@ -413,7 +421,14 @@ class _Extend(_Server):
 
 
 class _KeepAlive(_Server):
-    """Keep the idle GPUs of a server, as its user still needs them."""
+    """Keep the idle GPUs of a server, as its user still needs them; or those of a turn."""
+
+    async def answer(self, asked: _ServerRequest) -> dict[str, Any]:
+        """Find the turn or the server, and do it."""
+        if turn := self._control.turn_of(Holder(asked.user, asked.server)):
+            turn.confirm()
+            return {}
+        return await super().answer(asked)
 
     def do(self, server: Any, asked: _ServerRequest) -> dict[str, Any]:
         """Reset the idle time."""

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from ..backends.base import Backend
 from ..backends.leftovers import Leftovers
+from ..check_in import CheckIn
 from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
@@ -61,6 +62,7 @@ class HubState:
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         notifier: sends messages to users who are elsewhere.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
     """
 
@@ -79,6 +81,7 @@ class HubState:
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    turns: dict[Holder, CheckIn] = field(default_factory=dict)
     endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
@@ -140,6 +143,7 @@ class HubState:
                 NodeFacts(ledger, read, backend),
                 state.endings,
                 lambda: _homes(spawners),
+                state.turns,
             )
         checks = (_warn_of_gpus(reader, backend, log), state.notifier.check(spawner.notify_urls))
         state._begin(*checks)

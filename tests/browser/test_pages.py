@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ..support.browsers import log_in
-from ..support.hubs import WAITING, with_groups
+from ..support.hubs import WAITING, until, with_groups
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser]
 
@@ -31,7 +31,17 @@ OUR_PAGES = (
 )
 
 
-LINES = (*USUAL, *OUR_PAGES, with_groups({"failing": {"cmd": FAILS}}))
+GROUPS = {"failing": {"cmd": FAILS}, "asked": {"check_in_minutes": 0.1}}
+LINES = (*USUAL, *OUR_PAGES, with_groups(GROUPS))
+# What the browser shows outside of the page: kept, and shown.
+KEEP_NOTIFICATIONS = """
+  window.Notification = class extends Notification {
+    constructor(title, options) {
+      super(title, options);
+      sessionStorage.told = `${sessionStorage.told ?? ""}${title}: ${options.body}|`;
+    }
+  };
+"""
 
 
 @pytest.fixture
@@ -200,6 +210,53 @@ def test_who_is_served_lands_in_the_server(hub, page):
     says(page, "You are next in line for 1 GPU.")
     hub.stop_server("ben")
     page.wait_for_url("**/user/ada/")
+
+
+def test_who_has_waited_is_told_by_the_browser_and_says_that_they_are_there(hub, page, picture):
+    hub.add_to_group("asked", "ada")
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    page.context.grant_permissions(["notifications"], origin=hub.url)
+    page.add_init_script(KEEP_NOTIFICATIONS)
+    log_in(page, hub, "ada")
+    page.get_by_role("button", name="Join the queue").click()
+    says(page, "You are next in line for 1 GPU.")
+    page.get_by_text("When it is your turn you have 6 seconds to say here that").wait_for()
+    page.get_by_role("button", name="Tell me when it's my turn", pressed=False).click()
+    says(page, "This browser tells you, as long as this page is open.")
+    page.get_by_role("button", name="Tell me when it's my turn", pressed=True).wait_for()
+    picture(page, "telling")
+    page.wait_for_timeout(6000)  # who hasn't waited as long isn't asked
+    hub.stop_server("ben")
+    page.get_by_role("heading", name="It's your turn").wait_for()
+    picture(page, "asked")
+    assert page.title() == "It's your turn"
+    told = page.evaluate("sessionStorage.told")
+    assert told.startswith("It's your turn: Say by ")
+    page.get_by_role("button", name="I'm here").click()
+    page.wait_for_url("**/user/ada/")
+    told = page.evaluate("sessionStorage.told")
+    assert told.split("|")[1:] == ["It's your turn: Your server has started.", ""]
+
+
+@pytest.mark.thorough
+def test_who_is_not_there_when_their_turn_comes_reads_so_and_without_the_script_too(
+    hub, browser, page
+):
+    hub.add_to_group("asked", "ada")
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    log_in(page, hub, "ada")
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.wait_for_url("**/spawn-pending/ada**")
+    page.get_by_text("You are next in line for 1 GPU.").wait_for()
+    page.wait_for_timeout(6000)
+    hub.stop_server("ben")
+    until(lambda: hub.server("ada").get("pending") is None, "nobody was there", log=hub.log)
+    page.get_by_text("and nobody said within 6 seconds that they were there").wait_for()
+    page.goto(f"{hub.url}/hub/spawn/ada")
+    page.get_by_text("and nobody said within 6 seconds that they were there").wait_for()
+    context.close()
 
 
 def test_a_restarted_hub_leads_those_who_waited_to_the_form_which_says_so(hub, page):

@@ -36,6 +36,7 @@ class Hub:
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
         self.endings: dict[Holder, Any] = {}
+        self.turns: dict[Holder, Any] = {}
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
