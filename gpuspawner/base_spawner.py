@@ -20,7 +20,7 @@ from traitlets import default
 from .backends.base import Backend
 from .backends.launch import ensure_cleared, launch
 from .backends.server import ServerOfBackend, unimplemented
-from .choices import form, form_stream, options, start_link
+from .choices import form, form_stream, later, options, start_link
 from .choices.check import (
     Applicant,
     CheckedChoice,
@@ -250,10 +250,24 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
                 self.refused_choice = user_options
             raise self.refusal(error) from None
         self.take(checked)
+        user_options = self._without_time(user_options, checked)
         self._last_choice, self.refused_choice = user_options, None
         self.lease.notice = ""
         self.hub_state.endings.pop(self.holder, None)
         return user_options
+
+    def _without_time(self, user_options: Any, checked: CheckedChoice) -> Any:
+        """Return a choice without the time before which it isn't to start: that is of this start.
+
+        The next one repeats it otherwise, and so does the check at its turn.
+        """
+        self.attempt.not_before = checked.not_before
+        if not isinstance(user_options, Mapping) or later.KEY not in user_options:
+            return user_options
+        left = {key: each for key, each in user_options.items() if key != later.KEY}
+        self.user_options = left
+        compat.save_options(self, left)
+        return left
 
     async def _check_saved(self, saved: Any) -> Any:
         """Check the choice of the last start; return it without what can't be had any more.
@@ -271,6 +285,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
                 refusal = refusal or error
                 continue
             self.take(checked)
+            kept = self._without_time(kept, checked)
             self.refused_choice, self.lease.notice = None, ""
             self.hub_state.endings.pop(self.holder, None)
             if refusal:

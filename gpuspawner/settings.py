@@ -123,6 +123,14 @@ class GPUTraits(SpawnerMixin):
         when its turn has come, whether its user is there or not.""",
     ).tag(config=True)
 
+    not_before_hours = Float(
+        168,
+        min=0,
+        help="""How far ahead a user can put the start of a server with GPUs ("not before 8:00").
+        Its request waits in the queue, at its place; until then others have the GPUs if they are
+        done by then. 0: users can't.""",
+    ).tag(config=True, stricter=lower)
+
     queue_length = Int(
         100,
         min=0,
@@ -298,6 +306,7 @@ class GPUTraits(SpawnerMixin):
             models=frozenset(self.allowed_models) or None,
             hours=self.hour_limit,
             default_hours=self.default_hours,
+            ahead=3600 * self.not_before_hours if self.longest_wait_minutes != 0 else 0.0,
             waits=self.longest_wait_minutes != 0,
             has_catalogue=bool(self.images),
             memory=bytes_of(self.mem_limit),

@@ -129,7 +129,8 @@ class WaitInQueue:
             return Reservation(spawner.holder, ())
         queue, since = spawner.hub_state.queue, spawner.attempt.since
         assert since is not None
-        waiting = QueuedRequest(spawner.holder, request, since, spawner.groups)
+        later = spawner.attempt.not_before
+        waiting = QueuedRequest(spawner.holder, request, since, spawner.groups, later)
         try:
             reservation = await queue.wait(
                 waiting,
@@ -150,7 +151,8 @@ class WaitInQueue:
             raise
         spawner.lease.begin_term(request.seconds)
         spawner.attempt.granted_at = time.monotonic()
-        metrics.WAITS.observe(self._waited)
+        if not later:  # how long there are too few GPUs
+            metrics.WAITS.observe(self._waited)
         spawner.lease.log_event(
             "grant",
             gpus=reservation.uuids,

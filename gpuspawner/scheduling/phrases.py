@@ -29,6 +29,8 @@ def place_words(turn: Turn) -> str:
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
     when = ""
+    if turn.because == "time":
+        limit = lazy_gettext("It starts later, as you asked.")
     if turn.because == "never":
         when = (
             lazy_gettext("No machine here has as many that may be handed out at the moment.")
@@ -119,10 +121,12 @@ def check_in_words(gpus: int, until: float) -> str:
         gpus: how many are held.
         until: until when, in seconds since the epoch.
     """
-    return lazy_gettext(
-        "It's your turn: %(gpus)s are held for you until %(time)s. Say on the page on which you "
-        "wait that you are there; else the next in line has them.",
-        gpus=gpu_count_phrase(gpus),
+    return lazy_ngettext(
+        "It's your turn: %(num)s GPU is held for you until %(time)s. Say on the page on which you "
+        "wait that you are there; else the next in line has it.",
+        "It's your turn: %(num)s GPUs are held for you until %(time)s. Say on the page on which "
+        "you wait that you are there; else the next in line has them.",
+        gpus,
         time=clock_time(until),
     )
 

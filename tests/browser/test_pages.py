@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -210,6 +211,27 @@ def test_who_is_served_lands_in_the_server(hub, page):
     says(page, "You are next in line for 1 GPU.")
     hub.stop_server("ben")
     page.wait_for_url("**/user/ada/")
+
+
+def test_who_asks_for_a_later_start_waits_in_the_time_zone_of_their_browser(hub, browser, page):
+    context = browser.new_context(timezone_id="Asia/Shanghai")
+    page = context.new_page()
+    log_in(page, hub, "ada")
+    says(page, "Starts now, with 1 GPU.")
+    page.get_by_text("Start later").click()
+    tomorrow = datetime.now(timezone(timedelta(hours=8))) + timedelta(days=1)
+    page.get_by_label("Not before").fill(f"{tomorrow:%Y-%m-%d}T08:00")
+    says(page, "It starts later, as you asked. You would be next in line, about")
+    assert page.get_by_role("status").filter(has_text="08:00").count() == 1
+    page.get_by_role("button", name="Join the queue (1st)").click()
+    says(page, "It starts later, as you asked. Your turn is expected about")
+    says(page, "08:00")
+    # Who comes later and is done by then doesn't wait for it.
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    page.get_by_role("button", name="Change the choice").click()
+    page.wait_for_url("**/hub/spawn/ada")
+    assert page.get_by_label("Not before").input_value() == f"{tomorrow:%Y-%m-%d}T08:00"
+    context.close()
 
 
 def test_who_has_waited_is_told_by_the_browser_and_says_that_they_are_there(hub, page, picture):

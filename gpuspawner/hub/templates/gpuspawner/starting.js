@@ -59,7 +59,7 @@ function step(event, ours) {
   const time = element("time", ours.at ? clock(ours.at, true) : "");
   if (ours.at) time.dateTime = new Date(ours.at * 1000).toISOString();
   item.append(sign, time, element("span", "", { className: "visually-hidden" }));
-  item.append(element("span", ours.about === "queue" ? words.queue : said(event)));
+  item.append(element("span", ours.about === "queue" ? words.queue : ours.token ? words.turn : said(event)));
   mark(item, "●", words.now);
   // What goes on is told anew; what is over stays.
   if (ours.about && ours.about === last) steps.lastElementChild.remove();
@@ -81,7 +81,8 @@ function show(event) {
   by("line").textContent = ours.place ? place(ours) : waits ? said(event) : asked ? fill(words.say, { time: clock(ours.until) }) : "";
   by("title").textContent = asked ? words.turn : waits ? words.waiting : words.starting;
   if (asked) tell(words.turn, by("line").textContent);
-  by("tell").hidden = !canTell || !(waits || asked);
+  by("tell").hidden = !canTell || !waits;
+  by("telling").hidden = !waits;
   document.title = ours.place ? fill(words.title, { nth: ours.nth_said?.[language] ?? ours.nth }) : by("title").textContent;
   by("away").hidden = !waits;
   others.forEach((button) => (button.hidden = !waits));
