@@ -114,6 +114,7 @@ class WaitInQueue:
         spawner = self._spawner
         spawner.attempt.since = spawner.hub_state.queue.join_time(spawner.holder)
         spawner.attempt.joined = Deadline.after(0, self._clock)
+        spawner.hub_state.notifier.begin(spawner.holder)
 
     @property
     def _waited(self) -> float:

@@ -21,7 +21,7 @@ from . import addresses, sending
 
 Occasion = Literal["turn", "check in", "failed", "end", "idle", "announced", "stopped"]
 
-# After a message, how long there is no other one of the same occasion for the same server.
+# After a message, how long there is no other one of the same occasion for the same start.
 AGAIN_SECONDS = 300.0
 # How long a message may take, and how many are sent at a time.
 SEND_SECONDS = 60.0
@@ -103,6 +103,10 @@ class Notifier:
             task.add_done_callback(self._tasks.discard)
         except Exception:
             self._log.exception("A message to %s can't be sent", one_line(server.holder))
+
+    def begin(self, holder: Holder) -> None:
+        """Note that a server is started anew: what it was told of before is over."""
+        self._told = {key: at for key, at in self._told.items() if key[0] != holder}
 
     async def told(self) -> None:
         """Wait until all messages have been sent."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,41 +24,10 @@ from gpuspawner.notifications import addresses, notifier, sending
 from gpuspawner.notifications.notifier import Notifier, problems
 from gpuspawner.spawner import GPUSpawner
 
+from ..support.messages import WebServer
 from ..support.spawns import Hub, begin, waiting
 
 WORDS = lazy_gettext("Your server runs, with %(gpus)s.", gpus="2 GPUs")
-
-
-class WebServer:
-    """A service on this machine that takes messages as JSON, and may refuse them."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, dict[str, Any]]] = []
-        self.status = 200
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if outer.status == 200:
-                    outer.taken.append((self.path, body))
-                self.send_response(outer.status)
-                self.end_headers()
-
-            def log_message(self, *words: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"json://bot:hunter2@127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def said(self) -> list[tuple[str, str, str]]:
-        """Return (path, title, message) of what it has taken."""
-        return [(path, body["title"], body["message"]) for path, body in self.taken]
 
 
 @pytest.fixture
@@ -107,10 +74,15 @@ async def test_there_is_one_message_of_an_occasion_for_each_server(service, send
         "Your server's GPUs do nothing (other)",
         "Your server's time is nearly over",
     ]
+    sender.begin(Holder("ada"))  # another start
+    for name in ("", "other"):
+        sender.tell(server([service.address], name=name), "idle", WORDS)
+    await sender.told()
+    assert len(service.taken) == 4
     monkeypatch.setattr(notifier, "AGAIN_SECONDS", 0.0)
     sender.tell(server([service.address]), "idle", WORDS)
     await sender.told()
-    assert len(service.taken) == 4
+    assert len(service.taken) == 5
 
 
 async def test_a_service_that_takes_nothing_is_logged_once_and_without_its_password(
@@ -279,7 +251,6 @@ async def test_who_has_waited_is_told_that_the_start_failed_and_others_read_it(h
     assert message.endswith("\nhttps://hub.example/user/ada/")
     # Who is refused at once is there.
     two = hub.spawner(notify_urls=[service.address], longest_wait_minutes=0)
-    hub.notifier._told.clear()
     await begin(two, gpus=2)
     with pytest.raises(web.HTTPError):
         await two.run_pre_spawn_hook()
