@@ -72,8 +72,10 @@ def simulate(
     queue: list[QueuedRequest] = []
     running: dict[Holder, tuple[Run, Lease]] = {}
     runs: list[Run] = []
+    now = 0.0
     while coming or queue:
-        times = [run.end for run, _ in running.values()]
+        times = [each.not_before for each in queue if each.not_before > now]
+        times += [run.end for run, _ in running.values()]
         times += [coming[-1].waiting.since] if coming else []
         times += filter(None, [wake()])
         if not times:

@@ -20,7 +20,7 @@ from traitlets import default
 from .backends.base import Backend
 from .backends.launch import ensure_cleared, launch
 from .backends.server import ServerOfBackend, unimplemented
-from .choices import form, form_stream, options, start_link
+from .choices import form, form_stream, later, options, start_link
 from .choices.check import (
     Applicant,
     CheckedChoice,
@@ -36,7 +36,7 @@ from .hub.progress import Steps
 from .hub.server_page import DASHBOARD, ServerPage
 from .hub.spawn_form import SpawnForm
 from .hub.state import HubState, build_at_start, build_early, hub_state_of
-from .i18n.languages import Language, language_for, translations
+from .i18n.languages import ENGLISH, Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .kept_rules import KeptRules
 from .leases import audit_log
@@ -44,6 +44,8 @@ from .leases.audit_log import one_line
 from .leases.clock import Deadline
 from .leases.ledger import Ledger, Reservation
 from .leases.server_lease import ServerLease, iso_time
+from .notifications.notifier import Occasion
+from .scheduling.phrases import runs_words
 from .settings import GPUTraits
 from .spawn_attempt import SpawnAttempt
 from .wait_in_queue import WaitInQueue
@@ -55,6 +57,7 @@ STATE_KEY = "gpuspawner"
 NOT_STARTED_AGAIN = lazy_gettext(
     "Your server was stopped to be started with other GPUs, and that didn't work."
 )
+SEE_PAGE = lazy_gettext("The page on which you start servers says why.")
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
 # Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
 _SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
@@ -174,11 +177,15 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         start_link.remember_link(handler)
         if handler is not None:
             self._accept_language = form_stream.accept_language_of()
+            if self._accept_language:  # programs have none
+                self.language_seen = self.language()
 
     # The image of the next server, where the spawner class has such a trait.
     image: Any
     # The Accept-Language of the last request with a `handler`, which JupyterHub doesn't always set.
     _accept_language = ""
+    # The language that its user's browser was last seen with, for what no request asks for.
+    language_seen = ENGLISH
 
     def language(self, static_url: Any = None) -> Language:
         """Return the language of the user's browser.
@@ -250,10 +257,24 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
                 self.refused_choice = user_options
             raise self.refusal(error) from None
         self.take(checked)
+        user_options = self._without_time(user_options, checked)
         self._last_choice, self.refused_choice = user_options, None
         self.lease.notice = ""
         self.hub_state.endings.pop(self.holder, None)
         return user_options
+
+    def _without_time(self, user_options: Any, checked: CheckedChoice) -> Any:
+        """Return a choice without the time before which it isn't to start: that is of this start.
+
+        The next one repeats it otherwise, and so does the check at its turn.
+        """
+        self.attempt.not_before = checked.not_before
+        if not isinstance(user_options, Mapping) or later.KEY not in user_options:
+            return user_options
+        left = {key: each for key, each in user_options.items() if key != later.KEY}
+        self.user_options = left
+        compat.save_options(self, left)
+        return left
 
     async def _check_saved(self, saved: Any) -> Any:
         """Check the choice of the last start; return it without what can't be had any more.
@@ -271,6 +292,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
                 refusal = refusal or error
                 continue
             self.take(checked)
+            kept = self._without_time(kept, checked)
             self.refused_choice, self.lease.notice = None, ""
             self.hub_state.endings.pop(self.holder, None)
             if refusal:
@@ -375,6 +397,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             await ensure_cleared(self.server_key, self.hub_state.leftovers)
             self.attempt.reservation = await self.waiting.for_turn()
         except Exception as error:
+            self._tell_failure(error)
             raise self.to_http_error(error) from error
 
     async def pull_image(self, image: str) -> None:
@@ -400,15 +423,26 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
                 self._note_failed_start("the start was given up", audit_log.HUB)
                 raise  # the user gave up, not the clock
             self._note_failed_start("the start took too long")
-            raise http_errors.StartTimeout(self.start_timeout, self.last_lines()) from None
+            late = http_errors.StartTimeout(self.start_timeout, self.last_lines())
+            self._tell_failure(late)
+            raise late from None
         except Exception as error:
             self._note_failed_start(f"the start failed: {error}")
+            self._tell_failure(error)
             raise self.to_http_error(error) from error
         self.attempt.is_up = True
         self.lease.hold(launched.reservation.uuids)
         seconds = time.monotonic() - self.attempt.reserved_at
         metrics.observe_start(seconds, len(launched.reservation.gpus))
+        if self.attempt.has_waited:
+            self.tell("turn", runs_words(len(launched.reservation.gpus), self.lease.until))
         return launched.answer
+
+    def _tell_failure(self, error: Exception) -> None:
+        """Send a message to a user who has waited and may be elsewhere."""
+        if self.attempt.has_waited:
+            is_ours = isinstance(error, Refused | Unknown)
+            self.tell("failed", str(error) if is_ours else SEE_PAGE)
 
     async def reserve_gpus(self) -> Reservation:
         """Return the reservation made before the start; for another try, wait for a new one."""
@@ -469,13 +503,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             **self.gpu_switch.saved(),
             "hooks": self.kept_rules.saved(),
         }
-        return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
+        if not any(ours.values()):
+            return super().get_state()
+        return {**super().get_state(), STATE_KEY: {**ours, "language": self.language_seen.tag}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state that an earlier hub process saved."""
         super().load_state(state)
         ours = state.get(STATE_KEY) or {}
         self.kept_rules.restore(ours.get("hooks"))
+        self.language_seen = language_for(str(ours.get("language") or ""))
         self.lease.restore(ours)
         self.gpu_switch.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
@@ -520,6 +557,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def waiting_requests(self) -> int:
         """The number of requests in the queue that could use its GPUs."""
         return self.hub_state.queue.waiting_for(self.lease.uuids)
+
+    def tell(self, occasion: Occasion, words: str) -> None:
+        """Send the server's user a message, where an administrator has set where to."""
+        self.hub_state.notifier.tell(self, occasion, words)
+
+    @property
+    def public_link(self) -> str:
+        """Where its user finds it, or the page on which they wait for it.
+
+        "" without `public_url` and `subdomain_host`, as the hub doesn't know its address then.
+        """
+        return str(self.user.public_url(self.name))
 
     async def ensure_rules_applied(self) -> None:
         """Apply the rules for a server that an earlier hub process has started."""

@@ -18,7 +18,8 @@ class Refused(GPUSpawnerError):
     Args:
         sentence: what the user asked for, and why it is refused, in the words of the pages.
         reason: for the hub's metrics: "choice": the choice is invalid; "limit": the user or a
-            group holds as many GPUs as they may; "no_gpu": too few GPUs are free now.
+            group holds as many GPUs as they may; "no_gpu": too few GPUs are free now; "absent": its
+            turn came, and nobody said that they were there.
         status: the HTTP status: 400 an invalid choice, 403 over a limit, 404 no such server or
             GPU, 409 not in this state, 503 not now.
         key: the key of the REST API whose value is refused; "" if it isn't that of one key.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import traitlets
 from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
@@ -13,6 +14,7 @@ from .choices.limits import MAX_HOURS, Limits
 from .gpus.allocation import POLICIES
 from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
+from .notifications import addresses
 from .scheduling.plan import ORDERS
 from .scheduling.queue import RequestLimits
 
@@ -121,6 +123,21 @@ class GPUTraits(SpawnerMixin):
         it runs, once its turn has come; then the next in line has them. 0: servers that run can't
         ask for any.""",
     ).tag(config=True, stricter=lower, while_running=True)
+    check_in_minutes = Float(
+        0,
+        min=0,
+        help="""How long the GPUs of who has waited for longer than this are held until they say on
+        the waiting page that they are there; else the next in line has them. 0: a server starts
+        when its turn has come, whether its user is there or not.""",
+    ).tag(config=True)
+
+    not_before_hours = Float(
+        168,
+        min=0,
+        help="""How far ahead a user can put the start of a server with GPUs ("not before 8:00").
+        Its request waits in the queue, at its place; until then others have the GPUs if they are
+        done by then. 0: users can't.""",
+    ).tag(config=True, stricter=lower)
 
     queue_length = Int(
         100,
@@ -182,6 +199,16 @@ class GPUTraits(SpawnerMixin):
         "sshd" in our images. The home page then shows the lines for it. Empty: it shows none.""",
     ).tag(config=True)
 
+    # Any value, as traitlets' own words on a wrong one have it in them, with its passwords.
+    notify_urls = traitlets.Any(
+        [],
+        help="""Where messages to users go: when their turn has come, their server's time is nearly
+        over or its GPUs do nothing, and when it was stopped. A list of addresses as Apprise writes
+        them, in which `{username}` stands for the user's name; or a function, which may be async,
+        that takes the spawner and returns such a list. Needs the package `apprise`. Empty: no
+        messages.""",
+    ).tag(config=True)
+
     control_socket = Unicode(
         "gpuspawner.sock",
         help="""The path, in the hub's folder, of a Unix socket through which services that the hub
@@ -233,11 +260,23 @@ class GPUTraits(SpawnerMixin):
     def _options_from_form_default(self) -> Any:
         return options.from_fields
 
+    @default("notify_urls")
+    def _notify_urls_default(self) -> Any:
+        return []  # one for each spawner, as a hook may add to it
+
     @validate("images")
     def _check_images(self, proposal: Any) -> Any:
         checked(catalogue, proposal.value)
         # As mappings, which a group override can be merged into.
         return {key: as_fields(entry) for key, entry in proposal.value.items()}
+
+    @validate("notify_urls")
+    def _check_notify_urls(self, proposal: Any) -> Any:
+        given = proposal.value
+        try:
+            return given if callable(given) else list(addresses.check(given or ()))
+        except ValueError as error:
+            raise TraitError(f"c.GPUSpawner.notify_urls: {error}") from None
 
     @validate("hour_limit", "default_hours")
     def _check_hours(self, proposal: Any) -> Any:
@@ -277,6 +316,7 @@ class GPUTraits(SpawnerMixin):
             models=frozenset(self.allowed_models) or None,
             hours=self.hour_limit,
             default_hours=self.default_hours,
+            ahead=3600 * self.not_before_hours if self.longest_wait_minutes != 0 else 0.0,
             waits=self.longest_wait_minutes != 0,
             has_catalogue=bool(self.images),
             memory=bytes_of(self.mem_limit),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .check_in import CheckIn
 from .gpus.model import Request
 from .leases.clock import Deadline
 from .leases.ledger import Reservation
@@ -19,6 +20,10 @@ class SpawnAttempt:
         joined: the same by the steady clock, for how long it has waited.
         request: the request of the choice.
         waiting_since: `since`, once the request waits in the queue.
+        not_before: when it is to start at the earliest, in seconds since the epoch; 0: at once.
+        has_waited: whether it has waited in the queue, so that its user may be elsewhere.
+        check_in: the turn that has come, until its user says that they are there.
+        is_present: whether they have said so.
         reservation: the granted reservation, until `launch` takes it over.
         granted: the granted reservation, for as long as the spawn lasts.
         is_up: whether the server has started, by this hub process or an earlier one.
@@ -36,6 +41,10 @@ class SpawnAttempt:
     joined: Deadline | None = None
     request: Request | None = None
     waiting_since: float | None = None
+    not_before: float = 0.0
+    has_waited: bool = False
+    check_in: CheckIn | None = None
+    is_present: bool = False
     reservation: Reservation | None = None
     granted: Reservation | None = None
     is_up: bool = False

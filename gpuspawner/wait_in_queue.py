@@ -7,16 +7,18 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from .check_in import CheckIn
 from .errors import Refused, Unknown
 from .gpus.links import connection
 from .gpus.model import Request
 from .hub import compat, metrics
 from .i18n.languages import translations
+from .i18n.lazy_text import lazy_gettext
 from .i18n.phrases import ordinal
 from .leases import audit_log
 from .leases.clock import Clock, Deadline
 from .leases.ledger import Reservation
-from .scheduling.phrases import place_words, turn_words
+from .scheduling.phrases import absent_words, check_in_words, place_words, turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS
 from .spawn_attempt import SpawnAttempt
@@ -27,10 +29,12 @@ class WaitInQueue:
 
     Args:
         spawner: the server's `BaseGPUSpawner`.
+        clock: the machine's.
     """
 
-    def __init__(self, spawner: Any) -> None:
+    def __init__(self, spawner: Any, clock: Clock | None = None) -> None:
         self._spawner = spawner
+        self._clock = clock or Clock()
 
     async def for_turn(self) -> Reservation:
         """Wait in the queue; return the reservation, granted by the rules at that time."""
@@ -49,6 +53,7 @@ class WaitInQueue:
             reservation = self._take_over(request) or await self._wait_in_queue(request)
             try:
                 if attempt.waiting_since is not None:
+                    await self._check_in(request, reservation)
                     granted_by = reservation.groups, spawner.request_limits()
                     await self._check_again()
                     asked = replace(attempt.request, image=request.image)
@@ -67,11 +72,50 @@ class WaitInQueue:
                 raise
             return reservation
 
+    async def _check_in(self, request: Request, reservation: Reservation) -> None:
+        """Wait until who has waited long says that they are there; the GPUs are held meanwhile.
+
+        Raises:
+            Refused: they haven't in time.
+        """
+        spawner, attempt = self._spawner, self._spawner.attempt
+        minutes = spawner.check_in_minutes
+        if not (minutes and reservation.gpus) or attempt.is_present:
+            return
+        if self._waited < 60 * minutes:  # they are there still
+            return
+        came, turns = self._clock.wall(), spawner.hub_state.turns
+        turn = CheckIn(Deadline.after(60 * minutes, self._clock))
+        attempt.check_in = turns[spawner.holder] = turn
+        until = turn.deadline.until
+        if request.seconds is not None:  # the plan reckons with the latest end
+            reservation.until = until + request.seconds
+        words = check_in_words(request.gpus, until)
+        spawner.progress_steps.add(18, words, about="turn", until=until, token=turn.token)
+        spawner.lease.log_event("warn", rule="check in", until=round(until))
+        spawner.tell("check in", words)
+        try:
+            attempt.is_present = await turn.wait()
+        finally:
+            attempt.check_in = None
+            turns.pop(spawner.holder, None)
+        if attempt.is_present:
+            # Neither does the time to answer count.
+            spawner.lease.begin_term(request.seconds)
+            reservation.until = spawner.lease.until
+            spawner.progress_steps.add(18, lazy_gettext("You are here."), about="turn")
+            return
+        facts = {"gpus": request.gpus, "waited": self._waited, "rule": "nobody was there"}
+        spawner.lease.log_event("leave", **facts)
+        spawner.lease.notice = absent_words(came, 60 * minutes)
+        raise Refused(spawner.lease.notice, "absent", 503)
+
     def join(self) -> None:
         """Note that the request comes now."""
         spawner = self._spawner
         spawner.attempt.since = spawner.hub_state.queue.join_time(spawner.holder)
-        spawner.attempt.joined = Deadline.after(0, Clock())
+        spawner.attempt.joined = Deadline.after(0, self._clock)
+        spawner.hub_state.notifier.begin(spawner.holder)
 
     @property
     def _waited(self) -> float:
@@ -99,7 +143,8 @@ class WaitInQueue:
             return Reservation(spawner.holder, ())
         queue, since = spawner.hub_state.queue, spawner.attempt.since
         assert since is not None
-        waiting = QueuedRequest(spawner.holder, request, since, spawner.groups)
+        later = spawner.attempt.not_before
+        waiting = QueuedRequest(spawner.holder, request, since, spawner.groups, later)
         try:
             reservation = await queue.wait(
                 waiting,
@@ -120,7 +165,8 @@ class WaitInQueue:
             raise
         spawner.lease.begin_term(request.seconds)
         spawner.attempt.granted_at = time.monotonic()
-        metrics.WAITS.observe(self._waited)
+        if not later:  # how long there are too few GPUs
+            metrics.WAITS.observe(self._waited)
         spawner.lease.log_event(
             "grant",
             gpus=reservation.uuids,
@@ -171,6 +217,7 @@ class WaitInQueue:
         if not isinstance(turn, str):
             if spawner.attempt.waiting_since is None:
                 spawner.attempt.waiting_since = spawner.attempt.since
+                spawner.attempt.has_waited = True
                 compat.save_state(spawner)
                 spawner.lease.log_event("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
             nth = ordinal(turn.place)

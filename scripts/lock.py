@@ -14,7 +14,8 @@ from .environment import LOCKS, ensure_environment, npm
 
 # Relative paths, for the locks' comments name them.
 PROJECT = "pyproject.toml"
-TEST = ("--extra", "test")
+NOTIFY = ("--extra", "notify")
+TEST = ("--extra", "test", *NOTIFY)
 
 
 def compile_words(uv: Path | str) -> list[str]:
@@ -41,7 +42,7 @@ def locks() -> dict[str, list[str]]:
         "requirements/docs.txt": [
             *(PROJECT, "requirements/docs.in", "-c", "requirements/test.txt"),
         ],
-        LOWEST: [PROJECT, "requirements/oldest.in", "--resolution", "lowest-direct"],
+        LOWEST: [PROJECT, *NOTIFY, "requirements/oldest.in", "--resolution", "lowest-direct"],
         "requirements/oldest.txt": [PROJECT, *TEST, "-c", LOWEST, "--no-annotate"],
     }
 

@@ -11,7 +11,7 @@ from ..gpus.model import Holder, Request
 from ..leases.ledger import Ledger, View
 from ..scheduling.plan import QueuedRequest
 from ..scheduling.queue import Queue, RequestLimits, held_by_other_servers, over_user_limit
-from . import options
+from . import later, options
 from .forecast import Forecast
 from .limits import Limits
 
@@ -46,12 +46,15 @@ class CheckedChoice:
         image: its image reference; None: the administrator's `image` is used.
         safe_mode: whether the server is to start without what its user has set up at home.
         title: what users call the image.
+        not_before: when the server is to start at the earliest, in seconds since the epoch; 0: at
+            once.
     """
 
     request: Request
     image: str | None = None
     safe_mode: bool = False
     title: str = ""
+    not_before: float = 0.0
 
 
 async def check_choice(
@@ -76,11 +79,12 @@ async def check_choice(
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
     request = _request(choice, applicant, queue, view)
+    starts = later.not_before(choice.not_before, limits.ahead) if request.gpus else 0.0
     safe_mode, known = bool(choice.safe_mode), limits.versions.get(key)
     title = known.title or key if known else key
     if choice.image is None and not limits.has_catalogue:
-        return CheckedChoice(request, None, safe_mode, title)
-    return CheckedChoice(request, known.image if known else key, safe_mode, title)
+        return CheckedChoice(request, None, safe_mode, title, starts)
+    return CheckedChoice(request, known.image if known else key, safe_mode, title, starts)
 
 
 def forecast_choice(
@@ -97,12 +101,13 @@ def forecast_choice(
     count = choice.gpus or 0
     try:
         request = _request(choice, applicant, queue, view)
+        if request.gpus == 0:
+            return Forecast("now")
+        starts = later.not_before(choice.not_before, applicant.limits.ahead)
     except Refused as error:
         return Forecast("no", count, refusal=str(error))
-    if request.gpus == 0:
-        return Forecast("now")
     joining = QueuedRequest(
-        applicant.holder, request, queue.join_time(applicant.holder), applicant.groups
+        applicant.holder, request, queue.join_time(applicant.holder), applicant.groups, starts
     )
     turn = queue.forecast(joining, applicant.request_limits, view)
     if turn.gpus:

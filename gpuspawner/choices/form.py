@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
 from .home_use import HomeUse
+from .later import moment_of
 from .limits import Limits
 from .options import Choice
 
@@ -146,6 +148,10 @@ def render(
         trouble=trouble,
         notice=notice,
         picked=picked,
+        ahead=limits.ahead,
+        starts=moment_of(last.not_before or ""),
+        starts_text=_local_text(last.not_before),
+        zone=f"{datetime.now().astimezone():%Z}",
         safe_mode=safe_mode,
         home=home,
         period=PERIOD_SECONDS,
@@ -192,7 +198,13 @@ def count_items(
     model = last.model if keep else _chosen_model(limits, last, view)
     forecasts = [
         forecast_of(
-            Choice(image=image or None, gpus=count, model=model if count else None, hours=hours)
+            Choice(
+                image=image or None,
+                gpus=count,
+                model=model if count else None,
+                hours=hours,
+                not_before=last.not_before,
+            )
         )
         for count in range(most + 1)
     ]
@@ -283,6 +295,12 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
         Item(f"{each:g}", hours_words(each * 3600), each == wanted)
         for each in sorted(offered if most is None else {min(each, most) for each in offered})
     ]
+
+
+def _local_text(not_before: str | None) -> str:
+    """Return a time for a form's field, in the hub's time zone; "" for none."""
+    at = moment_of(not_before or "")
+    return "" if at is None else f"{datetime.fromtimestamp(at):%Y-%m-%dT%H:%M}"
 
 
 def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:

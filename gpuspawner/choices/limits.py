@@ -43,6 +43,7 @@ class Limits:
         models: the GPU models that the user may have; None: all.
         hours: the longest time that a server may keep its GPUs; None: no limit.
         default_hours: the time of a choice that names none; None: `hours`.
+        ahead: how far ahead a start may be asked for, in seconds; 0: it can't be.
         waits: whether requests may wait in the queue; else they are refused.
         absent: the keys of versions whose image isn't on the engine and isn't pulled.
         has_catalogue: whether `images` is set; else a choice without an image starts the
@@ -63,6 +64,7 @@ class Limits:
     models: frozenset[str] | None = None
     hours: float | None = None
     default_hours: float | None = None
+    ahead: float = 0.0
     waits: bool = True
     absent: frozenset[str] = frozenset()
     has_catalogue: bool = True

@@ -18,7 +18,7 @@ from ..gpus.allocation import model_counts, most_on_one_node, offered_nodes
 from ..gpus.model import Node, Request
 from ..i18n.lazy_text import lazy_gettext
 from ..images.compatibility import fit_nodes
-from . import refusals
+from . import later, refusals
 from .limits import MAX_HOURS, Limits
 
 # The longest value of a choice, in characters.
@@ -113,6 +113,18 @@ class Choice(BaseModel):
             "`default_hours`.",
             _DECIMAL,
             float,
+        ),
+    ] = None
+    not_before: Annotated[
+        str | None,
+        Field(max_length=MAX_KEY),
+        Option(
+            later.NAME,
+            later.EXPECTED,
+            "Not to start before that time: `08:00` (the next one), or `2026-12-24T08:00`, both in "
+            "the hub's time zone, or `2026-12-24T08:00+01:00`. At most `not_before_hours` ahead. A "
+            "server without GPUs starts at once all the same.",
+            "When it is its turn.",
         ),
     ] = None
     safe_mode: Annotated[

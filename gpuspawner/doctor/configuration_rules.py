@@ -17,6 +17,7 @@ from ..backends.docker.device_requests import asks_for_gpus, names_beyond, refus
 from ..backends.docker.volumes import UNESCAPED
 from ..gpus.missing_driver import own_container_id
 from ..gpus.model import GPU
+from ..notifications.notifier import problems
 from .findings import NAME, Configuration, Finding
 
 # Folders of the host whose owner is as good as root there.
@@ -506,6 +507,13 @@ def encrypted_dashboard(given: Configuration, gpus: Sequence[GPU] | None) -> Ite
         yield Finding("failure", what, advice)
 
 
+def messages(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Addresses to which no message can be sent. They have passwords in them, and aren't shown."""
+    value = given.spawner.get("notify_urls")
+    for found, advice in problems(len if _is_function(value) else value):
+        yield Finding("warning", found, advice)
+
+
 Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     privileges,
@@ -529,6 +537,7 @@ RULES: tuple[Rule, ...] = (
     shared_address,
     encrypted_servers,
     encrypted_dashboard,
+    messages,
     kept_containers,
     unread_functions,
 )

@@ -58,6 +58,7 @@ SPAWNER_VALUES = (
     "mounts",
     "name_template",
     "network_name",
+    "notify_urls",
     "prefix",
     "pull_policy",
     "pre_spawn_hook",

@@ -295,7 +295,7 @@ def start_link(spawn_url: str, static_url: Any) -> str:
     handler = handler_of_page(static_url)
     if not isinstance(handler, SpawnPendingHandler):
         return spawn_url
-    link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf"])
+    link: str = handler.append_query_parameters(spawn_url, exclude=["_xsrf", "present"])
     return link
 
 

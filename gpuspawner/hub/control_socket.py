@@ -49,6 +49,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import Resolver, bind_unix_socket
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
+from ..check_in import CheckIn
 from ..choices.options import MAX_KEY
 from ..errors import Refused
 from ..gpus.model import Holder
@@ -85,6 +86,7 @@ class ControlSocket:
         endings: how servers were lately stopped that are off.
         homes: returns how much the users of the running servers keep at home, as JSON values.
         switches: the running servers that ask for GPUs.
+        turns: the turns that have come, and whose users haven't said yet that they are there.
     """
 
     def __init__(
@@ -99,9 +101,11 @@ class ControlSocket:
         endings: Mapping[Holder, Ending],
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         switches: Switches | None = None,
+        turns: Mapping[Holder, CheckIn] | None = None,
     ) -> None:
         self._homes = homes
         self.switches = switches or Switches(tuple)
+        self._turns = {} if turns is None else turns
         self._reading = reading
         self.reconciler = reconciler
         self.nodes = nodes
@@ -190,6 +194,10 @@ class ControlSocket:
             ],
             "homes": [*await self._homes()] if self._homes else [],
         }
+
+    def turn_of(self, holder: Holder) -> CheckIn | None:
+        """Return the turn whose user is asked whether they are there; None: there is none."""
+        return self._turns.get(holder)
 
     async def find_lease(self, holder: Holder) -> Any:
         """Return the lease of a holder.
@@ -486,7 +494,14 @@ class _Extend(_Server):
 
 
 class _KeepAlive(_Server):
-    """Keep the idle GPUs of a server, as its user still needs them."""
+    """Keep the idle GPUs of a server, as its user still needs them; or those of a turn."""
+
+    async def answer(self, asked: _ServerRequest) -> dict[str, Any]:
+        """Find the turn or the server, and do it."""
+        if turn := self._control.turn_of(Holder(asked.user, asked.server)):
+            turn.confirm()
+            return {}
+        return await super().answer(asked)
 
     def do(self, server: Any, asked: _ServerRequest) -> dict[str, Any]:
         """Reset the idle time."""

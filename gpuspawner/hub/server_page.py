@@ -10,6 +10,7 @@ from urllib.parse import urlencode, urljoin
 from jupyterhub.utils import url_path_join
 from markupsafe import Markup
 
+from ..check_in import CheckIn
 from ..gpus.allocation import (
     gpu_count_phrase,
     model_counts,
@@ -32,6 +33,8 @@ DASHBOARD = "gpus"
 # choice; no other site can send it. How long that may take.
 CHANGE_HEADER = "X-GPUSpawner-Change"
 CHANGE_SECONDS = 30.0
+# The argument of the progress page by which its user says that they are there: a turn's token.
+PRESENT = "present"
 State = Literal["running", "starting", "waiting", "stopping", "stopped"]
 # As in docs/how-to/ssh.md.
 SSH_LINES = """\
@@ -143,8 +146,25 @@ class ServerPage:
     @property
     def while_away(self) -> str:
         """What happens to its request while its user is away, as a sentence."""
-        request = self._spawner.attempt.request
-        return while_away_words(request) if request else ""
+        request, spawner = self._spawner.attempt.request, self._spawner
+        return while_away_words(request, 60 * spawner.check_in_minutes) if request else ""
+
+    @property
+    def check_in(self) -> CheckIn | None:
+        """The turn that has come, if its user has to say that they are there; None: not now."""
+        turn: CheckIn | None = self._spawner.attempt.check_in
+        return turn
+
+    def hear_of_presence(self, static_url: Any) -> str:
+        """Note that its user is there, where their page says so. Return "", for the template.
+
+        Args:
+            static_url: the template's.
+        """
+        handler, turn = compat.handler_of_page(static_url), self.check_in
+        if turn and handler is not None and handler.current_user is self._spawner.user:
+            turn.confirm_by(handler.get_argument(PRESENT, ""))
+        return ""
 
     def hear_of_change(self, static_url: Any) -> str:
         """Keep the place of who says by a header that they leave the queue to change their choice.

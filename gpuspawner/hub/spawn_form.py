@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from ..choices import form, form_stream, options, start_link
@@ -77,6 +78,9 @@ class SpawnForm:
                 picked_before = spawner.options_from_query(dict(linked))
                 notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
             choice = options.restore_choice(picked_before or compat.saved_options(spawner))
+            if kept and kept.not_before and not choice.not_before:
+                at = datetime.fromtimestamp(kept.not_before, timezone.utc)
+                choice = choice.model_copy(update={"not_before": at.isoformat()})
             seen = await open_forms.recent_view(spawner.holder)
             home = spawner.home_use(applicant.limits.files)
             return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)

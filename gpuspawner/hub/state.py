@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from ..backends.base import Backend
 from ..backends.leftovers import Leftovers
+from ..check_in import CheckIn
 from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
 from ..errors import Refused
@@ -27,6 +28,7 @@ from ..leases.ledger import Ledger, outsiders_of
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
+from ..notifications.notifier import Notifier
 from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
@@ -61,7 +63,9 @@ class HubState:
         switches: the running servers that ask for GPUs.
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
+        notifier: sends messages to users who are elsewhere.
         tasks: strong references to tasks, as the event loop holds them only weakly.
+        turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
     """
 
@@ -77,9 +81,11 @@ class HubState:
     local_images: LocalImages
     host_metrics: metrics.HostMetrics
     switches: Switches
+    notifier: Notifier
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    turns: dict[Holder, CheckIn] = field(default_factory=dict)
     endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
@@ -127,6 +133,7 @@ class HubState:
             LocalImages(backend.has_image),
             metrics.HostMetrics(ledger, queue, loop),
             Switches(lambda: list(spawners)),
+            Notifier(log),
         )
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
@@ -144,17 +151,19 @@ class HubState:
                 state.endings,
                 lambda: _homes(spawners),
                 state.switches,
+                state.turns,
             )
-        state._begin(_warn_of_gpus(reader, backend, log))
+        checks = (_warn_of_gpus(reader, backend, log), state.notifier.check(spawner.notify_urls))
+        state._begin(*checks)
         return state
 
-    def _begin(self, warn: Coroutine[Any, Any, None]) -> None:
-        """Begin what runs beside the servers' starts; `warn` says in the log what is missing."""
+    def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
+        """Begin what runs beside the servers' starts; checks say in the log what is missing."""
         allow_many_connections()
         self.host_metrics.register()
         # They run once the event loop does: by then the hub has the spawners of all servers that
         # its database knows, which the reconciler needs. ref: init_spawners in jupyterhub/app.py
-        work = [warn, self.reconciler.run()]
+        work = [*checks, self.reconciler.run()]
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]

@@ -73,3 +73,17 @@ def stopped_words(at: float, why: str) -> str:
         time=time,
         why=why.rstrip(".。 "),
     )
+
+
+def announced_words(at: float, why: str) -> str:
+    """Return that an administrator will stop a server, at a time in seconds since the epoch."""
+    time = clock_time(at)
+    if not why:
+        return lazy_gettext(
+            "An administrator stops your server at %(time)s. Save your work before.", time=time
+        )
+    return lazy_gettext(
+        "An administrator stops your server at %(time)s: %(why)s. Save your work before.",
+        time=time,
+        why=why.rstrip(".。 "),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ..choices.limits import MAX_HOURS
 from ..choices.refusals import MAX_SHOWN
@@ -16,9 +16,11 @@ from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
 from .clock import Clock, Deadline
 from .endings import RULE as ADMINISTRATOR
-from .endings import AnnouncedStop, Ending, stopped_words
+from .endings import AnnouncedStop, Ending, announced_words, stopped_words
 from .idleness import Idleness
 from .term import LATE_WARNING_SECONDS, Step, Term
+
+Occasion = Literal["end", "idle", "announced", "stopped"]
 
 # After how many seconds an administrator is answered whose stop takes its time.
 ANSWER_SECONDS = 10
@@ -77,6 +79,9 @@ class LeasedServer(Protocol):
 
     def save_state(self) -> None:
         """Save the lease in the hub's database, so that it survives a crash of the hub."""
+
+    def tell(self, occasion: Occasion, words: str) -> None:
+        """Send its user a message, where an administrator has set where to."""
 
     async def stop_through_hub(self) -> None:
         """Stop the server and let the hub update its route, database and hooks."""
@@ -393,6 +398,7 @@ class ServerLease:
             self._server.save_state()
             until = round(deadline.until)
             self.log_event("warn", by, rule=ADMINISTRATOR, why=why, until=until, held=self.held)
+            self._server.tell("announced", announced_words(deadline.until, why))
             self._server.on_end_changed(self.until or deadline.until)
             return
         task = self._stop_by(by, why)
@@ -463,6 +469,13 @@ class ServerLease:
             term.warn(self._server.warning_minutes * 60)
             self._server.save_state()
             self.log_event("warn", rule="time limit", until=round(term.until), held=self.held)
+            words = lazy_gettext(
+                "Your server is stopped at %(time)s, in %(duration)s. Save your work before; its "
+                "page says whether you can extend it.",
+                time=clock_time(term.until),
+                duration=hours_words(term.until - self._clock.wall()),
+            )
+            self._server.tell("end", words)
             return
         self._stop(
             "time limit",
@@ -485,6 +498,12 @@ class ServerLease:
             self._idleness.warn(server.idle_warning_minutes * 60)
             stop = self._clock.wall() + server.idle_warning_minutes * 60
             self.log_event("warn", rule="idle GPUs", until=round(stop), held=self.held)
+            words = lazy_gettext(
+                "Your server is stopped at %(time)s, unless its GPUs are used by then or you say "
+                "on its page that you still need them.",
+                time=clock_time(stop),
+            )
+            server.tell("idle", words)
             return
         minutes = server.idle_minutes + server.idle_warning_minutes
         self._stop(
@@ -504,6 +523,7 @@ class ServerLease:
         self.will_stop(by, rule)
         facts = {"why": why} if why else {}
         self.log_event("stop", by, gpus=self._uuids, rule=rule, held=self.held, **facts)
+        self._server.tell("stopped", sentence)
         self._ending = asyncio.ensure_future(self._server.stop_through_hub())
         self._ending.add_done_callback(self._stopped)
         return self._ending

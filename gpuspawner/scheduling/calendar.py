@@ -161,29 +161,35 @@ class Calendar:
         allowed = all(request.gpus <= self._limits[name] for name in self._limited(groups))
         return allowed and any(pool.usable >= request.gpus for pool in self._pools(request))
 
-    def find_earliest(self, request: Request, groups: Collection[str]) -> Booking:
+    def find_earliest(
+        self, request: Request, groups: Collection[str], not_before: float = 0.0
+    ) -> Booking:
         """Find the earliest start for a request, and its GPUs, without booking them.
 
         Args:
             request: the request.
             groups: its user's groups.
+            not_before: when it is to start at the earliest, in seconds.
         """
+        after = max(self._now, not_before)
         if request.gpus <= 0:
-            return Booking(self._now)
+            return Booking(after)
         if not self.is_possible(request, groups):
             return Booking(inf)
         start, pool = self._earliest(
-            request, [self._shares[name] for name in self._limited(groups)]
+            request, [self._shares[name] for name in self._limited(groups)], after
         )
         if pool is None:
             return Booking(inf)
         return Booking(start, pool.choose(request.gpus, start, seconds_of(request)))
 
     def _earliest(
-        self, request: Request, shares: Sequence[GroupShare]
+        self, request: Request, shares: Sequence[GroupShare], after: float
     ) -> tuple[float, NodePool | None]:
         search, seconds = self._search(request), seconds_of(request)
         start, pool = search.earliest(seconds)
+        if start < after:
+            start, pool = search.earliest_after(seconds, after)
         while start < inf:
             allowed = _first_allowed(shares, request.gpus, seconds, start)
             if allowed == start:
@@ -194,7 +200,11 @@ class Calendar:
         return inf, None
 
     def book(
-        self, request: Request, groups: Collection[str], preferred: Sequence[GPU] = ()
+        self,
+        request: Request,
+        groups: Collection[str],
+        preferred: Sequence[GPU] = (),
+        not_before: float = 0.0,
     ) -> Booking:
         """Book the earliest start for a request.
 
@@ -203,14 +213,14 @@ class Calendar:
         for it, and no GPU.
 
         Args:
-            request, groups: as for `find_earliest`.
+            request, groups, not_before: as for `find_earliest`.
             preferred: the GPUs to book if the request starts now and they are free.
         """
-        found = self.find_earliest(request, groups)
+        found = self.find_earliest(request, groups, not_before)
         shares = [self._shares[name] for name in self._limited(groups)]
         if found.start == inf:
             if self.is_possible(request, groups):
-                self._hold_without_start(request, shares)
+                self._hold_without_start(request, shares, max(self._now, not_before))
             return found
         if (
             preferred
@@ -229,13 +239,15 @@ class Calendar:
         node = self._nodes[gpus[0].node]
         return all(node.is_free(gpu, self._now, seconds) for gpu in gpus)
 
-    def _hold_without_start(self, request: Request, shares: Sequence[GroupShare]) -> None:
+    def _hold_without_start(
+        self, request: Request, shares: Sequence[GroupShare], after: float
+    ) -> None:
         allowed = [share.eventually_free_from(request.gpus) for share in shares]
         for share, begin in zip(shares, allowed, strict=True):
-            share.take(begin if begin < inf else self._now, inf, request.gpus)
-        pool = self._search(request).largest_pool()
-        if pool is not None and max(allowed, default=self._now) < inf:
-            pool.book_eventually_free(max(allowed, default=self._now))
+            share.take(max(begin, after) if begin < inf else after, inf, request.gpus)
+        pool, begin = self._search(request).largest_pool(), max([after, *allowed])
+        if pool is not None and begin < inf:
+            pool.book_eventually_free(begin)
 
     def choose_now(
         self, requests: Sequence[Request], bookings: Sequence[Booking], policy: str

@@ -29,6 +29,8 @@ def place_words(turn: Turn) -> str:
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
     when = ""
+    if turn.because == "time":
+        limit = lazy_gettext("It starts later, as you asked.")
     if turn.because == "never":
         when = (
             lazy_gettext("No machine here has as many that may be handed out at the moment.")
@@ -87,8 +89,19 @@ def asked_words(request: Request, image: str) -> str:
     return lazy_gettext("You asked for %(what)s.", what=listed(what))
 
 
-def while_away_words(request: Request) -> str:
-    """Return what happens while a request waits and its user is away."""
+def while_away_words(request: Request, check_in_seconds: float = 0) -> str:
+    """Return what happens while a request waits and its user is away.
+
+    Args:
+        request: the request.
+        check_in_seconds: how long they have to say that they are there; 0: they needn't.
+    """
+    if check_in_seconds:
+        return lazy_gettext(
+            "You may close this page: you keep your place. When it is your turn you have "
+            "%(duration)s to say here that you are there; else the next in line has the GPUs.",
+            duration=hours_words(check_in_seconds),
+        )
     stays = lazy_gettext(
         "You may close this page: you keep your place, and your server starts when it is your turn."
     )
@@ -101,6 +114,38 @@ def while_away_words(request: Request) -> str:
     return join_sentences(stays, begins)
 
 
+def check_in_words(gpus: int, until: float) -> str:
+    """Return that a turn has come, and its user has to say that they are there.
+
+    Args:
+        gpus: how many are held.
+        until: until when, in seconds since the epoch.
+    """
+    return lazy_ngettext(
+        "It's your turn: %(num)s GPU is held for you until %(time)s. Say on the page on which you "
+        "wait that you are there; else the next in line has it.",
+        "It's your turn: %(num)s GPUs are held for you until %(time)s. Say on the page on which "
+        "you wait that you are there; else the next in line has them.",
+        gpus,
+        time=clock_time(until),
+    )
+
+
+def absent_words(came: float, seconds: float) -> str:
+    """Return that nobody was there when a turn came.
+
+    Args:
+        came: when it came, in seconds since the epoch.
+        seconds: how long there was to say so.
+    """
+    return lazy_gettext(
+        "Your turn came at %(time)s, and nobody said within %(duration)s that they were there, so "
+        "that the next in line has the GPUs. Please join the queue again.",
+        time=clock_time(came),
+        duration=hours_words(seconds),
+    )
+
+
 def kept_words(until: float) -> str:
     """Return until when a place in the queue is kept, in seconds since the epoch."""
     return lazy_gettext(
@@ -108,3 +153,16 @@ def kept_words(until: float) -> str:
         "back.",
         time=clock_time(until),
     )
+
+
+def runs_words(gpus: int, until: float | None) -> str:
+    """Return that a server runs whose user has waited.
+
+    Args:
+        gpus: how many it has.
+        until: when its time ends, in seconds since the epoch; None: never.
+    """
+    runs = lazy_gettext("Your server runs, with %(gpus)s.", gpus=gpu_count_phrase(gpus))
+    if until is None:
+        return runs
+    return join_sentences(runs, lazy_gettext("Its time ends at %(time)s.", time=clock_time(until)))

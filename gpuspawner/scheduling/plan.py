@@ -18,16 +18,22 @@ from .calendar import Booking, Calendar
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
 FAIR_SECONDS = 1800
+# Who isn't to start for longer than that needs no GPUs back now.
+SOON_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class QueuedRequest:
-    """A request in the queue: its holder, when it joined (in seconds), and its user's groups."""
+    """A request in the queue: its holder, when it joined (in seconds), and its user's groups.
+
+    It doesn't start before `not_before`, in seconds.
+    """
 
     holder: Holder
     request: Request
     since: float
     groups: frozenset[str] = frozenset()
+    not_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Turn:
         start: when it starts by the known ends of the leases, in seconds; None if unknown.
         gpus: the GPUs to hand out now; empty if it can't start now.
         because: what it waits for: "gpus"; "group:NAME", as the group's members hold as many GPUs
-            as they may; "order", as enough GPUs are free but booked for earlier requests; "never",
-            as no node has so many. "" if it starts now.
+            as they may; "order", as enough GPUs are free but booked for earlier requests; "time",
+            as it isn't to start yet; "never", as no node has so many. "" if it starts now.
         several: whether there are several nodes, so that messages have to say so.
         of: how many requests wait in all; 0 if unknown.
     """
@@ -111,7 +117,8 @@ def plan(
 
     As long as every server stops when its time is over, no request starts later than first
     announced. If a server stops earlier, earlier requests use its GPUs first, which can delay a
-    later one.
+    later one. What isn't to start yet is booked from then on; until then others have the GPUs, if
+    they are done by its start.
 
     Args:
         queue: the queued requests, in any order.
@@ -134,7 +141,7 @@ def plan(
     def book(preferred: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
         calendar = Calendar(host, leases, now, limits)
         return calendar, [
-            calendar.book(each.request, each.groups, preferred.get(number, ()))
+            calendar.book(each.request, each.groups, preferred.get(number, ()), each.not_before)
             for number, each in enumerate(waiting)
         ]
 
@@ -152,7 +159,9 @@ def plan(
     )
 
 
-def could_use(turn: Turn, gpus: Sequence[GPU], leases: Sequence[Lease], back: set[str]) -> bool:
+def could_use(
+    turn: Turn, gpus: Sequence[GPU], leases: Sequence[Lease], back: set[str], now: float
+) -> bool:
     """Return whether one who waits would be helped if some held GPUs came back.
 
     Args:
@@ -160,7 +169,10 @@ def could_use(turn: Turn, gpus: Sequence[GPU], leases: Sequence[Lease], back: se
         gpus: every GPU of every node, with the leases on them.
         leases: what is held.
         back: the UUIDs of those that would come back.
+        now: in seconds.
     """
+    if turn.waiting.not_before > now + SOON_SECONDS:
+        return False
     request = turn.waiting.request
     kind, _colon, group = turn.because.partition(":")
     if kind == "group":
@@ -195,7 +207,10 @@ class QueueSnapshot:
         self._queue = by_time(queue)
         self._calendar = Calendar(host, leases, now, group_limits)
         self._reasons = _WaitReasons(self._calendar, host, leases, group_limits)
-        bookings = [self._calendar.book(each.request, each.groups) for each in self._queue]
+        bookings = [
+            self._calendar.book(each.request, each.groups, not_before=each.not_before)
+            for each in self._queue
+        ]
         # A request that starts now may get other GPUs by the policy, which changes all bookings.
         self._is_settled = all(booking.start > now for booking in bookings)
 
@@ -211,12 +226,12 @@ class QueueSnapshot:
         if not self._is_settled or not known or waiting.since <= last:
             return None
         booking, place = (
-            self._calendar.find_earliest(waiting.request, waiting.groups),
+            self._calendar.find_earliest(waiting.request, waiting.groups, waiting.not_before),
             len(self._queue) + 1,
         )
         if booking.start == self._now:
             return Turn(waiting, place, self._now, booking.gpus, several=self._reasons.several)
-        return self._reasons.waiting_turn(waiting, place, booking)
+        return self._reasons.waiting_turn(waiting, place, booking, self._now)
 
 
 class _WaitReasons:
@@ -257,15 +272,19 @@ class _WaitReasons:
             self._most_free_by_kind.clear()
             self._hold(waiting.groups, waiting.request.gpus)
             return Turn(waiting, place, now, booking.gpus, several=self.several)
-        return self.waiting_turn(waiting, place, booking)
+        return self.waiting_turn(waiting, place, booking, now)
 
-    def waiting_turn(self, waiting: QueuedRequest, place: int, booking: Booking) -> Turn:
+    def waiting_turn(
+        self, waiting: QueuedRequest, place: int, booking: Booking, now: float
+    ) -> Turn:
         """Return the turn of a request that can't start now."""
         start = booking.start if booking.start < inf else None
-        return Turn(waiting, place, start, (), self._reason(waiting), self.several)
+        return Turn(waiting, place, start, (), self._reason(waiting, now), self.several)
 
-    def _reason(self, waiting: QueuedRequest) -> str:
+    def _reason(self, waiting: QueuedRequest, now: float) -> str:
         request = waiting.request
+        if waiting.not_before > now and self._calendar.is_possible(request, waiting.groups):
+            return "time"
         for name in sorted(waiting.groups & self._limits.keys()):
             if self._held[name] + request.gpus > self._limits[name]:
                 return f"group:{name}"

@@ -71,10 +71,12 @@ class KeptPlace:
     Args:
         since: when it joined, in seconds since the epoch.
         until: until when its holder can have the place again.
+        not_before: when it was to start at the earliest; 0: at once.
     """
 
     since: float
     until: float
+    not_before: float = 0.0
 
 
 CurrentRules = Callable[[], tuple[frozenset[str], RequestLimits]]
@@ -155,16 +157,17 @@ class Queue:
 
     def waiting_for(self, uuids: Collection[str]) -> int:
         """Return how many requests in the queue could use these GPUs if they were free."""
-        view, back = self._ledger.last_view or View(), set(uuids)
+        view, back, now = self._ledger.last_view or View(), set(uuids), time.time()
         alike: dict[Any, list[Turn]] = {}
         for entry in self._unanswered():
             if turn := entry.turn:
                 request = turn.waiting.request
-                alike.setdefault((request.kind, request.gpus, turn.because), []).append(turn)
+                kind = request.kind, request.gpus, turn.because, turn.waiting.not_before
+                alike.setdefault(kind, []).append(turn)
         return sum(
             len(turns)
             for turns in alike.values()
-            if could_use(turns[0], view.gpus, view.leases, back)
+            if could_use(turns[0], view.gpus, view.leases, back, now)
         )
 
     def wake(self) -> None:
@@ -192,7 +195,7 @@ class Queue:
         """Keep the place of a request that leaves the queue, for `KEPT_PLACE_SECONDS`."""
         now = time.time()
         kept = {holder: each for holder, each in self._kept_places.items() if now < each.until}
-        place = KeptPlace(waiting.since, now + KEPT_PLACE_SECONDS)
+        place = KeptPlace(waiting.since, now + KEPT_PLACE_SECONDS, waiting.not_before)
         self._kept_places = {**kept, waiting.holder: place}
 
     async def wait(
@@ -222,7 +225,9 @@ class Queue:
         self._kept_places.pop(waiting.holder, None)
         entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place)
         longest = request_limits.max_wait_seconds
-        left = longest and max(1.0, longest - (waited or 0.0))
+        # What it waits for its own time doesn't count.
+        ahead = max(0.0, waiting.not_before - waiting.since)
+        left = longest and max(1.0, longest + ahead - (waited or 0.0))
         self._entries.append(entry)
         self.wake()
         if self._serving is None or self._serving.done():
@@ -261,7 +266,8 @@ class Queue:
         claims = self.claims(view.leases)
         held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
-        key = (request, held, frozenset(limits.items()), mine, self.kept_place(waiting.holder))
+        kept, later = self.kept_place(waiting.holder), waiting.not_before
+        key = (request, held, frozenset(limits.items()), mine, kept, later)
         known = self._forecasts[2]
         if key not in known:
             turn = self._snapshot.forecast_turn(waiting, limits) if self._snapshot else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -31,7 +33,17 @@ OUR_PAGES = (
 )
 
 
-LINES = (*USUAL, *OUR_PAGES, with_groups({"failing": {"cmd": FAILS}}))
+GROUPS = {"failing": {"cmd": FAILS}, "asked": {"check_in_minutes": 0.2}}
+LINES = (*USUAL, *OUR_PAGES, with_groups(GROUPS))
+# What the browser shows outside of the page: kept, and shown.
+KEEP_NOTIFICATIONS = """
+  window.Notification = class extends Notification {
+    constructor(title, options) {
+      super(title, options);
+      sessionStorage.told = `${sessionStorage.told ?? ""}${title}: ${options.body}|`;
+    }
+  };
+"""
 
 
 @pytest.fixture
@@ -202,6 +214,93 @@ def test_who_is_served_lands_in_the_server(hub, page):
     says(page, "You are next in line for 1 GPU.")
     hub.stop_server("ben")
     page.wait_for_url("**/user/ada/")
+
+
+@pytest.mark.thorough
+def test_who_asks_for_a_later_start_waits_in_the_time_zone_of_their_browser(hub, browser, picture):
+    context = browser.new_context(timezone_id="Asia/Shanghai")
+    page = context.new_page()
+    log_in(page, hub, "ada")
+    says(page, "Starts now, with 1 GPU.")
+    page.get_by_text("Start later").click()
+    tomorrow = datetime.now(timezone(timedelta(hours=8))) + timedelta(days=1)
+    page.get_by_label("Not before").fill(f"{tomorrow:%Y-%m-%d}T08:00")
+    says(page, "It starts later, as you asked. You would be next in line, about")
+    assert page.get_by_role("status").filter(has_text="08:00").count() == 1
+    picture(page, "later")
+    page.get_by_role("button", name="Join the queue (1st)").click()
+    says(page, "It starts later, as you asked. Your turn is expected about")
+    says(page, "08:00")
+    # Who comes later and is done by then doesn't wait for it.
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    page.get_by_role("button", name="Change the choice").click()
+    page.wait_for_url("**/hub/spawn/ada")
+    assert page.get_by_label("Not before").input_value() == f"{tomorrow:%Y-%m-%d}T08:00"
+    page.get_by_label("Not before").fill("")
+    says(page, "All GPUs are taken. You would be next in line")
+    page.get_by_role("button", name="Join the queue (1st)").click()
+    says(page, "You are next in line for 1 GPU. Your turn is expected about")
+    page.get_by_role("button", name="Leave the queue").click()
+    page.wait_for_url("**/hub/home")
+    context.close()
+
+
+@pytest.mark.thorough
+def test_who_waits_has_the_browser_say_that_their_turn_has_come(hub, page, picture):
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    page.context.grant_permissions(["notifications"], origin=hub.url)
+    page.add_init_script(KEEP_NOTIFICATIONS)
+    log_in(page, hub, "ada")
+    page.get_by_role("button", name="Join the queue").click()
+    says(page, "You are next in line for 1 GPU.")
+    page.get_by_role("button", name="Tell me when it's my turn", pressed=False).click()
+    says(page, "This browser tells you, as long as this page is open.")
+    page.get_by_role("button", name="Tell me when it's my turn", pressed=True).wait_for()
+    picture(page, "telling")
+    page.reload()  # it is kept
+    page.get_by_role("button", name="Tell me when it's my turn", pressed=True).wait_for()
+    hub.stop_server("ben")
+    page.wait_for_url("**/user/ada/")
+    assert page.evaluate("sessionStorage.told") == "It's your turn: Your server has started.|"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("script", [True, False], ids=["with the script", "without it"])
+def test_who_has_waited_says_that_they_are_there(hub, browser, picture, script):
+    hub.add_to_group("asked", "ada")
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    context = browser.new_context(java_script_enabled=script)
+    page = context.new_page()
+    log_in(page, hub, "ada")
+    page.get_by_role("button", name="Join the queue" if script else "Start").click()
+    page.get_by_text("You are next in line for 1 GPU.").wait_for()
+    page.get_by_text("When it is your turn you have 12 seconds to say here that").wait_for()
+    page.wait_for_timeout(12_000)  # who hasn't waited as long isn't asked
+    stop = threading.Thread(target=hub.stop_server, args=("ben",))
+    stop.start()
+    page.get_by_role("button", name="I'm here").wait_for()
+    assert page.title() == "It's your turn"
+    picture(page, "asked" if script else "asked-no-script")
+    page.get_by_role("button", name="I'm here").click()
+    page.wait_for_url("**/user/ada/**")
+    stop.join()
+    context.close()
+
+
+@pytest.mark.thorough
+def test_who_is_not_there_when_their_turn_comes_reads_so(hub, page):
+    hub.add_to_group("asked", "ada")
+    hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
+    log_in(page, hub, "ada")
+    page.get_by_role("button", name="Join the queue").click()
+    says(page, "You are next in line for 1 GPU.")
+    page.wait_for_timeout(12_000)
+    hub.stop_server("ben")
+    page.get_by_role("heading", name="Your server didn't start").wait_for()
+    page.get_by_text("and nobody said within 12 seconds that they were there").wait_for()
+    page.get_by_text("Back to the choice").click()
+    page.wait_for_url("**/hub/spawn/ada")
+    page.get_by_text("and nobody said within 12 seconds that they were there").wait_for()
 
 
 @pytest.mark.thorough

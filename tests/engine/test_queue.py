@@ -11,6 +11,7 @@ import pytest
 from ..support.flaky import flaky_engine
 from ..support.hubs import WAITING, until, with_groups
 from ..support.looks import containers, inside, labelled
+from ..support.messages import WebServer
 from ..support.queues import ask, audit_lines, message
 
 pytestmark = pytest.mark.engine
@@ -27,6 +28,9 @@ LINES = (
     "c.JupyterHub.concurrent_spawn_limit = 0",
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
     with_groups(GROUPS),
+    # Where messages go is in a file, where there is one.
+    "from pathlib import Path",
+    "c.GPUSpawner.notify_urls = lambda spawner: [*map(Path.read_text, Path('.').glob('messages'))]",
 )
 # For who is told with the answer of being refused at the start.
 PATIENT = "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 4}"
@@ -64,6 +68,25 @@ def test_who_comes_too_late_waits_with_a_place_and_is_served_when_a_gpu_is_back(
         ("grant", "ben"),
         ("grant", "cyd"),
     ]
+
+
+def test_who_has_waited_gets_a_message_when_the_server_has_started(hub):
+    service = WebServer()
+    where = hub.folder / "messages"
+    where.write_text(service.address)
+    try:
+        hub.start_server("ada", {"gpus": 4, "hours": 2})  # at once: no message
+        ask(hub, "ben", {"gpus": 2, "hours": 1})
+        until(lambda: "next in line for 2 GPUs" in message(hub, "ben"), "ben's place", log=hub.log)
+        hub.stop_server("ada")
+        until(service.said, "a message", log=hub.log)
+        ((_, title, words),) = service.said()
+        assert title == "It's your turn"
+        assert words.startswith("Your server runs, with 2 GPUs. Its time ends at ")
+        assert "hunter2" not in hub.log()
+    finally:
+        where.unlink()
+        service.close()
 
 
 def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(hub, engine):

@@ -17,6 +17,7 @@ from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub.switches import Switches
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
+from gpuspawner.notifications.notifier import Notifier
 from gpuspawner.scheduling.queue import Queue, QueueSettings
 from gpuspawner.spawner import GPUSpawner
 
@@ -39,9 +40,11 @@ class Hub:
         self.switches = Switches(lambda: self.spawners)
         self.endings: dict[Holder, Any] = {}
         self.spawner_class: type[GPUSpawner] = Spawner
+        self.turns: dict[Holder, Any] = {}
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
+        self.notifier = Notifier(logging.getLogger("hub-of-one-spawn"))
         self.backend = SimpleNamespace(pull=self._pull, remove=self._remove)
 
     async def _list(self) -> list[ServerRecord]:
@@ -79,7 +82,11 @@ class Hub:
             row: what the hub's database has of it.
             traits: its configuration.
         """
-        user = SimpleNamespace(name="ada", groups=[SimpleNamespace(name=each) for each in groups])
+        user = SimpleNamespace(
+            name="ada",
+            groups=[SimpleNamespace(name=each) for each in groups],
+            public_url=lambda name: f"https://hub.example/user/ada/{name}",
+        )
         config = Config({"GPUSpawner": {"images": IMAGES, **traits}})
         # Traitlets' own logger is whatever application another test has made in this process.
         log = logging.getLogger("hub-of-one-spawn")

@@ -134,6 +134,9 @@ class Server:
     def save_state(self) -> None:
         pass
 
+    def tell(self, occasion: str, words: str) -> None:
+        pass
+
     async def stop_through_hub(self) -> None:
         self.lease.will_stop(audit_log.HUB, "stopped")
         self.lease.end()

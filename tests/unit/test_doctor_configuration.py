@@ -125,6 +125,12 @@ SAID = [
         "remove",
     ),
     ("c.JupyterHub.spawner_class = 'gpuu'", "failure", "no spawner 'gpuu'", '"gpu"'),
+    (
+        "c.GPUSpawner.notify_urls = ['json://127.0.0.1', 'slack://hunter2']",
+        "warning",
+        "address 2 of c.GPUSpawner.notify_urls (slack://…) isn't one that Apprise takes",
+        "try it with Apprise's own command",
+    ),
     # Groups.
     (
         "c.Spawner.group_overrides = {'a': {'groups': ['x'], 'spawner_override': {'gpulimit': 4}}}",

@@ -45,6 +45,9 @@ class Server:
     def save_state(self) -> None:
         self.saved += 1
 
+    def tell(self, occasion: str, words: str) -> None:
+        pass
+
     def on_extended(self, end: Deadline) -> None:
         self.kept = end
 
@@ -208,7 +211,7 @@ def helped(there: list[GPU], request: Request) -> bool:
     waiting = QueuedRequest(Holder("ben"), request, 1.0)
     (turn,) = plan([waiting], there, leases, 10.0)
     assert not turn.gpus
-    return could_use(turn, apply_leases(there, leases), leases, {"GPU-0"})
+    return could_use(turn, apply_leases(there, leases), leases, {"GPU-0"}, 10.0)
 
 
 TWO = Request("image", 2)
@@ -255,4 +258,16 @@ def test_who_waits_for_the_share_of_a_group_waits_for_its_gpus(mine, is_helped) 
     waiting = QueuedRequest(Holder("ben"), Request("image", 1), 1.0, STUDENTS)
     (turn,) = plan([waiting], there, leases, 10.0, group_limits=limits)
     assert turn.because == "group:students"
-    assert could_use(turn, there, leases, {"GPU-0"}) is is_helped
+    assert could_use(turn, there, leases, {"GPU-0"}, 10.0) is is_helped
+
+
+@pytest.mark.parametrize(("minutes", "is_helped"), [(-5, True), (30, True), (61, False)])
+def test_who_is_not_to_start_for_an_hour_needs_no_gpu_back_now(minutes, is_helped) -> None:
+    there = gpus("free")
+    leases = [Lease(Holder("ada"), frozenset({"GPU-0"}))]
+    at = 10.0 + 60 * minutes
+    (turn,) = plan(
+        [QueuedRequest(Holder("ben"), Request("image", 1), 1.0, not_before=at)], there, leases, 10.0
+    )
+    back = {"GPU-0"}
+    assert could_use(turn, apply_leases(there, leases), leases, back, 10.0) is is_helped

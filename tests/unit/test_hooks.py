@@ -64,6 +64,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "home_volume": ("override-{username}", "hook-{username}"),
     "image": ("override", "hook"),
     "images": ({"o": {"image": "o"}}, {"h": {"image": "h"}}),
+    "notify_urls": (["json://o"], ["json://h"]),
     "oauth_client_allowed_scopes": (["o"], ["h"]),
     "oauth_roles": (["o"], ["h"]),
     "server_token_scopes": (["o"], ["h"]),

@@ -44,11 +44,18 @@ def waits(
     model: str | None = None,
     groups: str = "",
     since: float = 0,
+    later: float = 0,
 ) -> QueuedRequest:
-    """One in the queue; of several whose `since` is the same the first name comes first."""
+    """One in the queue; of several whose `since` is the same the first name comes first.
+
+    It isn't to start for `later` hours.
+    """
     seconds = None if hours is None else hours * HOUR
     request = Request("torch", gpus, model, seconds=seconds)
-    return QueuedRequest(Holder(user), request, NOW - HOUR + since, frozenset(groups.split()))
+    begins = NOW + later * HOUR if later else 0.0
+    return QueuedRequest(
+        Holder(user), request, NOW - HOUR + since, frozenset(groups.split()), begins
+    )
 
 
 def holds(user: str, indexes: str, hours: float | None = None, groups: str = "") -> Lease:
@@ -188,6 +195,49 @@ SCENARIOS = [
         "a",
         [waits("a", 1, 0), waits("b", 1, 1e-9)],
         ["a now 0", "b in 0 h: gpus"],
+    ),
+    Scenario(
+        "not to start yet: others have the GPU until then, if they are done by then",
+        "a",
+        [waits("a", 1, 1, later=5), waits("b", 1, 6), waits("c", 1, 5), waits("d", 1, 1)],
+        ["a in 5 h: time", "b in 6 h: order", "c now 0", "d in 12 h: gpus"],
+    ),
+    Scenario(
+        "a GPU that isn't free by its time delays it, and what it needn't have goes on",
+        "aa",
+        [waits("a", 2, 1, later=2), waits("b", 1, 1), waits("c", 1)],
+        ["a in 3 h: time", "b now 1", "c in 4 h: gpus"],
+        leases=[holds("x", "0", 3)],
+    ),
+    Scenario(
+        "its time has come: it is at its place by when it was made",
+        "a",
+        [waits("a", 1, 1, later=-1), waits("b", 1, 1)],
+        ["a now 0", "b in 1 h: gpus"],
+    ),
+    Scenario(
+        "it gathers GPUs for a time that nobody knows from its own time on",
+        "aa",
+        [waits("a", 2, 1, later=2), waits("b", 1, 2), waits("c", 1, 3)],
+        ["a: time", "b now 1", "c: gpus"],
+        leases=[holds("x", "0")],
+    ),
+    Scenario(
+        "nobody has as many at any time",
+        "a",
+        [waits("a", 2, 1, later=2), waits("b", 0, later=2)],
+        ["a: never", "b in 2 h: time"],
+    ),
+    Scenario(
+        "of its group's share, others use until then what they give back",
+        "aaa",
+        [
+            waits("a", 2, 1, groups="g", later=2),
+            waits("b", 1, 2, groups="g"),
+            waits("c", 1, 3, groups="g"),
+        ],
+        ["a in 2 h: time", "b now 0", "c in 3 h: order"],
+        limits={"g": 2},
     ),
     Scenario(
         "who holds less goes first",
@@ -342,6 +392,7 @@ def days(
     gaps: Sequence[int] = (0, 0, 0, 1, 1, 2, 5),
     early: bool = False,
     endless: bool = False,
+    later: bool = False,
 ) -> Hosts:
     """Days on which everybody can be served.
 
@@ -352,6 +403,7 @@ def days(
         gaps: how much may lie between one who comes and the next.
         early: whether some end before their time is over.
         endless: whether some say no time.
+        later: whether some aren't to start at once.
     """
     gpus = host(draw(st.text(alphabet=letters, min_size=1, max_size=6)))
     limits = draw(st.dictionaries(st.sampled_from("gh"), st.integers(1, 4))) if groups else {}
@@ -369,7 +421,9 @@ def days(
         uses = unit * draw(st.integers(1, length)) if early else unit * length
         request = Request("torch", min([draw(st.sampled_from(counts)), *most]), model)
         holder = Holder(draw(st.sampled_from("abc")), f"{number:02}")
-        waiting = QueuedRequest(holder, replace(request, seconds=seconds), since, members)
+        begins = since + unit * draw(st.integers(0, 9)) if later and draw(st.booleans()) else 0.0
+        request = replace(request, seconds=seconds)
+        waiting = QueuedRequest(holder, request, since, members, begins)
         jobs.append(Job(waiting, uses))
     return Hosts(gpus, jobs, limits)
 
@@ -426,7 +480,7 @@ def start(turn: Turn) -> float:
     return inf if turn.start is None else turn.start
 
 
-@given(days(early=True, endless=True), orders, policies)
+@given(days(early=True, endless=True, later=True), orders, policies)
 def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, policy: str) -> None:
     runs = ChangeWatcher(day, order, policy).run()
     assert sorted(run.job.waiting.holder for run in runs) == sorted(
@@ -434,6 +488,7 @@ def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, po
     )
     for run in runs:
         request = run.job.waiting.request
+        assert run.start >= run.job.waiting.not_before
         assert len({gpu.uuid for gpu in run.gpus}) == request.gpus == len(run.gpus)
         assert all(request.takes(gpu) for gpu in run.gpus)
         together = [other for other in runs if other.start <= run.start < other.end]
@@ -444,7 +499,7 @@ def test_everybody_is_served_and_nothing_is_had_twice(day: Hosts, order: str, po
             assert sum(len(other.gpus) for other in members) <= limit
 
 
-@given(days(letters="aatt"), policies)
+@given(days(letters="aatt", later=True), policies)
 def test_nobody_starts_later_than_first_told_while_all_use_their_time(
     day: Hosts, policy: str
 ) -> None:
@@ -456,7 +511,7 @@ def test_nobody_starts_later_than_first_told_while_all_use_their_time(
         assert starts[-1] < inf
 
 
-@given(days(early=True, endless=True, letters="aatFS"), policies)
+@given(days(early=True, endless=True, letters="aatFS", later=True), policies)
 def test_one_more_is_told_what_the_whole_plan_would_say(day: Hosts, policy: str) -> None:
     """Pages ask `QueueSnapshot`, which books one more behind those who wait, without a new plan."""
 
@@ -521,7 +576,7 @@ def test_booked_ahead_means_the_same_gpus_when_the_time_has_come() -> None:
         assert {turn.start for turn in turns} == {turns[0].start}
 
 
-@given(days(early=True), policies)
+@given(days(early=True, later=True), policies)
 def test_the_first_never_starts_later_than_told_however_early_others_end(
     day: Hosts, policy: str
 ) -> None:
@@ -561,6 +616,21 @@ def test_who_is_first_starts_when_it_would_if_nobody_came_after(day: Hosts, poli
     jobs = [run.job for run in among[: number + 1]]
     alone = sorted(ChangeWatcher(replace(day, jobs=jobs), policy=policy).run(), key=by_time)
     assert among[number].start == alone[number].start
+
+
+@given(days(letters="aatt", later=True, gaps=[1, 1, 2, 5]), policies)
+def test_who_is_not_to_start_yet_keeps_nobody_waiting_who_came_before(
+    day: Hosts, policy: str
+) -> None:
+    """Those who start at once get what they would if who came after them weren't there."""
+    *before, last = day.jobs
+    waiting = replace(last.waiting, not_before=last.waiting.since + 3600)
+    among = ChangeWatcher(
+        replace(day, jobs=[*before, replace(last, waiting=waiting)]), policy=policy
+    ).run()
+    alone = ChangeWatcher(replace(day, jobs=before), policy=policy).run()
+    starts = {run.job.waiting.holder: run.start for run in among}
+    assert all(starts[run.job.waiting.holder] <= run.start for run in alone)
 
 
 @given(days(early=True, endless=True, counts=[1, 2]), policies)
@@ -616,6 +686,7 @@ def moments(draw: st.DrawFn) -> Moment:
             replace(draw(requests), seconds=draw(spans)),
             NOW - FAIR_SECONDS * draw(st.integers(0, 4)),
             draw(members),
+            draw(st.sampled_from([0.0, 0.0, NOW, NOW + 1, NOW + 3])),
         )
         for number in range(draw(st.integers(0, 8)))
     ]
@@ -661,7 +732,7 @@ def test_the_first_gets_at_once_what_is_free(moment: Moment, order: str, policy:
         allowed = first.request.gpus == 0 or all(
             number + first.request.gpus <= moment.limits[name] for name, number in held.items()
         )
-        possible = choose(first.request, free) is not None
+        possible = choose(first.request, free) is not None and first.not_before <= NOW
         assert (turns[0].start == NOW) == (possible and allowed)
 
 

@@ -34,6 +34,7 @@ class Server:
         self.log: Any = SimpleNamespace(error=lambda *args, **more: None)
         self.ends: list[float] = []
         self.saved, self.stops = 0, 0
+        self.told: list[tuple[str, str]] = []
         self.clock = Clock(lambda: self.now, lambda: self.now, lambda: "boot")
         self.lease = ServerLease(self, self.clock)  # type: ignore[arg-type]
         self.lease.begin_term(hours and hours * HOUR)
@@ -50,6 +51,9 @@ class Server:
 
     def save_state(self) -> None:
         self.saved += 1
+
+    def tell(self, occasion: str, words: str) -> None:
+        self.told.append((occasion, words))
 
     async def ensure_rules_applied(self) -> None:
         pass

@@ -32,7 +32,13 @@ def test_only_the_inventory_imports_pynvml() -> None:
     ]
 
 
-ROOMS = {"gpus", "images", "leases", "scheduling", "choices", "i18n"}
+def test_only_what_sends_messages_imports_apprise() -> None:
+    assert [name for name in MODULES if "apprise" in top(imports(name))] == [
+        "notifications.sending"
+    ]
+
+
+ROOMS = {"gpus", "images", "leases", "scheduling", "choices", "i18n", "notifications"}
 NEUTRAL = [name for name in MODULES if name.partition(".")[0] in ROOMS]
 NEUTRAL += ["settings", "errors", "group_overrides", "kept_rules", "base_spawner", "spawn_attempt"]
 NEUTRAL += [

@@ -8,7 +8,8 @@ const forecast = document.getElementById("gpuspawner-forecast");
 const sentence = document.getElementById("gpuspawner-sentence");
 const without = document.getElementById("gpuspawner-without");
 const period = 1000 * root.dataset.period;
-const fields = ["image", "gpus", "model", "hours"];
+const fields = ["image", "gpus", "model", "hours", "not_before"];
+const notBefore = document.getElementById("gpuspawner-not-before");
 // JupyterHub's own word is English.
 const label = button && ((root.lang !== "en" && root.dataset.start) || button.value || button.textContent);
 
@@ -50,6 +51,18 @@ function picked() {
   for (const name of fields) if (sent.get(name)) choice[name] = sent.get(name);
   for (const name of ["gpus", "hours"]) if (name in choice) choice[name] = Number(choice[name]);
   return choice;
+}
+
+// The field is in this browser's time zone; what is sent of it, to ask and to start, is in UTC.
+function sendInUTC(event) {
+  const time = new Date(event.formData.get("not_before") || NaN);
+  if (!isNaN(time)) event.formData.set("not_before", time.toISOString());
+}
+
+function showInThisZone() {
+  if (!notBefore?.dataset.at) return;
+  const time = new Date(1000 * notBefore.dataset.at);
+  notBefore.value = new Date(time - 60000 * time.getTimezoneOffset()).toISOString().slice(0, 16);
 }
 
 // What can be picked has changed: what was, and where the keyboard is, stays as far as it can.
@@ -207,6 +220,8 @@ if (form) {
   seen.set(sentence.id, sentence.innerHTML);
   say(sentence);
   localise(root);
+  showInThisZone();
+  form.addEventListener("formdata", sendInUTC);
   forecast.hidden = false;
   fresh();
   // After Back, the browser has restored what was picked, and this page is old.

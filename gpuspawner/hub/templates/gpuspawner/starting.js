@@ -13,6 +13,9 @@ let last = "";
 let leaving = false;
 let over = false;
 let following = false;
+// Whether the browser says what becomes of the wait. Only on pages that it takes for secure.
+const canTell = isSecureContext && "Notification" in window;
+let telling = canTell && Notification.permission === "granted" && localStorage.getItem("gpuspawner-tell") === "yes";
 
 function clock(seconds, precise) {
   const then = new Date(seconds * 1000);
@@ -56,7 +59,7 @@ function step(event, ours) {
   const time = element("time", ours.at ? clock(ours.at, true) : "");
   if (ours.at) time.dateTime = new Date(ours.at * 1000).toISOString();
   item.append(sign, time, element("span", "", { className: "visually-hidden" }));
-  item.append(element("span", ours.about === "queue" ? words.queue : said(event)));
+  item.append(element("span", ours.about === "queue" ? words.queue : ours.token ? words.turn : said(event)));
   mark(item, "●", words.now);
   // What goes on is told anew; what is over stays.
   if (ours.about && ours.about === last) steps.lastElementChild.remove();
@@ -72,13 +75,35 @@ function show(event) {
   by("progress").firstElementChild.style.width = `${event.progress}%`;
   if (!event.message || event.ready) return;
   step(event, ours);
-  by("line").textContent = ours.place ? place(ours) : waits ? said(event) : "";
-  by("title").textContent = waits ? words.waiting : words.starting;
+  const asked = Boolean(ours.token);
+  by("turn").elements.present.value = ours.token ?? "";
+  by("turn").hidden = !asked;
+  by("line").textContent = ours.place ? place(ours) : waits ? said(event) : asked ? fill(words.say, { time: clock(ours.until) }) : "";
+  by("title").textContent = asked ? words.turn : waits ? words.waiting : words.starting;
+  if (asked) tell(words.turn, by("line").textContent);
+  by("tell").hidden = !canTell || !waits;
+  by("telling").hidden = !waits;
   document.title = ours.place ? fill(words.title, { nth: ours.nth_said?.[language] ?? ours.nth }) : by("title").textContent;
   by("away").hidden = !waits;
   others.forEach((button) => (button.hidden = !waits));
   if (!leaving) leave.textContent = waits ? words.leave : words.cancel;
   leave.hidden = false;
+}
+
+// Says something where the user sees it who looks at another page.
+function tell(title, text) {
+  if (!telling) return;
+  try {
+    const notification = new Notification(title, { body: text, lang: language, tag: facts.server });
+    notification.addEventListener("click", () => focus());
+  } catch {
+    // Some phones show a page's notifications only through a service worker.
+  }
+}
+
+function showTelling() {
+  by("tell").ariaPressed = String(telling);
+  by("telling").textContent = telling ? words.telling : Notification.permission === "denied" ? words.silent : "";
 }
 
 function fail(event) {
@@ -88,7 +113,8 @@ function fail(event) {
   else reason.textContent = event.message.replace(/^Spawn failed: /, "");
   if (steps.lastElementChild) mark(steps.lastElementChild, "✗", words.failed);
   document.title = by("title").textContent = words.failed;
-  for (const part of [by("progress"), by("line"), by("away"), ...buttons]) part.hidden = true;
+  for (const part of [by("progress"), by("line"), by("away"), by("turn"), by("tell"), by("telling"), ...buttons]) part.hidden = true;
+  tell(words.failed, reason.textContent);
   by("failed").hidden = by("back").hidden = false;
   by("back").focus();
   sayInOurWords();
@@ -106,7 +132,9 @@ function heard(event) {
   if (event.ready) {
     over = true;
     // Leads to the server. Of one that was cancelled JupyterHub may say this as well.
-    if (!leaving) location.reload();
+    if (leaving) return;
+    tell(words.turn, words.ready);
+    location.reload();
   } else if (event.failed) {
     over = true;
     if (!leaving) fail(event);
@@ -184,5 +212,22 @@ by("change").addEventListener("click", async () => {
 });
 by("without")?.addEventListener("click", () => giveUp(by("without"), facts.without));
 
+by("tell").addEventListener("click", async () => {
+  telling = !telling && (await Notification.requestPermission()) === "granted";
+  localStorage.setItem("gpuspawner-tell", telling ? "yes" : "no");
+  showTelling();
+});
+by("turn").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = by("present");
+  button.disabled = true;
+  // The page that this gets is the same as this one; what comes of it is told as the next step.
+  const query = new URLSearchParams(new FormData(by("turn")));
+  const answer = await fetch(`${location.pathname}?${query}`, { cache: "no-store" }).catch(() => null);
+  button.disabled = false;
+  if (!answer?.ok) by("refused").textContent = words.refused;
+});
+
+if (canTell) showTelling();
 begin();
 window._jupyterhub_page_loaded = true;

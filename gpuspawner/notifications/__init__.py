@@ -1,0 +1,1 @@
+"""Messages to users who are elsewhere: by mail or chat, through Apprise."""
