@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 import gpuspawner
@@ -29,16 +31,17 @@ def imports_of(path: Path, checkout: Path) -> set[str]:
     return found
 
 
-def imports(module: str) -> set[str]:
+@cache
+def imports(module: str) -> frozenset[str]:
     """Every module that one of ours imports."""
-    return imports_of(MODULES[module], PACKAGE.parent)
+    return frozenset(imports_of(MODULES[module], PACKAGE.parent))
 
 
-def top(names: set[str]) -> set[str]:
+def top(names: Collection[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def ours(names: set[str]) -> set[str]:
+def ours(names: Collection[str]) -> set[str]:
     return {
         name.removeprefix("gpuspawner.")
         for name in names
@@ -46,9 +49,13 @@ def ours(names: set[str]) -> set[str]:
     }
 
 
-def all_that_loads(module: str, seen: frozenset[str] = frozenset()) -> set[str]:
+def all_that_loads(module: str) -> set[str]:
     """What importing a module imports, through our own modules too."""
-    names = imports(module)
-    for other in ours(names) - seen - {module}:
-        names |= all_that_loads(other, seen | {module})
+    names: set[str] = set()
+    seen, left = {module}, [module]
+    while left:
+        found = imports(left.pop())
+        names |= found
+        left += ours(found) - seen
+        seen |= ours(found)
     return names
