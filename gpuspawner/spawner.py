@@ -618,7 +618,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if not self.object_id:  # the engine was away before there was one
             return
         attempt = self.attempt
-        self.log.info("Stopping the container of %s (%s)", self.log_name, self.object_id[:7])
+        self.log.info("Stopping the container of %s", self.log_name)
         await self.stop_object()
         if self.remove and self.attempt is attempt:
             await self.remove_object()
