@@ -198,12 +198,14 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         self.apply_overrides_of(await self.overrides_of_groups())
 
     async def overrides_of_groups(self) -> list[dict[str, Any]]:
+        """Return the group overrides that apply now; raises web.HTTPError if one is wrong."""
         try:
             return await self.overrides_that_apply()
         except Exception as error:
             raise self._wrong_override(OverrideError(error)) from error
 
     def apply_overrides_of(self, overrides: list[dict[str, Any]]) -> None:
+        """Apply what `overrides_of_groups` has returned; raises web.HTTPError if it can't be."""
         self.kept_rules.forget()
         try:
             self.overrides.apply(overrides)
@@ -444,8 +446,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment, with when its time ends and where the dashboard is."""
+        """Return the server's environment, with its GPUs, their end, and the dashboard's URL."""
+        granted = self.attempt.granted
         ours = {
+            # NVIDIA_VISIBLE_DEVICES is "void" where the engine gives GPUs by CDI.
+            "GPUSPAWNER_GPUS": ",".join(gpu.uuid or "" for gpu in granted.gpus) if granted else "",
             "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
             "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
         }

@@ -22,13 +22,13 @@ from .backends.docker.checked_client import REFUSALS, CheckedClient, leased
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
-    granted_uuids,
     is_kept_of_another,
     pseudonym,
     refused_ulimit,
     removed_by_hub,
     with_log,
 )
+from .backends.docker.device_requests import granted_uuids
 from .backends.docker.network import restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing
@@ -339,6 +339,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 LABEL_HUB: self.hub_address,
             },
             uuids=uuids,
+            allowed_devices=self.allowed_devices,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
@@ -586,8 +587,20 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # -- While the server runs, and its end ------------------------------------------------------
 
     async def stop_server(self, now: bool) -> None:
-        """Stop the container, and remove it where `remove` says so."""
-        await DockerSpawner.stop(self, now)
+        """Stop the container, and remove it where `remove` says so.
+
+        As DockerSpawner does, but that JupyterHub, which looks whether servers run, may see the end
+        first. It cleans up then, and the next start may already have begun.
+        """
+        attempt = self.attempt
+        self.log.info("Stopping container %s (id: %s)", self.object_name, self.object_id[:7])
+        await self.stop_object()
+        if self.remove and self.attempt is attempt:
+            await self.remove_object()
+        if self.attempt is attempt:
+            if self.remove:
+                self.object_id = ""
+            self.clear_state()
 
     async def stop_object(self) -> None:
         """Stop the container; what runs in it has `stop_grace` seconds to save."""

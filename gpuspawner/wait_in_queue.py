@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import Refused, Unknown
+from .gpus.links import connection
 from .gpus.model import Request
 from .hub import compat, metrics
 from .i18n.languages import translations
@@ -125,6 +126,7 @@ class WaitInQueue:
             gpus=reservation.uuids,
             waited=self._waited,
             rule=queue.settings.order,
+            connection=connection(reservation.gpus),
             until=spawner.lease.until and round(spawner.lease.until),
         )
         return reservation

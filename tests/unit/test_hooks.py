@@ -265,6 +265,32 @@ async def test_post_stop_hook_sees_what_the_spawn_had_set(monkeypatch) -> None:
     assert one.image != "hook"
 
 
+@pytest.mark.parametrize("when", ["stop_object", "remove_object"])
+async def test_a_stop_leaves_the_next_start_alone_where_the_hub_has_seen_the_end(
+    monkeypatch, when: str
+) -> None:
+    """The hub looks whether servers run, cleans up, and the user may start the next one."""
+    removed: list[str] = []
+
+    async def meanwhile(one: Any) -> None:
+        if when == "remove_object":
+            removed.append(one.object_id)
+        one.clear_state()
+        one.object_id = "the next one"
+
+    async def remove(one: Any) -> None:
+        removed.append(one.object_id)
+
+    one = spawner(Hub(), "pre_spawn_hook", ())
+    monkeypatch.setattr(type(one), "stop_object", no_container)
+    monkeypatch.setattr(type(one), "remove_object", remove)
+    monkeypatch.setattr(type(one), when, meanwhile)
+    one.object_id = "this one"
+    await one.stop()
+    assert one.object_id == "the next one"
+    assert removed == ["this one"] * (when == "remove_object")
+
+
 async def told(hub: Hub) -> None:
     for _ in range(50):
         await asyncio.sleep(0)
