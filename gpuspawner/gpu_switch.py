@@ -17,6 +17,7 @@ from tornado import web
 
 from .choices.check import CheckedChoice
 from .errors import Refused, Unknown
+from .gpus.links import connection
 from .gpus.model import Holder, Request
 from .hub import compat, metrics
 from .i18n.lazy_text import kept, lazy_gettext, restored
@@ -330,7 +331,8 @@ class GPUSwitch:
         )
         metrics.WAITS.observe(asked.waited)
         facts = {"gpus": reservation.uuids, "waited": asked.waited, "rule": queue.settings.order}
-        spawner.lease.log_event("grant", **facts, until=None)
+        links = connection(reservation.gpus)
+        spawner.lease.log_event("grant", **facts, connection=links, until=None)
         return reservation
 
     def _show_turn(self, asked: Asked, turn: Turn | str) -> None:

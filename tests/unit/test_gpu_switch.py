@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from gpuspawner.gpu_switch import GPUSwitch
 from gpuspawner.gpus.model import Holder
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.clock import Clock
-from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.leases.labels import ServerRecord, labels, lease_of
 from gpuspawner.scheduling.plan import QueuedRequest
 from gpuspawner.scheduling.queue import RequestLimits
 from gpuspawner.spawner import GPUSpawner
@@ -146,6 +147,7 @@ async def test_it_waits_at_its_place_while_it_runs_and_switches_with_exactly_wha
     await one.gpu_switch.switch("user:ada")
     await ended(one)
     assert hub.next.lease.uuids == offer.reservation.uuids
+    assert hub.next.attempt.granted_at == offer.granted_at
     assert hub.next.user_options == {"gpus": 1, "image": "plain"}
     assert hub.held() == 0  # the label has it
     assert not behind.done()
@@ -284,6 +286,21 @@ async def test_rules_that_have_changed_at_the_turn_refuse_it_and_the_gpu_is_free
     ]
 
 
+async def test_a_request_that_is_another_one_by_the_rules_of_the_turn_is_granted_as_that(
+    hub, events
+):
+    hub.occupy()
+    one = await hub.running(("lab",))
+    await one.gpu_switch.ask(1)
+    one.group_overrides = lab(hour_limit=2)
+    hub.free_all()
+    offer = await offered(one)
+    assert offer.reservation.until == hub.now + 10 * MINUTE + 120 * MINUTE
+    grants = [each[0] for each in only(events, "grant", "release")]
+    assert grants == ["grant", "release", "grant"]
+    assert hub.held() == 1
+
+
 async def test_rules_that_have_changed_at_the_switch_refuse_it_and_the_server_goes_on(hub, events):
     one = await hub.running(("lab",))
     await one.gpu_switch.ask(2)
@@ -376,6 +393,32 @@ async def test_a_start_that_asks_for_something_else_releases_it(hub, events):
     await ended(one)
     assert len(hub.next.lease.uuids) == 1
     assert [each[0] for each in only(events, "grant", "release")] == ["grant", "release", "grant"]
+
+
+async def test_its_time_begins_with_the_switch_and_until_then_plans_count_on_the_latest(hub):
+    hub.traits = {"hour_limit": 1}
+    one = await hub.running()
+    await one.gpu_switch.ask(1)
+    offer = await offered(one)
+    assert offer.reservation.until == hub.now + 10 * MINUTE + 60 * MINUTE
+    before = time.time()
+    await one.gpu_switch.switch()
+    await ended(one)
+    (record,) = hub.servers
+    # A label has whole seconds.
+    assert before - 1 <= lease_of(record).until - 60 * MINUTE <= time.time() + 1
+    assert hub.next.lease.until is not None
+
+
+async def test_another_default_image_or_a_hook_s_is_no_reason_to_change_the_server_s_own(hub):
+    one = await hub.running(image="plain")
+    one.user_options = {}  # the saved choice named none, and the default is another one by now
+    await one.gpu_switch.ask(1)
+    await offered(one)
+    assert one.image == "ref/plain"
+    await one.gpu_switch.switch()
+    await ended(one)
+    assert hub.next.image == "ref/plain"
 
 
 async def test_gpus_are_given_back_at_once_and_the_next_has_them(hub, events):
