@@ -514,6 +514,17 @@ def messages(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Findi
         yield Finding("warning", found, advice)
 
 
+def check_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """A question whether people are there, on a page that has no button for the answer."""
+    if given.spawner.get("check_in_minutes") and not given.hub.get("has_our_pages"):
+        what = (
+            f"{given.where('check_in_minutes')}: JupyterHub's own progress page has no button with "
+            "which people could say that they are there"
+        )
+        advice = "write c.JupyterHub.template_paths = [gpuspawner.TEMPLATES]"
+        yield Finding("failure", what, advice)
+
+
 Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
     privileges,
@@ -538,6 +549,7 @@ RULES: tuple[Rule, ...] = (
     encrypted_servers,
     encrypted_dashboard,
     messages,
+    check_in,
     kept_containers,
     unread_functions,
 )

@@ -25,6 +25,7 @@ from traitlets.config import Config
 
 from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
+from ..pages import TEMPLATES
 from . import example_user, values
 from .findings import NAME, NO_SUCH_USER
 
@@ -32,6 +33,7 @@ SPAWNER_VALUES = (
     "allowed_images",
     "allowed_models",
     "allowed_versions",
+    "check_in_minutes",
     "course_volumes",
     "cpu_guarantee",
     "cpu_limit",
@@ -145,6 +147,7 @@ def describe(config: Config) -> dict[str, Any]:
                 config.DummyAuthenticator.get("password")
                 or config.SharedPasswordAuthenticator.get("user_password")
             ),
+            "has_our_pages": TEMPLATES in hub.template_paths,
             "has_dashboard": _has_dashboard(hub.services),
             "has_administrators": _has_administrators(config),
             "proxy": _class_name(config.JupyterHub.get("proxy_class", "")),

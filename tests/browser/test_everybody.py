@@ -177,7 +177,7 @@ def test_the_form_again_where_a_choice_was_refused(hub, readers, looked_at):
     with looked_at(tabs, "form-refused", ".container:has(#gpuspawner)"):
         form(hub, tabs)
         for tab in tabs.values():
-            tab.locator(".gs-folded > summary").click()
+            tab.locator(".gs-folded > summary").first.click()
             tab.locator("input[value=NEXT]").check()
             tab.locator("input[name=gpus][value='1']").check()
             tab.locator("button[type=submit]").click()

@@ -61,6 +61,12 @@ def extra(value: str) -> str:
     return f"c.GPUSpawner.extra_host_config = dict(c.GPUSpawner.extra_host_config, **{value})"
 
 
+def test_people_can_say_that_they_are_there_on_our_pages(tmp_path: Path) -> None:
+    lines = "from gpuspawner import TEMPLATES", "c.JupyterHub.template_paths = [TEMPLATES]"
+    found = settings(tmp_path, *lines, "c.GPUSpawner.check_in_minutes = 10")
+    assert found == [Finding("ok", "nothing to change")]
+
+
 def test_a_good_configuration_has_nothing_to_change(tmp_path: Path) -> None:
     assert settings(tmp_path) == [Finding("ok", "nothing to change")]
 
@@ -130,6 +136,12 @@ SAID = [
         "warning",
         "address 2 of c.GPUSpawner.notify_urls (slack://…) isn't one that Apprise takes",
         "try it with Apprise's own command",
+    ),
+    (
+        "c.GPUSpawner.check_in_minutes = 10",
+        "failure",
+        "progress page has no button",
+        "template_paths = [gpuspawner.TEMPLATES]",
     ),
     # Groups.
     (
