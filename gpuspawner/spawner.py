@@ -593,7 +593,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         first. It cleans up then, and the next start may already have begun.
         """
         attempt = self.attempt
-        self.log.info("Stopping container %s (id: %s)", self.object_name, self.object_id[:7])
+        said = one_line(f"{self.object_name} (id: {self.object_id[:7]})")
+        self.log.info("Stopping container %s", said)
         await self.stop_object()
         if self.remove and self.attempt is attempt:
             await self.remove_object()
