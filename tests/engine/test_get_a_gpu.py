@@ -118,6 +118,7 @@ def test_who_runs_without_a_gpu_asks_for_one_switches_and_gives_it_back(hub, eng
     ]
 
 
+@pytest.mark.thorough
 def test_a_program_asks_and_what_is_not_claimed_the_next_has(hub, engine):
     hub.add_to_group("hasty", "ada")
     hub.start_server("ada", {"gpus": 0})
@@ -141,6 +142,7 @@ def test_a_program_asks_and_what_is_not_claimed_the_next_has(hub, engine):
     assert events(hub, "ada")[-1] == ("release", "gpuspawner", "not claimed in time")
 
 
+@pytest.mark.thorough
 def test_a_place_is_left_on_the_dashboard_and_lost_with_a_restart_of_the_hub(hub):
     hub.start_server("ben", {"gpus": 4})
     hub.start_server("ada", {"gpus": 0})
