@@ -118,6 +118,23 @@ def test_who_runs_without_a_gpu_asks_for_one_switches_and_gives_it_back(hub, eng
     ]
 
 
+def test_nobody_else_asks_for_it_and_no_other_site_does(hub):
+    hub.start_server("ada", {"gpus": 0})
+    before = events(hub, "ada")
+    url, asks = f"{hub.url}/hub/gpu-switch/ada", {"do": "ask", "gpus": "1"}
+    eve, ada = hub.log_in("eve"), hub.log_in("ada")
+    hers = eve.cookies.get("_xsrf", path="/hub/")
+    assert eve.post(url, data={**asks, "_xsrf": hers}).status_code == 404
+    assert (
+        eve.post(f"{hub.url}/hub/gpu-switch/nobody", data={**asks, "_xsrf": hers}).status_code
+        == 404
+    )
+    assert ada.post(url, data=asks).status_code == 403
+    assert ada.post(url, data={**asks, "_xsrf": hers}).status_code == 403
+    assert Program(hub, "ada").status()["requests"] == []
+    assert len(events(hub, "ada")) == len(before)
+
+
 @pytest.mark.thorough
 def test_a_program_asks_and_what_is_not_claimed_the_next_has(hub, engine):
     hub.add_to_group("hasty", "ada")
