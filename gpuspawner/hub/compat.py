@@ -50,6 +50,9 @@ class UnofficialHooks(SpawnerMixin):
         # check in its default would go with it. It runs after group overrides and before the
         # pre-spawn hook, for form, link and REST alike, which nothing else does.
         # ref: User.spawn in jupyterhub/user.py
+        # It is also what each start awaits, in its task.
+        if task := asyncio.current_task():
+            task.add_done_callback(self._start_may_have_broken_off)
         checked = await self.check_options(user_options)
         if self.apply_user_options:
             await super()._run_apply_user_options(checked)
@@ -88,7 +91,7 @@ class UnofficialHooks(SpawnerMixin):
         return "stop" if found == "spawn" and given_up else found
 
     def stop_polling(self) -> None:
-        """Look no more whether the server runs; with this each stop begins, and each start ends."""
+        """Look no more whether the server runs; with this each stop begins."""
         # Documented; what stops and starts do isn't. Where their end can't be written into the
         # database they break off: the server is "pending stop" until the hub is restarted, or
         # "ready" without being there, or it is there and nobody is led to it.
@@ -96,32 +99,35 @@ class UnofficialHooks(SpawnerMixin):
         super().stop_polling()
         with suppress(RuntimeError):  # no event loop: the hub's own command line
             if task := asyncio.current_task():
-                task.add_done_callback(self._may_have_broken_off)
-                # The hub leaves it alone, where it is the start's beginning that can't be written.
-                if self.start_task not in (None, task):
-                    self.start_task.cancel()
+                task.add_done_callback(self._stop_may_have_broken_off)
 
+    _stop_pending: bool
     # The task of the last start.
     start_task: asyncio.Task[Any] | None = None
 
-    def _may_have_broken_off(self, task: asyncio.Task[Any]) -> None:
-        if self._stopping_again is None and self.orm_spawner and self._has_broken_off(task):
-            self._stop_pending = True
-            self._stopping_again = asyncio.ensure_future(self._stop_until_it_ends())
+    def _start_may_have_broken_off(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, SQLAlchemyError):
+            # Else users read of an unknown error.
+            error.jupyterhub_message = error.sentence = NOT_WRITTEN  # type: ignore[attr-defined]
+            if self.start_task:  # the hub leaves it alone where its beginning can't be written
+                self.start_task.cancel()
+            self._stop_what_is_left()
 
-    def _has_broken_off(self, task: asyncio.Task[Any]) -> bool:
+    def _stop_may_have_broken_off(self, task: asyncio.Task[Any]) -> None:
+        # All tasks are cancelled when the hub ends. And looking anew begins with looking no more.
+        if not task.cancelled() and self._poll_callback is None:
+            self._stop_what_is_left()
+
+    def _stop_what_is_left(self) -> None:
+        if self._stopping_again or not self.orm_spawner:
+            return
         database = self.user.db
         if not database.is_active:  # else every other use of the session fails
             database.rollback()
-        if task.cancelled():  # as all are when the hub ends
-            return False
-        error = task.exception()
-        if isinstance(error, SQLAlchemyError):
-            # Else users read nothing: "Unknown error".
-            error.jupyterhub_message = error.sentence = NOT_WRITTEN  # type: ignore[attr-defined]
-        elif self._poll_callback is not None:  # a start, which has succeeded
-            return False
-        return bool(self._stop_pending or self.server)
+        if self._stop_pending or self.server:
+            self._stop_pending = True
+            self._stopping_again = asyncio.ensure_future(self._stop_until_it_ends())
 
     _stopping_again: asyncio.Task[None] | None = None
 
@@ -132,11 +138,10 @@ class UnofficialHooks(SpawnerMixin):
                     await self.user.stop(self.name)
                 except Exception as error:
                     self.user.db.rollback()
-                    self.log.error(
-                        "Stopping %s failed: %s",
-                        self.log_name,
-                        one_line(getattr(error, "orig", error)),
-                    )
+                    # What SQLAlchemy says has the statement in it, with its values.
+                    unwritten = isinstance(error, SQLAlchemyError)
+                    said = "the database can't be written" if unwritten else one_line(error)
+                    self.log.error("Stopping %s failed: %s", self.log_name, said)
                     await asyncio.sleep(STOP_AGAIN_SECONDS)
         finally:
             self._stopping_again = None

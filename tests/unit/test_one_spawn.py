@@ -171,10 +171,12 @@ async def test_a_start_whose_end_can_t_be_written_is_undone_and_its_user_reads_w
         one = user.spawners[""]
         one._hub_state = hub
         monkeypatch.setattr(one, "poll", lambda: asyncio.sleep(0, 1))
-        beginning = one.start_task = asyncio.ensure_future(asyncio.sleep(60))
+        begun: list[asyncio.Task[None]] = []
 
         async def end_of_start() -> None:
-            one.start_polling()
+            await begin(one, gpus=1)
+            one.start_task = asyncio.ensure_future(asyncio.sleep(60))
+            begun.append(one.start_task)
             session.execute(text("PRAGMA query_only = 1"))
             one.orm_spawner.state = {"changed": True}
             session.commit()
@@ -192,7 +194,7 @@ async def test_a_start_whose_end_can_t_be_written_is_undone_and_its_user_reads_w
             await asyncio.sleep(0)
         assert one.orm_spawner.server is None
         # What the hub had begun and left alone.
-        assert beginning.cancelled()
+        assert begun[0].cancelled()
 
 
 async def test_a_start_that_is_written_goes_on(hub):
