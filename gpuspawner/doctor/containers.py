@@ -117,6 +117,11 @@ CURES = (
         ("volume specification", "invalid mode", "mount", "bind source", "volume"),
         "mend c.GPUSpawner.volumes and mounts, and binds and mounts in extra_host_config",
     ),
+    (
+        ("logging plugin", "logging driver", "log opt"),
+        "mend c.GPUSpawner.log_driver and log_options",
+    ),
+    (("gathering device information",), "mend devices in c.GPUSpawner.extra_host_config"),
     (("unable to find user",), "mend user in c.GPUSpawner.extra_create_kwargs"),
     (
         ("c.gpuspawner.", "runtime", "invalid", "sysctl", "capabilit"),

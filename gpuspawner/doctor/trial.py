@@ -24,7 +24,7 @@ import docker.errors
 
 from ..backends.docker.backend import DockerBackend, UlimitRefused
 from ..backends.docker.checked_client import leased
-from ..backends.docker.container_config import refused_ulimit
+from ..backends.docker.container_config import refused_ulimit, with_log
 from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch
 from ..backends.leftovers import Leftovers
@@ -271,6 +271,8 @@ def _create_arguments(
         "host_config": host,
     }
     create.pop("networking_config", None)
+    driver = _value(given, "log_driver") or client.api.info().get("LoggingDriver") or ""
+    create = with_log(create, driver, _value(given, "log_options") or {})
     named = sorted(uuids)
     return leased(
         create,

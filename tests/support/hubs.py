@@ -198,7 +198,7 @@ class Hub:
         found = [each for each in configuration.settings(context) if each.state in bad]
         words = [*expected, *OF_EVERY_HUB]
         wrong = [each for each in found if not any(word in each.found for word in words)]
-        assert wrong == [], "doctor says this of a hub that works"
+        assert wrong == [], f"doctor says this of a hub that works: {wrong}"
         unsaid = [word for word in expected if not any(word in each.found for each in found)]
         assert unsaid == [], found
 
