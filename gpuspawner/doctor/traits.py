@@ -54,6 +54,8 @@ SPAWNER_VALUES = (
     "host_ip",
     "hour_limit",
     "hub_connect_url",
+    "log_driver",
+    "log_options",
     "longest_wait_minutes",
     "mem_guarantee",
     "mem_limit",

@@ -31,13 +31,13 @@ WORKING = {
     "DockerSpawner's settings": (
         "c.DockerSpawner.prefix = 'lab'\n"
         "c.DockerSpawner.volumes = {'home-{username}': '/home/jovyan/work'}\n"
-        "c.DockerSpawner.mem_limit = '1G'\n"
+        "c.DockerSpawner.mem_limit = '16G'\n"
         "c.DockerSpawner.name_template = '{prefix}-{username}--{servername}'",
         "",
     ),
     "groups with overrides": (with_groups({"lab": {"gpu_limit": 4, "mem_limit": "2G"}}), ""),
     "named servers": ("c.JupyterHub.named_server_limit_per_user = 2", ""),
-    "the machine's log-in": ("c.JupyterHub.authenticator_class = 'pam'", ""),
+    "no log-in but by tokens": ("c.JupyterHub.authenticator_class = 'null'", ""),
     "a database elsewhere": (
         "import os\nc.JupyterHub.db_url = f'sqlite:///{os.getcwd()}/elsewhere.sqlite'",
         "",
