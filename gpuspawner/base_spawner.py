@@ -6,58 +6,52 @@ A subclass for a backend implements how a server is created, started and removed
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import time
-from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from jupyterhub.utils import maybe_future
 from markupsafe import Markup
 from tornado import web
-from traitlets import TraitError, default
+from traitlets import default
 
 from .backends.base import Backend
 from .backends.launch import ensure_cleared, launch
+from .backends.server import ServerOfBackend, unimplemented
 from .choices import form, form_stream, options, start_link
 from .choices.check import (
     Applicant,
     CheckedChoice,
     check_choice,
-    forecast_choice,
 )
-from .choices.home_use import HomeUse
-from .choices.limits import Limits, without_absent_versions
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
-from .gpus.model import Holder, Request
-from .group_overrides import WHILE_RUNNING, GroupOverrides, OverrideError
+from .gpus.model import Holder
+from .group_overrides import GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
 from .hub.home_page import HomePage
 from .hub.progress import Steps
 from .hub.server_page import DASHBOARD, ServerPage
+from .hub.spawn_form import SpawnForm
 from .hub.state import HubState, build_at_start, build_early, hub_state_of
 from .i18n.languages import Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
-from .i18n.phrases import ordinal
+from .kept_rules import KeptRules
 from .leases import audit_log
 from .leases.audit_log import one_line
-from .leases.clock import Clock, Deadline
-from .leases.ledger import Ledger, Reservation, View
+from .leases.clock import Deadline
+from .leases.ledger import Ledger, Reservation
 from .leases.server_lease import ServerLease, iso_time
-from .scheduling.phrases import kept_words, place_words, turn_words
-from .scheduling.plan import QueuedRequest, Turn
-from .scheduling.queue import PERIOD_SECONDS, held_by_person
 from .settings import GPUTraits
+from .spawn_attempt import SpawnAttempt
+from .wait_in_queue import WaitInQueue
 
 # The longest pause between tries to keep an extension.
 KEEP_END_SECONDS = 10
 # The key of our part of a spawner's state.
 STATE_KEY = "gpuspawner"
 NOTHING_STARTED = lazy_gettext("A link has led here. Nothing starts until you press Start.")
-FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
 # Where a server in safe mode has what is else at home. ref: jupyter_core.paths, IPython.paths
 _SCRATCH = "/tmp/jupyter-safe-mode"  # noqa: S108 - a server's own
 SAFE_MODE = {
@@ -69,46 +63,7 @@ SAFE_MODE = {
 }
 
 
-@dataclass(eq=False)
-class SpawnAttempt:
-    """The state of one spawn; `clear_state` replaces it as a whole.
-
-    Args:
-        since: when the choice was made, in seconds since the epoch: the time at which its request
-            joins the queue, for the order.
-        joined: the same by the steady clock, for how long it has waited.
-        request: the request of the choice.
-        waiting_since: `since`, once the request waits in the queue.
-        reservation: the granted reservation, until `launch` takes it over.
-        granted: the granted reservation, for as long as the spawn lasts.
-        is_up: whether the server has started, by this hub process or an earlier one.
-        granted_at: when the last reservation was granted, by the monotonic clock.
-        reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
-        pulled: the image that has been pulled or found on the engine.
-        safe_mode: whether the server starts without what its user has set up at home.
-        image_title: what users call the request's image; it is known after a restart, too.
-        changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
-            its place, as its user has said that they change their choice.
-        is_refused: whether its choice was refused, so that nothing was begun.
-    """
-
-    since: float | None = None
-    joined: Deadline | None = None
-    request: Request | None = None
-    waiting_since: float | None = None
-    reservation: Reservation | None = None
-    granted: Reservation | None = None
-    is_up: bool = False
-    granted_at: float = 0.0
-    reserved_at: float = 0.0
-    pulled: str | None = None
-    safe_mode: bool = False
-    image_title: str = ""
-    changing_until: float = 0.0
-    is_refused: bool = False
-
-
-class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
+class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     """Spawner of single-user servers that see exactly the GPUs they were granted."""
 
     # Class attributes, as traits that are functions are called before `__init__` sets them.
@@ -116,18 +71,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
     _is_initialised = False
     # Whether the server is being stopped: the hooks that run then read the traits of its spawn.
     _is_stopping = False
-    # Whether an earlier hub process started the server, so that overrides aren't applied yet; and
-    # the values that hooks had set for it there.
-    _rules_unknown = False
-    _kept_rules: Mapping[str, Mapping[str, Any]] = {}
     # The call that keeps the last extension; a strong reference, as the loop holds tasks weakly.
     _keeping_end: asyncio.Task[None] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`."""
         super().__init_subclass__(**kwargs)
-        missing = [name for name in dir(cls) if _is_abstract(cls, name)]
-        if missing:
+        if missing := unimplemented(cls):
             raise TypeError(f"{cls.__name__} doesn't say how it does {', '.join(missing)}")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -136,10 +86,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         self.lease = ServerLease(self)
         self.progress_steps = Steps(translations)
         self.overrides = GroupOverrides(self)
+        self.kept_rules = KeptRules(self)
+        self.waiting = WaitInQueue(self)
         self._is_initialised = True
         self._last_choice = self._saved_choice()
         # The last choice if it was refused: the form shows it again, to be corrected.
-        self._refused_choice: Any = None
+        self.refused_choice: Any = None
         build_early(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -187,88 +139,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         attempt = self.attempt
         return bool(self.active or self.lease.uuids or attempt.reservation or attempt.granted)
 
-    # -- Methods that a subclass for a backend implements ----------------------------------------
-
     def new_attempt(self) -> SpawnAttempt:
         """Return the state of a new spawn."""
         return SpawnAttempt()
 
-    @abstractmethod
-    def make_backend(self) -> Backend:
-        """Make the backend for all spawners of this hub."""
-
-    @abstractmethod
-    def explain(self, error: BaseException) -> str:
-        """Return what an error of the backend means, as a sentence for users."""
-
-    @abstractmethod
-    def explain_unknown(self, error: BaseException) -> str:
-        """Return why the nodes or leases couldn't be read, as a sentence for users."""
-
-    @property
-    @abstractmethod
-    def server_key(self) -> str:
-        """A name of this server that is unique on this hub."""
-
-    @property
-    @abstractmethod
-    def server_id(self) -> str:
-        """The backend's id of the server; "" if there is none."""
-
-    @abstractmethod
-    async def remove_leftovers(self, request: Request) -> None:
-        """Remove the containers of earlier starts of this server before its GPUs are reserved."""
-
-    @abstractmethod
-    async def create_server(self, reservation: Reservation) -> str:
-        """Create the server and return its id. A step of `launch`, as are the next ones."""
-
-    @abstractmethod
-    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        """Raise an exception if the server was created with other GPUs than were reserved."""
-
-    @abstractmethod
-    async def start_server(self, server_id: str) -> None:
-        """Start the server."""
-
-    @abstractmethod
-    async def await_server(self, server_id: str) -> tuple[str, int]:
-        """Wait until the server answers; return its (ip, port)."""
-
-    @abstractmethod
-    async def stop_server(self, now: bool) -> None:
-        """Stop the server; `now`: without waiting for it to end by itself."""
-
-    def keeps_settings(self) -> bool:
-        """Return whether what a user has set up outlives the server, so that it may break one."""
-        return False
-
-    def home_use(self, allowed: int | None) -> HomeUse | None:
-        """Return how much the user keeps at home, at once; None where that isn't known.
-
-        Args:
-            allowed: how many bytes they may keep; None: no limit.
-        """
-        return None
-
-    def home_facts(self) -> dict[str, Any] | None:
-        """Return the same as a JSON value, for a server that runs."""
-        return None
-
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
-
-    async def clean_up_ended(self) -> None:
-        """Clean up after a server that has ended, for whatever reason."""
-
-    def last_lines(self) -> list[str]:
-        """Return the last lines of the server's output during its start."""
-        return []
-
-    def explain_end(self) -> str:
-        """Return why the server has ended by itself, as sentences for its user; "" if unknown."""
-        return ""
 
     # -- The choice ------------------------------------------------------------------------------
 
@@ -313,16 +190,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         Raises:
             web.HTTPError: an override can't be applied; the message names override and trait.
         """
-        self._apply_overrides_of(await self._overrides_that_apply())
+        self.apply_overrides_of(await self.overrides_of_groups())
 
-    async def _overrides_that_apply(self) -> list[dict[str, Any]]:
+    async def overrides_of_groups(self) -> list[dict[str, Any]]:
+        """Return the group overrides that apply now; raises web.HTTPError if one is wrong."""
         try:
             return await self.overrides_that_apply()
         except Exception as error:
             raise self._wrong_override(OverrideError(error)) from error
 
-    def _apply_overrides_of(self, overrides: list[dict[str, Any]]) -> None:
-        self._rules_unknown = False
+    def apply_overrides_of(self, overrides: list[dict[str, Any]]) -> None:
+        """Apply what `overrides_of_groups` has returned; raises web.HTTPError if it can't be."""
+        self.kept_rules.forget()
         try:
             self.overrides.apply(overrides)
         except OverrideError as error:
@@ -351,11 +230,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         That is all of it, but for a saved one.
         """
         self.progress_steps.begin()
-        self._join()
+        self.waiting.join()
         try:
             if compat.repeats_saved_options(self):
                 return await self._check_saved(user_options)
-            checked = await self._check(user_options, self.applicant())
+            checked = await self.check_choice(user_options, self.applicant())
         except (Refused, Unknown) as error:
             self.attempt.is_refused = True
             if isinstance(error, Refused) and error.status in (400, 403):
@@ -363,10 +242,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             if options.is_too_large(user_options) and not self.has_own_options():
                 self.user_options: Any = {}  # else it would be kept until the next start
             else:
-                self._refused_choice = user_options
+                self.refused_choice = user_options
             raise self.refusal(error) from None
-        self._take(checked)
-        self._last_choice, self._refused_choice = user_options, None
+        self.take(checked)
+        self._last_choice, self.refused_choice = user_options, None
         self.lease.notice = ""
         self.hub_state.endings.pop(self.holder, None)
         return user_options
@@ -380,14 +259,14 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         applicant, refusal = self.applicant(), None
         for kept in (saved, *options.parts_of(saved, applicant.others_allowed)):
             try:
-                checked = await self._check(kept, applicant)
+                checked = await self.check_choice(kept, applicant)
             except Refused as error:
                 if error.reason != "choice" or error.status not in (400, 403):
                     raise
                 refusal = refusal or error
                 continue
-            self._take(checked)
-            self._refused_choice, self.lease.notice = None, ""
+            self.take(checked)
+            self.refused_choice, self.lease.notice = None, ""
             self.hub_state.endings.pop(self.holder, None)
             if refusal:
                 self.user_options = kept
@@ -411,23 +290,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             self.has_own_options(),
         )
 
-    async def applicant_for_form(self) -> tuple[Applicant, str]:
-        """Return this server's user and `pull_policy` by the current rules; change no trait.
-
-        JupyterHub has the default server's spawner render the form of named servers, too, even
-        while the default server runs or waits.
-        """
-        overrides = await self._overrides_that_apply()
-        if self.active:
-            await self.ensure_rules_applied()
-            return self.applicant(), self.pull_policy
-        try:
-            self._apply_overrides_of(overrides)
-            return self.applicant(), self.pull_policy
-        finally:
-            self.overrides.put_back()
-
-    async def _check(self, raw: Any, applicant: Applicant) -> CheckedChoice:
+    async def check_choice(self, raw: Any, applicant: Applicant) -> CheckedChoice:
+        """Check a choice by the rules that apply to an applicant."""
         try:
             return await check_choice(raw, applicant, self.ledger, self.hub_state.queue)
         except Unknown as error:
@@ -438,7 +302,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the HTTP error for a refused request, in its user's language and words."""
         return http_errors.refusal(error, self.language(), form_stream.is_rest_request())
 
-    def _take(self, checked: CheckedChoice) -> None:
+    def take(self, checked: CheckedChoice) -> None:
+        """Make a checked choice the one that is started."""
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
         self.attempt.image_title = checked.title
         if checked.image is not None:
@@ -458,62 +323,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         Raises:
             web.Finish: the form's script has requested it and has been answered.
         """
-        asked, open_forms = form_stream.requested_choice(), self.hub_state.open_forms
-        applicant, pull_policy = await self.applicant_for_form()
-        absent = await self._absent_versions(applicant.limits, pull_policy)
-        limits = without_absent_versions(applicant.limits, absent)
-
-        def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
-            seen = view or View()
-            return form.render(
-                limits,
-                choice,
-                view,
-                lambda each: forecast_choice(each, applicant, self.hub_state.queue, seen),
-                language=self.language(),
-                trouble=trouble,
-                safe_mode=self.keeps_settings(),
-                **more,
-            )
-
-        if asked is None:
-            picked_before, notice = self._refused_choice, self.notice
-            if kept := self.hub_state.queue.kept_place(self.holder):
-                notice = join_sentences(notice, kept_words(kept.until))
-            if (linked := start_link.linked_choice()) is not None:
-                picked_before = self.options_from_query(dict(linked))
-                notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
-            choice = options.restore_choice(picked_before or compat.saved_options(self))
-            seen = await open_forms.recent_view(self.holder)
-            home = self.home_use(applicant.limits.files)
-            return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)
-        picked, rules = options.restore_choice(asked), str(limits)
-
-        async def render_again(seconds: float) -> str:
-            view, trouble = await open_forms.recent_view(self.holder, seconds)
-            claims = self.hub_state.queue.claims(view.leases if view else ())
-            return open_forms.render_cache.get(
-                open_forms.visible_state(view, trouble),
-                (
-                    picked,
-                    rules,
-                    held_by_person(self.holder, claims),
-                    self.hub_state.queue.kept_place(self.holder),
-                    self.language().tag,
-                ),
-                lambda: rendered(picked, view, trouble, picked=True),
-            )
-
-        answer = await form_stream.answer(render_again, open_forms.watcher, lambda: self.active)
-        raise compat.answer_instead_of_page(answer)
-
-    def _parse_error(self, raw: Any) -> str:
-        """Return why a choice is invalid; "" if it isn't."""
-        try:
-            options.parse(raw, others_allowed=self.has_own_options())
-        except Refused as error:
-            return str(error)
-        return ""
+        return await SpawnForm(self).render()
 
     async def get_options_form(self) -> str:
         """Return the form; without one, what holds the choice of a link from elsewhere."""
@@ -523,15 +333,6 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
             return str(shown or "")
         said = Markup("<p>{}</p>").format(self.language().say(NOTHING_STARTED))
         return str(said + start_link.hidden_fields(linked))
-
-    async def _absent_versions(self, limits: Limits, pull_policy: str) -> frozenset[str]:
-        """Return the keys of the versions whose image isn't on the engine and won't be pulled."""
-        if pull_policy != "never":
-            return frozenset()
-        versions = limits.versions
-        images = {each.image for each in versions.values()}
-        missing = await self.hub_state.local_images.missing(images)
-        return frozenset(key for key, each in versions.items() if each.image in missing)
 
     # -- For the templates in hub/templates ------------------------------------------------------
 
@@ -567,7 +368,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         try:
             await self.pull_image(self.image)
             await ensure_cleared(self.server_key, self.hub_state.leftovers)
-            self.attempt.reservation = await self._wait_for_turn()
+            self.attempt.reservation = await self.waiting.for_turn()
         except Exception as error:
             raise self.to_http_error(error) from error
 
@@ -581,137 +382,6 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
         await self.backend.pull(image, self.pull_policy, report)
         self.attempt.pulled = image
-
-    async def _wait_for_turn(self) -> Reservation:
-        """Wait in the queue; return the reservation, granted by the rules at that time."""
-        attempt = self.attempt
-        if attempt.request is None:
-            with self.overrides.without_hooks():
-                applicant = self.applicant()
-            self._take(await self._check(self.user_options, applicant))
-        assert attempt.request
-        await self.remove_leftovers(attempt.request)
-        if attempt.since is None:
-            self._join()
-        while True:
-            request = attempt.request
-            reservation = await self._wait_in_queue(request)
-            try:
-                if attempt.waiting_since is not None:
-                    granted_by = reservation.groups, self.request_limits()
-                    await self._check_again()
-                    asked = replace(attempt.request, image=request.image)
-                    rules = self.groups, self.request_limits()
-                    if asked != request or (request.gpus and rules != granted_by):
-                        # By the current rules it is another request, or in another group's share.
-                        # Nothing awaits until it is back in the queue, at its place.
-                        self._give_back(reservation)
-                        continue
-                    attempt.waiting_since = None
-                attempt.granted = reservation
-                compat.save_state(self)
-            except BaseException:  # refused by a new rule, or cancelled
-                attempt.granted = None
-                self._give_back(reservation)
-                raise
-            return reservation
-
-    def _join(self) -> None:
-        """Note that the request comes now."""
-        self.attempt.since = self.hub_state.queue.join_time(self.holder)
-        self.attempt.joined = Deadline.after(0, Clock())
-
-    @property
-    def _waited(self) -> float:
-        """For how long the request has waited, in seconds."""
-        joined = self.attempt.joined
-        return round(-joined.remaining, 1) if joined else 0.0
-
-    async def _wait_in_queue(self, request: Request) -> Reservation:
-        """Wait in the queue; return the reservation and begin the lease's term."""
-        if request.gpus == 0:
-            self.lease.begin_term(None)
-            return Reservation(self.holder, ())
-        queue, since = self.hub_state.queue, self.attempt.since
-        assert since is not None
-        waiting = QueuedRequest(self.holder, request, since, self.groups)
-        try:
-            reservation = await queue.wait(
-                waiting,
-                self.request_limits(),
-                self._show_turn,
-                rules=lambda: (self.groups, self.request_limits()),
-                waited=None if self.attempt.waiting_since is None else self._waited,
-            )
-        except asyncio.CancelledError:
-            facts = {"gpus": request.gpus, "waited": self._waited, "rule": "given up"}
-            self.lease.log_event("leave", audit_log.HUB, **facts)
-            if self.attempt.waiting_since and time.monotonic() < self.attempt.changing_until:
-                queue.keep_place(waiting)
-            raise
-        except (Refused, Unknown) as error:
-            rule = str(error)
-            self.lease.log_event("refuse", gpus=request.gpus, waited=self._waited, rule=rule)
-            raise
-        self.lease.begin_term(request.seconds)
-        self.attempt.granted_at = time.monotonic()
-        metrics.WAITS.observe(self._waited)
-        self.lease.log_event(
-            "grant",
-            gpus=reservation.uuids,
-            waited=self._waited,
-            rule=queue.settings.order,
-            until=self.lease.until and round(self.lease.until),
-        )
-        return reservation
-
-    def _give_back(self, reservation: Reservation) -> None:
-        self.ledger.release(reservation)
-        self._note_unused(self.attempt, reservation, "other rules, or given up before the start")
-
-    def _note_unused(
-        self, attempt: SpawnAttempt, granted: Reservation, rule: str, by: str = audit_log.RULES
-    ) -> None:
-        """Log the release of GPUs whose server never ran."""
-        if granted.gpus:
-            held = round(time.monotonic() - attempt.granted_at, 1)
-            self.lease.log_event("release", by, gpus=granted.uuids, held=held, rule=rule)
-
-    async def _check_again(self) -> None:
-        """Check a choice that has waited by the rules that apply now.
-
-        As at its first check, these are the rules without what later hooks have set.
-        """
-        while True:
-            overrides = await self._overrides_that_apply()
-            with self.overrides.without_hooks():
-                self._apply_overrides_of(overrides)
-                applicant = self.applicant()
-            try:
-                self._take(await self._check(self.user_options, applicant))
-            except Unknown as error:
-                # The request keeps its turn, but isn't granted by rules that can't be checked.
-                self._show_turn(str(error))
-                await asyncio.sleep(PERIOD_SECONDS)
-                continue
-            return await self.pull_image(self.image)
-
-    def _show_turn(self, turn: Turn | str) -> None:
-        """Show the server's place in the queue on the progress page."""
-        facts: dict[str, Any] = {}
-        if not isinstance(turn, str):
-            if self.attempt.waiting_since is None:
-                self.attempt.waiting_since = self.attempt.since
-                compat.save_state(self)
-                self.lease.log_event("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
-            nth = ordinal(turn.place)
-            facts = {"place": turn.place, "nth": nth, "start": turn.start}
-            facts["nth_said"] = translations(nth)
-            facts["because"] = turn.because
-            line = place_words(turn)
-            facts |= {"line": line, "line_said": translations(line), "of": turn.of}
-            turn = turn_words(turn)
-        self.progress_steps.add(15, turn, about="queue", **facts)
 
     # -- Start -----------------------------------------------------------------------------------
 
@@ -739,7 +409,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Return the reservation made before the start; for another try, wait for a new one."""
         reservation, self.attempt.reservation = self.attempt.reservation, None
         if reservation is None:
-            reservation = await self._wait_for_turn()
+            reservation = await self.waiting.for_turn()
         self.attempt.reserved_at = time.monotonic()
         self.progress_steps.add(20, form.granted_phrase(reservation.gpus))
         return reservation
@@ -752,7 +422,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
         if self.attempt.granted:
-            self._note_unused(self.attempt, self.attempt.granted, rule, by)
+            self.waiting.note_unused(self.attempt, self.attempt.granted, rule, by)
         self.attempt.granted = None
 
     def to_http_error(self, error: Exception) -> Exception:
@@ -771,8 +441,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return http_errors.failure(self.explain(error))
 
     def get_env(self) -> dict[str, str]:
-        """Return the server's environment, with when its time ends and where the dashboard is."""
+        """Return the server's environment, with its GPUs, their end, and the dashboard's URL."""
+        granted = self.attempt.granted
         ours = {
+            # NVIDIA_VISIBLE_DEVICES is "void" where the engine gives GPUs by CDI.
+            "GPUSPAWNER_GPUS": ",".join(gpu.uuid or "" for gpu in granted.gpus) if granted else "",
             "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
             "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
         }
@@ -783,12 +456,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
     def get_state(self) -> dict[str, Any]:
         """Return the state for `load_state`, with the lease or since when the server waits."""
-        hooks = self._kept_rules if self._rules_unknown else self._rules_of_hooks()
         ours = {
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
-            "hooks": hooks if any(hooks.values()) else None,
+            "hooks": self.kept_rules.saved(),
         }
         return {**super().get_state(), **({STATE_KEY: ours} if any(ours.values()) else {})}
 
@@ -796,8 +468,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Restore the state that an earlier hub process saved."""
         super().load_state(state)
         ours = state.get(STATE_KEY) or {}
-        # JupyterHub applies group overrides and runs hooks only at a spawn.
-        self._rules_unknown, self._kept_rules = True, ours.get("hooks") or {}
+        self.kept_rules.restore(ours.get("hooks"))
         self.lease.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
         self.attempt.is_up = bool(self.server_id)
@@ -820,12 +491,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         """Reset the state of the last spawn; called before every start and after every stop."""
         super().clear_state()
         attempt, self.attempt = self.attempt, self.new_attempt()
-        self._rules_unknown = False
+        self.kept_rules.forget()
         if not self._is_stopping:
             self.overrides.begin()
         if attempt.reservation:  # cancelled between its turn and its start
             self.ledger.release(attempt.reservation)
-            self._note_unused(attempt, attempt.reservation, "given up before the start")
+            self.waiting.note_unused(attempt, attempt.reservation, "given up before the start")
         self.lease.end()
 
     # -- The lease's server (`LeasedServer`) -----------------------------------------------------
@@ -841,37 +512,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
         return self.hub_state.queue.waiting_for(self.lease.uuids)
 
     async def ensure_rules_applied(self) -> None:
-        """Apply the rules for a server that an earlier hub process has started.
-
-        JupyterHub applies group overrides and runs hooks only at a spawn.
-        """
-        if not self._rules_unknown:
-            return
-        self._rules_unknown = False
-        overrides: list[dict[str, Any]] = []
-        with suppress(web.HTTPError):  # an invalid override, which has been logged
-            overrides = await self._overrides_that_apply()
-        self.overrides.begin()
-        self._set_rules(self._kept_rules.get("before", {}))
-        with suppress(web.HTTPError):
-            self._apply_overrides_of(overrides)
-        self._set_rules(self._kept_rules.get("after", {}))
-
-    def _rules_of_hooks(self) -> dict[str, dict[str, Any]]:
-        """Return what hooks have set before and after the overrides for `WHILE_RUNNING` traits."""
-        names = self.traits(config=True, **{WHILE_RUNNING: True})
-        both = {"before": self.overrides.before_overrides(), "after": self.overrides.by_hooks()}
-        return {
-            when: {name: change.after for name, change in changes.items() if name in names}
-            for when, changes in both.items()
-        }
-
-    def _set_rules(self, rules: Mapping[str, Any]) -> None:
-        for name, value in rules.items():
-            try:
-                setattr(self, name, value)
-            except TraitError as error:
-                self.log.warning("What a hook had set can't be set again: %s", one_line(error))
+        """Apply the rules for a server that an earlier hub process has started."""
+        await self.kept_rules.ensure_applied()
 
     def on_lease_begin(self) -> None:
         """Register the lease with the reclaimer."""
@@ -951,9 +593,3 @@ class BaseGPUSpawner(compat.UnofficialHooks, GPUTraits):
 
 
 compat.at_hub_start(build_at_start)
-
-
-def _is_abstract(cls: type, name: str) -> bool:
-    return name in vars(BaseGPUSpawner) and getattr(
-        inspect.getattr_static(cls, name), "__isabstractmethod__", False
-    )

@@ -193,7 +193,9 @@ class GPUTraits(SpawnerMixin):
         sorted(POLICIES),
         "pack",
         help="""Which of the free GPUs a server gets: `pack` fills gaps, so that neighbouring GPUs
-        stay free for requests for several; `spread` keeps distance, for cooling and bandwidth.""",
+        stay free for requests for several; `spread` keeps single ones apart, for cooling and
+        bandwidth. Several for one server are those that are connected best, where the driver
+        tells.""",
     ).tag(config=True)
 
     excluded_gpus = List(

@@ -22,13 +22,13 @@ from .backends.docker.checked_client import REFUSALS, CheckedClient, leased
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
-    granted_uuids,
     is_kept_of_another,
     pseudonym,
     refused_ulimit,
     removed_by_hub,
     with_log,
 )
+from .backends.docker.device_requests import granted_uuids
 from .backends.docker.network import NetworkError, is_cut_off, restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing
@@ -37,7 +37,7 @@ from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
-from .base_spawner import BaseGPUSpawner, SpawnAttempt
+from .base_spawner import BaseGPUSpawner
 from .choices import options
 from .choices.home_use import HomeUse
 from .errors import GPUSpawnerError, Refused, StartAgain
@@ -56,6 +56,7 @@ from .leases.labels import (
     lease_of,
 )
 from .leases.ledger import Reservation
+from .spawn_attempt import SpawnAttempt
 
 # What a call of "create_container" does: "plan": return its arguments; "lease": create the
 # container of a lease; "": any other call, e.g. by a subclass.
@@ -252,10 +253,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return the first generations of the volumes that go with this server, and the policy."""
         overrides: list[dict[str, Any]] = []
         with suppress(web.HTTPError):  # an invalid override, which has been logged
-            overrides = await self._overrides_that_apply()
+            overrides = await self.overrides_of_groups()
         try:
             with suppress(web.HTTPError):
-                self._apply_overrides_of(overrides)
+                self.apply_overrides_of(overrides)
             return self.user_volumes.going(), self.deleted_user_volumes
         finally:
             self.overrides.put_back()
@@ -342,6 +343,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 LABEL_HUB: self.hub_address,
             },
             uuids=uuids,
+            allowed_devices=self.allowed_devices,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
@@ -604,9 +606,21 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     # -- While the server runs, and its end ------------------------------------------------------
 
     async def stop_server(self, now: bool) -> None:
-        """Stop the container, and remove it where `remove` says so."""
+        """Stop the container, and remove it where `remove` says so.
+
+        As DockerSpawner does, but that JupyterHub, which looks whether servers run, may see the end
+        first. It cleans up then, and the next start may already have begun.
+        """
+        attempt = self.attempt
         if self.object_id:  # else the engine was away before there was one
-            await DockerSpawner.stop(self, now)
+            self.log.info("Stopping container %s (id: %s)", self.object_name, self.object_id[:7])
+            await self.stop_object()
+            if self.remove and self.attempt is attempt:
+                await self.remove_object()
+        if self.attempt is attempt:
+            if self.remove:
+                self.object_id = ""
+            self.clear_state()
 
     async def stop_object(self) -> None:
         """Stop the container; what runs in it has `stop_grace` seconds to save."""

@@ -17,6 +17,7 @@ from ..gpus.allocation import (
     offered_nodes,
     span_several_nodes,
 )
+from ..gpus.links import Connection, connection
 from ..gpus.model import GPU
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
@@ -318,19 +319,30 @@ def processors_phrase(number: float) -> str:
 
 
 def granted_phrase(gpus: Sequence[GPU]) -> str:
-    """Return which GPUs were granted: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)"."""
+    """Return which GPUs were granted: "2 GPUs set aside for you: GPU 0 and 1 (NVIDIA A100)".
+
+    And what connects them, as that may be why it is these.
+    """
     if not gpus:
         return lazy_gettext("No GPU was asked for")
     parts = []
     for model in dict.fromkeys(gpu.model for gpu in gpus):
         indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")
         parts.append(lazy_gettext("GPU %(indexes)s (%(model)s)", indexes=indexes, model=model))
-    return lazy_ngettext(
+    granted = lazy_ngettext(
         "%(num)s GPU set aside for you: %(which)s",
         "%(num)s GPUs set aside for you: %(which)s",
         len(gpus),
         which=listed(parts),
     )
+    how = connection(gpus)
+    return lazy_gettext("%(gpus)s, %(how)s", gpus=granted, how=CONNECTED[how]) if how else granted
+
+
+CONNECTED: dict[Connection, str] = {
+    "nvlink": lazy_gettext("connected by NVLink"),
+    "switch": lazy_gettext("on one PCIe switch"),
+}
 
 
 def _preselected(limits: Limits, last: Choice) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..backends.docker.container_config import VISIBLE_DEVICES, asks_for_gpus
+from ..backends.docker.container_config import VISIBLE_DEVICES
+from ..backends.docker.device_requests import asks_for_gpus, names_beyond, refuse_device_files
 from ..backends.docker.volumes import UNESCAPED
 from ..gpus.missing_driver import own_container_id
 from ..gpus.model import GPU
@@ -233,17 +234,31 @@ def named_gpus(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Fin
     """GPUs that every server would get, without a lease."""
     extra, where = host_config(given), given.where("extra_host_config")
     for request in extra.get("device_requests") or []:
-        if not isinstance(request, Mapping) or not asks_for_gpus(request):
+        if not isinstance(request, Mapping):
             continue
-        if request.get("DeviceIDs"):
+        if not asks_for_gpus(request):
+            if beyond := names_beyond(request, given.spawner.get("allowed_devices") or []):
+                what = f"{where}: device_requests asks for {beyond}, so every start is refused"
+                advice = f"c.GPUSpawner.allowed_devices = {beyond.split(', ')!r}"
+                by_name = bool(request.get("DeviceIDs") and not request.get("Count"))
+                yield Finding(
+                    "failure",
+                    what,
+                    f"remove it, or allow it: {advice}" if by_name else "name them: DeviceIDs",
+                )
+        elif request.get("DeviceIDs"):
             what = f"{where}: device_requests names GPUs, so every start is refused"
             yield Finding("failure", what, "remove device_requests: leases make them")
         elif request.get("Count"):
             what = f"{where}: the count in device_requests has no effect: a lease says how many"
             yield Finding("note", what, "remove it, or set c.GPUSpawner.default_gpus")
-    if any("nvidia" in str(device) for device in extra.get("devices") or []):
-        what = f"{where}: devices gives GPUs to every server, whoever holds them"
-        yield Finding("failure", what, "remove them from devices")
+    files, rules = (extra.get(name) or [] for name in ("devices", "device_cgroup_rules"))
+    try:
+        refuse_device_files({"Devices": files, "DeviceCgroupRules": rules})
+    except ValueError:
+        name = "device_cgroup_rules" if rules else "devices"
+        what = f"{where}: {name} would give GPUs to every server, so every start is refused"
+        yield Finding("failure", what, f"remove them from {name}: leases give the devices")
     variables = given.spawner.get("environment") or {}
     if VISIBLE_DEVICES in variables:
         what = f"{given.where('environment')}: {VISIBLE_DEVICES} has no effect: a lease sets it"

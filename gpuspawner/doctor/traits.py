@@ -39,6 +39,7 @@ SPAWNER_VALUES = (
     "default_hours",
     "earlier_home_volumes",
     "environment",
+    "allowed_devices",
     "excluded_gpus",
     "extra_create_kwargs",
     "extra_host_config",

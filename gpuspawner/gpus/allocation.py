@@ -14,6 +14,7 @@ from dataclasses import replace
 from math import inf
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
+from .links import choose_linked
 from .model import GPU, Lease, Node, Outsider, Request
 
 # Called with a node's free GPUs sorted by index, the indexes of its busy GPUs, and a count.
@@ -88,7 +89,9 @@ def pick_on_node(
     pools = [pool for pool in by_model(free) if len(pool) >= count]
     # "pack" takes from the model with the fewest GPUs left, "spread" from the one with the most.
     pool = (min if policy == "pack" else max)(pools, key=len) if pools else free
-    return tuple(POLICIES[policy](pool, busy, count))
+    # "spread" keeps single GPUs apart; several of one server are always to be close.
+    linked = choose_linked(pool, count) if count > 1 or policy == "pack" else None
+    return linked or tuple(POLICIES[policy](pool, busy, count))
 
 
 def busy_indexes(gpus: Iterable[GPU]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 GPUState = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
@@ -68,7 +68,8 @@ class GPU:
     `uuid` is None if an unhealthy GPU doesn't report it; such a GPU is never free. `reason` is a
     sentence for users if `state` isn't "free". `compute_capability` is "8.0" for an A100, None if
     NVML doesn't report it. `until` and `overdue` are those of its lease. `node` is its node's
-    name, `index` its number on that node: only GPUs of one node can be neighbours.
+    name, `index` its number on that node: only GPUs of one node can be neighbours. `links` are
+    pairs of another GPU's UUID and how close it is (`links.closeness`); () if unknown.
     """
 
     uuid: str | None
@@ -84,6 +85,7 @@ class GPU:
     until: float | None = None
     node: str = ""
     overdue: bool = False
+    links: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

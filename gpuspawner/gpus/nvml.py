@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import printable
 from .missing_driver import own_container_id
+from .nvml_links import Links, read_links
 from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
 
 MIB = 1024 * 1024
@@ -31,6 +32,7 @@ LOCK_TIMEOUT_SECONDS = 20.0
 # No machine has more: a larger count means that the library is broken.
 MAX_GPUS = 256
 MAX_PROCESSES = 100_000
+REPAIR_PENDING = "A repair of its memory waits for the next reset or reboot."
 # How much is taken of a text of NVML's, in characters; its own names have 96 at most.
 MAX_TEXT = 200
 
@@ -57,19 +59,27 @@ class Inventory:
 
 _lock = threading.Lock()
 _is_initialised = False
+# The UUIDs of the GPUs that were last there -> the links of each.
+_links: dict[tuple[str, ...], Links] = {}
 
 
-def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()) -> Inventory:
+def read(
+    memory_threshold_mib: int | None = None,
+    excluded: Collection[str] = (),
+    lets_go: bool = False,
+) -> Inventory:
     """Read this machine's inventory from NVML. Blocks for as long as the driver takes.
 
     NVML stays initialised between reads, since its start can take seconds. It is shut down after a
-    read in which something failed, so that a reloaded driver is found and a GPU can be reset (the
-    driver refuses a reset while a program holds the GPU). `close` shuts it down, too.
+    read in which something failed or a GPU waits for a reset, so that a reloaded driver is found
+    and the GPU can be reset (the driver refuses that while a program holds the GPU). `close` shuts
+    it down, too.
 
     Args:
         memory_threshold_mib: a GPU with more memory than this in use counts as in use.
             None: 1024 MiB or 2 % of its memory, whichever is more.
         excluded: UUIDs of the GPUs that the administrator excludes.
+        lets_go: whether NVML is shut down after this read in any case.
 
     Raises:
         InventoryError: NVML is there and can't be queried.
@@ -83,7 +93,11 @@ def read(memory_threshold_mib: int | None = None, excluded: Collection[str] = ()
             )
         )
     try:
-        return _read_locked(memory_threshold_mib, frozenset(uuid.lower() for uuid in excluded))
+        lower = frozenset(uuid.lower() for uuid in excluded)
+        inventory = _read_locked(memory_threshold_mib, lower)
+        if lets_go:
+            _shut_down_nvml()
+        return inventory
     except Exception as error:
         _shut_down_nvml()
         if isinstance(error, InventoryError):
@@ -113,13 +127,23 @@ def _read_locked(memory_threshold_mib: int | None, excluded: frozenset[str]) -> 
         _shut_down_nvml()
         _init_nvml()
         inventory = _read_host()
-    if any(gpu.state != "ok" for gpu in inventory.gpus):
+    links = _links_of(inventory.gpus)
+    if any(gpu.state != "ok" or gpu.needs_reset for gpu in inventory.gpus):
         _shut_down_nvml()
     gpus = (
-        derive_state(gpu, memory_threshold_mib, excluded)
+        replace(derive_state(gpu, memory_threshold_mib, excluded), links=links.get(gpu.uuid, ()))
         for gpu in without_duplicate_uuids(inventory.gpus)
     )
     return replace(inventory, gpus=tuple(gpus))
+
+
+def _links_of(gpus: Collection[GPUFacts]) -> Mapping[str | None, tuple[tuple[str, int], ...]]:
+    """Return UUID -> links, read once for each set of GPUs: they change with the machine."""
+    uuids = tuple(sorted(gpu.uuid for gpu in gpus if gpu.uuid and gpu.state == "ok"))
+    if uuids not in _links:
+        _links.clear()
+        _links[uuids] = read_links(uuids)
+    return _links[uuids]  # type: ignore[return-value]
 
 
 def _init_nvml() -> None:
@@ -134,6 +158,7 @@ def _shut_down_nvml() -> None:
     global _is_initialised
     if _is_initialised:
         _is_initialised = False
+        _links.clear()
         with suppress(pynvml.NVMLError):  # what failed before may fail again
             pynvml.nvmlShutdown()
 
@@ -195,12 +220,16 @@ def _read_gpu(index: int) -> GPUFacts:
         known["compute_capability"] = _query_optional(capability, handle)
         mig = _query(pynvml.nvmlDeviceGetMigMode, handle)
         known["mig"] = None if mig is None else mig[0] != 0
+        # In a container, or without privileges, a GPU in MIG mode says little of itself.
+        required = _query_optional if known["mig"] else _call
         mode = _query(pynvml.nvmlDeviceGetComputeMode, handle)
         known["compute_mode"] = _COMPUTE_MODES.get(mode)
-        known["memory_total_mib"], known["memory_used_mib"] = _read_memory(handle)
-        known["processes"] = _count_processes(handle)
+        memory = required(_read_memory, handle) or (None, None)
+        known["memory_total_mib"], known["memory_used_mib"] = memory
+        known["processes"] = required(_count_processes, handle)
         known["utilization_percent"] = _read_utilization(handle)
         known["state"], known["reason"], known["warning"] = _read_health(handle)
+        known["needs_reset"] = known["warning"] == REPAIR_PENDING
     except (pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_Uninitialized):
         raise
     except Exception as error:  # one unhealthy GPU must not hide the others
@@ -217,6 +246,11 @@ def _query(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
         return None
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return NVML's answer to a query that is required."""
+    return function(*arguments)
 
 
 def _query_optional(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -319,7 +353,7 @@ def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
             "",
         )
     if remap_pending or pages_pending:
-        return "ok", "", "A repair of its memory waits for the next reset or reboot."
+        return "ok", "", REPAIR_PENDING
     return "ok", "", ""
 
 

@@ -56,6 +56,7 @@ class InServiceReader:
     Args:
         read_nodes: reads each node from its NVML.
         list_marks: returns UUID -> mark of the GPUs that are out of service.
+        on_marks: is called with whether there are any, after each read.
     If either fails, so does the read: a GPU that may be out of service isn't handed out.
     """
 
@@ -63,9 +64,11 @@ class InServiceReader:
         self,
         read_nodes: Callable[[], Awaitable[Sequence[Node]]],
         list_marks: Callable[[], Awaitable[Mapping[str, OutOfServiceMark]]],
+        on_marks: Callable[[bool], None] = lambda any_marks: None,
     ) -> None:
         self._read_nodes = read_nodes
         self._list_marks = list_marks
+        self._on_marks = on_marks
         # The marks as of the last read.
         self.marks: Mapping[str, OutOfServiceMark] = {}
 
@@ -74,4 +77,5 @@ class InServiceReader:
         nodes = await self._read_nodes()
         if any(node.gpus for node in nodes):
             self.marks = await self._list_marks()
+            self._on_marks(bool(self.marks))
         return tuple(replace(node, gpus=apply_marks(node.gpus, self.marks)) for node in nodes)

@@ -6,7 +6,9 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..i18n.lazy_text import lazy_gettext
@@ -14,20 +16,38 @@ from ..timeouts import within
 from . import nvml
 from .model import GPU, GPUState, Node
 
+# Windows' own device, through which WSL 2 gives a container all GPUs, whichever were asked for.
+# ref: https://github.com/NVIDIA/nvidia-container-toolkit/issues/21
+WSL = Path("/dev/dxg")
+ONE_HOLDER = lazy_gettext(
+    "On WSL 2 a server with a GPU sees all of them, so that only the first one is handed out."
+)
 
-def read_node(excluded: Collection[str] = (), memory_threshold_mib: int | None = None) -> Node:
+
+def read_node(
+    excluded: Collection[str] = (),
+    memory_threshold_mib: int | None = None,
+    lets_go: bool = False,
+) -> Node:
     """Read this machine from NVML, without holders. Blocks: on an event loop, use `Reader`.
 
     Args:
         excluded: UUIDs of GPUs that are never handed out.
         memory_threshold_mib: a GPU with more memory than this in use counts as in use; None: the
             default of `nvml.read`.
+        lets_go: whether NVML is shut down after this read, so that a GPU can be reset.
 
     Raises:
         nvml.InventoryError: NVML can't be read.
     """
-    found = nvml.read(memory_threshold_mib, excluded=frozenset(excluded))
-    return Node("", found.driver, found.cuda, tuple(map(_gpu, found.gpus)))
+    found = nvml.read(memory_threshold_mib, excluded=frozenset(excluded), lets_go=lets_go)
+    gpus = tuple(map(_gpu, found.gpus))
+    return Node("", found.driver, found.cuda, _one_at_a_time(gpus) if WSL.exists() else gpus)
+
+
+def _one_at_a_time(gpus: tuple[GPU, ...]) -> tuple[GPU, ...]:
+    """Return the GPUs with only the first one to be handed out: who has it sees them all."""
+    return (*gpus[:1], *(replace(gpu, state="excluded", reason=ONE_HOLDER) for gpu in gpus[1:]))
 
 
 def _gpu(seen: nvml.GPUFacts) -> GPU:
@@ -48,6 +68,7 @@ def _gpu(seen: nvml.GPUFacts) -> GPU:
         utilization_percent=seen.utilization_percent,
         state=state,
         reason=reason,
+        links=seen.links,
         compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
     )
 
@@ -67,6 +88,8 @@ class Reader:
         self._timeout = timeout
         self._read = partial(read_node, **settings)
         self._hanging: threading.Thread | None = None
+        # Whether NVML is shut down after each read.
+        self.lets_go = False
 
     async def __call__(self) -> tuple[Node, ...]:
         """Read this machine, which is the only node.
@@ -85,7 +108,10 @@ class Reader:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Node] = loop.create_future()
         thread = threading.Thread(
-            target=_run, args=(self._read, loop, answer), name="nvml", daemon=True
+            target=_run,
+            args=(partial(self._read, lets_go=self.lets_go), loop, answer),
+            name="nvml",
+            daemon=True,
         )
         thread.start()
         try:

@@ -23,6 +23,8 @@ class GPUFacts:
     a program computes on it now, in one of our containers or not. `reason` is a sentence for users
     if `state` isn't "ok" or the GPU is in use; `warning` is one if it works but needs attention.
 
+    `links` are pairs of another GPU's UUID and how close it is (`links.closeness`).
+    `needs_reset` is whether a repair of it waits for a reset, and it works until then.
     `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
     Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
     compute processes, not graphics ones.
@@ -42,6 +44,8 @@ class GPUFacts:
     reason: str = ""
     in_use: bool = False
     warning: str = ""
+    needs_reset: bool = False
+    links: tuple[tuple[str, int], ...] = ()
 
 
 def derive_state(

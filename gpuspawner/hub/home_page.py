@@ -16,6 +16,7 @@ from ..leases.ledger import View
 from ..scheduling.queue import held_by_person
 from . import compat
 from .server_page import ServerPage
+from .spawn_form import SpawnForm
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class HomePage:
         """Return what the user may have by the current rules, and what of it they use."""
         spawner = self._spawner
         try:
-            applicant, _ = await spawner.applicant_for_form()
+            applicant, _ = await SpawnForm(spawner).applicant()
         except web.HTTPError:  # a wrong override, which is in the log
             return []
         view, _ = await spawner.hub_state.open_forms.recent_view()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -92,7 +93,9 @@ class HubState:
             "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
         }
         reader = Reader(spawner.nvml_timeout, **reading)
-        read = InServiceReader(reader, backend.out_of_service)
+        # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
+        lets_go = partial(setattr, reader, "lets_go")
+        read = InServiceReader(reader, backend.out_of_service, lets_go)
         trouble = TroubleLog(spawner.explain_unknown, log)
         ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)

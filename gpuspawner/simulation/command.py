@@ -25,6 +25,7 @@ from .state import (
     State,
     describe,
 )
+from .topologies import TOPOLOGIES
 
 DEFAULT_MODEL = "A100-40GB"
 DEFAULT_GPUS = 4
@@ -73,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--driver", metavar="VERSION", default=DEFAULT_DRIVER, help="default: %(default)s"
     )
     parser.add_argument(
+        "--topology",
+        choices=tuple(TOPOLOGIES),
+        help="how the GPUs are connected, as `nvidia-smi topo -m` shows it; without it, that isn't "
+        "told",
+    )
+    parser.add_argument(
         "--change",
         metavar="CHANGE",
         action="append",
@@ -107,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.join:
             return _join(words)
         state = describe(models(arguments.model, arguments.gpus), arguments.driver)
+        if arguments.topology:
+            state = TOPOLOGIES[arguments.topology](state)
     except ValueError as error:
         return _failed(error, 2)
     except SimulationError as error:

@@ -165,7 +165,13 @@ static const char *option_value(const char *name, char **arguments, int *i)
 
 static int read_options(struct options *options, char **arguments)
 {
-    for (int i = 1; arguments[i]; i++) {
+    int i = 1;
+    if (arguments[1] && !strcmp(arguments[1], "topo")) {
+        options->topology = arguments[2] && (!strcmp(arguments[2], "-m") ||
+                                             !strcmp(arguments[2], "--matrix"));
+        i = options->topology ? 3 : 1;
+    }
+    for (; arguments[i]; i++) {
         const char *value;
         if (!strcmp(arguments[i], "-L") || !strcmp(arguments[i], "--list-gpus"))
             options->list = 1;
@@ -205,6 +211,8 @@ static int run(const struct options *options, const struct state *state)
         printf("No devices were found\n");
         return EXIT_NOT_FOUND;
     }
+    if (options->topology)
+        return print_topology(state);
     if (options->list)
         return print_list(options, state);
     if (options->query_gpu)
@@ -224,6 +232,7 @@ int main(int count, char **arguments)
         return code;
     if (options.help) {
         printf("nvidia-smi over gpuspawner's simulated GPUs\n\n"
+               "nvidia-smi topo -m\n"
                "nvidia-smi [-i ID] [-L | --version | --query-gpu=FIELDS --format=csv[,noheader][,nounits]"
                " | --query-compute-apps=FIELDS --format=csv]\n");
         return 0;

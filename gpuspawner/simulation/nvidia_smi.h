@@ -15,7 +15,7 @@ enum { EXIT_BAD_ARGUMENT = 2, EXIT_NOT_FOUND = 6, EXIT_NO_DRIVER = 9, EXIT_GPU_L
 
 struct options {
     const char *query_gpu, *query_apps, *format, *id;
-    int list, version, help;
+    int list, version, help, topology;
 };
 
 int lost(const struct gpu *gpu);
@@ -32,6 +32,7 @@ void put_process_name(char *out, unsigned pid);
 /* These print, and return the command's exit code. */
 int report_lost(const struct gpu *gpu);
 int query_gpus(const struct options *options, const struct state *state);
+int print_topology(const struct state *state);
 int query_processes(const struct options *options, const struct state *state);
 
 #endif

@@ -96,6 +96,16 @@ typedef struct {
     unsigned long long referenceTime, violationTime;
 } ABI(nvmlViolationTime_t);
 
+typedef enum {
+    ABI(NVML_TOPOLOGY_INTERNAL) = 0, ABI(NVML_TOPOLOGY_SINGLE) = 10, ABI(NVML_TOPOLOGY_MULTIPLE) = 20,
+    ABI(NVML_TOPOLOGY_HOSTBRIDGE) = 30, ABI(NVML_TOPOLOGY_NODE) = 40, ABI(NVML_TOPOLOGY_SYSTEM) = 50
+} ABI(nvmlGpuTopologyLevel_t);
+
+typedef enum {
+    ABI(NVML_NVLINK_DEVICE_TYPE_GPU) = 0, ABI(NVML_NVLINK_DEVICE_TYPE_IBMNPU) = 1,
+    ABI(NVML_NVLINK_DEVICE_TYPE_SWITCH) = 2, ABI(NVML_NVLINK_DEVICE_TYPE_UNKNOWN) = 255
+} ABI(nvmlIntNvLinkDeviceType_t);
+
 typedef union {
     double dVal;
     int siVal;

@@ -28,6 +28,7 @@ HIDDEN nvmlReturn_t enter_gpu(const char *function, struct state **state, struct
 HIDDEN nvmlReturn_t answer(int value, unsigned int *result);
 HIDDEN nvmlReturn_t answer_text(const char *text, char *result, unsigned int length);
 HIDDEN nvmlReturn_t answer_switch(int on, nvmlEnableState_t *result);
+HIDDEN nvmlReturn_t answer_pci(const char *bus_id, nvmlPciInfo_t *pci);
 
 #define RETURN_IF_FAILED(expression) \
     do { \

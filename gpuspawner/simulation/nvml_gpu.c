@@ -96,11 +96,8 @@ static unsigned int hexadecimal(const char **text)
     }
 }
 
-nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci)
+nvmlReturn_t answer_pci(const char *text, nvmlPciInfo_t *pci)
 {
-    ENTER_GPU(ABOUT_IDENTITY);
-    NEED(pci);
-    const char *text = gpu->bus_id;
     if (!text)
         return NVML_ERROR_NOT_SUPPORTED;
     RETURN_IF_FAILED(answer_text(text, pci->busId, sizeof pci->busId));
@@ -113,6 +110,13 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci)
     pci->pciDeviceId = 0x10DE; /* NVIDIA's vendor number, and no device of theirs */
     pci->pciSubSystemId = 0;
     return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci)
+{
+    ENTER_GPU(ABOUT_IDENTITY);
+    NEED(pci);
+    return answer_pci(gpu->bus_id, pci);
 }
 
 /* Only Windows has driver models. */

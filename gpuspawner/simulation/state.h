@@ -38,12 +38,21 @@ struct process {
     int graphics;
 };
 
+/* NVLinks to another GPU, by its bus id, or to a "switch". */
+struct link {
+    const char *target;
+    int count;
+};
+
 struct gpu {
     const char *uuid, *name, *serial, *bus_id, *fault;
     int minor_number, memory_total_mib, memory_reserved_mib, memory_used_mib, utilization_percent;
     int power_limit_watts, fan_percent, compute_mode, mig, ecc, ecc_errors;
     int retired_pages_pending, remap_pending, remap_failed;
     int compute_capability_major, compute_capability_minor;
+    int socket, pcie_switch; /* ABSENT: its place on the bus isn't told */
+    struct link links[MAX_GPUS];
+    int link_count; /* of entries, each for so many links */
     struct process processes[MAX_PROCESSES];
     int process_count;
     struct fault faults[MAX_FAULTS];
@@ -126,6 +135,14 @@ static inline void add_fault(struct fault *faults, int *count, char *value)
     ++*count;
 }
 
+static inline void add_links(struct gpu *gpu, char *value)
+{
+    if (gpu->link_count == MAX_GPUS)
+        return;
+    gpu->links[gpu->link_count].count = (int)number(split(value, ' '));
+    gpu->links[gpu->link_count++].target = value;
+}
+
 static inline void add_process(struct gpu *gpu, char *value, int graphics)
 {
     struct process *process = &gpu->processes[gpu->process_count];
@@ -179,7 +196,12 @@ static inline void read_gpu_line(struct gpu *gpu, const char *key, char *value)
     else if (text_equal(key, "compute_capability")) {
         gpu->compute_capability_minor = (int)number(split(value, '.'));
         gpu->compute_capability_major = (int)number(value);
-    } else if (text_equal(key, "process"))
+    } else if (text_equal(key, "pcie")) {
+        gpu->pcie_switch = (int)number(split(value, '.'));
+        gpu->socket = (int)number(value);
+    } else if (text_equal(key, "nvlink"))
+        add_links(gpu, value);
+    else if (text_equal(key, "process"))
         add_process(gpu, value, 0);
     else if (text_equal(key, "graphics_process"))
         add_process(gpu, value, 1);
@@ -187,6 +209,34 @@ static inline void read_gpu_line(struct gpu *gpu, const char *key, char *value)
         add_fault(gpu->faults, &gpu->fault_count, value);
 #undef TEXT
 #undef NUMBER
+}
+
+/* How far two GPUs are from each other on the bus, in NVML's levels; ABSENT if it isn't told. */
+static inline int distance(const struct gpu *a, const struct gpu *b)
+{
+    if (a == b)
+        return 0;
+    if (a->socket == ABSENT || b->socket == ABSENT)
+        return ABSENT;
+    if (a->socket != b->socket)
+        return 50;
+    return a->pcie_switch == b->pcie_switch ? 10 : 40;
+}
+
+/* The number of NVLinks from one GPU to another, or by way of switches. */
+static inline int links_between(const struct gpu *a, const struct gpu *b)
+{
+    int direct = 0, ours = 0, theirs = 0;
+    for (int i = 0; i < a->link_count; i++) {
+        if (text_equal(a->links[i].target, "switch"))
+            ours += a->links[i].count;
+        else if (b->bus_id && text_equal(a->links[i].target, b->bus_id))
+            direct += a->links[i].count;
+    }
+    for (int i = 0; i < b->link_count; i++)
+        if (text_equal(b->links[i].target, "switch"))
+            theirs += b->links[i].count;
+    return direct + (ours < theirs ? ours : theirs);
 }
 
 /* Power and heat follow the work, which is enough to look at. */
@@ -249,6 +299,7 @@ static inline struct state *read_state(void)
                 break;
             gpu = &state->gpus[state->gpu_count++];
             gpu->uuid = value;
+            gpu->socket = gpu->pcie_switch = ABSENT;
         } else if (gpu) {
             read_gpu_line(gpu, line, value);
         } else {

@@ -29,6 +29,8 @@ HOST_FAULTS = ("driver_not_loaded", "library_mismatch", "no_permission", "unknow
 MAX_GPUS = 64
 MAX_PROCESSES = 64
 MAX_FUNCTION_FAULTS = 16
+# As NVML's NVML_NVLINK_MAX_LINKS.
+MAX_LINKS = 18
 
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _DRIVER = re.compile(r"\d+(\.\d+){1,2}\Z")
@@ -69,6 +71,9 @@ class SimulatedGPU:
     memory is never less than what they hold. `memory_reserved_mib` is what the driver keeps for
     itself, which version 1 of NVML's memory query counts as used and version 2 doesn't.
 
+    `pcie` is its place on the bus: the socket's number and that of the PCIe switch. `nvlinks` are
+    pairs of where NVLinks go (another GPU's bus id, or `switch`) and how many.
+
     `fault` is `lost` (fallen off the bus: every query fails, also for its handle) or
     `reset_required` (it still says who it is, and nothing else). `function_faults` are pairs of an
     NVML function's full name and the error code it returns, such as
@@ -99,6 +104,8 @@ class SimulatedGPU:
     remap_failed: bool | None = None
     power_limit_watts: int | None = None
     fan_percent: int | None = None
+    pcie: tuple[int, int] | None = None
+    nvlinks: tuple[tuple[str, int], ...] = ()
     fault: str | None = None
     function_faults: tuple[tuple[str, int], ...] = ()
 
@@ -123,6 +130,22 @@ class SimulatedGPU:
             room = self.memory_total_mib - self.memory_reserved_mib
             _check_number("the MiB of all processes", sum(mib for _, mib in everything), high=room)
         _check_function_faults(self.function_faults)
+        self._check_connections()
+
+    def _check_connections(self) -> None:
+        if self.pcie is not None:
+            right = isinstance(self.pcie, tuple) and len(self.pcie) == 2
+            _check(right, "pcie", self.pcie, "a pair of socket and PCIe switch, or None")
+            for part in self.pcie:
+                _check_number("pcie", part, high=99)
+        right = isinstance(self.nvlinks, tuple) and len(self.nvlinks) <= MAX_GPUS
+        _check(right, "nvlinks", self.nvlinks, f"a tuple of at most {MAX_GPUS} pairs")
+        for pair in self.nvlinks:
+            right = isinstance(pair, tuple) and len(pair) == 2
+            right = right and (pair[0] == "switch" or _matches(_BUS_ID, pair[0]))
+            _check(right, "nvlinks", pair, "pairs of a bus id, or switch, and a number")
+            _check_number("nvlinks", pair[1], low=1, high=MAX_LINKS)
+        _check_number("the number of NVLinks", sum(n for _, n in self.nvlinks), high=MAX_LINKS)
 
     def _check_numbers(self) -> None:
         for key in ("memory_total_mib", "power_limit_watts"):
@@ -286,6 +309,7 @@ _REPEATED = {
     "processes": "process",
     "graphics_processes": "graphics_process",
     "function_faults": "function_fault",
+    "nvlinks": "nvlink",
 }
 _HOST_KEYS = ("driver", "cuda", "fault", "loads", "slow_milliseconds")
 _GPU_KEYS = tuple(f.name for f in fields(SimulatedGPU) if f.name not in (*_REPEATED, "uuid"))
@@ -337,7 +361,7 @@ def _parse_line(into: dict[str, Any], key: str, value: str, keys: Collection[str
     for name, word in _REPEATED.items():
         if key == word and (name == "function_faults" or keys is _GPU_KEYS):
             first, second = value.split(" ")
-            pair = (first if name == "function_faults" else int(first), int(second))
+            pair = (first if name in ("function_faults", "nvlinks") else int(first), int(second))
             into[name] = (*into.get(name, ()), pair)
             return
     _check(key in keys, "the key", key, "one of " + ", ".join((*keys, *_REPEATED.values())))
@@ -349,7 +373,7 @@ def _read(key: str, value: str) -> object:
         return None if value == "-" and key != "name" else value
     if value == "-":
         return None
-    if key == "compute_capability":
+    if key in ("compute_capability", "pcie"):
         major, minor = value.split(".")
         return (int(major), int(minor))
     if key in _BOOLS:

@@ -49,6 +49,7 @@ def test_log_in_pick_two_gpus_and_see_them_in_a_notebook(shipped, page, picture,
     assert "Jupyter news" not in page.locator("body").inner_text()  # nobody is asked about it
 
 
+@pytest.mark.thorough
 def test_a_taken_gpu_can_be_waited_for_and_says_for_how_long(shipped, page, picture):
     shipped.start_server("ben", {"gpus": 2, "image": "minimal"})
     shipped.start_server("eve", {"gpus": 1, "image": "minimal"})
@@ -63,6 +64,7 @@ def test_a_taken_gpu_can_be_waited_for_and_says_for_how_long(shipped, page, pict
     picture(page, "taken")
 
 
+@pytest.mark.thorough
 def test_the_form_works_without_javascript(shipped, browser, engine):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -75,6 +77,7 @@ def test_the_form_works_without_javascript(shipped, browser, engine):
     context.close()
 
 
+@pytest.mark.thorough
 def test_the_progress_page_says_what_happens_and_why_it_failed(make_hub, page, picture):
     hub = make_hub(
         'c.GPUSpawner.cmd = ["bash", "-c", "sleep 3; echo disk quota exceeded; exit 3"]',

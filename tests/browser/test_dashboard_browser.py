@@ -48,6 +48,7 @@ def open_page(browser, hub):
     assert [each for each in complaints if "net::ERR_FAILED" not in each] == []
 
 
+@pytest.mark.thorough
 def test_it_follows_the_machine_and_says_aloud_what_changed(hub, open_page):
     page = open_page("ada")
     until(lambda: page.locator(".gs-says", has_text="free").count() == 4, "all are free")
@@ -73,6 +74,7 @@ def test_extend_and_stop_by_a_press(hub, open_page):
     until(lambda: not hub.ready("ada"), "it is stopped", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_an_open_pop_up_stays_while_the_page_refreshes(hub, open_page):
     page = open_page("boss")
     page.get_by_text("Out of service…").first.click()
@@ -89,6 +91,7 @@ def test_an_open_pop_up_stays_while_the_page_refreshes(hub, open_page):
     page.get_by_text("The GPU is in service again.").wait_for()
 
 
+@pytest.mark.thorough
 def test_without_the_script_it_shows_and_does_the_same(hub, open_page):
     hub.start_server("ada", {"gpus": 1, "hours": 1})
     page = open_page("ada", java_script_enabled=False)
@@ -122,6 +125,7 @@ def test_it_fits_a_phone(hub, idle_host, open_page, gpus):
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
+@pytest.mark.thorough
 def test_when_the_service_is_away_the_page_says_so_and_comes_back(hub, open_page):
     page = open_page("ada")
     page.route("**/services/gpus/live", lambda route: route.abort())

@@ -171,6 +171,7 @@ def test_the_form(hub, idle_host, readers, looked_at):
         tabs["zh-CN"].get_by_text("GPU 型号").wait_for()
 
 
+@pytest.mark.thorough
 def test_the_form_again_where_a_choice_was_refused(hub, readers, looked_at):
     tabs = readers("ada")
     with looked_at(tabs, "form-refused", ".container:has(#gpuspawner)"):
@@ -183,6 +184,7 @@ def test_the_form_again_where_a_choice_was_refused(hub, readers, looked_at):
             tab.locator(".spawn-error-msg").wait_for()
 
 
+@pytest.mark.thorough
 def test_the_page_of_a_start(hub, readers, looked_at):
     tabs = readers("ada")
     hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
@@ -251,6 +253,7 @@ def strangers(engine: Any, uuid: str) -> None:
         engine.start(engine.create_container(MINIMAL, ["sleep", "1000"], name=name, **more)["Id"])
 
 
+@pytest.mark.thorough
 def test_the_dashboard(hub, idle_host, readers, looked_at, engine):
     ada, boss = readers("ada"), readers("boss")
     with looked_at(ada, "dashboard-free", "body"):
@@ -319,6 +322,7 @@ def test_the_form_by_keyboard_alone(hub, readers):
     tab.wait_for_url("**/user/kim/**")
 
 
+@pytest.mark.thorough
 def test_an_unknown_server_is_stopped_by_keyboard_alone(hub, readers, engine):
     hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
     visitor = Visitor(hub, "boss")

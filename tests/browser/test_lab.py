@@ -144,6 +144,7 @@ def test_the_warning_says_why_not_and_extends_once_nobody_waits(hub, host, page,
     warning.wait_for(state="hidden")
 
 
+@pytest.mark.thorough
 def test_the_warning_of_idle_gpus_is_answered_with_i_m_still_here(hub, page, picture):
     hub.start_server("ada", {"gpus": 1})
     open_lab(page, hub, "ada")
@@ -173,6 +174,7 @@ def test_a_server_without_gpus_says_so_with_a_link_to_get_one_and_asks_nobody(hu
     assert not [url for url in asked if "/services/" in url]
 
 
+@pytest.mark.thorough
 def test_chinese_is_for_those_whose_browser_speaks_it(hub, host, browser):
     use(host, 50)
     hub.start_server("ada", {"gpus": 1, "hours": 2.5})
@@ -182,6 +184,7 @@ def test_chinese_is_for_those_whose_browser_speaks_it(hub, host, browser):
         page.get_by_role("dialog", name="此服务器的 GPU").get_by_text("利用率").wait_for()
 
 
+@pytest.mark.thorough
 def test_notebook_has_it_in_its_header(hub, host, page, picture):
     use(host, 50)
     hub.start_server("ada", {"gpus": 2, "hours": 2.5})
@@ -191,6 +194,7 @@ def test_notebook_has_it_in_its_header(hub, host, page, picture):
     picture(page, "notebook-panel")
 
 
+@pytest.mark.thorough
 def test_who_is_stopped_by_an_administrator_is_told_before_and_afterwards(hub, host, page, picture):
     use(host, 50)
     hub.start_server("ben", {"gpus": 1, "hours": 2})
@@ -214,6 +218,7 @@ def test_who_is_stopped_by_an_administrator_is_told_before_and_afterwards(hub, h
     picture(page, "lab-stopped")
 
 
+@pytest.mark.thorough
 def test_a_dashboard_that_goes_away_leaves_what_was_known(hub, host, page):
     use(host, 50)
     hub.start_server("ada", {"gpus": 2, "hours": 2.5})
@@ -226,6 +231,7 @@ def test_a_dashboard_that_goes_away_leaves_what_was_known(hub, host, page):
     assert re.match(r"2 \u00d7 A100 · 2 h \d+ min left", item(page).inner_text())
 
 
+@pytest.mark.thorough
 def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make_hub, page):
     hub = make_hub(IMAGES_OWN, "c.GPUSpawner.poll_interval = 1")
     hub.start_server("ada", {"gpus": 2, "hours": 2.5})
@@ -242,6 +248,7 @@ def test_a_hub_without_a_dashboard_shows_the_end_that_the_server_began_with(make
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
 
 
+@pytest.mark.thorough
 def test_who_has_packages_in_another_version_reads_so(make_hub, minimal_image, page, picture):
     client, reference = minimal_image
     packages = "/home/jovyan/.local/share/gpuspawner/packages/lab/lib/python3.11/site-packages"

@@ -83,6 +83,7 @@ def test_the_line_follows_the_choice_and_the_machine_and_nothing_picked_is_lost(
     picture(page, "refused")
 
 
+@pytest.mark.thorough
 def test_what_is_taken_away_while_the_page_is_open_is_told_and_comes_back(hub, page, idle_host):
     log_in(page, hub, "ada")
     says(page, "Starts now, with 1 GPU.")
@@ -180,6 +181,7 @@ def test_who_waits_works_without_a_gpu_meanwhile(hub, page):
     page.wait_for_url("**/user/ada/without-gpu/**")
 
 
+@pytest.mark.thorough
 def test_who_wants_no_place_in_the_queue_starts_without_a_gpu(hub, page, picture):
     hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
     log_in(page, hub, "ada")
@@ -202,6 +204,7 @@ def test_who_is_served_lands_in_the_server(hub, page):
     page.wait_for_url("**/user/ada/")
 
 
+@pytest.mark.thorough
 def test_a_restarted_hub_leads_those_who_waited_to_the_form_which_says_so(hub, page):
     hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
     log_in(page, hub, "ada")
@@ -254,6 +257,7 @@ def test_a_refused_choice_is_on_the_form_again_to_be_mended(hub, page):
     assert page.get_by_role("radio", name="New").is_checked()
 
 
+@pytest.mark.thorough
 def test_without_the_script_the_form_and_the_progress_page_work(hub, browser, page, picture):
     hub.start_server("ben", {"gpus": 3, "hours": 1, "image": "minimal"})
     context = browser.new_context(java_script_enabled=False)
@@ -272,6 +276,7 @@ def test_without_the_script_the_form_and_the_progress_page_work(hub, browser, pa
     context.close()
 
 
+@pytest.mark.thorough
 def test_a_named_server_leaves_the_queue_and_the_others_stay(hub, page):
     hub.start_server("ada", {"gpus": 4, "hours": 1, "image": "minimal"})
     log_in(page, hub, "ada")
@@ -286,6 +291,7 @@ def test_a_named_server_leaves_the_queue_and_the_others_stay(hub, page):
     assert hub.ready("ada")
 
 
+@pytest.mark.thorough
 def test_the_home_page_follows_its_servers_and_ends_and_deletes_them(hub, page):
     hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
     hub.start_server("ada", {"gpus": 0, "image": "minimal"})

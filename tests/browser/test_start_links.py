@@ -66,6 +66,7 @@ def test_a_link_on_another_site_starts_nothing_before_start_is_pressed(
     assert len(labelled(engine)["ada"]) == 2
 
 
+@pytest.mark.thorough
 def test_a_link_on_the_hub_s_own_page_starts_at_once(hub, page, engine) -> None:
     log_in(page, hub, "ben")
     page.goto(f"{hub.url}/hub/home")

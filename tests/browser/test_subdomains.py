@@ -48,6 +48,7 @@ def log_in(page, hub: Hub, path: str, user: str = "ada") -> None:
     page.get_by_role("button", name=re.compile("sign in", re.I)).click()
 
 
+@pytest.mark.thorough
 def test_form_lab_extend_and_dashboard(hub: Hub, page, picture) -> None:
     log_in(page, hub, "/hub/spawn")
     sentence = page.locator("#gpuspawner-sentence")
@@ -161,6 +162,7 @@ async () => {
 """
 
 
+@pytest.mark.thorough
 def test_ssh_goes_to_the_user_s_domain(hub: Hub, page) -> None:
     hub.start_server("ada", {"gpus": 1})
     log_in(page, hub, "/hub/token")

@@ -103,6 +103,7 @@ def test_a_build_is_checked_then_tagged_and_keeps_no_secret(
     assert found == b""
 
 
+@pytest.mark.thorough
 def test_what_is_replaced_goes_and_equal_files_build_nothing(
     client, minimal_image, folder: Path, capsys
 ) -> None:
@@ -118,6 +119,7 @@ def test_what_is_replaced_goes_and_equal_files_build_nothing(
     assert first not in ids(client)
 
 
+@pytest.mark.thorough
 def test_what_somebody_has_named_themselves_stays(client, minimal_image, folder: Path) -> None:
     """To go back to it, say: by its id the engine would take its last name, and remove it."""
     assert build(folder, minimal_image) == 0
@@ -144,6 +146,7 @@ WRONG = {
 }
 
 
+@pytest.mark.thorough
 def test_a_failed_or_wrong_build_changes_no_image(
     client, minimal_image, folder: Path, capsys
 ) -> None:
@@ -185,6 +188,7 @@ RUN --mount=type=tmpfs,target=/run --mount=type=bind,source=versions,target=/run
 LOCK = f"lesson==1.0 --hash=sha256:{'0' * 64}\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("index", "said"),
     [
@@ -207,6 +211,7 @@ def test_what_a_real_index_answers_is_told_in_a_sentence(
     assert ids(client) == before
 
 
+@pytest.mark.thorough
 def test_a_base_that_is_no_distribution_is_told_in_a_sentence(
     client, minimal_image, tmp_path: Path, capsys
 ) -> None:

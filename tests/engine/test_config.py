@@ -88,6 +88,7 @@ def test_no_server_is_told_who_else_runs_one(shipped, engine):
     assert inside(engine, "ada", "getent hosts jupyter-ben; true") == ""
 
 
+@pytest.mark.thorough
 def test_users_have_volumes_of_their_own_that_stay(shipped, engine):
     for user in ("ada", "ben"):
         shipped.start_server(user, {"gpus": 0, "image": "minimal"})

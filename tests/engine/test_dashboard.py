@@ -247,6 +247,7 @@ def test_a_gpu_that_was_taken_out_by_hand_is_out_and_put_back_by_a_press(hub, en
     assert free_gpus() == [uuid]
 
 
+@pytest.mark.thorough
 def test_out_of_service_outlives_the_hub_and_pages_press_for_it(make_hub):
     hub = make_hub(lines())
     uuid = free_gpus()[3]
@@ -293,6 +294,7 @@ def test_a_program_in_a_server_reads_and_extends_and_is_no_administrator(hub, en
     assert hub.ready("ada")
 
 
+@pytest.mark.thorough
 def test_under_a_prefix_pages_programs_and_the_lab_find_the_same_dashboard(make_hub, engine):
     hub = make_hub(lines(), IMAGES_OWN, prefix="/jupyter")
     ada = Visitor(hub, "ada")
@@ -311,6 +313,7 @@ def server_of(visitor):
     return visitor.status()["servers"]
 
 
+@pytest.mark.thorough
 def test_idle_gpus_are_warned_of_and_their_user_says_that_they_are_there(make_hub):
     hub = make_hub(
         lines(), "c.GPUSpawner.idle_minutes = 0.02", "c.GPUSpawner.idle_warning_minutes = 30"
@@ -330,6 +333,7 @@ def test_idle_gpus_are_warned_of_and_their_user_says_that_they_are_there(make_hu
     assert program.ask("POST", "/users/ada/server/here").status_code == 204
 
 
+@pytest.mark.thorough
 def test_where_nvml_fails_no_gpu_is_shown_as_free_and_it_comes_back(hub, idle_host):
     ada = Visitor(hub, "ada")
     until(lambda: states(ada.status()) == ["free"] * 4, "all are free", log=hub.log)
@@ -386,6 +390,7 @@ def test_without_the_hub_s_socket_it_says_that_the_queue_isn_t_known(hub):
     until(lambda: program.status()["queue"]["known"], "it is back", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_it_is_there_again_after_the_hub_was_killed(make_hub):
     hub = make_hub(lines())
     hub.start_server("ada", {"gpus": 1})
@@ -403,6 +408,7 @@ def test_it_is_there_again_after_the_hub_was_killed(make_hub):
     assert ada.status()["queue"]["known"]
 
 
+@pytest.mark.thorough
 def test_before_anybody_asked_for_a_server_the_queue_is_known_and_names_can_be_shown(make_hub):
     hub = make_hub(lines(), "c.JupyterHub.services[0]['command'] += ['--names', 'everybody']")
     ada = Visitor(hub, "ada")

@@ -132,6 +132,7 @@ c.GPUSpawner.shm_size = "1G"
 """
 
 
+@pytest.mark.thorough
 def test_functions_a_prefix_and_docker_spawner_s_own_section_pass_every_check(
     folder, environment, engine
 ) -> None:
@@ -147,6 +148,7 @@ def test_functions_a_prefix_and_docker_spawner_s_own_section_pass_every_check(
     assert all("is a function: looked at is what it returns" in each for each in notes), notes
 
 
+@pytest.mark.thorough
 def test_a_machine_without_gpus_is_told_so_and_passes(folder, environment, tmp_path) -> None:
     nothing = {**environment, "LD_LIBRARY_PATH": ""}
     if Path("/proc/driver/nvidia").exists():
@@ -158,6 +160,7 @@ def test_a_machine_without_gpus_is_told_so_and_passes(folder, environment, tmp_p
     assert found["Container without"][0]["state"] == "ok"
 
 
+@pytest.mark.thorough
 def test_a_driver_that_is_gone_is_told_once(folder, environment, idle_host) -> None:
     idle_host.change(parse("driver gone"))
     status, found = run(folder, environment)
@@ -184,6 +187,7 @@ def test_an_engine_that_is_away_is_told_once(folder, environment) -> None:
     }
 
 
+@pytest.mark.thorough
 def test_beside_a_hub_that_runs_it_passes_and_the_hub_counts_its_gpu(
     hub, environment, idle_host, engine
 ) -> None:
@@ -198,6 +202,7 @@ def test_beside_a_hub_that_runs_it_passes_and_the_hub_counts_its_gpu(
 # ---- Containers are removed, however it ends -----------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_was_started_is_gone_when_it_is_interrupted(
     folder, environment, engine, number
@@ -221,6 +226,7 @@ def test_what_was_started_is_gone_when_it_is_interrupted(
     assert ours(engine) == []
 
 
+@pytest.mark.thorough
 def test_a_container_that_nobody_removes_ends_and_goes_by_itself(
     folder, environment, engine
 ) -> None:
@@ -273,6 +279,7 @@ def ours(engine: Any) -> list[dict[str, Any]]:
 # ---- What others have, and what is kept out ------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_containers_in_the_way_are_named_with_what_removes_them(seen, idle_host, engine) -> None:
     seen.gpus = tuple(GPU(g.uuid, n, "A100") for n, g in enumerate(idle_host.read().gpus))
     seen.configuration = replace(
@@ -300,6 +307,7 @@ def test_containers_in_the_way_are_named_with_what_removes_them(seen, idle_host,
     assert [each.state for each in outsiders.outsiders(seen)] == ["ok"]
 
 
+@pytest.mark.thorough
 def test_dockerspawner_s_containers_are_named_with_how_to_have_what_is_in_them(seen, engine):
     seen.configuration = None
     make = seen.engine.containers.create
@@ -320,6 +328,7 @@ def test_dockerspawner_s_containers_are_named_with_how_to_have_what_is_in_them(s
     assert [each.state for each in outsiders.outsiders(seen)] == ["ok"]
 
 
+@pytest.mark.thorough
 def test_what_is_kept_out_is_not_counted_as_to_be_handed_out(seen, idle_host, engine) -> None:
     uuids = [gpu.uuid for gpu in idle_host.read().gpus]
     facts = tuple(GPUFacts(uuid, n, "A100", 1, 0, 0, 0) for n, uuid in enumerate(uuids))
@@ -421,6 +430,7 @@ def test_where_no_gpu_is_free_that_is_no_failure(idle_host, engine, minimal_imag
     assert len(engine.containers(all=True)) == 1
 
 
+@pytest.mark.thorough
 def test_without_nvml_nothing_is_started(idle_host, engine) -> None:
     idle_host.change(parse("driver gone"))
     found = with_gpu(idle_host)
@@ -459,6 +469,7 @@ trial.leased = more
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("settings", "word", "advice"),
     [
@@ -485,6 +496,7 @@ def test_what_the_engine_would_refuse_of_every_server_is_told(
     assert volumes(engine) == []
 
 
+@pytest.mark.thorough
 def test_what_docker_py_refuses_is_told_once(idle_host) -> None:
     found = with_gpu(idle_host, extra_host_config={"mem_reservation": "12Q"})
     assert (found.state, found.found) == ("skipped", "no server can be created: see Settings")
@@ -494,6 +506,7 @@ def volumes(engine: Any) -> list[str]:
     return [each["Name"] for each in engine.volumes()["Volumes"] or []]
 
 
+@pytest.mark.thorough
 def test_users_volumes_are_not_touched_and_folders_of_the_host_not_made(
     idle_host, engine, tmp_path
 ) -> None:
@@ -514,6 +527,7 @@ def test_users_volumes_are_not_touched_and_folders_of_the_host_not_made(
         engine.remove_volume("shared")
 
 
+@pytest.mark.thorough
 def test_a_gpu_that_is_lost_on_the_way_is_told_in_the_engine_s_words(idle_host, engine) -> None:
     """The engine's hook refuses it at start."""
     change = """
@@ -527,6 +541,7 @@ trial.leased = lambda c, uuids, **words: lease(c, uuids=["GPU-nope"], **words)
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> None:
     """Docker's own words, since the simulated engine has it."""
     error = docker.errors.APIError(
@@ -539,6 +554,7 @@ def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> 
     assert "install-guide" in told.advice
 
 
+@pytest.mark.thorough
 def test_without_an_image_it_is_skipped(seen) -> None:
     seen.trial_image = None
     for check in (containers.with_gpu, containers.without_gpu):
@@ -548,12 +564,14 @@ def test_without_an_image_it_is_skipped(seen) -> None:
 # ---- A container without -------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_container_without_gpus_sees_none(seen, engine) -> None:
     (found,) = containers.without_gpu(seen)
     assert found.state == "ok"
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 def test_gpus_that_were_not_granted_are_told(seen, engine) -> None:
     """A device request past the ledger can't be made, and a device file can."""
     seen.configuration = given(
@@ -565,6 +583,7 @@ def test_gpus_that_were_not_granted_are_told(seen, engine) -> None:
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 def test_limits_that_the_engine_may_not_set_are_left_out(seen, engine) -> None:
     seen.configuration = given(seen.folder, ulimits={"nofile": 2**40})
     (found,) = containers.without_gpu(seen)
@@ -597,6 +616,7 @@ def look(seen: Context, name: str) -> Finding:
     return found
 
 
+@pytest.mark.thorough
 def test_networks_are_judged_by_whether_they_keep_servers_apart(seen, made) -> None:
     apart = {networks.BETWEEN_CONTAINERS: "false"}
     assert look(seen, "gpuspawner").state == "ok"
@@ -615,6 +635,7 @@ def test_networks_are_judged_by_whether_they_keep_servers_apart(seen, made) -> N
         assert look(seen, name).state == "failure"
 
 
+@pytest.mark.thorough
 def test_a_network_that_the_configuration_could_not_have_is_told(seen) -> None:
     error = "network 'x': it has no gateway"
     seen.configuration = Configuration(seen.folder, "", True, {}, {}, {}, network_error=error)
@@ -630,6 +651,7 @@ def hub_at(seen: Context, listens: Any, connects: Any = None, **spawner: Any) ->
     return found
 
 
+@pytest.mark.thorough
 def test_the_hub_s_address_is_tried_from_a_container(seen, idle_host, engine) -> None:
     place = [idle_host.hub_ip, free_port()]
     tried = hub_at(seen, place)
@@ -640,6 +662,7 @@ def test_the_hub_s_address_is_tried_from_a_container(seen, idle_host, engine) ->
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 def test_a_hub_that_containers_cannot_reach_is_told(seen, made, idle_host, engine) -> None:
     port = free_port()
     alone = made("alone", internal=True)
@@ -651,6 +674,7 @@ def test_a_hub_that_containers_cannot_reach_is_told(seen, made, idle_host, engin
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("place", [["127.0.0.1", 8081], ["localhost", 8081]])
 def test_a_hub_that_listens_to_itself_only_is_told(seen, place) -> None:
     found = hub_at(seen, place)
@@ -658,12 +682,14 @@ def test_a_hub_that_listens_to_itself_only_is_told(seen, place) -> None:
     assert "hub_ip" in found.advice
 
 
+@pytest.mark.thorough
 def test_an_address_that_this_machine_has_not_is_told(seen) -> None:
     found = hub_at(seen, ["192.0.2.1", 8081])
     assert found.state == "failure"
     assert "can't listen at 192.0.2.1:8081" in found.found
 
 
+@pytest.mark.thorough
 def test_a_url_of_the_configuration_s_own_is_not_tried(seen) -> None:
     found = hub_at(seen, ["127.0.0.1", 1], hub_connect_url="http://hub.example.org")
     assert found.state == "note"
@@ -678,11 +704,13 @@ def judged(seen: Context, versions: dict[str, ImageVersion], **spawner: Any) -> 
     return list(images.images(seen))
 
 
+@pytest.mark.thorough
 def test_an_image_that_is_there_is_named_and_tried_with(seen) -> None:
     assert judged(seen, {"m": MINIMAL}) == [Finding("ok", f"m: {MINIMAL.image}")]
     assert seen.trial_image == ("m", MINIMAL.image)
 
 
+@pytest.mark.thorough
 def test_a_missing_image_is_a_failure_where_it_is_the_default(seen) -> None:
     torch = ImageVersion(image="gpuspawner/pytorch:none", size="7.1 GB")
     (found, _) = judged(seen, {"torch": torch, "m": MINIMAL})
@@ -697,6 +725,7 @@ def test_a_missing_image_is_a_failure_where_it_is_the_default(seen) -> None:
     assert "the first start fetches it" in found.found
 
 
+@pytest.mark.thorough
 def test_one_of_ours_that_is_missing_is_to_be_built(seen) -> None:
     # No test builds this one.
     ours = ImageVersion(image="gpuspawner/pytorch:2.15")
@@ -705,6 +734,7 @@ def test_one_of_ours_that_is_missing_is_to_be_built(seen) -> None:
     assert found.advice == "gpuspawner image build pytorch-2.15"
 
 
+@pytest.mark.thorough
 def test_a_reference_that_the_engine_refuses_is_told_and_the_others_are_looked_at(seen) -> None:
     refused, found = judged(seen, {"odd": ImageVersion(image="Team/torch:1"), "m": MINIMAL})
     assert (refused.state, "odd: the engine doesn't take 'Team/torch:1'" in refused.found) == (
@@ -715,6 +745,7 @@ def test_a_reference_that_the_engine_refuses_is_told_and_the_others_are_looked_a
     assert seen.trial_image == ("m", MINIMAL.image)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "driver", "gpu", "state", "word"),
     [
@@ -737,6 +768,7 @@ def test_an_image_is_judged_by_this_machine_s_driver_and_gpus(
     assert word in found.found
 
 
+@pytest.mark.thorough
 def test_an_image_for_another_machine_is_told(seen) -> None:
     seen.engine_info = {**seen.engine_info, "Architecture": "aarch64"}
     (found,) = judged(seen, {"m": MINIMAL})
@@ -745,6 +777,7 @@ def test_an_image_for_another_machine_is_told(seen) -> None:
     assert "--platform linux/arm64" in found.advice
 
 
+@pytest.mark.thorough
 def test_without_a_configuration_the_shipped_versions_are_looked_at(seen) -> None:
     seen.configuration = seen.trial_image = None
     found = list(images.images(seen))

@@ -23,6 +23,7 @@ def no_driver(idle_host):
     return {k: v for k, v in idle_host.environment.items() if k not in without}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("allowed", "key"),
     [
@@ -91,6 +92,7 @@ def test_the_administrator_s_extras_are_joined_and_not_lost(make_hub, engine):
     assert config["Labels"]["team"] == "lab ada"
     assert config["Labels"]["gpuspawner.gpus"] == granted[0]
     assert f"NVIDIA_VISIBLE_DEVICES={granted[0]}" in config["Env"]
+    assert f"GPUSPAWNER_GPUS={granted[0]}" in config["Env"]
     assert "COURSE=ml" in config["Env"]
 
 

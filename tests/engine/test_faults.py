@@ -91,6 +91,7 @@ def test_an_engine_that_hangs_stops_nobody(scene, host):
     scene.nothing_is_lost()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=THOROUGH)])
 def test_an_engine_that_ends_with_live_restore_stops_no_server(scene, host, engine, how):
     with live_restore(host, engine):
@@ -104,6 +105,7 @@ def test_an_engine_that_ends_with_live_restore_stops_no_server(scene, host, engi
     scene.nothing_is_lost()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=THOROUGH)])
 def test_an_engine_that_ends_takes_the_servers_along(scene, host, how):
     with away(host, how):
@@ -130,6 +132,7 @@ def test_a_machine_that_loses_engine_and_containers_at_once(scene, host, engine)
     scene.nothing_is_lost()
 
 
+@pytest.mark.thorough
 def test_a_server_that_is_killed_from_outside_ends_with_a_word(scene, engine):
     """Of three that change at once, each is told what became of it."""
     os.kill(scene.pids[RUNS], signal.SIGKILL)

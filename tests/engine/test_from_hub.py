@@ -37,6 +37,7 @@ def hub(idle_host, _hub):
     _hub.stop_all_servers()
 
 
+@pytest.mark.thorough
 def test_a_hub_tells_of_its_gpus_before_anybody_comes(make_hub):
     hub = make_hub(dashboards.lines(), ALONE)
     socket = hub.folder / "gpuspawner.sock"
@@ -45,6 +46,7 @@ def test_a_hub_tells_of_its_gpus_before_anybody_comes(make_hub):
     assert [gpu["state"] for gpu in told["nodes"][0]["gpus"]] == ["free"] * 4
 
 
+@pytest.mark.thorough
 def test_it_shows_who_has_what_and_extends(hub):
     hub.start_server("ada", {"gpus": 2, "hours": 1})
     ada = Visitor(hub, "ada")
@@ -55,6 +57,7 @@ def test_it_shows_who_has_what_and_extends(hub):
     assert ada.said(do="extend", user="ada", server="").startswith("Your server now ends at ")
 
 
+@pytest.mark.thorough
 def test_an_administrator_takes_gpus_out_of_service_through_the_hub(hub, engine):
     boss = Visitor(hub, "boss")
     until(lambda: states(boss.status()) == ["free"] * 4, "all are free", log=hub.log)

@@ -75,6 +75,7 @@ def test_all_of_the_home_is_kept_and_nothing_of_it_overwritten(hub, engine):
     assert EARLIER + "ada" not in volumes(engine)
 
 
+@pytest.mark.thorough
 def test_what_a_running_server_needs_for_itself_lies_off_the_home(hub, engine):
     hub.start_server("ada", {"gpus": 0, "image": "minimal"})
     assert inside(engine, "ada", "jupyter --runtime-dir").startswith("/tmp/")
@@ -82,6 +83,7 @@ def test_what_a_running_server_needs_for_itself_lies_off_the_home(hub, engine):
     assert "jpserver" in inside(engine, "ada", "ls $(jupyter --runtime-dir)")
 
 
+@pytest.mark.thorough
 def test_who_has_a_volume_from_before_finds_it_where_it_was(hub, engine):
     engine.create_volume(EARLIER + "ada")
     write = ["bash", "-c", "echo old > ~/work/note; sleep 60"]
@@ -104,6 +106,7 @@ def full_home(engine, user):
     return beside(engine, NEW + user, ["bash", "-c", fill])
 
 
+@pytest.mark.thorough
 def test_a_home_that_is_full_to_the_last_byte_starts_and_can_be_tidied(hub, engine):
     with full_home(engine, "ada"):
         hub.start_server("ada", {"gpus": 1, "image": "minimal"})
@@ -140,6 +143,7 @@ def test_settings_that_break_the_server_are_left_out_in_safe_mode(hub, engine):
     assert "/home/jovyan/.jupyter" in seen["config"]
 
 
+@pytest.mark.thorough
 def test_an_earlier_volume_that_goes_away_stops_no_start(hub, engine):
     engine.create_volume(EARLIER + "ada")
     hub.start_server("ada", {"gpus": 0, "image": "minimal"})
@@ -150,6 +154,7 @@ def test_an_earlier_volume_that_goes_away_stops_no_start(hub, engine):
         engine.inspect_volume(EARLIER + "ada")
 
 
+@pytest.mark.thorough
 def test_a_user_whose_name_is_too_long_for_a_volume_has_a_home_all_the_same(make_hub, engine):
     # As without the shipped configuration's `username_pattern`.
     hub = make_hub("c.GPUSpawner.home_volume = 'gpuspawner-home-{username}'")

@@ -80,6 +80,7 @@ def test_each_server_is_there_with_its_state_its_image_its_gpus_and_its_time(hub
     until(lambda: servers(home(hub, "ada"))[0] == first, "it knows them again", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_who_waits_reads_the_place_and_what_was_asked_for(hub):
     hub.start_server("ben", {"gpus": 4, "hours": 1})
     assert hub.spawn("ada", {"gpus": 2}).status_code == 202
@@ -92,12 +93,14 @@ def test_who_waits_reads_the_place_and_what_was_asked_for(hub):
     assert "ben" not in page.select_one("#gpuspawner-home").text
 
 
+@pytest.mark.thorough
 def test_it_is_in_the_reader_s_language(hub):
     hub.start_server("ada", {"gpus": 1})
     (said,) = servers(home(hub, "ada", "zh-CN"))
     assert said.startswith("默认服务器 运行中 Plain <b> GPU 0（NVIDIA A100-SXM4-40GB） 到 ")
 
 
+@pytest.mark.thorough
 def test_why_a_named_server_was_stopped_is_still_there(hub):
     hub.start_server("ada", {"gpus": 1, "hours": 3 / 3600}, "short")
     until(lambda: not hub.server("ada", "short"), "its time is over", log=hub.log)

@@ -29,6 +29,7 @@ def fill(engine, user):
     inside(engine, user, "dd if=/dev/zero of=/home/jovyan/work/big bs=1M count=3 2>/dev/null; sync")
 
 
+@pytest.mark.thorough
 def test_users_read_it_in_the_form_on_the_dashboard_and_over_its_api(module_hub, engine):
     hub = module_hub
     # An engine on a disk without quotas refuses them: the server starts all the same.
@@ -49,6 +50,7 @@ def test_users_read_it_in_the_form_on_the_dashboard_and_over_its_api(module_hub,
     assert "Your files take" not in Visitor(hub, "ben").session.get(f"{hub.url}/hub/spawn").text
 
 
+@pytest.mark.thorough
 def test_the_hub_and_the_engine_measure_the_same(module_hub, engine):
     module_hub.start_server("ada", {"gpus": 0})
     fill(engine, "ada")
@@ -58,6 +60,7 @@ def test_the_hub_and_the_engine_measure_the_same(module_hub, engine):
         assert 3 * 2**20 <= size < 3.5 * 2**20
 
 
+@pytest.mark.thorough
 def test_doctor_tells_whether_it_is_enforced(idle_host, engine):
     values = {"home_volume": "home-{username}", "home_size": 2 * 2**20}
     given = Configuration(Path("config.py"), "", True, values, {}, {})

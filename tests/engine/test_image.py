@@ -81,6 +81,7 @@ def test_the_health_check_asks_where_the_hub_said(jupyter_container, said: str) 
     assert code == HUB_SAID[said]
 
 
+@pytest.mark.thorough
 def test_a_server_that_does_not_answer_is_unhealthy(minimal_image) -> None:
     client, reference = minimal_image
     listens = "import socket, time; s = socket.create_server(('', 8888)); time.sleep(999)"

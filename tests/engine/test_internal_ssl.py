@@ -14,6 +14,7 @@ c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:
 """
 
 
+@pytest.mark.thorough
 def test_a_hub_whose_dashboard_can_t_start_with_it_ends_and_says_why(make_hub):
     with pytest.raises(AssertionError, match="the hub ended") as ended:
         make_hub(lines(), ENCRYPTED)

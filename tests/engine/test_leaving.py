@@ -169,6 +169,7 @@ def test_what_runs_is_told_in_order_and_finishes_what_it_saves(hub, engine):
     assert read(engine, "script") == "ran"
 
 
+@pytest.mark.thorough
 def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     hub.add_to_group("small", "ada")
     hub.start_server("ada", GPU)
@@ -205,6 +206,7 @@ def test_who_was_killed_for_want_of_memory_is_told(hub, engine):
     assert inside(engine, "ada", "ls ~/unasked 2>&1 | tail -c 10") != "unasked"
 
 
+@pytest.mark.thorough
 def test_a_server_that_was_killed_for_want_of_memory_says_so_to_its_user(hub, engine):
     hub.add_to_group("glutton", "dee")
     hub.start_server("dee", GPU)
@@ -217,6 +219,7 @@ def test_a_server_that_was_killed_for_want_of_memory_says_so_to_its_user(hub, en
     assert (released[-1]["user"], released[-1]["rule"]) == ("dee", "it ended by itself")
 
 
+@pytest.mark.thorough
 def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):
     hub.add_to_group("patient", "ada")
     hub.start_server("ada", GPU)
@@ -226,6 +229,7 @@ def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):
     assert containers(engine) == []
 
 
+@pytest.mark.thorough
 def test_who_doesn_t_listen_is_ended_when_the_time_is_over(hub, engine):
     hub.add_to_group("hasty", "cyd")
     hub.start_server("cyd", GPU)

@@ -151,6 +151,7 @@ def test_a_hub_killed_while_a_server_starts_adopts_it(make_hub, engine):
     assert all_free()
 
 
+@pytest.mark.thorough
 def test_an_engine_that_is_restarted_gives_all_gpus_back_once(make_hub, host, engine):
     hub = make_hub("c.GPUSpawner.poll_interval = 1")
     hub.start_server("ada", {"gpus": 3})
@@ -201,6 +202,7 @@ def test_a_hub_s_first_servers_start_at_once_also_where_a_limit_is_refused(make_
     assert hub.log().count("Created container") - len(users) == tries <= 2
 
 
+@pytest.mark.thorough
 def test_who_starts_again_without_a_limit_keeps_the_gpus_from_who_waits(make_hub, engine):
     hub = make_hub(
         WAITING,
@@ -238,6 +240,7 @@ def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):
     assert containers(engine) == []
 
 
+@pytest.mark.thorough
 def test_a_hub_that_cannot_ask_the_engine_at_its_start_forgets_no_server(
     make_hub, idle_host, engine, tmp_path
 ):
@@ -255,6 +258,7 @@ def test_a_hub_that_cannot_ask_the_engine_at_its_start_forgets_no_server(
         until(all_free, "the GPUs are free", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_a_killed_hub_s_container_is_found_whatever_its_name(make_hub, engine):
     """A name with the image in it can't be made again from the configuration alone."""
     hub = make_hub(

@@ -65,6 +65,7 @@ def who(hub: Hub, session: requests.Session) -> str | None:
 # ---- OAuth 2 -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_member_of_the_organisation_logs_in_by_oauth_and_nobody_else(make_hub):
     with closing(GitHub()) as github:
         lines = placed(
@@ -110,6 +111,7 @@ def launch(hub: Hub, moodle: Moodle, user: str, client: str = "our-hub") -> tupl
     return session, session.post(form["action"], data=fields)
 
 
+@pytest.mark.thorough
 def test_a_course_s_link_logs_its_student_in_by_lti(make_hub):
     with closing(Moodle()) as moodle:
         lines = placed(
@@ -181,6 +183,7 @@ def all_of_it(hub: Hub) -> None:
     assert log_in(hub, "ben", "a wrong password")[1].status_code != 302
 
 
+@pytest.mark.thorough
 def test_accounts_of_the_hub_s_own_log_in_where_the_page_says_that_they_do(make_hub):
     said = ("this NativeAuthenticator uses what JupyterHub 6 hasn't",) if NATIVE_FAILS else ()
     hub = make_hub(snippet("NativeAuthenticator"), doctor=said)

@@ -154,6 +154,7 @@ def test_what_is_installed_is_there_in_the_next_server_and_only_what_was_missing
     assert "42" in terminal(engine, "ipython --no-banner -c 'import lesson; print(lesson.answer)'")
 
 
+@pytest.mark.thorough
 def test_an_upgrade_is_the_users_and_leaves_the_images(hub, engine):
     start(hub, engine)
     ask = "import numpy; print(numpy.__version__)"
@@ -169,6 +170,7 @@ def test_an_upgrade_is_the_users_and_leaves_the_images(hub, engine):
     assert changed_in_image(engine) == []
 
 
+@pytest.mark.thorough
 def test_another_version_does_not_see_them_and_says_so(hub, engine):
     start(hub, engine)
     terminal(engine, f"pip install {FROM_TEST} lesson")
@@ -206,6 +208,7 @@ def facts_for_page(hub) -> tuple[str, list[str]]:
     return facts["version"], facts["unseen"]
 
 
+@pytest.mark.thorough
 def test_no_package_keeps_a_server_from_starting_and_a_notebook_says_which_is_broken(hub, engine):
     start(hub, engine)
     terminal(engine, f"pip install {FROM_TEST} lesson storms")
@@ -220,6 +223,7 @@ def test_no_package_keeps_a_server_from_starting_and_a_notebook_says_which_is_br
     assert notebook(engine, f"import lesson, tornado; {PYTHON}") == [f"{OWN}\n"]
 
 
+@pytest.mark.thorough
 def test_in_safe_mode_python_runs_from_the_image(hub, engine):
     start(hub, engine)
     terminal(engine, f"pip install {FROM_TEST} lesson")
@@ -231,6 +235,7 @@ def test_in_safe_mode_python_runs_from_the_image(hub, engine):
     assert terminal(engine, f"python -c '{PYTHON}'").endswith("\n/opt/jupyter")
 
 
+@pytest.mark.thorough
 def test_where_they_cannot_be_used_python_runs_from_the_image_and_says_why(hub, engine):
     hub.start_server("ada", CHOICE)
     # The home of a rebuilt image, with another Python.
@@ -257,6 +262,7 @@ def assert_from_image(engine, why: str) -> None:
     assert said.endswith("\n/opt/jupyter")
 
 
+@pytest.mark.thorough
 def test_a_full_home_has_notebooks_from_the_image(minimal_image):
     client, reference = minimal_image
     full = {HOME: "size=400k,uid=1000,gid=100,mode=755"}
@@ -272,6 +278,7 @@ def test_a_full_home_has_notebooks_from_the_image(minimal_image):
     assert said.startswith("/opt/jupyter\nYour own packages can't be used: No space left on device")
 
 
+@pytest.mark.thorough
 def test_who_activates_an_environment_of_their_own_has_it_as_ever(minimal_image, engine):
     client, reference = minimal_image
     container = client.containers.run(

@@ -103,6 +103,7 @@ def test_a_cancel_leaves_the_queue_and_the_next_moves_up(hub):
     assert left["waited"] > 0
 
 
+@pytest.mark.thorough
 def test_no_wait_a_full_queue_and_the_longest_wait_are_refusals_with_a_sentence(make_hub):
     hub = make_hub(*LINES, PATIENT, "c.GPUSpawner.queue_length = 1")
     hub.add_to_group("hasty", "ada")
@@ -138,6 +139,7 @@ def test_a_user_limit_counts_other_servers_and_those_that_wait(make_hub):
     assert "have or wait for 3" in again.text
 
 
+@pytest.mark.thorough
 def test_a_restart_ends_waits_with_a_clear_message_and_keeps_servers_and_ends(hub, engine):
     hub.start_server("ada", {"gpus": 4, "hours": 3})
     end = inside(engine, "ada", "echo $GPUSPAWNER_UNTIL")
@@ -155,6 +157,7 @@ def test_a_restart_ends_waits_with_a_clear_message_and_keeps_servers_and_ends(hu
     assert end.startswith("20")
 
 
+@pytest.mark.thorough
 def test_where_events_fail_a_listing_notices_and_a_stream_that_broke_is_opened_again(
     make_hub, idle_host, tmp_path
 ):
@@ -176,6 +179,7 @@ def test_where_events_fail_a_listing_notices_and_a_stream_that_broke_is_opened_a
         until(lambda: hub.ready("cyd"), "cyd's server", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_four_gpus_are_gathered_among_a_stream_of_single_ones(hub, engine):
     """Who comes later and would stay longer than the wait doesn't overtake."""
     for number in range(4):

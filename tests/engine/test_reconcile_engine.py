@@ -103,6 +103,7 @@ def kept_ends(engine: Any) -> list[dict[str, str]]:
     return [volume["Labels"] for volume in found]
 
 
+@pytest.mark.thorough
 def test_an_extension_outlives_the_database_whoever_gave_it(make_hub, engine):
     hub = make_hub(
         QUICK,
@@ -143,6 +144,7 @@ def test_an_extension_outlives_the_database_whoever_gave_it(make_hub, engine):
     until(lambda: extended() == [of_ben], "what was kept of ada's is gone", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_what_was_started_by_hand_of_a_server_s_image_is_no_server(hub, engine):
     hub.start_server("ada", {"gpus": 1})
     of_ada = container_of(engine, "ada")
@@ -171,6 +173,7 @@ def test_what_was_started_by_hand_of_a_server_s_image_is_no_server(hub, engine):
         engine.remove_image(committed["Id"], force=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("how", "number"),
     [
@@ -199,6 +202,7 @@ def test_what_dockerspawner_gave_a_container_is_held_while_it_runs(hub, engine, 
     hub.start_server("ben", {"gpus": number})
 
 
+@pytest.mark.thorough
 def test_a_container_left_from_another_address_is_named_with_what_removes_it(hub, engine):
     hub.start_server("ada", {"gpus": 0})
     name = engine.inspect_container(container_of(engine, "ada"))["Name"].lstrip("/")

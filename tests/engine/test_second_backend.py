@@ -123,6 +123,7 @@ def test_gpus_are_granted_waited_for_and_given_back(hub):
     assert uuids(hub, "cyd") in granted - {uuids(hub, "ben")}
 
 
+@pytest.mark.thorough
 def test_a_server_ends_when_its_time_is_over(hub):
     hub.start_server("ada", {"gpus": 2, "hours": 4 * SECONDS})
     until(lambda: not hub._has("ada", ""), "ada's time is over", log=hub.log)
@@ -145,6 +146,7 @@ c.ProcessSpawner.unknown_server_minutes = 0.02
 """
 
 
+@pytest.mark.thorough
 def test_what_the_hub_does_not_know_and_is_past_its_end_is_stopped(binaries, tmp_path):
     with started(binaries, tmp_path, ORPHAN) as hub:
         hub.start_server("ada", {"gpus": 2})
@@ -159,6 +161,7 @@ def test_what_the_hub_does_not_know_and_is_past_its_end_is_stopped(binaries, tmp
         hub.stop_server("ada")
 
 
+@pytest.mark.thorough
 def test_what_is_over_a_limit_is_refused(hub):
     answer = hub.spawn("ada", {"gpus": 3})
     assert answer.status_code == 400
@@ -182,6 +185,7 @@ def at_once(hub: Hub, method: str, path: str, times: int) -> list[int]:
         return [int(call.makefile("rb").readline().split()[1]) for call in calls]
 
 
+@pytest.mark.thorough
 def test_who_leaves_twice_at_once_has_left(hub):
     hub.start_server("ada", {"gpus": 2})
     for _ in range(3):
@@ -195,6 +199,7 @@ def test_who_leaves_twice_at_once_has_left(hub):
     ]
 
 
+@pytest.mark.thorough
 def test_what_a_hook_sets_holds_at_once_and_after_a_wait(hub):
     hub.add_to_group("lab", "ada", "cyd")
     hub.start_server("ada")
@@ -206,6 +211,7 @@ def test_what_a_hook_sets_holds_at_once_and_after_a_wait(hub):
     assert variable(hub, "cyd", "WHO") == "the hook"
 
 
+@pytest.mark.thorough
 def test_who_leaves_a_group_while_waiting_gets_what_applies_then(hub):
     hub.add_to_group("lab", "ada")
     hub.start_server("ben", {"gpus": 1})
@@ -218,6 +224,7 @@ def test_who_leaves_a_group_while_waiting_gets_what_applies_then(hub):
     hub.start_server("ben", {"gpus": 1})
 
 
+@pytest.mark.thorough
 def test_a_link_that_is_opened_while_the_server_stops_keeps_its_options(hub):
     hub.start_server("ada", {"gpus": 1})
     ada = hub.log_in("ada")

@@ -119,6 +119,7 @@ def test_an_extension_holds_over_a_kill_of_the_hub_and_is_refused_while_somebody
     assert control(hub, do="nonsense", user="ada", server="")["status"] == 404
 
 
+@pytest.mark.thorough
 def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(hub):
     hub.add_to_group("students", "ada")
     hub.start_server("ada", {"gpus": 1, "hours": 4})
@@ -132,6 +133,7 @@ def test_group_overrides_hold_for_a_server_that_a_restarted_hub_finds(hub):
     assert control(hub, do="status")["leases"][0]["hour_limit"] == 4
 
 
+@pytest.mark.thorough
 def test_a_lease_that_a_crash_has_lost_is_taken_up_from_its_container(hub):
     hub.add_to_group("hasty", "ada")
     hub.start_server("ada", {"gpus": 1, "hours": 20 * SECONDS})
@@ -160,6 +162,7 @@ def test_a_limit_that_changes_while_one_waits_is_held_when_its_turn_comes(hub):
     until(lambda: len(free_gpus()) == 4, "nothing stays reserved", log=hub.log)
 
 
+@pytest.mark.thorough
 def test_idle_gpus_are_warned_about_and_come_back_and_busy_ones_stay(hub, host):
     hub.add_to_group("watched", "ada", "ben", "eve")
     hub.add_to_group("staff", "eve")

@@ -44,6 +44,7 @@ def test_racing_for_the_last_gpu_never_gives_it_to_both(make_hub, idle_host, eng
     print(f"\nof {rounds} rounds: {won}")
 
 
+@pytest.mark.thorough
 def test_what_the_other_hub_has_is_neither_offered_nor_granted(make_hub, engine):
     first = make_hub()
     second = make_hub('c.GPUSpawner.prefix = "second"')
@@ -62,6 +63,7 @@ def test_what_the_other_hub_has_is_neither_offered_nor_granted(make_hub, engine)
     second.start_server("eve", {"gpus": 3})
 
 
+@pytest.mark.thorough
 def test_a_container_of_another_hub_is_neither_taken_over_nor_stopped(make_hub, engine):
     """Two hubs with one template and a user of one name."""
     template = 'c.GPUSpawner.name_template = "{prefix}-{username}"'

@@ -87,6 +87,7 @@ def test_a_new_user_of_that_name_finds_no_file_and_the_old_ones_are_there(module
     assert home(engine, "ada-2") == "home-ada-2d2"
 
 
+@pytest.mark.thorough
 def test_without_its_mark_the_volume_is_the_users_again(module_hub, engine):
     hub = module_hub
     hub.start_server("ada", NONE)
@@ -97,6 +98,7 @@ def test_without_its_mark_the_volume_is_the_users_again(module_hub, engine):
     assert read(engine, "ada") == "mine"
 
 
+@pytest.mark.thorough
 def test_a_user_who_is_made_anew_while_the_old_server_still_goes_starts_without_its_files(
     module_hub, engine
 ):
@@ -111,6 +113,7 @@ def test_a_user_who_is_made_anew_while_the_old_server_still_goes_starts_without_
     assert (home(engine, "ada"), read(engine, "ada")) == ("home-ada.2", "")
 
 
+@pytest.mark.thorough
 def test_an_engine_that_hangs_leaves_nobody_half_deleted(module_hub, engine, host):
     hub = module_hub
     hub.start_server("ada", NONE)
@@ -154,6 +157,7 @@ def test_where_volumes_are_removed_files_are_gone_and_so_is_the_mark(module_hub,
     assert "course" in there(engine)
 
 
+@pytest.mark.thorough
 def test_where_volumes_are_kept_a_new_user_of_that_name_has_them(module_hub, engine):
     hub = module_hub
     hub.add_to_group("kept", "ada")
@@ -165,6 +169,7 @@ def test_where_volumes_are_kept_a_new_user_of_that_name_has_them(module_hub, eng
     assert read(engine, "ada") == "handed-over"
 
 
+@pytest.mark.thorough
 def test_with_a_named_server_only_its_own_volume_goes(module_hub, engine):
     hub = module_hub
     hub.add_to_group("per-server", "ada")
@@ -187,6 +192,7 @@ def test_with_a_named_server_only_its_own_volume_goes(module_hub, engine):
     assert set_aside(engine) == names
 
 
+@pytest.mark.thorough
 def test_a_named_server_that_is_removed_leaves_the_users_home(module_hub, engine):
     hub = module_hub
     hub.start_server("ada", NONE, "lab")
@@ -198,6 +204,7 @@ def test_a_named_server_that_is_removed_leaves_the_users_home(module_hub, engine
     assert read(engine, "ada") == "mine"
 
 
+@pytest.mark.thorough
 def test_who_cannot_be_deleted_keeps_the_files(module_hub, engine):
     """JupyterHub stops the server without a name only, and fails where another one runs."""
     hub = module_hub
@@ -213,6 +220,7 @@ def test_who_cannot_be_deleted_keeps_the_files(module_hub, engine):
     assert set_aside(engine) == {"home-ada"}
 
 
+@pytest.mark.thorough
 def test_volumes_of_an_earlier_configuration_go_too_and_none_is_made_anew(module_hub, engine):
     hub = module_hub
     hub.add_to_group("elsewhere", "ada")
@@ -227,6 +235,7 @@ def test_volumes_of_an_earlier_configuration_go_too_and_none_is_made_anew(module
     assert there(engine) == {"home-ada", "home-ada.2", "earlier-ada", "course"}
 
 
+@pytest.mark.thorough
 def test_a_stopped_container_of_who_was_deleted_is_not_started_again(module_hub, engine):
     hub = module_hub
     hub.add_to_group("stopped-stay", "ada")
@@ -247,6 +256,7 @@ def test_a_stopped_container_of_who_was_deleted_is_not_started_again(module_hub,
     assert container_of(engine, "ada") == new
 
 
+@pytest.mark.thorough
 def test_a_start_makes_a_volume_that_says_whose_it_is_and_root_owns_none(module_hub, engine):
     hub = module_hub
     hub.start_server("ada", NONE)

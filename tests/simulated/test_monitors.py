@@ -14,6 +14,7 @@ import pytest
 from gpuspawner.simulation.library import Binaries, build
 from gpuspawner.simulation.models import NOT_BEFORE_DRIVER_510
 from gpuspawner.simulation.state import State, describe
+from gpuspawner.simulation.topologies import TOPOLOGIES
 
 from ..support.nvml import environment
 
@@ -170,6 +171,32 @@ def test_nvidia_smi_answers_queries(
     nvidia_smi: Callable[..., tuple[int, str]], arguments: tuple[str, ...], printed: str
 ) -> None:
     assert nvidia_smi(HOST, *arguments) == (0, printed)
+
+
+def test_nvidia_smi_shows_how_gpus_are_connected(
+    nvidia_smi: Callable[..., tuple[int, str]],
+) -> None:
+    four = describe([("A100-40GB", 4)])
+
+    def rows(state: State) -> list[list[str]]:
+        code, printed = nvidia_smi(state, "topo", "-m")
+        assert code == 0
+        assert "NV#  = Connection traversing a bonded set of # NVLinks" in printed
+        return [line.split()[1:] for line in printed.split("\n\n")[0].splitlines()[1:]]
+
+    assert rows(TOPOLOGIES["pairs"](four)) == [
+        ["X", "PIX", "NV4", "SYS", "0-31", "0", "N/A"],
+        ["PIX", "X", "SYS", "NV4", "0-31", "0", "N/A"],
+        ["NV4", "SYS", "X", "PIX", "32-63", "1", "N/A"],
+        ["SYS", "NV4", "PIX", "X", "32-63", "1", "N/A"],
+    ]
+    assert rows(TOPOLOGIES["nvswitch"](four))[0][:4] == ["X", "NV12", "NV12", "NV12"]
+    assert rows(four)[1] == ["N/A", "X", "N/A", "N/A", "N/A", "N/A", "N/A"]
+    eight = rows(TOPOLOGIES["dgx-1"](describe([("V100-16GB", 8)])))
+    assert [row[:8] for row in eight[:2]] == [
+        ["X", "NV1", "NV1", "NV2", "NV2", "SYS", "SYS", "SYS"],
+        ["NV1", "X", "NV2", "NV1", "SYS", "NV2", "SYS", "SYS"],
+    ]
 
 
 MISUSE = [

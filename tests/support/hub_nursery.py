@@ -119,7 +119,7 @@ class HubNursery:
         return HubProcess(connection)
 
     def close(self) -> None:
-        """End it; hubs that still run go on."""
+        """End it, and hubs that still run."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -181,7 +181,9 @@ def serve(path: str) -> None:
     hubs: dict[int, tuple[int, socket.socket]] = {}
     while True:
         readable, _, _ = select.select([sys.stdin, listener, *hubs], [], [])
-        if sys.stdin in readable:
+        if sys.stdin in readable:  # the run has ended; if it was killed, its hubs run still
+            for pid, _ in hubs.values():
+                os.kill(pid, signal.SIGTERM)
             return
         for ended in [each for each in readable if each in hubs]:
             pid, connection = hubs.pop(ended)

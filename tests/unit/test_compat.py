@@ -213,6 +213,9 @@ def test_nothing_else_of_ours_uses_what_jupyterhub_keeps_to_itself() -> None:
         "spawner",
         "settings",
         "group_overrides",
+        "kept_rules",
+        "wait_in_queue",
+        "hub/spawn_form",
         "backends/docker/settings",
     )
     for path in (ROOT / "gpuspawner" / f"{name}.py" for name in spawners):

@@ -15,20 +15,25 @@ from docker.types import ContainerConfig, DeviceRequest, Ulimit
 from traitlets.config import Config
 
 from gpuspawner.backends.docker.container_config import (
-    asks_for_gpus,
+    CONTROL_DEVICES,
+    OTHER_DEVICES,
     can_resume,
-    granted_uuids,
-    join_device_requests,
     pseudonym,
     refused_ulimit,
     removed_by_hub,
     with_lease,
+)
+from gpuspawner.backends.docker.device_requests import (
+    asks_for_gpus,
+    granted_uuids,
+    join_device_requests,
 )
 from gpuspawner.gpus.model import Holder
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_SETTINGS
 from gpuspawner.spawner import GPUSpawner
 
 VERSION = "1.43"
+TAKEN_OUT = {*CONTROL_DEVICES, *OTHER_DEVICES}
 LABELS = {"gpuspawner.gpus": "GPU-1,GPU-2", "gpuspawner.user": "ann"}
 
 
@@ -67,7 +72,11 @@ def test_a_lease_adds_its_gpus_labels_and_limits_and_keeps_everything_else() -> 
     ) == {
         "image": "lab/torch",
         "name": "jupyter-ann",
-        "environment": {"JUPYTERHUB_USER": "ann", "NVIDIA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
+        "environment": {
+            **dict.fromkeys(TAKEN_OUT),
+            "JUPYTERHUB_USER": "ann",
+            "NVIDIA_VISIBLE_DEVICES": "GPU-1,GPU-2",
+        },
         "labels": {
             "course": "ml",
             "gpuspawner.gpus": "GPU-1,GPU-2",
@@ -89,7 +98,7 @@ def test_a_lease_adds_its_gpus_labels_and_limits_and_keeps_everything_else() -> 
 def test_a_lease_of_no_gpus_sees_none_whatever_the_image_says() -> None:
     assert leased({"image": "nvidia/cuda"}) == {
         "image": "nvidia/cuda",
-        "environment": {"NVIDIA_VISIBLE_DEVICES": "void"},
+        "environment": {**dict.fromkeys(TAKEN_OUT), "NVIDIA_VISIBLE_DEVICES": "void"},
         "labels": LABELS,
         "host_config": {"Ulimits": []},
     }
@@ -127,6 +136,7 @@ CDI_NIC = {
     "Options": {},
 }
 INFINIBAND = {**CDI_NIC, "Driver": "", "Capabilities": [["rdma"]], "DeviceIDs": ["mlx5_0"]}
+ALLOWED = ("example.com/nic=*", "mlx5_0")
 ALL_GPUS = {"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]]}
 
 
@@ -174,9 +184,9 @@ def test_device_requests_are_joined_with_the_lease(
     configured: list[dict[str, Any]], with_gpus: list[dict[str, Any]]
 ) -> None:
     before = copy.deepcopy(configured)
-    assert join_device_requests(configured, ["GPU-1"]) == with_gpus
+    assert join_device_requests(configured, ["GPU-1"], ALLOWED) == with_gpus
     without_gpus = [request for request in with_gpus if request["Driver"] != "nvidia"]
-    assert join_device_requests(configured, []) == without_gpus
+    assert join_device_requests(configured, [], ALLOWED) == without_gpus
     assert configured == before
 
 
@@ -187,6 +197,10 @@ def test_device_requests_are_joined_with_the_lease(
         {"Driver": "", "DeviceIDs": ["GPU-1"], "Capabilities": [["gpu"]]},
         {"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=all"]},
         {"Driver": "", "DeviceIDs": ["nvidia.com/gpu=0"], "Capabilities": [["cdi"]]},
+        {"Driver": "cdi", "DeviceIDs": ["nvidia.com/mig=0:1"]},
+        {"Driver": "nvidia.cdi", "DeviceIDs": ["0"]},
+        {"Driver": "nvidia.runtime-hook", "DeviceIDs": ["GPU-1"]},
+        {"Driver": "cdi", "DeviceIDs": ["example.com/nic=eth1", "management.nvidia.com/gpu=all"]},
     ],
 )
 @pytest.mark.parametrize("uuids", [(), ("GPU-1",)])
@@ -194,9 +208,59 @@ def test_a_gpu_named_by_its_id_is_refused_with_the_trait_to_change(
     request_of_gpus: dict[str, Any], uuids: tuple[str, ...]
 ) -> None:
     with pytest.raises(ValueError, match="extra_host_config: device_requests names GPUs") as error:
-        join_device_requests([CDI_NIC, request_of_gpus], uuids)
+        join_device_requests([CDI_NIC, request_of_gpus], uuids, ["*"])
     assert repr(request_of_gpus["DeviceIDs"]) in str(error.value)
     assert "c.GPUSpawner.excluded_gpus" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (CDI_NIC, "example.com/nic=eth1"),
+        ({**CDI_NIC, "DeviceIDs": ["mlx5_0", "nvidia.com/gds=all"]}, "nvidia.com/gds=all"),
+        ({"Driver": "cdi", "DeviceIDs": ["amd.com/gpu=0"]}, "amd.com/gpu=0"),
+        ({"Driver": "amd", "Count": -1, "Capabilities": [["gpu"]]}, "devices of amd without names"),
+        ({"Driver": "cdi", "Count": 2, "DeviceIDs": ["mlx5_0"]}, "devices of cdi without names"),
+        ({"Capabilities": [["rdma"]]}, "devices of rdma without names"),
+        ({}, "devices of any driver without names"),
+    ],
+)
+@pytest.mark.parametrize("uuids", [(), ("GPU-1",)])
+def test_a_device_that_is_not_allowed_is_refused_with_the_trait_to_set(
+    other: dict[str, Any], named: str, uuids: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match="device_requests asks for ") as error:
+        join_device_requests([other], uuids, ["mlx5_*", "example.com/disk=*"])
+    assert f"asks for {named}. If every" in str(error.value)
+    assert "c.GPUSpawner.allowed_devices" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"devices": ["/dev/fuse", "/dev/nvidia0:/dev/nvidia7:rwm"]}, "devices has /dev/nvidia0,"),
+        ({"devices": ["/dev/nvidia-caps/nvidia-cap1"]}, "devices has /dev/nvidia-caps/nvidia-cap1"),
+        ({"devices": ["/dev"]}, "devices has /dev,"),
+        ({"device_cgroup_rules": ["c 195:* rwm"]}, "device_cgroup_rules has 'c 195:"),
+        ({"device_cgroup_rules": ["a *:* rwm"]}, "device_cgroup_rules has 'a "),
+    ],
+)
+@pytest.mark.parametrize("uuids", [(), ("GPU-1",)])
+def test_gpus_by_their_device_files_are_refused(
+    client: docker.APIClient, setting: Any, named: str, uuids: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValueError, match="extra_host_config: ") as error:
+        leased({"host_config": client.create_host_config(**setting)}, *uuids)
+    assert named in str(error.value)
+
+
+def test_other_device_files_are_kept(client: docker.APIClient) -> None:
+    given = client.create_host_config(
+        devices=["/dev/fuse", "/dev/nvidiactl"], device_cgroup_rules=["c 10:229 rwm"]
+    )
+    created = leased({"host_config": given}, "GPU-1")["host_config"]
+    assert [each["PathOnHost"] for each in created["Devices"]] == ["/dev/fuse", "/dev/nvidiactl"]
+    assert created["DeviceCgroupRules"] == ["c 10:229 rwm"]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +275,10 @@ def test_a_gpu_named_by_its_id_is_refused_with_the_trait_to_change(
         ({"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0"]}, True),
         ({"Driver": "cdi", "DeviceIDs": ["runtime.nvidia.com/gpu=all"]}, True),
         ({"Driver": "cdi", "DeviceIDs": ["example.com/nic=1", "nvidia.com/gpu=1"]}, True),
+        ({"Driver": "cdi", "DeviceIDs": ["nvidia.com/mig=0:1"]}, True),
+        ({"Driver": "nvidia.cdi"}, True),
+        ({"Driver": "cdi", "DeviceIDs": ["nvidia.com/gds=all"]}, False),
+        ({"Driver": "cdi", "DeviceIDs": ["notnvidia.com/gpu=0"]}, False),
         ({"Driver": "", "Capabilities": [["cdi"]], "DeviceIDs": ["nvidia.com/gpu=0"]}, True),
         ({}, False),
         ({"Driver": "amd", "Capabilities": [["gpu"]]}, False),
@@ -238,12 +306,13 @@ def test_a_request_is_understood_however_docker_py_was_given_it(
     client: docker.APIClient, all_gpus: Any
 ) -> None:
     host_config = client.create_host_config(device_requests=[all_gpus, CDI_NIC])
-    created = leased({"host_config": host_config}, "GPU-1")
+    created = leased({"host_config": host_config}, "GPU-1", allowed_devices=ALLOWED)
     assert created["host_config"]["DeviceRequests"] == [
         CDI_NIC,
         ours("GPU-1", Capabilities=[["gpu", "utility"]]),
     ]
-    assert leased({"host_config": host_config})["host_config"]["DeviceRequests"] == [CDI_NIC]
+    without = leased({"host_config": host_config}, allowed_devices=ALLOWED)["host_config"]
+    assert without["DeviceRequests"] == [CDI_NIC]
 
 
 @pytest.mark.parametrize("uuids", [(), ("GPU-1",)])
@@ -258,10 +327,20 @@ def test_a_request_is_understood_however_docker_py_was_given_it(
 )
 def test_the_last_word_on_visible_gpus_is_the_leases(environment: Any, uuids: Any) -> None:
     created = leased({"image": "x", "environment": environment}, *uuids)
-    sent = ContainerConfig(VERSION, command=None, **created)["Env"]
+    sent = set(ContainerConfig(VERSION, command=None, **created)["Env"]) - TAKEN_OUT
     visible = f"NVIDIA_VISIBLE_DEVICES={','.join(uuids) or 'void'}"
     # "GONE" alone takes a variable of the image away.
     assert sorted(sent) == ["A=b=c", "GONE", visible]
+
+
+def test_an_image_asks_for_no_devices_and_the_administrator_for_all_but_those_that_rule() -> None:
+    created = leased({"image": "x", "environment": dict.fromkeys(TAKEN_OUT, "all")}, "GPU-1")
+    sent = ContainerConfig(VERSION, command=None, **created)["Env"]
+    assert {line for line in sent if "=" not in line} == set(CONTROL_DEVICES)
+    assert "NVIDIA_GDS=all" in sent
+    created = leased({"image": "x"}, "GPU-1")
+    # A name alone takes a variable of the image away.
+    assert set(ContainerConfig(VERSION, command=None, **created)["Env"]) >= TAKEN_OUT
 
 
 @pytest.mark.parametrize(

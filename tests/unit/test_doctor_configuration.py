@@ -222,8 +222,26 @@ SAID = [
     (
         extra("{'devices': ['/dev/nvidia0:/dev/nvidia0']}"),
         "failure",
-        "devices gives GPUs",
-        "remove",
+        "devices would give GPUs to every server, so every start is refused",
+        "remove them from devices",
+    ),
+    (
+        extra("{'device_cgroup_rules': ['c 195:* rwm']}"),
+        "failure",
+        "device_cgroup_rules would give GPUs",
+        "remove them from device_cgroup_rules",
+    ),
+    (
+        extra("{'device_requests': [{'Driver': 'cdi', 'DeviceIDs': ['example.com/nic=1']}]}"),
+        "failure",
+        "asks for example.com/nic=1, so every start is refused",
+        "c.GPUSpawner.allowed_devices = ['example.com/nic=1']",
+    ),
+    (
+        extra("{'device_requests': [{'Driver': 'amd', 'Count': -1}]}"),
+        "failure",
+        "asks for devices of amd without names",
+        "name them: DeviceIDs",
     ),
     (
         "c.Spawner.environment = {'NVIDIA_VISIBLE_DEVICES': 'all'}",
@@ -458,7 +476,8 @@ def test_what_a_function_returns_is_looked_at_as_if_it_were_written_there(tmp_pa
         "c.DummyAuthenticator.password = 'x'",
         "c.JupyterHub.load_groups = {'lab': {'users': []}}",
         extra("{'cap_add': ['NET_BIND_SERVICE']}"),
-        extra("{'device_requests': [{'Driver': 'other', 'DeviceIDs': ['x']}]}"),
+        extra("{'device_requests': [{'Driver': 'other', 'DeviceIDs': ['x']}]}")
+        + "; c.GPUSpawner.allowed_devices = ['x']",
         extra("{'devices': ['/dev/snd']}"),
     ],
 )

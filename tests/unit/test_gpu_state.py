@@ -31,6 +31,21 @@ def test_each_model_tells_its_compute_capability(program: Program) -> None:
     assert everyone == ["{}.{}".format(*model.compute_capability) for model in MODELS.values()]
 
 
+def test_windows_subsystem_shows_a_server_all_gpus_so_that_one_is_handed_out(
+    program: Program, tmp_path: Path
+) -> None:
+    program.run("from pathlib import Path; from gpuspawner.gpus import reader")
+    program.run(f"reader.WSL = Path({str(tmp_path)!r})")
+    gpus = program.run(SURVEY, describe([("RTX-4090", 3)])).gpus
+    assert [gpu.state for gpu in gpus] == ["free", "excluded", "excluded"]
+    assert str(gpus[1].reason).startswith("On WSL 2 a server with a GPU sees all of them")
+    lost = describe([("RTX-4090", 2)]).with_gpu(0, fault="lost")
+    gpus = program.run(SURVEY, lost).gpus
+    assert [gpu.state for gpu in gpus] == ["unhealthy", "excluded"], "its holder may have both"
+    program.run("reader.WSL = Path('/nowhere')")
+    assert [gpu.state for gpu in program.run(SURVEY, HOST).gpus] == ["free", "free"]
+
+
 def test_a_gpu_that_does_not_tell_its_compute_capability_is_free_all_the_same(
     program: Program,
 ) -> None:

@@ -17,6 +17,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
 
 from gpuspawner.base_spawner import STATE_KEY
 from gpuspawner.group_overrides import copied
+from gpuspawner.hub.spawn_form import SpawnForm
 from gpuspawner.spawner import GPUSpawner
 
 from ..support.spawns import Hub, Spawner, begin, lab, waiting
@@ -187,9 +188,9 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
     one._spawn_pending = True
     await begin(one, gpus=1, image="plain")
     task = await waiting(one, hub)
-    await one.applicant_for_form()
+    await SpawnForm(one).applicant()
     put(one, *then)
-    await one.applicant_for_form()
+    await SpawnForm(one).applicant()
     hub.free_all()
     await task
 
@@ -197,7 +198,7 @@ async def seen_in_between(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> N
 async def after_the_form(one: Spawner, hub: Hub, *, then: tuple[str, ...]) -> None:
     """Open the form, for which JupyterHub runs a hook as well, and then start."""
     await one.run_auth_state_hook(None)
-    await one.applicant_for_form()
+    await SpawnForm(one).applicant()
     put(one, *then)
     await begin(one, gpus=1, image="plain")
     await one.run_pre_spawn_hook()
@@ -262,6 +263,32 @@ async def test_post_stop_hook_sees_what_the_spawn_had_set(monkeypatch) -> None:
     one.clear_state()
     assert seen == [("hook", "h")]
     assert one.image != "hook"
+
+
+@pytest.mark.parametrize("when", ["stop_object", "remove_object"])
+async def test_a_stop_leaves_the_next_start_alone_where_the_hub_has_seen_the_end(
+    monkeypatch, when: str
+) -> None:
+    """The hub looks whether servers run, cleans up, and the user may start the next one."""
+    removed: list[str] = []
+
+    async def meanwhile(one: Any) -> None:
+        if when == "remove_object":
+            removed.append(one.object_id)
+        one.clear_state()
+        one.object_id = "the next one"
+
+    async def remove(one: Any) -> None:
+        removed.append(one.object_id)
+
+    one = spawner(Hub(), "pre_spawn_hook", ())
+    monkeypatch.setattr(type(one), "stop_object", no_container)
+    monkeypatch.setattr(type(one), "remove_object", remove)
+    monkeypatch.setattr(type(one), when, meanwhile)
+    one.object_id = "this one"
+    await one.stop()
+    assert one.object_id == "the next one"
+    assert removed == ["this one"] * (when == "remove_object")
 
 
 async def told(hub: Hub) -> None:

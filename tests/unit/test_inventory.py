@@ -15,6 +15,14 @@ from ..support.nvml import Program
 
 HOST = describe([("A100-40GB", 2), ("T4", 1)])
 UNKNOWN = 999
+# Without privileges, a GPU in MIG mode answers these with "no permission".
+# ref: https://github.com/NVIDIA/nvidia-container-toolkit/issues/842
+SAID_TO_THE_HOST_ONLY = (
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetUtilizationRates",
+)
 COMPUTE_PROCESSES = "nvmlDeviceGetComputeRunningProcesses_v3"
 
 
@@ -89,6 +97,12 @@ SCENARIOS = [
     ),
     Scenario("fully busy without a process", {"utilization_percent": 100}, AT_REST),
     Scenario("in MIG mode", {"mig": True}, {"state": "mig", "mig": True}, "MIG mode"),
+    Scenario(
+        "in MIG mode, and in a container",
+        {"mig": True, "function_faults": tuple((name, 4) for name in SAID_TO_THE_HOST_ONLY)},
+        {"state": "mig", "mig": True, "memory_used_mib": None, "processes": None},
+        "MIG mode",
+    ),
     Scenario(
         "compute mode prohibited",
         {"compute_mode": "prohibited"},

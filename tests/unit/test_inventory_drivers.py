@@ -205,6 +205,9 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
         program.read(HOST.with_gpu(0, fault="reset_required"))
         assert notes.read_text() == "+-", "a GPU is reset only when nobody holds it"
         program.read(HOST)
+        in_container = (("nvmlDeviceGetMemoryInfo", 4), ("nvmlDeviceGetMemoryInfo_v2", 4))
+        program.read(HOST.with_gpu(0, mig=True, function_faults=in_container))
+        assert notes.read_text() == "+-", "what a GPU in MIG mode doesn't say is no failure"
         program.run("nvml.close()")
         assert notes.read_text() == "+--"
         program.run("nvml.close()")
@@ -214,6 +217,45 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
             program.read(State(gpus=HOST.gpus, function_faults=(("nvmlDeviceGetUUID", 9),)))
         # Once for the session that was kept, once for the one that was tried instead.
         assert notes.read_text() == "+----"
+
+
+def test_nvml_is_let_go_of_while_a_gpu_waits_for_a_reset_or_is_out_of_service(
+    tmp_path: Path,
+) -> None:
+    notes = tmp_path / "notes"
+    directory = compile_variant(tmp_path, "nvmlShutdown", COUNTING)
+    with with_library(directory, tmp_path, NOTES=str(notes)) as program:
+        assert program.read(HOST.with_gpu(0, remap_pending=True)).gpus[0].state == "ok"
+        assert notes.read_text() == "+-"
+        program.read(HOST, lets_go=True)
+        assert notes.read_text() == "+--"
+        program.read(HOST)
+        assert notes.read_text() == "+--"
+
+
+OUT_OF_SERVICE = """
+import asyncio
+from gpuspawner.gpus.out_of_service import InServiceReader, OutOfServiceMark
+from gpuspawner.gpus.reader import Reader
+reader, marks = Reader(10), {}
+async def list_marks():
+    return marks
+read = InServiceReader(reader, list_marks, lambda any_marks: setattr(reader, "lets_go", any_marks))
+"""
+
+
+def test_a_reader_lets_go_of_nvml_from_the_first_mark_to_the_last(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    directory = compile_variant(tmp_path, "nvmlShutdown", COUNTING)
+    with with_library(directory, tmp_path, NOTES=str(notes)) as program:
+        program.run(OUT_OF_SERVICE, HOST)
+        program.run("asyncio.run(read())")
+        program.run("marks['GPU'] = OutOfServiceMark('GPU')\nasyncio.run(read())")
+        program.run("asyncio.run(read())")
+        assert notes.read_text() == "+-"
+        program.run("marks.clear()\nasyncio.run(read())")
+        program.run("asyncio.run(read())")
+        assert notes.read_text() == "+--"
 
 
 THREADS = """

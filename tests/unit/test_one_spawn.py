@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from traitlets.config import Config
 
-from gpuspawner import base_spawner
+from gpuspawner import wait_in_queue
 from gpuspawner.backends.launch import ensure_cleared
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.base_spawner import BaseGPUSpawner
@@ -440,7 +440,7 @@ async def test_who_comes_again_by_other_rules_keeps_the_place_in_a_full_queue(hu
 
 
 async def test_rules_that_nobody_can_look_at_hand_out_nothing_and_cost_no_place(hub, monkeypatch):
-    monkeypatch.setattr(base_spawner, "PERIOD_SECONDS", 0.0)
+    monkeypatch.setattr(wait_in_queue, "PERIOD_SECONDS", 0.0)
     hub.occupy()
     one = hub.spawner(("lab",), **OWN)
     one.group_overrides = lab(**LABS)

@@ -11,10 +11,12 @@ from ..support.imports import MODULES, all_that_loads, imports, imports_of, ours
 from ..support.paths import ROOT
 
 
-@pytest.mark.parametrize("module", ["gpus.allocation", "gpus.model", "i18n.lazy_text"])
+@pytest.mark.parametrize(
+    "module", ["gpus.allocation", "gpus.links", "gpus.model", "i18n.lazy_text"]
+)
 def test_what_decides_and_its_words_load_only_the_standard_library(module: str) -> None:
     assert top(all_that_loads(module)) - {"gpuspawner", ""} <= sys.stdlib_module_names
-    assert ours(imports(module)) <= {"i18n.lazy_text", "gpus.model"}
+    assert ours(imports(module)) <= {"i18n.lazy_text", "gpus.links", "gpus.model"}
 
 
 def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
@@ -24,13 +26,17 @@ def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
 
 
 def test_only_the_inventory_imports_pynvml() -> None:
-    assert [name for name in MODULES if "pynvml" in top(imports(name))] == ["gpus.nvml"]
+    assert [name for name in MODULES if "pynvml" in top(imports(name))] == [
+        "gpus.nvml",
+        "gpus.nvml_links",
+    ]
 
 
 ROOMS = {"gpus", "images", "leases", "scheduling", "choices", "i18n"}
 NEUTRAL = [name for name in MODULES if name.partition(".")[0] in ROOMS]
-NEUTRAL += ["settings", "errors", "group_overrides", "base_spawner", "hub.state", "hub.compat"]
-NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers"]
+NEUTRAL += ["settings", "errors", "group_overrides", "kept_rules", "base_spawner", "spawn_attempt"]
+NEUTRAL += ["wait_in_queue", "hub.state", "hub.compat", "hub.spawn_form"]
+NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers", "backends.server"]
 
 
 @pytest.mark.parametrize("module", NEUTRAL)
@@ -57,9 +63,12 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
     assert ours(all_that_loads(module)) <= {
         "errors",
         "i18n.lazy_text",
+        "gpus.links",
+        "gpus.nvml_links",
         "gpus.state",
         "gpus.model",
         "gpus.missing_driver",
+        "backends.docker.device_requests",
         "backends.docker.poll_interval",
         "backends.docker.volume_folders",
         "timeouts",

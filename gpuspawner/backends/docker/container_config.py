@@ -10,18 +10,25 @@ import hmac
 import json
 import re
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...gpus.model import Holder
 from ...leases.labels import LABEL_GPUS, LABEL_REMOVE, LABEL_SETTINGS
+from .device_requests import granted_uuids, join_device_requests, refuse_device_files
 
 # The variable that the NVIDIA Container Toolkit reads. CUDA base images ship it as "all".
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
-# With any of these capabilities, the engine gives a request without a driver to NVIDIA's.
-# ref: nvidia_linux.go in moby's daemon/
-GPU_CAPABILITIES = frozenset(
-    {"gpu", "nvidia", "compute", "compat32", "graphics", "utility", "video", "display"}
+# Variables of an image with which NVIDIA's toolkit gives a container further devices. Those that
+# rule or watch all MIG instances nobody has; of the others, those that the administrator sets.
+# ref: https://github.com/NVIDIA/nvidia-container-toolkit, internal/config/image
+CONTROL_DEVICES = ("NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES")
+OTHER_DEVICES = (
+    "NVIDIA_GDRCOPY",
+    "NVIDIA_GDS",
+    "NVIDIA_IMEX_CHANNELS",
+    "NVIDIA_MOFED",
+    "NVIDIA_NVSWITCH",
 )
 
 # json-file is the default of an engine, and doesn't limit its size by default.
@@ -59,6 +66,7 @@ def with_lease(
     *,
     labels: Mapping[str, str],
     uuids: Sequence[str],
+    allowed_devices: Collection[str] = (),
     shm_size: int | None = None,
     ulimits: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -68,14 +76,18 @@ def with_lease(
         create_kwargs: for `APIClient.create_container`; `host_config` in the API's own form.
         labels: the labels of the lease.
         uuids: the UUIDs of its GPUs; may be empty.
+        allowed_devices: patterns of the names of other devices that every server may have.
         shm_size: the size of /dev/shm in bytes, unless the host config has one.
         ulimits: name -> value (-1: unlimited), unless the host config has them.
 
     Raises:
-        ValueError: the administrator's device requests name GPUs.
+        ValueError: the administrator's arguments would give GPUs to every server, or devices
+            that aren't allowed.
     """
     host_config = dict(create_kwargs.get("host_config") or {})
-    requests = join_device_requests(host_config.pop("DeviceRequests", None) or [], uuids)
+    refuse_device_files(host_config)
+    configured = host_config.pop("DeviceRequests", None) or []
+    requests = join_device_requests(configured, uuids, allowed_devices)
     if requests:
         host_config["DeviceRequests"] = requests
     if shm_size and not host_config.get("ShmSize"):
@@ -85,6 +97,8 @@ def with_lease(
     environment = _as_mapping(create_kwargs.get("environment"), None)
     # `docker exec` sees this variable, not the one that the engine adds for PID 1.
     environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
+    environment |= dict.fromkeys(CONTROL_DEVICES)
+    environment = dict.fromkeys(OTHER_DEVICES) | environment
     return {
         **create_kwargs,
         "labels": {**_as_mapping(create_kwargs.get("labels"), ""), **labels},
@@ -127,63 +141,6 @@ def with_log(
     return {**create_kwargs, "host_config": host_config}
 
 
-def join_device_requests(
-    configured: Sequence[Mapping[str, Any]], uuids: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Join the administrator's device requests with the lease's GPUs.
-
-    Requests for other devices are kept. Those for GPUs are merged with the lease's, since the
-    runtime's hook runs once per request: their capabilities and options are kept, a count ("all of
-    them") is replaced by the leased GPUs.
-
-    Raises:
-        ValueError: a request names GPUs by their ids, so that every server would get them.
-    """
-    ours: dict[str, Any] = {
-        "Driver": "nvidia",
-        "Count": 0,
-        "DeviceIDs": list(uuids),
-        "Capabilities": [["gpu"]],
-        "Options": {},
-    }
-    others: list[dict[str, Any]] = []
-    for request in configured:
-        if not asks_for_gpus(request):
-            others.append(dict(request))
-            continue
-        if request.get("DeviceIDs"):
-            raise ValueError(
-                f"extra_host_config: device_requests names GPUs itself ({request['DeviceIDs']}), "
-                "which would give them to everybody. Remove that line, and list GPUs that must "
-                "not be handed out in c.GPUSpawner.excluded_gpus."
-            )
-        more = [word for words in request.get("Capabilities") or [] for word in words]
-        ours["Capabilities"] = [list(dict.fromkeys(ours["Capabilities"][0] + more))]
-        ours["Options"] |= request.get("Options") or {}
-    return [*others, ours] if uuids else others
-
-
-def asks_for_gpus(request: Mapping[str, Any]) -> bool:
-    """Return whether a device request is for NVIDIA GPUs, by capability, driver or CDI name."""
-    words = [word for words in request.get("Capabilities") or [] for word in words]
-    ids = request.get("DeviceIDs") or []
-    # CDI names, for any driver: "nvidia.com/gpu=0" and "runtime.nvidia.com/gpu=0".
-    if any("nvidia.com/gpu" in str(name) for name in ids):
-        return True
-    driver = request.get("Driver") or ""
-    # Newer engines have "nvidia.cdi" and "nvidia.runtime-hook" as well.
-    return driver.startswith("nvidia") or (not driver and not GPU_CAPABILITIES.isdisjoint(words))
-
-
-def granted_uuids(container: Mapping[str, Any]) -> list[str]:
-    """Return the UUIDs of the GPUs that a container has, from its inspection.
-
-    The device requests decide, not the variable in its environment.
-    """
-    requests = (container.get("HostConfig") or {}).get("DeviceRequests") or []
-    return [uuid for request in requests if asks_for_gpus(request) for uuid in _device_ids(request)]
-
-
 def is_kept_of_another(container: Mapping[str, Any]) -> bool:
     """Return whether another spawner made a container that stays when it is stopped.
 
@@ -195,12 +152,6 @@ def is_kept_of_another(container: Mapping[str, Any]) -> bool:
     """
     found = container["Config"].get("Labels") or {}
     return LABEL_GPUS not in found and not (container.get("HostConfig") or {}).get("AutoRemove")
-
-
-def _device_ids(request: Mapping[str, Any]) -> list[str]:
-    if request.get("Count"):
-        return [f"count={request['Count']}"]
-    return list(request.get("DeviceIDs") or [])
 
 
 def _as_mapping(value: Any, bare: str | None) -> dict[str, str | None]:

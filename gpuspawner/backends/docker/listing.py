@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +15,8 @@ from ...leases.clock import Clock, Deadline
 from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, ServerState
 from ...untrusted import bounded
 from . import extended_ends
-from .container_config import VISIBLE_DEVICES, asks_for_gpus
+from .container_config import VISIBLE_DEVICES
+from .device_requests import DEVICE_FILE, DEVICE_RULE, GPU_NAME, asks_for_gpus
 
 # What the names of a lease's labels begin with.
 OUR_LABELS = "gpuspawner."
@@ -27,10 +27,6 @@ ENDED_STATES = frozenset({"exited", "dead", "removing"})
 PLAIN_RUNTIMES = frozenset({"", "runc", "crun", "io.containerd.runc.v2"})
 # What the toolkit takes for "no GPU".
 NONE = frozenset({"", "void", "none"})
-# A GPU's own file, and not one that all programs of the driver open. Its number needn't be NVML's.
-DEVICE_FILE = re.compile(r"/dev/nvidia[0-9]+|/dev/?")
-# NVIDIA's major number, in a rule of the devices cgroup.
-DEVICE_RULE = re.compile(r"[ac] +(\*|195):.*")
 
 
 class Listing:
@@ -183,7 +179,7 @@ def _requested(request: Mapping[str, Any]) -> Iterator[str]:
     yield from map(str, range(count if count <= 1000 else 0))
     for name in request.get("DeviceIDs") or []:
         # A request may name other devices as well.
-        if "=" not in name or "nvidia.com/gpu=" in name:
+        if "=" not in name or GPU_NAME.match(name):
             yield _bare(name)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dockerspawner.volumenamingstrategy import default_format_volume_name
 from jupyterhub.traitlets import ByteSpecification
-from traitlets import Bool, Dict, Enum, TraitError, Unicode, default, validate
+from traitlets import Bool, Dict, Enum, List, TraitError, Unicode, default, validate
 
 from ...choices.limits import Limits
 from ...group_overrides import lower
@@ -34,6 +34,14 @@ class DockerTraits(GPUTraits):
         {"memlock": -1, "stack": 64 * 1024**2},
         help="""Limits of a server's processes, -1 for none: NCCL pins memory, and some frameworks
         need a larger stack. Limits in `extra_host_config` take precedence.""",
+    ).tag(config=True)
+
+    allowed_devices = List(
+        Unicode(),
+        help="""Devices beside GPUs that `extra_host_config` may give to every server by
+        `device_requests`, by their names, as ["example.com/nic=*"]; `*` stands for any text. All
+        others are refused at a start. GPUs and MIG instances are never among them: leases make
+        those requests.""",
     ).tag(config=True)
 
     log_driver = Unicode(

@@ -1,0 +1,118 @@
+"""The spawn form of one server: what its user may choose by the rules of now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..choices import form, form_stream, options, start_link
+from ..choices.check import Applicant, forecast_choice
+from ..choices.limits import Limits, without_absent_versions
+from ..errors import Refused
+from ..i18n.lazy_text import join_sentences, lazy_gettext
+from ..leases.ledger import View
+from ..scheduling.phrases import kept_words
+from ..scheduling.queue import held_by_person
+from . import compat
+
+FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
+
+
+class SpawnForm:
+    """The form of one server.
+
+    Args:
+        spawner: the server's `BaseGPUSpawner`.
+    """
+
+    def __init__(self, spawner: Any) -> None:
+        self._spawner = spawner
+
+    async def applicant(self) -> tuple[Applicant, str]:
+        """Return this server's user and `pull_policy` by the current rules; change no trait.
+
+        JupyterHub has the default server's spawner render the form of named servers, too, even
+        while the default server runs or waits.
+        """
+        spawner = self._spawner
+        overrides = await spawner.overrides_of_groups()
+        if spawner.active:
+            await spawner.ensure_rules_applied()
+            return spawner.applicant(), spawner.pull_policy
+        try:
+            spawner.apply_overrides_of(overrides)
+            return spawner.applicant(), spawner.pull_policy
+        finally:
+            spawner.overrides.put_back()
+
+    async def render(self) -> str:
+        """Return the spawn form as HTML; "" if there is nothing to choose.
+
+        Raises:
+            web.Finish: the form's script has requested it and has been answered.
+        """
+        spawner = self._spawner
+        asked, open_forms = form_stream.requested_choice(), spawner.hub_state.open_forms
+        applicant, pull_policy = await self.applicant()
+        absent = await self._absent_versions(applicant.limits, pull_policy)
+        limits = without_absent_versions(applicant.limits, absent)
+
+        def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
+            seen = view or View()
+            return form.render(
+                limits,
+                choice,
+                view,
+                lambda each: forecast_choice(each, applicant, spawner.hub_state.queue, seen),
+                language=spawner.language(),
+                trouble=trouble,
+                safe_mode=spawner.keeps_settings(),
+                **more,
+            )
+
+        if asked is None:
+            picked_before, notice = spawner.refused_choice, spawner.notice
+            if kept := spawner.hub_state.queue.kept_place(spawner.holder):
+                notice = join_sentences(notice, kept_words(kept.until))
+            if (linked := start_link.linked_choice()) is not None:
+                picked_before = spawner.options_from_query(dict(linked))
+                notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
+            choice = options.restore_choice(picked_before or compat.saved_options(spawner))
+            seen = await open_forms.recent_view(spawner.holder)
+            home = spawner.home_use(applicant.limits.files)
+            return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)
+        picked, rules = options.restore_choice(asked), str(limits)
+
+        async def render_again(seconds: float) -> str:
+            view, trouble = await open_forms.recent_view(spawner.holder, seconds)
+            claims = spawner.hub_state.queue.claims(view.leases if view else ())
+            return open_forms.render_cache.get(
+                open_forms.visible_state(view, trouble),
+                (
+                    picked,
+                    rules,
+                    held_by_person(spawner.holder, claims),
+                    spawner.hub_state.queue.kept_place(spawner.holder),
+                    spawner.language().tag,
+                ),
+                lambda: rendered(picked, view, trouble, picked=True),
+            )
+
+        answer = await form_stream.answer(render_again, open_forms.watcher, lambda: spawner.active)
+        raise compat.answer_instead_of_page(answer)
+
+    def _parse_error(self, raw: Any) -> str:
+        """Return why a choice is invalid; "" if it isn't."""
+        try:
+            options.parse(raw, others_allowed=self._spawner.has_own_options())
+        except Refused as error:
+            return str(error)
+        return ""
+
+    async def _absent_versions(self, limits: Limits, pull_policy: str) -> frozenset[str]:
+        """Return the keys of the versions whose image isn't on the engine and won't be pulled."""
+        if pull_policy != "never":
+            return frozenset()
+        versions = limits.versions
+        images = {each.image for each in versions.values()}
+        missing = await self._spawner.hub_state.local_images.missing(images)
+        return frozenset(key for key, each in versions.items() if each.image in missing)

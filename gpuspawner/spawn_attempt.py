@@ -1,0 +1,48 @@
+"""The state of one spawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .gpus.model import Request
+from .leases.clock import Deadline
+from .leases.ledger import Reservation
+
+
+@dataclass(eq=False)
+class SpawnAttempt:
+    """The state of one spawn; `clear_state` replaces it as a whole.
+
+    Args:
+        since: when the choice was made, in seconds since the epoch: the time at which its request
+            joins the queue, for the order.
+        joined: the same by the steady clock, for how long it has waited.
+        request: the request of the choice.
+        waiting_since: `since`, once the request waits in the queue.
+        reservation: the granted reservation, until `launch` takes it over.
+        granted: the granted reservation, for as long as the spawn lasts.
+        is_up: whether the server has started, by this hub process or an earlier one.
+        granted_at: when the last reservation was granted, by the monotonic clock.
+        reserved_at: when the GPUs of this try were reserved, by the monotonic clock.
+        pulled: the image that has been pulled or found on the engine.
+        safe_mode: whether the server starts without what its user has set up at home.
+        image_title: what users call the request's image; it is known after a restart, too.
+        changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
+            its place, as its user has said that they change their choice.
+        is_refused: whether its choice was refused, so that nothing was begun.
+    """
+
+    since: float | None = None
+    joined: Deadline | None = None
+    request: Request | None = None
+    waiting_since: float | None = None
+    reservation: Reservation | None = None
+    granted: Reservation | None = None
+    is_up: bool = False
+    granted_at: float = 0.0
+    reserved_at: float = 0.0
+    pulled: str | None = None
+    safe_mode: bool = False
+    image_title: str = ""
+    changing_until: float = 0.0
+    is_refused: bool = False
