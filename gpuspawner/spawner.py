@@ -615,13 +615,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         As DockerSpawner does, but that JupyterHub, which looks whether servers run, may see the end
         first. It cleans up then, and the next start may already have begun.
         """
-        if not self.object_id:  # the engine was away before there was one
-            return
         attempt = self.attempt
-        self.log.info("Stopping the container of %s", self.log_name)
-        await self.stop_object()
-        if self.remove and self.attempt is attempt:
-            await self.remove_object()
+        if self.object_id:  # else the engine was away before there was one
+            self.log.info("Stopping the container of %s", self.log_name)
+            await self.stop_object()
+            if self.remove and self.attempt is attempt:
+                await self.remove_object()
         if self.attempt is attempt:
             if self.remove:
                 self.object_id = ""
