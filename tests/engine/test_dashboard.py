@@ -128,7 +128,8 @@ def test_an_administrator_stops_a_server_for_a_reason_that_its_user_reads(hub, e
     ]
     # Who starts it again isn't told any more.
     hub.start_server("ada", {"gpus": 1})
-    assert Program(hub, "ada").status()["stopped"] == []
+    ada = Program(hub, "ada")
+    until(lambda: ada.status()["stopped"] == [], "who has started again isn't told", log=hub.log)
     assert program.ask("DELETE", "/users/eve/server").status_code == 204
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -101,11 +102,25 @@ c.JupyterHub.load_roles = [
 """
 
 
+def _ports() -> Iterator[int]:
+    """Yield ports that the kernel gives to no connection by itself, each worker's own."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % PORT_WORKERS
+    mine = range(FIRST_PORT + worker, min(low, LAST_PORT), PORT_WORKERS)
+    yield from random.sample(mine, len(mine))
+
+
+FIRST_PORT, LAST_PORT, PORT_WORKERS = 10_000, 32_000, 16
+PORTS = _ports()
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, and that is nobody's until it is listened on."""
+    for port in PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def write_config(
