@@ -179,7 +179,12 @@ def configuration(snippet: Snippet, folder: Path) -> Config:
 def test_python_is_a_configuration_that_jupyterhub_takes(
     snippet: Snippet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, an_engine: None
 ) -> None:
-    monkeypatch.chdir(ROOT)
+    # With the repository's files beside it, and none of its own among them.
+    around = tmp_path / "around"
+    around.mkdir()
+    for path in ROOT.iterdir():
+        (around / path.name).symlink_to(path)
+    monkeypatch.chdir(around)
     found = configuration(snippet, tmp_path)
     assert found, "it sets nothing"
     for name, section in found.items():
