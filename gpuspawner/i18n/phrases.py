@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta, timezone
 from math import inf
 from typing import Any, Literal
@@ -68,7 +69,7 @@ _ORDINALS = {
 
 
 def _format_time(seconds: float, locale: Any, clock: str = _CLOCK) -> str:
-    then, now = datetime.fromtimestamp(seconds), datetime.now()
+    then, now = datetime.fromtimestamp(seconds), datetime.fromtimestamp(time.time())
     text = format_skeleton(clock, then, locale=locale)
     if then.date() == now.date():
         return text
