@@ -28,6 +28,7 @@ from .choices.check import (
 )
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
+from .gpus import share_hints
 from .gpus.model import Holder
 from .group_overrides import GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
@@ -145,7 +146,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def is_known(self) -> bool:
         """Whether the hub takes this server to run, to start or to stop, or holds GPUs for it."""
         attempt = self.attempt
-        return bool(self.active or self.lease.uuids or attempt.reservation or attempt.granted)
+        return bool(self.active or self.lease.units or attempt.reservation or attempt.granted)
 
     def new_attempt(self) -> SpawnAttempt:
         """Return the state of a new spawn."""
@@ -431,11 +432,11 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             self._tell_failure(error)
             raise self.to_http_error(error) from error
         self.attempt.is_up = True
-        self.lease.hold(launched.reservation.uuids)
+        self.lease.hold(launched.reservation.units)
         seconds = time.monotonic() - self.attempt.reserved_at
         metrics.observe_start(seconds, len(launched.reservation.gpus))
         if self.attempt.has_waited:
-            self.tell("turn", runs_words(len(launched.reservation.gpus), self.lease.until))
+            self.tell("turn", runs_words(launched.reservation.gpus, self.lease.until))
         return launched.answer
 
     def _tell_failure(self, error: Exception) -> None:
@@ -484,12 +485,18 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         granted = self.attempt.granted
         ours = {
             # NVIDIA_VISIBLE_DEVICES is "void" where the engine gives GPUs by CDI.
-            "GPUSPAWNER_GPUS": ",".join(gpu.uuid or "" for gpu in granted.gpus) if granted else "",
+            "GPUSPAWNER_GPUS": ",".join(granted.uuids) if granted else "",
             "GPUSPAWNER_UNTIL": iso_time(self.lease.until) if self.lease.until else "",
             "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
         }
         safe = SAFE_MODE if self.attempt.safe_mode else {}
-        return {**safe, **super().get_env(), **{name: each for name, each in ours.items() if each}}
+        hints = share_hints.environment(granted.gpus) if granted else {}
+        return {
+            **safe,
+            **hints,
+            **super().get_env(),
+            **{name: each for name, each in ours.items() if each},
+        }
 
     # -- What survives a restart of the hub ------------------------------------------------------
 
@@ -556,7 +563,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     @property
     def waiting_requests(self) -> int:
         """The number of requests in the queue that could use its GPUs."""
-        return self.hub_state.queue.waiting_for(self.lease.uuids)
+        return self.hub_state.queue.waiting_for(self.lease.units)
 
     def tell(self, occasion: Occasion, words: str) -> None:
         """Send the server's user a message, where an administrator has set where to."""

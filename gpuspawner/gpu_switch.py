@@ -169,7 +169,7 @@ class GPUSwitch:
             "start": turn.start if turn else None,
             "offer": None
             if offer is None
-            else {"gpus": sorted(offer.reservation.uuids), "until": offer.deadline.until},
+            else {"gpus": sorted(offer.reservation.units), "until": offer.deadline.until},
             "restarting": self.is_restarting,
             "notice": kept(self.notice),
         }
@@ -262,7 +262,7 @@ class GPUSwitch:
         await self._request(choice)
         self._require_running()
         lease = self._spawner.lease
-        if not lease.uuids:
+        if not lease.units:
             words = lazy_gettext("This server has no GPUs to give back.")
             raise Refused(words, status=409)
         lease.refuse_if_ending()
@@ -330,7 +330,7 @@ class GPUSwitch:
             waited=asked.waited if asked.waits else None,
         )
         metrics.WAITS.observe(asked.waited)
-        facts = {"gpus": reservation.uuids, "waited": asked.waited, "rule": queue.settings.order}
+        facts = {"gpus": reservation.units, "waited": asked.waited, "rule": queue.settings.order}
         links = connection(reservation.gpus)
         spawner.lease.log_event("grant", **facts, connection=links, until=None)
         return reservation
@@ -387,10 +387,10 @@ class GPUSwitch:
             raise error
         if self._offer is not offer:
             return
-        free = {gpu.uuid for gpu in view.gpus if gpu.state == "free"}
+        free = {gpu.id for gpu in view.gpus if gpu.state == "free"}
         rules = self._spawner.groups, self._spawner.request_limits()
         granted = offer.reservation.groups, offer.limits
-        if request == asked.request and rules == granted and offer.reservation.uuids <= free:
+        if request == asked.request and rules == granted and offer.reservation.units <= free:
             return
         self._release_offer("other rules, or a GPU out of order")
         asked.request = request
@@ -480,7 +480,7 @@ class GPUSwitch:
         spawner = self._spawner
         spawner.ledger.release(reservation)
         held = round(time.monotonic() - granted_at, 1)
-        facts = {"gpus": reservation.uuids, "held": held, "rule": rule}
+        facts = {"gpus": reservation.units, "held": held, "rule": rule}
         spawner.lease.log_event("release", by, **facts)
         spawner.hub_state.queue.wake()
 
@@ -524,7 +524,7 @@ class GPUSwitch:
                 "Servers that run can't get GPUs here. Stop this one, and start it with some."
             )
             raise Refused(words, status=403)
-        if spawner.lease.uuids:
+        if spawner.lease.units:
             words = lazy_gettext(
                 "This server has GPUs already. For others stop it, and start it with them."
             )

@@ -17,10 +17,13 @@ from .backends.docker.listing import Listing
 from .backends.docker.out_of_service import list_marks
 from .gpus.allocation import with_leases
 from .gpus.missing_driver import without_driver
-from .gpus.model import GPU, Node
+from .gpus.model import GPU, WHOLE, Node
+from .gpus.names import part_name
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import apply_marks
 from .gpus.reader import read_node
+from .gpus.unit_names import parse
+from .gpus.units import split
 from .leases.labels import leases_of
 from .leases.ledger import outsiders_of
 from .simulation.running_host import join_hint
@@ -65,7 +68,7 @@ Outside = Mapping["str | None", Sequence[str]]
 
 
 def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
-    """Return the GPUs with their holders and marks, and UUID -> containers without a lease."""
+    """Return the units with their holders and marks, and UUID -> containers without a lease."""
     client = docker.from_env(timeout=20)
     try:
         marked = replace(found, gpus=apply_marks(found.gpus, list_marks(client.api)))
@@ -73,7 +76,16 @@ def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
     finally:
         client.close()
     outsiders = outsiders_of(servers, [marked])
-    (node,) = with_leases([marked], leases_of(servers), outsiders)
+    leases = leases_of(servers)
+    held = [parse(name) for lease in leases for name in lease.gpus]
+    # What a hub shares it alone knows; that it does, the labels of its servers say.
+    shared = {name.uuid: name.of for name in held if name.slot is not None}
+    units = [
+        unit
+        for gpu in marked.gpus
+        for unit in (split(gpu, shared, ()) if gpu.kind == WHOLE and gpu.state != "mig" else [gpu])
+    ]
+    (node,) = with_leases([replace(marked, gpus=tuple(units))], leases, outsiders)
     names = {
         gpu.uuid: [each.name for each in outsiders if gpu.uuid in each.gpus] for gpu in node.gpus
     }
@@ -90,7 +102,10 @@ def _entry(gpu: GPU, containers: Sequence[str]) -> dict[str, Any]:
     holder = gpu.holder
     return {
         "node": gpu.node,
+        "id": gpu.id,
         "uuid": gpu.uuid,
+        "kind": gpu.kind,
+        "part": part_name(gpu),
         "index": gpu.index,
         "name": gpu.model,
         "memory_total_mib": gpu.memory_total_mib,
@@ -113,7 +128,8 @@ def as_text(found: Node, gpus: Sequence[GPU], outside: Outside) -> str:
         use = "?" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
         reason = "" if gpu.state in ("free", "leased") else gpu.reason
         holder = str(gpu.holder or ", ".join(outside.get(gpu.uuid, ())))
-        cells = (str(gpu.index), gpu.model, memory, use, gpu.state, holder, reason)
+        number = f"{gpu.index} {part_name(gpu)}".strip()
+        cells = (number, gpu.model, memory, use, gpu.state, holder, reason)
         rows.append(tuple(map(_printable, cells)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -12,6 +12,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from .choices import options
 from .choices.limits import MAX_HOURS, Limits
 from .gpus.allocation import POLICIES
+from .gpus.unit_names import MAX_SLOTS
 from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
 from .notifications import addresses
@@ -83,6 +84,42 @@ class GPUTraits(SpawnerMixin):
         help="""The most hours that a server may keep its GPUs; at the end it is stopped. None: for
         ever. Servers without GPUs have no end.""",
     ).tag(config=True, while_running=True, stricter=lower)
+
+    shared_gpus = Dict(
+        key_trait=Unicode(),
+        value_trait=Int(min=1, max=MAX_SLOTS),
+        help="""GPUs that several servers share, by model or UUID, and how many:
+        {"NVIDIA A100-SXM4-40GB": 8}. A UUID counts before its model; 1: not shared. Their servers
+        compute by turns and see all of the GPU's memory, which nothing divides by hardware. Which
+        users may have them whole or shared, `allowed_kinds` says. The same for all users.""",
+    ).tag(config=True)
+
+    shared_gpu_policy = Enum(
+        sorted(POLICIES),
+        "spread",
+        help="""Which slot of the shared GPUs a server gets, and which of equal MIG instances:
+        `spread` one of the GPU with the fewest servers, `pack` one of the GPU with the most.""",
+    ).tag(config=True)
+
+    allowed_kinds = List(
+        Unicode(),
+        help="""The kinds of GPUs that users may have: "gpu" for whole ones, "shared" for a slot of
+        a shared one, and the profiles of MIG instances, such as "1g.10gb". Empty: all.""",
+    ).tag(config=True, stricter=common)
+
+    default_kind = Unicode(
+        "",
+        help="""The kind of a server's GPU whose user names none. Empty: whole GPUs where there are
+        any that the user may have, then shared ones, then the smallest MIG instance.""",
+    ).tag(config=True)
+
+    limits_count = Enum(
+        ["gpus", "units"],
+        "gpus",
+        help="""What the limits count: "gpus", where a slot of eight counts as 1/8 and a MIG
+        instance as its part of the compute slices; "units", where each counts as one. The same for
+        all users.""",
+    ).tag(config=True)
 
     default_hours = Float(
         None,
@@ -314,6 +351,8 @@ class GPUTraits(SpawnerMixin):
             user_gpus=self.user_gpu_limit,
             group_gpus={name: n for name, n in self.group_gpu_limits.items() if name in groups},
             models=frozenset(self.allowed_models) or None,
+            kinds=frozenset(self.allowed_kinds) or None,
+            default_kind=self.default_kind,
             hours=self.hour_limit,
             default_hours=self.default_hours,
             ahead=3600 * self.not_before_hours if self.longest_wait_minutes != 0 else 0.0,

@@ -336,17 +336,17 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
         held, request = self.attempt.granted, self.attempt.request
-        uuids = [gpu.uuid for gpu in held.gpus if gpu.uuid] if held else []
+        units = [gpu.id for gpu in held.gpus if gpu.id] if held else []
         key = request.image if request else self.image
         until = held.until if held else None
         refused = self.backend.refused_ulimits
         return leased(
             removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
-                **labels(self.holder, key, uuids, until, self.groups),
+                **labels(self.holder, key, units, until, self.groups),
                 LABEL_HUB: self.hub_address,
             },
-            uuids=uuids,
+            uuids=held.uuids if held else [],
             allowed_devices=self.allowed_devices,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
@@ -485,7 +485,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         # Not in `create_server`, which runs to its end even if the start is cancelled.
         self.object_id = server_id
         container = await self.docker("inspect_container", server_id)
-        if set(granted_uuids(container)) != reservation.uuids:
+        if set(granted_uuids(container)) != set(reservation.uuids):
             raise http_errors.failure(
                 lazy_gettext("The container was created with other GPUs than were granted.")
             )
@@ -682,7 +682,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if found["State"]["Running"] and not self.pending:
             self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))
-            if lease and lease.gpus and not self.lease.uuids:
+            if lease and lease.gpus and not self.lease.units:
                 self.lease.adopt(lease)
         return found
 

@@ -169,7 +169,7 @@ class WaitInQueue:
             metrics.WAITS.observe(self._waited)
         spawner.lease.log_event(
             "grant",
-            gpus=reservation.uuids,
+            gpus=reservation.units,
             waited=self._waited,
             rule=queue.settings.order,
             connection=connection(reservation.gpus),
@@ -188,7 +188,7 @@ class WaitInQueue:
         """Log the release of GPUs whose server never ran."""
         if granted.gpus:
             held = round(time.monotonic() - attempt.granted_at, 1)
-            self._spawner.lease.log_event("release", by, gpus=granted.uuids, held=held, rule=rule)
+            self._spawner.lease.log_event("release", by, gpus=granted.units, held=held, rule=rule)
 
     async def _check_again(self) -> None:
         """Check a choice that has waited by the rules that apply now.

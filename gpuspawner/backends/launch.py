@@ -157,7 +157,7 @@ async def _start(
         creating = asyncio.ensure_future(server.create_server(reservation))
         # Shielded: the call goes on in its thread, and its result is needed to undo it.
         server_id = await asyncio.shield(creating)
-        await ledger.claim(server_id, reservation.uuids)
+        await ledger.claim(server_id, reservation.units)
         await server.verify_server(server_id, reservation)
         await server.start_server(server_id)
         # Its label has held the GPUs since it was created, and now it isn't replaced any more.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Refused
-from ..gpus.allocation import most_on_one_node
-from ..gpus.model import Holder, Request
+from ..gpus.allocation import most_on_one_node, request_phrase
+from ..gpus.model import WHOLE, Holder, Request
 from ..leases.ledger import Ledger, View
 from ..scheduling.plan import QueuedRequest
 from ..scheduling.queue import Queue, RequestLimits, held_by_other_servers, over_user_limit
@@ -110,8 +110,9 @@ def forecast_choice(
         applicant.holder, request, queue.join_time(applicant.holder), applicant.groups, starts
     )
     turn = queue.forecast(joining, applicant.request_limits, view)
+    part = "" if request.kind == WHOLE else request_phrase(request)
     if turn.gpus:
-        return Forecast("now", count)
+        return Forecast("now", request.gpus, part=part)
     if refusal := queue.refusal(request, applicant.request_limits, turn, view):
         return Forecast("no", count, refusal=refusal)
     fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
@@ -123,6 +124,7 @@ def forecast_choice(
         free=len(free),
         taken=all(gpu.state == "leased" for gpu in fitting),
         model=request.model or "",
+        part=part,
         scattered=most_on_one_node(free) < request.gpus <= len(free),
     )
 
@@ -133,6 +135,6 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
     if limit is not None and request.gpus:
         # The queue would refuse it later: too many GPUs with those of the user's other servers.
         held = held_by_other_servers(applicant.holder, queue.claims(view.leases))
-        if held + request.gpus > limit:
-            raise over_user_limit(request.gpus, held, limit)
+        if held + request.share > limit:
+            raise over_user_limit(request, held, limit)
     return request

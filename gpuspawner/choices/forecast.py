@@ -22,6 +22,7 @@ class Forecast:
         free: how many of the GPUs that it accepts are free, if it would wait.
         taken: whether all the GPUs that it accepts are leased, and none is e.g. unhealthy.
         model: the GPU model that it names; "" for any.
+        part: what it asks for if that is a part of a GPU: "1 shared GPU"; "" for whole ones.
         refusal: the sentence with which it would be refused.
         scattered: whether enough GPUs are free, but not on one node.
     """
@@ -32,6 +33,7 @@ class Forecast:
     free: int = 0
     taken: bool = False
     model: str = ""
+    part: str = ""
     refusal: str = ""
     scattered: bool = False
 

@@ -7,22 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from markupsafe import Markup
 
 from ..gpus.allocation import (
     availability,
+    kind_shares,
     model_counts,
     most_on_one_node,
     offered_nodes,
     span_several_nodes,
 )
 from ..gpus.links import Connection, connection
-from ..gpus.model import GPU
+from ..gpus.model import GPU, SHARED, WHOLE
+from ..gpus.names import gpu_names
+from ..gpus.unit_names import Share
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from ..i18n.phrases import hours_words, memory_words, moment, ordinal
+from ..i18n.phrases import hours_words, memory_words, moment, ordinal, share_words
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .forecast import UNKNOWN, Forecast, ForecastOf
@@ -71,7 +75,7 @@ class Version(Item):
 
 @dataclass(frozen=True)
 class Count(Item):
-    """A number of GPUs, with the forecast for it and the other options as they are chosen."""
+    """A number of GPUs or a part of one, with its forecast for the other options as chosen."""
 
     forecast: Forecast = UNKNOWN
 
@@ -143,6 +147,7 @@ def render(
         gpus=view.gpus if view else (),
         several=span_several_nodes(view.gpus) if view else False,
         offered=_offered(view),
+        notes=kind_notes(_offered(view, limits.models, limits.kinds)),
         limits=limits.rules(),
         size=size_phrase(limits),
         trouble=trouble,
@@ -190,51 +195,138 @@ def version_items(limits: Limits, last: Choice, view: View | None) -> list[Versi
 def count_items(
     limits: Limits, last: Choice, view: View | None, forecast_of: ForecastOf, keep: bool = False
 ) -> list[Count]:
-    """Return the numbers of GPUs from 0 to the most that this user could ever have on one node."""
+    """Return what can be had: none, each kind of parts of a GPU, and 1 GPU up to the most.
+
+    The most is what this user could ever have on one node.
+    """
     image = _preselected(limits, last) if limits.image_can_be_chosen else None
-    usable = _offered(view, limits.models)
-    most = min([most_on_one_node(usable), *(rule.most for rule in limits.rules())])
+    usable = _offered(view, limits.models, limits.kinds)
+    whole = [gpu for gpu in usable if gpu.kind == WHOLE]
+    may = min((rule.most for rule in limits.rules()), default=inf)
+    shares = kind_shares(usable) if may else {}
+    parts = {kind: share for kind, share in shares.items() if kind != WHOLE}
+    most = int(min(most_on_one_node(whole), may))
     hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
     model = last.model if keep else _chosen_model(limits, last, view)
+    amounts = [(0, WHOLE), *((1, kind) for kind in parts)]
+    amounts += [(count, WHOLE) for count in range(1, most + 1)]
     forecasts = [
         forecast_of(
             Choice(
                 image=image or None,
                 gpus=count,
                 model=model if count else None,
+                # Where there is one kind alone nobody is asked for it.
+                kind=kind if count and parts else None,
                 hours=hours,
                 not_before=last.not_before,
             )
         )
-        for count in range(most + 1)
+        for count, kind in amounts
     ]
-    free = most_on_one_node(gpu for gpu in usable if gpu.state == "free")
-    # The saved number isn't limited.
-    wanted = min(most + 1, limits.default_gpus if last.gpus is None else last.gpus)
-    while not keep and wanted > 0 and not _is_offered(wanted, forecasts, limits):
-        wanted -= 1
+    wanted = _wanted(limits, last, amounts, forecasts, keep)
     return [
         Count(
-            str(count),
-            str(count),
-            count == min(wanted, most),
+            kind if count and kind != WHOLE else str(count),
+            kind_title(kind, parts[kind]) if count and kind != WHOLE else str(count),
+            number == wanted,
             # Without a queue: no choice of model or image can start with so many GPUs now.
-            reason=availability(usable) if count > free and not limits.waits else "",
-            forecast=forecast,
+            reason=_shortage(usable, count, kind) if not limits.waits else "",
+            forecast=forecasts[number],
         )
-        for count, forecast in enumerate(forecasts)
+        for number, (count, kind) in enumerate(amounts)
     ]
 
 
-def _is_offered(count: int, forecasts: Sequence[Forecast], limits: Limits) -> bool:
-    """Return whether a number of GPUs may be preselected: it starts now, or its turn will come.
+def _wanted(
+    limits: Limits,
+    last: Choice,
+    amounts: Sequence[tuple[int, str]],
+    forecasts: Sequence[Forecast],
+    keep: bool,
+) -> int:
+    """Return the position in `amounts` of what is preselected."""
+    parts = [kind for count, kind in amounts if count and kind != WHOLE]
+    most = max(count for count, kind in amounts if not count or kind == WHOLE)
+    count = limits.default_gpus if last.gpus is None and last.kind is None else (last.gpus or 0)
+    if last.kind and last.gpus is None:
+        count = 1
+    usual = limits.default_kind in parts or most == 0
+    if count == 1 and (last.kind in parts or (last.kind is None and usual and parts)):
+        named = last.kind if last.kind in parts else limits.default_kind
+        number = amounts.index((1, named if named in parts else parts[0]))
+        return number if keep or _is_offered(number, forecasts, limits) else 0
+    # The saved number isn't limited.
+    count = min(count, most + 1)
+    while (
+        not keep
+        and count > 0
+        and not (count <= most and _is_offered(amounts.index((count, WHOLE)), forecasts, limits))
+    ):
+        count -= 1
+    return amounts.index((min(count, most), WHOLE))
+
+
+def _shortage(usable: Sequence[GPU], count: int, kind: str) -> str:
+    """Return why so many can't be had now; "" if they can."""
+    of_kind = [gpu for gpu in usable if gpu.kind == kind]
+    free = most_on_one_node(gpu for gpu in of_kind if gpu.state == "free")
+    return availability(of_kind) if count > free else ""
+
+
+def kind_title(kind: str, share: Share) -> str:
+    """Return what a part of a GPU is called: "1/8", "1g.10gb".
+
+    Args:
+        kind: `GPU.kind`, not of whole ones.
+        share: how much of a GPU it is.
+    """
+    if kind == SHARED:
+        return lazy_gettext("%(share)s shared", share=share_words(share))
+    return kind
+
+
+def kind_notes(usable: Sequence[GPU]) -> list[str]:
+    """Return a sentence for each kind of parts of GPUs, that says what it is and isn't."""
+    notes: list[str] = []
+    for kind, share in kind_shares(usable).items():
+        units = [gpu for gpu in usable if gpu.kind == kind]
+        sizes = sorted({gpu.memory_total_mib for gpu in units if gpu.memory_total_mib})
+        memory = memory_words(sizes[0] << 20) if sizes else ""
+        if kind == SHARED:
+            notes.append(
+                lazy_gettext(
+                    "%(share)s shared: up to %(others)s others compute on the same GPU, by turns. "
+                    "All see the whole of its memory, which nothing divides by hardware: take no "
+                    "more than your part.",
+                    share=share_words(share),
+                    others=max(gpu.parts for gpu in units) - 1,
+                )
+            )
+        elif kind != WHOLE and memory:
+            notes.append(
+                lazy_gettext(
+                    "%(profile)s: a part of a GPU with its own memory (%(memory)s) and cores.",
+                    profile=kind,
+                    memory=memory,
+                )
+            )
+        elif kind != WHOLE:
+            notes.append(
+                lazy_gettext(
+                    "%(profile)s: a part of a GPU with its own memory and cores.", profile=kind
+                )
+            )
+    return notes
+
+
+def _is_offered(number: int, forecasts: Sequence[Forecast], limits: Limits) -> bool:
+    """Return whether something may be preselected: it starts now, or its turn will come.
 
     Where all GPUs are taken the wish stays: who presses the button then joins the queue, and would
     start without a GPU and without a place if 0 were preselected.
     """
-    if count >= len(forecasts):
-        return False
-    found = forecasts[count]
+    found = forecasts[number]
     comes = found.turn is not None and found.turn.because != "never"
     return found.kind == "now" or (limits.waits and found.kind == "wait" and comes)
 
@@ -344,6 +436,9 @@ def granted_phrase(gpus: Sequence[GPU]) -> str:
     if not gpus:
         return lazy_gettext("No GPU was asked for")
     parts = []
+    if gpus[0].kind != WHOLE:
+        named = gpu_names(gpus, several=False)
+        return lazy_gettext("Set aside for you: %(which)s", which=named)
     for model in dict.fromkeys(gpu.model for gpu in gpus):
         indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")
         parts.append(lazy_gettext("GPU %(indexes)s (%(model)s)", indexes=indexes, model=model))
@@ -375,8 +470,13 @@ def _fit(limits: Limits, key: str, view: View | None) -> Fit:
     return fit_nodes(limits.versions.get(key), nodes)
 
 
-def _offered(view: View | None, models: frozenset[str] | None = None) -> list[GPU]:
-    return [gpu for node in offered_nodes(view.nodes, models) for gpu in node.gpus] if view else []
+def _offered(
+    view: View | None,
+    models: frozenset[str] | None = None,
+    kinds: frozenset[str] | None = None,
+) -> list[GPU]:
+    nodes = offered_nodes(view.nodes, models, kinds) if view else ()
+    return [gpu for node in nodes for gpu in node.gpus]
 
 
 def _read_static(name: str) -> Markup:

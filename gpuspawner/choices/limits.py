@@ -41,6 +41,8 @@ class Limits:
         user_gpus: the most GPUs of all of the user's servers; None: no limit.
         group_gpus: group -> the most GPUs of its members, for the user's groups that have a limit.
         models: the GPU models that the user may have; None: all.
+        kinds: the kinds of units that the user may have (`GPU.kind`); None: all.
+        default_kind: the kind of a choice that names none; "": what there is.
         hours: the longest time that a server may keep its GPUs; None: no limit.
         default_hours: the time of a choice that names none; None: `hours`.
         ahead: how far ahead a start may be asked for, in seconds; 0: it can't be.
@@ -62,6 +64,8 @@ class Limits:
     user_gpus: int | None = None
     group_gpus: Mapping[str, int] = field(default_factory=dict)
     models: frozenset[str] | None = None
+    kinds: frozenset[str] | None = None
+    default_kind: str = ""
     hours: float | None = None
     default_hours: float | None = None
     ahead: float = 0.0

@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import Refused
-from ..gpus.allocation import model_counts, most_on_one_node, offered_nodes
-from ..gpus.model import Node, Request
+from ..gpus.allocation import kind_shares, model_counts, most_on_one_node, offered_nodes
+from ..gpus.model import GPU, SHARED, WHOLE, Node, Request
+from ..gpus.unit_names import PROFILE
 from ..i18n.lazy_text import lazy_gettext
 from ..images.compatibility import fit_nodes
 from . import later, refusals
@@ -31,6 +32,7 @@ TOO_LARGE = lazy_gettext(
 )
 
 
+_KIND = rf"{SHARED}|{PROFILE}"
 _DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
 
 
@@ -101,6 +103,17 @@ class Choice(BaseModel):
             "Any; all of one model where one has enough.",
         ),
     ] = None
+    kind: Annotated[
+        str | None,
+        Field(max_length=MAX_KEY),
+        Option(
+            lazy_gettext("The kind of GPU"),
+            lazy_gettext('"gpu", "shared" or the profile of a MIG instance, as text'),
+            "`gpu` for whole GPUs, `shared` for a slot of one that several servers share, or the "
+            "profile of a MIG instance, such as `1g.10gb`. Of the last two a server has one.",
+            "`default_kind`: whole GPUs where there are any.",
+        ),
+    ] = None
     hours: Annotated[
         float | None,
         Field(gt=0, le=MAX_HOURS),
@@ -157,7 +170,10 @@ def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         option = OPTIONS.get(name)
         single = isinstance(values, list) and (len(values) == 1 or (option and values))
         value = values[0] if single else values
-        if option is None:
+        if name == "gpus" and isinstance(value, str) and re.fullmatch(_KIND, value):
+            # The form's one question: how many, or which part of one.
+            options["kind"] = value
+        elif option is None:
             options[name] = value
         elif value != "":
             options[name] = option.value_of(value)
@@ -240,13 +256,42 @@ def gpu_count(choice: Choice, limits: Limits) -> int:
     Raises:
         Refused: the number is over a limit.
     """
-    if choice.gpus is None:
+    if choice.gpus is None and choice.kind is None:
         most = limits.most_gpus()
         return limits.default_gpus if most is None else min(limits.default_gpus, most)
+    wanted = 1 if choice.gpus is None else choice.gpus
     for rule in limits.rules():
-        if choice.gpus > rule.most:
-            raise refusals.over_limit(choice.gpus, rule)
-    return choice.gpus
+        if wanted > rule.most:
+            raise refusals.over_limit(wanted, rule)
+    return wanted
+
+
+def unit_kind(choice: Choice, limits: Limits, gpus: Sequence[GPU]) -> str:
+    """Return the kind of the units that a choice asks for.
+
+    Args:
+        choice: the choice.
+        limits: the user's limits.
+        gpus: the units that may be handed out to anybody.
+
+    Raises:
+        Refused: there is no such unit, the user may not have it, or a server can't have as many.
+    """
+    there = kind_shares(gpus)
+    may = [kind for kind in there if limits.kinds is None or kind in limits.kinds]
+    if choice.kind is None:
+        # Who asks for several can only mean whole GPUs.
+        whole = (choice.gpus or 0) > 1 or WHOLE in may or not may
+        usual = WHOLE if whole else may[0]
+        alone = (choice.gpus or 1) == 1 and limits.default_kind in may
+        return limits.default_kind if alone else usual
+    if choice.kind not in there and (choice.kind != WHOLE or there):
+        raise refusals.unknown_kind(choice.kind, may)
+    if limits.kinds is not None and choice.kind not in limits.kinds:
+        raise refusals.kind_not_allowed(choice.kind, may)
+    if choice.kind != WHOLE and (choice.gpus or 1) > 1:
+        raise refusals.one_part_each(choice.kind)
+    return choice.kind
 
 
 def seconds(choice: Choice, limits: Limits) -> float | None:
@@ -278,23 +323,26 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
     several = len(nodes) > 1
-    gpus = [gpu for node in offered_nodes(nodes) for gpu in node.gpus]
+    every = [gpu for node in offered_nodes(nodes) for gpu in node.gpus]
+    kind = unit_kind(choice, limits, every) if count > 0 else WHOLE
+    gpus = [gpu for gpu in every if gpu.kind == kind]
     models = list(model_counts(gpus))
     named = choice.model if count > 0 else None
     if named is not None and limits.models is not None and named not in limits.models:
         raise refusals.model_not_allowed(named, models, limits, several)
     if named is not None and named not in models:
         raise refusals.unknown_model(named, models, several)
-    usable = offered_nodes(nodes, limits.models)
+    kinds = frozenset({kind}) if limits.kinds is None or kind in limits.kinds else frozenset[str]()
+    usable = offered_nodes(nodes, limits.models, kinds)
     fits = fit_nodes(limits.versions.get(key), usable)
     if count > 0 and fits.reason and any(node.gpus for node in usable):
         raise refusals.image_without_gpus(key, limits, fits.reason)
     if named is not None and not fits.takes(named):
         raise refusals.model_not_for_image(named, filter(fits.takes, models), key, limits)
     allowed = intersection(fits.models, limits.models)
-    total = most_on_one_node(
-        filter(Request(key, count, named, allowed, places=fits.places).takes, gpus)
-    )
+    wanted = Request(key, count, named, allowed, places=fits.places, kind=kind)
+    fitting = [gpu for node in usable for gpu in node.gpus if wanted.takes(gpu)]
+    total = most_on_one_node(fitting)
     if choice.gpus is None:
         # The user didn't name a number: on nodes without GPUs the server starts without.
         count = min(count, total)
@@ -303,10 +351,11 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
             raise refusals.too_few_allowed(count, total, several)
         if named is None and total < most_on_one_node(gpus):
             raise refusals.too_few_for_image(count, total, several, key, limits)
-        raise refusals.too_few(count, total, several, named)
+        raise refusals.too_few(count, total, several, named, kind)
     if count == 0:
         return Request(key, 0)
-    return Request(key, count, named, allowed, seconds(choice, limits), fits.places)
+    share = max(gpu.share for gpu in fitting)
+    return replace(wanted, gpus=count, seconds=seconds(choice, limits), unit_share=share)
 
 
 def intersection(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import Refused
 from ..gpus.allocation import gpu_count_phrase
+from ..gpus.model import WHOLE
 from ..i18n.lazy_text import lazy_gettext, listed
 from ..i18n.phrases import hours_words
 from .limits import Limits, Rule
@@ -248,7 +249,51 @@ def model_not_for_image(model: str, fitting: Iterable[str], key: str, limits: Li
     return _of_image(said, key, limits, of="model")
 
 
-def too_few(count: int, total: int, several: bool, model: str | None = None) -> Refused:
+def unknown_kind(kind: str, kinds: Sequence[str]) -> Refused:
+    """Return the refusal of a kind of units that no node has.
+
+    Args:
+        kind: the one that was asked for.
+        kinds: those that the user may have.
+    """
+    return Refused(
+        lazy_gettext(
+            "You asked for the kind of GPU %(kind)s, and here there are: %(kinds)s.",
+            kind=_quote(kind),
+            kinds=listed(kinds) or lazy_gettext("none"),
+        ),
+        key="kind",
+    )
+
+
+def kind_not_allowed(kind: str, kinds: Sequence[str]) -> Refused:
+    """Return the refusal of a kind of units that the user may not have; as `unknown_kind`."""
+    return Refused(
+        lazy_gettext(
+            "You asked for the kind of GPU %(kind)s, and the kinds you may have are: %(kinds)s.",
+            kind=_quote(kind),
+            kinds=listed(kinds) or lazy_gettext("none of those here"),
+        ),
+        status=403,
+        key="kind",
+    )
+
+
+def one_part_each(kind: str) -> Refused:
+    """Return the refusal of several slots or MIG instances for one server."""
+    return Refused(
+        lazy_gettext(
+            "A server can have one part of a GPU of the kind %(kind)s, and not several: programs "
+            "see one at a time.",
+            kind=_quote(kind),
+        ),
+        key="gpus",
+    )
+
+
+def too_few(
+    count: int, total: int, several: bool, model: str | None = None, kind: str = WHOLE
+) -> Refused:
     """Return the refusal of more GPUs than any node has.
 
     Args:
@@ -256,8 +301,9 @@ def too_few(count: int, total: int, several: bool, model: str | None = None) -> 
         total: how many the node has that has the most.
         several: whether there are several nodes.
         model: the model that was asked for; None: any.
+        kind: the kind of the units.
     """
-    values: Mapping[str, Any] = {"gpus": _gpus(count, model), "total": total}
+    values: Mapping[str, Any] = {"gpus": _gpus(count, model, kind), "total": total}
     return Refused(
         lazy_gettext(
             "You asked for %(gpus)s, and no machine here has more than %(total)s.", **values
@@ -306,10 +352,10 @@ def too_few_for_image(count: int, total: int, several: bool, key: str, limits: L
     return _of_image(said, key, limits, of="gpus")
 
 
-def _gpus(count: int, model: str | None = None) -> str:
+def _gpus(count: int, model: str | None = None, kind: str = WHOLE) -> str:
     """Return "2 GPUs", or what is short for any number that was sent."""
     if count <= MANY_GPUS:
-        return gpu_count_phrase(count, model)
+        return gpu_count_phrase(count, model, kind)
     return lazy_gettext("more than %(most)s GPUs", most=MANY_GPUS)
 
 

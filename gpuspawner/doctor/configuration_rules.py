@@ -15,8 +15,11 @@ from typing import Any
 from ..backends.docker.container_config import VISIBLE_DEVICES
 from ..backends.docker.device_requests import asks_for_gpus, names_beyond, refuse_device_files
 from ..backends.docker.volumes import UNESCAPED
+from ..gpus.allocation import kind_shares
 from ..gpus.missing_driver import own_container_id
-from ..gpus.model import GPU
+from ..gpus.model import GPU, WHOLE
+from ..gpus.units import sharing_problems, split
+from ..group_overrides import NOTHING
 from ..notifications.notifier import problems
 from .findings import NAME, Configuration, Finding
 
@@ -282,11 +285,30 @@ def gpu_numbers(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Fi
         if uuid.lower() not in known:
             what = f"{given.where('excluded_gpus')}: this machine has no GPU {uuid}"
             yield Finding("warning", what, "see `gpuspawner gpus --json`, or `nvidia-smi -L`")
+    for problem in sharing_problems(given.spawner.get("shared_gpus") or {}, gpus):
+        what = f"{given.where('shared_gpus')}: {problem.removeprefix('shared_gpus ')}"
+        yield Finding("warning", what.rstrip("."), "see `gpuspawner gpus`, or `nvidia-smi -L`")
+    kinds = set(kind_shares(_as_shared(given, gpus)))
+    for name in ("allowed_kinds", "default_kind"):
+        value = given.spawner.get(name) or []
+        for kind in [value] if isinstance(value, str) else value:
+            if kind not in kinds and kind not in (WHOLE, NOTHING):
+                what = f"{given.where(name)}: this machine has no GPU of the kind {kind}"
+                there = ", ".join(sorted(kinds)) or "none"
+                yield Finding("warning", what, f"it has: {there}")
     models = {gpu.model for gpu in gpus}
     for model in given.spawner.get("allowed_models") or []:
         if model not in models:
             what = f"{given.where('allowed_models')}: this machine has no {model}"
             yield Finding("warning", what, f"it has: {', '.join(sorted(models)) or 'none'}")
+
+
+def _as_shared(given: Configuration, gpus: Sequence[GPU]) -> list[GPU]:
+    """Return the units of GPUs as the configuration shares them."""
+    shared = given.spawner.get("shared_gpus") or {}
+    whole = [gpu for gpu in gpus if gpu.kind == WHOLE and gpu.state != "mig"]
+    parts = [gpu for gpu in gpus if gpu.kind != WHOLE]
+    return [unit for gpu in whole for unit in split(gpu, shared, ())] + parts
 
 
 def defaults(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:

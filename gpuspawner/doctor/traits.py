@@ -31,6 +31,7 @@ from .findings import NAME, NO_SUCH_USER
 
 SPAWNER_VALUES = (
     "allowed_images",
+    "allowed_kinds",
     "allowed_models",
     "allowed_versions",
     "check_in_minutes",
@@ -39,6 +40,7 @@ SPAWNER_VALUES = (
     "cpu_limit",
     "default_gpus",
     "default_hours",
+    "default_kind",
     "earlier_home_volumes",
     "environment",
     "allowed_devices",
@@ -68,6 +70,7 @@ SPAWNER_VALUES = (
     "pre_spawn_hook",
     "queue_length",
     "read_only_volumes",
+    "shared_gpus",
     "remove",
     "shm_size",
     "ulimits",

@@ -1,4 +1,4 @@
-"""Allocation policies: pure functions that choose the GPUs for a request.
+"""Allocation policies: pure functions that choose the units for a request.
 
 They work on values that the NVML readers and the ledger have read. This module imports only the
 standard library and our translations, so that each rule can be tested as a table of values.
@@ -15,14 +15,15 @@ from math import inf
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from .links import choose_linked
-from .model import GPU, Lease, Node, Outsider, Request
+from .model import GPU, SHARED, WHOLE, Lease, Node, Outsider, Request
+from .unit_names import Share, UnitName, parse
 
 # Called with a node's free GPUs sorted by index, the indexes of its busy GPUs, and a count.
 Policy = Callable[[Sequence[GPU], Sequence[int], int], Sequence[GPU]]
 
 
 def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple[GPU, ...] | None:
-    """Choose the GPUs to hand out for a request; return None if too few are free.
+    """Choose the units to hand out for a request; return None if too few are free.
 
     All of them are on one node. Only GPUs in state "free" whose UUID is known are handed out. GPUs
     of one model are preferred, since a training step takes as long as its slowest GPU; models are
@@ -87,6 +88,8 @@ def pick_on_node(
         policy: a key of `POLICIES`.
     """
     pools = [pool for pool in by_model(free) if len(pool) >= count]
+    if free[0].kind != WHOLE:
+        return tuple(_pick_parts(free, busy, count, policy))
     # "pack" takes from the model with the fewest GPUs left, "spread" from the one with the most.
     pool = (min if policy == "pack" else max)(pools, key=len) if pools else free
     # "spread" keeps single GPUs apart; several of one server are always to be close.
@@ -94,8 +97,18 @@ def pick_on_node(
     return linked or tuple(POLICIES[policy](pool, busy, count))
 
 
+def _pick_parts(free: Sequence[GPU], busy: Sequence[int], count: int, policy: str) -> Sequence[GPU]:
+    """Choose slots or MIG instances: of the emptiest GPU ("spread"), or of the fullest ("pack")."""
+    taken = Counter(busy)
+    fuller = 1 if policy == "spread" else -1
+    order = sorted(
+        free, key=lambda gpu: (fuller * taken[gpu.index] / gpu.parts, gpu.index, gpu.part or 0)
+    )
+    return order[:count]
+
+
 def busy_indexes(gpus: Iterable[GPU]) -> list[int]:
-    """Return the indexes of the GPUs that are in use, by a server or by a foreign program."""
+    """Return the index of each unit in use, by a server or by a foreign program."""
     return [gpu.index for gpu in gpus if gpu.state in ("leased", "foreign")]
 
 
@@ -115,7 +128,7 @@ def check_policy_and_gpus(
     """
     if value not in known:
         raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
-    named = [gpu.uuid for gpu in gpus if gpu.uuid]
+    named = [gpu.id for gpu in gpus if gpu.uuid]
     if len(named) != len(set(named)):
         raise ValueError("two GPUs have the same UUID: nothing can be told apart")
 
@@ -128,9 +141,10 @@ def explain_shortage(request: Request, gpus: Sequence[GPU]) -> str:
         gpus: every GPU of every node.
     """
     fitting = [gpu for gpu in gpus if request.takes(gpu)]
+    of_kind = [gpu for gpu in gpus if gpu.kind == request.kind]
     most = most_on_one_node(fitting)
-    wanted = gpu_count_phrase(request.gpus, request.model)
-    if len(fitting) < len(gpus) and request.model is None:
+    wanted = request_phrase(request)
+    if len(fitting) < len(of_kind) and request.model is None:
         wanted = lazy_gettext("%(gpus)s of those you can have with your image", gpus=wanted)
     if most < request.gpus:
         if span_several_nodes(gpus):
@@ -220,26 +234,28 @@ POLICIES: dict[str, Policy] = {"pack": pack, "spread": spread}
 
 
 def apply_leases(gpus: Iterable[GPU], leases: Iterable[Lease]) -> tuple[GPU, ...]:
-    """Return the GPUs with their holders and the ends of their leases filled in.
+    """Return the units with their holders and the ends of their leases filled in.
 
     A lease overrides what NVML reports: a leased GPU is "leased" even while a program computes on
-    it. An unhealthy GPU keeps its state, since its holder has to read why it doesn't answer.
+    it. An unhealthy GPU keeps its state, since its holder has to read why it doesn't answer. A
+    lease takes all units that nobody else can have beside it (`UnitName.excludes`): a GPU that was
+    handed out whole, and is shared from now on, has no free slot until that lease ends.
     """
-    return _apply(gpus, _by_gpu(leases))
+    there = tuple(gpus)
+    return _apply(there, _by_unit(there, leases))
 
 
 def with_leases(
     nodes: Sequence[Node], leases: Iterable[Lease], outsiders: Iterable[Outsider] = ()
 ) -> tuple[Node, ...]:
-    """Return the nodes with the holder of each GPU filled in, as `apply_leases` does.
+    """Return the nodes with the holder of each unit filled in, as `apply_leases` does.
 
     A GPU without a lease that an outsider was given is "foreign", used by it or not. If two nodes
     report the same UUID, neither GPU keeps it, and neither is handed out.
     """
-    found = _by_gpu(leases)
-    outside = {uuid for outsider in outsiders for uuid in outsider.gpus} - found.keys()
-    times = Counter(gpu.uuid for node in nodes for gpu in node.gpus if gpu.uuid)
-    duplicates = {uuid for uuid, number in times.items() if number > 1}
+    found = _by_unit([gpu for node in nodes for gpu in node.gpus], leases)
+    outside = {uuid for outsider in outsiders for uuid in outsider.gpus}
+    duplicates = _duplicate_uuids(nodes)
     return tuple(
         replace(
             node,
@@ -249,6 +265,18 @@ def with_leases(
         )
         for node in nodes
     )
+
+
+def _duplicate_uuids(nodes: Sequence[Node]) -> set[str]:
+    """Return the UUIDs that several GPUs have. All slots of one GPU have the same."""
+    places: dict[str, tuple[str, int]] = {}
+    return {
+        gpu.uuid
+        for node in nodes
+        for gpu in node.gpus
+        if gpu.uuid
+        and places.setdefault(gpu.uuid, (node.name, gpu.index)) != (node.name, gpu.index)
+    }
 
 
 def _without_duplicate_uuids(gpus: Sequence[GPU], duplicates: Collection[str]) -> Sequence[GPU]:
@@ -269,25 +297,59 @@ def _given_outside(gpus: Sequence[GPU], uuids: Collection[str]) -> Sequence[GPU]
         return gpus
     return [
         replace(gpu, state="foreign", reason=GIVEN_OUTSIDE)
-        if gpu.uuid in uuids and gpu.state in ("free", "foreign")
+        if (gpu.uuid in uuids or gpu.parent in uuids) and gpu.state in ("free", "foreign")
         else gpu
         for gpu in gpus
     ]
 
 
-def _apply(gpus: Iterable[GPU], leases: Mapping[str | None, Lease]) -> tuple[GPU, ...]:
-    return tuple(
-        gpu if (lease := leases.get(gpu.uuid)) is None else _lease(gpu, lease) for gpu in gpus
+def _apply(gpus: Sequence[GPU], leases: Mapping[str | None, Lease]) -> tuple[GPU, ...]:
+    applied = tuple(
+        gpu if (lease := leases.get(gpu.id)) is None else _lease(gpu, lease) for gpu in gpus
+    )
+    shared = {gpu.uuid for gpu in applied if gpu.kind == SHARED and gpu.holder}
+    return (
+        tuple(_beside_holders(gpu) if gpu.uuid in shared else gpu for gpu in applied)
+        if (shared)
+        else applied
     )
 
 
-def _by_gpu(leases: Iterable[Lease]) -> dict[str | None, Lease]:
-    """Return UUID -> lease. If two leases name the same GPU, the one that ends later counts."""
+def _beside_holders(gpu: GPU) -> GPU:
+    """Return a slot of a GPU of which others are leased: what computes there may be theirs."""
+    if gpu.state == "foreign" and gpu.reason != GIVEN_OUTSIDE:
+        return replace(gpu, state="free", reason="")
+    return gpu
+
+
+def _by_unit(gpus: Sequence[GPU], leases: Iterable[Lease]) -> dict[str | None, Lease]:
+    """Return unit -> lease. If two leases exclude it, the one that ends later counts."""
     found: dict[str | None, Lease] = {}
-    for lease in leases:
-        for uuid in lease.gpus:
-            if uuid not in found or _end(lease) >= _end(found[uuid]):
-                found[uuid] = lease
+    every = list(leases)
+    for lease in every:
+        for name in lease.gpus:
+            if name not in found or _end(lease) >= _end(found[name]):
+                found[name] = lease
+    split = any(gpu.kind != WHOLE for gpu in gpus)
+    if split or any("#" in name or name.startswith("MIG-") for name in found if name):
+        found |= _by_part(gpus, [(parse(name), lease) for lease in every for name in lease.gpus])
+    return found
+
+
+def _by_part(
+    gpus: Sequence[GPU], held: Sequence[tuple[UnitName, Lease]]
+) -> dict[str | None, Lease]:
+    """Return unit -> lease where GPUs are shared, partitioned, or were when they were leased."""
+    # An instance of which nobody wrote down the GPU.
+    parents = {gpu.uuid: gpu.parent for gpu in gpus if gpu.parent}
+    on_gpu: dict[str | None, list[GPU]] = {}
+    for gpu in gpus:
+        on_gpu.setdefault(gpu.gpu_uuid, []).append(gpu)
+    found: dict[str | None, Lease] = {}
+    for name, lease in sorted(held, key=lambda each: _end(each[1])):
+        for gpu in on_gpu.get(parents.get(name.uuid, name.gpu), ()):
+            if gpu.name is not None and gpu.name.excludes(name):
+                found[gpu.id] = lease
     return found
 
 
@@ -295,21 +357,28 @@ def _end(lease: Lease) -> float:
     return inf if lease.until is None else lease.until
 
 
-def offered_nodes(nodes: Sequence[Node], models: frozenset[str] | None = None) -> tuple[Node, ...]:
-    """Return the nodes with only those GPUs that may be handed out, now or later.
+def offered_nodes(
+    nodes: Sequence[Node],
+    models: frozenset[str] | None = None,
+    kinds: frozenset[str] | None = None,
+) -> tuple[Node, ...]:
+    """Return the nodes with only those units that may be handed out, now or later.
 
     Args:
-        nodes: the nodes with all their GPUs.
+        nodes: the nodes with all their units.
         models: the GPU models that the user may have; None: all.
+        kinds: the kinds of units that the user may have; None: all.
     """
-    # Nobody waits for an excluded GPU or one in MIG mode.
+    # Nobody waits for an excluded GPU, or for the whole of one in MIG mode.
     return tuple(
         replace(
             node,
             gpus=tuple(
                 gpu
                 for gpu in node.gpus
-                if gpu.state not in ("excluded", "mig") and (models is None or gpu.model in models)
+                if gpu.state not in ("excluded", "mig")
+                and (models is None or gpu.model in models)
+                and (kinds is None or gpu.kind in kinds)
             ),
         )
         for node in nodes
@@ -323,6 +392,16 @@ def model_counts(gpus: Iterable[GPU]) -> dict[str, tuple[int, int]]:
         free, total = counts.get(gpu.model, (0, 0))
         counts[gpu.model] = (free + _is_free(gpu), total + 1)
     return counts
+
+
+def kind_shares(gpus: Iterable[GPU]) -> dict[str, Share]:
+    """Return kind -> how much of a GPU such a unit is at most, from the smallest to whole GPUs."""
+    shares: dict[str, Share] = {}
+    for gpu in gpus:
+        shares[gpu.kind] = max(shares.get(gpu.kind, 0), gpu.share)
+    # Limits may count each unit as one: whole GPUs come last even so.
+    order = sorted(shares, key=lambda kind: (kind == WHOLE, kind != SHARED, shares[kind], kind))
+    return {kind: shares[kind] for kind in order}
 
 
 TAKEN_REASON = lazy_gettext("taken")
@@ -387,8 +466,50 @@ def _rank(runs: Sequence[Sequence[GPU]]) -> Callable[[GPU], tuple[int, int]]:
     return lambda gpu: (place[gpu.index], gpu.index)
 
 
-def gpu_count_phrase(number: int, model: str | None = None) -> str:
-    """Return "2 GPUs", or "2 NVIDIA A100 GPUs" if a model is given."""
+def request_phrase(request: Request) -> str:
+    """Return what a request asks for: "2 GPUs", "1 shared GPU", "1 MIG instance 1g.10gb"."""
+    return gpu_count_phrase(request.gpus, request.model, request.kind)
+
+
+def units_phrase(gpus: Sequence[GPU]) -> str:
+    """Return what these units are: "2 GPUs", "1 shared GPU"."""
+    return gpu_count_phrase(len(gpus), kind=gpus[0].kind if gpus else WHOLE)
+
+
+def is_part_of(gpu: GPU, names: Collection[str]) -> bool:
+    """Return whether nobody else can have a unit beside who has those of these names."""
+    return gpu.id in names or bool(
+        gpu.name and any(gpu.name.excludes(parse(name)) for name in names)
+    )
+
+
+def names_phrase(names: Collection[str]) -> str:
+    """Return what units are, by their names alone: "2 GPUs", "1 shared GPU"."""
+    said = [parse(name) for name in names]
+    kinds = {each.profile or (WHOLE if each.slot is None else SHARED) for each in said}
+    return gpu_count_phrase(len(said), kind=kinds.pop() if len(kinds) == 1 else WHOLE)
+
+
+def gpu_count_phrase(number: int, model: str | None = None, kind: str = WHOLE) -> str:
+    """Return "2 GPUs", or "2 NVIDIA A100 GPUs" if a model is given, with the kind of the units."""
+    if kind == SHARED and model:
+        return lazy_ngettext(
+            "%(num)s shared %(model)s GPU", "%(num)s shared %(model)s GPUs", number, model=model
+        )
+    if kind == SHARED:
+        return lazy_ngettext("%(num)s shared GPU", "%(num)s shared GPUs", number)
+    if kind != WHOLE and model:
+        return lazy_ngettext(
+            "%(num)s %(profile)s instance of %(model)s",
+            "%(num)s %(profile)s instances of %(model)s",
+            number,
+            profile=kind,
+            model=model,
+        )
+    if kind != WHOLE:
+        return lazy_ngettext(
+            "%(num)s %(profile)s instance", "%(num)s %(profile)s instances", number, profile=kind
+        )
     if model:
         return lazy_ngettext("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)
     return lazy_ngettext("%(num)s GPU", "%(num)s GPUs", number)

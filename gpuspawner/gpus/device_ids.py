@@ -25,15 +25,16 @@ def gpus_named(names: Collection[str], gpus: Sequence[GPU]) -> frozenset[str]:
         gpus: every GPU of the node.
     """
     known = {gpu.uuid.lower(): gpu.uuid for gpu in gpus if gpu.uuid}
-    of_index = {gpu.index: gpu.uuid for gpu in gpus}
+    of_index = {gpu.index: gpu.uuid for gpu in gpus if not gpu.parent}
     found: set[str] = set()
     for name in names:
         low = name.strip().lower()
         if low.startswith("gpu-"):
             found |= {known[low]} if low in known else set()
         elif low.startswith("mig-"):
-            # A GPU in MIG mode isn't handed out anyway.
-            found |= {gpu.uuid for gpu in gpus if gpu.uuid and gpu.state == "mig"}
+            # One that NVML doesn't know, or by another form of its name, may be any of them.
+            every = {gpu.uuid for gpu in gpus if gpu.uuid and gpu.state == "mig"}
+            found |= {known[low]} if low in known else every
         else:
             index = re.fullmatch(r"(?:gpu)?([0-9]{1,4})(?::[0-9]+)?", low)
             uuid = of_index.get(int(index[1])) if index else None

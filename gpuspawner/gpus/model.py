@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
+
+from .unit_names import Share, UnitName, share_of
+
+# What kinds of units are called: whole GPUs, slots of shared ones, and MIG instances by profile.
+WHOLE = "gpu"
+SHARED = "shared"
 
 GPUState = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
 
@@ -32,11 +39,12 @@ class Holder:
 
 @dataclass(frozen=True)
 class Lease:
-    """The GPUs (by UUID) that are held by a server, or reserved for one.
+    """The units (by name) that are held by a server, or reserved for one.
 
     `until` is when the lease ends, in seconds since the epoch; None if it has no known end.
     `groups` are the groups of the holder's user at the spawn.
     `overdue` is whether its end is long past, so that it may go at any time or never.
+    `count` is how much limits count it; None: by the units' shares of their GPUs.
     """
 
     holder: Holder
@@ -44,6 +52,12 @@ class Lease:
     until: float | None = None
     groups: frozenset[str] = frozenset()
     overdue: bool = False
+    count: Share | None = None
+
+    @property
+    def share(self) -> Share:
+        """How much limits count them: 2 GPUs are 2, a slot of eight is 1/8."""
+        return share_of(self.gpus) if self.count is None else self.count
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,13 @@ class Outsider:
 
 @dataclass(frozen=True)
 class GPU:
-    """One GPU, with its state and its holder, as pages and policies use it.
+    """One unit that is handed out, with its state and its holder, as pages and policies use it.
+
+    A unit is a whole GPU, a MIG instance or a slot of a shared GPU; `kind` is "gpu", the instance's
+    profile ("1g.10gb") or "shared". `uuid` is what the driver calls it: the instance's own, and for
+    all slots of a GPU the GPU's. `parent` is the UUID of the GPU that an instance is a part of,
+    `part` the number of an instance or slot on its GPU, `parts` how many slots or compute slices
+    the GPU has. `share` is how much of a GPU limits count it.
 
     `uuid` is None if an unhealthy GPU doesn't report it; such a GPU is never free. `reason` is a
     sentence for users if `state` isn't "free". `compute_capability` is "8.0" for an A100, None if
@@ -85,7 +105,33 @@ class GPU:
     until: float | None = None
     node: str = ""
     overdue: bool = False
+    kind: str = WHOLE
+    part: int | None = None
+    parts: int = 1
+    parent: str = ""
+    share: Share = 1
     links: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+
+    @cached_property
+    def name(self) -> UnitName | None:
+        """What its name says; None if the GPU doesn't report its UUID."""
+        if self.uuid is None:
+            return None
+        if self.kind == SHARED:
+            return UnitName(self.uuid, self.part, of=self.parts)
+        profile = "" if self.kind == WHOLE else self.kind
+        return UnitName(self.uuid, profile=profile, of=self.parts, parent=self.parent)
+
+    @cached_property
+    def id(self) -> str | None:
+        """Its name, by which a lease has it; None if the GPU doesn't report its UUID."""
+        # Nearly all of them are whole GPUs, and a plan asks for thousands.
+        return self.uuid if self.kind == WHOLE else str(self.name)
+
+    @property
+    def gpu_uuid(self) -> str | None:
+        """The UUID of the physical GPU."""
+        return self.parent or self.uuid
 
 
 @dataclass(frozen=True)
@@ -107,12 +153,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Request:
-    """A checked choice: an image version's key, a number of GPUs, and their model (None: any).
+    """A checked choice: an image version's key, a number of units, their kind and their model.
 
-    All of the GPUs are to be on one node. `models` are the GPU models that the image runs on; None
-    if it runs on all. If that depends on the node, as with different drivers, `places` are the
-    pairs (node name, model) that it runs on; None if it doesn't. `seconds` is for how long the
-    GPUs are requested; None: without an end.
+    All of them are to be on one node. `kind` is `GPU.kind`, `model` a GPU model (None: any).
+    `models` are the GPU models that the image runs on; None if it runs on all. If that depends on
+    the node, as with different drivers, `places` are the pairs (node name, model) that it runs on;
+    None if it doesn't. `seconds` is for how long they are requested; None: without an end.
+    `unit_share` is how much of a GPU limits count each of them.
     """
 
     image: str
@@ -121,16 +168,24 @@ class Request:
     models: frozenset[str] | None = None
     seconds: float | None = None
     places: frozenset[tuple[str, str]] | None = None
+    kind: str = WHOLE
+    unit_share: Share = 1
 
     @property
-    def kind(self) -> Hashable:
-        """A key that is equal for requests that accept the same GPUs."""
-        return self.model, self.models, self.places
+    def accepts(self) -> Hashable:
+        """A key that is equal for requests that accept the same units."""
+        return self.kind, self.model, self.models, self.places
+
+    @property
+    def share(self) -> Share:
+        """How much of a GPU limits count it: 2 GPUs are 2, a slot of eight is 1/8."""
+        return self.gpus * self.unit_share
 
     def takes(self, gpu: GPU) -> bool:
-        """Return whether the request accepts a GPU, free or not."""
+        """Return whether the request accepts a unit, free or not."""
         return (
-            self.model in (None, gpu.model)
+            self.kind == gpu.kind
+            and self.model in (None, gpu.model)
             and (self.models is None or gpu.model in self.models)
             and (self.places is None or (gpu.node, gpu.model) in self.places)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..i18n.lazy_text import lazy_gettext, listed
-from .model import GPU
+from .model import GPU, SHARED, WHOLE
 
 
 def gpu_names(gpus: Sequence[GPU], several: bool) -> str:
@@ -23,9 +23,21 @@ def gpu_names(gpus: Sequence[GPU], several: bool) -> str:
     return listed(parts)
 
 
+def part_name(gpu: GPU) -> str:
+    """Return what part of a GPU a unit is: "1/8", "1g.10gb"; "" for the whole."""
+    if gpu.kind == WHOLE:
+        return ""
+    return f"1/{gpu.parts}" if gpu.kind == SHARED else gpu.kind
+
+
 def gpu_name(gpu: GPU, several: bool) -> str:
-    """Return a GPU's name, the same on all pages: "GPU 1", or "atlas · GPU 1"."""
+    """Return a unit's name, the same on all pages.
+
+    "GPU 1", "atlas · GPU 1", "GPU 1 (1/8)" for a slot of eight, "GPU 1 (1g.10gb)" for an instance.
+    """
     name = lazy_gettext("GPU %(index)s", index=gpu.index)
+    if gpu.kind != WHOLE:
+        name = lazy_gettext("%(gpu)s (%(part)s)", gpu=name, part=part_name(gpu))
     if not several:
         return name
     return lazy_gettext("%(node)s · %(gpu)s", node=gpu.node, gpu=name)

@@ -40,8 +40,11 @@ class OutOfServiceMark:
 
 
 def apply_marks(gpus: Iterable[GPU], marks: Mapping[str, OutOfServiceMark]) -> tuple[GPU, ...]:
-    """Return the GPUs with the marked ones "excluded"; an unhealthy one keeps its state."""
-    return tuple(_apply(gpu, marks.get(gpu.uuid or "")) for gpu in gpus)
+    """Return the units with the marked ones "excluded"; an unhealthy one keeps its state.
+
+    A mark of a GPU is one of all its parts.
+    """
+    return tuple(_apply(gpu, marks.get(gpu.uuid or "") or marks.get(gpu.parent)) for gpu in gpus)
 
 
 def _apply(gpu: GPU, mark: OutOfServiceMark | None) -> GPU:

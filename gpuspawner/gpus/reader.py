@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..i18n.lazy_text import lazy_gettext
 from ..timeouts import within
 from . import nvml
 from .model import GPU, GPUState, Node
+from .units import split
 
 # Windows' own device, through which WSL 2 gives a container all GPUs, whichever were asked for.
 # ref: https://github.com/NVIDIA/nvidia-container-toolkit/issues/21
@@ -28,6 +30,7 @@ def read_node(
     excluded: Collection[str] = (),
     memory_threshold_mib: int | None = None,
     lets_go: bool = False,
+    shared: Mapping[str, int] | None = None,
 ) -> Node:
     """Read this machine from NVML, without holders. Blocks: on an event loop, use `Reader`.
 
@@ -36,13 +39,19 @@ def read_node(
         memory_threshold_mib: a GPU with more memory than this in use counts as in use; None: the
             default of `nvml.read`.
         lets_go: whether NVML is shut down after this read, so that a GPU can be reset.
+        shared: UUID or model -> the number of slots in which such a GPU is shared.
 
     Raises:
         nvml.InventoryError: NVML can't be read.
     """
     found = nvml.read(memory_threshold_mib, excluded=frozenset(excluded), lets_go=lets_go)
     gpus = tuple(map(_gpu, found.gpus))
-    return Node("", found.driver, found.cuda, _one_at_a_time(gpus) if WSL.exists() else gpus)
+    if WSL.exists():
+        gpus = _one_at_a_time(gpus)
+    units = (
+        split(gpu, shared or {}, seen.instances) for gpu, seen in zip(gpus, found.gpus, strict=True)
+    )
+    return Node("", found.driver, found.cuda, tuple(chain.from_iterable(units)))
 
 
 def _one_at_a_time(gpus: tuple[GPU, ...]) -> tuple[GPU, ...]:

@@ -16,6 +16,37 @@ InventoryState = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 
 @dataclass(frozen=True)
+class MIGInstance:
+    """What NVML reports of one MIG instance: a part of a GPU, as its administrator made it.
+
+    Args:
+        uuid: its own, "MIG-…" as the driver writes it.
+        parent_uuid: the UUID of the GPU that it is a part of.
+        gi: its GPU instance's id on that GPU; None if NVML doesn't tell.
+        ci: its compute instance's id within the GPU instance; None if NVML doesn't tell.
+        profile: its kind, as `nvidia-smi` names it: "1g.10gb", "1c.3g.40gb", "1g.10gb+me". "" if
+            neither its name nor its attributes tell.
+        memory_total_mib: its memory, MiB; None if NVML doesn't tell.
+        memory_used_mib: how much of it is in use, MiB; None if NVML doesn't tell.
+        processes: the number of its compute processes; None if NVML doesn't tell.
+        slices: how many of the GPU's compute slices it has; all of them if NVML doesn't tell.
+        of_slices: the most compute slices that instances of this GPU can have: 7 on an A100, 4 on
+            an A30. `slices / of_slices` is its share of the GPU.
+    """
+
+    uuid: str
+    parent_uuid: str
+    gi: int | None
+    ci: int | None
+    profile: str
+    memory_total_mib: int | None
+    memory_used_mib: int | None
+    processes: int | None
+    slices: int
+    of_slices: int
+
+
+@dataclass(frozen=True)
 class GPUFacts:
     """What NVML reports of one GPU.
 
@@ -24,6 +55,7 @@ class GPUFacts:
     if `state` isn't "ok" or the GPU is in use; `warning` is one if it works but needs attention.
 
     `links` are pairs of another GPU's UUID and how close it is (`links.closeness`).
+    `instances` are its MIG instances, in NVML's order; () if it has none or doesn't tell.
     `needs_reset` is whether a repair of it waits for a reset, and it works until then.
     `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
     Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
@@ -46,6 +78,7 @@ class GPUFacts:
     warning: str = ""
     needs_reset: bool = False
     links: tuple[tuple[str, int], ...] = ()
+    instances: tuple[MIGInstance, ...] = ()
 
 
 def derive_state(
@@ -58,7 +91,9 @@ def derive_state(
         memory_threshold_mib: as for `nvml.read`.
         excluded: UUIDs, in lower case, of the GPUs that the administrator excludes.
     """
-    used_by = _describe_use(gpu, memory_threshold_mib)
+    used_by = describe_use(
+        gpu.processes, gpu.memory_used_mib, gpu.memory_total_mib, memory_threshold_mib
+    )
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
         reason = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
@@ -83,17 +118,26 @@ def derive_state(
     return replace(gpu, reason=used_by)
 
 
-def _describe_use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
-    """Return a sentence that says what uses the GPU; "" if nothing does."""
-    if gpu.processes:
+def describe_use(
+    processes: int | None, used_mib: int | None, total_mib: int | None, threshold_mib: int | None
+) -> str:
+    """Return a sentence that says what uses a GPU or a part of it; "" if nothing does.
+
+    Args:
+        processes: how many compute on it; None: unknown.
+        used_mib: how much of its memory is in use; None: unknown.
+        total_mib: how much memory it has; None: unknown.
+        threshold_mib: as `memory_threshold_mib` for `nvml.read`.
+    """
+    if processes:
         return lazy_ngettext(
-            "A process computes on it.", "%(num)s processes compute on it.", gpu.processes
+            "A process computes on it.", "%(num)s processes compute on it.", processes
         )
-    if memory_threshold_mib is None:
-        share = (gpu.memory_total_mib or 0) * IN_USE_FROM_PERCENT // 100
-        memory_threshold_mib = max(IN_USE_FROM_MIB, share)
-    if gpu.memory_used_mib is not None and gpu.memory_used_mib > memory_threshold_mib:
-        return lazy_gettext("%(size)s MiB of its memory are in use.", size=gpu.memory_used_mib)
+    if threshold_mib is None:
+        share = (total_mib or 0) * IN_USE_FROM_PERCENT // 100
+        threshold_mib = max(IN_USE_FROM_MIB, share)
+    if used_mib is not None and used_mib > threshold_mib:
+        return lazy_gettext("%(size)s MiB of its memory are in use.", size=used_mib)
     return ""
 
 

@@ -10,8 +10,9 @@ from tornado import web
 
 from ..choices.home_use import HomeUse
 from ..choices.limits import Limits
-from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext
-from ..i18n.phrases import hours_words, memory_words
+from ..gpus.unit_names import Share
+from ..i18n.lazy_text import join_sentences, lazy_gettext
+from ..i18n.phrases import hours_words, memory_words, share_words
 from ..leases.ledger import View
 from ..scheduling.queue import held_by_person
 from . import compat
@@ -63,8 +64,8 @@ class HomePage:
         return [*of_gpus, *_of_server(applicant.limits), *_of_files(applicant.limits, home)]
 
 
-def _of_gpus(limits: Limits, view: View, held: int) -> Iterator[Allowance]:
-    used = lazy_ngettext("%(num)s held or waited for", "%(num)s held or waited for", held)
+def _of_gpus(limits: Limits, view: View, held: Share) -> Iterator[Allowance]:
+    used = lazy_gettext("%(share)s held or waited for", share=share_words(held))
     if limits.gpus is not None:
         yield Allowance(lazy_gettext("GPUs of one server"), str(limits.gpus))
     if limits.user_gpus is not None:
@@ -72,11 +73,11 @@ def _of_gpus(limits: Limits, view: View, held: int) -> Iterator[Allowance]:
     elif held:
         yield Allowance(lazy_gettext("GPUs of all your servers"), lazy_gettext("no limit"), used)
     for group, most in limits.group_gpus.items():
-        of_group = sum(len(lease.gpus) for lease in view.leases if group in lease.groups)
+        of_group = sum(lease.share for lease in view.leases if group in lease.groups)
         yield Allowance(
             lazy_gettext("GPUs of your group %(group)s", group=group),
             str(most),
-            lazy_ngettext("%(num)s held", "%(num)s held", of_group),
+            lazy_gettext("%(share)s held", share=share_words(of_group)),
         )
     if limits.hours is not None:
         what = lazy_gettext("Time of a server with GPUs")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from ..backends.base import Backend
@@ -23,7 +24,7 @@ class NodesAnswer:
 
     Args:
         nodes: with their GPUs and who holds them.
-        ours: UUIDs of the GPUs that this hub's servers hold.
+        ours: the names of the units that this hub's servers hold.
         marks: UUID -> mark of the GPUs out of service.
         outsiders: what has GPUs and no lease.
     """
@@ -93,7 +94,9 @@ class NodeFacts:
 
 
 def _written(node: Node) -> dict[str, Any]:
-    gpus = [{**asdict(gpu), "reason": kept(gpu.reason)} for gpu in node.gpus]
+    gpus = [
+        {**asdict(gpu), "reason": kept(gpu.reason), "share": str(gpu.share)} for gpu in node.gpus
+    ]
     return {**asdict(replace(node, gpus=())), "gpus": gpus}
 
 
@@ -127,5 +130,6 @@ def _read_gpu(fields: Mapping[str, Any]) -> GPU:
             **fields,
             "holder": Holder(**holder) if holder else None,
             "reason": restored(fields["reason"]),
+            "share": Fraction(fields["share"]),
         }
     )

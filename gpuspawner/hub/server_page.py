@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from ..check_in import CheckIn
 from ..gpus.allocation import (
-    gpu_count_phrase,
     model_counts,
     most_on_one_node,
+    names_phrase,
     offered_nodes,
     span_several_nodes,
 )
@@ -99,17 +99,17 @@ class ServerPage:
 
     async def gpus(self) -> str:
         """Return its GPUs by the names that the dashboard has for them; "" if it holds none."""
-        held = self._spawner.lease.uuids
+        held = self._spawner.lease.units
         view, _ = await self._spawner.hub_state.open_forms.recent_view()
-        known = [gpu for gpu in view.gpus if gpu.uuid in held] if view else []
+        known = [gpu for gpu in view.gpus if gpu.id in held] if view else []
         if len(known) < len(held):
-            return gpu_count_phrase(len(held))
+            return names_phrase(held)
         return gpu_names(known, span_several_nodes(view.gpus) if view else False)
 
     @property
     def until(self) -> float | None:
         """When its time ends, in seconds since the epoch; None: never, or it is off."""
-        until: float | None = self._spawner.lease.until if self._spawner.lease.uuids else None
+        until: float | None = self._spawner.lease.until if self._spawner.lease.units else None
         return until
 
     @property
@@ -208,7 +208,7 @@ class ServerPage:
     @property
     def can_give_back(self) -> bool:
         """Whether it has GPUs that its user can give back now."""
-        return bool(self._spawner.lease.uuids) and not self.switch.is_restarting
+        return bool(self._spawner.lease.units) and not self.switch.is_restarting
 
     async def gpus_to_ask_for(self) -> tuple[int, list[str]]:
         """Return how many GPUs it can ask for while it runs, and of which models, if of several."""
@@ -220,7 +220,7 @@ class ServerPage:
             for node in offered_nodes(view.nodes if view else (), limits.models)
             for gpu in node.gpus
         ]
-        if not spawner.claim_minutes or spawner.lease.uuids:
+        if not spawner.claim_minutes or spawner.lease.units:
             return 0, []
         most, allowed = most_on_one_node(gpus), limits.most_gpus()
         models = list(model_counts(gpus))

@@ -21,6 +21,7 @@ from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
+from ..gpus.units import sharing_problems
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.endings import Ending
@@ -100,14 +101,24 @@ class HubState:
         reading: Mapping[str, Any] = {
             "excluded": spawner.excluded_gpus,
             "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
+            "shared": spawner.shared_gpus,
         }
         reader = Reader(spawner.nvml_timeout, **reading)
         # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
         lets_go = partial(setattr, reader, "lets_go")
         read = InServiceReader(reader, backend.out_of_service, lets_go)
         trouble = TroubleLog(spawner.explain_unknown, log)
-        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
-        settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
+        ledger = Ledger(
+            backend.list,
+            read,
+            trouble.explain,
+            spawner.hub_address,
+            trouble.on_read,
+            counts_units=spawner.limits_count == "units",
+        )
+        settings = QueueSettings(
+            spawner.queue_order, spawner.gpu_policy, spawner.shared_gpu_policy, spawner.queue_length
+        )
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
         spawners: WeakSet[KnownServer] = WeakSet()
@@ -153,7 +164,10 @@ class HubState:
                 state.switches,
                 state.turns,
             )
-        checks = (_warn_of_gpus(reader, backend, log), state.notifier.check(spawner.notify_urls))
+        checks = (
+            _warn_of_gpus(reader, backend, spawner.shared_gpus, log),
+            state.notifier.check(spawner.notify_urls),
+        )
         state._begin(*checks)
         return state
 
@@ -198,7 +212,9 @@ async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
     return list(found.values())
 
 
-async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
+async def _warn_of_gpus(
+    read: Reader, backend: Backend, shared: Mapping[str, int], log: Any
+) -> None:
     """Say in the log at a hub's start which GPUs it doesn't hand out, and why."""
     try:
         nodes = await read()
@@ -208,11 +224,15 @@ async def _warn_of_gpus(read: Reader, backend: Backend, log: Any) -> None:
     if all(node.driver is None for node in nodes):
         log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
         return
+    gpus = [gpu for node in nodes for gpu in node.gpus]
+    for problem in sharing_problems(shared, gpus):
+        log.warning("%s", one_line(problem))
     try:
         servers = await backend.list()
     except Exception as error:  # whoever asks for GPUs then reads it
         log.debug("Whether other containers have GPUs isn't known: %s", one_line(error))
         return
+    # An instance's UUID, too, is known by the number of its GPU.
     indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
     for outsider in outsiders_of(servers, nodes):
         said = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from fractions import Fraction
 from math import inf
 from typing import Any, Literal
 
@@ -37,6 +38,12 @@ def hours_words(seconds: float) -> str:
 def memory_words(size: float) -> str:
     """Return an amount of memory: "16 GB", "1.5 GB", "400 MB"; size: in bytes."""
     return Quantity("memory", size)
+
+
+def share_words(share: Fraction | int) -> str:
+    """Return a part of GPUs: "2", "1/8", "1 1/8"."""
+    whole, rest = divmod(share, 1)
+    return " ".join(str(each) for each in (whole, rest) if each) or "0"
 
 
 def moment(seconds: float, language: Language, *, precise: bool = False) -> Markup:

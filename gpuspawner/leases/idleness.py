@@ -23,7 +23,7 @@ class Idleness:
 
     clock: Clock
     since: float | None = None
-    # UUID -> the least memory in use (MiB) since the GPUs have been idle.
+    # Unit -> the least memory in use (MiB) since the GPUs have been idle.
     memory_mib: dict[str, int] = field(default_factory=dict)
     warned: Deadline | None = None
 
@@ -40,15 +40,16 @@ class Idleness:
             self.since = self.clock.steady()
         known = self.memory_mib if self.since is not None else {}
         self.memory_mib = {
-            gpu.uuid: min(gpu.memory_used_mib or 0, known.get(gpu.uuid, gpu.memory_used_mib or 0))
+            gpu.id: min(gpu.memory_used_mib or 0, known.get(gpu.id, gpu.memory_used_mib or 0))
             for gpu in gpus
-            if gpu.uuid
+            if gpu.id
         }
 
     def _is_busy(self, gpu: GPU, utilization_percent: float) -> bool:
         if gpu.utilization_percent is None or gpu.memory_used_mib is None:
             return True  # a GPU that can't be measured never counts as idle
-        known = self.memory_mib.get(gpu.uuid or "", gpu.memory_used_mib)
+        # What a shared GPU does is nobody's alone: it is idle if nobody uses it.
+        known = self.memory_mib.get(gpu.id or "", gpu.memory_used_mib)
         grown = gpu.memory_used_mib > known + STEADY_MEMORY_MIB
         return grown or gpu.utilization_percent > utilization_percent
 

@@ -73,7 +73,7 @@ def labels(
     Args:
         holder: the server.
         image: the key or the reference of its image version.
-        gpus: the UUIDs of its GPUs.
+        gpus: the names of its units, in their order.
         until: when its lease ends, in seconds since the epoch; None: never.
         groups: its user's groups.
     """

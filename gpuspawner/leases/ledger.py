@@ -19,6 +19,7 @@ from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
 from ..gpus.device_ids import gpus_named
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
+from ..gpus.unit_names import Share, exclude_each_other, uuids_of
 from .labels import ServerRecord, lease_of, leases_of
 
 T = TypeVar("T")
@@ -44,9 +45,19 @@ class Reservation:
     ended_tick: int | None = None
 
     @property
-    def uuids(self) -> frozenset[str]:
-        """The UUIDs of the reserved GPUs."""
-        return frozenset(gpu.uuid for gpu in self.gpus if gpu.uuid)
+    def units(self) -> frozenset[str]:
+        """The names of the reserved units."""
+        return frozenset(gpu.id for gpu in self.gpus if gpu.id)
+
+    @property
+    def uuids(self) -> list[str]:
+        """The UUIDs by which the driver knows the reserved units, in their order."""
+        return uuids_of(gpu.id for gpu in self.gpus if gpu.id)
+
+    @property
+    def share(self) -> Share:
+        """How much of a GPU limits count them."""
+        return sum((gpu.share for gpu in self.gpus), 0)
 
 
 @dataclass
@@ -81,6 +92,7 @@ class Ledger:
         explain_error: makes a sentence for users of an error that one of these two raises.
         hub: this hub's address, as in the label of its servers; "": there is no other hub.
         on_read: called after each read that succeeded.
+        counts_units: whether limits count units, each as one, and not parts of a GPU.
     If `list_servers` or `read_inventory` raises, nothing is handed out: `Unknown` is raised.
     """
 
@@ -89,6 +101,7 @@ class Ledger:
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
     on_read: Callable[[], None] = lambda: None
+    counts_units: bool = False
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -102,7 +115,15 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
-        self._inventory = SharedRead(self.read_inventory)
+        self._inventory = SharedRead(self._read_counted)
+
+    async def _read_counted(self) -> Sequence[Node]:
+        nodes = await self.read_inventory()
+        if not self.counts_units:
+            return nodes
+        return [
+            replace(node, gpus=tuple(replace(gpu, share=1) for gpu in node.gpus)) for node in nodes
+        ]
 
     async def read(self, except_for: Holder | None = None) -> View:
         """Read the nodes and the leases as they are now; reservations count as leases.
@@ -127,9 +148,11 @@ class Ledger:
         self.ends = {name: end for name, end in self.ends.items() if name in there}
         overdue = time.time() - OVERDUE_SECONDS
         leases = [
-            replace(lease, until=None, overdue=True)
-            if lease.until is not None and lease.until < overdue
-            else lease
+            self._counted(
+                replace(lease, until=None, overdue=True)
+                if lease.until is not None and lease.until < overdue
+                else lease
+            )
             for lease in self._with_reserved(leases_of(servers, self.ends, self.hub), listed_at)
         ]
         self._drop_ended_reservations()
@@ -138,6 +161,9 @@ class Ledger:
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
         self.on_read()
         return self._last_view_without(except_for)
+
+    def _counted(self, lease: Lease) -> Lease:
+        return replace(lease, count=len(lease.gpus)) if self.counts_units else lease
 
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
         """Return the last view if it is no older than `seconds`, else read. Only for display.
@@ -180,7 +206,7 @@ class Ledger:
         if reservation.ended_tick is None:
             reservation.ended_tick = self._tick()
 
-    async def claim(self, server_id: str, uuids: Collection[str], timeout: float = 5.0) -> None:
+    async def claim(self, server_id: str, units: Collection[str], timeout: float = 5.0) -> None:
         """Make sure that no other hub's server has the GPUs of a server that is about to start.
 
         Two hubs may have chosen the same GPU. Each creates its server first and lists all servers
@@ -191,7 +217,7 @@ class Ledger:
 
         Args:
             server_id: our server; it has been created and not started.
-            uuids: its GPUs.
+            units: the names of its units.
             timeout: how long to wait for other servers to give way, in seconds.
 
         Raises:
@@ -200,14 +226,14 @@ class Ledger:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while rivals := await self._rivals(server_id, frozenset(uuids)):
+        while rivals := await self._rivals(server_id, frozenset(units)):
             if any(rivals) or loop.time() > deadline:
                 raise Contested("another hub was given one of these GPUs at the same moment")
             await asyncio.sleep(0.02)
 
-    async def _rivals(self, server_id: str, uuids: frozenset[str]) -> list[bool]:
+    async def _rivals(self, server_id: str, units: frozenset[str]) -> list[bool]:
         """Return for each other server with one of these GPUs whether it takes precedence."""
-        if not uuids:
+        if not units:
             return []
         try:
             servers = await self.servers()
@@ -220,20 +246,20 @@ class Ledger:
         rivals = [
             other.state != "created" or _creation_order(other) < _creation_order(ours)
             for other, lease in others
-            if lease and lease.gpus & uuids
+            if lease and exclude_each_other(lease.gpus, units)
         ]
         # What has no lease gives way to nobody.
         outsiders = outsiders_of(servers, self._last_inventory)
-        return rivals + [True for outsider in outsiders if outsider.gpus & uuids]
+        return rivals + [True for outsider in outsiders if exclude_each_other(outsider.gpus, units)]
 
     def _with_reserved(self, leases: list[Lease], listed_at: int) -> list[Lease]:
         """Return leases with those of the reservations whose servers aren't listed yet."""
         listed = {(lease.holder, lease.gpus) for lease in leases}
         return leases + [
-            Lease(reservation.holder, reservation.uuids, reservation.until, reservation.groups)
+            Lease(reservation.holder, reservation.units, reservation.until, reservation.groups)
             for reservation in self._reservations
             if (reservation.ended_tick is None or reservation.ended_tick > listed_at)
-            and (reservation.holder, reservation.uuids) not in listed
+            and (reservation.holder, reservation.units) not in listed
         ]
 
     def _drop_ended_reservations(self) -> None:

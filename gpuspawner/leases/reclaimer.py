@@ -21,8 +21,8 @@ class ReclaimableServer(Protocol):
     """A server that holds GPUs, as the reclaimer needs it: a `ServerLease`."""
 
     @property
-    def uuids(self) -> frozenset[str]:
-        """The UUIDs of its GPUs."""
+    def units(self) -> frozenset[str]:
+        """The names of its units."""
 
     @property
     def is_measured(self) -> bool:
@@ -80,9 +80,9 @@ class Reclaimer:
         if not servers:
             return
         try:
-            seen = {gpu.uuid: gpu for gpu in (await self._ledger.read()).gpus}
+            seen = {gpu.id: gpu for gpu in (await self._ledger.read()).gpus}
         except Unknown:
             seen = {}
         for server in servers:
-            found = [seen[uuid] for uuid in server.uuids if uuid in seen]
-            server.measure(found if len(found) == len(server.uuids) else [])
+            found = [seen[name] for name in server.units if name in seen]
+            server.measure(found if len(found) == len(server.units) else [])

@@ -90,15 +90,15 @@ class LeasedServer(Protocol):
 class ServerLease:
     """The lease of one server: its GPUs, its term, and for how long the GPUs have been idle.
 
-    `saved()` is what survives a restart of the hub: `gpus` (UUIDs), `term` and `stop` while the
-    server runs, afterwards `notice`, the sentence that tells the user why it was stopped.
+    `saved()` is what survives a restart of the hub: `gpus` (names of units), `term` and `stop`
+    while the server runs, afterwards `notice`, the sentence that tells the user why it was stopped.
     """
 
     def __init__(self, server: LeasedServer, clock: Clock | None = None) -> None:
         self._server = server
         self._clock = clock or Clock()
         self._term: Term | None = None
-        self._uuids: frozenset[str] = frozenset()
+        self._units: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
         self._ending: asyncio.Task[None] | None = None
         # Since when the server has had its GPUs; None if unknown.
@@ -126,14 +126,14 @@ class ServerLease:
         after = None if seconds is None else Deadline.after(seconds, self._clock)
         self._term = Term(after, seconds) if after and seconds else None
 
-    def hold(self, uuids: Collection[str]) -> None:
-        """Hold GPUs (by UUID) for the server that has started, and register with the reclaimer."""
+    def hold(self, units: Collection[str]) -> None:
+        """Hold units (by name) for the server that has started, and register with the reclaimer."""
         self._began = Deadline.after(0, self._clock)
-        self._register(uuids)
+        self._register(units)
 
-    def _register(self, uuids: Collection[str]) -> None:
-        self._uuids = frozenset(uuids)
-        if self._uuids:
+    def _register(self, units: Collection[str]) -> None:
+        self._units = frozenset(units)
+        if self._units:
             self._server.on_lease_begin()
 
     def adopt(self, lease: Lease) -> None:
@@ -148,22 +148,22 @@ class ServerLease:
 
     def end(self) -> None:
         """End the lease; the notice stays until the next start."""
-        if self._uuids:
+        if self._units:
             by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
-            self.log_event("release", by, gpus=self._uuids, held=self.held, rule=rule)
+            self.log_event("release", by, gpus=self._units, held=self.held, rule=rule)
         self._term = self._began = self._cause = self._announced = None
         self._may_end_later = False
-        self._uuids = frozenset()
+        self._units = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.on_lease_end()
 
     def saved(self) -> dict[str, Any]:
         """Return the state for `restore`, as a JSON value."""
         return {
-            "gpus": sorted(self._uuids),
+            "gpus": sorted(self._units),
             "term": self._term.saved() if self._term else None,
             "stop": self._announced.saved() if self._announced else None,
-            "began": self._began.saved() if self._began and self._uuids else None,
+            "began": self._began.saved() if self._began and self._units else None,
             "notice": kept(self.notice),
         }
 
@@ -209,9 +209,9 @@ class ServerLease:
         return self._server.holder
 
     @property
-    def uuids(self) -> frozenset[str]:
-        """The UUIDs of the running server's GPUs; empty if it doesn't run."""
-        return self._uuids
+    def units(self) -> frozenset[str]:
+        """The names of the running server's units; empty if it doesn't run."""
+        return self._units
 
     @property
     def until(self) -> float | None:
@@ -253,7 +253,7 @@ class ServerLease:
         return {
             "user": self.holder.user,
             "server": self.holder.server,
-            "gpus": sorted(self._uuids),
+            "gpus": sorted(self._units),
             "image": self._server.image_title,
             "since": self._began.until if self._began else None,
             "until": self.until,
@@ -454,7 +454,7 @@ class ServerLease:
             await self._restore_extension()
         if (until := self.until) is not None:
             self._server.on_end_changed(until)
-        if self._server.pending or self._ending or not self._uuids:
+        if self._server.pending or self._ending or not self._units:
             return
         if self._announced and self._announced.deadline.remaining <= 0:
             self._stop_by(self._announced.by, self._announced.why)
@@ -522,7 +522,7 @@ class ServerLease:
         self.notice, self.ending = sentence, Ending(self._clock.wall(), rule, why)
         self.will_stop(by, rule)
         facts = {"why": why} if why else {}
-        self.log_event("stop", by, gpus=self._uuids, rule=rule, held=self.held, **facts)
+        self.log_event("stop", by, gpus=self._units, rule=rule, held=self.held, **facts)
         self._server.tell("stopped", sentence)
         self._ending = asyncio.ensure_future(self._server.stop_through_hub())
         self._ending.add_done_callback(self._stopped)

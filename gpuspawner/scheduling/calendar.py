@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from math import inf
 
 from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
-from ..gpus.model import GPU, Lease, Request
+from ..gpus.model import GPU, WHOLE, Lease, Request
+from ..gpus.unit_names import Share
 from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
 
 
@@ -135,7 +136,7 @@ class Calendar:
         # Rarer models first, and always in the same order: a request that was booked ahead gets
         # the same GPUs when its turn comes, so that the bookings around it stay valid.
         self._gpus = sorted(
-            gpus, key=lambda gpu: (totals[gpu.model], gpu.model, gpu.node, gpu.index)
+            gpus, key=lambda gpu: (totals[gpu.model], gpu.model, gpu.node, gpu.index, gpu.part or 0)
         )
         self._nodes: dict[str, NodeCalendar] = {}
         for gpu in self._gpus:
@@ -145,8 +146,8 @@ class Calendar:
         self._shares = {name: GroupShare(now, limit) for name, limit in limits.items()}
         for lease in leases:
             for name in lease.groups & limits.keys():
-                self._shares[name].take(now, free_from(lease.until, now), len(lease.gpus))
-        # `Request.kind` -> the pool of each node; (`Request.kind`, number of GPUs) -> search.
+                self._shares[name].take(now, free_from(lease.until, now), lease.share)
+        # `Request.accepts` -> the pool of each node; (`Request.accepts`, number of GPUs) -> search.
         self._kinds: dict[Hashable, list[NodePool]] = {}
         self._searches: dict[Hashable, StartSearch] = {}
 
@@ -158,7 +159,7 @@ class Calendar:
         Args:
             request, groups: as for `find_earliest`.
         """
-        allowed = all(request.gpus <= self._limits[name] for name in self._limited(groups))
+        allowed = all(request.share <= self._limits[name] for name in self._limited(groups))
         return allowed and any(pool.usable >= request.gpus for pool in self._pools(request))
 
     def find_earliest(
@@ -191,7 +192,7 @@ class Calendar:
         if start < after:
             start, pool = search.earliest_after(seconds, after)
         while start < inf:
-            allowed = _first_allowed(shares, request.gpus, seconds, start)
+            allowed = _first_allowed(shares, request.share, seconds, start)
             if allowed == start:
                 return start, pool
             if allowed == inf:
@@ -232,7 +233,7 @@ class Calendar:
             end = found.start + seconds_of(request)
             self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
             for share in shares:
-                share.take(found.start, end, request.gpus)
+                share.take(found.start, end, request.share)
         return found
 
     def _are_free(self, gpus: Sequence[GPU], seconds: float) -> bool:
@@ -242,15 +243,19 @@ class Calendar:
     def _hold_without_start(
         self, request: Request, shares: Sequence[GroupShare], after: float
     ) -> None:
-        allowed = [share.eventually_free_from(request.gpus) for share in shares]
+        allowed = [share.eventually_free_from(request.share) for share in shares]
         for share, begin in zip(shares, allowed, strict=True):
-            share.take(max(begin, after) if begin < inf else after, inf, request.gpus)
+            share.take(max(begin, after) if begin < inf else after, inf, request.share)
         pool, begin = self._search(request).largest_pool(), max([after, *allowed])
         if pool is not None and begin < inf:
             pool.book_eventually_free(begin)
 
     def choose_now(
-        self, requests: Sequence[Request], bookings: Sequence[Booking], policy: str
+        self,
+        requests: Sequence[Request],
+        bookings: Sequence[Booking],
+        whole_policy: str,
+        part_policy: str,
     ) -> dict[int, tuple[GPU, ...]]:
         """Choose by the policy the GPUs of the requests that start now, around later bookings.
 
@@ -259,7 +264,8 @@ class Calendar:
         Args:
             requests: the requests that have been booked.
             bookings: their bookings, in the same order.
-            policy: a key of `allocation.POLICIES`.
+            whole_policy: a key of `allocation.POLICIES`.
+            part_policy: the same for slots and MIG instances.
 
         Returns:
             The request's position in `requests` -> its GPUs.
@@ -277,17 +283,18 @@ class Calendar:
                     for gpu, gaps in zip(pool.gpus, pool.gaps, strict=True)
                     # A GPU with a later booking may not be free for long enough.
                     if gaps and gaps[0][0] == self._now and end <= gaps[0][1]
-                    if gpu.uuid not in given
+                    if gpu.id not in given
                 ]
                 for pool in self._pools(request)
             }
+            policy = whole_policy if request.kind == WHOLE else part_policy
             name = choose_node(free, request.gpus, policy)
             assert name is not None, "its own booking would do"
             node = self._nodes[name].gpus
-            busy = busy_indexes(node) + [gpu.index for gpu in node if gpu.uuid in given]
+            busy = busy_indexes(node) + [gpu.index for gpu in node if gpu.id in given]
             by_index = sorted(free[name], key=lambda gpu: gpu.index)
-            picked = {gpu.uuid for gpu in pick_on_node(by_index, busy, request.gpus, policy)}
-            chosen[number] = tuple(gpu for gpu in node if gpu.uuid in picked)
+            picked = {gpu.id for gpu in pick_on_node(by_index, busy, request.gpus, policy)}
+            chosen[number] = tuple(gpu for gpu in node if gpu.id in picked)
             given |= picked
         return chosen
 
@@ -296,7 +303,7 @@ class Calendar:
 
     def _pools(self, request: Request) -> list[NodePool]:
         """Return for each node the pool of GPUs that a request can have, by rank."""
-        kind = request.kind
+        kind = request.accepts
         if kind not in self._kinds:
             pools: dict[str, NodePool] = {}
             for gpu in self._gpus:
@@ -308,14 +315,16 @@ class Calendar:
         return self._kinds[kind]
 
     def _search(self, request: Request) -> StartSearch:
-        kind = request.kind, request.gpus
+        kind = request.accepts, request.gpus
         if kind not in self._searches:
             pools = [pool for pool in self._pools(request) if pool.usable >= request.gpus]
             self._searches[kind] = StartSearch(pools, request.gpus, self._now)
         return self._searches[kind]
 
 
-def _first_allowed(shares: Sequence[GroupShare], count: int, seconds: float, after: float) -> float:
+def _first_allowed(
+    shares: Sequence[GroupShare], count: Share, seconds: float, after: float
+) -> float:
     """Return the first time at or after `after` at which all of these shares allow a booking."""
     start = after
     while True:

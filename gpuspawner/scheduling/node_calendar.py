@@ -8,6 +8,7 @@ from math import inf, nextafter
 
 from ..gpus.allocation import by_model
 from ..gpus.model import GPU
+from ..gpus.unit_names import Share
 
 # A time in which a GPU is free: begin and end in seconds, infinite if nothing is booked later.
 Gap = tuple[float, float]
@@ -21,11 +22,11 @@ class GroupShare:
         free: the group's limit.
     """
 
-    def __init__(self, now: float, free: int) -> None:
+    def __init__(self, now: float, free: Share) -> None:
         # (time, number of free GPUs from then on); the first is at `now`.
-        self._steps = [(now, free)]
+        self._steps: list[tuple[float, Share]] = [(now, free)]
 
-    def first_free(self, count: int, seconds: float, after: float) -> float:
+    def first_free(self, count: Share, seconds: float, after: float) -> float:
         """Return the first time at or after `after` at which `count` are free for `seconds`."""
         begin = None
         for time, free in self._steps:
@@ -38,7 +39,7 @@ class GroupShare:
                 begin = None
         return inf if begin is None else max(begin, after)
 
-    def eventually_free_from(self, count: int) -> float:
+    def eventually_free_from(self, count: Share) -> float:
         """Return from when on `count` are free for good; infinite if they never are."""
         found = inf
         for time, free in reversed(self._steps):
@@ -47,7 +48,7 @@ class GroupShare:
             found = time
         return found
 
-    def take(self, begin: float, end: float, count: int) -> None:
+    def take(self, begin: float, end: float, count: Share) -> None:
         """Take `count` from `begin` until `end`."""
         first, last = self._cut(begin), self._cut(end)
         for number in range(first, last):
@@ -75,18 +76,18 @@ class NodeCalendar:
         # The number of bookings so far: starts computed before the last one are lower bounds.
         self.changes = 0
         self._now = now
-        # UUID -> its gaps, sorted; a GPU that is neither free nor leased has none.
+        # Unit -> its gaps, sorted; a GPU that is neither free nor leased has none.
         self.gaps: dict[str, list[Gap]] = {}
 
     def add(self, gpu: GPU) -> None:
         """Add a GPU, which is free from now on or from the end of its lease."""
         self.gpus.append(gpu)
         if gpu.uuid:
-            self.gaps[gpu.uuid] = []
+            self.gaps[gpu.id or ""] = []
             if gpu.state == "free":
-                self.gaps[gpu.uuid] = [(self._now, inf)]
+                self.gaps[gpu.id or ""] = [(self._now, inf)]
             elif gpu.state == "leased" and gpu.until is not None:
-                self.gaps[gpu.uuid] = [(free_from(gpu.until, self._now), inf)]
+                self.gaps[gpu.id or ""] = [(free_from(gpu.until, self._now), inf)]
 
     def is_free(self, gpu: GPU, start: float, seconds: float) -> bool:
         """Return whether a GPU is free from `start` on for `seconds`."""
@@ -110,7 +111,7 @@ class NodeCalendar:
             gaps[:joined] = [(self._now, gaps[0][1] if joined else end)]
 
     def _of(self, gpu: GPU) -> list[Gap]:
-        return self.gaps[gpu.uuid or ""]
+        return self.gaps[gpu.id or ""]
 
 
 def free_from(until: float | None, now: float) -> float:
@@ -141,7 +142,7 @@ class NodePool:
         self.usable += gpu.state in ("free", "leased") and not gpu.overdue
         if gpu.uuid:
             self.gpus.append(gpu)
-            self.gaps.append(self.node.gaps[gpu.uuid])
+            self.gaps.append(self.node.gaps[gpu.id or ""])
 
     def earliest(self, count: int, seconds: float, after: float) -> float:
         """Return the first time at or after `after` at which `count` GPUs are free for `seconds`.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from ..gpus.allocation import gpu_count_phrase
-from ..gpus.model import Request
+from ..gpus.allocation import request_phrase, units_phrase
+from ..gpus.model import GPU, Request
 from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import clock_time, hours_words, ordinal
 from .plan import Turn
@@ -45,7 +46,7 @@ def place_words(turn: Turn) -> str:
 
 
 def _place(turn: Turn) -> str:
-    wanted = gpu_count_phrase(turn.waiting.request.gpus, turn.waiting.request.model)
+    wanted = request_phrase(turn.waiting.request)
     if turn.place == 1 and turn.of > 1:
         return lazy_ngettext(
             "You are next in line for %(gpus)s; %(num)s other waits after you.",
@@ -81,7 +82,7 @@ def asked_words(request: Request, image: str) -> str:
         request: the request.
         image: what users call its image; "" if there is none to choose.
     """
-    what = [gpu_count_phrase(request.gpus, request.model) if request.gpus else NO_GPU]
+    what = [request_phrase(request) if request.gpus else NO_GPU]
     if image:
         what.append(lazy_gettext("image %(image)s", image=image))
     if request.gpus and request.seconds:
@@ -155,14 +156,14 @@ def kept_words(until: float) -> str:
     )
 
 
-def runs_words(gpus: int, until: float | None) -> str:
+def runs_words(gpus: Sequence[GPU], until: float | None) -> str:
     """Return that a server runs whose user has waited.
 
     Args:
-        gpus: how many it has.
+        gpus: those that it has.
         until: when its time ends, in seconds since the epoch; None: never.
     """
-    runs = lazy_gettext("Your server runs, with %(gpus)s.", gpus=gpu_count_phrase(gpus))
+    runs = lazy_gettext("Your server runs, with %(gpus)s.", gpus=units_phrase(gpus))
     if until is None:
         return runs
     return join_sentences(runs, lazy_gettext("Its time ends at %(time)s.", time=clock_time(until)))

@@ -7,13 +7,14 @@ is, and when the turns of the others come by the known ends of the leases.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
 from ..gpus.model import GPU, Holder, Lease, Request
+from ..gpus.unit_names import Share, parse
 from .calendar import Booking, Calendar
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
@@ -76,22 +77,22 @@ def by_share(queue: Sequence[QueuedRequest], leases: Sequence[Lease]) -> list[Qu
     earlier request in this order, counts as having joined FAIR_SECONDS later. No request can be
     overtaken for ever, as later requests join with a later time.
     """
-    held: Counter[tuple[str, str]] = Counter()
+    held: dict[tuple[str, str], Share] = defaultdict(int)
     for lease in leases:
-        held[lease.holder.person] += len(lease.gpus)
+        held[lease.holder.person] += lease.share
     users: dict[tuple[str, str], list[QueuedRequest]] = {}
     for waiting in reversed(by_time(queue)):
         users.setdefault(waiting.holder.person, []).append(waiting)
     # A user's turn changes only what that user holds, so the keys of the others stay valid.
-    keys = [(own[-1].since + held[user] * FAIR_SECONDS, user) for user, own in users.items()]
+    keys = [(own[-1].since + float(held[user]) * FAIR_SECONDS, user) for user, own in users.items()]
     heapq.heapify(keys)
     order = []
     while keys:
         user = heapq.heappop(keys)[1]
         order.append(users[user].pop())
-        held[user] += order[-1].request.gpus
+        held[user] += order[-1].request.share
         if users[user]:
-            heapq.heappush(keys, (users[user][-1].since + held[user] * FAIR_SECONDS, user))
+            heapq.heappush(keys, (users[user][-1].since + float(held[user]) * FAIR_SECONDS, user))
     return order
 
 
@@ -106,6 +107,7 @@ def plan(
     *,
     order: str = "fifo",
     policy: str = "pack",
+    part_policy: str = "spread",
     group_limits: Mapping[str, int] | None = None,
 ) -> tuple[Turn, ...]:
     """Return the turn of each queued request, in the queue's order.
@@ -126,7 +128,8 @@ def plan(
         leases: the leases on them.
         now: in seconds, on the clock of `Lease.until` and `QueuedRequest.since`.
         order: a key of `ORDERS`.
-        policy: a key of `allocation.POLICIES`, for the GPUs that are handed out now.
+        policy: a key of `allocation.POLICIES`, for the whole GPUs that are handed out now.
+        part_policy: the same for slots of shared GPUs and for MIG instances.
         group_limits: group -> the most GPUs that its members may hold at a time.
 
     Raises:
@@ -134,6 +137,7 @@ def plan(
     """
     check_policy_and_gpus("order", order, ORDERS, gpus)
     check_policy_and_gpus("policy", policy, POLICIES, gpus)
+    check_policy_and_gpus("part_policy", part_policy, POLICIES, gpus)
     host = apply_leases(gpus, leases)
     waiting = ORDERS[order](queue, leases)
     limits = group_limits or {}
@@ -146,7 +150,7 @@ def plan(
         ]
 
     calendar, bookings = book({})
-    chosen = calendar.choose_now([each.request for each in waiting], bookings, policy)
+    chosen = calendar.choose_now([each.request for each in waiting], bookings, policy, part_policy)
     if any(bookings[number].gpus != gpus for number, gpus in chosen.items()):
         # The GPUs that the policy prefers are handed out if that delays no other request.
         _, again = book(chosen)
@@ -168,7 +172,7 @@ def could_use(
         turn: of the one who waits.
         gpus: every GPU of every node, with the leases on them.
         leases: what is held.
-        back: the UUIDs of those that would come back.
+        back: the names of those that would come back.
         now: in seconds.
     """
     if turn.waiting.not_before > now + SOON_SECONDS:
@@ -181,7 +185,11 @@ def could_use(
     # What is sick or kept out isn't handed out when it comes back.
     fitting = [gpu for gpu in gpus if gpu.state in ("free", "leased") and request.takes(gpu)]
     sizes = Counter(gpu.node for gpu in fitting)
-    return any(gpu.uuid in back and sizes[gpu.node] >= request.gpus for gpu in fitting)
+    names = [parse(name) for name in back]
+    return any(
+        sizes[gpu.node] >= request.gpus and gpu.name and any(map(gpu.name.excludes, names))
+        for gpu in fitting
+    )
 
 
 class QueueSnapshot:
@@ -254,23 +262,23 @@ class _WaitReasons:
         self._calendar = calendar
         self._limits = limits
         self.several = span_several_nodes(gpus)
-        # (node, model) -> a GPU: whether a request accepts a GPU depends on these two alone.
-        self._sample_gpus = {(gpu.node, gpu.model): gpu for gpu in gpus}
+        # (node, model, kind) -> a unit: whether a request accepts one depends on these alone.
+        self._sample_gpus = {(gpu.node, gpu.model, gpu.kind): gpu for gpu in gpus}
         self._free = Counter(
-            (gpu.node, gpu.model) for gpu in gpus if gpu.state == "free" and gpu.uuid
+            (gpu.node, gpu.model, gpu.kind) for gpu in gpus if gpu.state == "free" and gpu.uuid
         )
-        # `Request.kind` -> the most GPUs that are free on one node.
+        # `Request.accepts` -> the most GPUs that are free on one node.
         self._most_free_by_kind: dict[Hashable, int] = {}
-        self._held = Counter[str]()
+        self._held: dict[str, Share] = defaultdict(int)
         for lease in leases:
-            self._hold(lease.groups, len(lease.gpus))
+            self._hold(lease.groups, lease.share)
 
     def turn(self, waiting: QueuedRequest, place: int, booking: Booking, now: float) -> Turn:
         """Return the turn of a request; count the GPUs that it gets now as taken for the next."""
         if booking.start == now:
-            self._free.subtract((gpu.node, gpu.model) for gpu in booking.gpus)
+            self._free.subtract((gpu.node, gpu.model, gpu.kind) for gpu in booking.gpus)
             self._most_free_by_kind.clear()
-            self._hold(waiting.groups, waiting.request.gpus)
+            self._hold(waiting.groups, waiting.request.share)
             return Turn(waiting, place, now, booking.gpus, several=self.several)
         return self.waiting_turn(waiting, place, booking, now)
 
@@ -286,21 +294,21 @@ class _WaitReasons:
         if waiting.not_before > now and self._calendar.is_possible(request, waiting.groups):
             return "time"
         for name in sorted(waiting.groups & self._limits.keys()):
-            if self._held[name] + request.gpus > self._limits[name]:
+            if self._held[name] + request.share > self._limits[name]:
                 return f"group:{name}"
         if self._most_free(request) >= request.gpus:
             return "order"
         return "gpus" if self._calendar.is_possible(request, waiting.groups) else "never"
 
     def _most_free(self, request: Request) -> int:
-        if request.kind not in self._most_free_by_kind:
+        if request.accepts not in self._most_free_by_kind:
             free = Counter[str]()
             for place, number in self._free.items():
                 if number and request.takes(self._sample_gpus[place]):
                     free[place[0]] += number
-            self._most_free_by_kind[request.kind] = max(free.values(), default=0)
-        return self._most_free_by_kind[request.kind]
+            self._most_free_by_kind[request.accepts] = max(free.values(), default=0)
+        return self._most_free_by_kind[request.accepts]
 
-    def _hold(self, groups: Iterable[str], number: int) -> None:
+    def _hold(self, groups: Iterable[str], number: Share) -> None:
         for name in groups:
             self._held[name] += number

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Refused, Unknown
-from ..gpus.allocation import explain_shortage, gpu_count_phrase
+from ..gpus.allocation import explain_shortage, request_phrase
 from ..gpus.model import Holder, Lease, Request
+from ..gpus.unit_names import Share
 from ..i18n.lazy_text import join_sentences, lazy_gettext
-from ..i18n.phrases import hours_words
+from ..i18n.phrases import hours_words, share_words
 from ..leases.ledger import Ledger, Reservation, View
 from ..timeouts import within
 from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
@@ -40,12 +41,14 @@ class QueueSettings:
 
     Args:
         order: a key of `plan.ORDERS`.
-        policy: a key of `allocation.POLICIES`.
+        policy: a key of `allocation.POLICIES`, for whole GPUs.
+        part_policy: the same for slots of shared GPUs and for MIG instances.
         length: the most requests that may wait.
     """
 
     order: str = "fifo"
     policy: str = "pack"
+    part_policy: str = "spread"
     length: int = 100
 
 
@@ -155,14 +158,14 @@ class Queue:
         entries = [entry for entry in self._entries if entry.turn and not entry.answer.done()]
         return tuple(sorted(entries, key=lambda entry: entry.turn.place if entry.turn else 0))
 
-    def waiting_for(self, uuids: Collection[str]) -> int:
+    def waiting_for(self, units: Collection[str]) -> int:
         """Return how many requests in the queue could use these GPUs if they were free."""
-        view, back, now = self._ledger.last_view or View(), set(uuids), time.time()
+        view, back, now = self._ledger.last_view or View(), set(units), time.time()
         alike: dict[Any, list[Turn]] = {}
         for entry in self._unanswered():
             if turn := entry.turn:
                 request = turn.waiting.request
-                kind = request.kind, request.gpus, turn.because, turn.waiting.not_before
+                kind = request.accepts, request.gpus, turn.because, turn.waiting.not_before
                 alike.setdefault(kind, []).append(turn)
         return sum(
             len(turns)
@@ -338,7 +341,13 @@ class Queue:
                 granted = self._reserve(turn)
                 entry.answer.set_result(granted)
                 # A refusal of a later request says what is free after this grant.
-                lease = Lease(granted.holder, granted.uuids, granted.until, granted.groups)
+                lease = Lease(
+                    granted.holder,
+                    granted.units,
+                    granted.until,
+                    granted.groups,
+                    count=granted.share,
+                )
                 view = view.with_lease(lease)
             elif (not entry.has_place or entry.request_limits.max_wait_seconds == 0) and (
                 refused := self.refusal(entry.waiting.request, entry.request_limits, turn, view)
@@ -359,6 +368,7 @@ class Queue:
             time.time(),
             order=self._settings.order,
             policy=self._settings.policy,
+            part_policy=self._settings.part_policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
@@ -392,21 +402,21 @@ class Queue:
 
     def _refuse_over_limit(self, leases: Sequence[Lease]) -> None:
         """Refuse new requests of users who hold or wait for too many GPUs already."""
-        claims = [(lease.holder, len(lease.gpus)) for lease in leases]
+        claims = [(lease.holder, lease.share) for lease in leases]
         for entry in self._unanswered():
             request = entry.waiting.request
             limit = entry.request_limits.user_limit
             if not entry.has_place and limit is not None:
                 held = held_by_other_servers(entry.holder, claims)
-                if held + request.gpus > limit:
-                    entry.answer.set_exception(over_user_limit(request.gpus, held, limit))
+                if held + request.share > limit:
+                    entry.answer.set_exception(over_user_limit(request, held, limit))
                     continue
-            claims.append((entry.holder, request.gpus))
+            claims.append((entry.holder, request.share))
 
-    def claims(self, leases: Sequence[Lease]) -> list[tuple[Holder, int]]:
+    def claims(self, leases: Sequence[Lease]) -> list[tuple[Holder, Share]]:
         """Return (holder, number of GPUs) of every lease and every request in the queue."""
-        return [(lease.holder, len(lease.gpus)) for lease in leases] + [
-            (entry.holder, entry.waiting.request.gpus) for entry in self._unanswered()
+        return [(lease.holder, lease.share) for lease in leases] + [
+            (entry.holder, entry.waiting.request.share) for entry in self._unanswered()
         ]
 
     def _unanswered(self) -> list[QueueEntry]:
@@ -449,12 +459,12 @@ def _strictest(request_limits: Iterable[RequestLimits]) -> dict[str, int]:
     return dict(sorted(limits, key=lambda limit: limit[1], reverse=True))
 
 
-def held_by_person(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
+def held_by_person(holder: Holder, claims: Sequence[tuple[Holder, Share]]) -> Share:
     """Return how many GPUs a holder's user has or waits for with all of their servers."""
     return sum(number for other, number in claims if other.person == holder.person)
 
 
-def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) -> int:
+def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, Share]]) -> Share:
     """Return how many GPUs a holder's user has or waits for with all of their other servers.
 
     Args:
@@ -466,19 +476,19 @@ def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, int]]) 
     )
 
 
-def over_user_limit(wanted: int, held: int, limit: int) -> Refused:
+def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
     """Return the refusal of a request over the user's limit for all their servers.
 
     Args:
-        wanted: how many GPUs are requested.
+        request: what is requested.
         held: how many the user has or waits for with other servers.
         limit: the user's limit.
     """
     sentence = lazy_gettext(
         "You asked for %(gpus)s, your other servers have or wait for %(held)s, and your limit is "
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
-        gpus=gpu_count_phrase(wanted),
-        held=held,
+        gpus=request_phrase(request),
+        held=share_words(held),
         limit=limit,
     )
     return Refused(sentence, "limit", 403, key="gpus")
@@ -493,6 +503,6 @@ def _waited_too_long(request: Request, seconds: float) -> str:
     return lazy_gettext(
         "You have waited for %(gpus)s for %(duration)s, which is the longest wait here. "
         "Ask for fewer, or try again later.",
-        gpus=gpu_count_phrase(request.gpus),
+        gpus=request_phrase(request),
         duration=hours_words(seconds),
     )

@@ -177,7 +177,7 @@ class ProcessSpawner(BaseGPUSpawner, Spawner):
 
     async def create_server(self, reservation: Reservation) -> str:
         assert self.attempt.request
-        uuids = sorted(reservation.uuids)
+        uuids = sorted(reservation.units)
         lease = labels(
             self.holder, self.attempt.request.image, uuids, reservation.until, self.groups
         )

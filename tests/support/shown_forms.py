@@ -11,8 +11,8 @@ from gpuspawner.choices.home_use import HomeUse
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, request
 from gpuspawner.errors import Refused
-from gpuspawner.gpus.allocation import explain_shortage
-from gpuspawner.gpus.model import GPU, GPUState, Holder, Node
+from gpuspawner.gpus.allocation import explain_shortage, request_phrase
+from gpuspawner.gpus.model import GPU, WHOLE, GPUState, Holder, Node
 from gpuspawner.i18n.languages import ENGLISH, Language
 from gpuspawner.i18n.lazy_text import lazy_gettext
 from gpuspawner.images.catalogue import catalogue
@@ -66,15 +66,16 @@ def shown(
             return Forecast("no", choice.gpus or 0, refusal=str(error))
         if not wanted.gpus:
             return Forecast("now")
+        part = "" if wanted.kind == WHOLE else request_phrase(wanted)
         waiting = QueuedRequest(Holder("you"), wanted, 0)
         turn = plan([waiting], seen.gpus, seen.leases, time.time())[0]
         if turn.gpus or not limits.waits:
             refusal = "" if turn.gpus else explain_shortage(wanted, seen.gpus)
-            return Forecast("now" if turn.gpus else "no", wanted.gpus, refusal=refusal)
+            return Forecast("now" if turn.gpus else "no", wanted.gpus, refusal=refusal, part=part)
         fitting = [gpu for gpu in seen.gpus if wanted.takes(gpu)]
         free = sum(gpu.state == "free" for gpu in fitting)
         taken = all(gpu.state == "leased" for gpu in fitting)
-        return Forecast("wait", wanted.gpus, turn, free, taken, wanted.model or "")
+        return Forecast("wait", wanted.gpus, turn, free, taken, wanted.model or "", part)
 
     return render(
         limits,

@@ -70,10 +70,10 @@ class Machine(Hub):
         """Do what a start does: from now on the container's label holds the GPUs."""
         granted, one.attempt.reservation = one.attempt.granted, None
         if granted and granted.gpus:
-            found = labels(one.holder, "plain", sorted(granted.uuids), granted.until)
+            found = labels(one.holder, "plain", sorted(granted.units), granted.until)
             self.servers.append(ServerRecord("ada-s", found))
             self.ledger.release(granted)
-            one.lease.hold(granted.uuids)
+            one.lease.hold(granted.units)
             one.attempt.is_up = True
 
     def ben_waits(self) -> asyncio.Task[Any]:
@@ -139,14 +139,14 @@ async def test_it_waits_at_its_place_while_it_runs_and_switches_with_exactly_wha
     hub.free_all()
     offer = await offered(one)
     assert one.gpu_switch.facts()["offer"] == {
-        "gpus": sorted(offer.reservation.uuids),
+        "gpus": sorted(offer.reservation.units),
         "until": hub.now + 10 * MINUTE,
     }
     await settle()
     assert not behind.done()
     await one.gpu_switch.switch("user:ada")
     await ended(one)
-    assert hub.next.lease.uuids == offer.reservation.uuids
+    assert hub.next.lease.units == offer.reservation.units
     assert hub.next.attempt.granted_at == offer.granted_at
     assert hub.next.user_options == {"gpus": 1, "image": "plain"}
     assert hub.held() == 0  # the label has it
@@ -178,7 +178,7 @@ async def test_what_is_not_claimed_in_time_the_next_has_and_the_user_reads_so(hu
     await asyncio.sleep(0.01)
     assert one.gpu_switch.offer
     hub.now += 1
-    assert len((await behind).uuids) == 2
+    assert len((await behind).units) == 2
     assert one.gpu_switch.asked is None
     assert one.gpu_switch.notice.startswith("A GPU was reserved for you until ")
     assert one.server is not None
@@ -266,7 +266,7 @@ async def test_one_server_counts_once_for_its_user_s_limit(hub):
     await offered(one)
     await one.gpu_switch.switch()
     await ended(one)
-    assert len(hub.next.lease.uuids) == 2
+    assert len(hub.next.lease.units) == 2
 
 
 async def test_rules_that_have_changed_at_the_turn_refuse_it_and_the_gpu_is_free(hub, events):
@@ -329,7 +329,7 @@ async def test_who_has_changed_groups_waits_again_at_the_place_of_before(hub, ev
     assert not behind.done()
     await one.gpu_switch.switch()
     await ended(one)
-    assert len(hub.next.lease.uuids) == 2
+    assert len(hub.next.lease.units) == 2
     grants = [each[0] for each in only(events, "grant", "release")]
     assert grants == ["grant", "release", "grant"]
     behind.cancel()
@@ -362,7 +362,7 @@ async def test_an_offer_stays_while_it_is_taken_up(hub):
     with pytest.raises(Refused, match="being restarted"):
         await one.gpu_switch.leave()
     await ended(one)
-    assert hub.next.lease.uuids == offer.reservation.uuids
+    assert hub.next.lease.units == offer.reservation.units
 
 
 async def test_a_start_that_fails_gives_the_gpu_back_once(hub, events):
@@ -391,7 +391,7 @@ async def test_a_start_that_asks_for_something_else_releases_it(hub, events):
     hub.traits = {"hour_limit": 1}
     await one.gpu_switch.switch()
     await ended(one)
-    assert len(hub.next.lease.uuids) == 1
+    assert len(hub.next.lease.units) == 1
     assert [each[0] for each in only(events, "grant", "release")] == ["grant", "release", "grant"]
 
 
@@ -435,9 +435,9 @@ async def test_gpus_are_given_back_at_once_and_the_next_has_them(hub, events):
     one.clear_state = cleared
     await one.gpu_switch.give_back("user:ada")
     await ended(one)
-    assert hub.next.lease.uuids == frozenset()
+    assert hub.next.lease.units == frozenset()
     assert hub.next.user_options == {"gpus": 0, "image": "plain", "hours": 2}
-    assert len((await behind).uuids) == 2
+    assert len((await behind).units) == 2
     assert only(events, "release") == [("release", "user:ada", "given back")]
     with pytest.raises(Refused, match="no GPUs to give back"):
         await hub.next.gpu_switch.give_back()

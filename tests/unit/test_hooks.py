@@ -49,6 +49,7 @@ NOT_SET_BY_HOOKS = {
 # the version "plain" can be granted under each.
 VALUES: dict[str, tuple[Any, Any]] = {
     "allowed_images": ({"plain": "ref/override"}, {"plain": "ref/hook"}),
+    "allowed_kinds": (["gpu", "shared"], ["gpu"]),
     "allowed_models": (["A100", "H100"], ["A100"]),
     "allowed_versions": (["plain", "secret"], ["plain"]),
     "course_volumes": (
@@ -73,6 +74,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "tls_config": ({"o": "1"}, {"h": "1"}),
     "mem_limit": (2 << 30, 3 << 30),
     "cpu_limit": (2.0, 3.0),
+    "shared_gpus": ({"o": 1}, {"h": 2}),
     "ulimits": ({"o": 1}, {"h": 2}),
 }
 
@@ -221,7 +223,7 @@ async def test_a_hook_s_rules_hold_for_a_server_that_a_restarted_hub_finds() -> 
         one = spawner(hub, hook, ("lab",))
         await begin(one, gpus=1, image="plain")
         await one.run_pre_spawn_hook()
-        one.lease.hold(one.attempt.granted.uuids)
+        one.lease.hold(one.attempt.granted.units)
         kept = json.loads(json.dumps(one.get_state()))
         restarted = spawner(hub, hook, ("lab",))
         restarted.load_state(kept)

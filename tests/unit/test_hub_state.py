@@ -167,7 +167,7 @@ def test_without_an_event_loop_nothing_is_built(settings):
     build_early(one)
     assert settings == {}
     one.load_state({"gpuspawner": {"gpus": ["GPU-1"], "term": None}})
-    assert one.lease.uuids == {"GPU-1"}
+    assert one.lease.units == {"GPU-1"}
     assert one.get_state()["gpuspawner"]["gpus"] == ["GPU-1"]
 
 

@@ -265,7 +265,7 @@ def test_the_field_is_there_where_it_can_be_asked_for():
 
     class SimpleForecast(SimpleNamespace):
         def __init__(self, choice: Choice) -> None:
-            super().__init__(kind="now", gpus=choice.gpus, turn=None, group="")
+            super().__init__(kind="now", gpus=choice.gpus, turn=None, group="", part="")
 
     limits = replace(LIMITS, ahead=WEEK)
     assert page(LIMITS, Choice()).find(id="gpuspawner-not-before") is None

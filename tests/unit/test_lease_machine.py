@@ -14,8 +14,8 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis
@@ -32,8 +32,10 @@ from gpuspawner.backends.docker.listing import server_record
 from gpuspawner.backends.launch import launch
 from gpuspawner.backends.leftovers import Leftovers, StaleServerReaper
 from gpuspawner.errors import Refused, StartAgain, Unknown
-from gpuspawner.gpus.model import GPU, Holder, Node, Request
+from gpuspawner.gpus.model import GPU, SHARED, WHOLE, Holder, Node, Request
 from gpuspawner.gpus.nvml import InventoryError
+from gpuspawner.gpus.unit_names import exclude_each_other
+from gpuspawner.gpus.units import split
 from gpuspawner.leases.labels import LABEL_GPUS, LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.scheduling.plan import QueuedRequest
@@ -43,6 +45,13 @@ from ..support.ledgers import NoWatcher, reserve
 
 GPUS = tuple(GPU(f"GPU-{n}", n, "Tesla T4") for n in range(3))
 USERS = ("ann", "bob", "eve")
+# What a hub shares, the same as another hub or not, and not what it shared before its restart.
+SHARED_GPUS: list[dict[str, int]] = [
+    {"GPU-2": 2},
+    {"GPU-2": 2},
+    {"GPU-2": 3, "GPU-1": 2},
+    {},
+]
 # How long those wait who may, in seconds.
 LONGEST_WAIT = 20
 # Longer than any wait of the code under test, but the one until a container is stale.
@@ -281,19 +290,19 @@ class Server:
         limits = RequestLimits(max_wait_seconds=self.longest)
         reservation = await queue.wait(joining, limits, lambda turn: None)
         assert min(self.hub.newest.values()) > 0  # unknown is never free
-        assert len(reservation.uuids) == self.request.gpus
+        assert len(reservation.units) == self.request.gpus
         self.reservations.append(reservation)
         return reservation
 
     async def create_server(self, reservation: Reservation) -> str:
-        lease = labels(self.holder, self.request.image, sorted(reservation.uuids))
+        lease = labels(self.holder, self.request.image, sorted(reservation.units))
         lease[LABEL_HUB] = f"http://{self.hub.name}"
         creating = self.hub.docker("create_container", self.name, lease, self.age)
         self.creating.setdefault(reservation, []).append(creating)
         return str((await creating)["Id"])
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
-        if set(await self.hub.docker("uuids_of", server_id)) != reservation.uuids:
+        if set(await self.hub.docker("uuids_of", server_id)) != reservation.units:
             raise OtherGPUs
 
     async def start_server(self, server_id: str) -> None:
@@ -340,8 +349,10 @@ class ListBackend:
 class Hub:
     """One hub's process, and all that it remembers."""
 
-    def __init__(self, machine: Machine, name: str) -> None:
-        self.machine, self.name = machine, name
+    def __init__(
+        self, machine: Machine, name: str, shared: Mapping[str, int] | None = None
+    ) -> None:
+        self.machine, self.name, self.shared = machine, name, shared or {}
         self.alive = True
         self.servers: list[Server] = []
         self.stopped: set[str] = set()
@@ -355,7 +366,13 @@ class Hub:
         return self.machine.call(self, method, *arguments, **options)
 
     async def nvml(self) -> Any:
-        return await self.docker("nvml")
+        nodes = await self.docker("nvml")
+        return [
+            replace(
+                node, gpus=tuple(unit for gpu in node.gpus for unit in split(gpu, self.shared, ()))
+            )
+            for node in nodes
+        ]
 
     def launch(self, server: Server) -> Any:
         self.servers.append(server)
@@ -422,12 +439,12 @@ class Leases(RuleBasedStateMachine):
         self.machine = Machine(self.loop)
         self.loop.set_exception_handler(lambda _, context: self.machine.troubles.append(context))
         self.past: list[Hub] = []
-        self.hubs = [self.boot("a"), self.boot("b")]
+        self.hubs = [self.boot("a", 0), self.boot("b", 0)]
         self.tasks: list[tuple[Hub, asyncio.Task[Any]]] = []
         self.ended: dict[Reservation, int] = {}
 
-    def boot(self, name: str) -> Hub:
-        return Hub(self.machine, name)
+    def boot(self, name: str, which: int) -> Hub:
+        return Hub(self.machine, name, picked(which, SHARED_GPUS))
 
     def run(self, hub: Hub, coroutine: Any) -> asyncio.Task[Any]:
         task = self.loop.create_task(coroutine)
@@ -464,12 +481,15 @@ class Leases(RuleBasedStateMachine):
         gpus=st.sampled_from([1, 1, 1, 2, 3, 0]),
         longest=st.sampled_from([0, 0, LONGEST_WAIT]),
         age=st.integers(0, 1),
+        kind=st.sampled_from([WHOLE, WHOLE, SHARED]),
     )
-    def start(self, which: int, several: int, gpus: int, longest: float, age: int) -> None:
+    def start(
+        self, which: int, several: int, gpus: int, longest: float, age: int, kind: str
+    ) -> None:
         for number in range(several):
             if idle := self.idle():
                 hub, holder = picked(which + 3 * number, idle)  # by turns on both hubs
-                request = Request("torch", gpus)
+                request = Request("torch", gpus if kind == WHOLE else min(gpus, 1), kind=kind)
                 server = Server(hub, holder, (age + number) % 2, request, longest)
                 server.task = self.run(hub, hub.launch(server))
         self.loop.settle()
@@ -624,7 +644,7 @@ class Leases(RuleBasedStateMachine):
         hub.alive = False
         self.machine.unclean = True
         self.past.append(hub)
-        self.hubs[self.hubs.index(hub)] = self.boot(hub.name)
+        self.hubs[self.hubs.index(hub)] = self.boot(hub.name, which)
 
     def grant_other_gpus(self, which: int) -> None:
         """The next container isn't what it should be."""
@@ -639,8 +659,8 @@ class Leases(RuleBasedStateMachine):
     @invariant()
     def no_gpu_has_two_running_holders(self) -> None:
         running = [uuids_of(container) for container in self.containers("running")]
-        uuids = [uuid for each in running for uuid in each]
-        assert len(uuids) == len(set(uuids)), running
+        for one, other in itertools.combinations(running, 2):
+            assert not exclude_each_other(one, other), running
 
     @invariant()
     def what_runs_is_what_was_granted(self) -> None:
@@ -658,8 +678,9 @@ class Leases(RuleBasedStateMachine):
     def one_hub_never_sets_one_gpu_aside_twice(self) -> None:
         """Not even where the claim before the start would notice."""
         for hub in self.hubs:
-            held = [uuid for each in self.held_by(hub) for uuid in each.uuids]
-            assert len(held) == len(set(held)), held
+            held = [each.units for each in self.held_by(hub)]
+            for one, other in itertools.combinations(held, 2):
+                assert not exclude_each_other(one, other), held
 
     def held_by(self, hub: Hub) -> Iterator[Reservation]:
         """The reservations that are open, or whose containers hold GPUs, or are being created."""
@@ -740,8 +761,9 @@ class Leases(RuleBasedStateMachine):
         self.machine.containers.clear()
         for hub in self.hubs:
             view = self.finished(hub.ledger.read)
-            assert [gpu.state for gpu in view.gpus] == ["free"] * len(GPUS)
-            self.finished(lambda hub=hub: reserve(hub.ledger, Holder("all"), Request("torch", 3)))
+            assert {gpu.state for gpu in view.gpus} == {"free"}
+            whole = Request("torch", sum(gpu.kind == WHOLE for gpu in view.gpus))
+            self.finished(lambda hub=hub, all=whole: reserve(hub.ledger, Holder("all"), all))
         self.nobody_fails_without_a_reason()
 
     def nobody_fails_without_a_reason(self) -> None:
@@ -813,7 +835,7 @@ def test_gpus_stay_reserved_while_their_container_is_being_created(machine: Mach
             machine.act(call)
             machine.reply(call)
             machine.loop.settle()
-    held = [first.reservations[-1].uuids, second.reservations[-1].uuids]
+    held = [first.reservations[-1].units, second.reservations[-1].units]
     assert not held[0] & held[1]
 
 

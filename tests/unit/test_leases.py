@@ -267,7 +267,7 @@ async def test_what_has_gpus_without_a_lease_holds_them(host: Host) -> None:
         assert [each.name for each in view.outsiders] == ["by-hand"]
     view = await ledger.read_recent(60, ANN)
     assert [gpu.state for gpu in view.gpus] == ["free", "foreign", "free"]
-    assert (await reserve(ledger, BOB, ONE)).uuids == {"GPU-2"}
+    assert (await reserve(ledger, BOB, ONE)).units == {"GPU-2"}
     with pytest.raises(Refused, match="1 in use outside the hub"):
         await reserve(ledger, Holder("eve"), ONE)
 
@@ -282,11 +282,11 @@ async def test_who_was_created_for_what_an_outsider_has_got_meanwhile_gives_way(
 
     ledger = Ledger(listing, host.nvml)
     reservation = await reserve(ledger, ANN, TWO)
-    ours = host.create(ANN, sorted(reservation.uuids))["Id"]
-    await ledger.claim(ours, reservation.uuids)
+    ours = host.create(ANN, sorted(reservation.units))["Id"]
+    await ledger.claim(ours, reservation.units)
     outside.append(ServerRecord("x", {}, gpu_names=frozenset({"0"})))
     with pytest.raises(Contested):
-        await ledger.claim(ours, reservation.uuids)
+        await ledger.claim(ours, reservation.units)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ async def test_nothing_is_kept_for_who_would_need_what_is_long_past_its_end(
 
 async def test_a_reservation_holds_its_gpus_before_any_container_does(ledger: Ledger) -> None:
     reservation = await reserve(ledger, ANN, TWO)
-    assert (reservation.holder, reservation.uuids) == (ANN, {"GPU-0", "GPU-1"})
+    assert (reservation.holder, reservation.units) == (ANN, {"GPU-0", "GPU-1"})
     assert await holders(ledger) == {"GPU-0": "ann", "GPU-1": "ann"}
 
 
@@ -323,23 +323,23 @@ async def test_a_server_that_is_listed_and_reserved_still_is_counted_once(
     host: Host, ledger: Ledger
 ) -> None:
     reservation = await reserve(ledger, ANN, TWO)
-    host.create(ANN, sorted(reservation.uuids))
+    host.create(ANN, sorted(reservation.units))
     (lease,) = (await ledger.read()).leases
-    assert (lease.holder, lease.gpus) == (ANN, reservation.uuids)
+    assert (lease.holder, lease.gpus) == (ANN, reservation.units)
     # It is created anew, with the same GPUs.
     host.containers.clear()
     assert await holders(ledger) == {"GPU-0": "ann", "GPU-1": "ann"}
 
 
 async def test_a_reservation_follows_the_policy(ledger: Ledger) -> None:
-    assert (await reserve(ledger, ANN, TWO, "spread")).uuids == {"GPU-0", "GPU-2"}
+    assert (await reserve(ledger, ANN, TWO, "spread")).units == {"GPU-0", "GPU-2"}
 
 
 async def test_many_at_the_same_moment_get_different_gpus(host: Host, ledger: Ledger) -> None:
     """And one of four finds none left, since there are three."""
     tries = [reserve(ledger, Holder(f"user-{n}"), ONE) for n in range(4)]
     results = await asyncio.gather(*tries, return_exceptions=True)
-    given = [result.uuids for result in results if not isinstance(result, BaseException)]
+    given = [result.units for result in results if not isinstance(result, BaseException)]
     assert sorted(map(sorted, given)) == [["GPU-0"], ["GPU-1"], ["GPU-2"]]
     (refused,) = [result for result in results if isinstance(result, BaseException)]
     assert isinstance(refused, Refused)
@@ -389,7 +389,7 @@ async def test_a_listing_begun_before_the_container_existed_does_not_free_its_gp
     answer = host.hold("engine")
     early = [asyncio.ensure_future(holders(ledger)) for _ in range(3)]
     await until(lambda: host.reads.count("engine") == 2)
-    host.create(ANN, sorted(reservation.uuids))
+    host.create(ANN, sorted(reservation.units))
     ledger.release(reservation)
     answer.set()
     # Three share the listing: the first to be answered forgets nothing that the others need.
@@ -412,7 +412,7 @@ async def test_from_its_creation_on_the_container_alone_holds_the_gpus(
     host: Host, ledger: Ledger
 ) -> None:
     reservation = await reserve(ledger, ANN, TWO)
-    container = host.create(ANN, sorted(reservation.uuids))
+    container = host.create(ANN, sorted(reservation.units))
     ledger.release(reservation)
     for state in ("created", "running"):
         container["State"] = state
@@ -424,10 +424,10 @@ async def test_from_its_creation_on_the_container_alone_holds_the_gpus(
 async def test_a_hub_that_was_restarted_knows_all_that_the_containers_say(host: Host) -> None:
     first = host.ledger()
     reservation = await reserve(first, ANN, TWO)
-    host.create(ANN, sorted(reservation.uuids))
+    host.create(ANN, sorted(reservation.units))
     second = host.ledger()
     assert await holders(second) == {"GPU-0": "ann", "GPU-1": "ann"}
-    assert (await reserve(second, BOB, ONE)).uuids == {"GPU-2"}
+    assert (await reserve(second, BOB, ONE)).units == {"GPU-2"}
 
 
 async def test_nothing_is_kept_of_a_reservation_that_nobody_can_need_any_more(
@@ -557,11 +557,11 @@ async def test_of_two_hubs_that_chose_the_same_gpu_one_starts(
     async def start(holder: Holder, second: int) -> None:
         ledger = host.ledger()
         reservation = await reserve(ledger, holder, ONE)
-        assert reservation.uuids == {"GPU-0"}
+        assert reservation.units == {"GPU-0"}
         container = host.create(holder, ["GPU-0"], created=second)
         ledger.release(reservation)
         try:
-            await ledger.claim(container["Id"], reservation.uuids, timeout=3600)
+            await ledger.claim(container["Id"], reservation.units, timeout=3600)
         except Contested:
             host.containers.remove(container)
         else:

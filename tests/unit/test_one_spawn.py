@@ -152,7 +152,7 @@ async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypa
         session.execute(text("PRAGMA query_only = 0"))
         while one.pending:
             await asyncio.sleep(0)
-        assert one.lease.uuids == frozenset()
+        assert one.lease.units == frozenset()
         assert not user.spawners
         assert one._stopping_again is None
 

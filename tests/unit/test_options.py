@@ -47,7 +47,7 @@ VERSIONS = catalogue(
 LIMITS = Limits(VERSIONS, "torch", default_gpus=1, gpus=2)
 UNLIMITED = replace(LIMITS, gpus=None)
 
-KEYS = "image, gpus, model, hours, not_before, safe_mode"
+KEYS = "image, gpus, model, kind, hours, not_before, safe_mode"
 GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
 HOURS_EXPECTED = "hours must be a number of hours, more than 0 and at most 87600"
 

@@ -265,7 +265,7 @@ def test_work_and_a_word_of_the_user_end_a_warning() -> None:
 class TwoGPUs:
     """A server with two GPUs that is seen to three times."""
 
-    uuids = frozenset({"GPU-0", "GPU-1"})
+    units = frozenset({"GPU-0", "GPU-1"})
     is_measured = True
 
     def __init__(self) -> None:

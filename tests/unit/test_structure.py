@@ -12,11 +12,16 @@ from ..support.paths import ROOT
 
 
 @pytest.mark.parametrize(
-    "module", ["gpus.allocation", "gpus.links", "gpus.model", "i18n.lazy_text"]
+    "module", ["gpus.allocation", "gpus.links", "gpus.model", "gpus.unit_names", "i18n.lazy_text"]
 )
 def test_what_decides_and_its_words_load_only_the_standard_library(module: str) -> None:
     assert top(all_that_loads(module)) - {"gpuspawner", ""} <= sys.stdlib_module_names
-    assert ours(imports(module)) <= {"i18n.lazy_text", "gpus.links", "gpus.model"}
+    assert ours(imports(module)) <= {
+        "i18n.lazy_text",
+        "gpus.links",
+        "gpus.model",
+        "gpus.unit_names",
+    }
 
 
 def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
@@ -80,6 +85,7 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "gpus.nvml_links",
         "gpus.state",
         "gpus.model",
+        "gpus.unit_names",
         "gpus.missing_driver",
         "backends.docker.device_requests",
         "backends.docker.poll_interval",

@@ -56,7 +56,7 @@ class Engine:
         """Make the container of a reservation, as a start does."""
         holder = reservation.holder
         name = f"{holder}-{time.monotonic_ns()}"
-        found = labels(holder, "image", sorted(reservation.uuids), reservation.until)
+        found = labels(holder, "image", sorted(reservation.units), reservation.until)
         self.containers[name] = ServerRecord(name, found, created=1)
         ledger.release(reservation)
         return name
@@ -113,7 +113,7 @@ async def test_a_wait_that_ends_in_the_same_moment_as_its_turn_gives_the_gpus_ba
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (await joins(queue, "ben", 4)).uuids == {f"GPU-{n}" for n in range(GPUS)}
+    assert (await joins(queue, "ben", 4)).units == {f"GPU-{n}" for n in range(GPUS)}
 
 
 async def test_trouble_is_told_to_those_who_wait_and_refuses_those_who_come():
@@ -193,7 +193,7 @@ async def test_what_a_server_itself_still_holds_is_not_counted_as_another_s():
     engine, ledger, queue, _ = make()
     limits = RequestLimits(user_limit=2)
     engine.start(ledger, await joins(queue, "ada", 2, limits))
-    assert len((await joins(queue, "ada", 2, limits)).uuids) == 2
+    assert len((await joins(queue, "ada", 2, limits)).units) == 2
 
 
 async def test_a_choice_over_its_user_s_limit_is_refused_before_it_waits():
@@ -244,7 +244,7 @@ async def _run(actions: list[tuple[str, int]], order: str) -> None:
             for uuid in container.labels["gpuspawner.gpus"].split(",")
         ]
         held += [
-            uuid for each in ledger._reservations if each.ended_tick is None for uuid in each.uuids
+            uuid for each in ledger._reservations if each.ended_tick is None for uuid in each.units
         ]
         assert len(held) == len(set(held))
 

@@ -49,6 +49,11 @@ function picked() {
   const sent = new FormData(form);
   const choice = {};
   for (const name of fields) if (sent.get(name)) choice[name] = sent.get(name);
+  if (choice.gpus && isNaN(choice.gpus)) {
+    // A part of a GPU, by its kind.
+    choice.kind = choice.gpus;
+    choice.gpus = 1;
+  }
   for (const name of ["gpus", "hours"]) if (name in choice) choice[name] = Number(choice[name]);
   return choice;
 }
