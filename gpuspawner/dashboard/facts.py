@@ -13,7 +13,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..choices.home_use import HomeUse
+from ..gpus.allocation import is_part_of
 from ..gpus.model import GPU, Holder, Node
+from ..gpus.names import part_name
 from ..gpus.out_of_service import OutOfServiceMark
 from ..i18n.lazy_text import restored
 from .history import SECONDS_PER_POINT
@@ -105,12 +107,16 @@ def _gpu(
     history: bool,
 ) -> dict[str, Any]:
     known = snapshot.is_known(now)
-    held_here = gpu.uuid in snapshot.ours or gpu.uuid in _offers(snapshot)
-    until = ends.get(gpu.uuid or "", gpu.until) if held_here else gpu.until
+    held_here = is_part_of(gpu, snapshot.ours) or gpu.id in _offers(snapshot)
+    until = ends.get(gpu.id or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
     facts = {
         "node": gpu.node,
+        "id": gpu.id,
         "uuid": gpu.uuid,
+        "kind": gpu.kind,
+        "part": part_name(gpu),
+        "parent": gpu.parent or None,
         "index": gpu.index,
         "model": gpu.model,
         "memory_total_mib": gpu.memory_total_mib,
@@ -124,7 +130,9 @@ def _gpu(
         "holder": _holder(holder) if holder and _may_see(holder, held_here, person) else None,
         "other_hub": bool(holder and not held_here),
         "until": iso_time(until) if holder else None,
-        "out_of_service": _mark(snapshot.marks.get(gpu.uuid or ""), person),
+        "out_of_service": _mark(
+            snapshot.marks.get(gpu.uuid or "") or snapshot.marks.get(gpu.parent), person
+        ),
     }
     if history:
         use, memory = snapshot.history.points(gpu, now)
@@ -141,18 +149,18 @@ def _requests(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def _offers(snapshot: Snapshot) -> dict[str, tuple[Holder, float]]:
-    """Return UUID -> (holder, until) of what the hub has reserved for servers that run."""
+    """Return unit -> (holder, until) of what the hub has reserved for servers that run."""
     return {
-        uuid: (Holder(each["user"], each["server"]), each["offer"]["until"])
+        name: (Holder(each["user"], each["server"]), each["offer"]["until"])
         for each in _requests(snapshot)
         if each["offer"]
-        for uuid in each["offer"]["gpus"]
+        for name in each["offer"]["gpus"]
     }
 
 
 def _as_offered(gpu: GPU, offers: Mapping[str, tuple[Holder, float]]) -> GPU:
     """Return a GPU that is free for the engine as the one of whom it is reserved for."""
-    offer = offers.get(gpu.uuid or "")
+    offer = offers.get(gpu.id or "")
     if offer is None or gpu.state != "free":
         return gpu
     return replace(gpu, state="leased", holder=offer[0], until=offer[1])
@@ -189,11 +197,11 @@ def _mark(mark: OutOfServiceMark | None, person: Person) -> dict[str, Any] | Non
 
 def _leases_by_label(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return this hub's servers as far as the engine knows them, while the hub says nothing."""
-    held = [gpu for gpu in snapshot.gpus if gpu.uuid in snapshot.ours and gpu.holder]
+    held = [gpu for gpu in snapshot.gpus if is_part_of(gpu, snapshot.ours) and gpu.holder]
     return [
         {
             **_holder(holder),
-            "gpus": [gpu.uuid for gpu in held if gpu.holder == holder],
+            "gpus": [gpu.id for gpu in held if gpu.holder == holder],
             "until": max((gpu.until for gpu in held if gpu.holder == holder), key=_known_first),
         }
         for holder in dict.fromkeys(gpu.holder for gpu in held if gpu.holder)

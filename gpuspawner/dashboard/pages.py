@@ -9,6 +9,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from ..gpus.model import WHOLE
+from ..gpus.unit_names import exclude_each_other
 from ..i18n.languages import Language, templates_of
 from ..i18n.phrases import memory_words, moment
 from .facts import home_use
@@ -35,7 +37,8 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
     return _templates.get_template(template).render(
         {**language.context(), **own, **more},
         kind_of=kind,
-        kinds=Counter(map(kind, own["gpus"])),
+        kinds=Counter(kind(gpu) for gpu in own["gpus"] if not _is_parent(gpu, own["gpus"])),
+        cards=cards_of(own["gpus"]),
         server_of=servers.of,
         time=_time_in(language),
         gigabytes=gigabytes,
@@ -59,21 +62,55 @@ def kind(gpu: Mapping[str, Any]) -> str:
     return str(gpu["state"])
 
 
+def _is_parent(gpu: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether what there is of a GPU is its instances."""
+    return gpu["state"] == "mig" and any(each["parent"] == gpu["uuid"] for each in gpus)
+
+
 class _Servers:
     """Which server holds which GPU, where the reader may know it."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._gpus = {gpu["uuid"]: gpu for gpu in facts.get("gpus", ())}
-        self._by_gpu = {uuid: each for each in facts.get("servers", ()) for uuid in each["gpus"]}
+        self._gpus = facts.get("gpus", ())
+        self._by_gpu = {name: each for each in facts.get("servers", ()) for name in each["gpus"]}
 
     def of(self, gpu: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a GPU's server; None where that isn't to be known."""
-        return None if gpu["other_hub"] else self._by_gpu.get(gpu["uuid"])
+        if gpu["other_hub"] or not gpu["id"]:
+            return None
+        found = self._by_gpu.get(gpu["id"])
+        if found is None and gpu["in_use"]:
+            # It was leased when it was whole, or shared otherwise than it is now.
+            named = (each for name, each in self._by_gpu.items() if is_had_by(gpu, [name]))
+            found = next(named, None)
+        return found
 
     def gpus(self, server: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the GPUs of a server, or of what else has `gpus`, that are there: in order."""
-        there = (self._gpus[uuid] for uuid in server["gpus"] if uuid in self._gpus)
+        there = [gpu for gpu in self._gpus if gpu["id"] in server["gpus"]] or [
+            gpu for gpu in self._gpus if gpu["id"] and is_had_by(gpu, server["gpus"])
+        ]
         return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
+
+
+def is_had_by(gpu: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Return whether nobody else can have a unit beside who has those of these names."""
+    return exclude_each_other([gpu["id"]], names)
+
+
+def cards_of(gpus: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the cards of a page, one for each physical GPU: itself and the parts it has.
+
+    A shared GPU is its own first slot, as each of them has its measures.
+    """
+    cards: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for gpu in gpus:
+        # Two GPUs of one number would be a fault of the driver's, and are two cards.
+        key = gpu["node"], gpu["index"], gpu["parent"] or gpu["uuid"] or str(len(cards))
+        card = cards.setdefault(key, {"gpu": gpu, "parts": []})
+        if gpu["kind"] != WHOLE:
+            card["parts"].append(gpu)
+    return list(cards.values())
 
 
 def _time_in(language: Language) -> Callable[..., Markup]:

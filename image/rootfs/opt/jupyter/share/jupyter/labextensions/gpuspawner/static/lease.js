@@ -47,7 +47,7 @@ function at(facts, moment) {
 function fromAnswer(server, answer) {
   const moment = byClock(answer);
   const until = moment(server.until);
-  const ours = answer.gpus.filter((gpu) => server.gpus.includes(gpu.uuid));
+  const ours = answer.gpus.filter((gpu) => server.gpus.includes(gpu.id ?? gpu.uuid));
   return {
     count: server.gpus.length,
     gpus: ours
@@ -57,6 +57,7 @@ function fromAnswer(server, answer) {
         node: answer.nodes?.length > 1 ? gpu.node : "",
         inside,
         model: gpu.model,
+        part: gpu.part ?? "",
         use: gpu.utilization_percent,
         used: gpu.memory_used_mib,
         total: gpu.memory_total_mib,
