@@ -251,7 +251,7 @@ def _wanted(
     count = limits.default_gpus if last.gpus is None and last.kind is None else (last.gpus or 0)
     if last.kind and last.gpus is None:
         count = 1
-    usual = limits.default_kind in parts or most == 0
+    usual = (last.gpus is None and limits.default_kind in parts) or most == 0
     if count == 1 and (last.kind in parts or (last.kind is None and usual and parts)):
         named = last.kind if last.kind in parts else limits.default_kind
         number = amounts.index((1, named if named in parts else parts[0]))

@@ -280,11 +280,10 @@ def unit_kind(choice: Choice, limits: Limits, gpus: Sequence[GPU]) -> str:
     there = kind_shares(gpus)
     may = [kind for kind in there if limits.kinds is None or kind in limits.kinds]
     if choice.kind is None:
-        # Who asks for several can only mean whole GPUs.
+        # A number means whole GPUs, where the user can have any; several can mean nothing else.
         whole = (choice.gpus or 0) > 1 or WHOLE in may or not may
         usual = WHOLE if whole else may[0]
-        alone = (choice.gpus or 1) == 1 and limits.default_kind in may
-        return limits.default_kind if alone else usual
+        return limits.default_kind if choice.gpus is None and limits.default_kind in may else usual
     if choice.kind not in there and (choice.kind != WHOLE or there):
         raise refusals.unknown_kind(choice.kind, may)
     if limits.kinds is not None and choice.kind not in limits.kinds:

@@ -72,7 +72,9 @@ def test_an_administrator_says_what_is_usual_and_what_may_be_had() -> None:
     assert asked({}, students).kind == SHARED
     assert asked({}, replace(students, default_kind="1g.5gb")).kind == "1g.5gb"
     assert asked({}, replace(LIMITS, default_kind="shared")).kind == SHARED
-    # Two can only mean whole ones, and what isn't there is nobody's default.
+    # A number means whole ones where there are any, and what isn't there is nobody's default.
+    assert asked({"gpus": 1}, replace(LIMITS, default_kind="shared")).kind == WHOLE
+    assert asked({"gpus": 1}, students).kind == SHARED
     assert asked({"gpus": 2}, replace(LIMITS, default_kind="shared")).kind == WHOLE
     assert asked({}, replace(LIMITS, default_kind="7g.80gb")).kind == WHOLE
 
@@ -182,6 +184,8 @@ def test_the_form_offers_none_then_parts_from_the_smallest_then_whole_gpus() -> 
         (Choice(), {"default_kind": "shared"}, MIXED, "shared"),
         (Choice(), {"default_kind": "1g.5gb"}, MIXED, "1g.5gb"),
         (Choice(gpus=2), {"default_kind": "shared"}, MIXED, "2"),
+        (Choice(gpus=1), {"default_kind": "shared"}, MIXED, "1"),
+        (Choice(gpus=1), {"kinds": frozenset({"shared"})}, MIXED, "shared"),
         (Choice(), {"kinds": frozenset({"shared"})}, MIXED, "shared"),
         (Choice(gpus=2), {"kinds": frozenset({"shared"})}, MIXED, "0"),
         (Choice(), {"default_gpus": 0}, MIXED, "0"),
@@ -200,7 +204,11 @@ def test_what_is_preselected(
 
 
 def test_what_the_form_offers_is_granted_as_it_is() -> None:
-    for limits in (LIMITS, replace(LIMITS, kinds=frozenset({"shared", "3g.20gb"}))):
+    for limits in (
+        LIMITS,
+        replace(LIMITS, default_kind="shared"),
+        replace(LIMITS, kinds=frozenset({"shared", "3g.20gb"})),
+    ):
         for value in presses(form(Choice(), limits)):
             found = request(parse(from_fields({"gpus": [value]})), limits, nodes(MIXED))
             if value.isdigit():
