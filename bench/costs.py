@@ -53,7 +53,9 @@ def measure(
     def choice(hours: float) -> dict[str, str]:
         return {HEADER: quote(json.dumps({"gpus": 1, "hours": hours}))}
 
-    def open_all(what: str, sessions: Iterable[Any], path: Callable[[int], str], **sent: Any) -> None:
+    def open_all(
+        what: str, sessions: Iterable[Any], path: Callable[[int], str], **sent: Any
+    ) -> None:
         headers = sent.get("headers", lambda number: {})
         for number, session in enumerate(sessions):
             asked = {parts.HEADER: what, **headers(number)}
@@ -80,9 +82,7 @@ def measure(
     return found, per_page
 
 
-def show(
-    found: Mapping[str, list[Mapping[str, float]]], of_dashboard: Mapping[str, float]
-) -> None:
+def show(found: Mapping[str, list[Mapping[str, float]]], of_dashboard: Mapping[str, float]) -> None:
     """Print the tables."""
     for page, taken in found.items():
         print(f"{page + ', milliseconds of the processor':58} {'median':>8} {'95 %':>8}")
