@@ -1,7 +1,7 @@
 """`python -m bench`: the times of starts, the cost of open pages, the waiting times of a queue.
 
-`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue` and `planner` are one of them, with
-options (`--help`).
+`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue` and `planner` are one of
+them, with options (`--help`).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tests.support.hubs import PLAIN_SERVER, Hub, until
 from tests.support.measured import dashboard_of
 
 from . import parts
-from .one_hub import one_hub
+from .one_hub import OUR_PAGES, one_hub
 from .processor import seconds_of
 
 GPUS, WAITING, PAGES = 4, 20, 40
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pages", type=int, default=PAGES, help="of each kind")
     parser.add_argument("--waiting", type=int, default=WAITING)
     options = parser.parse_args(arguments)
-    with one_hub(GPUS, [PLAIN_SERVER, dashboards.lines(), parts.lines()]) as (_, hub):
+    with one_hub(GPUS, [PLAIN_SERVER, OUR_PAGES, dashboards.lines(), parts.lines()]) as (_, hub):
         show(*measure(hub, options.pages, options.waiting))
     return 0
 

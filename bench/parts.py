@@ -1,7 +1,7 @@
 """Processor time of the parts of a hub's pages, measured in the hub's process.
 
-`lines` are for the hub's configuration. Requests have to come one after the other: what the hub does
-meanwhile for others would be counted, too.
+`lines` are for the hub's configuration. Requests have to come one after the other: what the hub
+does meanwhile for others would be counted, too.
 """
 
 from __future__ import annotations

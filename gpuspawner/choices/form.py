@@ -156,7 +156,7 @@ def render(
         starts_text=_local_text(last.not_before),
         zone=f"{datetime.now().astimezone():%Z}",
         safe_mode=safe_mode,
-        own=Markup(_OWN),
+        own=_OWN,
         period=PERIOD_SECONDS,
         moment=partial(moment, language=language),
         ordinal=ordinal,
