@@ -235,9 +235,9 @@ async def test_many_pages_are_shown_what_a_look_has_just_seen(host: Host, ledger
         await ledger.read_recent(0)
 
 
-async def test_pages_that_come_while_one_reads_for_another_get_the_same_view(
-    host: Host, ledger: Ledger
-) -> None:
+async def test_pages_that_come_while_one_reads_for_another_get_the_same_view(host: Host) -> None:
+    made: list[str] = []
+    ledger = host.ledger(on_read=lambda: made.append("view"))
     goes_on = host.hold("engine")
     first = asyncio.ensure_future(ledger.read_recent(1))
     await until(lambda: host.reads == ["nvml", "engine"])
@@ -252,6 +252,7 @@ async def test_pages_that_come_while_one_reads_for_another_get_the_same_view(
     assert all(view is views[0] for view in views)
     assert await strict is not views[0]
     assert host.reads == ["nvml", "engine"] * 2
+    assert made == ["view"] * 2
 
 
 @pytest.mark.parametrize("what", ["nvml", "engine"])

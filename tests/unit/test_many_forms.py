@@ -34,6 +34,7 @@ class CountingHub(Hub):
     def __init__(self) -> None:
         super().__init__()
         self.calls: Counter[str] = Counter()
+        self.ledger.on_read = lambda: self.calls.update(["view"])
 
     async def _list(self) -> Any:
         self.calls["engine"] += 1
@@ -107,6 +108,7 @@ async def test_forms_opened_in_one_moment_share_one_reading_and_are_made_once(hu
     assert hub.calls == {
         "engine": 1,
         "NVML": 1,
+        "view": 1,
         "render": 1,
         "__init__": 1,
         "forecast_turn": 2,
