@@ -291,7 +291,9 @@ def show(found: Measured, users: int, seconds: float) -> None:
         if len(forms) > 1:
             print(f"\nof {users} forms opened in the same moment,", end=" ")
             print(f"half are there after {statistics.median(forms):.0f} ms,", end=" ")
-            print(f"95 % after {percentile(forms, 95):.0f} ms (no goal: one is made after the other)")
+            print(
+                f"95 % after {percentile(forms, 95):.0f} ms (no goal: one is made after the other)"
+            )
     print(f"errors: {len(found.errors) or 'none'}")
     for error in found.errors[:10]:
         print(f"  {error}")

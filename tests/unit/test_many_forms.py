@@ -131,6 +131,18 @@ async def test_a_change_is_told_to_all_open_forms_for_the_cost_of_one(hub):
     assert hub.calls == {"render": 1, "__init__": 1, "forecast_turn": 2}
 
 
+async def test_which_traits_are_rules_is_looked_up_once_for_each_server(hub, monkeypatch):
+    """traitlets looks through all of a class's traits for that, at each call."""
+    users = a_class(hub)
+    hub.count(monkeypatch, GPUSpawner, "traits")
+    for _ in range(3):
+        await all_open(users)
+        for one in users:
+            one.get_state()
+    # For the group overrides, and for what outlives a restart of the hub.
+    assert hub.calls["traits"] == 2 * USERS
+
+
 async def test_who_waits_for_something_else_is_not_shown_the_forms_of_others(hub):
     """Their own place doesn't count for their forecast, and others' do."""
     users = a_class(hub, user_gpu_limit=2)
