@@ -22,7 +22,7 @@ from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot
 from gpuspawner.scheduling.queue import RequestLimits
 from gpuspawner.spawner import GPUSpawner
 
-from ..support.spawns import Hub
+from ..support.spawns import Hub, begin
 
 USERS = 60
 GIB = 1 << 30
@@ -133,14 +133,16 @@ async def test_a_change_is_told_to_all_open_forms_for_the_cost_of_one(hub):
 
 async def test_which_traits_are_rules_is_looked_up_once_for_each_server(hub, monkeypatch):
     """traitlets looks through all of a class's traits for that, at each call."""
-    users = a_class(hub)
+    users = a_class(hub, auth_state_hook=lambda one, state: setattr(one, "idle_minutes", 7))
     hub.count(monkeypatch, GPUSpawner, "traits")
     for _ in range(3):
         await all_open(users)
-        for one in users:
-            one.get_state()
-    # For the group overrides, and for what outlives a restart of the hub.
-    assert hub.calls["traits"] == 2 * USERS
+    assert hub.calls["traits"] == USERS
+    first = users[0]
+    await begin(first, gpus=0)
+    assert [first.get_state()["gpuspawner"]["hooks"] for _ in range(3)]
+    # And for what outlives a restart of the hub.
+    assert hub.calls["traits"] == USERS + 1
 
 
 async def test_who_waits_for_something_else_is_not_shown_the_forms_of_others(hub):
