@@ -34,6 +34,8 @@ PARTS = {
     "      forecasts": ("gpuspawner.hub.spawn_form", "forecast_choice"),
     "    models": ("gpuspawner.choices.form", "model_items"),
     "    image versions": ("gpuspawner.choices.form", "version_items"),
+    "  how full the home is": ("gpuspawner.spawner", "GPUSpawner.home_use"),
+    "  what is the user's own": ("gpuspawner.choices.form", "page"),
     "our home page": ("gpuspawner.hub.home_page", "HomePage.allowances"),
 }
 _spent: dict[str, float] = {}
