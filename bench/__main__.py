@@ -1,14 +1,14 @@
 """`python -m bench`: the times of starts, the cost of open pages, the waiting times of a queue.
 
-`python -m bench starts`, `handover`, `pages`, `load`, `queue` and `planner` are one of them, with
-options (`--help`).
+`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue` and `planner` are one of
+them, with options (`--help`).
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import handover, load, pages, planner, queue, starts
+from . import costs, handover, load, pages, planner, queue, starts
 
 
 def main() -> int:
@@ -19,12 +19,13 @@ def main() -> int:
         "handover": handover.main,
         "pages": pages.main,
         "load": load.main,
+        "costs": costs.main,
         "queue": queue.main,
         "planner": planner.main,
     }
     if name in parts:
         return parts[name](options)
-    others = (handover.main, pages.main, load.main, queue.main, planner.main)
+    others = (handover.main, pages.main, load.main, costs.main, queue.main, planner.main)
     return starts.main(sys.argv[1:]) or next(filter(None, (main([]) for main in others)), 0)
 
 

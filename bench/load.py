@@ -1,9 +1,11 @@
 """A class that comes at once: 60 users in a minute on 4 GPUs, with all their pages open.
 
-Each user has the form and the dashboard open from the beginning, asks for a GPU, and follows the
-queue's page until there is a server. Once all have asked, each keeps it for a moment. The users are
-another process on the same machine, as browsers would be; their load counts against the hub. Their
-servers are plain ones: how long JupyterLab takes is another part's matter.
+Each user opens the form and the dashboard, asks for a GPU, and follows the queue's page until there
+is a server. Once all have asked, each keeps it for a moment. They come as people do, one after the
+other within a minute. In further rounds all of them open their pages in the same moment, and ask
+within the minute after it. The users are another process on the same machine, as browsers would be;
+their load counts against the hub. Their servers are plain ones: how long JupyterLab takes is
+another part's matter.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +34,7 @@ from tests.support.measured import (
     proxy_of,
 )
 
-from .one_hub import one_hub
+from .one_hub import OUR_PAGES, one_hub
 from .pages import percentile
 from .processor import EngineProcesses, seconds_of
 
@@ -39,9 +42,11 @@ GPUS, USERS, REFUSALS = 4, 60, 1000
 # The interval of the requests that depend on nobody, in seconds.
 PROBE_SECONDS = 0.1
 PROBE = "a user by REST"
-# What the hub answers at once. Sending the form and stopping wait for a server: up to
-# `slow_spawn_timeout`, and until the engine has stopped it.
-AT_ONCE = (PROBE, crowd.FORM, crowd.FORMS_STREAM, crowd.PENDING, crowd.EVENTS)
+# How long somebody who comes looks at the form before asking, in seconds.
+LOOK_SECONDS = 10.0
+# The users' pages that the hub answers at once. Sending the form and stopping wait for a server: up
+# to `slow_spawn_timeout`, and until the engine has stopped it.
+AT_ONCE = (crowd.FORM, crowd.FORMS_STREAM, crowd.PENDING, crowd.EVENTS)
 GOAL_MS = 100.0
 # By how much the hub's memory may grow from this round to the last, in MiB.
 STEADY_AFTER, GOAL_MIB = 3, 5.0
@@ -79,23 +84,40 @@ class Memory:
 
 
 @dataclass
-class Measured:
-    """The measurements.
+class Rounds:
+    """The measurements of rounds of one kind.
 
     Args:
         taken: request -> milliseconds of each.
         lateness: milliseconds by which the hub's event loop was late.
         memory: before the first round, and after each.
         processor: process -> its seconds in each round.
-        errors: what was answered and shouldn't be.
-        refused: before the refused requests, and after them.
-        beside_refusals: milliseconds of each request by REST while they were sent.
     """
 
     taken: dict[str, list[float]] = field(default_factory=dict)
     lateness: list[float] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
     processor: dict[str, list[float]] = field(default_factory=dict)
+
+    def percentile_at_once(self, percent: int) -> float:
+        """Return a percentile of what users' pages took that the hub answers at once."""
+        return percentile([ms for what in AT_ONCE for ms in self.taken.get(what, ())], percent)
+
+
+@dataclass
+class Measured:
+    """The measurements.
+
+    Args:
+        came: of the rounds in which people came one after the other.
+        together: of those in which all opened their pages in the same moment.
+        errors: what was answered and shouldn't be.
+        refused: before the refused requests, and after them.
+        beside_refusals: milliseconds of each request by REST while they were sent.
+    """
+
+    came: Rounds = field(default_factory=Rounds)
+    together: Rounds = field(default_factory=Rounds)
     errors: list[str] = field(default_factory=list)
     refused: list[Memory] = field(default_factory=list)
     beside_refusals: list[float] = field(default_factory=list)
@@ -105,12 +127,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the rounds and print their results; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench load", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--together", type=int, default=3, help="further rounds: all open their pages at once"
+    )
     parser.add_argument("--users", type=int, default=USERS)
     parser.add_argument("--seconds", type=float, default=60, help="in which all of them ask")
+    parser.add_argument(
+        "--look", type=float, default=LOOK_SECONDS, help="how long each looks before asking"
+    )
     parser.add_argument("--stay", type=float, default=1, help="how long each keeps a server")
     parser.add_argument("--refusals", type=int, default=REFUSALS, help="in a minute, afterwards")
     options = parser.parse_args(arguments)
-    with one_hub(GPUS, [PLAIN_SERVER, dashboards.lines(), LATENESS]) as (host, hub):
+    with one_hub(GPUS, [PLAIN_SERVER, OUR_PAGES, dashboards.lines(), LATENESS]) as (host, hub):
         names = [f"user{number}" for number in range(options.users)]
         print(f"logging in {options.users} users", file=sys.stderr)
         visitors = crowd.log_in(hub, names)
@@ -123,26 +151,15 @@ def measure(
 ) -> Measured:
     """Return the measurements of all rounds."""
     found = Measured()
-    processes: dict[str, Callable[[], float]] = {
-        "hub": lambda: seconds_of(hub.pid),
-        "dashboard": lambda: seconds_of(dashboard_of(hub)),
-        "proxy": lambda: seconds_of(proxy_of(hub)),
-        "engine": lambda: sum(EngineProcesses(host).seconds()),
-    }
-    found.memory.append(_memory(hub))
-    for number in range(1, options.rounds + 1):
-        print(f"round {number} of {options.rounds}", file=sys.stderr)
-        before = {name: seconds() for name, seconds in processes.items()}
-        ticks = len(_lateness(hub))
-        with _probing(hub) as probed:
-            record = _come_and_go(hub, visitors, options.seconds, options.stay)
-        for name, seconds in processes.items():
-            found.processor.setdefault(name, []).append(seconds() - before[name])
-        found.lateness += _lateness(hub)[ticks:]
-        found.errors += record.errors
-        for what, taken in {**record.taken, PROBE: probed}.items():
-            found.taken.setdefault(what, []).extend(taken)
-        found.memory.append(_memory(hub))
+    for rounds, number, look in (
+        (found.came, options.rounds, options.look),
+        (found.together, options.together, None),
+    ):
+        rounds.memory.append(_memory(hub))
+        for count in range(1, number + 1):
+            kind = "all together" if look is None else "one after the other"
+            print(f"round {count} of {number}, {kind}", file=sys.stderr)
+            found.errors += _round(host, hub, visitors, options, look, rounds)
     if options.refusals:
         print(f"{options.refusals} requests that are refused", file=sys.stderr)
         _refuse(hub, 0.3 * options.refusals, 15)
@@ -151,6 +168,34 @@ def measure(
             found.errors += _refuse(hub, options.refusals, 60)
         found.refused.append(_memory(hub))
     return found
+
+
+def _round(
+    host: SimulatedHost,
+    hub: Hub,
+    visitors: list[crowd.Visitor],
+    options: argparse.Namespace,
+    look: float | None,
+    rounds: Rounds,
+) -> list[str]:
+    """Measure one round; return what was answered and shouldn't be."""
+    processes: dict[str, Callable[[], float]] = {
+        "hub": lambda: seconds_of(hub.pid),
+        "dashboard": lambda: seconds_of(dashboard_of(hub)),
+        "proxy": lambda: seconds_of(proxy_of(hub)),
+        "engine": lambda: sum(EngineProcesses(host).seconds()),
+    }
+    before = {name: seconds() for name, seconds in processes.items()}
+    ticks = len(_lateness(hub))
+    with _probing(hub) as probed:
+        record = _come_and_go(hub.url, visitors, options.seconds, options.stay, look)
+    for name, seconds in processes.items():
+        rounds.processor.setdefault(name, []).append(seconds() - before[name])
+    rounds.lateness += _lateness(hub)[ticks:]
+    for what, taken in {**record.taken, PROBE: probed}.items():
+        rounds.taken.setdefault(what, []).extend(taken)
+    rounds.memory.append(_memory(hub))
+    return record.errors
 
 
 def _memory(hub: Hub) -> Memory:
@@ -190,25 +235,20 @@ def _probing(hub: Hub) -> Iterator[list[float]]:
 
 
 def _come_and_go(
-    hub: Hub, visitors: list[crowd.Visitor], seconds: float, stay: float
+    url: str, visitors: list[crowd.Visitor], seconds: float, stay: float, look: float | None
 ) -> crowd.Record:
     """Have the users come, in a process of their own, until the last one has left."""
-    context = multiprocessing.get_context("spawn")
-    answers: Any = context.SimpleQueue()
-    people = context.Process(target=_be_them, args=(hub.url, visitors, seconds, stay, answers))
-    people.start()
-    record: crowd.Record = answers.get()
-    people.join()
-    return record
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as people:
+        return people.submit(_be_them, url, visitors, seconds, stay, look).result()
 
 
 def _be_them(
-    url: str, visitors: list[crowd.Visitor], seconds: float, stay: float, answers: Any
-) -> None:
+    url: str, visitors: list[crowd.Visitor], seconds: float, stay: float, look: float | None
+) -> crowd.Record:
     async def run() -> crowd.Record:
-        return await crowd.Crowd(url, visitors, seconds, stay).run()
+        return await crowd.Crowd(url, visitors, seconds, stay, look).run()
 
-    answers.put(asyncio.run(run()))
+    return asyncio.run(run())
 
 
 def _refuse(hub: Hub, number: float, seconds: float) -> list[str]:
@@ -234,23 +274,44 @@ def _refuse(hub: Hub, number: float, seconds: float) -> list[str]:
 
 def show(found: Measured, users: int, seconds: float) -> None:
     """Print the tables."""
-    rounds = len(found.memory) - 1
-    print(f"{users} users in {seconds:g} s on {GPUS} GPUs, {rounds} times")
-    title = "until an answer begins, milliseconds"
-    print(f"{title:42} {'number':>8} {'median':>8} {'95 %':>8} {'longest':>8}")
-    _show_times([*found.taken.items(), ("the hub's event loop is late", found.lateness)])
-    answered = [each for what in AT_ONCE for each in found.taken.get(what, ())]
-    most = percentile(answered, 95)
-    print(f"\nof what the hub answers at once, 95 % take at most {most:.0f} ms", end=" ")
-    print(f"(goal: {GOAL_MS:g} ms): {'met' if most <= GOAL_MS else 'missed'}")
+    came, together = found.came, found.together
+    if came.taken:
+        print(f"{users} users come within {seconds:g} s to {GPUS} GPUs, {_times(came)}")
+        _show_rounds(came)
+        most = came.percentile_at_once(95)
+        print(
+            f"\nof the pages that the hub answers at once, 95 % take at most {most:.0f} ms", end=" "
+        )
+        print(f"(goal: {GOAL_MS:g} ms): {'met' if most <= GOAL_MS else 'missed'}")
+        _show_memory(came)
+    if together.taken:
+        print(f"\n{users} users open their pages in the same moment, {_times(together)}")
+        _show_rounds(together)
+        forms = together.taken.get(crowd.FORM, [])
+        if len(forms) > 1:
+            print(f"\nof {users} forms opened in the same moment,", end=" ")
+            print(f"half are there after {statistics.median(forms):.0f} ms,", end=" ")
+            print(
+                f"95 % after {percentile(forms, 95):.0f} ms (no goal: one is made after the other)"
+            )
     print(f"errors: {len(found.errors) or 'none'}")
     for error in found.errors[:10]:
         print(f"  {error}")
-    used = (f"{name} {statistics.median(each):.1f}" for name, each in found.processor.items())
-    print("processor seconds of a round, medians: " + ", ".join(used))
-    _show_memory(found)
     if found.refused:
         _show_refused(found)
+
+
+def _times(rounds: Rounds) -> str:
+    number = len(rounds.memory) - 1
+    return "once" if number == 1 else f"{number} times"
+
+
+def _show_rounds(rounds: Rounds) -> None:
+    title = "until an answer begins, milliseconds"
+    print(f"{title:42} {'number':>8} {'median':>8} {'95 %':>8} {'longest':>8}")
+    _show_times([*rounds.taken.items(), ("the hub's event loop is late", rounds.lateness)])
+    used = (f"{name} {statistics.median(each):.1f}" for name, each in rounds.processor.items())
+    print("processor seconds of a round, medians: " + ", ".join(used))
 
 
 def _show_times(rows: Iterable[tuple[str, list[float]]]) -> None:
@@ -260,7 +321,7 @@ def _show_times(rows: Iterable[tuple[str, list[float]]]) -> None:
             print(f"{what:42} {len(taken):8} {middle:8.1f} {most:8.1f} {max(taken):8.1f}")
 
 
-def _show_memory(found: Measured) -> None:
+def _show_memory(found: Rounds) -> None:
     print(f"\n{'after round':16}" + "".join(f"{each:7}" for each in range(len(found.memory))))
     for what in ("hub", "dashboard", "proxy", "database"):
         sizes = (getattr(each, what) / MIB for each in found.memory)

@@ -13,6 +13,9 @@ from gpuspawner.simulation.host import SimulatedHost, cache_folder
 from gpuspawner.simulation.state import describe
 from tests.support.hubs import Hub, write_config
 
+# A configuration's lines with which the hub's pages are ours, as in the shipped one.
+OUR_PAGES = "from gpuspawner import TEMPLATES\nc.JupyterHub.template_paths = [TEMPLATES]"
+
 
 @contextmanager
 def one_hub(gpus: int, lines: Iterable[str]) -> Iterator[tuple[SimulatedHost, Hub]]:

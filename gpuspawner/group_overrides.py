@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .errors import GPUSpawnerError
@@ -185,7 +186,7 @@ class GroupOverrides:
         """Restore the values from before the first override."""
         assert self._below is not None
         # Defaults that were computed since may depend on a value that an override has set.
-        made = self._snapshot().keys() - self._below.keys()
+        made = self._set_traits() - self._below.keys()
         for trait in self._touched | made:
             self._put_back(trait)
 
@@ -252,16 +253,21 @@ class GroupOverrides:
         }
 
     def _snapshot(self) -> dict[str, Any]:
-        """Return the values of configurable traits that have one.
+        """Return the values of configurable traits that have one."""
+        return {name: copied(getattr(self._spawner, name)) for name in self._set_traits()}
+
+    def _set_traits(self) -> set[str]:
+        """Return the names of configurable traits that have a value.
 
         Reading the others would compute their defaults, which may depend on what hooks set later.
         """
-        spawner = self._spawner
-        return {
-            name: copied(getattr(spawner, name))
-            for name in {*spawner.traits(config=True), *self._touched}
-            if spawner.trait_has_value(name)
-        }
+        has_value = self._spawner.trait_has_value
+        return {name for name in self._configurable | self._touched if has_value(name)}
+
+    @cached_property
+    def _configurable(self) -> frozenset[str]:
+        # traitlets looks through all traits each time: a form would ask for them four times.
+        return frozenset(self._spawner.traits(config=True))
 
 
 def copied(value: Any) -> Any:

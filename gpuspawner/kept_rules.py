@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from tornado import web
@@ -59,12 +60,17 @@ class KeptRules:
 
     def _by_hooks(self) -> dict[str, dict[str, Any]]:
         overrides = self._spawner.overrides
-        names = self._spawner.traits(config=True, **{WHILE_RUNNING: True})
         both = {"before": overrides.before_overrides(), "after": overrides.by_hooks()}
         return {
-            when: {name: change.after for name, change in changes.items() if name in names}
+            when: {name: change.after for name, change in changes.items() if name in self._names}
             for when, changes in both.items()
         }
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """The traits whose values are kept."""
+        # traitlets looks through all traits each time, and a start saves its state several times.
+        return frozenset(self._spawner.traits(config=True, **{WHILE_RUNNING: True}))
 
     def _set(self, rules: Mapping[str, Any]) -> None:
         spawner = self._spawner

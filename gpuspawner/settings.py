@@ -109,8 +109,9 @@ class GPUTraits(SpawnerMixin):
 
     default_kind = Unicode(
         "",
-        help="""The kind of a server's GPU whose user names neither it nor a number. Empty: whole GPUs where there are
-        any that the user may have, then shared ones, then the smallest MIG instance.""",
+        help="""The kind of a server's GPU whose user names neither it nor a number. Empty: whole
+        GPUs where there are any that the user may have, then shared ones, then the smallest MIG
+        instance.""",
     ).tag(config=True)
 
     limits_count = Enum(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from math import inf
 from pathlib import Path
 
@@ -41,6 +41,9 @@ USUAL_HOURS = (1, 2, 4, 8, 24)
 PERIOD_SECONDS = 3.5
 
 _STATIC = Path(__file__).parent / "static"
+# Where `page` puts what is one user's own. What users and administrators write is escaped, so
+# nobody else's words can look like it.
+_OWN = "<!-- own -->"
 _templates = templates_of("gpuspawner.choices")
 
 
@@ -107,9 +110,10 @@ def render(
     keep: bool = False,
     picked: bool = False,
     safe_mode: bool = False,
-    home: HomeUse | None = None,
 ) -> str:
     """Return the form as HTML, or "" if there is nothing to choose.
+
+    It is the same for all users for whom these are: what is one user's own, `page` adds.
 
     Args:
         limits: the user's limits.
@@ -122,7 +126,6 @@ def render(
         keep: show `last` unchanged even if it would be refused, so that the user can correct it.
         picked: `last` is the choice in an open form, whose script asks for an update.
         safe_mode: whether a server can be started without its user's settings.
-        home: how much the user keeps at home; None: that isn't known.
     """
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
@@ -158,12 +161,31 @@ def render(
         starts_text=_local_text(last.not_before),
         zone=f"{datetime.now().astimezone():%Z}",
         safe_mode=safe_mode,
-        home=home,
+        own=_OWN,
         period=PERIOD_SECONDS,
-        style="" if picked else _read_static("form.css"),
-        script="" if picked else _read_static("form.js"),
         moment=partial(moment, language=language),
         ordinal=ordinal,
+        **language.context(),
+    )
+
+
+def page(shared: str, home: HomeUse | None, language: Language = ENGLISH) -> str:
+    """Return the form for one user's page, with its style and script; "" if there is none.
+
+    Args:
+        shared: what `render` has returned.
+        home: how much the user keeps at home; None: that isn't known.
+        language: the user's.
+    """
+    if not shared:
+        return ""
+    before, _, after = shared.partition(_OWN)
+    return _templates.get_template("page.html").render(
+        before=Markup(before),  # noqa: S704 # from our own template
+        after=Markup(after),  # noqa: S704 # from our own template
+        home=home,
+        style=_read_static("form.css"),
+        script=_read_static("form.js"),
         **language.context(),
     )
 
@@ -479,6 +501,7 @@ def _offered(
     return [gpu for node in nodes for gpu in node.gpus]
 
 
+@cache
 def _read_static(name: str) -> Markup:
     """Return a static file to be inlined: JupyterHub doesn't serve a spawner's files."""
     return Markup((_STATIC / name).read_text(encoding="utf-8"))  # noqa: S704

@@ -136,7 +136,7 @@ class OpenForms:
 
 def _shown_fields(gpu: GPU) -> tuple[Any, ...]:
     """Return the fields of a GPU that forms show: not its utilization and memory in use."""
-    return gpu.node, gpu.uuid, gpu.index, gpu.model, gpu.state, gpu.reason, _minute(gpu.until)
+    return gpu.node, gpu.id, gpu.index, gpu.model, gpu.state, gpu.reason, _minute(gpu.until)
 
 
 def _minute(seconds: float | None) -> int | None:

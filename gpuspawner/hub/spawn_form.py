@@ -8,11 +8,12 @@ from typing import Any
 from ..choices import form, form_stream, options, start_link
 from ..choices.check import Applicant, forecast_choice
 from ..choices.limits import Limits, without_absent_versions
+from ..choices.open_forms import RECENT_SECONDS
 from ..errors import Refused
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..leases.ledger import View
 from ..scheduling.phrases import kept_words
-from ..scheduling.queue import held_by_person
+from ..scheduling.queue import own_claims
 from . import compat
 
 FILLED_IN = lazy_gettext("A link has filled in this form. Nothing starts until you press Start.")
@@ -56,53 +57,61 @@ class SpawnForm:
         applicant, pull_policy = await self.applicant()
         absent = await self._absent_versions(applicant.limits, pull_policy)
         limits = without_absent_versions(applicant.limits, absent)
+        queue, rules = spawner.hub_state.queue, str(limits)
 
-        def rendered(choice: options.Choice, view: View | None, trouble: str, **more: Any) -> str:
-            seen = view or View()
-            return form.render(
-                limits,
-                choice,
-                view,
-                lambda each: forecast_choice(each, applicant, spawner.hub_state.queue, seen),
-                language=spawner.language(),
-                trouble=trouble,
-                safe_mode=spawner.keeps_settings(),
-                **more,
-            )
-
-        if asked is None:
-            picked_before, notice = spawner.refused_choice, spawner.notice
-            if kept := spawner.hub_state.queue.kept_place(spawner.holder):
-                notice = join_sentences(notice, kept_words(kept.until))
-            if (linked := start_link.linked_choice()) is not None:
-                picked_before = spawner.options_from_query(dict(linked))
-                notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
-            choice = options.restore_choice(picked_before or compat.saved_options(spawner))
-            if kept and kept.not_before and not choice.not_before:
-                at = datetime.fromtimestamp(kept.not_before, timezone.utc)
-                choice = choice.model_copy(update={"not_before": at.isoformat()})
-            seen = await open_forms.recent_view(spawner.holder)
-            home = spawner.home_use(applicant.limits.files)
-            return rendered(choice, *seen, notice=notice, keep=bool(picked_before), home=home)
-        picked, rules = options.restore_choice(asked), str(limits)
-
-        async def render_again(seconds: float) -> str:
+        async def form_for(choice: options.Choice, seconds: float, **more: Any) -> str:
+            """Return the form for a choice, made once for all who see the same."""
             view, trouble = await open_forms.recent_view(spawner.holder, seconds)
-            claims = spawner.hub_state.queue.claims(view.leases if view else ())
+            seen, language = view or View(), spawner.language()
+            more["safe_mode"] = spawner.keeps_settings()
             return open_forms.render_cache.get(
                 open_forms.visible_state(view, trouble),
                 (
-                    picked,
+                    choice,
                     rules,
-                    held_by_person(spawner.holder, claims),
-                    spawner.hub_state.queue.kept_place(spawner.holder),
-                    spawner.language().tag,
+                    own_claims(spawner.holder, queue.claims(seen.leases)),
+                    queue.kept_place(spawner.holder),
+                    language.tag,
+                    *more.items(),
                 ),
-                lambda: rendered(picked, view, trouble, picked=True),
+                lambda: form.render(
+                    limits,
+                    choice,
+                    view,
+                    lambda each: forecast_choice(each, applicant, queue, seen),
+                    language=language,
+                    trouble=trouble,
+                    **more,
+                ),
             )
 
-        answer = await form_stream.answer(render_again, open_forms.watcher, lambda: spawner.active)
+        if asked is None:
+            choice, told = self._filled_in()
+            shared = await form_for(choice, RECENT_SECONDS, **told)
+            home = spawner.home_use(applicant.limits.files)
+            return form.page(shared, home, spawner.language())
+        picked = options.restore_choice(asked)
+        answer = await form_stream.answer(
+            lambda seconds: form_for(picked, seconds, picked=True),
+            open_forms.watcher,
+            lambda: spawner.active,
+        )
         raise compat.answer_instead_of_page(answer)
+
+    def _filled_in(self) -> tuple[options.Choice, dict[str, Any]]:
+        """Return the choice that the page's form is filled with, and what `form.render` is told."""
+        spawner = self._spawner
+        picked_before, notice = spawner.refused_choice, spawner.notice
+        if kept := spawner.hub_state.queue.kept_place(spawner.holder):
+            notice = join_sentences(notice, kept_words(kept.until))
+        if (linked := start_link.linked_choice()) is not None:
+            picked_before = spawner.options_from_query(dict(linked))
+            notice = join_sentences(notice, FILLED_IN, self._parse_error(picked_before))
+        choice = options.restore_choice(picked_before or compat.saved_options(spawner))
+        if kept and kept.not_before and not choice.not_before:
+            at = datetime.fromtimestamp(kept.not_before, timezone.utc)
+            choice = choice.model_copy(update={"not_before": at.isoformat()})
+        return choice, {"notice": notice, "keep": bool(picked_before)}
 
     def _parse_error(self, raw: Any) -> str:
         """Return why a choice is invalid; "" if it isn't."""

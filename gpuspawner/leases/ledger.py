@@ -112,6 +112,8 @@ class Ledger:
     last_view_at: float = 0.0
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
     _last_outsiders: Sequence[Outsider] = field(default=(), repr=False)
+    # The read for display that is under way, or the last one.
+    _recent: asyncio.Future[View] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
@@ -168,11 +170,17 @@ class Ledger:
     async def read_recent(self, seconds: float, except_for: Holder | None = None) -> View:
         """Return the last view if it is no older than `seconds`, else read. Only for display.
 
+        Concurrent callers share one read and its view, also one that is under way already.
+
         Raises:
             Unknown: NVML or the engine couldn't be read.
         """
         if self.last_view is None or time.monotonic() - self.last_view_at > seconds:
-            return await self.read(except_for)
+            if self._recent is None or self._recent.done():
+                self._recent = asyncio.ensure_future(self.read())
+                self._recent.add_done_callback(_retrieve_exception)
+            # Shielded: a caller that is cancelled must not cancel the read that others wait for.
+            await asyncio.shield(self._recent)
         return self._last_view_without(except_for)
 
     async def servers(self) -> Sequence[ServerRecord]:

@@ -476,6 +476,22 @@ def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, Share]]
     )
 
 
+def own_claims(
+    holder: Holder, claims: Sequence[tuple[Holder, Share]]
+) -> tuple[Share, Holder | None]:
+    """Return what of the claims makes one holder's forecasts differ from others' by equal rules.
+
+    That are the GPUs of the user's other servers; and the holder, if it has or waits for some: for
+    its own forecasts these don't count.
+
+    Args:
+        holder: the server that would ask.
+        claims: as for `held_by_other_servers`.
+    """
+    has_some = any(other == holder for other, _ in claims)
+    return held_by_other_servers(holder, claims), holder if has_some else None
+
+
 def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
     """Return the refusal of a request over the user's limit for all their servers.
 

@@ -76,20 +76,30 @@ def _cookies(session: requests.Session, path: str) -> list[str]:
 
 
 class Crowd:
-    """People who come one after the other, wait together, and leave when they were served.
+    """People who ask one after the other, wait together, and leave when they were served.
 
     Args:
         url: the hub's.
         visitors: they have logged in.
         seconds: the time in which all of them ask for a GPU.
         stay: for how long each keeps a server, in seconds, once all have asked.
+        look: how long before they ask they open their pages, in seconds; None: all open them in the
+            same moment, at the beginning.
     """
 
-    def __init__(self, url: str, visitors: list[Visitor], seconds: float, stay: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        visitors: list[Visitor],
+        seconds: float,
+        stay: float,
+        look: float | None = None,
+    ) -> None:
         self._url = url
         self._visitors = visitors
         self._seconds = seconds
         self._stay = stay
+        self._look = look
         self.record = Record()
         self._asked = 0
         self._all_have_asked = asyncio.Event()
@@ -108,6 +118,9 @@ class Crowd:
 
     async def _visit(self, who: Visitor, wait: float) -> None:
         """Be one of them: open all pages, ask for a GPU, wait, use it for a moment, and leave."""
+        if self._look is not None:
+            await asyncio.sleep(wait)
+            wait = self._look
         pages = [asyncio.ensure_future(each(who)) for each in (self._form, self._dashboard)]
         try:
             await asyncio.sleep(wait)

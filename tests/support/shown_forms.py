@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from gpuspawner.choices.forecast import Forecast
-from gpuspawner.choices.form import render
+from gpuspawner.choices.form import page, render
 from gpuspawner.choices.home_use import HomeUse
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, request
@@ -77,7 +77,7 @@ def shown(
         taken = all(gpu.state == "leased" for gpu in fitting)
         return Forecast("wait", wanted.gpus, turn, free, taken, wanted.model or "", part)
 
-    return render(
+    form = render(
         limits,
         last,
         view,
@@ -87,5 +87,5 @@ def shown(
         notice=notice,
         picked=picked,
         safe_mode=safe_mode,
-        home=home,
     )
+    return form if picked else page(form, home, language)

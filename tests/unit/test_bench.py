@@ -175,17 +175,29 @@ def test_what_pages_cost_is_the_difference_to_none(capsys) -> None:
 def crowded_hub(milliseconds: float, grown: int) -> load.Measured:
     """Five rounds, in which the hub has grown since the third."""
     sizes = [100, 120, 130, 131, 131, 131 + grown]
-    return load.Measured(
+    memory = [load.Memory(size << 20, 50 << 20, 40 << 20, 1 << 20, 100) for size in sizes]
+    came = load.Rounds(
         taken={
-            load.PROBE: [10.0] * 99 + [900.0],
+            # Not a page of anybody's.
+            load.PROBE: [10.0] * 10_000,
             load.crowd.FORM: [milliseconds] * 100,
             # These wait for a server, and don't count.
             load.crowd.SEND: [1000.0] * 100,
             load.crowd.STOP: [1000.0] * 100,
         },
         lateness=[1.0, 2.0],
-        memory=[load.Memory(size << 20, 50 << 20, 40 << 20, 1 << 20, 100) for size in sizes],
+        memory=memory,
         processor={"hub": [1.0, 3.0, 2.0]},
+    )
+    together = load.Rounds(
+        taken={load.crowd.FORM: [400.0] * 59 + [700.0]},
+        lateness=[3.0, 4.0],
+        memory=memory[:2],
+        processor={"hub": [5.0]},
+    )
+    return load.Measured(
+        came,
+        together,
         refused=[
             load.Memory(150 << 20, 50 << 20, 40 << 20, 1 << 20, 9),
             load.Memory((150 << 20) + 2048, 50 << 20, 40 << 20, 1 << 20, 9),
@@ -197,6 +209,7 @@ def crowded_hub(milliseconds: float, grown: int) -> load.Measured:
 def test_a_crowd_s_requests_count_that_wait_for_no_server(capsys) -> None:
     load.show(crowded_hub(90.0, 4), 60, 60)
     said = capsys.readouterr().out
+    assert "60 users come within 60 s to 4 GPUs, 5 times" in said
     assert re.search(r"95 % take at most 90 ms \(goal: 100 ms\): met$", said, re.M)
     assert "errors: none" in said
     assert "since round 3 the hub has grown by 4.0 MiB (goal: 5 MiB): met" in said
@@ -204,6 +217,17 @@ def test_a_crowd_s_requests_count_that_wait_for_no_server(capsys) -> None:
     assert re.search(r"^hub, MiB +100.0 +120.0 +130.0 +131.0 +131.0 +135.0$", said, re.M)
     assert "refused requests, sent in a minute: hub +2 kB, dashboard +0 kB" in said
     assert re.search(r"^a user by REST, beside them +2 +6.0 ", said, re.M)
+
+
+def test_a_crowd_that_comes_in_one_moment_stands_beside_without_a_goal(capsys) -> None:
+    load.show(crowded_hub(90.0, 4), 60, 60)
+    said = capsys.readouterr().out
+    assert "60 users open their pages in the same moment, once" in said
+    assert "of 60 forms opened in the same moment, half are there after 400 ms, 95 % after" in said
+    assert said.count("(goal: 100 ms)") == 1
+    alone = load.Measured(together=crowded_hub(90.0, 4).together)
+    load.show(alone, 60, 60)
+    assert "goal: 100 ms" not in capsys.readouterr().out
 
 
 def test_a_crowd_that_waits_for_the_hub_or_makes_it_grow_misses_the_goals(capsys) -> None:

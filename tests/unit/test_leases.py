@@ -235,6 +235,26 @@ async def test_many_pages_are_shown_what_a_look_has_just_seen(host: Host, ledger
         await ledger.read_recent(0)
 
 
+async def test_pages_that_come_while_one_reads_for_another_get_the_same_view(host: Host) -> None:
+    made: list[str] = []
+    ledger = host.ledger(on_read=lambda: made.append("view"))
+    goes_on = host.hold("engine")
+    first = asyncio.ensure_future(ledger.read_recent(1))
+    await until(lambda: host.reads == ["nvml", "engine"])
+    gives_up, *others = [asyncio.ensure_future(ledger.read_recent(1)) for _ in range(4)]
+    # Who is about to hand out something has to see what is so after they asked.
+    strict = asyncio.ensure_future(ledger.read())
+    await until(lambda: host.reads == ["nvml", "engine", "nvml"])
+    first.cancel()
+    gives_up.cancel()
+    goes_on.set()
+    views = await asyncio.gather(*others)
+    assert all(view is views[0] for view in views)
+    assert await strict is not views[0]
+    assert host.reads == ["nvml", "engine"] * 2
+    assert made == ["view"] * 2
+
+
 @pytest.mark.parametrize("what", ["nvml", "engine"])
 async def test_nothing_is_handed_out_while_either_cannot_be_read(host: Host, what: str) -> None:
     ledger = host.ledger(explain_error=lambda error: f"{what} is away: {error}")
