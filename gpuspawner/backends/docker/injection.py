@@ -110,8 +110,9 @@ def choose(wanted: str, engine: EngineCDI, uuids: Collection[str]) -> Way:
 def knows_no_cdi() -> str:
     """Return what a user reads where the engine doesn't know CDI at all."""
     return lazy_gettext(
-        "The Docker Engine of the GPU machine knows no CDI, by which servers are to get their GPUs. "
-        "An administrator can turn it on, from Docker 25 on, or change c.GPUSpawner.gpu_injection."
+        "The Docker Engine of the GPU machine knows no CDI, by which servers are to get their "
+        "GPUs. An administrator can turn it on, from Docker 25 on, or change "
+        "c.GPUSpawner.gpu_injection."
     )
 
 
