@@ -231,6 +231,23 @@ def test_a_device_that_is_out_of_date_is_told_and_holds_nothing(
     machine.hub.start_server("of-cdi", {"gpus": 1})
 
 
+def test_a_specification_that_is_gone_leaves_the_hook(machine: Machine, toolkit: str) -> None:
+    if (machine.release, toolkit) != ("sid", "both"):
+        pytest.skip("here only one way is taken")
+    machine.hub.start_server("of-auto", {"gpus": 1})  # from now on the hub knows of CDI
+    machine.hub.stop_server("of-auto")
+    path = machine.host.directory / "cdi" / "nvidia.json"
+    text = path.read_text()
+    path.unlink()
+    try:
+        machine.hub.start_server("of-auto", {"gpus": 1})
+        container = machine.engine.inspect_container(container_of(machine.engine, "of-auto"))
+        assert [each["Driver"] for each in container["HostConfig"]["DeviceRequests"]] == ["nvidia"]
+        assert "the engine gives GPUs by hook by now, not by cdi" in machine.hub.log()
+    finally:
+        _replace(path, text)
+
+
 def _replace(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text)

@@ -262,7 +262,7 @@ def of_ours(edits: Any) -> str:
 )  # fmt: skip
 def test_a_file_that_is_no_specification_breaks_nothing(machine: Context, text: str) -> None:
     specified(machine)
-    (machine.folder / "cdi" / "a.yaml").write_text(text)
+    (machine.folder / "cdi" / "z.yaml").write_text(text)
     found = compared(machine)
     assert found
     assert {each.state for each in found} <= {"ok", "note", "warning"}
