@@ -44,7 +44,7 @@ CHECKS = (
     Check(
         WITH_GPU,
         containers.with_gpu,
-        needs=(ENGINE, DRIVER, GPUS, TOOLKIT, SETTING),
+        needs=(ENGINE, DRIVER, GPUS, TOOLKIT, SETTING, INJECTION),
         is_slow=True,
     ),
 )
