@@ -16,6 +16,7 @@ from typing import Any
 import docker
 import docker.errors
 
+from gpuspawner.backends.docker.device_requests import cdi_name
 from gpuspawner.backends.docker.poll_interval import PollInterval
 
 COMMAND = ["jupyter", "server", "--ip=0.0.0.0", "--no-browser", "--IdentityProvider.token="]
@@ -85,8 +86,10 @@ class ByHand:
     def _host_config(self, number: int) -> dict[str, Any]:
         """Return the host config of the model, with another GPU and another volume."""
         given = dict(self._model["HostConfig"])
+        uuid = self._uuids[number]
         given["DeviceRequests"] = [
-            {**each, "DeviceIDs": [self._uuids[number]]} for each in given["DeviceRequests"] or []
+            {**each, "DeviceIDs": [cdi_name(uuid) if each["Driver"] == "cdi" else uuid]}
+            for each in given["DeviceRequests"] or []
         ]
         given["Binds"] = [
             f"{self._volume}{number}:{bind.partition(':')[2]}" for bind in given["Binds"] or []

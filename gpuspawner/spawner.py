@@ -28,7 +28,8 @@ from .backends.docker.container_config import (
     removed_by_hub,
     with_log,
 )
-from .backends.docker.device_requests import granted_uuids
+from .backends.docker.device_requests import are_by_cdi, granted_uuids
+from .backends.docker.injection import InjectionChanged
 from .backends.docker.network import NetworkError, is_cut_off, restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing
@@ -324,7 +325,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def _leased(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Return what the container is created with."""
-        create = self._with_lease(plan)
+        way = await self.backend.way_to_gpus(self.gpu_injection, self._granted_uuids())
+        create = self._with_lease(plan, by_cdi=way == "cdi")
         driver = self.log_driver or await self.backend.default_log_driver()
         create = with_log(create, driver, self.log_options)
         create["labels"][LABEL_SETTINGS] = fingerprint(create)
@@ -334,7 +336,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Create the container; from then on its labels hold the GPUs."""
         return await self._create_leased(await self.plan())
 
-    def _with_lease(self, create_kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _granted_uuids(self) -> list[str]:
+        held = self.attempt.granted
+        return held.uuids if held else []
+
+    def _with_lease(self, create_kwargs: dict[str, Any], *, by_cdi: bool) -> dict[str, Any]:
         held, request = self.attempt.granted, self.attempt.request
         units = [gpu.id for gpu in held.gpus if gpu.id] if held else []
         key = request.image if request else self.image
@@ -346,8 +352,9 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 **labels(self.holder, key, units, until, self.groups),
                 LABEL_HUB: self.hub_address,
             },
-            uuids=held.uuids if held else [],
+            uuids=self._granted_uuids(),
             allowed_devices=self.allowed_devices,
+            by_cdi=by_cdi,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
@@ -511,6 +518,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
             await self._restore_network(error)
+            await self._inject_otherwise(error)
             name = refused_ulimit(error, self.ulimits)
             if name is None:
                 raise
@@ -522,6 +530,18 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         finally:
             if not output.started:
                 output.detach()
+
+    async def _inject_otherwise(self, error: Exception) -> None:
+        """Start again if the engine has been set up anew, and gives GPUs in another way by now."""
+        if not engine_errors.gives_no_gpus(error):
+            return
+        was = "cdi" if are_by_cdi(self.attempt.inspected) else "hook"
+        uuids = granted_uuids(self.attempt.inspected)
+        way = await self.backend.way_to_gpus(self.gpu_injection, uuids, anew=True)
+        if way != was:
+            raise InjectionChanged(
+                f"the engine gives GPUs by {way} by now, not by {was}"
+            ) from error
 
     async def _restore_network(self, error: Exception) -> None:
         """Create the servers' network anew if its lack made a start fail, and start again."""

@@ -9,6 +9,7 @@ from . import (
     gpus,
     hub_machine,
     images,
+    injection,
     networks,
     outsiders,
     toolkit,
@@ -19,6 +20,7 @@ DRIVER, GPUS = "NVIDIA driver", "GPUs"
 ENGINE, TOOLKIT, SETTING = "Docker Engine", "Container Toolkit", "Toolkit's setting"
 CONFIGURATION, SETTINGS = "Configuration", "Settings"
 IMAGES, PROXY, NETWORK, HUB = "Images", "Proxy", "Network", "Hub's address"
+INJECTION = "GPUs into containers"
 WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
 
 CHECKS = (
@@ -29,6 +31,7 @@ CHECKS = (
     Check(CONFIGURATION, configuration.configuration, is_slow=True),
     Check(SETTINGS, configuration.settings, needs=(CONFIGURATION,)),
     Check(GPUS, gpus.gpus, needs=(DRIVER,)),
+    Check(INJECTION, injection.injection, needs=(DRIVER, ENGINE, TOOLKIT)),
     Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
     Check(PROXY, hub_machine.proxy, is_slow=True),
@@ -41,7 +44,7 @@ CHECKS = (
     Check(
         WITH_GPU,
         containers.with_gpu,
-        needs=(ENGINE, DRIVER, GPUS, TOOLKIT, SETTING),
+        needs=(ENGINE, DRIVER, GPUS, TOOLKIT, SETTING, INJECTION),
         is_slow=True,
     ),
 )

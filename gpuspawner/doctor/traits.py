@@ -48,6 +48,7 @@ SPAWNER_VALUES = (
     "extra_create_kwargs",
     "extra_host_config",
     "foreign_memory",
+    "gpu_injection",
     "gpu_limit",
     "gpu_policy",
     "group_overrides",

@@ -206,8 +206,15 @@ class _Trial:
         return self._granted
 
     async def create_server(self, reservation: Reservation) -> str:
+        way = await self._backend.way_to_gpus(
+            _value(self._context.configuration, "gpu_injection") or "auto", reservation.uuids
+        )
         wanted = _create_arguments(
-            self._context, reservation.uuids, self._network, self._backend.refused_ulimits
+            self._context,
+            reservation.uuids,
+            self._network,
+            self._backend.refused_ulimits,
+            by_cdi=way == "cdi",
         )
         return str((await self._backend.call("create_container", **wanted))["Id"])
 
@@ -247,7 +254,12 @@ def _ulimits(given: Configuration | None) -> Mapping[str, int]:
 
 
 def _create_arguments(
-    context: Context, uuids: Sequence[str] | frozenset[str], network: str, refused: Collection[str]
+    context: Context,
+    uuids: Sequence[str] | frozenset[str],
+    network: str,
+    refused: Collection[str],
+    *,
+    by_cdi: bool,
 ) -> dict[str, Any]:
     """Return the arguments of the container: a server's, without what would outlive it."""
     client, given, image = context.engine, context.configuration, context.trial_image
@@ -281,6 +293,8 @@ def _create_arguments(
             LABEL_HUB: HUB,
         },
         uuids=named,
+        allowed_devices=_value(given, "allowed_devices") or (),
+        by_cdi=by_cdi,
         shm_size=_value(given, "shm_size"),
         ulimits={n: v for n, v in _ulimits(given).items() if n not in refused},
     )

@@ -36,7 +36,8 @@ def gpus_named(names: Collection[str], gpus: Sequence[GPU]) -> frozenset[str]:
             every = {gpu.uuid for gpu in gpus if gpu.uuid and gpu.state == "mig"}
             found |= {known[low]} if low in known else every
         else:
-            index = re.fullmatch(r"(?:gpu)?([0-9]{1,4})(?::[0-9]+)?", low)
+            # "0" and CDI's "gpu0", and the MIG instances "0:1" and "mig0:1" of GPU 0.
+            index = re.fullmatch(r"(?:gpu|mig)?([0-9]{1,4})(?::[0-9]+)?", low)
             uuid = of_index.get(int(index[1])) if index else None
             if uuid is None or None in of_index.values():
                 return frozenset(known.values())

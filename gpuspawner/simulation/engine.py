@@ -15,12 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from . import cdi, engine_root
 from .cgroups import pids_in
 from .network import Addresses, Namespaces
 from .programs import SimulationError, call, search_path
@@ -34,13 +35,16 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def version() -> tuple[int, int]:
+def version(root: Path | None = None) -> tuple[int, int]:
     """Return the installed engine's version: (20, 10).
+
+    Args:
+        root: the root folder that it is in; None: the machine's.
 
     Raises:
         SimulationError: `dockerd --version` doesn't report it.
     """
-    said = call(["dockerd", "--version"])
+    said = call([*(["chroot", str(root)] if root else []), "dockerd", "--version"])
     numbers = re.search(r"(\d+)\.(\d+)", said)
     if numbers is None:
         raise SimulationError(f"`dockerd --version` names no version: {said.strip()!r}")
@@ -76,10 +80,7 @@ def configuration(
         "shutdown-timeout": 10,
         **dns,
     }
-    if engine_version >= (25, 0):
-        # ref: https://docs.docker.com/build/building/cdi/
-        settings["features"] = {"cdi": True}
-        settings["cdi-spec-dirs"] = [str(directory / "cdi")]
+    settings |= cdi.settings(directory, engine_version)
     if engine_version >= (28, 2):
         # A hub on the host speaks with containers at their own addresses, which engines since 28
         # refuse to what comes from outside. ref: https://docs.docker.com/engine/network/packet-filtering-firewalls/
@@ -91,42 +92,26 @@ def _pool_size(addresses: Addresses) -> int:
     return min(30, max(24, addresses.containers.prefixlen + 4))
 
 
-def write_hook(directory: Path) -> None:
-    """Install the stand-in for NVIDIA's runtime hook where the engine looks for it."""
+def write_hook(directory: Path, root: Path | None = None) -> None:
+    """Install the stand-ins for NVIDIA's hooks where the engine looks for them.
+
+    Args:
+        directory: the simulated host's folder.
+        root: the engine's own root folder, if it has one.
+    """
     folder = directory / "hook"
     folder.mkdir()
     # By the interpreter itself, not the virtual environment's link to it, and without its packages:
     # it runs at every start of a container, and what the hook imports is in the standard library.
-    words = [os.path.realpath(sys.executable), "-I", "-S", str(Path(__file__).parent / "hook.py")]
+    program = Path(__file__).parent / "hook.py"
+    words = [os.path.realpath(sys.executable), "-I", "-S", str(program)]
+    if root is not None:
+        words = engine_root.hook_command(directory, program)
     command = shlex.join([*words, str(directory)])
-    wrapper = folder / HOOK
-    wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    wrapper.chmod(0o755)
-
-
-def cdi_specification(directory: Path, uuids: Sequence[str]) -> dict[str, Any]:
-    """Return the CDI specification of the GPUs: by UUID, by index and as `all`, like NVIDIA's.
-
-    ref: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
-    """
-    names = [(uuid, [uuid]) for uuid in uuids]
-    names += [(str(index), [uuid]) for index, uuid in enumerate(uuids)]
-    names += [("all", list(uuids))] if uuids else []
-    path = str(directory / "hook" / HOOK)
-    devices = []
-    for name, meant in names:
-        # One call for each GPU: only the hook knows what the container has already.
-        hooks = [
-            {"hookName": "createRuntime", "path": path, "args": [HOOK, "cdi", uuid]}
-            for uuid in meant
-        ]
-        devices.append({"name": name, "containerEdits": {"hooks": hooks}})
-    return {
-        "cdiVersion": "0.5.0",
-        "kind": "nvidia.com/gpu",
-        "devices": devices,
-        "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"]},
-    }
+    for name in (HOOK, cdi.CDI_HOOK):
+        wrapper = folder / name
+        wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        wrapper.chmod(0o755)
 
 
 class Engine:
@@ -139,14 +124,25 @@ class Engine:
         directory: the simulated host's folder, with daemon.json, socket and log.
         namespaces: the network and mount namespaces.
         group: the control group.
+        data: the folder of images and volumes.
+        root: the root folder with the engine's programs; None: the machine's own.
     """
 
-    def __init__(self, directory: Path, namespaces: Namespaces, group: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        namespaces: Namespaces,
+        group: Path,
+        data: Path,
+        root: Path | None = None,
+    ) -> None:
         self.directory = directory
         self.socket = directory / "docker.sock"
         self.log = directory / "dockerd.log"
         self._namespaces = namespaces
         self._group = group
+        self._data = data
+        self._root = root
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -161,6 +157,8 @@ class Engine:
         for file in ("docker.pid", "exec/containerd/containerd.pid"):
             (self.directory / file).unlink(missing_ok=True)
         words = ["dockerd", "--config-file", str(self.directory / "daemon.json")]
+        if self._root is not None:
+            words = engine_root.enter(self._root, [self.directory, self._data], words)
         environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(self.directory / "hook"), search_path()]),

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,6 +43,8 @@ class SimulatedHost:
         cache: the folder in which images and volumes are kept; None: `cache_folder()`. Two hosts
             at the same time use different folders in it.
         missing_functions: NVML functions that the library lacks, as an older driver's does.
+        engine_root: a root folder with an engine of another version; None: the machine's own. See
+            `engine_root.py`. Each version wants a `cache` of its own.
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class SimulatedHost:
         cache: str | os.PathLike[str] | None = None,
         *,
         missing_functions: Collection[str] = (),
+        engine_root: str | os.PathLike[str] | None = None,
     ) -> None:
         self._first_state = state
         self._cache = Path(cache) if cache is not None else cache_folder()
         self._missing_functions = missing_functions
+        self._engine_root = Path(engine_root) if engine_root is not None else None
         self._keeper: subprocess.Popen[str] | None = None
         self._directory: Path | None = None
         self.hub_ip = ""
@@ -80,7 +84,7 @@ class SimulatedHost:
         Raises:
             SimulationError: that failed, and nothing of it is left; the message says what to do.
         """
-        _check_machine()
+        _check_machine(["dockerd"] if self._engine_root is None else ["chroot"])
         cache = self._cache.absolute()
         try:
             binaries = build(cache, self._missing_functions)
@@ -91,7 +95,8 @@ class SimulatedHost:
             self._directory = Path(self._ask("claim")["directory"])
             shutil.copytree(binaries.directory, self._directory / "nvml")
             self._first_state.write(self.state_path)
-            about = self._ask("start", cache=str(cache))
+            root = str(self._engine_root.absolute()) if self._engine_root else ""
+            about = self._ask("start", cache=str(cache), engine_root=root)
         except BaseException:
             if self._keeper is not None:
                 # It may be waiting for the engine, and wouldn't notice the end of its input.
@@ -247,7 +252,7 @@ def _joined(first: str, rest: str) -> str:
     return os.pathsep.join(filter(None, [first, *rest.split(os.pathsep)]))
 
 
-def _check_machine() -> None:
+def _check_machine(more: Sequence[str]) -> None:
     if sys.platform != "linux":
         raise SimulationError("a simulated host needs Linux: it is made of its namespaces")
     if os.geteuid() != 0:
@@ -255,4 +260,4 @@ def _check_machine() -> None:
             "a simulated host sets up a private Docker Engine and its network, which takes root: "
             "run it with sudo"
         )
-    require(["dockerd", "ip", "iptables", "mount", "nsenter", "unshare"])
+    require([*more, "ip", "iptables", "mount", "nsenter", "unshare"])

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import cgroups, hook, network, slots
+from . import cdi, cgroups, hook, network, slots
 from .engine import (
     Engine,
     adopt_orphans,
-    cdi_specification,
     configuration,
     forget_networks,
     joining,
@@ -60,11 +59,12 @@ class Keeper:
         (self._slot.directory / "views").mkdir()
         return {"directory": str(self._slot.directory)}
 
-    def start(self, cache: str) -> dict[str, Any]:
+    def start(self, cache: str, engine_root: str = "") -> dict[str, Any]:
         """Set up the network and start the engine.
 
         Args:
             cache: the folder of the images and volumes.
+            engine_root: the root folder with the engine's programs; "": the machine's own.
 
         Returns:
             Facts about the host for `SimulatedHost`, as a JSON value.
@@ -72,22 +72,20 @@ class Keeper:
         slot = self._slot
         assert slot is not None
         data = self._claim_data(Path(cache))
+        root = Path(engine_root) if engine_root else None
         slot.prepare_machine()
         addresses = network.choose_addresses(slot.number, network.taken_networks())
         self._namespaces = network.open_namespaces(slot.name, addresses)
         network.add_rules(slot.name, addresses)
         group = cgroups.make(slot.name)
         settings = configuration(
-            slot.directory, data, slot.name, addresses, self._names(addresses, group), version()
+            slot.directory, data, slot.name, addresses, self._names(addresses, group), version(root)
         )
         (slot.directory / "daemon.json").write_text(json.dumps(settings, indent=1))
-        write_hook(slot.directory)
-        uuids = [gpu["uuid"] for gpu in hook.gpus((slot.directory / "state").read_text())]
-        (slot.directory / "cdi").mkdir()
-        specification = json.dumps(cdi_specification(slot.directory, uuids), indent=1)
-        (slot.directory / "cdi" / "nvidia.json").write_text(specification)
+        write_hook(slot.directory, root)
+        cdi.write(slot.directory, hook.gpus((slot.directory / "state").read_text()))
         forget_networks(data)
-        self._engine = Engine(slot.directory, self._namespaces, group)
+        self._engine = Engine(slot.directory, self._namespaces, group, data, root)
         self._engine.start()
         self._engine.remove_containers(0)  # an earlier run's that was killed
         _, about = self._engine.ask("GET", "/info")

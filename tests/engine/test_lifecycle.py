@@ -47,6 +47,7 @@ GROUPS = {
         "extra_create_kwargs": {"entrypoint": []},
     },
     "without-image": {"images": {"gone": "gpuspawner/no-such:image"}},
+    "by-cdi": {"gpu_injection": "cdi"},
     "silent": {"cmd": ["sleep", "1000"]},
     "silent-briefly": {"cmd": ["sleep", "1000"], "start_timeout": 3},
     "ending": {"cmd": ["bash", "-c", "echo no licence; exit 4"], "post_start_cmd": "sleep 1"},
@@ -75,6 +76,16 @@ def test_a_start_that_the_engine_refuses_leaves_nothing(module_hub, engine):
     message = failure(module_hub, "without-program", {"gpus": 2})["message"]
     assert "The Docker Engine refused" in message
     assert "/no/such/program" in message
+    assert all_free()
+    assert containers(engine) == []
+
+
+def test_cdi_of_an_engine_that_has_none_is_told_and_leaves_nothing(module_hub, engine):
+    if int(engine.version()["Version"].split(".")[0]) >= 25:
+        pytest.skip("this engine has it: see test_engines.py")
+    failed = failure(module_hub, "by-cdi", {"gpus": 2})
+    assert "knows no CDI" in failed["message"]
+    assert "c.GPUSpawner.gpu_injection" in failed["message"]
     assert all_free()
     assert containers(engine) == []
 

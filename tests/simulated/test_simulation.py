@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import socket
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
-from gpuspawner.simulation import changes, engine, hook, network, resolver, slots
+from gpuspawner.simulation import cdi, changes, engine, hook, network, resolver, slots
 from gpuspawner.simulation.host import SimulatedHost, cache_folder
 from gpuspawner.simulation.programs import SimulationError, require
 
@@ -153,7 +154,7 @@ def test_every_firewall_rule_is_tagged_with_its_slot():
 
 
 @pytest.mark.parametrize(
-    ("version", "cdi", "direct"),
+    ("version", "by_cdi", "direct"),
     [
         ((20, 10), False, False),
         ((25, 0), True, False),
@@ -161,17 +162,18 @@ def test_every_firewall_rule_is_tagged_with_its_slot():
         ((29, 0), True, True),
     ],
 )
-def test_an_engine_is_told_only_what_its_version_knows(version, cdi, direct):
+def test_an_engine_is_told_only_what_its_version_knows(version, by_cdi, direct):
     addresses = network.choose_addresses(0, [])
     got = engine.configuration(Path("/r"), Path("/d"), "gpuspawner-0", addresses, {}, version)
-    assert ("cdi-spec-dirs" in got, "allow-direct-routing" in got) == (cdi, direct)
+    assert ("cdi-spec-dirs" in got, "allow-direct-routing" in got) == (by_cdi, direct)
     assert got["data-root"] == "/d"
     assert got["hosts"] == ["unix:///r/docker.sock"]
     assert got["cgroup-parent"] == "/gpuspawner-0"
 
 
 def test_cdi_names_each_gpu_by_uuid_and_index_and_all_of_them(tmp_path):
-    devices = engine.cdi_specification(tmp_path, UUIDS[:2])["devices"]
+    gpus = [{"uuid": uuid, "minor_number": str(n)} for n, uuid in enumerate(UUIDS[:2], 4)]
+    devices = cdi.specification(tmp_path, gpus)["devices"]
     called = {
         device["name"]: [hook["args"][1:] for hook in device["containerEdits"]["hooks"]]
         for device in devices
@@ -179,7 +181,28 @@ def test_cdi_names_each_gpu_by_uuid_and_index_and_all_of_them(tmp_path):
     first, second = ([["cdi", uuid]] for uuid in UUIDS[:2])
     expected = {UUIDS[0]: first, UUIDS[1]: second, "0": first, "1": second, "all": first + second}
     assert called == expected
-    assert engine.cdi_specification(tmp_path, [])["devices"] == []
+    files = {
+        device["name"]: [node["path"] for node in device["containerEdits"]["deviceNodes"]]
+        for device in devices
+    }
+    first, second = (["/dev/nvidia4"], ["/dev/nvidia5"])
+    expected = {UUIDS[0]: first, UUIDS[1]: second, "0": first, "1": second, "all": first + second}
+    assert files == expected
+    assert cdi.specification(tmp_path, [])["devices"] == []
+
+
+def test_both_hooks_are_where_an_engine_looks_for_them(tmp_path):
+    engine.write_hook(tmp_path)
+    found = sorted(path.name for path in (tmp_path / "hook").iterdir() if os.access(path, os.X_OK))
+    assert found == ["nvidia-cdi-hook", "nvidia-container-runtime-hook"]
+    (path,) = {
+        hook["path"]
+        for device in cdi.specification(tmp_path, [{"uuid": "GPU-1", "minor_number": "0"}])[
+            "devices"
+        ]
+        for hook in device["containerEdits"]["hooks"]
+    }
+    assert path == str(tmp_path / "hook" / "nvidia-cdi-hook")
 
 
 def test_names_are_relayed_over_udp_and_tcp():

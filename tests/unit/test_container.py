@@ -24,6 +24,7 @@ from gpuspawner.backends.docker.container_config import (
     with_lease,
 )
 from gpuspawner.backends.docker.device_requests import (
+    are_by_cdi,
     asks_for_gpus,
     granted_uuids,
     join_device_requests,
@@ -111,6 +112,22 @@ def test_the_engine_doesn_t_remove_what_the_hub_does() -> None:
         "labels": {"course": "ml", "gpuspawner.remove": "1"},
         "host_config": {"AutoRemove": False, "Init": 1},
     }
+
+
+def test_by_cdi_a_lease_names_its_gpus_and_nothing_else() -> None:
+    every = {"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]], "Options": {"a": "b"}}
+    joined = join_device_requests([CDI_NIC, every], ["GPU-1", "MIG-2"], ALLOWED, by_cdi=True)
+    names = ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=MIG-2"]
+    # The engine refuses a count or options beside CDI's names.
+    assert joined == [
+        CDI_NIC,
+        {"Driver": "cdi", "Count": 0, "DeviceIDs": names, "Capabilities": [], "Options": {}},
+    ]
+    container = {"HostConfig": {"DeviceRequests": joined}}
+    assert granted_uuids(container) == ["GPU-1", "MIG-2"]
+    assert are_by_cdi(container)
+    assert not are_by_cdi({"HostConfig": {"DeviceRequests": [CDI_NIC, ours("GPU-1")]}})
+    assert join_device_requests([CDI_NIC, every], [], ALLOWED, by_cdi=True) == [CDI_NIC]
 
 
 def test_what_was_given_is_not_changed(client: docker.APIClient) -> None:
@@ -254,6 +271,14 @@ def test_gpus_by_their_device_files_are_refused(
     assert named in str(error.value)
 
 
+def test_devices_by_an_annotation_of_nvidias_runtime_are_refused() -> None:
+    given = {"Runtime": "nvidia", "Annotations": {"cdi.k8s.io/x": "nvidia.com/gpu=all"}}
+    with pytest.raises(ValueError, match=r"extra_host_config: annotations has 'cdi\.k8s\.io/x'"):
+        leased({"host_config": given}, "GPU-1")
+    others = {"Annotations": {"org.example/cdi": "1"}}
+    assert leased({"host_config": others})["host_config"]["Annotations"] == others["Annotations"]
+
+
 def test_other_device_files_are_kept(client: docker.APIClient) -> None:
     given = client.create_host_config(
         devices=["/dev/fuse", "/dev/nvidiactl"], device_cgroup_rules=["c 10:229 rwm"]
@@ -395,6 +420,15 @@ def test_a_limit_in_the_host_config_goes_before_the_setting(client: docker.APICl
         ([ALL_GPUS], ["count=-1"]),
         ([{"Driver": "nvidia", "Count": 0, "DeviceIDs": None}], []),
         ([{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=all"]}], ["nvidia.com/gpu=all"]),
+        # What isn't a UUID is never one of a lease.
+        ([{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0"]}], ["nvidia.com/gpu=0"]),
+        ([{"Driver": "cdi", "DeviceIDs": ["nvidia.com/mig=0:1"]}], ["nvidia.com/mig=0:1"]),
+        (
+            [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=MIG-2"]}],
+            ["GPU-1", "MIG-2"],
+        ),
+        ([{"Driver": "nvidia", "DeviceIDs": ["runtime.nvidia.com/gpu=GPU-1"]}], ["GPU-1"]),
+        ([{"Driver": "cdi", "DeviceIDs": ["x.org/nic=GPU-1"]}], []),
     ],
 )
 def test_what_a_container_really_has_is_read_from_its_device_requests(

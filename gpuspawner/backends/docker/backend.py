@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,8 +23,9 @@ from ...leases.ledger import SharedRead
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, out_of_service, pull, stopping
+from . import extended_ends, injection, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
+from .engine_info import EngineInfo
 from .events import EndWatcher
 from .home_sizes import HomeSizes
 from .listing import Listing
@@ -33,6 +35,8 @@ from .volumes import VolumeOwners
 
 # DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
 THREADS = 48
+# How long an engine's devices are believed to be all that it has, in seconds, where it lacks one.
+LOOK_AGAIN_SECONDS = 60
 # How long a removal that is already in progress may take, in seconds.
 REMOVAL_SECONDS = 30
 
@@ -76,7 +80,7 @@ class DockerBackend:
         # Image -> what inspects it for all who ask.
         self._inspections: dict[str, SharedRead[Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
-        self._default_log_driver = ""
+        self._info = EngineInfo(partial(self.call, "info"))
         # Of looking at the servers that start.
         self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
@@ -153,7 +157,7 @@ class DockerBackend:
 
     def watch(self, notice: Callable[[], None]) -> EndWatcher:
         """Return a watcher that calls `notice` when a container may have ended."""
-        return EndWatcher(self.client, notice)
+        return EndWatcher(self.client, notice, self._info.forget)
 
     async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
         """Return UUID -> mark of the GPUs that are out of service."""
@@ -217,11 +221,40 @@ class DockerBackend:
 
     async def default_log_driver(self) -> str:
         """Return the engine's default log driver; "" if unknown."""
-        if not self._default_log_driver:
-            with suppress(*engine_errors.UNREACHABLE):  # creating the container will fail, too
-                about = await self.call("info")
-                self._default_log_driver = about.get("LoggingDriver") or ""
-        return self._default_log_driver
+        with suppress(*engine_errors.UNREACHABLE):  # creating the container will fail, too
+            return (await self._info.get()).get("LoggingDriver") or ""
+        return ""
+
+    async def way_to_gpus(
+        self, wanted: str, uuids: Collection[str], *, anew: bool = False
+    ) -> injection.Way:
+        """Return the way in which a container is to be given GPUs.
+
+        Args:
+            wanted: the trait `gpu_injection`.
+            uuids: the GPUs' UUIDs; may be empty.
+            anew: ask the engine again, as it may have been restarted or set up anew.
+
+        Raises:
+            injection.NoCDI: only CDI is wanted, and the engine can't give these GPUs by it.
+        """
+        if wanted == "hook" or not uuids:
+            return "hook"
+        if anew:
+            self._info.forget()
+        try:
+            cdi = await self._cdi()
+            if cdi.is_on and cdi.devices is not None and cdi.lacks(uuids):
+                # A specification is read anew without a restart of the engine.
+                cdi = await self._cdi(LOOK_AGAIN_SECONDS)
+        except engine_errors.UNREACHABLE:
+            # Creating the container will fail, too, or only this question isn't allowed.
+            return "cdi" if wanted == "cdi" else "hook"
+        return injection.choose(wanted, cdi, uuids)
+
+    async def _cdi(self, max_age: float = math.inf) -> injection.EngineCDI:
+        info = await self._info.get(max_age)
+        return injection.cdi_of(info, str(getattr(self.client, "api_version", "")))
 
 
 async def remove(call: Callable[..., Any], container_id: str) -> None:

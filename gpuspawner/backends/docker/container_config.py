@@ -67,6 +67,7 @@ def with_lease(
     labels: Mapping[str, str],
     uuids: Sequence[str],
     allowed_devices: Collection[str] = (),
+    by_cdi: bool = False,
     shm_size: int | None = None,
     ulimits: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def with_lease(
         labels: the labels of the lease.
         uuids: the UUIDs of its GPUs; may be empty.
         allowed_devices: patterns of the names of other devices that every server may have.
+        by_cdi: whether it gets the GPUs as CDI devices, and not by NVIDIA's hook.
         shm_size: the size of /dev/shm in bytes, unless the host config has one.
         ulimits: name -> value (-1: unlimited), unless the host config has them.
 
@@ -87,7 +89,7 @@ def with_lease(
     host_config = dict(create_kwargs.get("host_config") or {})
     refuse_device_files(host_config)
     configured = host_config.pop("DeviceRequests", None) or []
-    requests = join_device_requests(configured, uuids, allowed_devices)
+    requests = join_device_requests(configured, uuids, allowed_devices, by_cdi=by_cdi)
     if requests:
         host_config["DeviceRequests"] = requests
     if shm_size and not host_config.get("ShmSize"):

@@ -14,6 +14,7 @@ from ...errors import GPUSpawnerError
 from ...gpus.nvml import InventoryError
 from ...i18n.lazy_text import join_sentences, lazy_gettext
 from ...i18n.phrases import clock_time, memory_words
+from .injection import GENERATE, knows_no_cdi
 
 # The errors of an engine that can't be reached, or refuses.
 UNREACHABLE = (
@@ -91,6 +92,15 @@ def explain_unknown(error: BaseException) -> str:
 
 def _explain_api_error(error: docker.errors.APIError) -> str:
     words = engine_message(error)
+    if 'could not select device driver "cdi"' in words:
+        return knows_no_cdi()
+    if is_cdi_failure(error):
+        return lazy_gettext(
+            "The Docker Engine's CDI devices don't fit the GPU machine: %(words)s. An "
+            "administrator can make them anew: %(command)s",
+            words=words,
+            command=GENERATE,
+        )
     if "could not select device driver" in words:
         return lazy_gettext(
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
@@ -110,6 +120,18 @@ def _explain_api_error(error: docker.errors.APIError) -> str:
     if "no space left" in words:
         return lazy_gettext("The GPU machine's disk is full: %(words)s.", words=words)
     return lazy_gettext("The Docker Engine refused: %(words)s.", words=words)
+
+
+def gives_no_gpus(error: Exception) -> bool:
+    """Return whether the engine can't give a container GPUs in the way that it was asked to."""
+    return isinstance(error, docker.errors.APIError) and (
+        "could not select device driver" in engine_message(error) or is_cdi_failure(error)
+    )
+
+
+def is_cdi_failure(error: docker.errors.APIError) -> bool:
+    """Return whether the engine couldn't add a CDI device to a container."""
+    return "CDI device" in engine_message(error)
 
 
 # What a program ends with on SIGKILL and SIGTERM, and what the engine notes if it wasn't there.

@@ -23,11 +23,18 @@ class EndWatcher:
     Args:
         client: a `docker.APIClient`.
         notice: the callback.
+        on_open: called in a thread whenever the stream has been opened: the engine may be another.
     """
 
-    def __init__(self, client: Any, notice: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        notice: Callable[[], None],
+        on_open: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = client
         self._notice = notice
+        self._on_open = on_open
         self._stopped = threading.Event()
         self._stream: Any = None
 
@@ -49,6 +56,7 @@ class EndWatcher:
         while not self._stopped.is_set():
             with suppress(Exception):  # the engine is unreachable, or closed the stream
                 self._stream = self._client.events(filters=filters, decode=True)
+                self._on_open()
                 self._call(loop)
                 for _ in self._stream:
                     if self._stopped.is_set():

@@ -16,7 +16,13 @@ from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, Serv
 from ...untrusted import bounded
 from . import extended_ends
 from .container_config import VISIBLE_DEVICES
-from .device_requests import DEVICE_FILE, DEVICE_RULE, GPU_NAME, asks_for_gpus
+from .device_requests import (
+    CDI_ANNOTATION,
+    DEVICE_FILE,
+    DEVICE_RULE,
+    GPU_NAME,
+    asks_for_gpus,
+)
 
 # What the names of a lease's labels begin with.
 OUR_LABELS = "gpuspawner."
@@ -159,6 +165,10 @@ def _names(container: Mapping[str, Any]) -> Iterator[str]:
     # The engine writes a request into the variable itself, in place of what was there.
     if not requested and not is_plain:
         yield from (_bare(name) for name in wanted if name.lower() not in NONE)
+    if not is_plain:
+        for name, value in (host.get("Annotations") or {}).items():
+            if CDI_ANNOTATION.match(name):
+                yield from (_bare(each) for each in value.split(",") if GPU_NAME.match(each))
     for device in host.get("Devices") or []:
         if DEVICE_FILE.fullmatch(device.get("PathOnHost") or ""):
             yield ALL

@@ -15,6 +15,7 @@ from ...group_overrides import lower
 from ...settings import GPUTraits, checked
 from . import volumes
 from .backend import THREADS
+from .injection import WAYS
 
 # The fields of templates that a server's name is in, and those whose values have no dot in them.
 PER_SERVER = {"servername", "pseudonym"}
@@ -42,6 +43,17 @@ class DockerTraits(GPUTraits):
         `device_requests`, by their names, as ["example.com/nic=*"]; `*` stands for any text. All
         others are refused at a start. GPUs and MIG instances are never among them: leases make
         those requests.""",
+    ).tag(config=True)
+
+    gpu_injection = Enum(
+        WAYS,
+        "auto",
+        help="""How a server's container is given its GPUs. "cdi": by their names of the Container
+        Device Interface, as nvidia.com/gpu=GPU-…, which `nvidia-ctk cdi generate` makes; needs
+        Docker Engine 25 or newer. "hook": by NVIDIA's hook, as with `docker run --gpus`. "auto":
+        by CDI where the engine, 28.2 or newer, lists all of the server's GPUs, else by the hook.
+        With CDI, capabilities and options of `device_requests` in `extra_host_config` have no
+        effect.""",
     ).tag(config=True)
 
     log_driver = Unicode(
