@@ -503,7 +503,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful
-            await backend.in_thread(output.attach, self.client, server_id)
+            await backend.in_thread(output.attach, self.client, self.attempt.inspected)
         try:
             await self.start_object()
             output.started = True

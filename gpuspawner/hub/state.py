@@ -19,12 +19,12 @@ from ..errors import Refused
 from ..gpus.missing_driver import without_driver
 from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
-from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.endings import Ending
 from ..leases.ledger import Ledger, outsiders_of
+from ..leases.notes import Notes
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
@@ -102,18 +102,22 @@ class HubState:
             "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
         }
         reader = Reader(spawner.nvml_timeout, **reading)
-        # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
-        lets_go = partial(setattr, reader, "lets_go")
-        read = InServiceReader(reader, backend.out_of_service, lets_go)
         trouble = TroubleLog(spawner.explain_unknown, log)
-        ledger = Ledger(backend.list, read, trouble.explain, spawner.hub_address, trouble.on_read)
+        ledger = Ledger(
+            backend.list,
+            reader,
+            trouble.explain,
+            spawner.hub_address,
+            trouble.on_read,
+            partial(read_notes, backend, reader),
+        )
         settings = QueueSettings(spawner.queue_order, spawner.gpu_policy, spawner.queue_length)
         queue = Queue(ledger, settings, backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
         spawners: WeakSet[KnownServer] = WeakSet()
         minutes = spawner.unknown_server_minutes
         reconciler = Reconciler(
-            ledger.servers,
+            ledger.servers_with_ends,
             lambda: list(spawners),
             backend.stop,
             spawner.hub_address,
@@ -147,7 +151,7 @@ class HubState:
                 log,
                 reading,
                 reconciler,
-                NodeFacts(ledger, read, backend),
+                NodeFacts(ledger, backend),
                 state.endings,
                 lambda: _homes(spawners),
                 state.switches,
@@ -186,6 +190,14 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+async def read_notes(backend: Backend, reader: Reader) -> Notes:
+    """Return a backend's notes, and have a reader let go of NVML where a GPU is out of service."""
+    notes = await backend.notes()
+    # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
+    reader.lets_go = bool(notes.marks)
+    return notes
 
 
 async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:

@@ -19,7 +19,9 @@ from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
 from ..gpus.device_ids import gpus_named
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
+from ..gpus.out_of_service import with_marks
 from .labels import ServerRecord, lease_of, leases_of
+from .notes import Notes
 
 T = TypeVar("T")
 
@@ -70,6 +72,11 @@ class View:
         return replace(self, nodes=with_leases(self.nodes, [lease]), leases=(*self.leases, lease))
 
 
+async def _no_notes() -> Notes:
+    """Return the notes of a backend that keeps none."""
+    return Notes()
+
+
 @dataclass
 class Ledger:
     """The leases and reservations on all nodes of a backend.
@@ -78,10 +85,11 @@ class Ledger:
         list_servers: lists every server with the label `LABEL_GPUS`, ended ones too,
             and whatever else runs with GPUs.
         read_inventory: reads the nodes from NVML, their GPUs without holders.
-        explain_error: makes a sentence for users of an error that one of these two raises.
+        explain_error: makes a sentence for users of an error that one of those that read raises.
         hub: this hub's address, as in the label of its servers; "": there is no other hub.
         on_read: called after each read that succeeded.
-    If `list_servers` or `read_inventory` raises, nothing is handed out: `Unknown` is raised.
+        read_notes: reads which GPUs are out of service, and which leases were extended.
+    If one of these that read raises, nothing is handed out: `Unknown` is raised.
     """
 
     list_servers: Callable[[], Awaitable[Sequence[ServerRecord]]]
@@ -89,6 +97,7 @@ class Ledger:
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
     on_read: Callable[[], None] = lambda: None
+    read_notes: Callable[[], Awaitable[Notes]] = _no_notes
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -97,12 +106,15 @@ class Ledger:
     # The view of the last read, and when it was made, by the monotonic clock.
     last_view: View | None = None
     last_view_at: float = 0.0
+    # The notes of the last read.
+    last_notes: Notes = field(default_factory=Notes)
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
     _last_outsiders: Sequence[Outsider] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
         self._inventory = SharedRead(self.read_inventory)
+        self._notes = SharedRead(self.read_notes)
 
     async def read(self, except_for: Holder | None = None) -> View:
         """Read the nodes and the leases as they are now; reservations count as leases.
@@ -117,12 +129,13 @@ class Ledger:
         self._reads_under_way.add(began)
         try:
             # NVML first: a server that starts in between is in the listing then.
-            inventory = await self._inventory()
-            listed_at, servers = await self._listing()
+            inventory, notes = await asyncio.gather(self._inventory(), self._notes())
+            listed_at, listed = await self._listing()
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
         finally:
             self._reads_under_way.discard(began)
+        servers, inventory = notes.with_ends(listed), with_marks(inventory, notes.marks)
         there = {server.id for server in servers}
         self.ends = {name: end for name, end in self.ends.items() if name in there}
         overdue = time.time() - OVERDUE_SECONDS
@@ -133,7 +146,7 @@ class Ledger:
             for lease in self._with_reserved(leases_of(servers, self.ends, self.hub), listed_at)
         ]
         self._drop_ended_reservations()
-        self._last_inventory = inventory
+        self._last_inventory, self.last_notes = inventory, notes
         self._last_outsiders = outsiders_of(servers, inventory)
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
         self.on_read()
@@ -155,6 +168,14 @@ class Ledger:
         Concurrent callers share one. Raises what `list_servers` raises.
         """
         return (await self._listing())[1]
+
+    async def servers_with_ends(self) -> Sequence[ServerRecord]:
+        """Return the same, each with the end to which its lease was extended.
+
+        Raises what `list_servers` and `read_notes` raise.
+        """
+        notes = await self._notes()
+        return notes.with_ends(await self.servers())
 
     def _last_view_without(self, holder: Holder | None) -> View:
         """Return the last view without the leases of a holder."""

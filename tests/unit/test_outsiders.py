@@ -187,9 +187,6 @@ class Engine:
             raise docker.errors.ImageNotFound(id)
         return {"Config": {"Labels": self.images[id]}}
 
-    def volumes(self, filters: dict[str, str]) -> dict[str, Any]:
-        return {"Volumes": None}
-
     def inspect_container(self, id: str) -> dict[str, Any]:
         self.inspected.append(id)
         found = self.inspections[id]

@@ -15,14 +15,14 @@ import docker.errors
 from docker.utils import kwargs_from_env
 
 from ...errors import StartAgain
-from ...gpus.out_of_service import OutOfServiceMark
 from ...leases.clock import Deadline
 from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
+from ...leases.notes import Notes
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, out_of_service, pull, stopping
+from . import extended_ends, notes, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
 from .home_sizes import HomeSizes
@@ -71,6 +71,8 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # The volumes of the last notes.
+        self._noted: Sequence[notes.Volume] = ()
         # Of many that stop at once, the engine lists all containers for all of them.
         self._servers = SharedRead(self.list)
         # Image -> what inspects it for all who ask.
@@ -116,15 +118,28 @@ class DockerBackend:
 
     async def list(self) -> Sequence[ServerRecord]:
         """Return every container with a lease's labels, and what else runs with GPUs."""
-        servers: Sequence[ServerRecord] = await self.in_thread(self._list)
+        # From before the containers: what has an end is there.
+        noted = self._noted
+        servers, outdated = await self.in_thread(self._list, noted)
+        if outdated and noted is self._noted:
+            self._noted = [each for each in noted if each["Name"] not in outdated]
         self._reaper.reap(servers)
-        return servers
+        return list(servers)
 
-    def _list(self) -> Sequence[ServerRecord]:
+    def _list(self, noted: Sequence[notes.Volume]) -> tuple[Sequence[ServerRecord], Sequence[str]]:
+        """List the containers, and forget the ends of those that are gone; return the forgotten."""
         servers = self._listing(self.client)
+        outdated = extended_ends.of_others_than(noted, self._listing.ids)
         with suppress(*engine_errors.UNREACHABLE):  # else with the next one
-            extended_ends.forget(self.client, self._listing.outdated)
-        return servers
+            extended_ends.forget(self.client, outdated)
+            return servers, outdated
+        return servers, ()
+
+    async def notes(self) -> Notes:
+        """Return which GPUs are out of service, and the ends of leases that were extended."""
+        noted: Sequence[notes.Volume] = await self.in_thread(lambda: notes.list_notes(self.client))
+        self._noted = noted
+        return notes.parse(noted)
 
     async def start(self, server_id: str) -> None:
         """Start a container."""
@@ -154,10 +169,6 @@ class DockerBackend:
     def watch(self, notice: Callable[[], None]) -> EndWatcher:
         """Return a watcher that calls `notice` when a container may have ended."""
         return EndWatcher(self.client, notice)
-
-    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
-        """Return UUID -> mark of the GPUs that are out of service."""
-        return await self.in_thread(lambda: out_of_service.list_marks(self.client))
 
     async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
         """Mark a GPU as out of service, by an empty volume."""
