@@ -243,6 +243,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """
         self.progress_steps.begin()
         self.waiting.join()
+        self.attempt.began = self.ledger.moment()
         try:
             if compat.repeats_saved_options(self):
                 return await self._check_saved(user_options)

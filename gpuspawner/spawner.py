@@ -67,6 +67,8 @@ _creating: ContextVar[str] = ContextVar("creating", default="")
 HOME_SIZE = "GPUSPAWNER_HOME_SIZE"
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
+# How old an image's inspection may be of which a container's command is taken, in seconds.
+IMAGE_SECONDS = 1.0
 # How long until a starting container is looked at again whose output can't be followed any more.
 LOOK_AGAIN_SECONDS = 1.0
 # Traits that are templates, and what DockerSpawner makes of them.
@@ -295,7 +297,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             if not _creating.get() and kwargs.get("name") == self.object_name:
                 return asyncio.ensure_future(self._create_leased(kwargs))
         if method == "inspect_image" and len(args) == 1 and not kwargs:
-            return asyncio.ensure_future(self.backend.inspect_image(*args))
+            # For the command, moments after it was looked whether the image is there.
+            return asyncio.ensure_future(self.backend.inspect_image(*args, IMAGE_SECONDS))
         return super().docker(method, *args, **kwargs)
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
@@ -365,7 +368,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def remove_leftovers(self, request: Request) -> None:
         """Remove the containers of earlier starts, except one that can be started again."""
-        found = await self._inspect()
+        # Those are all in a listing that began with this spawn: what an earlier one still creates
+        # and removes has been waited for. Another try of this spawn has a new listing.
+        since, self.attempt.began = self.attempt.began, None
+        own = await self._own_containers(since)
+        there = self.server_id or self.server_key in self.backend.names
+        found = await self._inspect() if there else None
         existing = self._own(found)
         if found and not existing:
             raise GPUSpawnerError(self._name_is_taken(found))
@@ -377,7 +385,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             and await self._is_unchanged(existing)
         )
         self.attempt.resumed = existing if resumed else None
-        left = {container.id for container in await self._own_containers()}
+        left = {container.id for container in own}
         if existing and self._kept_of_another:
             await self._set_aside(existing)
         elif existing:
@@ -441,7 +449,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return whether a container is identical to the one that would be created now."""
         self.attempt.volumes = await self.user_volumes.find()
         plan = await self._leased(await self.plan())
-        image = await self.docker("inspect_image", plan["image"])
+        image = await self.backend.inspect_image(plan["image"])
         return can_resume(existing, plan, image["Id"])
 
     async def create_server(self, reservation: Reservation) -> str:
@@ -715,12 +723,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return why the server has ended by itself, as sentences for its user."""
         return engine_errors.explain_end(self.attempt.state, time.time(), self.attempt.memory)
 
-    async def _own_containers(self) -> list[ServerRecord]:
-        """List this server's containers by their labels, whatever their names are."""
+    async def _own_containers(self, since: int | None = None) -> list[ServerRecord]:
+        """List this server's containers by their labels, whatever their names are.
+
+        Args:
+            since: as for `Ledger.servers`.
+        """
         whose = {**labels(self.holder, "", ()), LABEL_HUB: self.hub_address}
         wanted = {label: whose[label] for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)}
         # Of many that start or stop at once, the engine lists all containers for all of them.
-        servers = await self.ledger.servers()
+        servers = await self.ledger.servers(since)
         return [each for each in servers if wanted.items() <= each.labels.items()]
 
     async def clean_up_ended(self) -> None:

@@ -108,6 +108,8 @@ class Ledger:
     last_view_at: float = 0.0
     # The notes of the last read.
     last_notes: Notes = field(default_factory=Notes)
+    # When the last listing began, by the ticks, and what it showed.
+    _last_listing: tuple[int, Sequence[ServerRecord]] = field(default=(-1, ()), repr=False)
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
     _last_outsiders: Sequence[Outsider] = field(default=(), repr=False)
 
@@ -162,11 +164,20 @@ class Ledger:
             return await self.read(except_for)
         return self._last_view_without(except_for)
 
-    async def servers(self) -> Sequence[ServerRecord]:
+    def moment(self) -> int:
+        """Return this moment, for `servers`."""
+        return self._tick()
+
+    async def servers(self, since: int | None = None) -> Sequence[ServerRecord]:
         """Return every server that the backend lists, from a listing that begins now.
 
         Concurrent callers share one. Raises what `list_servers` raises.
+
+        Args:
+            since: a moment; the last listing will do if it began after that.
         """
+        if since is not None and self._last_listing[0] > since:
+            return self._last_listing[1]
         return (await self._listing())[1]
 
     async def servers_with_ends(self) -> Sequence[ServerRecord]:
@@ -268,7 +279,8 @@ class Ledger:
 
     async def _list(self) -> tuple[int, Sequence[ServerRecord]]:
         began = self._tick()
-        return began, await self.list_servers()
+        self._last_listing = began, await self.list_servers()
+        return self._last_listing
 
     def _tick(self) -> int:
         return next(self._ticks)  # type: ignore[call-overload]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -77,6 +79,8 @@ class DockerBackend:
         self._servers = SharedRead(self.list)
         # Image -> what inspects it for all who ask.
         self._inspections: dict[str, SharedRead[Any]] = {}
+        # Image -> when its last inspection began, by the monotonic clock, and the inspection.
+        self._inspected: dict[str, tuple[float, Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._default_log_driver = ""
         # Of looking at the servers that start.
@@ -205,6 +209,13 @@ class DockerBackend:
             return self.client.pull(repository, tag=tag, stream=True, decode=True)
 
         await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
+        if policy == "always":  # else it was inspected, or wasn't there
+            self._inspected.pop(image, None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all containers that there were at the last listing."""
+        return self._listing.names
 
     # -- Docker only -----------------------------------------------------------------------------
 
@@ -216,15 +227,29 @@ class DockerBackend:
         """
         await stopping.stop(self.call, self._servers, container_id)
 
-    async def inspect_image(self, image: str) -> Any:
+    async def inspect_image(self, image: str, max_age: float = 0.0) -> Any:
         """Return an inspection of an image; of many that start at once, the engine makes two.
+
+        Args:
+            image: the image reference.
+            max_age: how old it may be, in seconds.
 
         Raises:
             docker.errors.NotFound: there is none.
         """
+        at, known = self._inspected.get(image, (-math.inf, None))
+        if time.monotonic() - at < max_age:
+            return known
         if image not in self._inspections:
-            self._inspections[image] = SharedRead(partial(self.call, "inspect_image", image))
+            self._inspections[image] = SharedRead(partial(self._inspect_image, image))
         return await self._inspections[image]()
+
+    async def _inspect_image(self, image: str) -> Any:
+        self._inspected.pop(image, None)
+        began = time.monotonic()
+        found = await self.call("inspect_image", image)
+        self._inspected[image] = began, found
+        return found
 
     async def default_log_driver(self) -> str:
         """Return the engine's default log driver; "" if unknown."""

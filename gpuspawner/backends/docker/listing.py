@@ -36,7 +36,7 @@ class Listing:
     once: that never changes. The container that this process is in, without a lease, is left out: a
     hub in it only watches its GPUs.
 
-    After a listing, `ids` are those of all containers that there are.
+    After a listing, `ids` and `names` are those of all containers that there are.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,7 @@ class Listing:
         # is a digest of them, too. None: there was no such image.
         self._image_labels: dict[str, Mapping[str, str] | None] = {}
         self.ids: frozenset[str] = frozenset()
+        self.names: frozenset[str] = frozenset()
         self._own = own_container_id()
 
     def __call__(self, client: Any) -> list[ServerRecord]:
@@ -59,6 +60,7 @@ class Listing:
         servers, known = [], {}
         entries = client.containers(all=True)
         self.ids = frozenset(each["Id"] for each in entries)
+        self.names = frozenset(name for each in entries for name in names_of(each))
         self._forget_images({each.get("ImageID") for each in entries})
         for entry in map(partial(self._with_own_labels, client), entries):
             if LABEL_GPUS in (entry.get("Labels") or {}):
@@ -122,8 +124,7 @@ def server_record(
         state = "created"
     elif entry.get("State") in ENDED_STATES:
         state = "ended"
-    # A link to a container is a name of it too, with one more "/".
-    names = [str(name)[1:] for name in entry.get("Names") or [] if "/" not in str(name)[1:]]
+    names = names_of(entry)
     return ServerRecord(
         entry.get("Id", ""),
         entry.get("Labels") or {},
@@ -132,6 +133,14 @@ def server_record(
         bounded(names[0] if names else entry.get("Id", "")[:12], MAX_NAME),
         gpu_names,
     )
+
+
+def names_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the names of a container in an entry of the engine's list: one, or none for a while.
+
+    A link to it is a name of it too, with one more "/".
+    """
+    return [str(name)[1:] for name in entry.get("Names") or [] if "/" not in str(name)[1:]]
 
 
 def gpu_names(container: Mapping[str, Any]) -> frozenset[str]:
