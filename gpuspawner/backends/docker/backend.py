@@ -28,7 +28,7 @@ from . import extended_ends, notes, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
 from .events import EndWatcher
 from .home_sizes import HomeSizes
-from .listing import Listing
+from .listing import Listed, Listing
 from .poll_interval import PollInterval
 from .ulimit_trials import UlimitTrials
 from .volumes import VolumeOwners
@@ -73,6 +73,8 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # The names of all containers that there were at the last listing.
+        self.names: frozenset[str] = frozenset()
         # The volumes of the last notes.
         self._noted: Sequence[notes.Volume] = ()
         # Of many that stop at once, the engine lists all containers for all of them.
@@ -124,20 +126,22 @@ class DockerBackend:
         """Return every container with a lease's labels, and what else runs with GPUs."""
         # From before the containers: what has an end is there.
         noted = self._noted
-        servers, outdated = await self.in_thread(self._list, noted)
+        listed, outdated = await self.in_thread(self._list, noted)
+        self.names = listed.names
         if outdated and noted is self._noted:
             self._noted = [each for each in noted if each["Name"] not in outdated]
+        servers: Sequence[ServerRecord] = listed.servers
         self._reaper.reap(servers)
-        return list(servers)
+        return servers
 
-    def _list(self, noted: Sequence[notes.Volume]) -> tuple[Sequence[ServerRecord], Sequence[str]]:
+    def _list(self, noted: Sequence[notes.Volume]) -> tuple[Listed, Sequence[str]]:
         """List the containers, and forget the ends of those that are gone; return the forgotten."""
-        servers = self._listing(self.client)
-        outdated = extended_ends.of_others_than(noted, self._listing.ids)
+        listed = self._listing.list(self.client)
+        outdated = extended_ends.of_others_than(noted, listed.ids)
         with suppress(*engine_errors.UNREACHABLE):  # else with the next one
             extended_ends.forget(self.client, outdated)
-            return servers, outdated
-        return servers, ()
+            return listed, outdated
+        return listed, ()
 
     async def notes(self) -> Notes:
         """Return which GPUs are out of service, and the ends of leases that were extended."""
@@ -211,11 +215,6 @@ class DockerBackend:
         await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
         if policy == "always":  # else it was inspected, or wasn't there
             self._inspected.pop(image, None)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names of all containers that there were at the last listing."""
-        return self._listing.names
 
     # -- Docker only -----------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import docker.errors
 
@@ -29,14 +29,25 @@ MAX_IMAGES = 100
 NONE = frozenset({"", "void", "none"})
 
 
+class Listed(NamedTuple):
+    """What an engine lists.
+
+    Args:
+        servers: what has a lease's labels, and what else has GPUs.
+        ids, names: of all containers that there are.
+    """
+
+    servers: list[ServerRecord]
+    ids: frozenset[str]
+    names: frozenset[str]
+
+
 class Listing:
     """Lists an engine's containers; blocks.
 
     The engine's list doesn't say what a container was given, so each that has no lease is inspected
     once: that never changes. The container that this process is in, without a lease, is left out: a
     hub in it only watches its GPUs.
-
-    After a listing, `ids` and `names` are those of all containers that there are.
     """
 
     def __init__(self) -> None:
@@ -44,8 +55,6 @@ class Listing:
         # Image id -> its labels, of images that containers with a hub's label have or had: the id
         # is a digest of them, too. None: there was no such image.
         self._image_labels: dict[str, Mapping[str, str] | None] = {}
-        self.ids: frozenset[str] = frozenset()
-        self.names: frozenset[str] = frozenset()
         self._own = own_container_id()
 
     def __call__(self, client: Any) -> list[ServerRecord]:
@@ -57,10 +66,12 @@ class Listing:
         Raises:
             docker.errors.APIError: the engine can't tell.
         """
+        return self.list(client).servers
+
+    def list(self, client: Any) -> Listed:
+        """Return the same with what all containers are called."""
         servers, known = [], {}
         entries = client.containers(all=True)
-        self.ids = frozenset(each["Id"] for each in entries)
-        self.names = frozenset(name for each in entries for name in names_of(each))
         self._forget_images({each.get("ImageID") for each in entries})
         for entry in map(partial(self._with_own_labels, client), entries):
             if LABEL_GPUS in (entry.get("Labels") or {}):
@@ -74,7 +85,9 @@ class Listing:
                     if names:
                         servers.append(server_record(entry, names))
         self._gpu_names = known
-        return servers
+        ids = frozenset(each["Id"] for each in entries)
+        names = frozenset(name for each in entries for name in names_of(each))
+        return Listed(servers, ids, names)
 
     def _with_own_labels(self, client: Any, entry: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an entry without the lease that its container has of its image.
