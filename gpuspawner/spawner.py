@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import docker.errors
 from dockerspawner import DockerSpawner
@@ -58,9 +58,13 @@ from .leases.labels import (
 from .leases.ledger import Reservation
 from .spawn_attempt import SpawnAttempt
 
+T = TypeVar("T")
+
 # What a call of "create_container" does: "plan": return its arguments; "lease": create the
 # container of a lease; "": any other call, e.g. by a subclass.
 _creating: ContextVar[str] = ContextVar("creating", default="")
+# The inspection of a container that is in place of a new one.
+_inspected: ContextVar[Any] = ContextVar("inspected", default=None)
 
 
 # Says in a server that something limits its user's files, and how many bytes they may take.
@@ -80,12 +84,23 @@ class NetworkMissing(StartAgain):
 
 
 @contextmanager
-def _creating_as(what: str) -> Iterator[None]:
-    token = _creating.set(what)
+def _with(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _creating.reset(token)
+        variable.reset(token)
+
+
+def _creating_as(what: str) -> AbstractContextManager[None]:
+    return _with(_creating, what)
+
+
+def _answer(value: Any) -> asyncio.Future[Any]:
+    """Return an answer that the engine needn't give."""
+    answer = asyncio.get_running_loop().create_future()
+    answer.set_result(value)
+    return answer
 
 
 async def _do_nothing(server_id: str) -> None:
@@ -109,6 +124,8 @@ class ContainerAttempt(SpawnAttempt):
         volumes: which of its volumes there were before the container.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
+        found: the inspection by which a hub that starts has found that the server runs, until it
+            asks for its URL.
         state: the container's state when it was last inspected; empty if it was gone.
         memory: its limit of memory, in bytes; 0: none, or it was never seen.
         is_cut_off: whether it was on the servers' network no more, when it was last inspected.
@@ -120,6 +137,7 @@ class ContainerAttempt(SpawnAttempt):
     volumes: FoundVolumes = field(default_factory=lambda: FoundVolumes(Listing(), {}))
     inspected: Any = None
     output: Output | None = None
+    found: Any = None
     state: Mapping[str, Any] = field(default_factory=dict)
     memory: int = 0
     is_cut_off: bool = False
@@ -291,11 +309,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if method == "create_container":
             if _creating.get() == "plan":
                 self.client.create_container(**kwargs)
-                planned = asyncio.get_running_loop().create_future()
-                planned.set_result(kwargs)
-                return planned
+                return _answer(kwargs)
             if not _creating.get() and kwargs.get("name") == self.object_name:
                 return asyncio.ensure_future(self._create_leased(kwargs))
+        known = _inspected.get()
+        if method == "inspect_container" and known and args == (known["Id"],) and not kwargs:
+            return _answer(known)
         if method == "inspect_image" and len(args) == 1 and not kwargs:
             # For the command, moments after it was looked whether the image is there.
             return asyncio.ensure_future(self.backend.inspect_image(*args, IMAGE_SECONDS))
@@ -683,6 +702,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id, self.attempt.state = found["Id"], found["State"]
+        self.attempt.found = found if self.pending == "check" else None
         self.attempt.is_cut_off = is_cut_off(found, self.network_name)
         self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
@@ -705,6 +725,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             status = await super().poll()
             if status is None and self.attempt.is_cut_off:
+                self.attempt.found = None
                 await self._network_is_back(self.network_name)
             return status
         except engine_errors.UNREACHABLE as error:
@@ -713,8 +734,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
+        found, self.attempt.found = self.attempt.found, None
         try:
-            ip, port = await self.get_ip_and_port()
+            with _with(_inspected, found):
+                ip, port = await self.get_ip_and_port()
         except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"

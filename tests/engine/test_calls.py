@@ -44,3 +44,18 @@ def test_the_engine_is_asked_nothing_twice_for_one_start(make_hub, idle_host, tm
     # What the hub asks now and then comes between some of them.
     least = {call: min(each[call] for each in found) for call in {*MOST, *found[0]}}
     assert Counter(least) <= MOST, found
+
+
+def test_a_hub_that_starts_inspects_each_server_once(make_hub, idle_host, tmp_path) -> None:
+    asked: list[str] = []
+    with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
+        environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
+        hub = make_hub(environment=environment)
+        users = ("ada", "bob", "cyd")
+        for user in users:
+            hub.start_server(user, {"gpus": 1})
+        hub.end()
+        flaky.before = lambda line: asked.append(call_of(*line.split()[:2]))
+        hub.start()
+        assert all(hub.ready(user) for user in users)
+    assert Counter(asked)["GET /containers/…/json"] == len(users), Counter(asked)
