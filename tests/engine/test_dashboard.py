@@ -113,7 +113,7 @@ def test_an_administrator_stops_a_server_for_a_reason_that_its_user_reads(hub, e
     assert program.ask("DELETE", "/users/ada/server", {"minutes": -1}).status_code == 400
     assert program.ask("DELETE", "/users/ada/server", {"why": "The <room> is hot"}).ok
     until(lambda: "ada" not in labelled(engine), "ada's server is gone", log=hub.log)
-    assert hub.server("ada") == {}
+    until(lambda: hub.server("ada") == {}, "the hub has seen it", log=hub.log)
     shown = hub.log_in("ada").get(f"{hub.url}/hub/spawn/ada").text
     assert "An administrator stopped your server at " in shown
     assert "The &lt;room&gt; is hot. Your files are kept." in shown

@@ -226,7 +226,7 @@ def test_the_browser_says_which_language(header: str, tag: str) -> None:
 
 
 def test_a_sentence_is_english_text_everywhere_but_on_a_page() -> None:
-    held = str(queue.over_user_limit(2, 1, 2))
+    held = str(queue.over_user_limit(Request("torch", 2), 1, 2))
     assert held == str(held) == f"{held}" == json.loads(json.dumps(held)) == "".join([held])
     assert held.startswith("You asked for 2 GPUs, your other servers have or wait for 1")
     assert CHINESE.say(held).startswith("您申请了 2 个 GPU，您的其他服务器已占用或正在等待 1 个")
@@ -343,12 +343,8 @@ TODAY = (2026, 11, 28)
 
 @pytest.fixture
 def today(in_nepal: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime(*TODAY, 23, 30)
-
-    monkeypatch.setattr(phrases, "datetime", Clock)
+    now = at(*TODAY, 23, 30)
+    monkeypatch.setattr(time, "time", lambda: now)
 
 
 @pytest.mark.parametrize(
