@@ -26,13 +26,14 @@ MOST = Counter(
     }
 )
 STARTS = 3
+HOMES = "c.GPUSpawner.home_volume = 'calls-{username}'"
 
 
 def test_the_engine_is_asked_nothing_twice_for_one_start(make_hub, idle_host, tmp_path) -> None:
     asked: list[str] = []
     with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:
         environment = {**idle_host.environment, "DOCKER_HOST": flaky.url}
-        hub = make_hub(IMAGES_OWN, environment=environment)
+        hub = make_hub(IMAGES_OWN, HOMES, environment=environment)
         flaky.before = lambda line: asked.append(call_of(*line.split()[:2]))
         hub.start_server("ada", {"gpus": 1})  # a hub asks some things once, and makes volumes
         found = []
