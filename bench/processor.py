@@ -105,11 +105,16 @@ class EngineProcesses:
 
 def calls_in(log: str) -> list[str]:
     """Return the calls in an engine's log, without API versions, ids and arguments."""
-    found = []
-    for old_method, old_path, method, path in ASKED.findall(log):
-        plain = re.sub(r"\?.*|^/v[0-9.]+", "", old_path or path)
-        kind = re.sub(
-            r"^/(containers|images|volumes)/(?!json|create|prune)(.+?)(/\w+)?$", r"/\1/…\3", plain
-        )
-        found.append(f"{old_method or method} {kind}")
-    return found
+    return [
+        call_of(old_method or method, old_path or path)
+        for old_method, old_path, method, path in ASKED.findall(log)
+    ]
+
+
+def call_of(method: str, path: str) -> str:
+    """Return a call of an engine without API version, id and arguments: "GET /volumes/…"."""
+    plain = re.sub(r"\?.*|^/v[0-9.]+", "", path)
+    kind = re.sub(
+        r"^/(containers|images|volumes)/(?!json|create|prune)(.+?)(/\w+)?$", r"/\1/…\3", plain
+    )
+    return f"{method} {kind}"

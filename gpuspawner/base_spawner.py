@@ -244,6 +244,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """
         self.progress_steps.begin()
         self.waiting.join()
+        self.attempt.began = self.ledger.moment()
         try:
             if compat.repeats_saved_options(self):
                 return await self._check_saved(user_options)
@@ -623,7 +624,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
 
     async def read_extended_end(self) -> Deadline | None:
         """Return the end that the backend has kept."""
-        servers = await self.ledger.servers()
+        servers = await self.ledger.servers_with_ends()
         return next((each.extended for each in servers if each.id == self.server_id), None)
 
     def save_state(self) -> None:

@@ -18,6 +18,8 @@ class SpawnAttempt:
         since: when the choice was made, in seconds since the epoch: the time at which its request
             joins the queue, for the order.
         joined: the same by the steady clock, for how long it has waited.
+        began: the moment of the ledger at which its choice was checked, until the containers of
+            earlier starts are looked for.
         request: the request of the choice.
         waiting_since: `since`, once the request waits in the queue.
         not_before: when it is to start at the earliest, in seconds since the epoch; 0: at once.
@@ -39,6 +41,7 @@ class SpawnAttempt:
 
     since: float | None = None
     joined: Deadline | None = None
+    began: int | None = None
     request: Request | None = None
     waiting_since: float | None = None
     not_before: float = 0.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import docker.errors
 from dockerspawner import DockerSpawner
@@ -59,15 +59,21 @@ from .leases.labels import (
 from .leases.ledger import Reservation
 from .spawn_attempt import SpawnAttempt
 
+T = TypeVar("T")
+
 # What a call of "create_container" does: "plan": return its arguments; "lease": create the
 # container of a lease; "": any other call, e.g. by a subclass.
 _creating: ContextVar[str] = ContextVar("creating", default="")
+# The inspection of a container that is in place of a new one.
+_inspected: ContextVar[Any] = ContextVar("inspected", default=None)
 
 
 # Says in a server that something limits its user's files, and how many bytes they may take.
 HOME_SIZE = "GPUSPAWNER_HOME_SIZE"
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
+# How old an image's inspection may be of which a container's command is taken, in seconds.
+IMAGE_SECONDS = 1.0
 # How long until a starting container is looked at again whose output can't be followed any more.
 LOOK_AGAIN_SECONDS = 1.0
 # Traits that are templates, and what DockerSpawner makes of them.
@@ -79,12 +85,23 @@ class NetworkMissing(StartAgain):
 
 
 @contextmanager
-def _creating_as(what: str) -> Iterator[None]:
-    token = _creating.set(what)
+def _with(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _creating.reset(token)
+        variable.reset(token)
+
+
+def _creating_as(what: str) -> AbstractContextManager[None]:
+    return _with(_creating, what)
+
+
+def _answer(value: Any) -> asyncio.Future[Any]:
+    """Return an answer that the engine needn't give."""
+    answer = asyncio.get_running_loop().create_future()
+    answer.set_result(value)
+    return answer
 
 
 async def _do_nothing(server_id: str) -> None:
@@ -108,6 +125,8 @@ class ContainerAttempt(SpawnAttempt):
         volumes: which of its volumes there were before the container.
         inspected: the inspection of the container between its creation and its start.
         output: the container's output until the server is ready.
+        found: the inspection by which a hub that starts has found that the server runs, until it
+            asks for its URL.
         state: the container's state when it was last inspected; empty if it was gone.
         memory: its limit of memory, in bytes; 0: none, or it was never seen.
         is_cut_off: whether it was on the servers' network no more, when it was last inspected.
@@ -119,6 +138,7 @@ class ContainerAttempt(SpawnAttempt):
     volumes: FoundVolumes = field(default_factory=lambda: FoundVolumes(Listing(), {}))
     inspected: Any = None
     output: Output | None = None
+    found: Any = None
     state: Mapping[str, Any] = field(default_factory=dict)
     memory: int = 0
     is_cut_off: bool = False
@@ -290,13 +310,15 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if method == "create_container":
             if _creating.get() == "plan":
                 self.client.create_container(**kwargs)
-                planned = asyncio.get_running_loop().create_future()
-                planned.set_result(kwargs)
-                return planned
+                return _answer(kwargs)
             if not _creating.get() and kwargs.get("name") == self.object_name:
                 return asyncio.ensure_future(self._create_leased(kwargs))
+        known = _inspected.get()
+        if method == "inspect_container" and known and args == (known["Id"],) and not kwargs:
+            return _answer(known)
         if method == "inspect_image" and len(args) == 1 and not kwargs:
-            return asyncio.ensure_future(self.backend.inspect_image(*args))
+            # For the command, moments after it was looked whether the image is there.
+            return asyncio.ensure_future(self.backend.inspect_image(*args, IMAGE_SECONDS))
         return super().docker(method, *args, **kwargs)
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
@@ -372,7 +394,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def remove_leftovers(self, request: Request) -> None:
         """Remove the containers of earlier starts, except one that can be started again."""
-        found = await self._inspect()
+        # Those are all in a listing that began with this spawn: what an earlier one still creates
+        # and removes has been waited for. Another try of this spawn has a new listing.
+        since, self.attempt.began = self.attempt.began, None
+        own = await self._own_containers(since)
+        there = self.server_id or self.server_key in self.backend.names
+        found = await self._inspect() if there else None
         existing = self._own(found)
         if found and not existing:
             raise GPUSpawnerError(self._name_is_taken(found))
@@ -384,7 +411,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             and await self._is_unchanged(existing)
         )
         self.attempt.resumed = existing if resumed else None
-        left = {container.id for container in await self._own_containers()}
+        left = {container.id for container in own}
         if existing and self._kept_of_another:
             await self._set_aside(existing)
         elif existing:
@@ -448,7 +475,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return whether a container is identical to the one that would be created now."""
         self.attempt.volumes = await self.user_volumes.find()
         plan = await self._leased(await self.plan())
-        image = await self.docker("inspect_image", plan["image"])
+        image = await self.backend.inspect_image(plan["image"])
         return can_resume(existing, plan, image["Id"])
 
     async def create_server(self, reservation: Reservation) -> str:
@@ -510,7 +537,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         )
         self.attempt.output = output
         with suppress(docker.errors.APIError):  # without the output an error is just less helpful
-            await backend.in_thread(output.attach, self.client, server_id)
+            await backend.in_thread(output.attach, self.client, self.attempt.inspected)
         try:
             await self.start_object()
             output.started = True
@@ -695,6 +722,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             self.object_id = ""
             return None
         self.object_id, self.attempt.state = found["Id"], found["State"]
+        self.attempt.found = found if self.pending == "check" else None
         self.attempt.is_cut_off = is_cut_off(found, self.network_name)
         self.attempt.memory = (found.get("HostConfig") or {}).get("Memory") or 0
         if is_kept_of_another(found):
@@ -717,6 +745,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             status = await super().poll()
             if status is None and self.attempt.is_cut_off:
+                self.attempt.found = None
                 await self._network_is_back(self.network_name)
             return status
         except engine_errors.UNREACHABLE as error:
@@ -725,8 +754,10 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
 
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
+        found, self.attempt.found = self.attempt.found, None
         try:
-            ip, port = await self.get_ip_and_port()
+            with _with(_inspected, found):
+                ip, port = await self.get_ip_and_port()
         except Exception:  # the engine can't be reached: use the URL in the database
             return str(self.server.url)
         return f"{'https' if self.internal_ssl else 'http'}://{ip}:{port}"
@@ -735,12 +766,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return why the server has ended by itself, as sentences for its user."""
         return engine_errors.explain_end(self.attempt.state, time.time(), self.attempt.memory)
 
-    async def _own_containers(self) -> list[ServerRecord]:
-        """List this server's containers by their labels, whatever their names are."""
+    async def _own_containers(self, since: int | None = None) -> list[ServerRecord]:
+        """List this server's containers by their labels, whatever their names are.
+
+        Args:
+            since: as for `Ledger.servers`.
+        """
         whose = {**labels(self.holder, "", ()), LABEL_HUB: self.hub_address}
         wanted = {label: whose[label] for label in (LABEL_USER, LABEL_SERVER, LABEL_HUB)}
         # Of many that start or stop at once, the engine lists all containers for all of them.
-        servers = await self.ledger.servers()
+        servers = await self.ledger.servers(since)
         return [each for each in servers if wanted.items() <= each.labels.items()]
 
     async def clean_up_ended(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..gpus.out_of_service import OutOfServiceMark
 from ..leases.clock import Deadline
 from ..leases.labels import ServerRecord
+from ..leases.notes import Notes
 
 # Called with the progress of a pull: a fraction from 0 to 1, and a sentence.
 Report = Callable[[float, str], None]
@@ -33,10 +33,11 @@ class Backend(Protocol):
     async def list(self) -> Sequence[ServerRecord]:
         """Return every server with the labels of a lease, of all hubs, ended ones too.
 
-        Each with the end that `keep_end` has kept, if that is there.
-
         And what else runs with GPUs, whose `gpu_names` say which.
         """
+
+    async def notes(self) -> Notes:
+        """Return which GPUs are out of service, and the ends that `keep_end` has kept."""
 
     async def start(self, server_id: str) -> None:
         """Start a server that has been created."""
@@ -62,9 +63,6 @@ class Backend(Protocol):
 
     def watch(self, notice: Callable[[], None]) -> Watcher:
         """Return a watcher that calls `notice` on the event loop when a server may have ended."""
-
-    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
-        """Return UUID -> mark of the GPUs that are out of service."""
 
     async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
         """Mark a GPU as out of service.

@@ -157,8 +157,9 @@ async def _start(
         creating = asyncio.ensure_future(server.create_server(reservation))
         # Shielded: the call goes on in its thread, and its result is needed to undo it.
         server_id = await asyncio.shield(creating)
-        await ledger.claim(server_id, reservation.units)
-        await server.verify_server(server_id, reservation)
+        await _both(
+            ledger.claim(server_id, reservation.units), server.verify_server(server_id, reservation)
+        )
         await server.start_server(server_id)
         # Its label has held the GPUs since it was created, and now it isn't replaced any more.
         ledger.release(reservation)
@@ -174,3 +175,13 @@ async def _start(
             # Not longer: the engine may be unreachable. The task goes on.
             await asyncio.wait([undone], timeout=UNDO_SECONDS)
         raise
+
+
+async def _both(one: Awaitable[None], other: Awaitable[None]) -> None:
+    """Wait until both have ended, so that none goes on beside the undoing; raise what one raises.
+
+    The first one's error, if both do.
+    """
+    for result in await asyncio.gather(one, other, return_exceptions=True):
+        if result is not None:
+            raise result

@@ -13,17 +13,18 @@ from typing import Any
 import docker
 
 from ..backends.docker import errors as engine_errors
+from ..backends.docker import notes
 from ..backends.docker.listing import Listing
-from ..backends.docker.out_of_service import list_marks
 from ..errors import Unknown
 from ..gpus.model import GPU, Node, Outsider
-from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
+from ..gpus.out_of_service import OutOfServiceMark
 from ..gpus.reader import Reader
 from ..hub import control_socket
 from ..hub.nodes import read_answer
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases.labels import LABEL_HUB, ServerRecord, lease_of
 from ..leases.ledger import Ledger
+from ..leases.notes import Notes
 from ..timeouts import within
 from .history import History
 
@@ -100,8 +101,12 @@ class HostReader:
     def _configure_reader(self, settings: Mapping[str, Any]) -> None:
         """Configure the reader as the hub's: with the same excluded GPUs and memory threshold."""
         self._settings = settings
-        self._reader = InServiceReader(Reader(NVML_SECONDS, **settings), self._list_marks)
-        self._ledger = Ledger(self._list_servers, self._reader, engine_errors.explain_read_error)
+        self._ledger = Ledger(
+            self._list_servers,
+            Reader(NVML_SECONDS, **settings),
+            engine_errors.explain_read_error,
+            read_notes=self._read_notes,
+        )
 
     async def read(self, last: Snapshot) -> Snapshot:
         """Read the state now; if that fails, return the last one with the reason."""
@@ -121,7 +126,7 @@ class HostReader:
             trouble="",
             nodes=view.nodes,
             ours=self._ours(),
-            marks=self._reader.marks,
+            marks=self._ledger.last_notes.marks,
             outsiders=view.outsiders,
         )
 
@@ -129,9 +134,8 @@ class HostReader:
         self._servers = await self._call(self._listing)
         return self._servers
 
-    async def _list_marks(self) -> Mapping[str, OutOfServiceMark]:
-        marks: Mapping[str, OutOfServiceMark] = await self._call(list_marks)
-        return marks
+    async def _read_notes(self) -> Notes:
+        return notes.parse(await self._call(notes.list_notes))
 
     async def _call(self, call: Callable[[docker.APIClient], Any]) -> Any:
         def run() -> Any:

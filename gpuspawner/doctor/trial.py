@@ -30,7 +30,6 @@ from ..backends.launch import launch
 from ..backends.leftovers import Leftovers
 from ..errors import GPUSpawnerError, StartAgain
 from ..gpus.model import GPU, Holder, Request
-from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..leases.labels import LABEL_HUB, labels
 from ..leases.ledger import Ledger, Reservation
@@ -158,8 +157,8 @@ async def _start_and_examine(
         excluded=_value(given, "excluded_gpus") or (),
         memory_threshold_mib=(_value(given, "foreign_memory") or 0) >> 20 or None,
     )
-    read = InServiceReader(reader, backend.out_of_service)
-    ledger, leftovers = Ledger(backend.list, read, explain_unknown), Leftovers()
+    ledger = Ledger(backend.list, reader, explain_unknown, read_notes=backend.notes)
+    leftovers = Leftovers()
     settings = QueueSettings(policy=_value(given, "gpu_policy") or "pack")
     queue = Queue(ledger, settings, backend.watch)
     trial = _Trial(context, gpus, network, queue, backend)

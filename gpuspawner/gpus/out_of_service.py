@@ -5,7 +5,7 @@ The backend keeps these marks, as it keeps the leases: every hub and page reads 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ..i18n.lazy_text import lazy_gettext
@@ -53,32 +53,6 @@ def _apply(gpu: GPU, mark: OutOfServiceMark | None) -> GPU:
     return replace(gpu, state="excluded", reason=mark.reason)
 
 
-class InServiceReader:
-    """Reader of the nodes in which GPUs that are out of service are excluded.
-
-    Args:
-        read_nodes: reads each node from its NVML.
-        list_marks: returns UUID -> mark of the GPUs that are out of service.
-        on_marks: is called with whether there are any, after each read.
-    If either fails, so does the read: a GPU that may be out of service isn't handed out.
-    """
-
-    def __init__(
-        self,
-        read_nodes: Callable[[], Awaitable[Sequence[Node]]],
-        list_marks: Callable[[], Awaitable[Mapping[str, OutOfServiceMark]]],
-        on_marks: Callable[[bool], None] = lambda any_marks: None,
-    ) -> None:
-        self._read_nodes = read_nodes
-        self._list_marks = list_marks
-        self._on_marks = on_marks
-        # The marks as of the last read.
-        self.marks: Mapping[str, OutOfServiceMark] = {}
-
-    async def __call__(self) -> tuple[Node, ...]:
-        """Read the nodes as they are now; raises what `read_nodes` and `list_marks` raise."""
-        nodes = await self._read_nodes()
-        if any(node.gpus for node in nodes):
-            self.marks = await self._list_marks()
-            self._on_marks(bool(self.marks))
-        return tuple(replace(node, gpus=apply_marks(node.gpus, self.marks)) for node in nodes)
+def with_marks(nodes: Iterable[Node], marks: Mapping[str, OutOfServiceMark]) -> tuple[Node, ...]:
+    """Return nodes as `apply_marks` makes their GPUs."""
+    return tuple(replace(node, gpus=apply_marks(node.gpus, marks)) for node in nodes)

@@ -13,7 +13,7 @@ from typing import Any
 from ..backends.base import Backend
 from ..errors import Refused, Unknown
 from ..gpus.model import GPU, Holder, Node, Outsider
-from ..gpus.out_of_service import InServiceReader, OutOfServiceMark
+from ..gpus.out_of_service import OutOfServiceMark
 from ..i18n.lazy_text import kept, restored
 from ..leases.ledger import Ledger
 
@@ -41,12 +41,10 @@ class NodeFacts:
 
     Args:
         ledger: the leases on the nodes.
-        reader: reads the nodes for the ledger.
         backend: keeps what is out of service.
     """
 
     ledger: Ledger
-    reader: InServiceReader
     backend: Backend
 
     async def facts(self) -> dict[str, Any]:
@@ -63,7 +61,7 @@ class NodeFacts:
         return {
             "nodes": [_written(node) for node in view.nodes],
             "ours": sorted(ours),
-            "marks": [asdict(mark) for mark in self.reader.marks.values()],
+            "marks": [asdict(mark) for mark in self.ledger.last_notes.marks.values()],
             "outsiders": [{**asdict(each), "gpus": sorted(each.gpus)} for each in view.outsiders],
         }
 

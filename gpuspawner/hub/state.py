@@ -19,13 +19,13 @@ from ..errors import Refused
 from ..gpus.missing_driver import without_driver
 from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
-from ..gpus.out_of_service import InServiceReader
 from ..gpus.reader import Reader
 from ..gpus.units import sharing_problems
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.endings import Ending
 from ..leases.ledger import Ledger, outsiders_of
+from ..leases.notes import Notes
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
@@ -104,16 +104,14 @@ class HubState:
             "shared": spawner.shared_gpus,
         }
         reader = Reader(spawner.nvml_timeout, **reading)
-        # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
-        lets_go = partial(setattr, reader, "lets_go")
-        read = InServiceReader(reader, backend.out_of_service, lets_go)
         trouble = TroubleLog(spawner.explain_unknown, log)
         ledger = Ledger(
             backend.list,
-            read,
+            reader,
             trouble.explain,
             spawner.hub_address,
             trouble.on_read,
+            read_notes=partial(read_notes, backend, reader),
             counts_units=spawner.limits_count == "units",
         )
         settings = QueueSettings(
@@ -124,7 +122,7 @@ class HubState:
         spawners: WeakSet[KnownServer] = WeakSet()
         minutes = spawner.unknown_server_minutes
         reconciler = Reconciler(
-            ledger.servers,
+            ledger.servers_with_ends,
             lambda: list(spawners),
             backend.stop,
             spawner.hub_address,
@@ -158,7 +156,7 @@ class HubState:
                 log,
                 reading,
                 reconciler,
-                NodeFacts(ledger, read, backend),
+                NodeFacts(ledger, backend),
                 state.endings,
                 lambda: _homes(spawners),
                 state.switches,
@@ -200,6 +198,14 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+async def read_notes(backend: Backend, reader: Reader) -> Notes:
+    """Return a backend's notes, and have a reader let go of NVML where a GPU is out of service."""
+    notes = await backend.notes()
+    # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
+    reader.lets_go = bool(notes.marks)
+    return notes
 
 
 async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:

@@ -19,8 +19,10 @@ from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
 from ..gpus.device_ids import gpus_named
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
+from ..gpus.out_of_service import with_marks
 from ..gpus.unit_names import Share, exclude_each_other, uuids_of
 from .labels import ServerRecord, lease_of, leases_of
+from .notes import Notes
 
 T = TypeVar("T")
 
@@ -81,6 +83,11 @@ class View:
         return replace(self, nodes=with_leases(self.nodes, [lease]), leases=(*self.leases, lease))
 
 
+async def _no_notes() -> Notes:
+    """Return the notes of a backend that keeps none."""
+    return Notes()
+
+
 @dataclass
 class Ledger:
     """The leases and reservations on all nodes of a backend.
@@ -89,11 +96,12 @@ class Ledger:
         list_servers: lists every server with the label `LABEL_GPUS`, ended ones too,
             and whatever else runs with GPUs.
         read_inventory: reads the nodes from NVML, their GPUs without holders.
-        explain_error: makes a sentence for users of an error that one of these two raises.
+        explain_error: makes a sentence for users of an error that one of those that read raises.
         hub: this hub's address, as in the label of its servers; "": there is no other hub.
         on_read: called after each read that succeeded.
+        read_notes: reads which GPUs are out of service, and which leases were extended.
         counts_units: whether limits count units, each as one, and not parts of a GPU.
-    If `list_servers` or `read_inventory` raises, nothing is handed out: `Unknown` is raised.
+    If one of these that read raises, nothing is handed out: `Unknown` is raised.
     """
 
     list_servers: Callable[[], Awaitable[Sequence[ServerRecord]]]
@@ -101,6 +109,7 @@ class Ledger:
     explain_error: Callable[[Exception], str] = str
     hub: str = ""
     on_read: Callable[[], None] = lambda: None
+    read_notes: Callable[[], Awaitable[Notes]] = _no_notes
     counts_units: bool = False
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
@@ -110,6 +119,10 @@ class Ledger:
     # The view of the last read, and when it was made, by the monotonic clock.
     last_view: View | None = None
     last_view_at: float = 0.0
+    # The notes of the last read.
+    last_notes: Notes = field(default_factory=Notes)
+    # When the last listing began, by the ticks, and what it showed.
+    _last_listing: tuple[int, Sequence[ServerRecord]] = field(default=(-1, ()), repr=False)
     _last_inventory: Sequence[Node] = field(default=(), repr=False)
     _last_outsiders: Sequence[Outsider] = field(default=(), repr=False)
     # The read for display that is under way, or the last one.
@@ -118,6 +131,7 @@ class Ledger:
     def __post_init__(self) -> None:
         self._listing = SharedRead(self._list)
         self._inventory = SharedRead(self._read_counted)
+        self._notes = SharedRead(self.read_notes)
 
     async def _read_counted(self) -> Sequence[Node]:
         nodes = await self.read_inventory()
@@ -140,12 +154,13 @@ class Ledger:
         self._reads_under_way.add(began)
         try:
             # NVML first: a server that starts in between is in the listing then.
-            inventory = await self._inventory()
-            listed_at, servers = await self._listing()
+            inventory, notes = await asyncio.gather(self._inventory(), self._notes())
+            listed_at, listed = await self._listing()
         except Exception as error:
             raise Unknown(self.explain_error(error)) from error
         finally:
             self._reads_under_way.discard(began)
+        servers, inventory = notes.with_ends(listed), with_marks(inventory, notes.marks)
         there = {server.id for server in servers}
         self.ends = {name: end for name, end in self.ends.items() if name in there}
         overdue = time.time() - OVERDUE_SECONDS
@@ -158,7 +173,7 @@ class Ledger:
             for lease in self._with_reserved(leases_of(servers, self.ends, self.hub), listed_at)
         ]
         self._drop_ended_reservations()
-        self._last_inventory = inventory
+        self._last_inventory, self.last_notes = inventory, notes
         self._last_outsiders = outsiders_of(servers, inventory)
         self.last_view, self.last_view_at = self._view(leases), time.monotonic()
         self.on_read()
@@ -183,12 +198,29 @@ class Ledger:
             await asyncio.shield(self._recent)
         return self._last_view_without(except_for)
 
-    async def servers(self) -> Sequence[ServerRecord]:
+    def moment(self) -> int:
+        """Return this moment, for `servers`."""
+        return self._tick()
+
+    async def servers(self, since: int | None = None) -> Sequence[ServerRecord]:
         """Return every server that the backend lists, from a listing that begins now.
 
         Concurrent callers share one. Raises what `list_servers` raises.
+
+        Args:
+            since: a moment; the last listing will do if it began after that.
         """
+        if since is not None and self._last_listing[0] > since:
+            return self._last_listing[1]
         return (await self._listing())[1]
+
+    async def servers_with_ends(self) -> Sequence[ServerRecord]:
+        """Return the same, each with the end to which its lease was extended.
+
+        Raises what `list_servers` and `read_notes` raise.
+        """
+        notes = await self._notes()
+        return notes.with_ends(await self.servers())
 
     def _last_view_without(self, holder: Holder | None) -> View:
         """Return the last view without the leases of a holder."""
@@ -281,7 +313,8 @@ class Ledger:
 
     async def _list(self) -> tuple[int, Sequence[ServerRecord]]:
         began = self._tick()
-        return began, await self.list_servers()
+        self._last_listing = began, await self.list_servers()
+        return self._last_listing
 
     def _tick(self) -> int:
         return next(self._ticks)  # type: ignore[call-overload]

@@ -20,10 +20,10 @@ from traitlets import Unicode
 from gpuspawner.backends.base import Report
 from gpuspawner.base_spawner import BaseGPUSpawner
 from gpuspawner.gpus.model import Request
-from gpuspawner.gpus.out_of_service import OutOfServiceMark
 from gpuspawner.leases.clock import Deadline
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Reservation
+from gpuspawner.leases.notes import Notes
 
 # Says what a variable of its environment is, as long as it lives: the last word of the address.
 SERVER = """
@@ -75,7 +75,6 @@ class ProcessBackend:
                 each.labels,
                 "created" if each.process is None else "running" if each.runs else "ended",
                 each.created,
-                extended=each.extended,
             )
             for server_id, each in self.servers.items()
         ]
@@ -110,8 +109,9 @@ class ProcessBackend:
     def watch(self, notice: Callable[[], None]) -> _Watcher:
         return _Watcher(self, notice)
 
-    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
-        return {}
+    async def notes(self) -> Notes:
+        ends = {name: each.extended for name, each in self.servers.items() if each.extended}
+        return Notes(ends=ends)
 
     def close(self) -> None:
         pass

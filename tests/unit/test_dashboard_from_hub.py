@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from gpuspawner.dashboard.facts import status
 from gpuspawner.dashboard.monitor import HubReader, Monitor, Snapshot
 from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Outsider
-from gpuspawner.gpus.out_of_service import InServiceReader, OutOfServiceMark
+from gpuspawner.gpus.out_of_service import OutOfServiceMark
 from gpuspawner.hub import control_socket
 from gpuspawner.hub.control_socket import ControlSocket
 from gpuspawner.hub.nodes import NodeFacts, read_answer
@@ -25,6 +25,7 @@ from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
+from gpuspawner.leases.notes import Notes
 
 from ..support.boards import ADA, BOSS
 
@@ -59,8 +60,8 @@ class Engine:
         gpus[4] = replace(gpus[4], state="unhealthy", reason=SICK)
         return (Node("", "570.1", "12.8", tuple(gpus)),)
 
-    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
-        return dict(self.marks)
+    async def notes(self) -> Notes:
+        return Notes(dict(self.marks))
 
     async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
         if self.trouble:
@@ -88,11 +89,10 @@ def engine() -> Engine:
 async def socket(engine: Engine, tmp_path: Path) -> AsyncIterator[str]:
     path = str(tmp_path / "hub.sock")
     backend: Any = engine
-    reader = InServiceReader(engine.nodes, engine.out_of_service)
-    ledger = Ledger(engine.list, reader, lambda error: str(error), HUB)
+    ledger = Ledger(engine.list, engine.nodes, str, HUB, read_notes=engine.notes)
     queue: Any = SimpleNamespace(settings=SimpleNamespace(order="fifo"), waiting=[])
     orphans: Any = SimpleNamespace(facts=list)
-    nodes = NodeFacts(ledger, reader, backend)
+    nodes = NodeFacts(ledger, backend)
     control = ControlSocket(path, queue, list, logging.getLogger("hub"), {}, orphans, nodes, {})
     await control.begin()
     yield path

@@ -235,12 +235,20 @@ def test_nvml_is_let_go_of_while_a_gpu_waits_for_a_reset_or_is_out_of_service(
 
 OUT_OF_SERVICE = """
 import asyncio
-from gpuspawner.gpus.out_of_service import InServiceReader, OutOfServiceMark
+from gpuspawner.gpus.out_of_service import OutOfServiceMark
 from gpuspawner.gpus.reader import Reader
+from gpuspawner.hub.state import read_notes
+from gpuspawner.leases.ledger import Ledger
+from gpuspawner.leases.notes import Notes
 reader, marks = Reader(10), {}
-async def list_marks():
-    return marks
-read = InServiceReader(reader, list_marks, lambda any_marks: setattr(reader, "lets_go", any_marks))
+class Backend:
+    async def notes(self):
+        return Notes(marks)
+async def list_servers():
+    return []
+async def read():
+    notes = lambda: read_notes(Backend(), reader)
+    return await Ledger(list_servers, reader, read_notes=notes).read()
 """
 
 

@@ -70,3 +70,19 @@ async def test_many_who_ask_at_once_share_what_the_engine_says_of_an_image() -> 
     engine.there.remove("a")
     with pytest.raises(docker.errors.ImageNotFound):
         await backend.inspect_image("a")
+
+
+async def test_an_inspection_of_moments_ago_will_do_for_who_says_so() -> None:
+    engine = Engine("a")
+    backend = DockerBackend(lambda: engine, logging.getLogger("test"))
+    await backend.inspect_image("a", 3600)
+    await backend.inspect_image("a", 3600)
+    assert engine.asked == ["a"]
+    await backend.inspect_image("a")
+    assert engine.asked == ["a", "a"]
+    # That there is none is never remembered, nor what there was before.
+    engine.there.clear()
+    for max_age in (0, 3600, 3600):
+        with pytest.raises(docker.errors.ImageNotFound):
+            await backend.inspect_image("a", max_age)
+    assert engine.asked == ["a"] * 5

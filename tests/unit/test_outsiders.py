@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuspawner.backends.docker import listing as listing_of_engine
 from gpuspawner.backends.docker.listing import Listing, gpu_names, server_record
 from gpuspawner.gpus import missing_driver
 from gpuspawner.gpus.allocation import with_leases
@@ -193,9 +194,6 @@ class Engine:
             raise docker.errors.ImageNotFound(id)
         return {"Config": {"Labels": self.images[id]}}
 
-    def volumes(self, filters: dict[str, str]) -> dict[str, Any]:
-        return {"Volumes": None}
-
     def inspect_container(self, id: str) -> dict[str, Any]:
         self.inspected.append(id)
         found = self.inspections[id]
@@ -267,6 +265,26 @@ def test_what_was_started_of_a_server_s_image_by_hand_is_no_server() -> None:
             "of an image that is gone": (True, set()),
         }
     assert sorted(engine.inspected) == ["committed", "gone", "id-1", "image"]
+    # An image never changes, so that who comes again isn't asked for. One may come back.
+    entries, engine.entries = engine.entries, []
+    assert listing(engine) == []
+    engine.entries = entries
+    listing(engine)
+    assert sorted(engine.inspected)[-3:] == ["id-1", "id-1", "image"]
+    assert engine.inspected.count("gone") == 2
+
+
+def test_of_more_images_than_a_machine_has_only_those_in_use_are_remembered(monkeypatch) -> None:
+    monkeypatch.setattr(listing_of_engine, "MAX_IMAGES", 1)
+    bears = {**labels(Holder("ann"), "torch", ["GPU-1"], 5.0), LABEL_HUB: "http://hub"}
+    images = ("one", "two", "one")
+    engine = Engine(*((entry(Labels=bears, ImageID=image), EVERY) for image in images))
+    engine.images |= dict.fromkeys(images)
+    entries, listing = engine.entries, Listing()
+    for some in (entries[:1], entries[1:2], [], entries[2:]):
+        engine.entries = some
+        listing(engine)
+    assert engine.inspected == ["one", "two", "one"]
 
 
 def test_a_hub_in_a_container_does_not_hold_the_gpus_that_it_watches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,19 +17,19 @@ import docker.errors
 from docker.utils import kwargs_from_env
 
 from ...errors import StartAgain
-from ...gpus.out_of_service import OutOfServiceMark
 from ...leases.clock import Deadline
 from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
+from ...leases.notes import Notes
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, injection, out_of_service, pull, stopping
+from . import extended_ends, injection, notes, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
 from .engine_info import EngineInfo
 from .events import EndWatcher
 from .home_sizes import HomeSizes
-from .listing import Listing
+from .listing import Listed, Listing
 from .poll_interval import PollInterval
 from .ulimit_trials import UlimitTrials
 from .volumes import VolumeOwners
@@ -75,10 +76,16 @@ class DockerBackend:
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
+        # The names of all containers that there were at the last listing.
+        self.names: frozenset[str] = frozenset()
+        # The volumes of the last notes.
+        self._noted: Sequence[notes.Volume] = ()
         # Of many that stop at once, the engine lists all containers for all of them.
         self._servers = SharedRead(self.list)
         # Image -> what inspects it for all who ask.
         self._inspections: dict[str, SharedRead[Any]] = {}
+        # Image -> when its last inspection began, by the monotonic clock, and the inspection.
+        self._inspected: dict[str, tuple[float, Any]] = {}
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
         self._info = EngineInfo(partial(self.call, "info"))
         # Of looking at the servers that start.
@@ -120,15 +127,30 @@ class DockerBackend:
 
     async def list(self) -> Sequence[ServerRecord]:
         """Return every container with a lease's labels, and what else runs with GPUs."""
-        servers: Sequence[ServerRecord] = await self.in_thread(self._list)
+        # From before the containers: what has an end is there.
+        noted = self._noted
+        listed, outdated = await self.in_thread(self._list, noted)
+        self.names = listed.names
+        if outdated and noted is self._noted:
+            self._noted = [each for each in noted if each["Name"] not in outdated]
+        servers: Sequence[ServerRecord] = listed.servers
         self._reaper.reap(servers)
         return servers
 
-    def _list(self) -> Sequence[ServerRecord]:
-        servers = self._listing(self.client)
+    def _list(self, noted: Sequence[notes.Volume]) -> tuple[Listed, Sequence[str]]:
+        """List the containers, and forget the ends of those that are gone; return the forgotten."""
+        listed = self._listing.list(self.client)
+        outdated = extended_ends.of_others_than(noted, listed.ids)
         with suppress(*engine_errors.UNREACHABLE):  # else with the next one
-            extended_ends.forget(self.client, self._listing.outdated)
-        return servers
+            extended_ends.forget(self.client, outdated)
+            return listed, outdated
+        return listed, ()
+
+    async def notes(self) -> Notes:
+        """Return which GPUs are out of service, and the ends of leases that were extended."""
+        noted: Sequence[notes.Volume] = await self.in_thread(lambda: notes.list_notes(self.client))
+        self._noted = noted
+        return notes.parse(noted)
 
     async def start(self, server_id: str) -> None:
         """Start a container."""
@@ -158,10 +180,6 @@ class DockerBackend:
     def watch(self, notice: Callable[[], None]) -> EndWatcher:
         """Return a watcher that calls `notice` when a container may have ended."""
         return EndWatcher(self.client, notice, self._info.forget)
-
-    async def out_of_service(self) -> Mapping[str, OutOfServiceMark]:
-        """Return UUID -> mark of the GPUs that are out of service."""
-        return await self.in_thread(lambda: out_of_service.list_marks(self.client))
 
     async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
         """Mark a GPU as out of service, by an empty volume."""
@@ -198,6 +216,8 @@ class DockerBackend:
             return self.client.pull(repository, tag=tag, stream=True, decode=True)
 
         await self._pulls.ensure(image, policy, self.inspect_image, stream, report)
+        if policy == "always":  # else it was inspected, or wasn't there
+            self._inspected.pop(image, None)
 
     # -- Docker only -----------------------------------------------------------------------------
 
@@ -209,15 +229,29 @@ class DockerBackend:
         """
         await stopping.stop(self.call, self._servers, container_id)
 
-    async def inspect_image(self, image: str) -> Any:
+    async def inspect_image(self, image: str, max_age: float = 0.0) -> Any:
         """Return an inspection of an image; of many that start at once, the engine makes two.
+
+        Args:
+            image: the image reference.
+            max_age: how old it may be, in seconds.
 
         Raises:
             docker.errors.NotFound: there is none.
         """
+        at, known = self._inspected.get(image, (-math.inf, None))
+        if time.monotonic() - at < max_age:
+            return known
         if image not in self._inspections:
-            self._inspections[image] = SharedRead(partial(self.call, "inspect_image", image))
+            self._inspections[image] = SharedRead(partial(self._inspect_image, image))
         return await self._inspections[image]()
+
+    async def _inspect_image(self, image: str) -> Any:
+        self._inspected.pop(image, None)
+        began = time.monotonic()
+        found = await self.call("inspect_image", image)
+        self._inspected[image] = began, found
+        return found
 
     async def default_log_driver(self) -> str:
         """Return the engine's default log driver; "" if unknown."""

@@ -48,7 +48,7 @@ def keep(client: Any, container_id: str, end: Deadline) -> None:
     labels = {LABEL: container_id, LABEL_END: json.dumps(end.saved())}
     name = f"{PREFIX}{container_id[:12]}-{round(end.until)}"
     client.create_volume(name, labels=labels)
-    kept = [each for each in listed(client) if _container(each) == container_id]
+    kept = [each for each in listed(client) if container_of(each) == container_id]
     if not any(each["Name"] == name for each in kept):
         raise Unknown("the Docker Engine doesn't keep the volume that says so")
     forget(client, [each["Name"] for each in kept if not _later(each, end)], but=name)
@@ -70,26 +70,31 @@ def forget(client: Any, names: Iterable[str], but: str = "") -> None:
 def listed(client: Any) -> Sequence[Volume]:
     """Return the volumes that the engine keeps for this. Blocks."""
     found: Sequence[Volume] | None = client.volumes(filters=FILTER)["Volumes"]
-    return [each for each in found or () if _container(each)]
+    return [each for each in found or () if container_of(each)]
 
 
 def latest(volumes: Iterable[Volume], clock: Clock) -> dict[str, Deadline]:
     """Return container id -> its latest end, of what `listed` returned."""
     ends: dict[str, Deadline] = {}
     for volume in volumes:
-        end, container_id = _end(volume, clock), _container(volume)
+        end, container_id = _end(volume, clock), container_of(volume)
         if end and (container_id not in ends or ends[container_id].at < end.at):
             ends[container_id] = end
     return ends
 
 
 def of_others_than(volumes: Iterable[Volume], container_ids: Iterable[str]) -> list[str]:
-    """Return the names of those volumes whose containers aren't among these."""
-    there = set(container_ids)
-    return [each["Name"] for each in volumes if _container(each) not in there]
+    """Return the names of those volumes whose containers aren't among these.
+
+    Args:
+        volumes: any; those that are for something else are passed over.
+        container_ids: the ids of all containers that there are.
+    """
+    there = {"", *container_ids}
+    return [each["Name"] for each in volumes if container_of(each) not in there]
 
 
-def _container(volume: Volume) -> str:
+def container_of(volume: Volume) -> str:
     """Return the id of the container that a volume is about; "" if it is somebody else's volume."""
     if not str(volume.get("Name") or "").startswith(PREFIX):
         return ""

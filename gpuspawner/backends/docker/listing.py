@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import docker.errors
 
 from ...gpus.device_ids import ALL
 from ...gpus.missing_driver import own_container_id
-from ...leases.clock import Clock, Deadline
 from ...leases.labels import LABEL_GPUS, LABEL_HUB, MAX_NAME, ServerRecord, ServerState
 from ...untrusted import bounded
-from . import extended_ends
 from .container_config import VISIBLE_DEVICES
 from .device_requests import (
     CDI_ANNOTATION,
@@ -31,8 +29,23 @@ OUR_LABELS = "gpuspawner."
 ENDED_STATES = frozenset({"exited", "dead", "removing"})
 # In these the variable does nothing. Any other may be NVIDIA's, whatever it is called.
 PLAIN_RUNTIMES = frozenset({"", "runc", "crun", "io.containerd.runc.v2"})
+# Of how many images the labels are remembered, beyond those that containers have.
+MAX_IMAGES = 100
 # What the toolkit takes for "no GPU".
 NONE = frozenset({"", "void", "none"})
+
+
+class Listed(NamedTuple):
+    """What an engine lists.
+
+    Args:
+        servers: what has a lease's labels, and what else has GPUs.
+        ids, names: of all containers that there are.
+    """
+
+    servers: list[ServerRecord]
+    ids: frozenset[str]
+    names: frozenset[str]
 
 
 class Listing:
@@ -41,15 +54,13 @@ class Listing:
     The engine's list doesn't say what a container was given, so each that has no lease is inspected
     once: that never changes. The container that this process is in, without a lease, is left out: a
     hub in it only watches its GPUs.
-
-    After a listing, `outdated` are the volumes with ends of containers that are gone.
     """
 
     def __init__(self) -> None:
         self._gpu_names: dict[str, frozenset[str]] = {}
-        # Image id -> its labels, of images that containers with a hub's label have.
-        self._image_labels: dict[str, Mapping[str, str]] = {}
-        self.outdated: Sequence[str] = ()
+        # Image id -> its labels, of images that containers with a hub's label have or had: the id
+        # is a digest of them, too. None: there was no such image.
+        self._image_labels: dict[str, Mapping[str, str] | None] = {}
         self._own = own_container_id()
 
     def __call__(self, client: Any) -> list[ServerRecord]:
@@ -61,17 +72,16 @@ class Listing:
         Raises:
             docker.errors.APIError: the engine can't tell.
         """
+        return self.list(client).servers
+
+    def list(self, client: Any) -> Listed:
+        """Return the same with what all containers are called."""
         servers, known = [], {}
-        # Before the containers: what has an end is there.
-        volumes = extended_ends.listed(client)
-        ends = extended_ends.latest(volumes, Clock())
         entries = client.containers(all=True)
-        self.outdated = extended_ends.of_others_than(volumes, [each["Id"] for each in entries])
-        images = {each.get("ImageID") for each in entries}
-        self._image_labels = {k: v for k, v in self._image_labels.items() if k in images}
+        self._forget_images({each.get("ImageID") for each in entries})
         for entry in map(partial(self._with_own_labels, client), entries):
             if LABEL_GPUS in (entry.get("Labels") or {}):
-                servers.append(server_record(entry, extended=ends.get(entry["Id"])))
+                servers.append(server_record(entry))
             elif entry.get("State") in ENDED_STATES | {"created"} or entry["Id"] == self._own:
                 continue
             else:
@@ -81,7 +91,9 @@ class Listing:
                     if names:
                         servers.append(server_record(entry, names))
         self._gpu_names = known
-        return servers
+        ids = frozenset(each["Id"] for each in entries)
+        names = frozenset(name for each in entries for name in names_of(each))
+        return Listed(servers, ids, names)
 
     def _with_own_labels(self, client: Any, entry: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return an entry without the lease that its container has of its image.
@@ -94,14 +106,23 @@ class Listing:
             return entry
         image = entry.get("ImageID") or ""
         if image not in self._image_labels:
-            about: Mapping[str, Any] = {}
+            self._image_labels[image] = None
             with suppress(docker.errors.NotFound):  # gone, or the container is
                 about = client.inspect_image(image)
-            self._image_labels[image] = (about.get("Config") or {}).get("Labels") or {}
+                self._image_labels[image] = (about.get("Config") or {}).get("Labels") or {}
         ours = {name: value for name, value in found.items() if name.startswith(OUR_LABELS)}
-        if not ours.items() <= self._image_labels[image].items():
+        if not ours.items() <= (self._image_labels[image] or {}).items():
             return entry
         return {**entry, "Labels": {k: v for k, v in found.items() if k not in ours}}
+
+    def _forget_images(self, used: Collection[str | None]) -> None:
+        """Forget which images there weren't, and the rest if it becomes much, but for the used."""
+        few = len(self._image_labels) <= MAX_IMAGES
+        self._image_labels = {
+            image: labels
+            for image, labels in self._image_labels.items()
+            if image in used or (few and labels is not None)
+        }
 
     def _names(self, client: Any, container_id: str) -> frozenset[str]:
         if container_id in self._gpu_names:
@@ -110,23 +131,19 @@ class Listing:
 
 
 def server_record(
-    entry: Mapping[str, Any],
-    gpu_names: frozenset[str] = frozenset(),
-    extended: Deadline | None = None,
+    entry: Mapping[str, Any], gpu_names: frozenset[str] = frozenset()
 ) -> ServerRecord:
     """Convert an entry of the engine's list of containers to a record.
 
     Args:
         gpu_names: the GPUs that it was given without a lease.
-        extended: until when its lease was extended.
     """
     state: ServerState = "running"
     if entry.get("State") == "created":
         state = "created"
     elif entry.get("State") in ENDED_STATES:
         state = "ended"
-    # A link to a container is a name of it too, with one more "/".
-    names = [str(name)[1:] for name in entry.get("Names") or [] if "/" not in str(name)[1:]]
+    names = names_of(entry)
     return ServerRecord(
         entry.get("Id", ""),
         entry.get("Labels") or {},
@@ -134,8 +151,15 @@ def server_record(
         entry.get("Created") or 0.0,
         bounded(names[0] if names else entry.get("Id", "")[:12], MAX_NAME),
         gpu_names,
-        extended,
     )
+
+
+def names_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the names of a container in an entry of the engine's list: one, or none for a while.
+
+    A link to it is a name of it too, with one more "/".
+    """
+    return [str(name)[1:] for name in entry.get("Names") or [] if "/" not in str(name)[1:]]
 
 
 def gpu_names(container: Mapping[str, Any]) -> frozenset[str]:

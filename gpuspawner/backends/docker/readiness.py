@@ -6,9 +6,12 @@ import asyncio
 import re
 import threading
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+import docker
 
 from ...timeouts import within
 from .poll_interval import PollInterval
@@ -40,16 +43,18 @@ class Output:
         self._stream: Any = None
         self._loop = asyncio.get_running_loop()
 
-    def attach(self, client: Any, container_id: str) -> None:
+    def attach(self, client: Any, container: Mapping[str, Any]) -> None:
         """Attach to a container that isn't started yet. Blocks: call it in a thread.
 
         Not the log: some log drivers can't be read.
 
         Args:
             client: a `docker.APIClient`.
-            container_id: the container's id.
+            container: the container's inspection.
         """
-        self._stream = client.attach(container_id, stream=True)
+        attach: Any = docker.APIClient.attach
+        terminal = bool(container["Config"].get("Tty"))
+        self._stream = attach(_AttachingClient(client, terminal), container["Id"], stream=True)
         threading.Thread(target=self._read, name="output-of-start", daemon=True).start()
 
     def detach(self) -> None:
@@ -77,6 +82,25 @@ class Output:
                 self._tail.append(chunk[-4096:])
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self.ended.set)
+
+
+class _AttachingClient:
+    """A client for `attach`, for which docker-py needn't inspect the container once more.
+
+    Args:
+        client: a `docker.APIClient`.
+        has_terminal: whether the container has a terminal, so that its output is one stream.
+    """
+
+    def __init__(self, client: Any, has_terminal: bool) -> None:
+        self._client = client
+        self._has_terminal = has_terminal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def _check_is_tty(self, container: str) -> bool:
+        return self._has_terminal
 
 
 async def wait_until_answering(
