@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gpuspawner import gpu_switch
-from gpuspawner.errors import Refused
+from gpuspawner import wait_while_running
+from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpu_switch import GPUSwitch
-from gpuspawner.gpus.model import Holder
+from gpuspawner.gpus.model import Holder, Request
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.labels import ServerRecord, labels, lease_of
@@ -79,14 +79,14 @@ class Machine(Hub):
     def ben_waits(self) -> asyncio.Task[Any]:
         """Have another user ask for both GPUs."""
         since = self.queue.join_time()
-        asked = gpu_switch.Request("plain", 2, seconds=3600)
+        asked = Request("plain", 2, seconds=3600)
         waiting = QueuedRequest(Holder("ben"), asked, since)
         return asyncio.ensure_future(self.queue.wait(waiting, RequestLimits(), lambda turn: None))
 
 
 @pytest.fixture
 async def hub(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(gpu_switch, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(wait_while_running, "LOOK_SECONDS", 0.001)
     return Machine()
 
 
@@ -472,7 +472,7 @@ async def test_a_hub_that_ends_in_the_midst_of_a_restart_leaves_a_reason(hub):
 
 
 async def test_trouble_at_the_turn_keeps_the_turn(hub, monkeypatch):
-    monkeypatch.setattr(gpu_switch, "PERIOD_SECONDS", 0.001)
+    monkeypatch.setattr(wait_while_running, "PERIOD_SECONDS", 0.001)
     hub.occupy()
     one = await hub.running()
     await one.gpu_switch.ask(1)
@@ -481,7 +481,7 @@ async def test_trouble_at_the_turn_keeps_the_turn(hub, monkeypatch):
     async def fails_once(raw: Any, applicant: Any) -> Any:
         checks.append(raw)
         if len(checks) == 1:
-            raise gpu_switch.Unknown("NVML has gone.")
+            raise Unknown("NVML has gone.")
         return await check(raw, applicant)
 
     check, one.check_choice = one.check_choice, fails_once
