@@ -44,6 +44,8 @@ class GPUSwitch:
             spawner, self._choice, clock or Clock(), self._changed, self.tell
         )
         self._restart: asyncio.Task[None] | None = None
+        # Whether the restart leaves the server off: somebody has it stopped meanwhile.
+        self._stays_off = False
         # What has become of the last request, for the server's user; "": nothing to tell.
         self.notice = ""
 
@@ -69,6 +71,11 @@ class GPUSwitch:
     def is_restarting(self) -> bool:
         """Whether the hub stops and starts it, with GPUs or without."""
         return self._restart is not None
+
+    @property
+    def starts_again(self) -> bool:
+        """Whether the hub stops and starts it, and nobody has it stopped meanwhile."""
+        return self._restart is not None and not self._stays_off
 
     @property
     def has_news(self) -> bool:
@@ -187,14 +194,14 @@ class GPUSwitch:
 
     def _begin_restart(self, choice: dict[str, Any], by: str, rule: str) -> None:
         self._spawner.hub_state.switches.add(self)
-        self._wait.is_taken_up = True
+        self._wait.is_taken_up, self._stays_off = True, False
         self._restart = asyncio.ensure_future(self._restart_server(choice, by, rule))
 
     async def _restart_server(self, choice: dict[str, Any], by: str, rule: str) -> None:
         spawner = self._spawner
         spawner.lease.will_stop(by, rule)
         try:
-            await spawner.restart_through_hub(choice)
+            await spawner.restart_through_hub(choice, lambda: self.starts_again)
         except Exception as error:
             # What keeps a server from starting is on its page, and in the log, as of any start.
             said = one_line(f"{self.holder} ({rule}) failed: {error}")
@@ -207,6 +214,10 @@ class GPUSwitch:
             runs = compat.is_current(spawner) and spawner.ready
             if not (self.notice and runs):
                 spawner.hub_state.switches.remove(self)
+
+    def stay_off(self) -> None:
+        """Have the restart, if there is one, leave the server off: somebody has it stopped."""
+        self._stays_off = True
 
     def take_over(self, request: Request, groups: frozenset[str]) -> Offer | None:
         """Return what is reserved for the start of the server, as `WaitWhileRunning.take_over`."""

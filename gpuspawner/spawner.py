@@ -26,6 +26,7 @@ from .backends.docker.container_config import (
     pseudonym,
     refused_ulimit,
     removed_by_hub,
+    with_kept_folders,
     with_log,
 )
 from .backends.docker.device_requests import granted_uuids
@@ -325,6 +326,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     async def _leased(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Return what the container is created with."""
         create = self._with_lease(plan)
+        if self.remove:
+            create = with_kept_folders(create)
         driver = self.log_driver or await self.backend.default_log_driver()
         create = with_log(create, driver, self.log_options)
         create["labels"][LABEL_SETTINGS] = fingerprint(create)

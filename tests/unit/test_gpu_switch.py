@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,11 +29,15 @@ MINUTE = 60.0
 class Restartable(Spawner):
     """JupyterHub stops and starts it: it drops the spawner, and makes another."""
 
-    async def restart_through_hub(self, choice: dict[str, Any]) -> None:
+    async def restart_through_hub(
+        self, choice: dict[str, Any], starts_again: Callable[[], bool]
+    ) -> None:
         hub: Any = self.hub_state
         await asyncio.sleep(0)  # it saves
         self.server = None
         self.clear_state()
+        if not starts_again():
+            return
         hub.next = hub.spawner(tuple(self.groups), **hub.traits)
         await begin(hub.next, **choice)
         await hub.next.run_pre_spawn_hook()
@@ -363,6 +368,29 @@ async def test_an_offer_stays_while_it_is_taken_up(hub):
         await one.gpu_switch.leave()
     await ended(one)
     assert hub.next.lease.uuids == offer.reservation.uuids
+
+
+async def test_who_has_it_stopped_while_it_is_restarted_has_it_off(hub, events):
+    one = await hub.running()
+    await one.gpu_switch.ask(1)
+    await offered(one)
+    await one.gpu_switch.switch()
+    hub.switches.stay_off(one.holder)
+    await ended(one)
+    assert (hub.next, hub.held(), hub.switches.facts()) == (None, 0, [])
+    assert only(events, "release") == [
+        ("release", "gpuspawner", "the start failed, or was given up")
+    ]
+
+
+async def test_a_stop_of_before_keeps_no_later_restart_from_starting_it(hub):
+    one = await hub.running()
+    one.gpu_switch.stay_off()
+    await one.gpu_switch.ask(1)
+    await offered(one)
+    await one.gpu_switch.switch()
+    await ended(one)
+    assert hub.next.lease.uuids
 
 
 async def test_a_start_that_fails_gives_the_gpu_back_once(hub, events):
