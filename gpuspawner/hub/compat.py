@@ -433,7 +433,7 @@ def at_stop(told: Callable[[dict[str, Any], str, str], None]) -> None:
     ref: UserServerAPIHandler.delete in jupyterhub/apihandlers/users.py
 
     Args:
-        told: called with the settings of the hub's web application, the names of user and server.
+        told: called with what `process_wide` returns, and the names of user and server.
     """
     delete = UserServerAPIHandler.delete
 
@@ -444,9 +444,9 @@ def at_stop(told: Callable[[dict[str, Any], str, str], None]) -> None:
         except web.HTTPError:  # refused
             raise
         except Exception:  # the restart's own stop came in between
-            told(handler.settings, user_name, server_name)
+            told(handler.app.tornado_settings, user_name, server_name)
             raise
-        told(handler.settings, user_name, server_name)
+        told(handler.app.tornado_settings, user_name, server_name)
 
     UserServerAPIHandler.delete = delete_and_tell
 

@@ -30,7 +30,7 @@ c.JupyterHub.template_paths = [TEMPLATES]
 # One that can't start with a GPU.
 FAILS = 'if [ -n "$GPUSPAWNER_GPUS" ]; then sleep 2; exit 3; fi; exec jupyterhub-singleuser'
 # One that has a lot to save.
-SAVES = "trap 'sleep 5; exit' TERM; jupyterhub-singleuser & wait"
+SAVES = "trap 'trap \"\" TERM; sleep 5; exit' TERM; jupyterhub-singleuser & wait"
 MORE += with_groups(
     {
         "full": {"home_size": "1K"},

@@ -17,7 +17,7 @@ from ..support.queues import audit_lines
 pytestmark = pytest.mark.engine
 
 # A server that has a lot to save.
-SAVES = f"trap 'sleep 5; exit' TERM; python -I -S -c {shlex.quote(PLAIN)} & wait"
+SAVES = f"trap 'trap \"\" TERM; sleep 5; exit' TERM; python -I -S -c {shlex.quote(PLAIN)} & wait"
 LINES = (
     dashboards.lines(),
     "from gpuspawner.pages import TEMPLATES",

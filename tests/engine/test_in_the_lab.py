@@ -89,7 +89,7 @@ def test_websockets_of_a_port_are_for_who_may_open_the_server_and_for_no_other_s
     browser = hub.log_in("ada")
     mine, theirs = (token_of(hub.log_in(user), hub, user) for user in ("ada", "ben"))
     # Her browser has been at the server, so that it has a cookie of that.
-    assert browser.get(f"{hub.url}/user/ada/api/status").status_code == 200
+    assert browser.get(f"{hub.url}/user/ada/lab").status_code == 200
     cookies = {"Cookie": "; ".join(f"{c.name}={c.value}" for c in browser.cookies)}
     container = container_of(engine, "ada")
     packed = io.BytesIO()

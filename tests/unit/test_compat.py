@@ -259,7 +259,10 @@ async def test_whoever_wants_to_hears_of_each_stop_that_is_not_refused(
 
     monkeypatch.setattr(UserServerAPIHandler, "delete", delete)
     compat.at_stop(lambda *facts: told.append(facts))
-    handler, settings = SimpleNamespace(settings={}), {}
+    # The handler's own settings are a copy, made before there is anything of ours in them.
+    assert "return self.settings['app']" in inspect.getsource(BaseHandler.app.fget)  # type: ignore[attr-defined]
+    settings = {"ours": 1}
+    handler = SimpleNamespace(settings={}, app=SimpleNamespace(tornado_settings=settings))
     with pytest.raises(type(error)) if error else nullcontext():
         await UserServerAPIHandler.delete(handler, "ada", "lab")
     assert told == ([(settings, "ada", "lab")] if is_told else [])

@@ -168,7 +168,7 @@ export class GetGPU {
     this._many = element("p", {}, element("label", { for: "gpuspawner-number" }, say("How many?")), " ", this._number);
     this._said = element("p", { role: "status" });
     this._ask = this._action("Get a GPU", () => this._hub.ask(Number(this._number.value) || 1));
-    this._switch = this._action("Switch now", () => this._restart.run(() => this._hub.switch()));
+    this._switch = this._action("Switch now", () => this._switchNow());
     this._leave = this._action("Leave the queue", () => this._hub.letGo());
     const buttons = [this._ask, this._switch, this._leave];
     const more = element("a", { href: home, target: "_blank" }, say("All your servers"));
@@ -186,6 +186,15 @@ export class GetGPU {
       }
     };
     return actionButton(this._words.say(label), this._said, this._words, actAndLook);
+  }
+
+  async _switchNow() {
+    await this._restart.run(async () => {
+      await this._hub.switch();
+      // The hub may say nothing more to this page.
+      this._request = { restarting: true };
+      this._show();
+    });
   }
 
   /** Ask the hub, and again in a while where there is something to follow. */
@@ -281,7 +290,7 @@ export class GetGPU {
     if (!about) return;
     const acts = request.until
       ? [
-          [words.say("Switch now"), () => this._restart.run(() => this._hub.switch()), "accent"],
+          [words.say("Switch now"), () => this._switchNow(), "accent"],
           [words.say("Not now"), () => this._hub.letGo(), "default"],
         ]
       : [[words.say("OK"), () => this._hub.letGo(), "default"]];
