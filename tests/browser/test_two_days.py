@@ -171,11 +171,10 @@ class Student:
         self.hub.stop_server(before)
 
     def work(self) -> None:
-        """Sit down at the desk, where JupyterLab is open."""
+        """Sit down at the desk, where JupyterLab is open, with what was open there last."""
         self.tab.wait_for_url(f"**/user/{self.name}/lab**")
         self.tab.set_viewport_size(DESK)
-        self.tab.locator(".jp-LauncherCard").first.wait_for()
-        self.tab.locator(".gpuspawner-kept", has_text=self.words.kept).first.wait_for()
+        self.tab.locator(".jp-LauncherCard:visible, .jp-Terminal:visible").first.wait_for()
 
     def type(self, command: str) -> str:
         """Run a command in a new terminal, typed as people do; return what it prints."""
@@ -236,6 +235,7 @@ def test_a_student_s_two_days(hub, engine, browser, picture, clock, words):
     ada.choose()
     ada.wait_and_be_served("ben")
     ada.work()
+    ada.tab.locator(".gpuspawner-kept", has_text=words.kept).wait_for()
     picture(ada.tab, f"days-{words.locale}-launcher")
     item = ada.tab.locator(".gpuspawner-item", has_text=re.compile(words.left))
     item.wait_for()
