@@ -22,6 +22,7 @@ OTHER = "gpuspawner/other:1"
 IMAGES = {"minimal": "gpuspawner/minimal:py3.11", "other": OTHER}
 CHOICE = {"gpus": 0, "image": "minimal"}
 SAYS = "You have installed packages in minimal. This server runs other and doesn't see them"
+KEPT = "Kept when this server stops: your home (~)."
 PYTHON = "import sys; print(sys.prefix)"
 
 NOTEBOOK = """
@@ -143,11 +144,15 @@ def test_an_upgrade_is_the_users_and_leaves_the_images(hub, engine):
 @pytest.mark.thorough
 def test_another_version_does_not_see_them_and_says_so(hub, engine):
     start(hub, engine)
-    terminal(engine, f"pip install {FROM_TEST} lesson")
-    assert SAYS not in terminal(engine, "true")
+    assert KEPT in terminal(engine, f"pip install {FROM_TEST} lesson")
+    later = terminal(engine, "true")
+    assert SAYS not in later
+    assert KEPT not in later
     hub.stop_server("ada")
     start(hub, engine, "other")
-    assert SAYS in terminal(engine, "true")
+    first = terminal(engine, "true")
+    assert SAYS in first
+    assert KEPT in first
     assert "No module named 'lesson'" in terminal(engine, "python -c 'import lesson'")
     (said,) = notebook(engine, "import lesson")
     assert "No module named 'lesson'" in said
