@@ -387,11 +387,7 @@ def until(true: Any, what: str, seconds: float = 60, log: Any = None) -> None:
     while not true():
         waited = time.monotonic() - began
         if waited > seconds:
-            tail = (
-                "\n" + "\n".join(x for x in log().splitlines() if " 200 GET " not in x)[-9000:]
-                if log
-                else ""
-            )
+            tail = f"\n{log()[-4000:]}" if log else ""
             raise AssertionError(f"waited {seconds:.0f} s for: {what}{tail}")
         # Most conditions ask a hub, which has other things to do: the longer it takes, the rarer.
         time.sleep(min(0.02 + waited / 10, 0.5))
