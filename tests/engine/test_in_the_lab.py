@@ -104,12 +104,12 @@ def test_websockets_of_a_port_are_for_who_may_open_the_server_and_for_no_other_s
     async def say(headers, *said, **more):
         url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/proxy/7003/echo/room?a=1"
         page = await websocket_connect(HTTPRequest(url, headers=headers), **more)
-        heard = []
+        heard, protocol = [], page.selected_subprotocol
         for each in said:
             await page.write_message(each, binary=isinstance(each, bytes))
             heard.append(await page.read_message())
         page.close()
-        return [*heard, page.selected_subprotocol]
+        return [*heard, protocol]
 
     async def refused(headers):
         try:
