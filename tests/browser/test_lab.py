@@ -298,6 +298,8 @@ def test_a_restart_that_does_not_come_back_is_told_of_at_once(hub, page, picture
         assert hub.api("DELETE", "/users/fay/server").status_code == 202
     told = notice(page, "The server isn't running: the home page says why.")
     told.wait_for()
+    asks = page.get_by_role("dialog", name="A GPU for this server")
+    asks.get_by_text("The server isn't running: the home page says why.").wait_for()
     picture(page, "lab-not-back")
     told.get_by_role("button", name="Home page").click()
     page.wait_for_url("**/hub/home")

@@ -36,6 +36,9 @@ export class Restart {
     this._hub = hub;
     this._home = home;
     this._isFollowing = false;
+    /** Why the server isn't back, as a sentence; "" while that isn't known. `onAway` is called then. */
+    this.away = "";
+    this.onAway = () => {};
   }
 
   /** Save, have the hub restart the server by `act`, and wait until it is back; throws what `act` does. */
@@ -100,6 +103,8 @@ export class Restart {
   }
 
   _tellAway(id, message) {
+    this.away = message;
+    this.onAway();
     const label = this._words.say("Home page");
     const actions = [{ label, callback: () => location.assign(this._home), displayType: "accent" }];
     this._notification.update({ id, message, type: "error", autoClose: false, actions });
@@ -150,6 +155,7 @@ export class GetGPU {
     this._notice = null;
     this._panel = this._makePanel(home);
     this._panel.onToggle = (open) => open && void this._look();
+    this._restart.onAway = () => this._show();
     this._button = this._panel.button;
     this.node = element("div", { class: "gpuspawner-item" }, this._button);
   }
@@ -256,7 +262,8 @@ export class GetGPU {
   _sentence(request) {
     const words = this._words;
     if (request?.restarting) {
-      return words.say("The server saves and restarts. This page comes back with it.");
+      const comesBack = "The server saves and restarts. This page comes back with it.";
+      return this._restart.away || words.say(comesBack);
     }
     if (request?.until) return this._offered(request);
     if (request?.gpus > 0) {
