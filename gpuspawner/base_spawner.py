@@ -36,7 +36,7 @@ from .hub.home_page import HomePage
 from .hub.progress import Steps
 from .hub.server_page import DASHBOARD, ServerPage
 from .hub.spawn_form import SpawnForm
-from .hub.state import HubState, build_at_start, build_early, hub_state_of
+from .hub.state import HubState, build_at_start, build_early, hub_state_of, stay_off
 from .i18n.languages import ENGLISH, Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .kept_rules import KeptRules
@@ -507,7 +507,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
-            "starting": (self.gpu_switch.is_restarting and not self.server_id) or None,
+            "starting": (self.gpu_switch.starts_again and not self.server_id) or None,
             **self.gpu_switch.saved(),
             "hooks": self.kept_rules.saved(),
         }
@@ -643,11 +643,19 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
 
     async def stop_through_hub(self) -> None:
         """Stop the server and let the hub update its route, database and hooks."""
+        self.gpu_switch.stay_off()
         await self.stop()
         await self.poll_and_notify()
 
-    async def restart_through_hub(self, choice: dict[str, Any]) -> None:
+    async def restart_through_hub(
+        self, choice: dict[str, Any], starts_again: Callable[[], bool]
+    ) -> None:
         """Stop the server, which saves, and start it with another choice, as the hub does both.
+
+        Args:
+            choice: what it is started with.
+            starts_again: says whether it is to be started still; False once somebody has it
+                stopped, which this restart doesn't undo.
 
         Raises:
             Exception: it couldn't be stopped, or didn't start. The hub's pages say why.
@@ -655,11 +663,21 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         handler = compat.handler_of_hub(self)
         await compat.stop_by(handler, self)
         try:
-            await compat.start_by(handler, self, choice)
+            await compat.start_by(handler, self, choice, starts_again)
         except Exception as error:
             words = http_errors.sentence_of(error)
             compat.spawner_now(self).lease.notice = join_sentences(NOT_STARTED_AGAIN, words)
             raise
+        if not starts_again():
+            self._begins_no_start()
+
+    def _begins_no_start(self) -> None:
+        """Save that no start follows; what was saved as the server stopped may say otherwise."""
+        now = self.user.spawners.get(self.name) or self
+        if now.active or compat.is_forgotten(now):
+            return
+        now.lease.notice = self.lease.notice
+        compat.save_state(now)
 
     async def run_post_stop_hook(self) -> None:
         """Clean up after the server, then run the administrator's hook.
@@ -675,3 +693,4 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
 
 
 compat.at_hub_start(build_at_start)
+compat.at_stop(stay_off)

@@ -26,6 +26,7 @@ from .backends.docker.container_config import (
     pseudonym,
     refused_ulimit,
     removed_by_hub,
+    with_kept_folders,
     with_log,
 )
 from .backends.docker.device_requests import are_by_cdi, granted_uuids
@@ -349,6 +350,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return what the container is created with."""
         way = await self.backend.way_to_gpus(self.gpu_injection, self._granted_uuids())
         create = self._with_lease(plan, by_cdi=way == "cdi")
+        if self.remove:
+            create = with_kept_folders(create)
         driver = self.log_driver or await self.backend.default_log_driver()
         create = with_log(create, driver, self.log_options)
         create["labels"][LABEL_SETTINGS] = fingerprint(create)

@@ -406,9 +406,15 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
     default = min(known) if known else None
     wanted = last.hours if within else default
     return [
-        Item(f"{each:g}", hours_words(each * 3600), each == wanted)
+        Item(_exactly(each), hours_words(each * 3600), each == wanted)
         for each in sorted(offered if most is None else {min(each, most) for each in offered})
     ]
+
+
+def _exactly(number: float) -> str:
+    """Return a number as it is read back: rounded, a limit would be over itself."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
 
 
 def _local_text(not_before: str | None) -> str:

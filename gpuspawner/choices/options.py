@@ -33,7 +33,8 @@ TOO_LARGE = lazy_gettext(
 
 
 _KIND = rf"{SHARED}|{PROFILE}"
-_DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,9})?"
+# The form has as many digits as a number takes that is to come back as it is.
+_DECIMAL = r"-?[0-9]{1,9}(\.[0-9]{1,20})?"
 
 
 @dataclass(frozen=True)

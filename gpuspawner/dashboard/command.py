@@ -107,7 +107,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
     reader: HubReader | HostReader = (
         HubReader(arguments.socket) if arguments.from_hub else HostReader(arguments.socket, api)
     )
-    monitor = Monitor(reader.read)
+    monitor = Monitor(reader.read, reader.sample)
     prefix = environment["JUPYTERHUB_SERVICE_PREFIX"]
     shared: dict[str, Any] = {
         "monitor": monitor,
@@ -124,6 +124,7 @@ def application(arguments: argparse.Namespace, environment: dict[str, str]) -> w
         static_url_prefix=f"{prefix}static/",
         static_handler_class=handlers.Static,
         compress_response=True,
+        monitor=monitor,
     )
 
 
@@ -145,9 +146,11 @@ async def _serve(arguments: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    server = server_of(application(arguments, dict(os.environ)))
+    service = application(arguments, dict(os.environ))
+    server = server_of(service)
     where = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
     await _listen(server, where.port or 80, where.hostname or "127.0.0.1")
+    history = asyncio.ensure_future(service.settings["monitor"].keep_history())
     while not ended.is_set():
         # A hub that was killed can't end us, and the next one starts its own.
         if os.getppid() != parent:
@@ -157,6 +160,7 @@ async def _serve(arguments: argparse.Namespace) -> int:
         except asyncio.TimeoutError:
             continue
     server.stop()
+    history.cancel()
     return 0
 
 

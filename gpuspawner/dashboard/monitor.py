@@ -26,7 +26,7 @@ from ..leases.labels import LABEL_HUB, ServerRecord, lease_of
 from ..leases.ledger import Ledger
 from ..leases.notes import Notes
 from ..timeouts import within
-from .history import History
+from .history import SECONDS_PER_POINT, History
 
 PERIOD_SECONDS = 2.0
 # The readings end when no page has been requested for this time.
@@ -101,9 +101,10 @@ class HostReader:
     def _configure_reader(self, settings: Mapping[str, Any]) -> None:
         """Configure the reader as the hub's: with the same excluded GPUs and memory threshold."""
         self._settings = settings
+        self._reader = Reader(NVML_SECONDS, **settings)
         self._ledger = Ledger(
             self._list_servers,
-            Reader(NVML_SECONDS, **settings),
+            self._reader,
             engine_errors.explain_read_error,
             read_notes=self._read_notes,
         )
@@ -130,12 +131,20 @@ class HostReader:
             outsiders=view.outsiders,
         )
 
+    async def sample(self, history: History) -> None:
+        """Add what the GPUs do now to the history; raises what the read raises."""
+        nodes = await self._reader()
+        history.add(time.time(), [gpu for node in nodes for gpu in node.gpus])
+
     async def _list_servers(self) -> Sequence[ServerRecord]:
         self._servers = await self._call(self._listing)
         return self._servers
 
     async def _read_notes(self) -> Notes:
-        return notes.parse(await self._call(notes.list_notes))
+        found = notes.parse(await self._call(notes.list_notes))
+        # A GPU that is out of service may be about to be reset.
+        self._reader.lets_go = bool(found.marks)
+        return found
 
     async def _call(self, call: Callable[[docker.APIClient], Any]) -> Any:
         def run() -> Any:
@@ -189,6 +198,12 @@ class HubReader:
         last.history.add(now, snapshot.gpus)
         return snapshot
 
+    async def sample(self, history: History) -> None:
+        """Add what the GPUs do now to the history; raises OSError or ValueError: it isn't known."""
+        answer = await control_socket.ask(self._socket, {"do": "nodes"}, HUB_SECONDS)
+        told = read_answer(answer)
+        history.add(time.time(), [gpu for node in told.nodes for gpu in node.gpus])
+
 
 async def ask_status(socket: str) -> tuple[Mapping[str, Any] | None, str]:
     """Return the hub's status; None and the reason if it doesn't answer."""
@@ -206,10 +221,16 @@ class Monitor:
 
     Args:
         read: returns a new snapshot, given the last one.
+        sample: adds to a history what the GPUs do now.
     """
 
-    def __init__(self, read: Callable[[Snapshot], Awaitable[Snapshot]]) -> None:
+    def __init__(
+        self,
+        read: Callable[[Snapshot], Awaitable[Snapshot]],
+        sample: Callable[[History], Awaitable[None]],
+    ) -> None:
         self._read = read
+        self._sample = sample
         self._snapshot = Snapshot()
         self._wanted_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -228,6 +249,14 @@ class Monitor:
             with suppress(asyncio.TimeoutError):
                 await within(patience, self._news.wait())
         return self._snapshot
+
+    async def keep_history(self) -> None:
+        """Sample what the GPUs do while no page is requested, for who comes; until cancelled."""
+        while True:
+            if self._task is None or self._task.done():
+                with suppress(Exception):  # whoever comes reads what is wrong
+                    await self._sample(self._snapshot.history)
+            await asyncio.sleep(SECONDS_PER_POINT)
 
     async def refresh(self) -> Snapshot:
         """Read now and return the snapshot, e.g. after an action."""

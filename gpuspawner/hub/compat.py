@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jupyterhub import orm
+from jupyterhub.apihandlers.users import UserServerAPIHandler
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import BaseHandler
 from jupyterhub.handlers.pages import SpawnPendingHandler
@@ -390,16 +391,24 @@ async def stop_by(handler: Any, spawner: Any) -> None:
         raise RuntimeError("it couldn't be stopped")
 
 
-async def start_by(handler: Any, spawner: Any, options: dict[str, Any]) -> None:
+async def start_by(
+    handler: Any, spawner: Any, options: dict[str, Any], is_wanted: Callable[[], bool]
+) -> None:
     """Start a server that is off, as the hub does for its API; return once it is ready.
 
     While the hub has no room for one more start, it is tried again, for a while.
+
+    Args:
+        is_wanted: says whether it is to be started still. One that isn't any more when it is ready
+            is stopped again.
 
     Raises:
         Exception: it didn't start.
     """
     user, name = spawner.user, spawner.name
     for pause in [START_AGAIN_SECONDS] * START_TRIES + [0.0]:
+        if not is_wanted():
+            return
         try:
             await handler.spawn_single_user(user, name, options=options)
             break
@@ -410,6 +419,36 @@ async def start_by(handler: Any, spawner: Any, options: dict[str, Any]) -> None:
     # A start that takes its time goes on.
     if under_way := user.spawners[name]._spawn_future:
         await under_way
+    # Whoever has it stopped while the hub asks whether its user may start it finds it off.
+    started = user.spawners.get(name)
+    if started and started.ready and not is_wanted():
+        await (await handler.stop_single_user(user, name))
+
+
+def at_stop(told: Callable[[dict[str, Any], str, str], None]) -> None:
+    """Have a function called whenever somebody has a server stopped by the REST API, as pages do.
+
+    The hub answers so too for a server that stops already or is off, and tells its spawner nothing:
+    a restart, which is just there, would start it again.
+    ref: UserServerAPIHandler.delete in jupyterhub/apihandlers/users.py
+
+    Args:
+        told: called with what `process_wide` returns, and the names of user and server.
+    """
+    delete = UserServerAPIHandler.delete
+
+    @wraps(delete)
+    async def delete_and_tell(handler: Any, user_name: str, server_name: str = "") -> None:
+        try:
+            await delete(handler, user_name, server_name)
+        except web.HTTPError:  # refused
+            raise
+        except Exception:  # the restart's own stop came in between
+            told(handler.app.tornado_settings, user_name, server_name)
+            raise
+        told(handler.app.tornado_settings, user_name, server_name)
+
+    UserServerAPIHandler.delete = delete_and_tell
 
 
 def spawner_now(spawner: Any) -> Any:

@@ -282,6 +282,18 @@ def build_at_start(app: Any) -> None:
         )
 
 
+def stay_off(settings: dict[str, Any], user: str, server: str) -> None:
+    """Have a server's restart, if there is one, leave it off: its user or another has it stopped.
+
+    Args:
+        settings: those of the hub's web application.
+        user: whose server it is.
+        server: its name.
+    """
+    if state := settings.get(KEY):
+        state.switches.stay_off(Holder(user, server))
+
+
 def build_early(spawner: Any) -> None:
     """Build the state with a hub's first spawner, if its start hasn't.
 

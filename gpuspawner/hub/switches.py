@@ -41,6 +41,11 @@ class Switches:
         """Return the one that has something to tell of a server; None: there is none."""
         return self._with_news.get(holder)
 
+    def stay_off(self, holder: Holder) -> None:
+        """Have a server's restart, if there is one, leave it off: somebody has it stopped."""
+        if found := self._with_news.get(holder):
+            found.stay_off()
+
     def find(self, holder: Holder) -> Any:
         """Return the one of a server that runs.
 

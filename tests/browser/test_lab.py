@@ -23,9 +23,22 @@ c.GPUSpawner.extend_minutes = 60
 c.GPUSpawner.home_volume = "lab-{username}"
 c.GPUSpawner.idle_minutes = 0.1
 c.GPUSpawner.idle_warning_minutes = 30
+from gpuspawner.pages import TEMPLATES
+c.JupyterHub.template_paths = [TEMPLATES]
 """
 # A home that is full from the start, and a memory that is told with its limit.
-MORE += with_groups({"full": {"home_size": "1K"}, "limited": {"mem_limit": "4G"}})
+# One that can't start with a GPU.
+FAILS = 'if [ -n "$GPUSPAWNER_GPUS" ]; then sleep 2; exit 3; fi; exec jupyterhub-singleuser'
+# One that has a lot to save.
+SAVES = "trap 'trap \"\" TERM; sleep 5; exit' TERM; jupyterhub-singleuser & wait"
+MORE += with_groups(
+    {
+        "full": {"home_size": "1K"},
+        "limited": {"mem_limit": "4G"},
+        "fails": {"cmd": ["bash", "-c", FAILS]},
+        "slow": {"cmd": ["bash", "-c", SAVES]},
+    }
+)
 # Long enough for a browser to come before the warning, which is given after half of it.
 SHORT_HOURS = 70 / 3600
 
@@ -267,6 +280,32 @@ def test_it_gets_a_gpu_while_it_runs_and_gives_it_back(hub, engine, page, pictur
     panel(page).get_by_role("button", name="Give them back").click()
     without(page, "get one").wait_for()
     assert inside(engine, "ada", "cat ~/work/note") == "kept"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("group", ["fails", "slow"])
+def test_a_restart_that_does_not_come_back_is_told_of_at_once(hub, page, picture, group):
+    hub.add_to_group(group, "fay")
+    hub.start_server("fay", {"gpus": 0})
+    open_lab(page, hub, "fay")
+    without(page, "get one").click()
+    page.get_by_role("button", name="Get a GPU").click()
+    notice(page, "A GPU is reserved for you until").wait_for()
+    page.get_by_role("button", name="Switch now").first.click()
+    notice(page, "This page comes back with it").wait_for()
+    if group == "slow":
+        until(lambda: hub.server("fay").get("pending") == "stop", "it stops", log=hub.log)
+        assert hub.api("DELETE", "/users/fay/server").status_code == 202
+    told = notice(page, "The server isn't running: the home page says why.")
+    told.wait_for()
+    asks = page.get_by_role("dialog", name="A GPU for this server")
+    asks.get_by_text("The server isn't running: the home page says why.").wait_for()
+    picture(page, "lab-not-back")
+    told.get_by_role("button", name="Home page").click()
+    page.wait_for_url("**/hub/home")
+    page.locator(".gs-state", has_text="not running").wait_for()
+    why = page.get_by_text("Your server was stopped to be started with other GPUs, and that")
+    assert why.count() == (1 if group == "fails" else 0)
 
 
 @pytest.mark.thorough

@@ -130,6 +130,56 @@ def test_hostile_names_are_text_in_the_browser(make_hub, page):
     assert page.evaluate("window.hurt") is None
 
 
+# What is written over something else, or sticks out of its button.
+OVERLAPS = """() => {
+  const found = [], seen = [];
+  for (const press of document.querySelectorAll(".gs-press")) {
+    const around = press.getBoundingClientRect();
+    const walker = document.createTreeWalker(press, NodeFilter.SHOW_TEXT);
+    for (let node; (node = walker.nextNode());) {
+      if (!node.textContent.trim() || node.parentElement.closest(".visually-hidden")) continue;
+      const range = document.createRange();
+      range.selectNodeContents(node);
+      for (const { left, right, top, bottom } of range.getClientRects()) {
+        const said = node.textContent.trim();
+        if (left < around.left || right > around.right) found.push(`${said} sticks out`);
+        for (const other of seen) {
+          const across = Math.min(right, other.right) - Math.max(left, other.left);
+          const down = Math.min(bottom, other.bottom) - Math.max(top, other.top);
+          // Lines of text are a little higher than their letters.
+          if (across > 1 && down > 4) found.push(`${said} over ${other.said}`);
+        }
+        seen.push({ left, right, top, bottom, said });
+      }
+    }
+  }
+  return [seen.length, found];
+}"""
+
+
+@pytest.mark.parametrize("locale", ["en-GB", pytest.param("zh-CN", marks=pytest.mark.thorough)])
+def test_a_time_of_tomorrow_fits_into_its_button(hub, browser, picture, locale):
+    hub.start_server("ben", {"gpus": 4, "hours": 8, "image": "minimal"})
+    # Where it is nearly midnight now.
+    ahead = (23 - datetime.now(timezone.utc).hour + 11) % 24 - 11
+    where = f"Etc/GMT{-ahead:+d}" if ahead else "Etc/GMT"
+    context = browser.new_context(locale=locale, timezone_id=where)
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    log_in(page, hub, "ada")
+    page.locator("#gpuspawner-fresh time[datetime]").wait_for()
+    tomorrow = datetime.now(timezone(timedelta(hours=ahead))) + timedelta(days=1)
+    page.locator(".gs-press small", has_text=str(tomorrow.day)).first.wait_for()
+    for width in (1100, 375):
+        page.set_viewport_size({"width": width, "height": 700})
+        picture(page, f"tomorrow-{locale}-{width}")
+        texts, found = page.evaluate(OVERLAPS)
+        assert texts > 8
+        assert found == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
 def test_who_waits_reads_the_place_and_leaves_the_queue_to_the_same_choice(hub, page, picture):
     hub.start_server("ben", {"gpus": 4, "hours": 1, "image": "minimal"})
     log_in(page, hub, "ada")

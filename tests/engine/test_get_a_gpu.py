@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 from bs4 import BeautifulSoup
 
 from ..support import dashboards
-from ..support.dashboards import Program
-from ..support.hubs import until, with_groups
+from ..support.dashboards import Program, Visitor
+from ..support.hubs import PLAIN, until, with_groups
 from ..support.looks import inside, labelled
 from ..support.queues import audit_lines
 
 pytestmark = pytest.mark.engine
 
+# A server that has a lot to save.
+SAVES = f"trap 'trap \"\" TERM; sleep 5; exit' TERM; python -I -S -c {shlex.quote(PLAIN)} & wait"
 LINES = (
     dashboards.lines(),
     "from gpuspawner.pages import TEMPLATES",
@@ -22,7 +25,7 @@ LINES = (
     "c.GPUSpawner.home_volume = 'home-{username}'",
     "c.GPUSpawner.claim_minutes = 30",
     "c.JupyterHub.named_server_limit_per_user = 3",
-    with_groups({"hasty": {"claim_minutes": 0.05}}),
+    with_groups({"hasty": {"claim_minutes": 0.05}, "slow": {"cmd": ["bash", "-c", SAVES]}}),
 )
 
 
@@ -116,6 +119,38 @@ def test_who_runs_without_a_gpu_asks_for_one_switches_and_gives_it_back(hub, eng
         ("grant", "gpuspawner", "fifo"),
         ("release", "user:ada", "given back"),
     ]
+
+
+@pytest.mark.parametrize(
+    "who",
+    ["the user", pytest.param("an administrator", marks=pytest.mark.thorough)],
+)
+def test_who_has_it_stopped_while_it_is_restarted_has_it_off(hub, engine, who):
+    hub.add_to_group("slow", "ada")
+    home = Home(hub, "ada")
+    if who == "the user":
+        hub.start_server("ada", {"gpus": 0})
+        home.press("Get GPUs", gpus="1")
+        home.press("Switch now")
+        until(lambda: hub.server("ada")["pending"] == "stop", "it saves", log=hub.log)
+        assert hub.api("DELETE", "/users/ada/server").status_code == 202
+    else:
+        hub.start_server("ada", {"gpus": 1})
+        boss = Visitor(hub, "boss")
+        until(lambda: boss.status()["servers"], "it is seen", log=hub.log)
+        home.press("Give them back")
+        until(lambda: hub.server("ada")["pending"] == "stop", "it saves", log=hub.log)
+        boss.press(do="stop", user="ada", server="", why="The room is hot")
+    until(lambda: not hub.server("ada"), "it is off", log=hub.log)
+    ada = Program(hub, "ada")
+    until(lambda: ada.status()["requests"] == [], "the restart is over", log=hub.log)
+    assert not hub.server("ada")
+    assert "ada" not in labelled(engine)
+    until(lambda: set(dashboards.states(ada.status())) == {"free"}, "its GPU is free", log=hub.log)
+    said = home.says()
+    assert "not running" in said
+    assert ("The room is hot" in said) == (who != "the user")
+    hub.start_server("ada", {"gpus": 0})
 
 
 def test_nobody_else_asks_for_it_and_no_other_site_does(hub):

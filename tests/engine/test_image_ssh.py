@@ -145,6 +145,13 @@ def test_a_terminal_over_ssh_is_one(laptop) -> None:
     assert said.startswith("/dev/pts/")
 
 
+def test_the_first_session_says_what_is_kept_and_no_later_one(laptop) -> None:
+    kept = "Kept when this server stops: your home (~). Gone then: everything else"
+    assert kept not in laptop.ssh("true")
+    said = [laptop.run("ssh", "-tt", "lab", text="exit\n").stdout for _ in range(2)]
+    assert [each.count(kept) for each in said] == [1, 0]
+
+
 def test_sftp_copies_a_file_there_and_back(laptop, tmp_path: Path) -> None:
     (tmp_path / "there").write_bytes(os.urandom(3_000_000))
     batch = f"put {tmp_path}/there work/data\nget work/data {tmp_path}/back\n"

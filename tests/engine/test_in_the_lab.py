@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import tarfile
 from dataclasses import replace
 
 import pytest
 import requests
-from tornado.httpclient import HTTPRequest
+from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from ..support.hubs import IMAGES_OWN, until
 from ..support.kernels import AS_ALL, execute, new_kernel
-from ..support.looks import inside
+from ..support.looks import container_of, inside
 
 pytestmark = pytest.mark.engine
 
@@ -61,6 +63,73 @@ def test_a_port_is_reached_by_who_may_open_the_server_and_on_the_loopback_alone(
     assert ask(f"{own}:7002/GPL-3", mine).status_code == 403
     assert ask("127.0.0.1:7001/GPL-3", mine).status_code == 200
     assert ask("example.org:80/", mine).status_code == 403
+
+
+# Says back what it is told, each in its kind.
+ECHO = """
+import asyncio
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+class Echo(WebSocketHandler):
+    def check_origin(self, origin): return True
+    def select_subprotocol(self, offered): return "second" if "second" in offered else None
+    def on_message(self, said): self.write_message(said, binary=isinstance(said, bytes))
+async def serve():
+    Application([("/echo/(.*)", Echo)]).listen(7003, "127.0.0.1")
+    await asyncio.Event().wait()
+asyncio.run(serve())
+"""
+
+
+def test_websockets_of_a_port_are_for_who_may_open_the_server_and_for_no_other_site(
+    module_hub, engine
+):
+    hub = module_hub
+    hub.start_server("ada", {"gpus": 0})
+    browser = hub.log_in("ada")
+    mine, theirs = (token_of(hub.log_in(user), hub, user) for user in ("ada", "ben"))
+    # Her browser has been at the server, so that it has a cookie of that.
+    assert browser.get(f"{hub.url}/user/ada/lab").status_code == 200
+    cookies = {"Cookie": "; ".join(f"{c.name}={c.value}" for c in browser.cookies)}
+    container = container_of(engine, "ada")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo("echo.py")
+        entry.size = len(ECHO)
+        tar.addfile(entry, io.BytesIO(ECHO.encode()))
+    engine.put_archive(container, "/tmp", packed.getvalue())
+    inside(engine, "ada", "tmux new-session -d 'python /tmp/echo.py'")
+    inside(engine, "ada", "until curl -s http://127.0.0.1:7003/ >/tmp/it; do sleep 0.1; done")
+
+    async def say(headers, *said, **more):
+        url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/proxy/7003/echo/room?a=1"
+        page = await websocket_connect(HTTPRequest(url, headers=headers), **more)
+        heard, protocol = [], page.selected_subprotocol
+        for each in said:
+            await page.write_message(each, binary=isinstance(each, bytes))
+            heard.append(await page.read_message())
+        page.close()
+        return [*heard, protocol]
+
+    async def refused(headers):
+        try:
+            return await say(headers, "hello")
+        except HTTPClientError as error:
+            return error.code
+
+    async def ask():
+        said = ("hello", "你好", bytes(range(256)), "x" * 2**20)
+        assert await say(mine, *said) == [*said, None]
+        chosen = await say(mine, "hello", subprotocols=["first", "second"])
+        assert chosen == ["hello", "second"]
+        own_site = {**cookies, "Origin": hub.url}
+        assert await say(own_site, "hello") == ["hello", None]
+        assert await refused({**cookies, "Origin": "http://elsewhere.example"}) == 403
+        assert await refused(theirs) == 403
+        assert await refused({}) in (302, 403)
+        assert await refused({"Authorization": "token none"}) in (302, 403)
+
+    asyncio.run(asyncio.wait_for(ask(), 120))
 
 
 NOTEBOOKS = ("train", "other")

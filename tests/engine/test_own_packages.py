@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
-import tarfile
-import zipfile
-from collections.abc import Iterable
 
 import pytest
 import requests
 
 from ..support.hubs import IMAGES_OWN
 from ..support.looks import container_of, inside
+from ..support.wheels import FROM_TEST, hand_over, wheel
 
 pytestmark = pytest.mark.engine
 
@@ -24,8 +21,8 @@ SITE = f"{OWN}/lib/python3.11/site-packages"
 OTHER = "gpuspawner/other:1"
 IMAGES = {"minimal": "gpuspawner/minimal:py3.11", "other": OTHER}
 CHOICE = {"gpus": 0, "image": "minimal"}
-FROM_TEST = "--no-index --find-links /tmp/wheels --quiet"
 SAYS = "You have installed packages in minimal. This server runs other and doesn't see them"
+KEPT = "Kept when this server stops: your home (~)."
 PYTHON = "import sys; print(sys.prefix)"
 
 NOTEBOOK = """
@@ -67,21 +64,6 @@ def hub(idle_host, _hub, engine):
         engine.remove_volume(volume["Name"])
 
 
-def wheel(
-    name: str, code: str, version: str = "1.0", needs: Iterable[str] = (), module: str = ""
-) -> tuple[str, bytes]:
-    """Return a package of one module, as (file name, content)."""
-    content, info = io.BytesIO(), f"{name}-{version}.dist-info"
-    needed = "".join(f"Requires-Dist: {each}\n" for each in needs)
-    with zipfile.ZipFile(content, "w") as file:
-        file.writestr(f"{module or name}/__init__.py", code)
-        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needed}"
-        file.writestr(f"{info}/METADATA", metadata)
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        file.writestr(f"{info}/RECORD", "")
-    return f"{name}-{version}-py3-none-any.whl", content.getvalue()
-
-
 # What the image hasn't; what needs something that it has; and what it has, in a newer version.
 WHEELS = dict(
     [
@@ -95,21 +77,10 @@ WHEELS = dict(
 )
 
 
-def hand_over(engine, container: str) -> None:
-    """Put the packages into a container, as an index that is all there is."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name, content in WHEELS.items():
-            entry = tarfile.TarInfo(f"wheels/{name}")
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    engine.put_archive(container, "/tmp", packed.getvalue())
-
-
 def start(hub, engine, image: str = "minimal", **choice) -> None:
     """Start ada's server, with the packages at hand."""
     hub.start_server("ada", {"gpus": 0, "image": image, **choice})
-    hand_over(engine, container_of(engine, "ada"))
+    hand_over(engine, container_of(engine, "ada"), WHEELS)
 
 
 def terminal(engine, command: str) -> str:
@@ -173,11 +144,15 @@ def test_an_upgrade_is_the_users_and_leaves_the_images(hub, engine):
 @pytest.mark.thorough
 def test_another_version_does_not_see_them_and_says_so(hub, engine):
     start(hub, engine)
-    terminal(engine, f"pip install {FROM_TEST} lesson")
-    assert SAYS not in terminal(engine, "true")
+    assert KEPT in terminal(engine, f"pip install {FROM_TEST} lesson")
+    later = terminal(engine, "true")
+    assert SAYS not in later
+    assert KEPT not in later
     hub.stop_server("ada")
     start(hub, engine, "other")
-    assert SAYS in terminal(engine, "true")
+    first = terminal(engine, "true")
+    assert SAYS in first
+    assert KEPT in first
     assert "No module named 'lesson'" in terminal(engine, "python -c 'import lesson'")
     (said,) = notebook(engine, "import lesson")
     assert "No module named 'lesson'" in said
@@ -285,7 +260,7 @@ def test_who_activates_an_environment_of_their_own_has_it_as_ever(minimal_image,
         reference, ["sleep", "600"], network_mode="none", detach=True, init=True
     )
     try:
-        hand_over(engine, container.id)
+        hand_over(engine, container.id, WHEELS)
         script = f"""
             python -m venv --without-pip ~/mine && . ~/mine/bin/activate
             uv pip install {FROM_TEST} plots

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from jupyterhub import orm
-from jupyterhub.apihandlers.users import UserAPIHandler
+from jupyterhub.apihandlers.users import UserAPIHandler, UserServerAPIHandler
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import pages
 from jupyterhub.handlers.base import BaseHandler
@@ -207,8 +207,65 @@ async def test_a_start_waits_for_room_on_the_hub_and_for_nothing_else(
             started.append((user, name, options))
 
     with pytest.raises(web.HTTPError) if raised else nullcontext():
-        await compat.start_by(Handler(), one, {"gpus": 1})
+        await compat.start_by(Handler(), one, {"gpus": 1}, lambda: True)
     assert started == ([] if raised else [(one.user, "", {"gpus": 1})])
+
+
+@pytest.mark.parametrize("unwanted_at", ["before", "without room", "in between"])
+async def test_a_server_that_somebody_has_stopped_meanwhile_is_not_started_or_is_stopped_again(
+    monkeypatch, unwanted_at
+) -> None:
+    monkeypatch.setattr(compat, "START_AGAIN_SECONDS", 1e-9)
+    one = spawner()
+    one._server = None
+    one.user.spawners = {"": one}
+    did: list[str] = []
+
+    class Handler:
+        wanted = unwanted_at != "before"
+
+        async def spawn_single_user(self, user: Any, name: str, options: Any) -> None:
+            self.wanted = False
+            if unwanted_at == "without room":
+                raise web.HTTPError(429)
+            did.append("start")
+            one._server = object()
+
+        async def stop_single_user(self, user: Any, name: str) -> Any:
+            did.append("stop")
+            return asyncio.sleep(0)
+
+    handler = Handler()
+    await compat.start_by(handler, one, {}, lambda: handler.wanted)
+    assert did == (["start", "stop"] if unwanted_at == "in between" else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"), [(None, True), (web.HTTPError(403), False), (RuntimeError(), True)]
+)
+async def test_whoever_wants_to_hears_of_each_stop_that_is_not_refused(
+    monkeypatch, error, is_told
+) -> None:
+    """One that comes while the server stops is answered, and nothing else happens."""
+    inner = inspect.unwrap(UserServerAPIHandler.delete)
+    text = inspect.getsource(inner)
+    assert "if spawner.pending == 'stop':" in text
+    assert text.index("self.set_status(202)") < text.index("stop_single_user")
+    told: list[Any] = []
+
+    async def delete(handler: Any, user_name: str, server_name: str = "") -> None:
+        if error:
+            raise error
+
+    monkeypatch.setattr(UserServerAPIHandler, "delete", delete)
+    compat.at_stop(lambda *facts: told.append(facts))
+    # The handler's own settings are a copy, made before there is anything of ours in them.
+    assert "return self.settings['app']" in inspect.getsource(BaseHandler.app.fget)  # type: ignore[attr-defined]
+    settings = {"ours": 1}
+    handler = SimpleNamespace(settings={}, app=SimpleNamespace(tornado_settings=settings))
+    with pytest.raises(type(error)) if error else nullcontext():
+        await UserServerAPIHandler.delete(handler, "ada", "lab")
+    assert told == ([(settings, "ada", "lab")] if is_told else [])
 
 
 def test_pages_have_a_method_of_their_handler() -> None:

@@ -21,6 +21,7 @@ from gpuspawner.backends.docker.container_config import (
     pseudonym,
     refused_ulimit,
     removed_by_hub,
+    with_kept_folders,
     with_lease,
 )
 from gpuspawner.backends.docker.device_requests import (
@@ -128,6 +129,35 @@ def test_by_cdi_a_lease_names_its_gpus_and_nothing_else() -> None:
     assert are_by_cdi(container)
     assert not are_by_cdi({"HostConfig": {"DeviceRequests": [CDI_NIC, ours("GPU-1")]}})
     assert join_device_requests([CDI_NIC, every], [], ALLOWED, by_cdi=True) == [CDI_NIC]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, ""),
+        ({"binds": {"jovyan-ada": {"bind": "/home/jovyan", "mode": "rw"}}}, "/home/jovyan"),
+        ({"binds": {"jovyan-ada": {"bind": "/home/jovyan", "mode": "z"}}}, "/home/jovyan"),
+        ({"binds": {"data": {"bind": "/data", "mode": "ro"}}}, ""),
+        ({"binds": {"data": {"bind": "/data", "mode": "ro,z"}}}, ""),
+        ({"binds": ["/srv/ada:/home/jovyan/work", "course:/course:rw"]},
+         "/home/jovyan/work:/course"),
+        ({"mounts": [docker.types.Mount("/data", "data", type="volume")]}, "/data"),
+        ({"mounts": [docker.types.Mount("/data", "data", type="volume", read_only=True)]}, ""),
+        ({"mounts": [docker.types.Mount("/scratch", None, type="tmpfs")]}, ""),
+        # Nobody finds a volume without a name again.
+        ({"mounts": [docker.types.Mount("/scratch", None, type="volume")]}, ""),
+        ({"tmpfs": {"/scratch": "size=1G"}}, ""),
+    ],
+)  # fmt: skip
+def test_a_server_is_told_which_of_its_folders_are_kept(
+    client: docker.APIClient, settings: Any, told: str
+) -> None:
+    given = {"environment": {"A": "1"}, "host_config": client.create_host_config(**settings)}
+    found = with_kept_folders(given)
+    assert found["environment"] == {"A": "1", "GPUSPAWNER_KEPT": told}
+    assert found["host_config"] == given["host_config"]
+    own = {**given, "environment": ["GPUSPAWNER_KEPT=/nfs"]}
+    assert with_kept_folders(own)["environment"] == {"GPUSPAWNER_KEPT": "/nfs"}
 
 
 def test_what_was_given_is_not_changed(client: docker.APIClient) -> None:

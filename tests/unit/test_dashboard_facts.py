@@ -423,6 +423,10 @@ def test_a_mark_keeps_a_gpu_out_and_hides_no_sickness(before, after):
 # Reading ------------------------------------------------------------------------------------------
 
 
+async def nothing(history: History) -> None:
+    """What no test of pages that are open samples."""
+
+
 async def test_many_pages_cost_one_reading(monkeypatch):
     readings = 0
 
@@ -432,13 +436,13 @@ async def test_many_pages_cost_one_reading(monkeypatch):
         await asyncio.sleep(0)
         return replace(last, at=time.time(), tried_at=time.monotonic())
 
-    watched = Monitor(look)
+    watched = Monitor(look, nothing)
     pictures = await asyncio.gather(*(watched.snapshot() for _ in range(60)))
     assert readings == 1
     assert len({id(each) for each in pictures}) == 1
 
 
-async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(monkeypatch):
+async def test_when_nobody_looks_pages_are_read_for_nobody_and_who_comes_then_sees_now(monkeypatch):
     monkeypatch.setattr(monitor, "PERIOD_SECONDS", 0.01)
     monkeypatch.setattr(monitor, "IDLE_SECONDS", 0.05)
     readings = 0
@@ -450,7 +454,7 @@ async def test_when_nobody_looks_nothing_is_read_and_who_comes_then_sees_now(mon
             last, at=time.time(), tried_at=time.monotonic(), nodes=(Node(str(readings)),)
         )
 
-    watched = Monitor(look)
+    watched = Monitor(look, nothing)
     await watched.snapshot()
     assert watched._task is not None
     await watched._task  # it ends by itself
@@ -469,7 +473,7 @@ async def test_a_reading_that_fails_is_trouble_on_the_page_and_not_its_end(monke
             raise error
         return replace(last, at=time.time(), tried_at=time.monotonic(), trouble="")
 
-    watched = Monitor(look)
+    watched = Monitor(look, nothing)
     assert (await watched.snapshot()).trouble == "RuntimeError: odd"
     while (await watched.snapshot()).trouble:
         await asyncio.sleep(0.01)
@@ -482,7 +486,7 @@ async def test_a_wall_clock_that_is_set_back_keeps_no_reading_from_the_page(monk
     async def look(last: Snapshot) -> Snapshot:
         return replace(last, at=now[0], tried_at=time.monotonic(), nodes=(Node(str(now[0])),))
 
-    watched = Monitor(look)
+    watched = Monitor(look, nothing)
     assert (await watched.refresh()).nodes == (Node("2000000.0"),)
     now[0] -= 3600
     assert not watched._snapshot.is_known(now[0])
@@ -493,7 +497,7 @@ async def test_a_wall_clock_that_is_set_back_keeps_no_reading_from_the_page(monk
 # History ------------------------------------------------------------------------------------------
 
 
-def test_history_has_means_of_spans_and_gaps_where_nobody_looked():
+def test_history_has_means_of_spans_and_gaps_where_nothing_was_read():
     history = History()
     begin = 1000 * SECONDS_PER_POINT
     for seconds, percent in ((0, 10), (1, 20), (5 * SECONDS_PER_POINT, 90)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from gpuspawner.dashboard import monitor
 from gpuspawner.dashboard.actions import Actions
 from gpuspawner.dashboard.facts import status
+from gpuspawner.dashboard.history import History
 from gpuspawner.dashboard.monitor import HubReader, Monitor, Snapshot
 from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Outsider
@@ -128,6 +131,35 @@ async def test_it_keeps_the_last_minutes(socket: str) -> None:
     assert points[-1] == 3
 
 
+async def test_who_comes_sees_what_the_gpus_did_while_nobody_looked(
+    engine: Engine, socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = HubReader(socket)
+    samples: list[int] = []
+    enough = asyncio.Event()
+
+    async def sample(history: History) -> None:
+        # The hub, which can't be read for a moment, answers again.
+        engine.trouble = Unknown(NO_NVML) if not samples else None
+        samples.append(len(samples))
+        if len(samples) == 4:
+            enough.set()
+        await reader.sample(history)
+
+    monkeypatch.setattr(monitor, "SECONDS_PER_POINT", 0.001)
+    watched = Monitor(reader.read, sample)
+    keeping = asyncio.ensure_future(watched.keep_history())
+    await enough.wait()
+    points = watched._snapshot.history.points(GPU(UUIDS[0], 0, "A100"), time.time())
+    assert points[0][-1] == 3
+    # While a page is open, its readings are the samples.
+    await watched.snapshot()
+    before = len(samples)
+    await asyncio.sleep(0.05)
+    assert len(samples) <= before + 1
+    keeping.cancel()
+
+
 async def test_what_the_hub_cannot_read_is_unknown_with_the_hub_s_reason(
     engine: Engine, socket: str
 ) -> None:
@@ -156,7 +188,8 @@ def test_another_version_s_answer_is_an_error_that_readers_expect(answer: Any) -
 
 
 def dashboard(socket: str) -> Actions:
-    return Actions(Monitor(HubReader(socket).read), socket, HUB, from_hub=True)
+    reader = HubReader(socket)
+    return Actions(Monitor(reader.read, reader.sample), socket, HUB, from_hub=True)
 
 
 async def test_the_hub_takes_gpus_out_of_service_for_administrators(

@@ -37,13 +37,17 @@ def test_who_may_stop_everybody_s_servers_is_an_administrator_and_a_service_is_n
     assert Handler.person.fget(asked) == person
 
 
+async def nothing(history: Any) -> None:
+    """Sample nothing."""
+
+
 def actions(folder: Path) -> Actions:
     """Return what can be done where there is one GPU, and no hub answers."""
 
     async def look(*_: Any) -> Snapshot:
         return picture(gpu(0))
 
-    return Actions(Monitor(look), str(folder / "none.sock"), "http://127.0.0.1:1/hub/api")
+    return Actions(Monitor(look, nothing), str(folder / "none.sock"), "http://127.0.0.1:1/hub/api")
 
 
 @pytest.mark.parametrize("person", [Person("eve"), Person("adam"), Person("Ada"), SERVICE])

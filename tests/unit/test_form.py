@@ -319,6 +319,20 @@ def test_hours_are_offered_up_to_the_limit_and_the_default_is_preselected() -> N
     assert inputs(page(replace(LIMITS, hours=6, gpus=0)), "hours") == []
 
 
+@pytest.mark.parametrize("minutes", [4, 20, 40, 50, 100])
+def test_hours_that_are_no_round_number_come_back_as_they_are(minutes: int) -> None:
+    """A limit that was rounded up would be over itself, and a default is there once."""
+    hours = minutes / 60
+    limited = page(replace(LIMITS, hours=hours, default_hours=0.01))
+    assert parse(from_fields({"hours": [values(limited, "hours")[-1]]})).hours == hours
+    limits = replace(LIMITS, hours=8, default_hours=hours)
+    (sent,) = checked(page(limits), "hours")
+    again = page(limits, hours=float(sent))
+    assert checked(again, "hours") == [sent]
+    words = [each.get_text() for each in again.select("[for^=gpuspawner-hours]")]
+    assert len(set(words)) == len(words) == 5
+
+
 def test_why_the_last_server_was_stopped_is_told() -> None:
     soup = page(notice="Your server was stopped at 15:40.")
     assert "Your server was stopped at 15:40." in words(soup.select_one(".alert"))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from gpuspawner import gpu_switch
-from gpuspawner.errors import Refused
+from gpuspawner import wait_while_running
+from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpu_switch import GPUSwitch
-from gpuspawner.gpus.model import Holder
+from gpuspawner.gpus.model import Holder, Request
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.labels import ServerRecord, labels, lease_of
@@ -28,11 +29,15 @@ MINUTE = 60.0
 class Restartable(Spawner):
     """JupyterHub stops and starts it: it drops the spawner, and makes another."""
 
-    async def restart_through_hub(self, choice: dict[str, Any]) -> None:
+    async def restart_through_hub(
+        self, choice: dict[str, Any], starts_again: Callable[[], bool]
+    ) -> None:
         hub: Any = self.hub_state
         await asyncio.sleep(0)  # it saves
         self.server = None
         self.clear_state()
+        if not starts_again():
+            return
         hub.next = hub.spawner(tuple(self.groups), **hub.traits)
         await begin(hub.next, **choice)
         await hub.next.run_pre_spawn_hook()
@@ -79,14 +84,14 @@ class Machine(Hub):
     def ben_waits(self) -> asyncio.Task[Any]:
         """Have another user ask for both GPUs."""
         since = self.queue.join_time()
-        asked = gpu_switch.Request("plain", 2, seconds=3600)
+        asked = Request("plain", 2, seconds=3600)
         waiting = QueuedRequest(Holder("ben"), asked, since)
         return asyncio.ensure_future(self.queue.wait(waiting, RequestLimits(), lambda turn: None))
 
 
 @pytest.fixture
 async def hub(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(gpu_switch, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(wait_while_running, "LOOK_SECONDS", 0.001)
     return Machine()
 
 
@@ -365,6 +370,29 @@ async def test_an_offer_stays_while_it_is_taken_up(hub):
     assert hub.next.lease.units == offer.reservation.units
 
 
+async def test_who_has_it_stopped_while_it_is_restarted_has_it_off(hub, events):
+    one = await hub.running()
+    await one.gpu_switch.ask(1)
+    await offered(one)
+    await one.gpu_switch.switch()
+    hub.switches.stay_off(one.holder)
+    await ended(one)
+    assert (hub.next, hub.held(), hub.switches.facts()) == (None, 0, [])
+    assert only(events, "release") == [
+        ("release", "gpuspawner", "the start failed, or was given up")
+    ]
+
+
+async def test_a_stop_of_before_keeps_no_later_restart_from_starting_it(hub):
+    one = await hub.running()
+    one.gpu_switch.stay_off()
+    await one.gpu_switch.ask(1)
+    await offered(one)
+    await one.gpu_switch.switch()
+    await ended(one)
+    assert hub.next.lease.uuids
+
+
 async def test_a_start_that_fails_gives_the_gpu_back_once(hub, events):
     one = await hub.running()
     await one.gpu_switch.ask(1)
@@ -472,7 +500,7 @@ async def test_a_hub_that_ends_in_the_midst_of_a_restart_leaves_a_reason(hub):
 
 
 async def test_trouble_at_the_turn_keeps_the_turn(hub, monkeypatch):
-    monkeypatch.setattr(gpu_switch, "PERIOD_SECONDS", 0.001)
+    monkeypatch.setattr(wait_while_running, "PERIOD_SECONDS", 0.001)
     hub.occupy()
     one = await hub.running()
     await one.gpu_switch.ask(1)
@@ -481,7 +509,7 @@ async def test_trouble_at_the_turn_keeps_the_turn(hub, monkeypatch):
     async def fails_once(raw: Any, applicant: Any) -> Any:
         checks.append(raw)
         if len(checks) == 1:
-            raise gpu_switch.Unknown("NVML has gone.")
+            raise Unknown("NVML has gone.")
         return await check(raw, applicant)
 
     check, one.check_choice = one.check_choice, fails_once

@@ -362,6 +362,95 @@ def test_a_home_that_is_nearly_full_is_warned_of_once(tmp_path: Path) -> None:
     assert in_node(tmp_path, HOME) == [warning, "gone", warning, "Your files take 12 GB."]
 
 
+# A restart on a clock of its own. By the second: `there`, whether the server answers, and `hub`,
+# whether that restarts it (null: it doesn't say).
+RESTART = """
+import { Refusal } from "./static/hub.js";
+import { Restart } from "./static/get_gpu.js";
+import { Words } from "./static/words.js";
+let now, said, scene;
+Date.now = () => now * 1000;
+globalThis.setTimeout = (done, ms) => { now += ms / 1000; queueMicrotask(done); };
+globalThis.location = { reload: () => said.push(["back", Math.floor(now)]) };
+globalThis.fetch = async () => ({ ok: scene.there(now), json: async () => ({ version: "2" }) });
+const hub = {
+  user: "ada", server: "lab",
+  status: async () => {
+    const restarting = scene.hub(now);
+    if (restarting === null) throw new Refusal("Forbidden");
+    const requests = [{ user: "ada", server: "", restarting: true }];
+    if (restarting) requests.push({ user: "ada", server: "lab", restarting });
+    return { requests };
+  },
+};
+const notification = {
+  emit: () => 1, update: ({ message }) => said.push([message, Math.floor(now)]),
+};
+const app = { serviceManager: { serverSettings: { baseUrl: "/user/ada/lab/" } } };
+const scenes = [
+  { there: (at) => at < 1 || at > 8, hub: (at) => at < 8 },
+  { there: (at) => at < 1, hub: (at) => at < 8 },
+  { there: (at) => at < 1 || at > 100, hub: (at) => at < 8 },
+  { there: (at) => at < 1, hub: () => null },
+  { there: (at) => at < 1, hub: () => true },
+  // It is there at the moment at which the hub is asked.
+  { there: (at) => at < 1 || asked, hub: () => { asked = true; return false; } },
+];
+let asked = false;
+const all = [];
+for (scene of scenes) {
+  now = 0;
+  said = [];
+  await new Restart(app, notification, new Words(null), hub, "/hub/home").follow();
+  all.push(said);
+}
+console.log(JSON.stringify(all));
+"""
+
+
+def test_a_restart_that_fails_is_told_of_in_seconds_and_waited_for_all_the_same(
+    tmp_path: Path,
+) -> None:
+    back, fails, by_hand, unsure, slow, just_there = in_node(tmp_path, RESTART)
+    assert back == [["back", 8]]
+    gone = "The server isn't running: the home page says why."
+    ((said, at),) = fails
+    assert said == gone
+    assert 8 <= at <= 12
+    assert by_hand == [[gone, at], ["back", 100]]
+    ((said, at),) = unsure
+    assert said == "The server hasn't come back yet: the home page says why."
+    assert 60 <= at <= 64
+    assert slow == [[said, 300]]
+    assert [what for what, _ in just_there] == ["back"]
+
+
+KEPT = """
+import { keptWords } from "./static/kept.js";
+import { Words } from "./static/words.js";
+const said = {};
+for (const language of ["en", "zh-CN"]) {
+  const words = new Words({ languageCode: language, load: () => undefined });
+  said[language] = %s.map((kept) => keptWords(words, kept));
+}
+console.log(JSON.stringify(said));
+"""
+
+
+def test_the_launcher_says_what_a_terminal_says_of_what_is_kept(
+    tmp_path, monkeypatch, load
+) -> None:
+    kept = importlib.import_module("gpuspawner_packages.kept")
+    each = [("", False), ("/home/jovyan:/data", True), ("/home/jovyan/work:/data", False)]
+    facts = [kept.kept({"HOME": "/home/jovyan", "GPUSPAWNER_KEPT": folders}) for folders, _ in each]
+    assert [fact.home for fact in facts] == [home for _, home in each]
+    given = [{"home": fact.home, "folders": fact.folders} for fact in facts]
+    said = in_node(tmp_path, KEPT % json.dumps(given))
+    for language, locale in (("en", "C.UTF-8"), ("zh-CN", "zh_CN.UTF-8")):
+        monkeypatch.setenv("LANGUAGE", locale)
+        assert said[language] == [fact.words() for fact in facts]
+
+
 def test_every_chinese_sentence_of_the_extension_is_one_that_is_said() -> None:
     words = (SCRIPTS / "words.js").read_text()
     catalogue, code = words.split("const MINUTE_MS", 1)

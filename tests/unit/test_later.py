@@ -86,7 +86,8 @@ def test_what_is_taken_for_a_time(now, text, hours):
         ("2026-02-30T08:00", 'got "2026-02-30T08:00"', 400),
         ("9999-12-31T23:59-23:59", "got", 400),
         ("٠٨:٠٠", "got", 400),
-        ("2026-11-29T20:14", "no start before 20:14, and that is past", 400),
+        # With its day, where that isn't the day on which the tests run.
+        ("2026-11-29T20:14", "no start before (.*, )?20:14, and that is past", 400),
         ("2020-01-01T00:00Z", "and that is past", 400),
         ("2026-12-06T20:16", "and it can be at most 168 hours ahead", 403),
     ],

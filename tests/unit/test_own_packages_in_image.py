@@ -98,3 +98,41 @@ def test_every_sentence_is_in_both_languages_with_the_same_values(load, monkeypa
         monkeypatch.delenv("LANGUAGE", raising=False)
         monkeypatch.setenv("LC_ALL", locale)
         assert words.listed(["a", "b"]) == f"a{separator}b"
+
+
+GONE = "Gone then: everything else,"
+PART = f"{GONE} also the rest of your home and what pip installs."
+ALL = f"{GONE} such as /tmp and what apt installs."
+NOTHING = "Nothing is kept when this server stops. Download what you need before."
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (None, None),
+        ("", NOTHING),
+        ("/home/jovyan", f"Kept when this server stops: your home (~). {ALL}"),
+        ("/home", f"Kept when this server stops: your home (~). {ALL}"),
+        ("/home/jovyan:/home/jovyan/course:/data/", f"Kept when this server stops: your home (~), "
+         f"/data. {ALL}"),
+        ("/home/jovyan/work", f"Kept when this server stops: ~/work. {PART}"),
+        ("/data:/home/jovyan/work:/home/jovyan/work/x", "Kept when this server stops: /data, "
+         f"~/work. {PART}"),
+        ("/home/jovyan-2", f"Kept when this server stops: /home/jovyan-2. {PART}"),
+    ],
+)  # fmt: skip
+def test_the_first_terminal_says_what_is_kept_and_later_ones_nothing(
+    load, tmp_path, monkeypatch, folders, said
+) -> None:
+    module = load(".kept")
+    monkeypatch.setattr(module, "SAID", tmp_path / "said")
+    environ = {"HOME": "/home/jovyan"} | ({} if folders is None else {"GPUSPAWNER_KEPT": folders})
+    assert module.once(environ) == (said or "")
+    assert module.once(environ) == ""
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    (tmp_path / "said").unlink(missing_ok=True)
+    chinese = module.once(environ)
+    assert bool(chinese) == bool(said)
+    assert not re.search("[a-z]{5}", chinese.replace("jovyan", ""))
+    monkeypatch.setattr(module, "SAID", tmp_path / "nowhere" / "said")
+    assert module.once(environ) == ""

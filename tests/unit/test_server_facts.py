@@ -37,3 +37,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 )
 def test_a_server_knows_how_many_gpus_it_has(server, environment: dict[str, str], gpus: int):
     assert server.start_facts(environment)["gpus"] == gpus
+
+
+def test_a_server_knows_what_is_kept_where_the_hub_says_it(server) -> None:
+    told = {"HOME": "/home/jovyan", "GPUSPAWNER_KEPT": "/home/jovyan/work:/data"}
+    assert server.start_facts(told)["kept"] == {"home": False, "folders": ("/data", "~/work")}
+    assert server.start_facts({})["kept"] is None

@@ -49,6 +49,8 @@ NEUTRAL += ["settings", "errors", "group_overrides", "kept_rules", "base_spawner
 NEUTRAL += [
     "wait_in_queue",
     "gpu_switch",
+    "running_choice",
+    "wait_while_running",
     "hub.switches",
     "hub.state",
     "hub.compat",

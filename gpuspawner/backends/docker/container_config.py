@@ -31,6 +31,9 @@ OTHER_DEVICES = (
     "NVIDIA_NVSWITCH",
 )
 
+# The folders of a server whose files outlast it, with colons between; empty: none.
+KEPT = "GPUSPAWNER_KEPT"
+
 # json-file is the default of an engine, and doesn't limit its size by default.
 ROTATED = {"json-file": {"max-size": "10m", "max-file": "3"}}
 
@@ -124,6 +127,34 @@ def removed_by_hub(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         "labels": {**_as_mapping(create_kwargs.get("labels"), ""), LABEL_REMOVE: "1"},
         "host_config": {**(create_kwargs.get("host_config") or {}), "AutoRemove": False},
     }
+
+
+def with_kept_folders(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `create_kwargs` with a variable that tells a server what of its files is kept.
+
+    That is what is mounted from elsewhere and can be written. An administrator's own value stays.
+
+    Args:
+        create_kwargs: as for `with_lease`, of a container that is removed after its end.
+    """
+    environment = _as_mapping(create_kwargs.get("environment"), None)
+    environment.setdefault(KEPT, ":".join(kept_folders(create_kwargs.get("host_config") or {})))
+    return {**create_kwargs, "environment": environment}
+
+
+def kept_folders(host_config: Mapping[str, Any]) -> list[str]:
+    """Return the folders of a container whose files outlast it.
+
+    Args:
+        host_config: in the API's own form. A bind is "volume:/folder", or with modes after it,
+            "/folder:/folder:ro,z".
+    """
+    binds = [(*str(each).split(":"), "", "")[:3] for each in host_config.get("Binds") or []]
+    found = [path for _, path, modes in binds if "ro" not in modes.split(",")]
+    for mount in host_config.get("Mounts") or []:
+        if mount.get("Source") and mount.get("Type") != "tmpfs" and not mount.get("ReadOnly"):
+            found.append(str(mount.get("Target")))
+    return [each for each in found if each.startswith("/")]
 
 
 def with_log(

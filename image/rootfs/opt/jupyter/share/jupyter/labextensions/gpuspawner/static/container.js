@@ -11,8 +11,8 @@
   // Package -> version -> how to get it; the modules of JupyterLab's that are there once for all.
   let shared = {};
   const here = document.currentScript.src;
-  const names = ["extension.js", "server.js", "packages.js", "tensorboard.js"];
-  const [rest, server, packages, tensorboard] = names.map((name) => new URL(name, here).href);
+  const names = ["extension.js", "server.js", "packages.js", "tensorboard.js", "kept.js"];
+  const [rest, server, packages, tensorboard, kept] = names.map((name) => new URL(name, here).href);
 
   async function take(name) {
     const versions = shared[name];
@@ -30,6 +30,7 @@
     const page = JSON.parse(document.getElementById("jupyter-config-data").textContent);
     const found = page.gpuspawner?.unseen?.length ? [await ofPackages(page.gpuspawner)] : [];
     if (page.gpuspawner?.tensorboard) found.push(...(await ofTensorBoard()));
+    if (page.gpuspawner?.kept) found.push(await ofKept(page.gpuspawner.kept));
     if (!page.hubPrefix) return found;
     return [...found, await ofServer(page), await indicator(page)];
   }
@@ -51,6 +52,15 @@
       Notification: apputils.Notification,
       Widget: widgets.Widget,
     });
+  }
+
+  async function ofKept(facts) {
+    const [{ keptPlugin }, translation, widgets] = await Promise.all([
+      import(kept),
+      take("@jupyterlab/translation"),
+      take("@lumino/widgets"),
+    ]);
+    return keptPlugin(facts, { ITranslator: translation.ITranslator, Widget: widgets.Widget });
   }
 
   async function ofTensorBoard() {

@@ -39,7 +39,7 @@ function start(app, page, lab, statusBar, words) {
   const hub = new Hub(page);
   const files = new HomeWarning(lab, words, page.hubPrefix + page.baseUrl);
   const homePage = `${page.hubHost ?? ""}${page.hubPrefix}home`;
-  const restart = new Restart(app, lab.Notification, words, homePage);
+  const restart = new Restart(app, lab.Notification, words, hub, homePage);
   if (page.gpuspawner?.gpus === 0) {
     if (page.gpuspawner.home) {
       const seldom = new Watch(hub, () => files.show(home(hub, seldom.answer)), HOME_PERIOD_MS);

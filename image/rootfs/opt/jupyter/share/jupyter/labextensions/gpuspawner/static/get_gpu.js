@@ -4,6 +4,7 @@
 
 import { byClock } from "./lease.js";
 import { Refusal } from "./hub.js";
+import { actionButton, element, Panel } from "./panel.js";
 
 // How often the hub is asked while a request waits; without one only when somebody comes to the page.
 const PERIOD_MS = 20_000;
@@ -13,14 +14,11 @@ const LOOK_MS = 700;
 const PATIENCE_MS = 300_000;
 // A restart that nobody saw is over by then.
 const SURELY_OVER_MS = 20_000;
-
-/** Return an element; what comes after its attributes goes into it. */
-function element(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
+// How often the hub is asked meanwhile whether it still restarts it, and after how long it is said that
+// the server is away where the hub doesn't tell.
+const ASK_MS = 3_000;
+const UNSURE_MS = 60_000;
+const NOT_YET = "The server hasn't come back yet: the home page says why.";
 
 /** The restart of this page's server, after which the page is loaded anew. */
 export class Restart {
@@ -28,14 +26,19 @@ export class Restart {
    * @param app - JupyterLab's application.
    * @param notification - JupyterLab's `Notification`.
    * @param words - the reader's language.
+   * @param hub - the hub.
    * @param home - the address of the hub's home page.
    */
-  constructor(app, notification, words, home) {
+  constructor(app, notification, words, hub, home) {
     this._app = app;
     this._notification = notification;
     this._words = words;
+    this._hub = hub;
     this._home = home;
     this._isFollowing = false;
+    /** Why the server isn't back, as a sentence; "" while that isn't known. `onAway` is called then. */
+    this.away = "";
+    this.onAway = () => {};
   }
 
   /** Save, have the hub restart the server by `act`, and wait until it is back; throws what `act` does. */
@@ -49,36 +52,62 @@ export class Restart {
     await this.follow();
   }
 
-  /** Wait until the server is back, whoever has it restarted. */
+  /**
+   * Wait until the server is back, whoever has it restarted. One that doesn't come back is told of as
+   * soon as the hub says that the restart is over, and waited for all the same: its user may start it.
+   */
   async follow() {
     if (this._isFollowing) return;
     this._isFollowing = true;
     const said = this._words.say("The server saves and restarts. This page comes back with it.");
     const id = this._notification.emit(said, "in-progress", { autoClose: false });
-    if (await this._isBack()) {
-      location.reload();
-      return;
-    }
-    const label = this._words.say("Home page");
-    const message = this._words.say("The server hasn't come back yet: the home page says why.");
-    const actions = [{ label, callback: () => location.assign(this._home), displayType: "accent" }];
-    this._isFollowing = false;
-    this._notification.update({ id, message, type: "error", autoClose: false, actions });
-  }
-
-  async _isBack() {
-    const { baseUrl } = this._app.serviceManager.serverSettings;
     const began = Date.now();
-    let wasAway = false;
+    let [wasAway, isTold, askedAt] = [false, false, began];
     while (Date.now() - began < PATIENCE_MS) {
       await new Promise((done) => setTimeout(done, LOOK_MS));
-      // It answers that to everybody. While it is off, the hub answers in its place.
-      const answer = await fetch(`${baseUrl}api`, { cache: "no-store" }).catch(() => null);
-      const answers = answer?.ok && (await answer.json().catch(() => null))?.version !== undefined;
-      if (answers && (wasAway || Date.now() - began > SURELY_OVER_MS)) return true;
+      const answers = await this._answers();
+      if (answers && (wasAway || Date.now() - began > SURELY_OVER_MS)) {
+        location.reload();
+        return;
+      }
       wasAway ||= !answers;
+      if (answers || isTold || Date.now() - askedAt < ASK_MS) continue;
+      askedAt = Date.now();
+      const why = await this._whyAway(askedAt - began);
+      isTold = Boolean(why) && !(await this._answers());
+      if (isTold) this._tellAway(id, why);
     }
-    return false;
+    if (!isTold) this._tellAway(id, this._words.say(NOT_YET));
+    this._isFollowing = false;
+  }
+
+  async _answers() {
+    const { baseUrl } = this._app.serviceManager.serverSettings;
+    // It answers that to everybody. While it is off, the hub answers in its place.
+    const answer = await fetch(`${baseUrl}api`, { cache: "no-store" }).catch(() => null);
+    return answer?.ok && (await answer.json().catch(() => null))?.version !== undefined;
+  }
+
+  /** Return what to say of a server that is away for so long; "" while it is being restarted. */
+  async _whyAway(forMs) {
+    const { user, server } = this._hub;
+    try {
+      const { requests } = await this._hub.status();
+      const ours = requests?.find((each) => each.user === user && each.server === server);
+      return ours?.restarting ? "" : this._words.say("The server isn't running: the home page says why.");
+    } catch {
+      // With the server the hub may have forgotten this page's token.
+      if (forMs < UNSURE_MS) return "";
+      return this._words.say(NOT_YET);
+    }
+  }
+
+  _tellAway(id, message) {
+    this.away = message;
+    this.onAway();
+    const label = this._words.say("Home page");
+    const actions = [{ label, callback: () => location.assign(this._home), displayType: "accent" }];
+    this._notification.update({ id, message, type: "error", autoClose: false, actions });
   }
 }
 
@@ -91,8 +120,8 @@ export class Restart {
  */
 export function givesBack(words, restart, hub) {
   const said = element("p", { role: "status" });
-  const button = element("button", { type: "button" }, words.say("Give them back"));
-  button.addEventListener("click", () => press(button, said, words, () => restart.run(() => hub.giveBack())));
+  const giveBack = () => restart.run(() => hub.giveBack());
+  const button = actionButton(words.say("Give them back"), said, words, giveBack);
   return element(
     "details",
     { class: "gpuspawner-more" },
@@ -101,17 +130,6 @@ export function givesBack(words, restart, hub) {
     element("p", { class: "gpuspawner-actions" }, button),
     said
   );
-}
-
-async function press(button, said, words, act) {
-  button.disabled = true;
-  said.textContent = "";
-  try {
-    await act();
-  } catch (error) {
-    said.textContent = error instanceof Refusal ? error.message : words.say(error.message);
-  }
-  button.disabled = false;
 }
 
 /** The status bar's item of a server without GPUs, and the panel behind it. */
@@ -135,9 +153,11 @@ export class GetGPU {
     // What the notification is about, so that one that was closed doesn't come again.
     this._told = "";
     this._notice = null;
-    this._button = element("button", { type: "button", class: "gpuspawner-button" });
+    this._panel = this._makePanel(home);
+    this._panel.onToggle = (open) => open && void this._look();
+    this._restart.onAway = () => this._show();
+    this._button = this._panel.button;
     this.node = element("div", { class: "gpuspawner-item" }, this._button);
-    this._makePanel(home);
   }
 
   /** Find out what the server has asked for, and follow that. */
@@ -149,58 +169,38 @@ export class GetGPU {
 
   _makePanel(home) {
     const say = (sentence) => this._words.say(sentence);
-    const title = element("h2", { id: "gpuspawner-title" }, say("A GPU for this server"));
     this._text = element("p", {});
     this._number = element("input", { type: "number", min: "1", value: "1", id: "gpuspawner-number" });
     this._many = element("p", {}, element("label", { for: "gpuspawner-number" }, say("How many?")), " ", this._number);
     this._said = element("p", { role: "status" });
     this._ask = this._action("Get a GPU", () => this._hub.ask(Number(this._number.value) || 1));
-    this._switch = this._action("Switch now", () => this._restart.run(() => this._hub.switch()));
+    this._switch = this._action("Switch now", () => this._switchNow());
     this._leave = this._action("Leave the queue", () => this._hub.letGo());
     const buttons = [this._ask, this._switch, this._leave];
     const more = element("a", { href: home, target: "_blank" }, say("All your servers"));
-    this._panel = element(
-      "div",
-      {
-        id: "gpuspawner-panel",
-        class: "gpuspawner-panel",
-        role: "dialog",
-        "aria-labelledby": title.id,
-        tabindex: "-1",
-        popover: "auto",
-      },
-      ...[title, this._text, this._many, element("p", { class: "gpuspawner-actions" }, ...buttons)],
-      ...[this._said, element("p", {}, more)]
-    );
-    document.body.append(this._panel);
-    this._panel.addEventListener("keydown", (event) => {
-      // What is typed into the field isn't JupyterLab's.
-      event.stopPropagation();
-      if (event.key !== "Escape") return;
-      event.preventDefault();
-      this._panel.hidePopover();
-      this._button.focus();
-    });
-    this._button.popoverTargetElement = this._panel;
-    this._button.setAttribute("aria-haspopup", "dialog");
-    this._button.setAttribute("aria-expanded", "false");
-    this._panel.addEventListener("toggle", ({ newState }) => {
-      this._button.setAttribute("aria-expanded", String(newState === "open"));
-      this._said.textContent = "";
-      if (newState !== "open") return;
-      this._place();
-      this._panel.focus();
-      void this._look();
-    });
+    const actions = element("p", { class: "gpuspawner-actions" }, ...buttons);
+    const parts = [this._text, this._many, actions, this._said, element("p", {}, more)];
+    return new Panel(say("A GPU for this server"), this._said, ...parts);
   }
 
   _action(label, act) {
-    const button = element("button", { type: "button" }, this._words.say(label));
-    button.addEventListener("click", async () => {
-      await press(button, this._said, this._words, act);
-      await this._look();
+    const actAndLook = async () => {
+      try {
+        await act();
+      } finally {
+        void this._look();
+      }
+    };
+    return actionButton(this._words.say(label), this._said, this._words, actAndLook);
+  }
+
+  async _switchNow() {
+    await this._restart.run(async () => {
+      await this._hub.switch();
+      // The hub may say nothing more to this page.
+      this._request = { restarting: true };
+      this._show();
     });
-    return button;
   }
 
   /** Ask the hub, and again in a while where there is something to follow. */
@@ -262,7 +262,8 @@ export class GetGPU {
   _sentence(request) {
     const words = this._words;
     if (request?.restarting) {
-      return words.say("The server saves and restarts. This page comes back with it.");
+      const comesBack = "The server saves and restarts. This page comes back with it.";
+      return this._restart.away || words.say(comesBack);
     }
     if (request?.until) return this._offered(request);
     if (request?.gpus > 0) {
@@ -296,7 +297,7 @@ export class GetGPU {
     if (!about) return;
     const acts = request.until
       ? [
-          [words.say("Switch now"), () => this._restart.run(() => this._hub.switch()), "accent"],
+          [words.say("Switch now"), () => this._switchNow(), "accent"],
           [words.say("Not now"), () => this._hub.letGo(), "default"],
         ]
       : [[words.say("OK"), () => this._hub.letGo(), "default"]];
@@ -320,15 +321,5 @@ export class GetGPU {
       this._notification.error(said, { autoClose: false });
     }
     await this._look();
-  }
-
-  /** Put the panel beside the button: above one at the bottom, below one at the top. */
-  _place() {
-    const at = this._button.getBoundingClientRect();
-    const { style, offsetWidth } = this._panel;
-    style.left = `${Math.max(8, Math.min(at.left, window.innerWidth - offsetWidth - 8))}px`;
-    const below = at.top < window.innerHeight / 2;
-    style.top = below ? `${at.bottom + 6}px` : "auto";
-    style.bottom = below ? "auto" : `${window.innerHeight - at.top + 6}px`;
   }
 }

@@ -1,15 +1,8 @@
 /* The item in the status bar, and the panel behind it. */
 
 import { homeWords } from "./home.js";
+import { actionButton, element, Panel } from "./panel.js";
 import { gigabytes, WAITED_FOR } from "./words.js";
-
-/** Return an element; `attributes` may be none, what comes after them goes into it. */
-function element(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
 
 /** Return the item of a server without GPUs, with a link to the page where one gets some. */
 export function withoutGpus(words, home) {
@@ -30,14 +23,14 @@ export class Indicator {
     this._dashboard = dashboard;
     this._facts = null;
     this.onOpen = () => {};
-    this._button = element("button", { type: "button", class: "gpuspawner-button" });
+    this._panel = this._makePanel();
+    this._panel.onToggle = (open) => this._toggled(open);
+    this._button = this._panel.button;
     this.node = element("div", { class: "gpuspawner-item", hidden: "" }, this._button);
-    this._makePanel();
   }
 
   _makePanel() {
     const say = (sentence) => this._words.say(sentence);
-    const title = element("h2", { id: "gpuspawner-title" }, say("GPUs of this server"));
     this._rows = element("ul", {});
     this._time = element("p", {});
     this._later = element("p", {});
@@ -49,66 +42,28 @@ export class Indicator {
     );
     this._here = this._action("here", say("I'm still here"), () => say("The GPUs stay yours."));
     const buttons = element("p", { class: "gpuspawner-actions" }, this._extend, this._here);
-    this._panel = element(
-      "div",
-      {
-        id: "gpuspawner-panel",
-        class: "gpuspawner-panel",
-        role: "dialog",
-        "aria-labelledby": title.id,
-        tabindex: "-1",
-        popover: "auto",
-      },
-      ...[title, this._rows, this._time, this._later, this._home],
-      ...[this._news, buttons, this._said]
-    );
+    const parts = [this._rows, this._time, this._later, this._home, this._news, buttons, this._said];
     if (this._dashboard) {
       const link = element("a", { href: this._dashboard, target: "_blank" });
       link.append(say("All GPUs of this machine"));
-      this._panel.append(element("p", {}, link));
+      parts.push(element("p", {}, link));
     }
-    document.body.append(this._panel);
-    // The browser opens and closes it, also by a press beside it. Escape would reach JupyterLab too,
-    // which then takes the focus.
-    this._panel.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
-      event.preventDefault();
-      event.stopPropagation();
-      this._panel.hidePopover();
-      this._button.focus();
-    });
-    this._button.popoverTargetElement = this._panel;
-    this._button.setAttribute("aria-haspopup", "dialog");
-    this._button.setAttribute("aria-expanded", "false");
-    this._panel.addEventListener("toggle", (event) => this._toggled(event.newState === "open"));
+    return new Panel(say("GPUs of this server"), this._said, ...parts);
   }
 
   _action(name, label, done) {
-    const button = element("button", { type: "button" }, label);
-    button.addEventListener("click", async () => {
-      button.disabled = true;
-      try {
-        this._said.textContent = done(await this._actions[name]());
-      } catch (error) {
-        this._said.textContent = this._words.say(error.message);
-      }
-      button.disabled = false;
-    });
-    return button;
+    const act = async () => done(await this._actions[name]());
+    return actionButton(label, this._said, this._words, act);
   }
 
   _toggled(open) {
-    this._button.setAttribute("aria-expanded", String(open));
-    this._said.textContent = "";
     this.onOpen(open);
-    if (!open) return;
-    this._show();
-    this._panel.focus();
+    if (open) this._show();
   }
 
   /** Add something to the panel. */
   add(part) {
-    this._panel.append(part);
+    this._panel.node.append(part);
   }
 
   /** Show a lease. */
@@ -128,7 +83,7 @@ export class Indicator {
     this._button.classList.toggle("gpuspawner-soon", 
       facts.endsSoon || facts.idleUntil !== null || facts.stop !== null
     );
-    if (this._panel.matches(":popover-open")) this._show();
+    if (this._panel.isOpen) this._show();
   }
 
   _left({ until }) {
@@ -170,7 +125,7 @@ export class Indicator {
     this._extend.hidden =
       !facts.live || facts.until === null || facts.stop !== null || early || facts.waiting > 0;
     this._here.hidden = !facts.live || facts.idleUntil === null;
-    this._place();
+    this._panel.place();
   }
 
   _row(gpu) {
@@ -194,15 +149,5 @@ export class Indicator {
     bar.firstChild.style.width = `${Math.min(100, percent ?? 0)}%`;
     const value = element("span", {}, text ?? this._words.say("unknown"));
     return element("span", { class: "gpuspawner-value" }, element("span", {}, name), bar, value);
-  }
-
-  /** Put the panel beside the button: above one at the bottom, below one at the top. */
-  _place() {
-    const at = this._button.getBoundingClientRect();
-    const { style, offsetWidth } = this._panel;
-    style.left = `${Math.max(8, Math.min(at.left, window.innerWidth - offsetWidth - 8))}px`;
-    const below = at.top < window.innerHeight / 2;
-    style.top = below ? `${at.bottom + 6}px` : "auto";
-    style.bottom = below ? "auto" : `${window.innerHeight - at.top + 6}px`;
   }
 }

@@ -63,6 +63,7 @@ const CHINESE = {
   "The server saves and restarts. This page comes back with it.":
     "服务器正在保存并重启，启动后本页会重新打开。",
   "The server hasn't come back yet: the home page says why.": "服务器还没有启动，原因见主页。",
+  "The server isn't running: the home page says why.": "服务器没有运行，原因见主页。",
   "Give the GPUs back…": "归还 GPU…",
   "Give them back": "归还",
   "The server saves, and starts again without GPUs. Programs in it end, your files are kept.":
@@ -115,6 +116,14 @@ const CHINESE = {
   "In a terminal, this shows what is large:": "在终端中查看哪些文件较大：",
   "What you delete in the file browser is in the Trash, and counts until you empty it:":
     "在文件浏览器中删除的文件会进入回收站，清空之前仍计入：",
+  "Kept when this server stops: {folders}. Gone then: everything else, such as /tmp and what apt installs.":
+    "此服务器停止后会保留：{folders}。其余都会消失，例如 /tmp 和用 apt 安装的软件。",
+  "Kept when this server stops: {folders}. Gone then: everything else, also the rest of your home and what pip installs.":
+    "此服务器停止后会保留：{folders}。其余都会消失，包括主目录的其他部分和用 pip 安装的软件包。",
+  "Nothing is kept when this server stops. Download what you need before.":
+    "此服务器停止后不保留任何文件，请提前下载需要的内容。",
+  "your home (~)": "主目录（~）",
+  ", ": "、",
   TensorBoard: "TensorBoard",
   "Training curves of the folder that is open, or of its folder runs":
     "当前文件夹（或其中 runs 文件夹）的训练曲线",
