@@ -390,7 +390,7 @@ async def test_a_stop_of_before_keeps_no_later_restart_from_starting_it(hub):
     await offered(one)
     await one.gpu_switch.switch()
     await ended(one)
-    assert hub.next.lease.uuids
+    assert hub.next.lease.units
 
 
 async def test_a_start_that_fails_gives_the_gpu_back_once(hub, events):
