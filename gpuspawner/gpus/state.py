@@ -16,6 +16,37 @@ InventoryState = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 
 @dataclass(frozen=True)
+class MIGInstance:
+    """What NVML reports of one MIG instance: a part of a GPU, as its administrator made it.
+
+    Args:
+        uuid: its own, "MIG-…" as the driver writes it.
+        parent_uuid: the UUID of the GPU that it is a part of.
+        gi: its GPU instance's id on that GPU; None if NVML doesn't tell.
+        ci: its compute instance's id within the GPU instance; None if NVML doesn't tell.
+        profile: its kind, as `nvidia-smi` names it: "1g.10gb", "1c.3g.40gb", "1g.10gb+me". "" if
+            neither its name nor its attributes tell.
+        memory_total_mib: its memory, MiB; None if NVML doesn't tell.
+        memory_used_mib: how much of it is in use, MiB; None if NVML doesn't tell.
+        processes: the number of its compute processes; None if NVML doesn't tell.
+        slices: how many of the GPU's compute slices it has; all of them if NVML doesn't tell.
+        of_slices: the most compute slices that instances of this GPU can have: 7 on an A100, 4 on
+            an A30. `slices / of_slices` is its share of the GPU.
+    """
+
+    uuid: str
+    parent_uuid: str
+    gi: int | None
+    ci: int | None
+    profile: str
+    memory_total_mib: int | None
+    memory_used_mib: int | None
+    processes: int | None
+    slices: int
+    of_slices: int
+
+
+@dataclass(frozen=True)
 class GPUFacts:
     """What NVML reports of one GPU.
 
@@ -24,6 +55,7 @@ class GPUFacts:
     if `state` isn't "ok" or the GPU is in use; `warning` is one if it works but needs attention.
 
     `links` are pairs of another GPU's UUID and how close it is (`links.closeness`).
+    `instances` are its MIG instances, in NVML's order; () if it has none or doesn't tell.
     `needs_reset` is whether a repair of it waits for a reset, and it works until then.
     `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
     Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
@@ -46,6 +78,7 @@ class GPUFacts:
     warning: str = ""
     needs_reset: bool = False
     links: tuple[tuple[str, int], ...] = ()
+    instances: tuple[MIGInstance, ...] = ()
 
 
 def derive_state(
