@@ -22,6 +22,7 @@ typedef enum {
     ABI(NVML_ERROR_NOT_FOUND) = 6,
     ABI(NVML_ERROR_INSUFFICIENT_SIZE) = 7,
     ABI(NVML_ERROR_DRIVER_NOT_LOADED) = 9,
+    ABI(NVML_ERROR_TIMEOUT) = 10,
     ABI(NVML_ERROR_FUNCTION_NOT_FOUND) = 13,
     ABI(NVML_ERROR_GPU_IS_LOST) = 15,
     ABI(NVML_ERROR_RESET_REQUIRED) = 16,
@@ -85,6 +86,12 @@ typedef struct {
     unsigned int gpuInstanceId, computeInstanceId;
 } ABI(nvmlProcessInfo_v2_t);
 typedef ABI(nvmlProcessInfo_v2_t) ABI(nvmlProcessInfo_t); /* version 3 kept version 2's layout */
+
+typedef struct {
+    unsigned int multiprocessorCount, sharedCopyEngineCount, sharedDecoderCount, sharedEncoderCount;
+    unsigned int sharedJpegCount, sharedOfaCount, gpuInstanceSliceCount, computeInstanceSliceCount;
+    unsigned long long memorySizeMB;
+} ABI(nvmlDeviceAttributes_t);
 
 typedef struct {
     unsigned int pid;
