@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from . import changes
 from .host import SimulatedHost, change
+from .mig import layout, partition
 from .programs import SimulationError
 from .running_host import environment_of, find_running
 from .state import (
@@ -54,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = f"changes:\n{changes.explanation()}"
     parser.usage = (
-        "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] -- COMMAND…\n"
+        "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] [--mig …]… -- "
+        "COMMAND…\n"
         "       gpuspawner simulate --change CHANGE…\n"
         "       gpuspawner simulate --join -- COMMAND…"
     )
@@ -78,6 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(TOPOLOGIES),
         help="how the GPUs are connected, as `nvidia-smi topo -m` shows it; without it, that isn't "
         "told",
+    )
+    parser.add_argument(
+        "--mig",
+        metavar="GPU:PROFILES",
+        action="append",
+        type=_mig,
+        default=[],
+        help="divide a GPU, by index or `all`, into MIG instances: '0: 3g.20gb, 1g.5gb x4'; "
+        "`none` for MIG mode without instances; may be repeated",
     )
     parser.add_argument(
         "--change",
@@ -116,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
         state = describe(models(arguments.model, arguments.gpus), arguments.driver)
         if arguments.topology:
             state = TOPOLOGIES[arguments.topology](state)
+        for key, profiles in arguments.mig:
+            state = divided(state, key, profiles)
     except ValueError as error:
         return _failed(error, 2)
     except SimulationError as error:
@@ -142,6 +155,29 @@ def _gpus(text: str) -> int:
 def _model(text: str) -> tuple[str, int | None]:
     name, colon, count = text.partition(":")
     return model_called(name), _gpus(count) if colon else None
+
+
+def _mig(text: str) -> tuple[str, list[str]]:
+    key, colon, profiles = text.removeprefix("gpu ").partition(":")
+    if not colon or not (key.strip().isdecimal() or key.strip() == "all"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} isn't a GPU's index, or all, and MIG profiles, as in '0: 1g.10gb x7'"
+        )
+    try:
+        return key.strip(), layout(profiles)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def divided(state: State, key: str, profiles: Sequence[str]) -> State:
+    """Return a host with a GPU, by index, or `all` of them divided into MIG instances.
+
+    Raises:
+        ValueError: there is no such GPU, or it can't have such instances.
+    """
+    for index in range(len(state.gpus)) if key == "all" else (int(key),):
+        state = partition(state, index, profiles)
+    return state
 
 
 def _change(text: str) -> changes.Change:
