@@ -104,6 +104,18 @@ SCENARIOS = [
         "MIG mode",
     ),
     Scenario(
+        "it enters MIG mode at its next reset",
+        {"mig_pending": True},
+        {"state": "excluded", "mig": False, "mig_pending": True},
+        "enters MIG mode",
+    ),
+    Scenario(
+        "it leaves MIG mode at its next reset",
+        {"mig": True, "mig_pending": False},
+        {"state": "excluded", "mig": True, "mig_pending": False},
+        "leaves MIG mode",
+    ),
+    Scenario(
         "compute mode prohibited",
         {"compute_mode": "prohibited"},
         {"state": "excluded", "compute_mode": "prohibited"},
@@ -271,11 +283,11 @@ def test_one_gpu(program: Program, scenario: Scenario) -> None:
 def test_every_needed_question_that_fails_makes_a_gpu_unknown(program: Program) -> None:
     """Whatever fails with whatever code, a GPU with a process on it never looks at rest."""
     functions = program.run(
-        "import pynvml, gpuspawner.gpus.nvml, re, inspect;"
+        "import pynvml, re, inspect; from gpuspawner.gpus import nvml, nvml_queries;"
         "result = sorted(set(re.findall(r'pynvml\\.(nvmlDevice\\w+)',"
-        " inspect.getsource(gpuspawner.gpus.nvml))))"
+        " inspect.getsource(nvml) + inspect.getsource(nvml_queries))))"
     )
-    assert "nvmlDeviceGetMigMode" in functions
+    assert {"nvmlDeviceGetMigMode", "nvmlDeviceGetMemoryInfo"} <= set(functions)
     symbols = {"nvmlDeviceGetHandleByIndex": "nvmlDeviceGetHandleByIndex_v2"}
     busy = HOST.with_gpu(0, processes=((41, 2000),))
     for function in [*functions, "nvmlDeviceGetMemoryInfo_v2"]:
