@@ -113,6 +113,31 @@ typedef enum {
     ABI(NVML_NVLINK_DEVICE_TYPE_SWITCH) = 2, ABI(NVML_NVLINK_DEVICE_TYPE_UNKNOWN) = 255
 } ABI(nvmlIntNvLinkDeviceType_t);
 
+typedef struct ABI(nvmlEventSet_st) *ABI(nvmlEventSet_t);
+
+typedef struct {
+    ABI(nvmlDevice_t) device;
+    unsigned long long eventType, eventData;
+    unsigned int gpuInstanceId, computeInstanceId;
+} ABI(nvmlEventData_t);
+
+typedef struct {
+    unsigned int version;
+    unsigned char clusterUuid[16];
+    ABI(nvmlReturn_t) status;
+    unsigned int cliqueId;
+    unsigned char state;
+    unsigned int healthMask;
+} ABI(nvmlGpuFabricInfo_v2_t);
+typedef ABI(nvmlGpuFabricInfo_v2_t) ABI(nvmlGpuFabricInfoV_t);
+
+typedef struct {
+    unsigned char clusterUuid[16];
+    ABI(nvmlReturn_t) status;
+    unsigned int cliqueId;
+    unsigned char state;
+} ABI(nvmlGpuFabricInfo_t);
+
 typedef union {
     double dVal;
     int siVal;

@@ -64,6 +64,10 @@ HIDDEN nvmlReturn_t answer_pci(const char *bus_id, nvmlPciInfo_t *pci);
     struct instance *instance = NULL; \
     RETURN_IF_FAILED(enter_device(__func__, &state, &gpu, &instance, device, question))
 
+/* What drivers before this branch don't have, as a library without the symbol says it. */
+#define NEED_DRIVER(branch) \
+    RETURN_IF_FAILED(number(state->driver) < (branch) ? NVML_ERROR_FUNCTION_NOT_FOUND : NVML_SUCCESS)
+
 #define NEED(pointer) RETURN_IF_FAILED((pointer) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT)
 
 #endif

@@ -404,12 +404,3 @@ nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyTyp
     (void)violTime;
     return NVML_ERROR_NOT_SUPPORTED;
 }
-
-nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount, nvmlFieldValue_t *values)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    NEED(values && valuesCount > 0);
-    for (int i = 0; i < valuesCount; i++) /* each field answers for itself, and we know none */
-        values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
-    return NVML_SUCCESS;
-}

@@ -177,3 +177,10 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
         }
     return NVML_SUCCESS;
 }
+
+/* Off on all but a machine whose administrator has turned it on. */
+nvmlReturn_t nvmlDeviceGetAccountingMode(nvmlDevice_t device, nvmlEnableState_t *mode)
+{
+    ENTER_GPU(ABOUT_CONDITION);
+    return answer_switch(0, mode);
+}
