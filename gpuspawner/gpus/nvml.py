@@ -29,6 +29,7 @@ from .nvml_queries import (
     MAX_TEXT,
     call,
     count_processes,
+    has_host_memory,
     query,
     query_optional,
     query_text,
@@ -245,6 +246,7 @@ def _read_gpu(index: int) -> GPUFacts:
         memory = required(read_memory, handle) or (None, None)
         known["memory_total_mib"], known["memory_used_mib"] = memory
         known["processes"] = required(count_processes, handle)
+        known["host_memory"] = has_host_memory(handle)
         known["utilization_percent"] = _read_utilization(handle)
         known["state"], known["reason"], known["warning"] = _read_health(handle)
         known["needs_reset"] = known["warning"] == REPAIR_PENDING

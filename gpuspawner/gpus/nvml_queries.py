@@ -99,3 +99,23 @@ def query_array(question: Callable[..., int], handle: Any) -> tuple[int, int]:
     answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry of any version
     count = ctypes.c_uint(room)
     return question(handle, ctypes.byref(count), answer), count.value
+
+
+class _AddressingMode(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint), ("value", ctypes.c_uint))
+
+
+# ref: nvmlDeviceGetAddressingMode, since driver 580
+_ADDRESSING_MODE_V1 = ctypes.sizeof(_AddressingMode) | 1 << 24
+_ATS = 2
+
+
+def has_host_memory(handle: Any) -> bool:
+    """Return whether the GPU's memory is a part of the host's; False if NVML doesn't tell."""
+    mode = _AddressingMode(_ADDRESSING_MODE_V1, 0)
+    try:
+        # Bypasses pynvml, whose older releases don't know it.
+        question = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetAddressingMode")
+    except pynvml.NVMLError_FunctionNotFound:
+        return False
+    return question(handle, ctypes.byref(mode)) == pynvml.NVML_SUCCESS and mode.value == _ATS

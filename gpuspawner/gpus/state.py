@@ -59,6 +59,8 @@ class GPUFacts:
     `mig` is whether it is in MIG mode, `mig_pending` whether it will be after its next reset.
     `instances` are its MIG instances, in NVML's order; () if it has none or doesn't tell. They
     could be handed out where its state is "mig"; any other state of it is theirs as well.
+    `host_memory` is whether its memory is a part of the host's (GH200), which uses it as its own:
+    memory in use says nothing of who computes then.
     `needs_reset` is whether a repair of it waits for a reset, and it works until then.
     `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
     Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
@@ -81,6 +83,7 @@ class GPUFacts:
     in_use: bool = False
     warning: str = ""
     needs_reset: bool = False
+    host_memory: bool = False
     links: tuple[tuple[str, int], ...] = ()
     instances: tuple[MIGInstance, ...] = ()
 
@@ -139,6 +142,8 @@ def _describe_use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
         return lazy_ngettext(
             "A process computes on it.", "%(num)s processes compute on it.", gpu.processes
         )
+    if gpu.host_memory and gpu.processes is not None:
+        return ""
     if memory_threshold_mib is None:
         share = (gpu.memory_total_mib or 0) * IN_USE_FROM_PERCENT // 100
         memory_threshold_mib = max(IN_USE_FROM_MIB, share)

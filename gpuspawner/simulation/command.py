@@ -17,6 +17,7 @@ from typing import NoReturn
 from . import changes
 from .host import SimulatedHost, change
 from .mig import layout, partition
+from .presets import PRESETS
 from .programs import SimulationError
 from .running_host import environment_of, find_running
 from .state import (
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] [--mig …]… -- "
         "COMMAND…\n"
+        "       gpuspawner simulate --preset NAME [--mig …]… -- COMMAND…\n"
         "       gpuspawner simulate --change CHANGE…\n"
         "       gpuspawner simulate --join -- COMMAND…"
     )
@@ -72,14 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which (default: {DEFAULT_MODEL}), and how many of them; may be repeated. "
         f"One of {', '.join(MODELS)}",
     )
-    parser.add_argument(
-        "--driver", metavar="VERSION", default=DEFAULT_DRIVER, help="default: %(default)s"
-    )
+    parser.add_argument("--driver", metavar="VERSION", help=f"default: {DEFAULT_DRIVER}")
     parser.add_argument(
         "--topology",
         choices=tuple(TOPOLOGIES),
         help="how the GPUs are connected, as `nvidia-smi topo -m` shows it; without it, that isn't "
         "told",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="a whole machine in place of --gpus, --model, --driver and --topology: "
+        + "; ".join(f"{name}, {each.summary}" for name, each in PRESETS.items()),
     )
     parser.add_argument(
         "--mig",
@@ -124,9 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError("COMMAND is missing: gpuspawner simulate -- COMMAND")
         if arguments.join:
             return _join(words)
-        state = describe(models(arguments.model, arguments.gpus), arguments.driver)
-        if arguments.topology:
-            state = TOPOLOGIES[arguments.topology](state)
+        state = _described(arguments)
         for key, profiles in arguments.mig:
             state = divided(state, key, profiles)
     except ValueError as error:
@@ -139,6 +143,18 @@ def run(arguments: argparse.Namespace) -> int:
         return _failed(error, 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _described(arguments: argparse.Namespace) -> State:
+    """Return the state that the arguments ask for, before `--mig`."""
+    named = [arguments.gpus, arguments.driver, arguments.topology]
+    if arguments.preset:
+        if arguments.model or named != [None] * len(named):
+            raise ValueError("--preset says all of it: leave --gpus, --model, --driver, --topology")
+        return PRESETS[arguments.preset].state()
+    driver = arguments.driver or DEFAULT_DRIVER
+    state = describe(models(arguments.model, arguments.gpus), driver)
+    return TOPOLOGIES[arguments.topology](state) if arguments.topology else state
 
 
 def _failed(error: Exception, status: int) -> int:

@@ -64,6 +64,10 @@ _H200 = {
     **{"1g.18gb": 16384, "1g.18gb+me": 16384, "1g.35gb": 33280, "2g.35gb": 33280},
     **{"3g.71gb": 71168, "4g.71gb": 71168, "7g.141gb": 143360},
 }
+_GH200 = {
+    **{"1g.12gb": 11264, "1g.12gb+me": 11264, "1g.24gb": 23552, "2g.24gb": 23552},
+    **{"3g.48gb": 47616, "4g.48gb": 47616, "7g.96gb": 95232},
+}
 _B200 = {
     **{"1g.23gb": 22016, "1g.23gb+me": 22016, "1g.45gb": 45056, "2g.45gb": 45056},
     **{"3g.90gb": 90112, "4g.90gb": 90112, "7g.180gb": 182272},
@@ -74,14 +78,15 @@ _B200 = {
 class Model:
     """A GPU model as NVML shows it: its name, memory (MiB), compute capability, power limit (W).
 
+    Memory that is the host's, on a system on one chip, is None, and so is a limit that isn't told.
     `mig_profiles` has an instance's memory (MiB) for each MIG profile, and is empty without MIG;
     `mig_slices` are the compute slices that its instances share.
     """
 
     name: str
-    memory_total_mib: int
+    memory_total_mib: int | None
     compute_capability: tuple[int, int]
-    power_limit_watts: int
+    power_limit_watts: int | None
     mig_profiles: Mapping[str, int] = field(default_factory=dict)
     has_fan: bool = False
     has_ecc: bool = True
@@ -101,11 +106,14 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "A100-PCIe-40GB": Model("NVIDIA A100-PCIE-40GB", 40960, (8, 0), 250, _A100_40GB),
         "A100-PCIe-80GB": Model("NVIDIA A100 80GB PCIe", 81920, (8, 0), 300, _A100_80GB),
         "B200": Model("NVIDIA B200", 183359, (10, 0), 1000, _B200),
+        "GB10": Model("NVIDIA GB10", None, (12, 1), None, has_ecc=False),
+        "GH200": Model("NVIDIA GH200 480GB", 97871, (9, 0), 900, _GH200),
         "H100": Model("NVIDIA H100 80GB HBM3", 81559, (9, 0), 700, _H100),
         "H100-PCIe": Model("NVIDIA H100 PCIe", 81559, (9, 0), 350, _H100),
         "H200": Model("NVIDIA H200", 143771, (9, 0), 700, _H200),
         "L4": Model("NVIDIA L4", 23034, (8, 9), 72),
         "L40S": Model("NVIDIA L40S", 46068, (8, 9), 350),
+        "Orin": Model("Orin (nvgpu)", None, (8, 7), None, has_ecc=False),
         "RTX-2080-Ti": Model(
             "NVIDIA GeForce RTX 2080 Ti", 11264, (7, 5), 250, has_fan=True, has_ecc=False
         ),

@@ -483,7 +483,7 @@ def _idle(model: Model, minor_number: int) -> SimulatedGPU:
         bus_id=f"00000000:{0x07 + 3 * minor_number:02X}:00.0",
         serial=str(1_320_000_000_000 + int(digits[32:40], 16)) if model.has_ecc else None,
         memory_total_mib=model.memory_total_mib,
-        memory_reserved_mib=model.memory_total_mib // 64,
+        memory_reserved_mib=(model.memory_total_mib or 0) // 64,
         compute_capability=model.compute_capability,
         mig=False if model.mig_profiles else None,
         mig_slices=model.mig_slices,
