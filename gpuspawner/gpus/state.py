@@ -103,7 +103,10 @@ def derive_state(
         memory_threshold_mib: as for `nvml.read`.
         excluded: UUIDs, in lower case, of the GPUs that the administrator excludes.
     """
-    used_by = _describe_use(gpu, memory_threshold_mib)
+    # The host's own use of memory that is its, too, says nothing.
+    only_processes = gpu.host_memory and gpu.processes is not None
+    measured = replace(gpu, memory_used_mib=None) if only_processes else gpu
+    used_by = _describe_use(measured, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
         reason = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
@@ -142,8 +145,6 @@ def _describe_use(gpu: GPUFacts, memory_threshold_mib: int | None) -> str:
         return lazy_ngettext(
             "A process computes on it.", "%(num)s processes compute on it.", gpu.processes
         )
-    if gpu.host_memory and gpu.processes is not None:
-        return ""
     if memory_threshold_mib is None:
         share = (gpu.memory_total_mib or 0) * IN_USE_FROM_PERCENT // 100
         memory_threshold_mib = max(IN_USE_FROM_MIB, share)
