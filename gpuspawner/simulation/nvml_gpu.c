@@ -192,8 +192,9 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *me
 
 nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1Memory_t *bar1Memory)
 {
-    ENTER_GPU(ABOUT_CONDITION);
+    ENTER_DEVICE(ABOUT_CONDITION);
     NEED(bar1Memory);
+    RETURN_IF_FAILED(check_privileges(state, gpu, instance));
     bar1Memory->bar1Total = 256 * MIB;
     bar1Memory->bar1Used = 1 * MIB;
     bar1Memory->bar1Free = 255 * MIB;

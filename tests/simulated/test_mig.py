@@ -71,6 +71,7 @@ ANSWERS: list[tuple[str, Any]] = [
     ("nvmlDeviceGetMemoryInfo(mig[0]).total", 20096 * MIB),
     ("nvmlDeviceGetMemoryInfo(mig[0], nvmlMemory_v2).used", 500 * MIB),
     ("nvmlDeviceGetMemoryInfo(gpu, nvmlMemory_v2).used", 507 * MIB),
+    ("nvmlDeviceGetBAR1MemoryInfo(mig[0]).bar1Total", 256 * MIB),
     ("nvmlDeviceGetUtilizationRates(mig[0])", 3),
     ("nvmlDeviceGetUtilizationRates(gpu)", 3),
     ("[p.pid for p in nvmlDeviceGetComputeRunningProcesses(mig[0])]", [4194305]),
