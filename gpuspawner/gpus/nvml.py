@@ -67,6 +67,8 @@ _lock = threading.Lock()
 _is_initialised = False
 # The UUIDs of the GPUs that were last there -> the links of each.
 _links: dict[tuple[str, ...], Links] = {}
+# The UUIDs of all GPUs, by index, as of the last read in which each told its own.
+_uuids: tuple[str, ...] = ()
 
 
 def read(
@@ -115,8 +117,13 @@ def read(
 
 
 def close() -> None:
-    """Shut NVML down until the next `read`, so that the driver can be unloaded or a GPU reset."""
+    """Shut NVML down until the next `read`, so that the driver can be unloaded or a GPU reset.
+
+    What is remembered of the GPUs is forgotten.
+    """
+    global _uuids
     with _lock:
+        _uuids = ()
         _shut_down_nvml()
 
 
@@ -141,7 +148,7 @@ def _read_locked(memory_threshold_mib: int | None, excluded: frozenset[str]) -> 
         _shut_down_nvml()
     gpus = (
         replace(derive_state(gpu, memory_threshold_mib, excluded), links=links.get(gpu.uuid, ()))
-        for gpu in without_duplicate_uuids(inventory.gpus)
+        for gpu in without_duplicate_uuids(_with_remembered_uuids(inventory.gpus))
     )
     return replace(inventory, gpus=tuple(gpus))
 
@@ -151,6 +158,23 @@ def _read_anew() -> Inventory:
     _shut_down_nvml()
     _init_nvml()
     return _read_host()
+
+
+def _with_remembered_uuids(gpus: tuple[GPUFacts, ...]) -> tuple[GPUFacts, ...]:
+    """Return the GPUs with the UUIDs of those that don't tell theirs any more.
+
+    A GPU that has fallen off the bus has no handle, and is still the one that somebody holds. It is
+    known by its index where all others are at their own.
+    """
+    global _uuids
+    told = [gpu.uuid for gpu in gpus]
+    if None not in told:
+        _uuids = tuple(map(str, told))
+    elif len(told) == len(_uuids) and all(
+        uuid in (None, before) for uuid, before in zip(told, _uuids, strict=True)
+    ):
+        return tuple(replace(gpu, uuid=before) for gpu, before in zip(gpus, _uuids, strict=True))
+    return gpus
 
 
 def _links_of(gpus: Collection[GPUFacts]) -> Mapping[str | None, tuple[tuple[str, int], ...]]:

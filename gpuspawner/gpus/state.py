@@ -62,9 +62,9 @@ class GPUFacts:
     `host_memory` is whether its memory is a part of the host's (GH200), which uses it as its own:
     memory in use says nothing of who computes then.
     `needs_reset` is whether a repair of it waits for a reset, and it works until then.
-    `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
-    Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
-    compute processes, not graphics ones.
+    `uuid` is None if NVML can't read it and never could. Other fields are None if NVML doesn't
+    support the query. Memory is in MiB, without the driver's own (with it on drivers before 510);
+    `processes` counts compute processes, not graphics ones.
     """
 
     uuid: str | None
