@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,20 +24,26 @@ from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import printable
 from .missing_driver import own_container_id
 from .nvml_links import Links, read_links
-from .state import GPUFacts, InventoryState, derive_state, without_duplicate_uuids
+from .nvml_mig import read_instances
+from .nvml_queries import (
+    MAX_TEXT,
+    call,
+    count_processes,
+    has_host_memory,
+    query,
+    query_optional,
+    query_text,
+    read_memory,
+)
+from .state import GPUFacts, InventoryState, derive_state, has_mig, without_duplicate_uuids
 
-MIB = 1024 * 1024
 # How long a read waits for another thread's read that hangs in the driver.
 LOCK_TIMEOUT_SECONDS = 20.0
 # No machine has more: a larger count means that the library is broken.
 MAX_GPUS = 256
-MAX_PROCESSES = 100_000
 REPAIR_PENDING = "A repair of its memory waits for the next reset or reboot."
-# How much is taken of a text of NVML's, in characters; its own names have 96 at most.
-MAX_TEXT = 200
 
 _UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
-_ARGUMENT_VERSION_MISMATCH = 25  # older nvidia-ml-py has no name for it
 _COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exclusive_process"}
 
 
@@ -61,6 +67,8 @@ _lock = threading.Lock()
 _is_initialised = False
 # The UUIDs of the GPUs that were last there -> the links of each.
 _links: dict[tuple[str, ...], Links] = {}
+# The UUIDs of all GPUs, by index, as of the last read in which each told its own.
+_uuids: tuple[str, ...] = ()
 
 
 def read(
@@ -72,8 +80,9 @@ def read(
 
     NVML stays initialised between reads, since its start can take seconds. It is shut down after a
     read in which something failed or a GPU waits for a reset, so that a reloaded driver is found
-    and the GPU can be reset (the driver refuses that while a program holds the GPU). `close` shuts
-    it down, too.
+    and the GPU can be reset (the driver refuses that while a program holds the GPU). The same goes
+    for a GPU in MIG mode, or about to be: only a new session sees which instances there are now,
+    and the administrator can't change the mode beside one. `close` shuts it down, too.
 
     Args:
         memory_threshold_mib: a GPU with more memory than this in use counts as in use.
@@ -108,8 +117,13 @@ def read(
 
 
 def close() -> None:
-    """Shut NVML down until the next `read`, so that the driver can be unloaded or a GPU reset."""
+    """Shut NVML down until the next `read`, so that the driver can be unloaded or a GPU reset.
+
+    What is remembered of the GPUs is forgotten.
+    """
+    global _uuids
     with _lock:
+        _uuids = ()
         _shut_down_nvml()
 
 
@@ -124,17 +138,43 @@ def _read_locked(memory_threshold_mib: int | None, excluded: frozenset[str]) -> 
         if not kept:
             raise
         # The driver may have been reloaded since the last read: initialise NVML again, once.
-        _shut_down_nvml()
-        _init_nvml()
-        inventory = _read_host()
+        inventory = _read_anew()
+        kept = False
+    if kept and any(map(has_mig, inventory.gpus)):
+        # It was begun before there was MIG: a session sees the instances of its beginning.
+        inventory = _read_anew()
     links = _links_of(inventory.gpus)
-    if any(gpu.state != "ok" or gpu.needs_reset for gpu in inventory.gpus):
+    if any(gpu.state != "ok" or gpu.needs_reset or has_mig(gpu) for gpu in inventory.gpus):
         _shut_down_nvml()
     gpus = (
         replace(derive_state(gpu, memory_threshold_mib, excluded), links=links.get(gpu.uuid, ()))
-        for gpu in without_duplicate_uuids(inventory.gpus)
+        for gpu in without_duplicate_uuids(_with_remembered_uuids(inventory.gpus))
     )
     return replace(inventory, gpus=tuple(gpus))
+
+
+def _read_anew() -> Inventory:
+    """Read in a new session of NVML."""
+    _shut_down_nvml()
+    _init_nvml()
+    return _read_host()
+
+
+def _with_remembered_uuids(gpus: tuple[GPUFacts, ...]) -> tuple[GPUFacts, ...]:
+    """Return the GPUs with the UUIDs of those that don't tell theirs any more.
+
+    A GPU that has fallen off the bus has no handle, and is still the one that somebody holds. It is
+    known by its index where all others are at their own.
+    """
+    global _uuids
+    told = [gpu.uuid for gpu in gpus]
+    if None not in told:
+        _uuids = tuple(map(str, told))
+    elif len(told) == len(_uuids) and all(
+        uuid in (None, before) for uuid, before in zip(told, _uuids, strict=True)
+    ):
+        return tuple(replace(gpu, uuid=before) for gpu, before in zip(gpus, _uuids, strict=True))
+    return gpus
 
 
 def _links_of(gpus: Collection[GPUFacts]) -> Mapping[str | None, tuple[tuple[str, int], ...]]:
@@ -182,7 +222,7 @@ def _without_library() -> Inventory:
 
 
 def _read_host() -> Inventory:
-    driver = _query_text(pynvml.nvmlSystemGetDriverVersion)
+    driver = query_text(pynvml.nvmlSystemGetDriverVersion)
     if not re.match(r"\d+\.\d", driver):
         raise InventoryError(
             lazy_gettext(
@@ -203,7 +243,7 @@ def _read_host() -> Inventory:
 
 
 def _read_cuda_version() -> str | None:
-    version = _query_optional(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
+    version = query_optional(pynvml.nvmlSystemGetCudaDriverVersion)  # 12080 is 12.8
     return f"{version // 1000}.{version % 1000 // 10}" if version and version > 0 else None
 
 
@@ -214,19 +254,23 @@ def _read_gpu(index: int) -> GPUFacts:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         known["uuid"] = _read_uuid(handle)
         known["name"] = (
-            _query_optional(_query_text, pynvml.nvmlDeviceGetName, handle) or GPUFacts.name
+            query_optional(query_text, pynvml.nvmlDeviceGetName, handle) or GPUFacts.name
         )
         capability = pynvml.nvmlDeviceGetCudaComputeCapability
-        known["compute_capability"] = _query_optional(capability, handle)
-        mig = _query(pynvml.nvmlDeviceGetMigMode, handle)
-        known["mig"] = None if mig is None else mig[0] != 0
+        known["compute_capability"] = query_optional(capability, handle)
+        mig = query(pynvml.nvmlDeviceGetMigMode, handle)
+        if mig is not None:
+            known["mig"], known["mig_pending"] = (mode != 0 for mode in mig)
         # In a container, or without privileges, a GPU in MIG mode says little of itself.
-        required = _query_optional if known["mig"] else _call
-        mode = _query(pynvml.nvmlDeviceGetComputeMode, handle)
+        required = query_optional if known.get("mig") else call
+        if known.get("mig"):
+            known["instances"] = read_instances(handle, known["uuid"])
+        mode = required(query, pynvml.nvmlDeviceGetComputeMode, handle)
         known["compute_mode"] = _COMPUTE_MODES.get(mode)
-        memory = required(_read_memory, handle) or (None, None)
+        memory = required(read_memory, handle) or (None, None)
         known["memory_total_mib"], known["memory_used_mib"] = memory
-        known["processes"] = required(_count_processes, handle)
+        known["processes"] = required(count_processes, handle)
+        known["host_memory"] = has_host_memory(handle)
         known["utilization_percent"] = _read_utilization(handle)
         known["state"], known["reason"], known["warning"] = _read_health(handle)
         known["needs_reset"] = known["warning"] == REPAIR_PENDING
@@ -237,98 +281,15 @@ def _read_gpu(index: int) -> GPUFacts:
     return GPUFacts(**known)
 
 
-# NVML queries -------------------------------------------------------------------------------------
-
-
-def _query(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return NVML's answer; None if the GPU or the driver doesn't support the query."""
-    try:
-        return function(*arguments)
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
-        return None
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return NVML's answer to a query that is required."""
-    return function(*arguments)
-
-
-def _query_optional(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return NVML's answer to an optional query; None if it fails, unless the GPU itself has."""
-    try:
-        return _query(function, *arguments)
-    except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
-        raise
-    except pynvml.NVMLError:
-        return None
-
-
-def _query_text(function: Callable[..., Any], *arguments: Any) -> str:
-    # Bypasses pynvml's wrapper, which fails if the text isn't UTF-8.
-    text = getattr(function, "__wrapped__", function)(*arguments)
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-    return printable(text, MAX_TEXT)
-
-
 def _read_uuid(handle: Any) -> str:
-    uuid = _query_text(pynvml.nvmlDeviceGetUUID, handle)
+    uuid = query_text(pynvml.nvmlDeviceGetUUID, handle)
     if not _UUID.match(uuid):
         raise ValueError(f"its UUID is {uuid!r}")
     return uuid
 
 
-def _read_memory(handle: Any) -> tuple[int | None, int | None]:
-    """Return total and used memory in MiB; version 1 of the query counts the driver's as used."""
-    try:
-        memory = _query(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
-    except pynvml.NVMLError as error:
-        # The driver doesn't know this version of the struct.
-        if error.value not in (pynvml.NVML_ERROR_INVALID_ARGUMENT, _ARGUMENT_VERSION_MISMATCH):
-            raise
-        memory = None
-    memory = memory or _query(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    if memory is None:
-        return None, None
-    if memory.total == 0 or memory.used > memory.total:
-        raise ValueError(f"it says that {memory.used} of {memory.total} bytes are used")
-    return memory.total // MIB, memory.used // MIB
-
-
-def _count_processes(handle: Any) -> int | None:
-    """Return the number of the GPU's compute processes; None if NVML doesn't support the query.
-
-    Their ids are of no use: a hub inside a container sees other ids, or zeros.
-    """
-    # Bypasses pynvml, whose releases know different versions of this query and of its struct.
-    for version in ("_v3", "_v2", ""):  # since driver 510, since 450, all drivers
-        try:
-            name = f"nvmlDeviceGetComputeRunningProcesses{version}"
-            code, count = _query_array(pynvml._nvmlGetFunctionPointer(name), handle)
-        except pynvml.NVMLError_FunctionNotFound:
-            continue
-        if code == pynvml.NVML_SUCCESS:
-            return count
-        if code == pynvml.NVML_ERROR_NOT_SUPPORTED:
-            return None
-        if code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
-            raise pynvml.NVMLError(code)
-    return None
-
-
-def _query_array(question: Callable[..., int], handle: Any) -> tuple[int, int]:
-    """Return code and count of a query that fills an array: called for the size, then again."""
-    count = ctypes.c_uint(0)
-    code = question(handle, ctypes.byref(count), None)
-    if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value > MAX_PROCESSES:
-        return code, count.value
-    room = count.value * 2 + 5  # processes may start in between
-    answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry of any version
-    count = ctypes.c_uint(room)
-    return question(handle, ctypes.byref(count), answer), count.value
-
-
 def _read_utilization(handle: Any) -> int | None:
-    rates = _query_optional(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    rates = query_optional(pynvml.nvmlDeviceGetUtilizationRates, handle)
     return rates.gpu if rates is not None and rates.gpu <= 100 else None
 
 
@@ -339,8 +300,8 @@ def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
     ref: https://docs.nvidia.com/deploy/dynamic-page-retirement/
     """
     try:
-        rows = _query(pynvml.nvmlDeviceGetRemappedRows, handle)
-        pages_pending = _query(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
+        rows = query(pynvml.nvmlDeviceGetRemappedRows, handle)
+        pages_pending = query(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
     except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
         raise
     except pynvml.NVMLError as error:

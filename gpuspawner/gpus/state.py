@@ -28,7 +28,8 @@ class MIGInstance:
             neither its name nor its attributes tell.
         memory_total_mib: its memory, MiB; None if NVML doesn't tell.
         memory_used_mib: how much of it is in use, MiB; None if NVML doesn't tell.
-        processes: the number of its compute processes; None if NVML doesn't tell.
+        processes: the number of its compute processes; None if NVML doesn't tell. Without this
+            and `memory_used_mib` it isn't known whether the instance is in use.
         slices: how many of the GPU's compute slices it has; all of them if NVML doesn't tell.
         of_slices: the most compute slices that instances of this GPU can have: 7 on an A100, 4 on
             an A30. `slices / of_slices` is its share of the GPU.
@@ -55,11 +56,15 @@ class GPUFacts:
     if `state` isn't "ok" or the GPU is in use; `warning` is one if it works but needs attention.
 
     `links` are pairs of another GPU's UUID and how close it is (`links.closeness`).
-    `instances` are its MIG instances, in NVML's order; () if it has none or doesn't tell.
+    `mig` is whether it is in MIG mode, `mig_pending` whether it will be after its next reset.
+    `instances` are its MIG instances, in NVML's order; () if it has none or doesn't tell. They
+    could be handed out where its state is "mig"; any other state of it is theirs as well.
+    `host_memory` is whether its memory is a part of the host's (GH200), which uses it as its own:
+    memory in use says nothing of who computes then.
     `needs_reset` is whether a repair of it waits for a reset, and it works until then.
-    `uuid` is None if NVML can't read it. Other fields are None if NVML doesn't support the query.
-    Memory is in MiB, without the driver's own (with it on drivers before 510); `processes` counts
-    compute processes, not graphics ones.
+    `uuid` is None if NVML can't read it and never could. Other fields are None if NVML doesn't
+    support the query. Memory is in MiB, without the driver's own (with it on drivers before 510);
+    `processes` counts compute processes, not graphics ones.
     """
 
     uuid: str | None
@@ -70,6 +75,7 @@ class GPUFacts:
     utilization_percent: int | None = None
     processes: int | None = None
     mig: bool | None = None
+    mig_pending: bool | None = None
     compute_mode: str | None = None
     compute_capability: tuple[int, int] | None = None
     state: InventoryState = "ok"
@@ -77,8 +83,14 @@ class GPUFacts:
     in_use: bool = False
     warning: str = ""
     needs_reset: bool = False
+    host_memory: bool = False
     links: tuple[tuple[str, int], ...] = ()
     instances: tuple[MIGInstance, ...] = ()
+
+
+def has_mig(gpu: GPUFacts) -> bool:
+    """Return whether a GPU is in MIG mode, or will be after its next reset."""
+    return bool(gpu.mig or gpu.mig_pending)
 
 
 def derive_state(
@@ -91,15 +103,24 @@ def derive_state(
         memory_threshold_mib: as for `nvml.read`.
         excluded: UUIDs, in lower case, of the GPUs that the administrator excludes.
     """
-    used_by = describe_use(
-        gpu.processes, gpu.memory_used_mib, gpu.memory_total_mib, memory_threshold_mib
-    )
+    # The host's own use of memory that is its, too, says nothing.
+    only_processes = gpu.host_memory and gpu.processes is not None
+    used_mib = None if only_processes else gpu.memory_used_mib
+    used_by = describe_use(gpu.processes, used_mib, gpu.memory_total_mib, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
         reason = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
         return replace(gpu, state="excluded", reason=reason)
     if gpu.state != "ok":
         return gpu
+    if gpu.mig_pending not in (None, gpu.mig):
+        # Whoever had it, or an instance of it, would keep the mode from changing.
+        reason = (
+            lazy_gettext("It leaves MIG mode at its next reset, and isn't handed out before.")
+            if gpu.mig
+            else lazy_gettext("It enters MIG mode at its next reset, and isn't handed out before.")
+        )
+        return replace(gpu, state="excluded", reason=reason)
     if gpu.mig:
         return replace(
             gpu, state="mig", reason=lazy_gettext("It is in MIG mode, and not handed out whole.")

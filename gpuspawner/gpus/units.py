@@ -60,7 +60,7 @@ def split(gpu: GPU, shared: Mapping[str, int], instances: Sequence[MIGInstance])
         shared: as for `slots_for`.
         instances: its MIG instances.
     """
-    if gpu.state == "mig":
+    if gpu.state == "mig" or instances:
         return [gpu, *(_instance(gpu, each, number) for number, each in enumerate(instances))]
     slots = slots_for(gpu, shared)
     # A GPU without a UUID can't be leased: there is no telling which one it is.
@@ -94,6 +94,9 @@ def _instance(gpu: GPU, seen: MIGInstance, number: int) -> GPU:
         reason=use,
         links=(),
     )
+    if gpu.state not in ("mig", "free", "foreign"):
+        # What is wrong with the GPU, or kept out, is so with each part of it.
+        return replace(unit, state=gpu.state, reason=gpu.reason)
     if not seen.profile:
         # It has to be called something, and nobody can ask for it.
         return replace(unit, kind="mig", state="unknown", reason=NO_PROFILE)

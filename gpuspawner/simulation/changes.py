@@ -6,9 +6,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from .state import SimulatedGPU, State
+from .events import with_event
+from .instances import SimulatedInstance
+from .mig import layout, partition, with_process, without_instance
+from .state import FABRIC_STATES, RECOVERY_ACTIONS, SimulatedGPU, State
 
 Change = Callable[[State], State]
+
+SWITCH: dict[str, str | None] = {"on": "on", "off": None}
+# What a remapping of memory rows needs.
+REMAPS: dict[str, str | None] = {"pending": "drain_and_reset", "failed": "none", "none": "none"}
+# NVML's bits of what keeps the clocks down; None: idleness alone.
+# ref: https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html
+CLOCKS: dict[str, int | None] = {
+    "free": None,
+    "power": 0x4,
+    "slowdown": 0x8,
+    "hot": 0x20,
+    "overheated": 0x48,
+    "power_brake": 0x88,
+}
 
 DRIVER_FAULTS = {
     "gone": "driver_not_loaded",
@@ -73,10 +90,114 @@ def _function_faults(faults: tuple[tuple, ...], function: str, code: str) -> tup
     return others if code == "works" else (*others, (function, _number(code, "an error code")))
 
 
-def _mig(state: State, key: str, word: str) -> State:
+def _has_mig(state: State, key: str, word: str) -> bool:
     if _gpu(state, key).mig is None:
         raise ValueError(f"GPU {key}, {_gpu(state, key).name}, has no MIG")
-    return _with(state, key, mig=_of({"on": "on", "off": None}, word) is not None)
+    return _of(SWITCH, word) is not None
+
+
+def _mig(state: State, key: str, word: str) -> State:
+    on = _has_mig(state, key, word)
+    kept = _gpu(state, key).instances if on else ()
+    return _with(state, key, mig=on, mig_pending=None, instances=kept)
+
+
+def _mig_pending(state: State, key: str, word: str) -> State:
+    on = _has_mig(state, key, word)
+    return _with(state, key, mig_pending=None if on == _gpu(state, key).mig else on)
+
+
+def _instances(state: State, key: str, text: str) -> State:
+    uuid = _gpu(state, key).uuid
+    return _event(partition(state, uuid, layout(text)), uuid, "mig_config")
+
+
+def _instance_gone(state: State, key: str, index: str) -> State:
+    uuid = _gpu(state, key).uuid
+    return _event(without_instance(state, uuid, _number(index, "INSTANCE")), uuid, "mig_config")
+
+
+def _instance_process(state: State, key: str, index: str, pid: str, mib: str) -> State:
+    numbers = _number(index, "INSTANCE"), _number(pid, "a process id")
+    size = None if mib == "ended" else _number(mib, "MiB")
+    return with_process(state, _gpu(state, key).uuid, *numbers, size)
+
+
+def _event(
+    state: State,
+    key: str,
+    kind: str,
+    data: int = 0,
+    instance: SimulatedInstance | None = None,
+) -> State:
+    place = (None, None) if instance is None else (instance.gi, instance.ci)
+    return _with(state, key, events=with_event(_gpu(state, key).events, kind, data, *place))
+
+
+def _xid(state: State, key: str, word: str, index: str | None = None) -> State:
+    number = _number(word, "an Xid")
+    if index is None:
+        return _event(state, key, "xid", number)
+    for each in _gpu(state, key).instances:
+        if each.index == _number(index, "INSTANCE"):
+            return _event(state, key, "xid", number, each)
+    raise ValueError(f"GPU {key} has no MIG instance {index}")
+
+
+def _ecc(state: State, key: str, word: str) -> State:
+    """Set the number of uncorrectable errors; more of them than before are an event."""
+    number, before = _number(word, "ERRORS"), _gpu(state, key)
+    if not before.ecc:
+        raise ValueError(f"GPU {key}, {before.name}, counts no memory errors")
+    state = _with(state, key, ecc_errors=number)
+    return _event(state, key, "double_bit_ecc") if number > before.ecc_errors else state
+
+
+def _remap(state: State, key: str, word: str) -> State:
+    gpu = _gpu(state, key)
+    if gpu.remap_pending is None:
+        raise ValueError(f"GPU {key}, {gpu.name}, remaps no rows")
+    _of(REMAPS, word)
+    repair = None if gpu.recovery_action is None else REMAPS[word]
+    state = _with(
+        state,
+        key,
+        remap_pending=word == "pending",
+        remap_failed=word == "failed",
+        recovery_action=repair,
+    )
+    return state if repair == gpu.recovery_action else _event(state, key, "recovery_action")
+
+
+def _reset(state: State, key: str) -> State:
+    gpu = _gpu(state, key)
+    if gpu.fault in ("lost", "unreachable"):
+        raise ValueError(f"GPU {key} can't be reset: it isn't on the bus")
+    changed = gpu.mig_pending not in (None, gpu.mig)
+    return _with(
+        state,
+        key,
+        fault=None,
+        mig=gpu.mig_pending if changed else gpu.mig,
+        mig_pending=None,
+        instances=() if changed else gpu.instances,
+        ecc_errors=0,
+        remap_pending=None if gpu.remap_pending is None else False,
+        retired_pages_pending=None if gpu.retired_pages_pending is None else False,
+        clocks_event_reasons=None,
+        recovery_action=None if gpu.recovery_action is None else "none",
+    )
+
+
+def _clocks(state: State, key: str, word: str) -> State:
+    if word not in CLOCKS:
+        raise ValueError(f"{word!r} isn't one of {', '.join(CLOCKS)}")
+    return _with(state, key, clocks_event_reasons=CLOCKS[word])
+
+
+def _recovery(state: State, key: str, word: str) -> State:
+    state = _with(state, key, recovery_action=word)
+    return _event(state, key, "recovery_action")
 
 
 # Words in capitals are placeholders; GPU is an index or a UUID. The first form that matches counts.
@@ -101,6 +222,11 @@ CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
         lambda state, key: _with(state, key, fault="lost"),
     ),
     (
+        "gpu GPU unreachable",
+        "it is lost, and NVML only says `Unknown Error`",
+        lambda state, key: _with(state, key, fault="unreachable"),
+    ),
+    (
         "gpu GPU sick",
         "it needs a reset",
         lambda state, key: _with(state, key, fault="reset_required"),
@@ -110,7 +236,39 @@ CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
         "it is neither lost nor sick",
         lambda state, key: _with(state, key, fault=None),
     ),
-    ("gpu GPU mig SWITCH", "MIG mode, on or off", _mig),
+    ("gpu GPU reset", "it was reset: repairs, errors and a pending MIG mode are done with", _reset),
+    ("gpu GPU xid NUMBER", "an Xid error is reported; see also `lost` for 79", _xid),
+    (
+        "gpu GPU xid NUMBER instance INSTANCE",
+        "the same, of one of its MIG instances",
+        lambda state, key, number, index: _xid(state, key, number, index),
+    ),
+    ("gpu GPU ecc ERRORS", "so many memory errors couldn't be corrected", _ecc),
+    ("gpu GPU remap STATE", f"rows of its memory: {', '.join(REMAPS)}", _remap),
+    ("gpu GPU clocks REASON", f"what keeps its clocks down: {', '.join(CLOCKS)}", _clocks),
+    (
+        "gpu GPU recovery ACTION",
+        f"what the driver says would repair it: {', '.join(RECOVERY_ACTIONS)}",
+        _recovery,
+    ),
+    (
+        "gpu GPU fabric STATE",
+        f"its NVSwitch fabric: {', '.join(FABRIC_STATES)}",
+        lambda state, key, word: _with(state, key, fabric=word),
+    ),
+    ("gpu GPU mig SWITCH", "MIG mode, on or off; its instances go with it", _mig),
+    ("gpu GPU mig pending SWITCH", "the mode that it has after the next reset", _mig_pending),
+    (
+        "gpu GPU instances PROFILES",
+        "its MIG instances in place of those before, as `1g.5gb,1g.5gb` or `none`",
+        _instances,
+    ),
+    ("gpu GPU instance INSTANCE destroyed", "one of them, by index; a gap stays", _instance_gone),
+    (
+        "gpu GPU instance INSTANCE process PID MIB",
+        "a process uses so much of its memory; MIB `ended`: it doesn't any more",
+        _instance_process,
+    ),
     (
         "gpu GPU mode MODE",
         "compute mode: default, exclusive_process or prohibited",
@@ -167,7 +325,12 @@ def _apply(function: Callable[..., State], values: list[str], state: State) -> S
 
 
 def _match(form: list[str], words: list[str]) -> list[str] | None:
-    """Return the words in place of the form's capitals; None if the other words differ."""
+    """Return the words in place of the form's capitals; None if the other words differ.
+
+    The last word of `instances PROFILES` may have blanks.
+    """
+    if form[-1] == "PROFILES" and len(words) > len(form):
+        words = [*words[: len(form) - 1], " ".join(words[len(form) - 1 :])]
     if len(form) != len(words):
         return None
     if any(ours != theirs for ours, theirs in zip(form, words, strict=True) if ours.islower()):

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 from . import changes
 from .host import SimulatedHost, change
+from .mig import layout, partition
+from .presets import PRESETS
 from .programs import SimulationError
 from .running_host import environment_of, find_running
 from .state import (
@@ -54,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = f"changes:\n{changes.explanation()}"
     parser.usage = (
-        "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] -- COMMAND…\n"
+        "gpuspawner simulate [--gpus N] [--model NAME[:N]]… [--driver VERSION] [--mig …]… -- "
+        "COMMAND…\n"
+        "       gpuspawner simulate --preset NAME [--mig …]… -- COMMAND…\n"
         "       gpuspawner simulate --change CHANGE…\n"
         "       gpuspawner simulate --join -- COMMAND…"
     )
@@ -70,14 +74,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which (default: {DEFAULT_MODEL}), and how many of them; may be repeated. "
         f"One of {', '.join(MODELS)}",
     )
-    parser.add_argument(
-        "--driver", metavar="VERSION", default=DEFAULT_DRIVER, help="default: %(default)s"
-    )
+    parser.add_argument("--driver", metavar="VERSION", help=f"default: {DEFAULT_DRIVER}")
     parser.add_argument(
         "--topology",
         choices=tuple(TOPOLOGIES),
         help="how the GPUs are connected, as `nvidia-smi topo -m` shows it; without it, that isn't "
         "told",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="a whole machine in place of --gpus, --model, --driver and --topology: "
+        + "; ".join(f"{name}, {each.summary}" for name, each in PRESETS.items()),
+    )
+    parser.add_argument(
+        "--mig",
+        metavar="GPU:PROFILES",
+        action="append",
+        type=_mig,
+        default=[],
+        help="divide a GPU, by index or `all`, into MIG instances: '0: 3g.20gb, 1g.5gb x4'; "
+        "`none` for MIG mode without instances; may be repeated",
     )
     parser.add_argument(
         "--change",
@@ -113,9 +130,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError("COMMAND is missing: gpuspawner simulate -- COMMAND")
         if arguments.join:
             return _join(words)
-        state = describe(models(arguments.model, arguments.gpus), arguments.driver)
-        if arguments.topology:
-            state = TOPOLOGIES[arguments.topology](state)
+        state = _described(arguments)
+        for key, profiles in arguments.mig:
+            state = divided(state, key, profiles)
     except ValueError as error:
         return _failed(error, 2)
     except SimulationError as error:
@@ -126,6 +143,18 @@ def run(arguments: argparse.Namespace) -> int:
         return _failed(error, 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _described(arguments: argparse.Namespace) -> State:
+    """Return the state that the arguments ask for, before `--mig`."""
+    named = [arguments.gpus, arguments.driver, arguments.topology]
+    if arguments.preset:
+        if arguments.model or named != [None] * len(named):
+            raise ValueError("--preset says all of it: leave --gpus, --model, --driver, --topology")
+        return PRESETS[arguments.preset].state()
+    driver = arguments.driver or DEFAULT_DRIVER
+    state = describe(models(arguments.model, arguments.gpus), driver)
+    return TOPOLOGIES[arguments.topology](state) if arguments.topology else state
 
 
 def _failed(error: Exception, status: int) -> int:
@@ -142,6 +171,29 @@ def _gpus(text: str) -> int:
 def _model(text: str) -> tuple[str, int | None]:
     name, colon, count = text.partition(":")
     return model_called(name), _gpus(count) if colon else None
+
+
+def _mig(text: str) -> tuple[str, list[str]]:
+    key, colon, profiles = text.removeprefix("gpu ").partition(":")
+    if not colon or not (key.strip().isdecimal() or key.strip() == "all"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} isn't a GPU's index, or all, and MIG profiles, as in '0: 1g.10gb x7'"
+        )
+    try:
+        return key.strip(), layout(profiles)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def divided(state: State, key: str, profiles: Sequence[str]) -> State:
+    """Return a host with a GPU, by index, or `all` of them divided into MIG instances.
+
+    Raises:
+        ValueError: there is no such GPU, or it can't have such instances.
+    """
+    for index in range(len(state.gpus)) if key == "all" else (int(key),):
+        state = partition(state, index, profiles)
+    return state
 
 
 def _change(text: str) -> changes.Change:

@@ -19,6 +19,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,18 @@ MS_RDONLY_REMOUNT_BIND = 0x1 | 0x20 | 0x1000
 CLONE_NEWNS = 0x20000
 
 
+# Lines that a GPU may have several of.
+_REPEATED = (
+    *("process", "graphics_process", "mps_process", "nvlink", "function_fault", "event"),
+    *("instance", "instance_process"),
+)
+# Faults with which a GPU has no handle, in NVML's words.
+_NO_HANDLE = {"lost": "gpu is lost", "unreachable": "unknown error"}
+_BUS_ID = re.compile(r"([0-9a-f]{1,8}):([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.0)?\Z")
+# Variables that let a container see and change MIG, which it must be privileged for.
+_MIG_VARIABLES = ("MIG_CONFIG_DEVICES", "MIG_MONITOR_DEVICES")
+
+
 class HookError(Exception):
     """The container can't get what it requests; the engine returns the text with its error."""
 
@@ -56,47 +69,130 @@ def gpus(text: str) -> list[dict[str, str]]:
         key, _, value = line.partition(" ")
         if key == "gpu":
             found.append({"uuid": value})
-        elif found:
+        elif found and key not in _REPEATED:
             found[-1][key] = value
     return found
 
 
-def only(text: str, uuids: list[str]) -> str:
-    """Return a state file's text without the GPUs that aren't in `uuids`."""
+class Instance:
+    """A MIG instance, from its line of a state file: INDEX GI CI TOTAL USED UUID PROFILE.
+
+    `parent` is its GPU's UUID, `gpu` the GPU's index.
+    """
+
+    def __init__(self, gpu: int, parent: str, line: str) -> None:
+        self.gpu, self.parent, words = gpu, parent, line.split()
+        self.index, self.gi, self.ci = map(int, words[:3])
+        self.uuid = words[5]
+
+
+def instances(text: str) -> list[Instance]:
+    """Return the MIG instances in a state file's text."""
+    found: list[Instance] = []
+    gpu, parent = -1, ""
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "gpu":
+            gpu, parent = gpu + 1, value
+        elif key == "instance":
+            found.append(Instance(gpu, parent, value))
+    return found
+
+
+def only(text: str, uuids: list[str], privileged: bool = False) -> str:
+    """Return a state file's text as a container sees it.
+
+    Args:
+        text: the host's.
+        uuids: the GPUs and MIG instances that the container has. A GPU of which it has instances
+            is there with those alone, numbered from 0.
+        privileged: whether it sees the use of all instances of its GPUs.
+    """
+    there = [each for each in instances(text) if each.uuid in uuids]
+    seen = {*uuids, *(each.parent for each in there)}
+    numbers: dict[str, str] = {}
     kept, keep = [], True
     for line in text.splitlines(keepends=True):
-        if line.startswith("gpu "):
-            keep = line.split()[1] in uuids
+        key, _, value = line.partition(" ")
+        if key == "gpu":
+            keep, numbers = value.rstrip() in seen, {}
+        elif key == "privileged":
+            line = f"privileged {int(privileged)}\n"
+        elif key == "instance":
+            index, uuid = value.split()[0], value.split()[5]
+            if uuid not in uuids:
+                continue
+            numbers[index] = str(len(numbers))
+            line = f"instance {numbers[index]} {value.partition(' ')[2]}"
+        elif key == "instance_process":
+            index, _, process = value.partition(" ")
+            if index not in numbers:
+                continue
+            line = f"instance_process {numbers[index]} {process}"
         if keep:
             kept.append(line)
     return "".join(kept)
 
 
-def chosen(value: str, text: str) -> list[str]:
-    """Return the UUIDs that a value of NVIDIA_VISIBLE_DEVICES means: `all`, indexes or UUIDs.
+def chosen(value: str, text: str, detects: bool = True) -> list[str]:
+    """Return the UUIDs that a value of NVIDIA_VISIBLE_DEVICES means.
+
+    Its names, in any case, are `all` (with all MIG instances), UUIDs of GPUs and of instances, bus
+    ids, indexes of GPUs, and of instances as GPU:INSTANCE.
 
     Args:
         value: the variable's value.
         text: the state file's text.
+        detects: whether all of the host's GPUs are looked at first, as NVIDIA's hook does: then
+            one that doesn't answer fails every container. CDI doesn't.
 
     Raises:
-        HookError: there is no driver or no such GPU, or the GPU has fallen off the bus.
+        HookError: there is no driver or no such GPU, or a GPU has fallen off the bus.
     """
     fault = next((line[6:] for line in text.splitlines() if line.startswith("fault ")), "-")
     if fault != "-":
         problem = fault.replace("_", " ")
         raise HookError(f"nvidia-container-cli: initialization error: nvml error: {problem}")
+    there = gpus(text)
+    for gpu in there if detects else ():
+        if gpu.get("fault") in _NO_HANDLE:
+            problem = _NO_HANDLE[gpu["fault"]]
+            raise HookError(f"nvidia-container-cli: detection error: nvml error: {problem}")
     wanted: list[str] = []
-    for name in value.split(","):
-        named = [
-            gpu for index, gpu in enumerate(gpus(text)) if name in ("all", gpu["uuid"], str(index))
-        ]
-        if not named and name != "all":
-            raise HookError(f"nvidia-container-cli: device error: {name}: unknown device")
-        if any(gpu.get("fault") == "lost" for gpu in named):
-            raise HookError("nvidia-container-cli: detection error: nvml error: gpu is lost")
-        wanted += [gpu["uuid"] for gpu in named if gpu["uuid"] not in wanted]
+    parts = _within_reach(text)
+    for name in filter(None, value.split(",")):
+        if name.casefold() == "all":
+            named = [*(gpu["uuid"] for gpu in there), *(each.uuid for each in parts)]
+        else:
+            named = [_named(name, there, parts)]
+        wanted += [uuid for uuid in named if uuid not in wanted]
     return wanted
+
+
+def _within_reach(text: str) -> list[Instance]:
+    """Return the instances that NVIDIA's hook finds: each GPU's up to the first gap."""
+    found: list[Instance] = []
+    for each in sorted(instances(text), key=lambda each: (each.gpu, each.index)):
+        if each.index == sum(one.gpu == each.gpu for one in found):
+            found.append(each)
+    return found
+
+
+def _named(name: str, there: list[dict[str, str]], parts: list[Instance]) -> str:
+    low = name.casefold()
+    place = _BUS_ID.match(low)
+    bus_id = place and f"{int(place[1], 16):08x}:{int(place[2], 16):02x}:{int(place[3], 16):02x}.0"
+    for index, gpu in enumerate(there):
+        if (
+            low in (gpu["uuid"].casefold(), str(index))
+            or bus_id == gpu.get("bus_id", "").casefold()
+        ):
+            return gpu["uuid"]
+    for each in parts:
+        # One of before driver 470 has capitals: MIG-GPU-…/gi/ci.
+        if low in (each.uuid.casefold(), f"{each.gpu}:{each.index}"):
+            return each.uuid
+    raise HookError(f"nvidia-container-cli: device error: {name}: unknown device")
 
 
 @contextlib.contextmanager
@@ -110,10 +206,12 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def show(directory: Path, container: str, uuids: list[str]) -> None:
-    """Write a container's view of the state, with only these GPUs. The caller holds `locked`."""
+def show(directory: Path, container: str, uuids: list[str], privileged: bool = False) -> None:
+    """Write a container's view of the state, as `only` makes it. The caller holds `locked`."""
     folder = directory / "views" / container
     folder.mkdir(exist_ok=True)
+    if privileged:
+        _replace(folder / "privileged", "")
     _replace(folder / "visible", "\n".join(uuids) + "\n")
     refresh(directory, container)
 
@@ -128,7 +226,8 @@ def shown(directory: Path, container: str) -> list[str]:
 
 def refresh(directory: Path, container: str) -> None:
     """Write a container's view from the current state again. The caller holds `locked`."""
-    text = only(_read(directory / "state"), shown(directory, container))
+    privileged = (directory / "views" / container / "privileged").exists()
+    text = only(_read(directory / "state"), shown(directory, container), privileged)
     _replace(directory / "views" / container / "state", text)
 
 
@@ -175,7 +274,7 @@ class _Kernel:
         self._check(done, f"mount {target} to be read only")
 
 
-def attach(state: dict[str, Any], root: Path, numbers: list[str], directory: Path) -> None:
+def attach(state: dict[str, Any], root: Path, devices: list[str], directory: Path) -> None:
     """Add device files, library, nvidia-smi and state to a container, where they are missing.
 
     Afterwards this process is in the container's mount namespace, with its root.
@@ -183,7 +282,7 @@ def attach(state: dict[str, Any], root: Path, numbers: list[str], directory: Pat
     Args:
         state: the container's state as runc passes it to hooks.
         root: the container's root folder.
-        numbers: the minor numbers of its GPUs.
+        devices: the names in /dev of its GPUs and MIG instances.
         directory: the simulated host's folder.
     """
     kernel = _Kernel()
@@ -195,7 +294,8 @@ def attach(state: dict[str, Any], root: Path, numbers: list[str], directory: Pat
     os.chroot(root)
     os.chdir("/")
     os.umask(0)
-    for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", *(f"nvidia{n}" for n in numbers)):
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", *devices):
+        Path("/dev", name).parent.mkdir(mode=0o755, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mknod(f"/dev/{name}", 0o666 | stat.S_IFCHR, DEVICE)
     if (STATE_FOLDER / "visible").exists():  # a CDI hook before this one has put them there
@@ -204,6 +304,24 @@ def attach(state: dict[str, Any], root: Path, numbers: list[str], directory: Pat
     kernel.put(view, STATE_FOLDER)
     kernel.put(library, _file(_library_folder() / LIBRARY))
     kernel.put(program, _file(Path("/usr/bin") / PROGRAM))
+
+
+def devices_of(text: str, uuids: list[str]) -> list[str]:
+    """Return the names in /dev of GPUs, and of MIG instances with their GPUs.
+
+    Args:
+        text: a state file's text.
+        uuids: of both.
+    """
+    parts = [each for each in instances(text) if each.uuid in uuids]
+    parents = {*uuids, *(each.parent for each in parts)}
+    minors = {gpu["uuid"]: int(gpu["minor_number"]) for gpu in gpus(text)}
+    found = [f"nvidia{minor}" for uuid, minor in minors.items() if uuid in parents]
+    for each in parts:
+        # As the driver numbers them, in /proc/driver/nvidia-caps/mig-minors.
+        first = 3 + 135 * minors[each.parent] + 9 * each.gi
+        found += [f"nvidia-caps/nvidia-cap{n}" for n in (first, first + 1 + each.ci)]
+    return list(dict.fromkeys(found))
 
 
 def _library_folder() -> Path:
@@ -239,6 +357,20 @@ def environment_of(config: dict[str, Any]) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in words)
 
 
+def sees_all_instances(config: dict[str, Any]) -> bool:
+    """Return whether a container sees the use of all instances of its GPUs in MIG mode.
+
+    Raises:
+        HookError: it wants to, and isn't privileged.
+    """
+    variables = environment_of(config)
+    wanted = [name for name in _MIG_VARIABLES if variables.get(f"NVIDIA_{name}")]
+    held = (config.get("process", {}).get("capabilities") or {}).get("bounding") or []
+    if wanted and "CAP_SYS_ADMIN" not in held:
+        raise HookError(f"cannot set {wanted[0]} in non privileged container")
+    return bool(wanted)
+
+
 def main(directory: Path, stage: str, *added: str) -> int:
     """Handle one container; the exit status."""
     state = json.load(sys.stdin)
@@ -251,11 +383,12 @@ def main(directory: Path, stage: str, *added: str) -> int:
         root = root_of(config, state["bundle"])
         with locked(directory):
             text = _read(directory / "state")
-            uuids = chosen(value, text)
+            uuids = chosen(value, text, detects=stage != "cdi")
+            privileged = stage != "cdi" and sees_all_instances(config)
             before = shown(directory, state["id"]) if stage == "cdi" else []
-            show(directory, state["id"], [*before, *(each for each in uuids if each not in before)])
-        numbers = [gpu["minor_number"] for gpu in gpus(text) if gpu["uuid"] in uuids]
-        attach(state, root, numbers, directory)
+            every = [*before, *(each for each in uuids if each not in before)]
+            show(directory, state["id"], every, privileged)
+        attach(state, root, devices_of(text, uuids), directory)
     except (HookError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,7 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARY_SOURCES = ("nvml.c", "nvml_gpu.c", "nvml_health.c", "nvml_links.c")
+LIBRARY_SOURCES = (
+    *("nvml.c", "nvml_gpu.c", "nvml_health.c", "nvml_links.c", "nvml_mig.c", "nvml_events.c"),
+    "nvml_trouble.c",
+)
 PROGRAM_SOURCES = ("nvidia_smi.c", "nvidia_smi_query.c", "nvidia_smi_topology.c")
 _HEADERS = ("state.h", "nvml_abi.h", "nvml_call.h", "nvidia_smi.h")
 _COMMON = ("-O2", "-Wall", "-Wextra", "-fno-stack-protector", "-U_FORTIFY_SOURCE")

@@ -42,11 +42,19 @@ static void print_table_gpu(const struct state *state, const struct gpu *gpu)
                  gpu->power_limit_watts);
     if (utilization(gpu) != ABSENT)
         snprintf(busy, sizeof busy, "%d%%", utilization(gpu));
-    if (gpu->ecc == 1)
+    if (gpu->ecc == 1 && gpu->instance_count)
+        snprintf(ecc, sizeof ecc, "On");
+    else if (gpu->ecc == 1)
         snprintf(ecc, sizeof ecc, "%d", gpu->ecc_errors);
-    else if (gpu->ecc == 0)
+    else if (gpu->ecc == 0 && !gpu->instance_count)
         snprintf(ecc, sizeof ecc, "Off");
-    snprintf(memory, sizeof memory, "%dMiB / %6dMiB", gpu->memory_used_mib, gpu->memory_total_mib);
+    if (gpu->memory_total_mib == ABSENT)
+        strcpy(memory, "Not Supported");
+    else if (gpu->mig == 1 && !state->privileged)
+        strcpy(memory, "N/A");
+    else
+        snprintf(memory, sizeof memory, "%dMiB / %6dMiB", gpu->memory_used_mib,
+                 gpu->memory_total_mib);
     if (needs_reset(gpu)) {
         strcpy(power, "ERR!");
         strcpy(busy, "ERR!");
@@ -58,8 +66,69 @@ static void print_table_gpu(const struct state *state, const struct gpu *gpu)
            gpu->utilization_percent > 0 ? "P0" : "P8", power, memory, busy,
            gpu->compute_mode == 3 ? "E. Process" : compute_mode_name(gpu));
     printf("|                                         |                        | %20s |\n",
-           gpu->mig == ABSENT ? "N/A" : gpu->mig ? "Enabled" : "Disabled");
+           gpu->mig == ABSENT              ? "N/A"
+           : mig_pending(gpu) != gpu->mig ? (gpu->mig ? "Enabled*" : "Disabled*")
+           : gpu->mig                     ? "Enabled"
+                                          : "Disabled");
     printf("+" THREE "+\n");
+}
+
+#define MIG_RULE "------------------+----------------------------------+-----------+-----------------------"
+#define MIG_DOUBLE \
+    "==================+==================================+===========+======================="
+
+static void print_table_instance(int index, const struct instance *instance)
+{
+    char memory[64];
+    snprintf(memory, sizeof memory, "%dMiB / %5dMiB", instance->used_mib, instance->memory_mib);
+    printf("| %2d  %3d  %2d  %2d  | %29s    | %2d      0 |  %d   0    0    0    0 |\n", index,
+           instance->gi, instance->ci, instance->index, memory, instance->slices * 14,
+           instance->gi_slices);
+    printf("|                  | %32s |           |                       |\n", "0MiB / 32767MiB  ");
+    printf("+" MIG_RULE "+\n");
+}
+
+/* The instances, where a GPU is in MIG mode. */
+static void print_table_instances(const struct options *options, const struct state *state)
+{
+    int in_mig_mode = 0, any = 0;
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        if (chosen(options, state, gpu) && gpu->mig == 1) {
+            in_mig_mode = 1;
+            any |= gpu->instance_count;
+        }
+    if (!in_mig_mode)
+        return;
+    printf("%89s\n+" RULE "+\n", "");
+    printf("| MIG devices:                                                                            |\n");
+    if (any) {
+        printf("+" MIG_RULE "+\n");
+        printf("| GPU  GI  CI  MIG |                     Memory-Usage |        Vol|        Shared         |\n");
+        printf("|      ID  ID  Dev |                       BAR1-Usage | SM     Unc| CE ENC  DEC  OFA  JPG |\n");
+        printf("|                  |                                  |        ECC|                       |\n");
+        printf("|" MIG_DOUBLE "|\n");
+    } else {
+        printf("|=========================================================================================|\n");
+        printf("|  No MIG devices found                                                                   |\n");
+        printf("+" RULE "+\n");
+    }
+    for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
+        for (int i = 0; i < gpu->instance_count; i++)
+            if (chosen(options, state, gpu) && !gpu->fault)
+                print_table_instance(index_of(state, gpu), &gpu->instances[i]);
+}
+
+static void put_id(char *out, int id)
+{
+    if (id == ABSENT)
+        strcpy(out, "N/A");
+    else
+        snprintf(out, VALUE_SIZE, "%d", id);
+}
+
+static const char *process_type(const struct process *process)
+{
+    return process->kind == GRAPHICS ? "G" : process->kind == MPS ? "M+C" : "C";
 }
 
 static void print_table_processes(const struct options *options, const struct state *state)
@@ -73,12 +142,14 @@ static void print_table_processes(const struct options *options, const struct st
     printf("|=========================================================================================|\n");
     for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
         for (int i = 0; i < gpu->process_count; i++) {
-            char name[VALUE_SIZE];
+            char name[VALUE_SIZE], gi[VALUE_SIZE], ci[VALUE_SIZE];
             if (!chosen(options, state, gpu) || gpu->fault)
                 continue;
             put_process_name(name, gpu->processes[i].pid);
-            printf("| %4d   N/A  N/A %15u %6s   %-34.34s %8lluMiB |\n", index_of(state, gpu),
-                   gpu->processes[i].pid, gpu->processes[i].graphics ? "G" : "C", name,
+            put_id(gi, gpu->processes[i].gi);
+            put_id(ci, gpu->processes[i].ci);
+            printf("| %4d   %3s  %3s %15u %6s   %-34.34s %8lluMiB |\n", index_of(state, gpu), gi, ci,
+                   gpu->processes[i].pid, process_type(&gpu->processes[i]), name,
                    gpu->processes[i].memory_mib);
             any = 1;
         }
@@ -97,6 +168,7 @@ static int print_table(const struct options *options, const struct state *state)
     for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
         if (!lost(gpu) && chosen(options, state, gpu))
             print_table_gpu(state, gpu);
+    print_table_instances(options, state);
     print_table_processes(options, state);
     return code;
 }
@@ -109,11 +181,15 @@ static int print_list(const struct options *options, const struct state *state)
     for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++) {
         if (!chosen(options, state, gpu))
             continue;
-        if (lost(gpu))
+        if (lost(gpu)) {
             code = report_lost(gpu);
-        else
-            printf("GPU %d: %s (UUID: %s)\n", index_of(state, gpu), gpu->name ? gpu->name : "ERR!",
-                   gpu->uuid);
+            continue;
+        }
+        printf("GPU %d: %s (UUID: %s)\n", index_of(state, gpu), gpu->name ? gpu->name : "ERR!",
+               gpu->uuid);
+        for (int i = 0; i < gpu->instance_count; i++)
+            printf("  MIG %-12sDevice %2d: (UUID: %s)\n", gpu->instances[i].profile,
+                   gpu->instances[i].index, gpu->instances[i].uuid);
     }
     return code;
 }

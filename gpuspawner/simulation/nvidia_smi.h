@@ -9,7 +9,10 @@
 #include <time.h>
 
 /* Exit codes are NVML's, as with the real one. */
-enum { EXIT_BAD_ARGUMENT = 2, EXIT_NOT_FOUND = 6, EXIT_NO_DRIVER = 9, EXIT_GPU_LOST = 15 };
+enum {
+    EXIT_BAD_ARGUMENT = 2, EXIT_NOT_FOUND = 6, EXIT_NO_DRIVER = 9, EXIT_GPU_LOST = 15,
+    EXIT_UNKNOWN = 255
+};
 
 #define VALUE_SIZE 256
 

@@ -3,7 +3,7 @@
 
 int lost(const struct gpu *gpu)
 {
-    return gpu->fault && strcmp(gpu->fault, "lost") == 0;
+    return gpu->fault && strcmp(gpu->fault, "reset_required") != 0;
 }
 
 int needs_reset(const struct gpu *gpu)
@@ -122,8 +122,10 @@ static const char *put_condition(char *out, const char *field, const struct gpu 
         put_text(out, gpu->utilization_percent > 0 ? "P0" : "P8");
     else if (!strcmp(field, "persistence_mode"))
         put_text(out, "Enabled");
-    else if (!strcmp(field, "mig.mode.current") || !strcmp(field, "mig.mode.pending"))
+    else if (!strcmp(field, "mig.mode.current"))
         put_switch(out, gpu->mig);
+    else if (!strcmp(field, "mig.mode.pending"))
+        put_switch(out, mig_pending(gpu));
     else if (!strcmp(field, "ecc.mode.current") || !strcmp(field, "ecc.mode.pending"))
         put_switch(out, gpu->ecc);
     else if (!strcmp(field, "ecc.errors.uncorrected.volatile.total"))
@@ -175,8 +177,13 @@ int chosen(const struct options *options, const struct state *state, const struc
 
 int report_lost(const struct gpu *gpu)
 {
+    const char *name = gpu->bus_id ? gpu->bus_id : gpu->uuid;
+    if (!strcmp(gpu->fault, "unreachable")) {
+        printf("Unable to determine the device handle for GPU%s: Unknown Error\n", name);
+        return EXIT_UNKNOWN;
+    }
     printf("Unable to determine the device handle for GPU %s: GPU is lost.  "
-           "Reboot the system to recover this GPU\n", gpu->bus_id ? gpu->bus_id : gpu->uuid);
+           "Reboot the system to recover this GPU\n", name);
     return EXIT_GPU_LOST;
 }
 
@@ -297,7 +304,7 @@ int query_processes(const struct options *options, const struct state *state)
         code = print_process(options, NULL, NULL);
     for (const struct gpu *gpu = state->gpus; gpu < state->gpus + state->gpu_count; gpu++)
         for (int i = 0; i < gpu->process_count && !code; i++)
-            if (chosen(options, state, gpu) && !gpu->fault && !gpu->processes[i].graphics)
+            if (chosen(options, state, gpu) && !gpu->fault && gpu->processes[i].kind != GRAPHICS)
                 code = print_process(options, gpu, &gpu->processes[i]);
     return code;
 }

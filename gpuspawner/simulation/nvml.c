@@ -15,7 +15,7 @@ static int loads_at_start; /* which life of the driver this session belongs to *
 
 /* ---- handles: they outlive the state they were made from, so they carry a UUID ---- */
 
-#define MAX_HANDLES 256
+#define MAX_HANDLES 2048
 #define UUID_SIZE 64
 
 static char handles[MAX_HANDLES][UUID_SIZE];
@@ -43,6 +43,35 @@ static int is_handle(nvmlDevice_t device)
 {
     const char *address = (const char *)device;
     return address >= handles[0] && address < handles[MAX_HANDLES];
+}
+
+/* ---- the MIG instances that this session knows: those that there were at its start ---- */
+
+#define MAX_KNOWN (MAX_GPUS * MAX_INSTANCES)
+
+static char known_instances[MAX_KNOWN][UUID_SIZE];
+static int known_count;
+
+static void remember_instances(const struct state *state)
+{
+    known_count = 0;
+    for (int i = 0; i < state->gpu_count; i++)
+        for (int j = 0; j < state->gpus[i].instance_count; j++) {
+            char *known = known_instances[known_count++];
+            const char *uuid = state->gpus[i].instances[j].uuid;
+            int length = 0;
+            for (; length < UUID_SIZE - 1 && uuid[length]; length++)
+                known[length] = uuid[length];
+            known[length] = 0;
+        }
+}
+
+int is_known(const struct instance *instance)
+{
+    for (int i = 0; i < known_count; i++)
+        if (text_equal(known_instances[i], instance->uuid))
+            return 1;
+    return 0;
 }
 
 /* ---- what every call begins and ends with ---- */
@@ -106,25 +135,51 @@ static nvmlReturn_t gpu_code(const struct gpu *gpu, const char *function, enum q
 {
     if (gpu->fault && text_equal(gpu->fault, "lost"))
         return NVML_ERROR_GPU_IS_LOST;
+    if (gpu->fault && text_equal(gpu->fault, "unreachable"))
+        return NVML_ERROR_UNKNOWN;
     if (gpu->fault && question == ABOUT_CONDITION)
         return NVML_ERROR_RESET_REQUIRED;
     return function_code(gpu->faults, gpu->fault_count, function);
 }
 
-nvmlReturn_t enter_gpu(const char *function, struct state **state, struct gpu **gpu,
-                              nvmlDevice_t device, enum question question)
+nvmlReturn_t enter_device(const char *function, struct state **state, struct gpu **gpu,
+                          struct instance **instance, nvmlDevice_t device, enum question question)
 {
-    nvmlReturn_t code = enter(function, state);
-    if (code != NVML_SUCCESS)
-        return code;
+    const char *uuid = (const char *)device;
+    RETURN_IF_FAILED(enter(function, state));
     if (!is_handle(device))
         return NVML_ERROR_INVALID_ARGUMENT;
-    for (int i = 0; i < (*state)->gpu_count; i++)
-        if (text_equal((*state)->gpus[i].uuid, (const char *)device)) {
-            *gpu = &(*state)->gpus[i];
+    for (int i = 0; i < (*state)->gpu_count; i++) {
+        *gpu = &(*state)->gpus[i];
+        if (text_equal((*gpu)->uuid, uuid))
             return gpu_code(*gpu, function, question);
-        }
-    return NVML_ERROR_GPU_IS_LOST;
+        for (int j = 0; j < (*gpu)->instance_count; j++)
+            if (text_equal((*gpu)->instances[j].uuid, uuid)) {
+                *instance = &(*gpu)->instances[j];
+                RETURN_IF_FAILED(is_known(*instance) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT);
+                return gpu_code(*gpu, function, question);
+            }
+    }
+    return uuid[0] == 'M' ? NVML_ERROR_INVALID_ARGUMENT : NVML_ERROR_GPU_IS_LOST;
+}
+
+nvmlReturn_t enter_gpu(const char *function, struct state **state, struct gpu **gpu,
+                       nvmlDevice_t device, enum question question)
+{
+    struct instance *instance = NULL;
+    RETURN_IF_FAILED(enter_device(function, state, gpu, &instance, device, question));
+    return instance ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
+}
+
+nvmlReturn_t check_privileges(const struct state *state, const struct gpu *gpu,
+                              const struct instance *instance)
+{
+    return gpu->mig == 1 && !instance && !state->privileged ? NVML_ERROR_NO_PERMISSION : NVML_SUCCESS;
+}
+
+nvmlReturn_t check_undivided(const struct gpu *gpu)
+{
+    return gpu->instance_count ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
 }
 
 nvmlReturn_t answer(int value, unsigned int *result)
@@ -164,8 +219,10 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
     __attribute__((cleanup(close_state))) struct state *state = NULL;
     (void)flags;
     RETURN_IF_FAILED(enter_host(__func__, &state));
-    if (__atomic_fetch_add(&initialisations, 1, __ATOMIC_SEQ_CST) == 0)
+    if (__atomic_fetch_add(&initialisations, 1, __ATOMIC_SEQ_CST) == 0) {
         loads_at_start = state->loads;
+        remember_instances(state);
+    }
     return NVML_SUCCESS;
 }
 
@@ -198,6 +255,7 @@ const char *nvmlErrorString(nvmlReturn_t result)
     case NVML_ERROR_NOT_FOUND: return "Not Found";
     case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
     case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case NVML_ERROR_TIMEOUT: return "Timeout";
     case NVML_ERROR_FUNCTION_NOT_FOUND: return "Function Not Found";
     case NVML_ERROR_GPU_IS_LOST: return "GPU is lost";
     case NVML_ERROR_RESET_REQUIRED: return "GPU requires reset";
@@ -261,12 +319,17 @@ nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount)
     return nvmlDeviceGetCount_v2(deviceCount);
 }
 
-static nvmlReturn_t give_handle(const struct gpu *gpu, const char *function, nvmlDevice_t *device)
+nvmlReturn_t give_handle(const char *uuid, nvmlDevice_t *device)
 {
     NEED(device);
-    RETURN_IF_FAILED(gpu_code(gpu, function, ABOUT_IDENTITY));
-    *device = handle_of(gpu->uuid);
+    *device = handle_of(uuid);
     return *device ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
+}
+
+static nvmlReturn_t give_gpu(const struct gpu *gpu, const char *function, nvmlDevice_t *device)
+{
+    RETURN_IF_FAILED(gpu_code(gpu, function, ABOUT_IDENTITY));
+    return give_handle(gpu->uuid, device);
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device)
@@ -274,7 +337,7 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
     ENTER();
     if (index >= (unsigned int)state->gpu_count)
         return NVML_ERROR_INVALID_ARGUMENT;
-    return give_handle(&state->gpus[index], __func__, device);
+    return give_gpu(&state->gpus[index], __func__, device);
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device)
@@ -288,7 +351,15 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
     NEED(uuid);
     for (int i = 0; i < state->gpu_count; i++)
         if (text_equal_ignoring_case(state->gpus[i].uuid, uuid))
-            return give_handle(&state->gpus[i], __func__, device);
+            return give_gpu(&state->gpus[i], __func__, device);
+    for (int i = 0; i < state->gpu_count; i++)
+        for (int j = 0; j < state->gpus[i].instance_count; j++) {
+            const struct instance *instance = &state->gpus[i].instances[j];
+            if (text_equal_ignoring_case(instance->uuid, uuid) && is_known(instance)) {
+                RETURN_IF_FAILED(gpu_code(&state->gpus[i], __func__, ABOUT_IDENTITY));
+                return give_handle(instance->uuid, device);
+            }
+        }
     return NVML_ERROR_NOT_FOUND;
 }
 
@@ -298,7 +369,7 @@ nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *devic
     NEED(serial);
     for (int i = 0; i < state->gpu_count; i++)
         if (state->gpus[i].serial && text_equal(state->gpus[i].serial, serial))
-            return give_handle(&state->gpus[i], __func__, device);
+            return give_gpu(&state->gpus[i], __func__, device);
     return NVML_ERROR_NOT_FOUND;
 }
 
@@ -321,7 +392,7 @@ nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t
     NEED(pciBusId && *pciBusId);
     for (int i = 0; i < state->gpu_count; i++)
         if (state->gpus[i].bus_id && same_bus_id(state->gpus[i].bus_id, pciBusId))
-            return give_handle(&state->gpus[i], __func__, device);
+            return give_gpu(&state->gpus[i], __func__, device);
     return NVML_ERROR_NOT_FOUND;
 }
 

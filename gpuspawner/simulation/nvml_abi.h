@@ -22,6 +22,7 @@ typedef enum {
     ABI(NVML_ERROR_NOT_FOUND) = 6,
     ABI(NVML_ERROR_INSUFFICIENT_SIZE) = 7,
     ABI(NVML_ERROR_DRIVER_NOT_LOADED) = 9,
+    ABI(NVML_ERROR_TIMEOUT) = 10,
     ABI(NVML_ERROR_FUNCTION_NOT_FOUND) = 13,
     ABI(NVML_ERROR_GPU_IS_LOST) = 15,
     ABI(NVML_ERROR_RESET_REQUIRED) = 16,
@@ -87,6 +88,12 @@ typedef struct {
 typedef ABI(nvmlProcessInfo_v2_t) ABI(nvmlProcessInfo_t); /* version 3 kept version 2's layout */
 
 typedef struct {
+    unsigned int multiprocessorCount, sharedCopyEngineCount, sharedDecoderCount, sharedEncoderCount;
+    unsigned int sharedJpegCount, sharedOfaCount, gpuInstanceSliceCount, computeInstanceSliceCount;
+    unsigned long long memorySizeMB;
+} ABI(nvmlDeviceAttributes_t);
+
+typedef struct {
     unsigned int pid;
     unsigned long long timeStamp;
     unsigned int smUtil, memUtil, encUtil, decUtil;
@@ -105,6 +112,31 @@ typedef enum {
     ABI(NVML_NVLINK_DEVICE_TYPE_GPU) = 0, ABI(NVML_NVLINK_DEVICE_TYPE_IBMNPU) = 1,
     ABI(NVML_NVLINK_DEVICE_TYPE_SWITCH) = 2, ABI(NVML_NVLINK_DEVICE_TYPE_UNKNOWN) = 255
 } ABI(nvmlIntNvLinkDeviceType_t);
+
+typedef struct ABI(nvmlEventSet_st) *ABI(nvmlEventSet_t);
+
+typedef struct {
+    ABI(nvmlDevice_t) device;
+    unsigned long long eventType, eventData;
+    unsigned int gpuInstanceId, computeInstanceId;
+} ABI(nvmlEventData_t);
+
+typedef struct {
+    unsigned int version;
+    unsigned char clusterUuid[16];
+    ABI(nvmlReturn_t) status;
+    unsigned int cliqueId;
+    unsigned char state;
+    unsigned int healthMask;
+} ABI(nvmlGpuFabricInfo_v2_t);
+typedef ABI(nvmlGpuFabricInfo_v2_t) ABI(nvmlGpuFabricInfoV_t);
+
+typedef struct {
+    unsigned char clusterUuid[16];
+    ABI(nvmlReturn_t) status;
+    unsigned int cliqueId;
+    unsigned char state;
+} ABI(nvmlGpuFabricInfo_t);
 
 typedef union {
     double dVal;

@@ -23,6 +23,18 @@ HIDDEN void close_state(struct state **state);
 HIDDEN nvmlReturn_t enter(const char *function, struct state **state);
 HIDDEN nvmlReturn_t enter_gpu(const char *function, struct state **state, struct gpu **gpu,
                               nvmlDevice_t device, enum question question);
+/* The same for a handle of a GPU or of a MIG instance, which is NULL for a GPU. */
+HIDDEN nvmlReturn_t enter_device(const char *function, struct state **state, struct gpu **gpu,
+                                 struct instance **instance, nvmlDevice_t device,
+                                 enum question question);
+HIDDEN nvmlReturn_t give_handle(const char *uuid, nvmlDevice_t *device);
+/* Whether an instance was there when this session began: it doesn't see those made since. */
+HIDDEN int is_known(const struct instance *instance);
+/* "No permission" from a GPU in MIG mode, of what tells the use of all its instances. */
+HIDDEN nvmlReturn_t check_privileges(const struct state *state, const struct gpu *gpu,
+                                     const struct instance *instance);
+/* "Not supported" from a GPU that has instances, of what only each of them could tell. */
+HIDDEN nvmlReturn_t check_undivided(const struct gpu *gpu);
 
 /* The value, or "not supported" where it is ABSENT or NULL. */
 HIDDEN nvmlReturn_t answer(int value, unsigned int *result);
@@ -45,6 +57,16 @@ HIDDEN nvmlReturn_t answer_pci(const char *bus_id, nvmlPciInfo_t *pci);
     __attribute__((cleanup(close_state))) struct state *state = NULL; \
     struct gpu *gpu = NULL; \
     RETURN_IF_FAILED(enter_gpu(__func__, &state, &gpu, device, question))
+
+#define ENTER_DEVICE(question) \
+    __attribute__((cleanup(close_state))) struct state *state = NULL; \
+    struct gpu *gpu = NULL; \
+    struct instance *instance = NULL; \
+    RETURN_IF_FAILED(enter_device(__func__, &state, &gpu, &instance, device, question))
+
+/* What drivers before this branch don't have, as a library without the symbol says it. */
+#define NEED_DRIVER(branch) \
+    RETURN_IF_FAILED(number(state->driver) < (branch) ? NVML_ERROR_FUNCTION_NOT_FOUND : NVML_SUCCESS)
 
 #define NEED(pointer) RETURN_IF_FAILED((pointer) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT)
 

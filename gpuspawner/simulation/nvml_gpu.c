@@ -7,16 +7,24 @@
 
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length)
 {
-    ENTER_GPU(ABOUT_IDENTITY);
+    ENTER_DEVICE(ABOUT_IDENTITY);
     NEED(uuid);
-    return answer_text(gpu->uuid, uuid, length);
+    return answer_text(instance ? instance->uuid : gpu->uuid, uuid, length);
 }
 
+/* An instance has its GPU's name, " MIG " and its profile. */
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length)
 {
-    ENTER_GPU(ABOUT_IDENTITY);
+    ENTER_DEVICE(ABOUT_IDENTITY);
     NEED(name);
-    return answer_text(gpu->name, name, length);
+    const char *parts[] = {gpu->name, " MIG ", instance ? instance->profile : ""};
+    unsigned int used = 0;
+    for (int i = 0; i < (instance ? 3 : 1); i++) {
+        RETURN_IF_FAILED(answer_text(parts[i], name + used, length - used));
+        while (name[used])
+            used++;
+    }
+    return NVML_SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *serial, unsigned int length)
@@ -28,9 +36,9 @@ nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *serial, unsigned int
 
 nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index)
 {
-    ENTER_GPU(ABOUT_IDENTITY);
+    ENTER_DEVICE(ABOUT_IDENTITY);
     NEED(index);
-    return answer((int)(gpu - state->gpus), index);
+    return answer(instance ? instance->index : (int)(gpu - state->gpus), index);
 }
 
 nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *minorNumber)
@@ -137,38 +145,56 @@ nvmlReturn_t nvmlDeviceGetDriverModel(nvmlDevice_t device, nvmlDriverModel_t *cu
 
 /* ---- how a GPU is doing ---- */
 
+/* Used, reserved and all of the memory of a GPU or an instance, in MiB. */
+struct memory {
+    unsigned long long used, reserved, total;
+};
+
+static nvmlReturn_t measure(const struct state *state, const struct gpu *gpu,
+                            const struct instance *instance, struct memory *memory)
+{
+    RETURN_IF_FAILED(check_privileges(state, gpu, instance));
+    if (!instance && gpu->memory_total_mib == ABSENT)
+        return NVML_ERROR_NOT_SUPPORTED;
+    memory->used = (unsigned long long)(instance ? instance->used_mib : gpu->memory_used_mib);
+    memory->total = (unsigned long long)(instance ? instance->memory_mib : gpu->memory_total_mib);
+    memory->reserved = instance ? 0 : (unsigned long long)gpu->memory_reserved_mib;
+    return NVML_SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
-    ENTER_GPU(ABOUT_CONDITION);
+    struct memory found;
+    ENTER_DEVICE(ABOUT_CONDITION);
     NEED(memory);
-    if (gpu->memory_total_mib == ABSENT)
-        return NVML_ERROR_NOT_SUPPORTED;
+    RETURN_IF_FAILED(measure(state, gpu, instance, &found));
     /* Version 1 counts what the driver keeps for itself as used. */
-    memory->total = (unsigned long long)gpu->memory_total_mib * MIB;
-    memory->used = (unsigned long long)(gpu->memory_used_mib + gpu->memory_reserved_mib) * MIB;
+    memory->total = found.total * MIB;
+    memory->used = (found.used + found.reserved) * MIB;
     memory->free = memory->total - memory->used;
     return NVML_SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory)
 {
-    ENTER_GPU(ABOUT_CONDITION);
+    struct memory found;
+    ENTER_DEVICE(ABOUT_CONDITION);
     NEED(memory);
     if (memory->version != MEMORY_V2_VERSION)
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    if (gpu->memory_total_mib == ABSENT)
-        return NVML_ERROR_NOT_SUPPORTED;
-    memory->total = (unsigned long long)gpu->memory_total_mib * MIB;
-    memory->reserved = (unsigned long long)gpu->memory_reserved_mib * MIB;
-    memory->used = (unsigned long long)gpu->memory_used_mib * MIB;
+    RETURN_IF_FAILED(measure(state, gpu, instance, &found));
+    memory->total = found.total * MIB;
+    memory->reserved = found.reserved * MIB;
+    memory->used = found.used * MIB;
     memory->free = memory->total - memory->reserved - memory->used;
     return NVML_SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1Memory_t *bar1Memory)
 {
-    ENTER_GPU(ABOUT_CONDITION);
+    ENTER_DEVICE(ABOUT_CONDITION);
     NEED(bar1Memory);
+    RETURN_IF_FAILED(check_privileges(state, gpu, instance));
     bar1Memory->bar1Total = 256 * MIB;
     bar1Memory->bar1Used = 1 * MIB;
     bar1Memory->bar1Free = 255 * MIB;
@@ -186,8 +212,11 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t answer_codec(unsigned int *utilization, unsigned int *samplingPeriodUs)
+static nvmlReturn_t answer_codec(const struct gpu *gpu, unsigned int *utilization,
+                                 unsigned int *samplingPeriodUs)
 {
+    if (gpu->mig == 1)
+        return NVML_ERROR_NOT_SUPPORTED;
     NEED(utilization && samplingPeriodUs);
     *utilization = 0;
     *samplingPeriodUs = 167000;
@@ -198,14 +227,14 @@ nvmlReturn_t nvmlDeviceGetEncoderUtilization(nvmlDevice_t device, unsigned int *
                                              unsigned int *samplingPeriodUs)
 {
     ENTER_GPU(ABOUT_CONDITION);
-    return answer_codec(utilization, samplingPeriodUs);
+    return answer_codec(gpu, utilization, samplingPeriodUs);
 }
 
 nvmlReturn_t nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned int *utilization,
                                              unsigned int *samplingPeriodUs)
 {
     ENTER_GPU(ABOUT_CONDITION);
-    return answer_codec(utilization, samplingPeriodUs);
+    return answer_codec(gpu, utilization, samplingPeriodUs);
 }
 
 nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t sensorType,
@@ -375,13 +404,4 @@ nvmlReturn_t nvmlDeviceGetViolationStatus(nvmlDevice_t device, nvmlPerfPolicyTyp
     (void)perfPolicyType;
     (void)violTime;
     return NVML_ERROR_NOT_SUPPORTED;
-}
-
-nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount, nvmlFieldValue_t *values)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    NEED(values && valuesCount > 0);
-    for (int i = 0; i < valuesCount; i++) /* each field answers for itself, and we know none */
-        values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
-    return NVML_SUCCESS;
 }

@@ -1,4 +1,4 @@
-/* The simulated NVML, of one GPU: its health, MIG mode and processes. */
+/* The simulated NVML, of one GPU: its health and its processes. */
 #include "nvml_call.h"
 
 #define NOT_IN_MIG_MODE 0xFFFFFFFFu
@@ -22,6 +22,7 @@ nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, nvmlMemoryErrorTyp
     ENTER_GPU(ABOUT_CONDITION);
     (void)counterType;
     NEED(eccCounts);
+    RETURN_IF_FAILED(check_undivided(gpu));
     if (gpu->ecc != 1)
         return NVML_ERROR_NOT_SUPPORTED;
     *eccCounts = errorType == NVML_MEMORY_ERROR_TYPE_UNCORRECTED && gpu->ecc_errors > 0
@@ -56,6 +57,7 @@ nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned int *corrRo
 {
     ENTER_GPU(ABOUT_CONDITION);
     NEED(corrRows && uncRows && isPending && failureOccurred);
+    RETURN_IF_FAILED(check_undivided(gpu));
     if (gpu->remap_pending == ABSENT)
         return NVML_ERROR_NOT_SUPPORTED;
     *corrRows = 0;
@@ -65,128 +67,89 @@ nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned int *corrRo
     return NVML_SUCCESS;
 }
 
-/* ---- MIG: a GPU can be in MIG mode, its instances are not simulated ---- */
-
-nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *currentMode,
-                                  unsigned int *pendingMode)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    NEED(currentMode && pendingMode);
-    RETURN_IF_FAILED(answer(gpu->mig, currentMode));
-    return answer(gpu->mig, pendingMode);
-}
-
-nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *count)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    NEED(count);
-    return answer(gpu->mig == 1 ? 7 : 0, count);
-}
-
-nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index,
-                                                 nvmlDevice_t *migDevice)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    (void)index;
-    (void)migDevice;
-    return gpu->mig == 1 ? NVML_ERROR_NOT_FOUND : NVML_ERROR_NOT_SUPPORTED;
-}
-
-nvmlReturn_t nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *isMigDevice)
-{
-    ENTER_GPU(ABOUT_IDENTITY);
-    NEED(isMigDevice);
-    return answer(0, isMigDevice);
-}
-
 /* ---- processes ---- */
 
-static unsigned int count_processes(const struct gpu *gpu, int graphics)
+static int is_meant(const struct process *process, enum process_kind kind,
+                    const struct instance *instance)
+{
+    return process->kind == kind && is_of(process, instance);
+}
+
+static unsigned int count_processes(const struct gpu *gpu, enum process_kind kind,
+                                    const struct instance *instance)
 {
     unsigned int count = 0;
     for (int i = 0; i < gpu->process_count; i++)
-        count += gpu->processes[i].graphics == graphics;
+        count += (unsigned int)is_meant(&gpu->processes[i], kind, instance);
     return count;
 }
 
 /* With too little room the answer is the number there are, and INSUFFICIENT_SIZE. */
-static nvmlReturn_t give_processes_v1(const struct gpu *gpu, int graphics, unsigned int *infoCount,
-                                      nvmlProcessInfo_v1_t *infos)
+static nvmlReturn_t give_count(const struct gpu *gpu, enum process_kind kind,
+                               const struct instance *instance, unsigned int *infoCount)
 {
-    unsigned int room, count = count_processes(gpu, graphics);
+    unsigned int room, count = count_processes(gpu, kind, instance);
     NEED(infoCount);
     room = *infoCount;
     *infoCount = count;
-    if (room < count)
-        return NVML_ERROR_INSUFFICIENT_SIZE;
+    return room < count ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
+static nvmlReturn_t give_processes_v1(const struct gpu *gpu, enum process_kind kind,
+                                      const struct instance *instance, unsigned int *infoCount,
+                                      nvmlProcessInfo_v1_t *infos)
+{
+    RETURN_IF_FAILED(give_count(gpu, kind, instance, infoCount));
     for (int i = 0, j = 0; i < gpu->process_count; i++)
-        if (gpu->processes[i].graphics == graphics) {
+        if (is_meant(&gpu->processes[i], kind, instance)) {
             infos[j].pid = gpu->processes[i].pid;
             infos[j++].usedGpuMemory = gpu->processes[i].memory_mib * MIB;
         }
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t give_processes_v2(const struct gpu *gpu, int graphics, unsigned int *infoCount,
+static nvmlReturn_t give_processes_v2(const struct gpu *gpu, enum process_kind kind,
+                                      const struct instance *instance, unsigned int *infoCount,
                                       nvmlProcessInfo_v2_t *infos)
 {
-    unsigned int room, count = count_processes(gpu, graphics);
-    NEED(infoCount);
-    room = *infoCount;
-    *infoCount = count;
-    if (room < count)
-        return NVML_ERROR_INSUFFICIENT_SIZE;
-    for (int i = 0, j = 0; i < gpu->process_count; i++)
-        if (gpu->processes[i].graphics == graphics) {
-            infos[j].pid = gpu->processes[i].pid;
-            infos[j].usedGpuMemory = gpu->processes[i].memory_mib * MIB;
-            infos[j].gpuInstanceId = NOT_IN_MIG_MODE;
-            infos[j++].computeInstanceId = NOT_IN_MIG_MODE;
+    RETURN_IF_FAILED(give_count(gpu, kind, instance, infoCount));
+    for (int i = 0, j = 0; i < gpu->process_count; i++) {
+        const struct process *process = &gpu->processes[i];
+        if (is_meant(process, kind, instance)) {
+            infos[j].pid = process->pid;
+            infos[j].usedGpuMemory = process->memory_mib * MIB;
+            infos[j].gpuInstanceId = process->gi == ABSENT ? NOT_IN_MIG_MODE : (unsigned)process->gi;
+            infos[j++].computeInstanceId =
+                process->ci == ABSENT ? NOT_IN_MIG_MODE : (unsigned)process->ci;
         }
+    }
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount,
-                                                  nvmlProcessInfo_v1_t *infos)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    return give_processes_v1(gpu, 0, infoCount, infos);
-}
+/* Which of the two structs a version of a query fills. */
+#define PROCESS_QUERY(function, kind, info, give) \
+    nvmlReturn_t function(nvmlDevice_t device, unsigned int *infoCount, info *infos) \
+    { \
+        ENTER_DEVICE(ABOUT_CONDITION); \
+        RETURN_IF_FAILED(check_privileges(state, gpu, instance)); \
+        return give(gpu, kind, instance, infoCount, infos); \
+    }
 
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount,
-                                                     nvmlProcessInfo_v2_t *infos)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    return give_processes_v2(gpu, 0, infoCount, infos);
-}
-
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount,
-                                                     nvmlProcessInfo_t *infos)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    return give_processes_v2(gpu, 0, infoCount, infos);
-}
-
-nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *infoCount,
-                                                   nvmlProcessInfo_v1_t *infos)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    return give_processes_v1(gpu, 1, infoCount, infos);
-}
-
-nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount,
-                                                      nvmlProcessInfo_v2_t *infos)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    return give_processes_v2(gpu, 1, infoCount, infos);
-}
-
-nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount,
-                                                      nvmlProcessInfo_t *infos)
-{
-    ENTER_GPU(ABOUT_CONDITION);
-    return give_processes_v2(gpu, 1, infoCount, infos);
-}
+PROCESS_QUERY(nvmlDeviceGetComputeRunningProcesses, COMPUTE, nvmlProcessInfo_v1_t, give_processes_v1)
+PROCESS_QUERY(nvmlDeviceGetComputeRunningProcesses_v2, COMPUTE, nvmlProcessInfo_v2_t,
+              give_processes_v2)
+PROCESS_QUERY(nvmlDeviceGetComputeRunningProcesses_v3, COMPUTE, nvmlProcessInfo_t,
+              give_processes_v2)
+PROCESS_QUERY(nvmlDeviceGetGraphicsRunningProcesses, GRAPHICS, nvmlProcessInfo_v1_t,
+              give_processes_v1)
+PROCESS_QUERY(nvmlDeviceGetGraphicsRunningProcesses_v2, GRAPHICS, nvmlProcessInfo_v2_t,
+              give_processes_v2)
+PROCESS_QUERY(nvmlDeviceGetGraphicsRunningProcesses_v3, GRAPHICS, nvmlProcessInfo_t,
+              give_processes_v2)
+PROCESS_QUERY(nvmlDeviceGetMPSComputeRunningProcesses, MPS, nvmlProcessInfo_v1_t, give_processes_v1)
+PROCESS_QUERY(nvmlDeviceGetMPSComputeRunningProcesses_v2, MPS, nvmlProcessInfo_v2_t,
+              give_processes_v2)
+PROCESS_QUERY(nvmlDeviceGetMPSComputeRunningProcesses_v3, MPS, nvmlProcessInfo_t, give_processes_v2)
 
 nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
                                              nvmlProcessUtilizationSample_t *utilization,
@@ -194,7 +157,7 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
                                              unsigned long long lastSeenTimeStamp)
 {
     ENTER_GPU(ABOUT_CONDITION);
-    unsigned int room, count = count_processes(gpu, 0);
+    unsigned int room, count = count_processes(gpu, COMPUTE, NULL);
     NEED(processSamplesCount);
     if (gpu->mig == 1 || gpu->utilization_percent == ABSENT)
         return NVML_ERROR_NOT_SUPPORTED;
@@ -205,7 +168,7 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
     if (!utilization || room < count)
         return NVML_ERROR_INSUFFICIENT_SIZE;
     for (int i = 0, j = 0; i < gpu->process_count; i++)
-        if (!gpu->processes[i].graphics) {
+        if (gpu->processes[i].kind == COMPUTE) {
             nvmlProcessUtilizationSample_t sample = {0};
             sample.pid = gpu->processes[i].pid;
             sample.timeStamp = lastSeenTimeStamp + 1;
@@ -213,4 +176,11 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device,
             utilization[j++] = sample;
         }
     return NVML_SUCCESS;
+}
+
+/* Off on all but a machine whose administrator has turned it on. */
+nvmlReturn_t nvmlDeviceGetAccountingMode(nvmlDevice_t device, nvmlEnableState_t *mode)
+{
+    ENTER_GPU(ABOUT_CONDITION);
+    return answer_switch(0, mode);
 }

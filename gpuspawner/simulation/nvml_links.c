@@ -71,3 +71,31 @@ nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned i
                                          : NVML_NVLINK_DEVICE_TYPE_GPU;
     return NVML_SUCCESS;
 }
+
+/* As in `nvidia-smi topo -m`: 32 processors on each socket, which is a NUMA node of its own. */
+#define PROCESSORS_PER_SOCKET 32
+#define BITS (8 * (unsigned int)sizeof(unsigned long))
+
+nvmlReturn_t nvmlDeviceGetCpuAffinity(nvmlDevice_t device, unsigned int cpuSetSize,
+                                      unsigned long *cpuSet)
+{
+    ENTER_GPU(ABOUT_IDENTITY);
+    NEED(cpuSet && cpuSetSize);
+    if (gpu->socket == ABSENT)
+        return NVML_ERROR_NOT_SUPPORTED;
+    for (unsigned int i = 0; i < cpuSetSize; i++)
+        cpuSet[i] = 0;
+    for (unsigned int i = 0; i < PROCESSORS_PER_SOCKET; i++) {
+        unsigned int processor = (unsigned int)gpu->socket * PROCESSORS_PER_SOCKET + i;
+        if (processor / BITS < cpuSetSize)
+            cpuSet[processor / BITS] |= 1UL << (processor % BITS);
+    }
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNumaNodeId(nvmlDevice_t device, unsigned int *node)
+{
+    ENTER_GPU(ABOUT_IDENTITY);
+    NEED(node);
+    return answer(gpu->socket, node);
+}

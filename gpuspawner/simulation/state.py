@@ -15,6 +15,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from . import events, instances
+from .checks import (
+    MAX_PROCESSES,
+    check,
+    check_function_faults,
+    check_number,
+    check_processes,
+    is_line,
+    matches,
+)
+from .events import MAX_EVENTS, SimulatedEvent
+from .instances import MAX_INSTANCES, SimulatedInstance
 from .models import MODELS, Model, cuda_of
 
 STATE_PATH_VARIABLE = "GPUSPAWNER_SIMULATED_STATE"
@@ -22,13 +34,15 @@ STATE_PATH = Path("/run/gpuspawner/state")
 
 DEFAULT_DRIVER = "570.133.20"
 COMPUTE_MODES = ("default", "exclusive_process", "prohibited")
-GPU_FAULTS = ("lost", "reset_required")
+GPU_FAULTS = ("lost", "unreachable", "reset_required")
 HOST_FAULTS = ("driver_not_loaded", "library_mismatch", "no_permission", "unknown")
+RECOVERY_ACTIONS = ("none", "gpu_reset", "node_reboot", "drain_p2p", "drain_and_reset")
+FABRIC_STATES = ("not_started", "in_progress", "completed", "failed")
+ADDRESSING_MODES = ("none", "hmm", "ats")
+MIG_GAPS = ("not_found", "invalid_argument")
 
 # `state.h` has room for this many.
 MAX_GPUS = 64
-MAX_PROCESSES = 64
-MAX_FUNCTION_FAULTS = 16
 # As NVML's NVML_NVLINK_MAX_LINKS.
 MAX_LINKS = 18
 
@@ -36,48 +50,32 @@ _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _DRIVER = re.compile(r"\d+(\.\d+){1,2}\Z")
 _CUDA = re.compile(r"\d+\.\d+\Z")
 _BUS_ID = re.compile(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.[0-7]\Z")
-_FUNCTION = re.compile(r"nvml[A-Za-z0-9_]+\Z")
-
-
-def _matches(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.match(value) is not None
-
-
-def _check(right: object, key: str, value: object, allowed: str) -> None:
-    if not right:
-        raise ValueError(f"{key} is {value!r}; it must be {allowed}")
-
-
-def _check_number(key: str, value: object, low: int = 0, high: int = 2**31 - 1) -> None:
-    # `bool` is an `int` to Python, and `True` written as a number would read back as 1.
-    right = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    _check(right, key, value, f"a whole number from {low} to {high}")
-
-
-def _check_function_faults(faults: object) -> None:
-    right = isinstance(faults, tuple) and len(faults) <= MAX_FUNCTION_FAULTS
-    _check(right, "function_faults", faults, f"a tuple of at most {MAX_FUNCTION_FAULTS} pairs")
-    for pair in faults if isinstance(faults, tuple) else ():
-        right = isinstance(pair, tuple) and len(pair) == 2 and _matches(_FUNCTION, pair[0])
-        right = right and isinstance(pair[1], int) and 0 < pair[1] < 1000
-        _check(right, "function_faults", pair, "pairs of an NVML function and a code from 1 to 999")
 
 
 @dataclass(frozen=True)
 class SimulatedGPU:
     """One GPU as NVML reports it. For `None`, NVML answers "not supported".
 
-    `processes` and `graphics_processes` are pairs of process id and memory in MiB; a GPU's used
-    memory is never less than what they hold. `memory_reserved_mib` is what the driver keeps for
-    itself, which version 1 of NVML's memory query counts as used and version 2 doesn't.
+    `processes`, `graphics_processes` and `mps_processes` (clients of MPS) are pairs of process id
+    and memory in MiB; a GPU's used memory is never less than what they hold. `memory_reserved_mib`
+    is what the driver keeps for itself, which version 1 of NVML's memory query counts as used and
+    version 2 doesn't.
 
     `pcie` is its place on the bus: the socket's number and that of the PCIe switch. `nvlinks` are
     pairs of where NVLinks go (another GPU's bus id, or `switch`) and how many.
 
-    `fault` is `lost` (fallen off the bus: every query fails, also for its handle) or
-    `reset_required` (it still says who it is, and nothing else). `function_faults` are pairs of an
-    NVML function's full name and the error code it returns, such as
-    `("nvmlDeviceGetMemoryInfo_v2", 999)`.
+    `mig` is whether it is in MIG mode, `mig_pending` the mode after the next reset (None: the
+    same), and `mig_slices` the most compute slices, and so instances, that it can have. `events`
+    wake programs that wait for them.
+
+    `clocks_event_reasons` are NVML's bits of what keeps its clocks down; None: idleness alone.
+    `recovery_action` is what would repair it, `fabric` how far its NVSwitch fabric is,
+    `addressing_mode` is `ats` where its memory is a part of the host's.
+
+    `fault` is `lost` (fallen off the bus: every query fails, also for its handle), `unreachable`
+    (the same in other words, "Unknown Error", as some drivers say it) or `reset_required` (it still
+    says who it is, and nothing else). `function_faults` are pairs of an NVML function's full name
+    and the error code it returns, such as `("nvmlDeviceGetMemoryInfo_v2", 999)`.
 
     Raises:
         ValueError: NVML can't report such a value.
@@ -94,14 +92,23 @@ class SimulatedGPU:
     utilization_percent: int | None = 0
     processes: tuple[tuple[int, int], ...] = ()
     graphics_processes: tuple[tuple[int, int], ...] = ()
+    mps_processes: tuple[tuple[int, int], ...] = ()
     compute_mode: str = "default"
     compute_capability: tuple[int, int] | None = None
     mig: bool | None = None
+    mig_pending: bool | None = None
+    mig_slices: int = 7
+    instances: tuple[SimulatedInstance, ...] = ()
     ecc: bool | None = None
     ecc_errors: int = 0
     retired_pages_pending: bool | None = None
     remap_pending: bool | None = None
     remap_failed: bool | None = None
+    recovery_action: str | None = "none"
+    clocks_event_reasons: int | None = None
+    fabric: str | None = None
+    addressing_mode: str | None = None
+    events: tuple[SimulatedEvent, ...] = ()
     power_limit_watts: int | None = None
     fan_percent: int | None = None
     pcie: tuple[int, int] | None = None
@@ -110,70 +117,93 @@ class SimulatedGPU:
     function_faults: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        _check(_matches(_UUID, self.uuid), "uuid", self.uuid, "GPU- and a UUID in lower case")
-        _check(_is_line(self.name), "name", self.name, "text on one line")
-        _check_number("minor_number", self.minor_number, high=255)
-        _check(
-            self.bus_id is None or _matches(_BUS_ID, self.bus_id),
+        check(matches(_UUID, self.uuid), "uuid", self.uuid, "GPU- and a UUID in lower case")
+        check(is_line(self.name), "name", self.name, "text on one line")
+        check_number("minor_number", self.minor_number, high=255)
+        check(
+            self.bus_id is None or matches(_BUS_ID, self.bus_id),
             "bus_id",
             self.bus_id,
             "like 00000000:07:00.0, or None",
         )
-        _check(self.serial is None or _is_line(self.serial), "serial", self.serial, "text, or None")
+        check(self.serial is None or is_line(self.serial), "serial", self.serial, "text, or None")
         self._check_numbers()
         self._check_choices()
-        for key in ("processes", "graphics_processes"):
-            _check_processes(key, getattr(self, key))
-        everything = self.processes + self.graphics_processes
-        _check_number("the number of processes", len(everything), high=MAX_PROCESSES)
+        for key in ("processes", "graphics_processes", "mps_processes"):
+            check_processes(key, getattr(self, key))
+        self._check_instances()
+        everything = self.processes + self.graphics_processes + self.mps_processes
+        everything += tuple(pair for each in self.instances for pair in each.processes)
+        check_number("the number of processes", len(everything), high=MAX_PROCESSES)
         if self.memory_total_mib is not None:
             room = self.memory_total_mib - self.memory_reserved_mib
-            _check_number("the MiB of all processes", sum(mib for _, mib in everything), high=room)
-        _check_function_faults(self.function_faults)
+            check_number("the MiB of all processes", sum(mib for _, mib in everything), high=room)
+        check_function_faults(self.function_faults)
         self._check_connections()
+
+    def _check_instances(self) -> None:
+        check_number("mig_slices", self.mig_slices, low=1, high=instances.MAX_SLICES)
+        right = isinstance(self.instances, tuple) and len(self.instances) <= MAX_INSTANCES
+        check(right, "instances", self.instances, f"a tuple of at most {MAX_INSTANCES}")
+        check(self.mig or not self.instances, "instances", self.instances, "() outside MIG mode")
+        for parts in ("index", "uuid"), ("gi", "ci"):
+            values = [tuple(getattr(each, key) for key in parts) for each in self.instances]
+            check(len(set(values)) == len(values), "instances", values, "different from each other")
+        slices = sum(each.slices for each in self.instances)
+        check_number("the slices of all instances", slices, high=self.mig_slices)
+        for each in self.instances:
+            check_number("an instance's index", each.index, high=self.mig_slices - 1)
+            right = each.parent in (None, self.uuid)
+            check(right, "an instance's uuid", each.uuid, f"made of {self.uuid}")
+        right = isinstance(self.events, tuple) and len(self.events) <= MAX_EVENTS
+        check(right, "events", self.events, f"a tuple of at most {MAX_EVENTS}")
 
     def _check_connections(self) -> None:
         if self.pcie is not None:
             right = isinstance(self.pcie, tuple) and len(self.pcie) == 2
-            _check(right, "pcie", self.pcie, "a pair of socket and PCIe switch, or None")
+            check(right, "pcie", self.pcie, "a pair of socket and PCIe switch, or None")
             for part in self.pcie:
-                _check_number("pcie", part, high=99)
+                check_number("pcie", part, high=99)
         right = isinstance(self.nvlinks, tuple) and len(self.nvlinks) <= MAX_GPUS
-        _check(right, "nvlinks", self.nvlinks, f"a tuple of at most {MAX_GPUS} pairs")
+        check(right, "nvlinks", self.nvlinks, f"a tuple of at most {MAX_GPUS} pairs")
         for pair in self.nvlinks:
             right = isinstance(pair, tuple) and len(pair) == 2
-            right = right and (pair[0] == "switch" or _matches(_BUS_ID, pair[0]))
-            _check(right, "nvlinks", pair, "pairs of a bus id, or switch, and a number")
-            _check_number("nvlinks", pair[1], low=1, high=MAX_LINKS)
-        _check_number("the number of NVLinks", sum(n for _, n in self.nvlinks), high=MAX_LINKS)
+            right = right and (pair[0] == "switch" or matches(_BUS_ID, pair[0]))
+            check(right, "nvlinks", pair, "pairs of a bus id, or switch, and a number")
+            check_number("nvlinks", pair[1], low=1, high=MAX_LINKS)
+        check_number("the number of NVLinks", sum(n for _, n in self.nvlinks), high=MAX_LINKS)
 
     def _check_numbers(self) -> None:
         for key in ("memory_total_mib", "power_limit_watts"):
             if getattr(self, key) is not None:
-                _check_number(key, getattr(self, key), high=2_000_000)
+                check_number(key, getattr(self, key), high=2_000_000)
         for key in ("utilization_percent", "fan_percent"):
             if getattr(self, key) is not None:
-                _check_number(key, getattr(self, key), high=100)
-        _check_number("ecc_errors", self.ecc_errors)
+                check_number(key, getattr(self, key), high=100)
+        check_number("ecc_errors", self.ecc_errors)
+        if self.clocks_event_reasons is not None:
+            check_number("clocks_event_reasons", self.clocks_event_reasons, high=511)
         room = self.memory_total_mib or 0
-        _check_number("memory_reserved_mib", self.memory_reserved_mib, high=room)
-        _check_number("memory_used_mib", self.memory_used_mib, high=room - self.memory_reserved_mib)
+        check_number("memory_reserved_mib", self.memory_reserved_mib, high=room)
+        check_number("memory_used_mib", self.memory_used_mib, high=room - self.memory_reserved_mib)
 
     def _check_choices(self) -> None:
-        _check(
+        check(
             self.compute_mode in COMPUTE_MODES,
             "compute_mode",
             self.compute_mode,
             "one of " + ", ".join(COMPUTE_MODES),
         )
-        _check(
-            self.fault in (None, *GPU_FAULTS),
-            "fault",
-            self.fault,
-            "None or one of " + ", ".join(GPU_FAULTS),
-        )
-        for key in ("mig", "ecc", "retired_pages_pending", "remap_pending", "remap_failed"):
-            _check(
+        for key, known in (
+            ("fault", GPU_FAULTS),
+            ("recovery_action", RECOVERY_ACTIONS),
+            ("fabric", FABRIC_STATES),
+            ("addressing_mode", ADDRESSING_MODES),
+        ):
+            value = getattr(self, key)
+            check(value in (None, *known), key, value, "None or one of " + ", ".join(known))
+        for key in (key for key in _BOOLS if key != "privileged"):
+            check(
                 getattr(self, key) in (None, True, False),
                 key,
                 getattr(self, key),
@@ -181,22 +211,9 @@ class SimulatedGPU:
             )
         if self.compute_capability is not None:
             right = isinstance(self.compute_capability, tuple) and len(self.compute_capability) == 2
-            _check(right, "compute_capability", self.compute_capability, "a pair such as (8, 0)")
+            check(right, "compute_capability", self.compute_capability, "a pair such as (8, 0)")
             for part in self.compute_capability:
-                _check_number("compute_capability", part, high=99)
-
-
-def _is_line(text: object) -> bool:
-    return isinstance(text, str) and bool(text) and not any(c < " " for c in text)
-
-
-def _check_processes(key: str, processes: object) -> None:
-    _check(isinstance(processes, tuple), key, processes, "a tuple of (process id, MiB) pairs")
-    for pair in processes if isinstance(processes, tuple) else ():
-        right = isinstance(pair, tuple) and len(pair) == 2
-        _check(right, key, pair, "pairs of process id and MiB")
-        _check_number(f"a process id in {key}", pair[0], low=1)
-        _check_number(f"a process's MiB in {key}", pair[1], high=2_000_000)
+                check_number("compute_capability", part, high=99)
 
 
 @dataclass(frozen=True)
@@ -208,6 +225,9 @@ class State:
     `no_permission`, `unknown`. `function_faults` are pairs of an NVML function's full name and the
     error code that it returns for every GPU. `slow_milliseconds` delays each call. `loads` is how
     often the driver has been loaded: a program that began before the last time must begin anew.
+
+    `privileged` is whether a GPU in MIG mode tells the use of all its instances, which it doesn't
+    in a container. `mig_gap` is what NVML answers where no instance has an index between others'.
 
     Raises:
         ValueError: there is no such driver, version or fault, or two GPUs have the same UUID, minor
@@ -221,23 +241,28 @@ class State:
     function_faults: tuple[tuple[str, int], ...] = ()
     slow_milliseconds: int = 0
     loads: int = 1
+    privileged: bool = True
+    mig_gap: str = "not_found"
 
     def __post_init__(self) -> None:
-        _check(
-            _matches(_DRIVER, self.driver), "driver", self.driver, "a version such as 570.133.20"
-        )
+        check(matches(_DRIVER, self.driver), "driver", self.driver, "a version such as 570.133.20")
         if not self.cuda:
             object.__setattr__(self, "cuda", cuda_of(self.driver))
-        _check(_matches(_CUDA, self.cuda), "cuda", self.cuda, "a version such as 12.8")
+        check(matches(_CUDA, self.cuda), "cuda", self.cuda, "a version such as 12.8")
         allowed = "None or one of " + ", ".join(HOST_FAULTS)
-        _check(self.fault in (None, *HOST_FAULTS), "fault", self.fault, allowed)
-        _check_function_faults(self.function_faults)
-        _check_number("loads", self.loads)
-        _check_number("slow_milliseconds", self.slow_milliseconds, high=3_600_000)
-        _check_number("the number of GPUs", len(self.gpus), high=MAX_GPUS)
+        check(self.fault in (None, *HOST_FAULTS), "fault", self.fault, allowed)
+        check_function_faults(self.function_faults)
+        check_number("loads", self.loads)
+        check(isinstance(self.privileged, bool), "privileged", self.privileged, "a bool")
+        allowed = "one of " + ", ".join(MIG_GAPS)
+        check(self.mig_gap in MIG_GAPS, "mig_gap", self.mig_gap, allowed)
+        check_number("slow_milliseconds", self.slow_milliseconds, high=3_600_000)
+        check_number("the number of GPUs", len(self.gpus), high=MAX_GPUS)
         for key in ("uuid", "minor_number", "bus_id"):
             values = [getattr(gpu, key) for gpu in self.gpus if getattr(gpu, key) is not None]
-            _check(len(set(values)) == len(values), key, values, "different for each GPU")
+            check(len(set(values)) == len(values), key, values, "different for each GPU")
+        values = [each.uuid for gpu in self.gpus for each in gpu.instances]
+        check(len(set(values)) == len(values), "uuid", values, "different for each instance")
 
     def gpu(self, key: str | int) -> SimulatedGPU:
         """Return the GPU with this UUID or index; raise ValueError if there is none."""
@@ -248,22 +273,30 @@ class State:
         index = self._index(key)
         known = {each.name for each in fields(SimulatedGPU)}
         for name in changes:
-            _check(name in known, "the GPU's field", name, "one of " + ", ".join(sorted(known)))
+            check(name in known, "the GPU's field", name, "one of " + ", ".join(sorted(known)))
         gpus = list(self.gpus)
         gpus[index] = replace(gpus[index], **changes)
         return replace(self, gpus=tuple(gpus))
 
     def only(self, uuids: Collection[str]) -> State:
-        """Return the state that a container with these GPUs sees.
+        """Return the state that a container with these GPUs and MIG instances sees.
 
-        Indexes begin with 0, minor numbers are the host's.
+        Indexes begin with 0, minor numbers are the host's. A GPU of which it has instances is in
+        MIG mode there, with those alone.
 
         Raises:
-            ValueError: the host has no GPU with one of these UUIDs.
+            ValueError: the host has no GPU or instance with one of these UUIDs.
         """
-        for uuid in uuids:
+        wanted, seen = set(uuids), []
+        for gpu in self.gpus:
+            theirs = tuple(each for each in gpu.instances if each.uuid in wanted)
+            if theirs or gpu.uuid in wanted:
+                numbered = tuple(replace(each, index=n) for n, each in enumerate(theirs))
+                seen.append(replace(gpu, instances=numbered))
+                wanted -= {gpu.uuid, *(each.uuid for each in theirs)}
+        for uuid in wanted:
             self._index(uuid)
-        return replace(self, gpus=tuple(gpu for gpu in self.gpus if gpu.uuid in set(uuids)))
+        return replace(self, gpus=tuple(seen), privileged=False)
 
     def _index(self, key: str | int) -> int:
         for index, gpu in enumerate(self.gpus):
@@ -308,13 +341,24 @@ class State:
 _REPEATED = {
     "processes": "process",
     "graphics_processes": "graphics_process",
+    "mps_processes": "mps_process",
     "function_faults": "function_fault",
     "nvlinks": "nvlink",
 }
-_HOST_KEYS = ("driver", "cuda", "fault", "loads", "slow_milliseconds")
-_GPU_KEYS = tuple(f.name for f in fields(SimulatedGPU) if f.name not in (*_REPEATED, "uuid"))
-_TEXTS = ("driver", "cuda", "fault", "name", "bus_id", "serial", "compute_mode")
-_BOOLS = ("mig", "ecc", "retired_pages_pending", "remap_pending", "remap_failed")
+# Lines of their own form: see `instances` and `events`.
+_OTHERS = ("instances", "events")
+_HOST_KEYS = ("driver", "cuda", "fault", "loads", "slow_milliseconds", "privileged", "mig_gap")
+_GPU_KEYS = tuple(
+    f.name for f in fields(SimulatedGPU) if f.name not in (*_REPEATED, *_OTHERS, "uuid")
+)
+_TEXTS = (
+    *("driver", "cuda", "fault", "name", "bus_id", "serial", "compute_mode", "mig_gap"),
+    *("recovery_action", "fabric", "addressing_mode"),
+)
+_BOOLS = (
+    *("mig", "mig_pending", "ecc", "retired_pages_pending", "remap_pending", "remap_failed"),
+    "privileged",
+)
 
 
 def _lines(state: State) -> Iterator[str]:
@@ -329,6 +373,10 @@ def _lines(state: State) -> Iterator[str]:
         for key, word in _REPEATED.items():
             for pair in getattr(gpu, key):
                 yield f"{word} {pair[0]} {pair[1]}"
+        for instance in gpu.instances:
+            yield from instances.written(instance)
+        for event in gpu.events:
+            yield events.written(event)
 
 
 def _written(value: object) -> str:
@@ -353,19 +401,37 @@ def _parse(text: str) -> State:
             raise ValueError(f"line {number} of the state file, {line!r}: {error}") from error
     for gpu in gpus:
         missing = {"name", "minor_number"} - gpu.keys()
-        _check(not missing, "a GPU of the state file", gpu["uuid"], f"given {sorted(missing)} too")
+        check(not missing, "a GPU of the state file", gpu["uuid"], f"given {sorted(missing)} too")
     return State(gpus=tuple(SimulatedGPU(**gpu) for gpu in gpus), **host)
 
 
 def _parse_line(into: dict[str, Any], key: str, value: str, keys: Collection[str]) -> None:
+    if keys is _GPU_KEYS and key in ("instance", "instance_process", "event"):
+        _parse_other(into, key, value)
+        return
     for name, word in _REPEATED.items():
         if key == word and (name == "function_faults" or keys is _GPU_KEYS):
             first, second = value.split(" ")
             pair = (first if name in ("function_faults", "nvlinks") else int(first), int(second))
             into[name] = (*into.get(name, ()), pair)
             return
-    _check(key in keys, "the key", key, "one of " + ", ".join((*keys, *_REPEATED.values())))
+    check(key in keys, "the key", key, "one of " + ", ".join((*keys, *_REPEATED.values())))
     into[key] = _read(key, value)
+
+
+def _parse_other(into: dict[str, Any], key: str, value: str) -> None:
+    if key == "event":
+        into["events"] = (*into.get("events", ()), events.read(value))
+    elif key == "instance":
+        into["instances"] = (*into.get("instances", ()), instances.read(value))
+    else:
+        index, pid, mib = map(int, value.split(" "))
+        known = into.get("instances", ())
+        check(index in [each.index for each in known], "an instance_process", value, "an index's")
+        into["instances"] = tuple(
+            replace(each, processes=(*each.processes, (pid, mib))) if each.index == index else each
+            for each in known
+        )
 
 
 def _read(key: str, value: str) -> object:
@@ -377,7 +443,7 @@ def _read(key: str, value: str) -> object:
         major, minor = value.split(".")
         return (int(major), int(minor))
     if key in _BOOLS:
-        _check(value in ("0", "1"), key, value, "0, 1 or -")
+        check(value in ("0", "1"), key, value, "0, 1 or -")
         return value == "1"
     return int(value)
 
@@ -399,8 +465,8 @@ def describe(
     gpus: list[SimulatedGPU] = []
     for name, count in models:
         model = MODELS.get(name) or next((m for m in MODELS.values() if m.name == name), None)
-        _check(model, "model", name, "one of " + ", ".join(sorted(MODELS)))
-        _check_number(f"the count of {name}", count, high=MAX_GPUS)
+        check(model, "model", name, "one of " + ", ".join(sorted(MODELS)))
+        check_number(f"the count of {name}", count, high=MAX_GPUS)
         assert model is not None
         for _ in range(count):
             gpus.append(_idle(model, len(gpus)))
@@ -417,9 +483,10 @@ def _idle(model: Model, minor_number: int) -> SimulatedGPU:
         bus_id=f"00000000:{0x07 + 3 * minor_number:02X}:00.0",
         serial=str(1_320_000_000_000 + int(digits[32:40], 16)) if model.has_ecc else None,
         memory_total_mib=model.memory_total_mib,
-        memory_reserved_mib=model.memory_total_mib // 64,
+        memory_reserved_mib=(model.memory_total_mib or 0) // 64,
         compute_capability=model.compute_capability,
-        mig=False if model.has_mig else None,
+        mig=False if model.mig_profiles else None,
+        mig_slices=model.mig_slices,
         ecc=True if model.has_ecc else None,
         # Row remapping came with Ampere and took the place of page retirement.
         # ref: https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/

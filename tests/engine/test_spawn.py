@@ -124,10 +124,22 @@ def test_a_gpu_that_another_program_uses_is_not_handed_out(hub, idle_host, engin
 
 
 def test_a_sick_gpu_is_one_sick_gpu(hub, idle_host, engine):
-    idle_host.change(lambda state: state.with_gpu(0, fault="lost"))
+    idle_host.change(lambda state: state.with_gpu(0, fault="reset_required"))
     assert [gpu["state"] for gpu in gpus()] == ["unhealthy", "free", "free", "free"]
     hub.start_server("ada", {"gpus": 3})
     assert len(labelled(engine)["ada"]) == 3
+
+
+def test_a_gpu_off_the_bus_keeps_the_hook_from_giving_the_others(hub, idle_host):
+    """NVIDIA's hook looks at all GPUs first. ref: NVIDIA/k8s-device-plugin#2038"""
+    idle_host.change(lambda state: state.with_gpu(0, fault="lost"))
+    assert [gpu["state"] for gpu in gpus()] == ["unhealthy", "free", "free", "free"]
+    refused = hub.spawn("ada", {"gpus": 1})
+    assert refused.status_code == 500
+    assert "a GPU of this machine has fallen off the bus" in refused.json()["message"]
+    hub.start_server("ada", {"gpus": 0})
+    idle_host.change(lambda state: state.with_gpu(0, fault=None))
+    hub.start_server("eve", {"gpus": 1})
 
 
 def test_nothing_is_handed_out_while_nvml_fails(hub, idle_host, engine):

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from gpuspawner.simulation import changes, command, running_host
+from gpuspawner.simulation.events import SimulatedEvent
 from gpuspawner.simulation.state import describe
 
 from ..support.labs import STATE, UUIDS, ended, left_by, simulate, until
@@ -26,6 +27,13 @@ from ..support.labs import STATE, UUIDS, ended, left_by, simulate, until
         ("gpu 1 lost", "fault", "lost"),
         ("gpu 1 sick", "fault", "reset_required"),
         ("gpu 1 mig on", "mig", True),
+        ("gpu 1 mig pending on", "mig_pending", True),
+        ("gpu 1 mig pending off", "mig_pending", None),
+        ("gpu 1 unreachable", "fault", "unreachable"),
+        ("gpu 1 xid 79", "events", (SimulatedEvent(1, "xid", 79),)),
+        ("gpu 1 recovery none", "events", (SimulatedEvent(1, "recovery_action"),)),
+        ("gpu 1 clocks overheated", "clocks_event_reasons", 0x48),
+        ("gpu 1 fabric in_progress", "fabric", "in_progress"),
         ("gpu 1 mode exclusive_process", "compute_mode", "exclusive_process"),
         ("gpu 1 function nvmlDeviceGetName 999", "function_faults", (("nvmlDeviceGetName", 999),)),
     ],
@@ -44,6 +52,10 @@ def test_a_change_in_words_changes_one_gpu(text, field, value):
         ("gpu 0 lost", "gpu 0 healed"),
         ("gpu 0 sick", "gpu 0 healed"),
         ("gpu 0 mig on", "gpu 0 mig off"),
+        ("gpu 0 unreachable", "gpu 0 healed"),
+        ("gpu 0 mig pending on", "gpu 0 reset", "gpu 0 mig off"),
+        ("gpu 0 clocks hot", "gpu 0 clocks free"),
+        ("gpu 0 sick", "gpu 0 reset"),
         ("gpu 0 function nvmlDeviceGetName 15", "gpu 0 function nvmlDeviceGetName works"),
         ("function nvmlDeviceGetName 15", "function nvmlDeviceGetName works"),
         ("driver gone", "driver back"),
@@ -51,9 +63,58 @@ def test_a_change_in_words_changes_one_gpu(text, field, value):
     ],
 )
 def test_a_change_can_be_taken_back(texts):
-    first, second = map(changes.parse, texts)
-    assert first(STATE) != STATE
-    assert second(first(STATE)) == STATE
+    first, *others = map(changes.parse, texts)
+    state = first(STATE)
+    assert state != STATE
+    for each in others:
+        state = each(state)
+    assert state == STATE
+
+
+def changed(*texts):
+    """The first GPU after these changes."""
+    state = STATE
+    for text in texts:
+        state = changes.parse(text)(state)
+    return state.gpu(0)
+
+
+def test_a_memory_error_is_counted_and_reported_and_a_reset_ends_it():
+    gpu = changed("gpu 0 ecc 2")
+    assert (gpu.ecc_errors, gpu.events) == (2, (SimulatedEvent(1, "double_bit_ecc"),))
+    assert changed("gpu 0 ecc 2", "gpu 0 ecc 1").events == gpu.events
+    assert changed("gpu 0 ecc 2", "gpu 0 reset").ecc_errors == 0
+
+
+def test_a_remapping_waits_for_a_reset_or_has_failed():
+    gpu = changed("gpu 0 remap pending")
+    assert (gpu.remap_pending, gpu.recovery_action) == (True, "drain_and_reset")
+    assert gpu.events == (SimulatedEvent(1, "recovery_action"),)
+    well = changed("gpu 0 remap pending", "gpu 0 reset")
+    assert (well.remap_pending, well.recovery_action) == (False, "none")
+    failed = changed("gpu 0 remap failed", "gpu 0 reset")
+    assert (failed.remap_pending, failed.remap_failed) == (False, True)
+
+
+def test_the_last_events_are_kept_and_numbered():
+    events = changed(*["gpu 0 xid 31"] * 20, "gpu 0 xid 79").events
+    assert [each.number for each in events] == list(range(6, 22))
+    assert events[-1].data == 79
+
+
+def test_mig_instances_are_made_used_and_destroyed():
+    divided = "gpu 0 instances 3g.20gb, 1g.5gb x2"
+    gpu = changed(divided, "gpu 0 instance 1 process 4 9", "gpu 0 instance 0 destroyed")
+    assert [(each.index, each.processes) for each in gpu.instances] == [(1, ((4, 9),)), (2, ())]
+    assert [each.kind for each in gpu.events] == ["mig_config"] * 2
+    assert gpu.mig
+    again = changed(divided, "gpu 0 instance 1 process 4 9", "gpu 0 instance 1 process 4 ended")
+    assert again.instances == changed(divided).instances
+    assert changed(divided, "gpu 0 instances none").instances == ()
+    assert changed(divided, "gpu 0 mig off").instances == ()
+    assert changed(divided, "gpu 0 mig pending off", "gpu 0 reset").instances == ()
+    event = changed(divided, "gpu 0 xid 13 instance 2").events[-1]
+    assert (event.data, event.gi, event.ci) == (13, 8, 0)
 
 
 def test_a_process_that_grows_is_still_one_process():
@@ -75,6 +136,20 @@ def test_a_process_that_grows_is_still_one_process():
         ("gpu 1 mode fast", "one of default"),
         ("gpu 1 mig maybe", "on, off"),
         ("gpu 2 mig on", "has no MIG"),
+        ("gpu 2 mig pending on", "has no MIG"),
+        ("gpu 2 instances 1g.5gb", "has no MIG"),
+        ("gpu 0 instances 9g.5gb", "isn't a MIG profile"),
+        ("gpu 0 instances 1g.5gb x8", "no room"),
+        ("gpu 0 instance 0 destroyed", "has no MIG instance 0"),
+        ("gpu 0 instance x destroyed", "must be a whole number"),
+        ("gpu 0 instance 0 process 1 1", "has no MIG instance 0"),
+        ("gpu 0 xid many", "must be a whole number"),
+        ("gpu 0 xid 13 instance 0", "has no MIG instance 0"),
+        ("gpu 2 remap pending", "remaps no rows"),
+        ("gpu 0 remap done", "pending, failed, none"),
+        ("gpu 0 clocks fast", "free, power"),
+        ("gpu 0 recovery pray", "one of none, gpu_reset"),
+        ("gpu 0 fabric torn", "one of not_started"),
         ("gpu 1 function rm 5", "NVML function"),
         ("driver lazy", "gone, mismatch"),
     ],
@@ -125,6 +200,21 @@ def test_a_model_is_known_by_its_short_name_too(name, known):
     assert command.model_called(name) == known
 
 
+@pytest.mark.parametrize(
+    ("text", "profiles"),
+    [
+        ("1: 1g.5gb x2", [[], ["1g.5gb", "1g.5gb"]]),
+        ("gpu 1:3g.20gb,1g.5gb", [[], ["3g.20gb", "1g.5gb"]]),
+        ("all: 7g.40gb", [["7g.40gb"], ["7g.40gb"]]),
+        ("0:none", [[], []]),
+    ],
+)
+def test_gpus_are_divided_at_the_start(text, profiles):
+    state = command.divided(describe([("A100-40GB", 2)]), *command._mig(text))
+    assert [[each.profile for each in gpu.instances] for gpu in state.gpus] == profiles
+    assert [gpu.mig for gpu in state.gpus].count(True) == (2 if "all" in text else 1)
+
+
 def test_an_unknown_model_is_answered_with_those_that_are_known():
     with pytest.raises(argparse.ArgumentTypeError, match="'A1' isn't known; one of A10, A30"):
         command.model_called("A1")
@@ -149,6 +239,17 @@ def test_the_announcement_says_what_is_simulated():
         (["--model", "A100:x", "--", "true"], 2, "'x' isn't a whole number"),
         (["--model", "nope", "--", "true"], 2, "'nope' isn't known; one of A10,"),
         (["--driver", "new", "--", "true"], 2, "a version such as"),
+        (["--preset", "cray", "--", "true"], 2, "invalid choice: 'cray'"),
+        (["--preset", "l40s", "--gpus", "2", "--", "true"], 2, "--preset says all of it"),
+        (["--preset", "l40s", "--model", "T4", "--", "true"], 2, "--preset says all of it"),
+        (["--preset", "l40s", "--topology", "pcie", "--", "true"], 2, "--preset says all of it"),
+        (["--preset", "l40s", "--driver", "570.1", "--", "true"], 2, "--preset says all of it"),
+        (["--preset", "l40s", "--mig", "0: none", "--", "true"], 2, "NVIDIA L40S has no MIG"),
+        (["--mig", "1g.5gb", "--", "true"], 2, "isn't a GPU's index, or all, and MIG profiles"),
+        (["--mig", "0: big", "--", "true"], 2, "'big' isn't a MIG profile such as"),
+        (["--mig", "0: 1g.10gb x9", "--", "true"], 2, "no room for one more 1g.10gb"),
+        (["--mig", "7: 1g.5gb", "--", "true"], 2, "there is no GPU 7"),
+        (["--model", "T4", "--mig", "all: none", "--", "true"], 2, "Tesla T4 has no MIG"),
         (["--change", "explode"], 2, "gpu GPU process PID MIB"),
         (["--change", "driver gone", "--", "true"], 2, "leave COMMAND out"),
         (["--join"], 2, "COMMAND is missing"),

@@ -12,6 +12,7 @@ from docker.types import DeviceRequest
 
 from gpuspawner.simulation import changes, slots
 from gpuspawner.simulation.host import SimulatedHost
+from gpuspawner.simulation.mig import layout, partition
 from gpuspawner.simulation.state import describe
 
 from ..support.labs import UUIDS, Lab, answers, left_by, until
@@ -79,6 +80,7 @@ def test_a_read_only_container_and_a_user_without_rights_have_their_gpus(lab):
     [
         (["GPU-nope"], "slow 0", "GPU-nope: unknown device"),
         ([UUIDS[0]], "gpu 0 lost", "gpu is lost"),
+        ([UUIDS[0]], "gpu 1 lost", "gpu is lost"),
         ([UUIDS[0]], "driver gone", "driver not loaded"),
     ],
 )
@@ -86,6 +88,28 @@ def test_a_gpu_that_cannot_be_had_fails_the_start_with_the_hooks_words(lab, gpus
     lab.host.change(changes.parse(change))
     with pytest.raises(APIError, match=said):
         lab.run("/probe", "devices", gpus=gpus)
+
+
+def test_a_container_with_a_mig_instance_sees_it_alone(lab):
+    divided = partition(lab.host.read(), 1, layout("3g.20gb, 2g.10gb, 1g.5gb x2"))
+    lab.host.write(divided)
+    mine = divided.gpu(1).instances[1]
+    listed = lab.run("nvidia-smi", "-L", gpus=[mine.uuid.upper()])
+    assert listed.splitlines() == [
+        f"GPU 0: NVIDIA A100-SXM4-40GB (UUID: {UUIDS[1]})",
+        f"  MIG 2g.10gb     Device  0: (UUID: {mine.uuid})",
+    ]
+    devices = lab.run("/probe", "devices", gpus=[mine.uuid]).split()
+    assert {"nvidia1", "nvidia-caps"} <= set(devices)
+    assert "nvidia0" not in devices
+    assert lab.run("nvidia-smi", "-L", gpus=["1:1", "0"]).count("UUID") == 3
+    assert lab.run("nvidia-smi", "-L", gpus=[UUIDS[1]]).count("MIG") == 0
+    settings = {"environment": {"NVIDIA_MIG_MONITOR_DEVICES": "all"}}
+    with pytest.raises(APIError, match="in non privileged container"):
+        lab.run("nvidia-smi", gpus=[mine.uuid], **settings)
+    seen = lab.run("nvidia-smi", gpus=[mine.uuid])
+    assert "|  0    3   0   0  |" in seen
+    assert "40960MiB" not in seen, "the use of others' instances"
 
 
 def test_a_change_reaches_the_host_and_the_container_that_has_the_gpu(lab):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.simulation.library import Binaries, build
+from gpuspawner.simulation.mig import layout, partition, with_process
 from gpuspawner.simulation.models import NOT_BEFORE_DRIVER_510
 from gpuspawner.simulation.state import State, describe
 from gpuspawner.simulation.topologies import TOPOLOGIES
@@ -56,6 +57,13 @@ def test_nvitop_shows_the_gpus(monitor: Callable[..., str]) -> None:
     assert shown.count("A100-SXM4-40GB") == 2
     assert "RTX 4090" in shown
     assert re.search(r"4100MiB / 40\.00GiB.* 64%", shown)
+
+
+def test_nvitop_shows_mig_instances(monitor: Callable[..., str]) -> None:
+    host = partition(HOST, 1, layout("3g.20gb, 1g.5gb x2"))
+    shown = monitor(with_process(host, 1, 2, 4194308, 300), "nvitop", "--once", "--no-unicode")
+    assert re.search(r"1:0 +3g\.20gb @ GI/CI: 2/0 \| +0B / ", shown)
+    assert re.search(r"1:2 +1g\.5gb @ GI/CI: 8/0 \| +300\.0MiB / +4864MiB", shown)
 
 
 def test_nvitop_shows_the_healthy_beside_the_lost(monitor: Callable[..., str]) -> None:
@@ -244,6 +252,10 @@ def test_nvidia_smi_shows_the_healthy_beside_the_sick(
     code, printed = nvidia_smi(LOST, "-L")
     assert code == 15
     assert "GPU 00000000:07:00.0: GPU is lost." in printed
+    assert UUIDS[1] in printed
+    code, printed = nvidia_smi(HOST.with_gpu(0, fault="unreachable"), "-L")
+    assert code == 255
+    assert "device handle for GPU00000000:07:00.0: Unknown Error" in printed
     assert UUIDS[1] in printed
     state = HOST.with_gpu(0, fault="reset_required")
     query = ("--query-gpu=index,memory.used", "--format=csv,noheader")

@@ -260,7 +260,7 @@ ERRORS = [
     ("no fan on an A100", 3, "nvmlDeviceGetFanSpeed(gpu)", 0),
     ("no process to have a utilization", 6, "nvmlDeviceGetProcessUtilization(gpu, 0)", 1),
     ("no violation counters", 3, "nvmlDeviceGetViolationStatus(gpu, 0)", 0),
-    ("a function that isn't there", 13, "nvmlDeviceGetAccountingMode(gpu)", 0),
+    ("a function that isn't there", 13, "nvmlDeviceGetBoardId(gpu)", 0),
 ]
 
 

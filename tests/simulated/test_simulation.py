@@ -14,7 +14,9 @@ import pytest
 
 from gpuspawner.simulation import cdi, changes, engine, hook, network, resolver, slots
 from gpuspawner.simulation.host import SimulatedHost, cache_folder
+from gpuspawner.simulation.mig import layout, partition, with_process, without_instance
 from gpuspawner.simulation.programs import SimulationError, require
+from gpuspawner.simulation.state import describe
 
 from ..support.labs import STATE, UUIDS
 
@@ -27,6 +29,11 @@ from ..support.labs import STATE, UUIDS
         ("3,1", [3, 1]),
         (UUIDS[2], [2]),
         (f"{UUIDS[1]},{UUIDS[1]},1", [1]),
+        (UUIDS[2].upper(), [2]),
+        ("ALL", [0, 1, 2, 3]),
+        (f",{UUIDS[0]},,", [0]),
+        ("00000000:0A:00.0", [1]),
+        ("0:0a:00.0,0000:7:0", [1, 0]),
     ],
 )
 def test_the_hook_takes_all_or_indices_or_uuids(tmp_path, value, indices):
@@ -40,8 +47,10 @@ def test_the_hook_takes_all_or_indices_or_uuids(tmp_path, value, indices):
     [
         ("4", STATE, "4: unknown device"),
         ("GPU-nope", STATE, "GPU-nope: unknown device"),
-        (f"{UUIDS[0]},", STATE, "unknown device"),
+        ("00000000:0B:00.0", STATE, "unknown device"),
         ("0,1", STATE.with_gpu(1, fault="lost"), "gpu is lost"),
+        ("0", STATE.with_gpu(1, fault="lost"), "gpu is lost"),
+        ("0", STATE.with_gpu(3, fault="unreachable"), "unknown error"),
         ("0", changes.parse("driver gone")(STATE), "driver not loaded"),
     ],
 )
@@ -51,9 +60,68 @@ def test_the_hook_refuses_what_it_cannot_give(tmp_path, value, state, words):
         hook.chosen(value, (tmp_path / "state").read_text())
 
 
-def test_a_lost_gpu_does_not_keep_the_others_from_being_given(tmp_path):
+def test_only_cdi_gives_others_beside_a_lost_gpu(tmp_path):
+    """ref: https://github.com/NVIDIA/k8s-device-plugin/issues/2038"""
     STATE.with_gpu(1, fault="lost").write(tmp_path / "state")
+    text = (tmp_path / "state").read_text()
+    assert hook.chosen("0", text, detects=False) == [UUIDS[0]]
+    STATE.with_gpu(1, fault="reset_required").write(tmp_path / "state")
     assert hook.chosen("0", (tmp_path / "state").read_text()) == [UUIDS[0]]
+
+
+DIVIDED = partition(STATE, 1, layout("3g.20gb, 2g.10gb, 1g.5gb x2"))
+PARTS = [each.uuid for each in DIVIDED.gpu(1).instances]
+OLD = partition(describe([("A100-40GB", 1)], "460.32.03"), 0, ["3g.20gb"])
+
+
+@pytest.mark.parametrize(
+    ("state", "value", "uuids"),
+    [
+        (DIVIDED, PARTS[1], [PARTS[1]]),
+        (DIVIDED, PARTS[1].upper(), [PARTS[1]]),
+        (DIVIDED, "1:0,1:3", [PARTS[0], PARTS[3]]),
+        (DIVIDED, "all", [*UUIDS, *PARTS]),
+        (DIVIDED, "1", [UUIDS[1]]),
+        (without_instance(DIVIDED, 1, 2), "all", [*UUIDS, *PARTS[:2]]),
+        (OLD, OLD.gpu(0).instances[0].uuid.lower(), [OLD.gpu(0).instances[0].uuid]),
+    ],
+)
+def test_the_hook_takes_mig_instances(tmp_path, state, value, uuids):
+    state.write(tmp_path / "state")
+    assert hook.chosen(value, (tmp_path / "state").read_text()) == uuids
+
+
+@pytest.mark.parametrize("value", ["1:4", "0:0", "MIG-no", PARTS[3], "1:3"])
+def test_the_hook_does_not_find_instances_that_are_not_there_or_after_a_gap(tmp_path, value):
+    without_instance(DIVIDED, 1, 2).write(tmp_path / "state")
+    with pytest.raises(hook.HookError, match="unknown device"):
+        hook.chosen(value, (tmp_path / "state").read_text())
+
+
+def test_a_container_with_an_instance_has_its_files_and_sees_it_alone(tmp_path):
+    busy = with_process(with_process(DIVIDED, 1, 1, 42, 100), 1, 0, 43, 100)
+    busy.write(tmp_path / "state")
+    (tmp_path / "views").mkdir()
+    hook.show(tmp_path, "c1", [PARTS[1]])
+    seen = type(STATE).read(tmp_path / "views/c1/state")
+    assert seen == busy.only([PARTS[1]])
+    assert [each.processes for each in seen.gpus[0].instances] == [((42, 100),)]
+    files = hook.devices_of((tmp_path / "state").read_text(), [PARTS[1]])
+    assert files == ["nvidia1", "nvidia-caps/nvidia-cap165", "nvidia-caps/nvidia-cap166"]
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES"])
+def test_a_wish_to_see_all_instances_takes_a_privileged_container(tmp_path, name):
+    process = {"env": [f"{name}=all"], "capabilities": {"bounding": ["CAP_CHOWN"]}}
+    with pytest.raises(hook.HookError, match="in non privileged container"):
+        hook.sees_all_instances({"process": process})
+    process["capabilities"] = {"bounding": ["CAP_SYS_ADMIN"]}
+    assert hook.sees_all_instances({"process": process})
+    assert not hook.sees_all_instances({"process": {"env": ["A=b"]}})
+    DIVIDED.write(tmp_path / "state")
+    (tmp_path / "views").mkdir()
+    hook.show(tmp_path, "c1", PARTS, privileged=True)
+    assert type(STATE).read(tmp_path / "views/c1/state").privileged
 
 
 def test_a_containers_state_is_the_hosts_with_its_gpus_only(tmp_path):

@@ -14,13 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuspawner.simulation.events import KINDS, SimulatedEvent
 from gpuspawner.simulation.library import BuildError, build
+from gpuspawner.simulation.mig import layout, partition
 from gpuspawner.simulation.models import MODELS, cuda_of
 from gpuspawner.simulation.state import (
+    ADDRESSING_MODES,
     COMPUTE_MODES,
+    FABRIC_STATES,
     GPU_FAULTS,
     HOST_FAULTS,
     MAX_GPUS,
+    MIG_GAPS,
+    RECOVERY_ACTIONS,
     SimulatedGPU,
     State,
     describe,
@@ -28,6 +34,7 @@ from gpuspawner.simulation.state import (
 
 HOST = describe([("A100-40GB", 2), ("T4", 1)])
 UUIDS = [gpu.uuid for gpu in HOST.gpus]
+INSTANCE = partition(HOST, 0, ["1g.5gb"]).gpu(0).instances[0]
 
 
 def test_describe_gives_gpus_as_nvml_names_them() -> None:
@@ -112,7 +119,7 @@ BAD_GPU = [
     ("compute_capability", (8, -1), "compute_capability"),
     ("mig", "on", "a bool, or None"),
     ("mig", 2, "a bool, or None"),
-    ("fault", "broken", "one of lost, reset_required"),
+    ("fault", "broken", "one of lost, unreachable, reset_required"),
     ("processes", ((0, 5),), "process id"),
     ("processes", ((5, -5),), "MiB"),
     ("processes", (5,), "pairs"),
@@ -124,6 +131,15 @@ BAD_GPU = [
     ("function_faults", (("nvmlInit", 0),), "a code from 1 to 999"),
     ("function_faults", (("nvmlInit", 3),) * 17, "at most 16"),
     ("temperature", 3, "the GPU's field"),
+    ("mps_processes", ((0, 5),), "process id"),
+    ("mig_pending", "soon", "a bool, or None"),
+    ("mig_slices", 0, "from 1 to 7"),
+    ("recovery_action", "pray", "one of none, gpu_reset"),
+    ("fabric", "torn", "one of not_started"),
+    ("addressing_mode", "flat", "one of none, hmm, ats"),
+    ("clocks_event_reasons", 512, "from 0 to 511"),
+    ("instances", (INSTANCE,), "() outside MIG mode"),
+    ("events", [SimulatedEvent(1, "xid", 79)], "a tuple of at most 16"),
 ]
 
 
@@ -194,6 +210,24 @@ gpus = st.builds(
     mig=maybe,
     ecc=maybe,
     remap_pending=maybe,
+    mig_pending=maybe,
+    mig_slices=st.integers(1, 7),
+    mps_processes=pairs,
+    recovery_action=st.sampled_from([None, *RECOVERY_ACTIONS]),
+    clocks_event_reasons=st.none() | st.integers(0, 511),
+    fabric=st.sampled_from([None, *FABRIC_STATES]),
+    addressing_mode=st.sampled_from([None, *ADDRESSING_MODES]),
+    events=st.lists(
+        st.builds(
+            SimulatedEvent,
+            number=st.integers(1, 2**31 - 1),
+            kind=st.sampled_from(KINDS),
+            data=st.integers(0, 999),
+            gi=st.none() | st.integers(0, 13),
+            ci=st.none() | st.integers(0, 7),
+        ),
+        max_size=3,
+    ).map(tuple),
     fault=st.sampled_from([None, *GPU_FAULTS]),
     function_faults=function_faults,
 )
@@ -205,10 +239,30 @@ states = st.builds(
     function_faults=function_faults,
     slow_milliseconds=st.integers(0, 10),
     loads=st.integers(0, 3),
+    privileged=st.booleans(),
+    mig_gap=st.sampled_from(MIG_GAPS),
 )
+layouts = st.sampled_from(["none", "1g.5gb x7", "3g.20gb, 2g.10gb, 1g.5gb x2", "1c.3g.20gb x3"])
 
 
-@given(states)
+def divided(drawn: tuple[State, str, list[tuple[int, int]], str]) -> State:
+    """A host with one more GPU, in MIG mode, with processes on its first instance."""
+    state, text, processes, driver = drawn
+    whole = describe([("A100-40GB", 1)], driver=driver)
+    parent = partition(whole, 0, layout(text)).gpu(0)
+    parent = dataclasses.replace(parent, minor_number=0)
+    if parent.instances:
+        first = dataclasses.replace(parent.instances[0], processes=processes)
+        parent = dataclasses.replace(parent, instances=(first, *parent.instances[1:]))
+    return dataclasses.replace(
+        state, gpus=(parent, *(gpu for gpu in state.gpus if gpu.minor_number))
+    )
+
+
+drivers = st.sampled_from(["570.133.20", "460.32.03"])
+
+
+@given(states | st.tuples(states, layouts, pairs, drivers).map(divided))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, state: State) -> None:
     path = tmp_path_factory.getbasetemp() / "state-of-hypothesis"
     state.write(path)

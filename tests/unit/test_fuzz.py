@@ -29,7 +29,7 @@ from gpuspawner.choices import form_stream
 from gpuspawner.choices.options import Choice, restore_choice
 from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.errors import Refused
-from gpuspawner.gpus import nvml
+from gpuspawner.gpus import nvml, nvml_queries
 from gpuspawner.gpus.model import Holder, Lease
 from gpuspawner.gpus.out_of_service import MAX_REASON_LENGTH, apply_marks
 from gpuspawner.hub.control_socket import ControlSocket
@@ -131,7 +131,7 @@ def test_a_volume_s_name_is_taken_or_refused(name: str) -> None:
 
 @given(st.binary(max_size=100) | TEXT)
 def test_what_nvml_calls_a_gpu_can_be_shown(said: Any) -> None:
-    model = nvml._query_text(lambda: said)
+    model = nvml_queries.query_text(lambda: said)
     assert model.isprintable() or model == ""
     assert len(model) <= nvml.MAX_TEXT
     shown(check("Status", status(picture(gpu(0, model=model)), BOSS)))

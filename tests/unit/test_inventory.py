@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -102,6 +102,18 @@ SCENARIOS = [
         {"mig": True, "function_faults": tuple((name, 4) for name in SAID_TO_THE_HOST_ONLY)},
         {"state": "mig", "mig": True, "memory_used_mib": None, "processes": None},
         "MIG mode",
+    ),
+    Scenario(
+        "it enters MIG mode at its next reset",
+        {"mig_pending": True},
+        {"state": "excluded", "mig": False, "mig_pending": True},
+        "enters MIG mode",
+    ),
+    Scenario(
+        "it leaves MIG mode at its next reset",
+        {"mig": True, "mig_pending": False},
+        {"state": "excluded", "mig": True, "mig_pending": False},
+        "leaves MIG mode",
     ),
     Scenario(
         "compute mode prohibited",
@@ -257,6 +269,7 @@ SCENARIOS = [
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_one_gpu(program: Program, scenario: Scenario) -> None:
     state = HOST.with_gpu(0, **{"memory_reserved_mib": 0, **scenario.changes})
+    program.run("from gpuspawner.gpus import nvml; nvml.close()")
     inventory = program.read(state, **scenario.arguments)
     gpu = inventory.gpus[0]
     assert {key: getattr(gpu, key) for key in scenario.expected} == scenario.expected
@@ -268,14 +281,32 @@ def test_one_gpu(program: Program, scenario: Scenario) -> None:
     assert others == [("ok", False, "")] * 2, "one GPU's trouble is its own"
 
 
+@pytest.mark.parametrize("fault", ["lost", "unreachable"])
+def test_a_gpu_without_a_handle_is_still_the_one_that_it_was(program: Program, fault: str) -> None:
+    uuids = [gpu.uuid for gpu in program.read(HOST).gpus]
+    for _ in range(2):
+        gone = program.read(HOST.with_gpu(1, fault=fault)).gpus
+        assert [gpu.uuid for gpu in gone] == uuids
+        assert [gpu.state == "ok" for gpu in gone] == [True, False, True]
+    excluded = program.read(HOST.with_gpu(1, fault=fault), excluded=[uuids[1]])
+    assert excluded.gpus[1].state == "excluded"
+    # Where another is at its place, or one less is there, nobody can tell.
+    moved = replace(HOST, gpus=(HOST.gpus[1], HOST.gpus[0], HOST.gpus[2]))
+    assert program.read(moved.with_gpu(0, fault=fault)).gpus[0].uuid is None
+    fewer = replace(HOST, gpus=HOST.gpus[:2])
+    assert program.read(fewer.with_gpu(1, fault=fault)).gpus[1].uuid is None
+    program.run("from gpuspawner.gpus import nvml; nvml.close()")
+    assert program.read(HOST.with_gpu(1, fault=fault)).gpus[1].uuid is None
+
+
 def test_every_needed_question_that_fails_makes_a_gpu_unknown(program: Program) -> None:
     """Whatever fails with whatever code, a GPU with a process on it never looks at rest."""
     functions = program.run(
-        "import pynvml, gpuspawner.gpus.nvml, re, inspect;"
+        "import pynvml, re, inspect; from gpuspawner.gpus import nvml, nvml_queries;"
         "result = sorted(set(re.findall(r'pynvml\\.(nvmlDevice\\w+)',"
-        " inspect.getsource(gpuspawner.gpus.nvml))))"
+        " inspect.getsource(nvml) + inspect.getsource(nvml_queries))))"
     )
-    assert "nvmlDeviceGetMigMode" in functions
+    assert {"nvmlDeviceGetMigMode", "nvmlDeviceGetMemoryInfo"} <= set(functions)
     symbols = {"nvmlDeviceGetHandleByIndex": "nvmlDeviceGetHandleByIndex_v2"}
     busy = HOST.with_gpu(0, processes=((41, 2000),))
     for function in [*functions, "nvmlDeviceGetMemoryInfo_v2"]:

@@ -205,9 +205,6 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
         program.read(HOST.with_gpu(0, fault="reset_required"))
         assert notes.read_text() == "+-", "a GPU is reset only when nobody holds it"
         program.read(HOST)
-        in_container = (("nvmlDeviceGetMemoryInfo", 4), ("nvmlDeviceGetMemoryInfo_v2", 4))
-        program.read(HOST.with_gpu(0, mig=True, function_faults=in_container))
-        assert notes.read_text() == "+-", "what a GPU in MIG mode doesn't say is no failure"
         program.run("nvml.close()")
         assert notes.read_text() == "+--"
         program.run("nvml.close()")
@@ -217,6 +214,21 @@ def test_nvml_stays_initialised_until_something_fails(tmp_path: Path) -> None:
             program.read(State(gpus=HOST.gpus, function_faults=(("nvmlDeviceGetUUID", 9),)))
         # Once for the session that was kept, once for the one that was tried instead.
         assert notes.read_text() == "+----"
+
+
+def test_a_session_of_before_mig_mode_is_followed_by_one_that_sees_the_instances(
+    tmp_path: Path,
+) -> None:
+    notes = tmp_path / "notes"
+    directory = compile_variant(tmp_path, "nvmlShutdown", COUNTING)
+    in_container = (("nvmlDeviceGetMemoryInfo", 4), ("nvmlDeviceGetMemoryInfo_v2", 4))
+    divided = HOST.with_gpu(0, mig=True, function_faults=in_container)
+    with with_library(directory, tmp_path, NOTES=str(notes)) as program:
+        program.read(HOST)
+        assert program.read(divided).gpus[0].state == "mig"
+        assert notes.read_text() == "+--"
+        program.read(divided)
+        assert notes.read_text() == "+---", "each read sees the instances of its own time"
 
 
 def test_nvml_is_let_go_of_while_a_gpu_waits_for_a_reset_or_is_out_of_service(

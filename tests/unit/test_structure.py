@@ -34,6 +34,8 @@ def test_only_the_inventory_imports_pynvml() -> None:
     assert [name for name in MODULES if "pynvml" in top(imports(name))] == [
         "gpus.nvml",
         "gpus.nvml_links",
+        "gpus.nvml_mig",
+        "gpus.nvml_queries",
     ]
 
 
@@ -85,6 +87,8 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "i18n.lazy_text",
         "gpus.links",
         "gpus.nvml_links",
+        "gpus.nvml_mig",
+        "gpus.nvml_queries",
         "gpus.state",
         "gpus.model",
         "gpus.unit_names",

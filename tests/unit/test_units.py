@@ -75,6 +75,13 @@ def test_a_gpu_in_mig_mode_is_its_instances_whatever_is_shared() -> None:
     assert (small.state, str(small.reason)) == ("foreign", "2 processes compute on it.")
 
 
+def test_what_is_wrong_with_a_gpu_is_wrong_with_each_instance_of_it() -> None:
+    sick = gpu(0, state="unhealthy", reason="It is hot.")
+    assert [(unit.state, unit.reason) for unit in split(sick, {}, [instance(0, 0)])] == [
+        ("unhealthy", "It is hot.")
+    ] * 2
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [

@@ -106,6 +106,12 @@ def _explain_api_error(error: docker.errors.APIError) -> str:
             "The Docker Engine can't hand out GPUs: the NVIDIA Container Toolkit isn't installed, "
             "or the engine wasn't restarted since."
         )
+    if "nvidia-container-cli: detection error" in words:
+        # ref: https://github.com/NVIDIA/k8s-device-plugin/issues/2038
+        return lazy_gettext(
+            "NVIDIA's hook gives no GPU to anybody while a GPU of this machine has fallen off the "
+            "bus or doesn't answer: the GPU machine needs a reboot. Servers without a GPU start."
+        )
     if error.status_code == 409 and "already in use by container" in words:
         return lazy_gettext(
             "Another hub or another server has this server's container name. An administrator can "
