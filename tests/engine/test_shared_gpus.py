@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from gpuspawner.simulation.mig import partition
+
 from ..support.hubs import WAITING, until
 from ..support.looks import inside, labelled
 from ..support.queues import ask, message
@@ -81,3 +83,22 @@ def test_a_hub_that_is_restarted_without_sharing_gives_the_whole_gpu_only_when_a
         hub.kill()
         config.write_text(before)
         hub.start()
+
+
+def test_a_mig_instance_is_all_that_its_server_sees_and_a_changed_set_is_noticed(hub, engine, host):
+    uuid = host.read().gpus[3].uuid
+    host.change(lambda state: partition(state, uuid, ("3g.20gb", "1g.5gb")))
+    hub.start_server("ada", {"kind": "1g.5gb"})
+    (held,) = labelled(engine)["ada"]
+    assert re.fullmatch(rf"MIG-[0-9a-f-]+#1g\.5gb/7@{uuid}", held)
+    listed = inside(engine, "ada", "nvidia-smi -L")
+    assert re.findall(r"UUID: (MIG-[0-9a-f-]+)", listed) == [held.partition("#")[0]]
+    assert "1g.5gb" in listed
+    # Its GPU is nobody's as a whole, and another part of it somebody else's.
+    assert "this machine has 2" in hub.failed_start("ben", {"gpus": 4})["message"]
+    hub.start_server("ben", {"kind": "3g.20gb"})
+    hub.stop_server("ada")
+    hub.stop_server("ben")
+    host.change(lambda state: partition(state, uuid, ("2g.10gb",)))
+    hub.start_server("cyd", {"kind": "2g.10gb"})
+    assert "#2g.10gb/7@" in labelled(engine)["cyd"][0]
