@@ -76,6 +76,8 @@ class Machine:
             elif not is_there and path.exists():
                 path.rename(away)
         self.host.start_engine()
+        if by_cdi and self.release == "sid":
+            until(lambda: self.engine.info().get("DiscoveredDevices"), "it has read the devices")
 
     def free(self) -> int:
         """Return how many GPUs are free, as `gpuspawner gpus` has it."""

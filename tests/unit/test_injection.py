@@ -174,6 +174,16 @@ async def test_a_specification_that_comes_later_is_noticed(
     assert await here.way_to_gpus("auto", [ONE]) == "cdi"
 
 
+async def test_nobody_is_refused_for_what_the_engine_has_said_before() -> None:
+    """As in the moments after its restart, in which it hasn't read the specification yet."""
+    client = Asked(NEWER)
+    here = backend(client)
+    with pytest.raises(NoCDI):
+        await here.way_to_gpus("cdi", [ONE])
+    client.said = LISTS
+    assert await here.way_to_gpus("cdi", [ONE]) == "cdi"
+
+
 async def test_an_engine_that_was_restarted_is_asked_anew() -> None:
     client = Asked(OFF, "1.45")
     here = backend(client)

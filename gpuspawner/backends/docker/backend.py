@@ -279,8 +279,9 @@ class DockerBackend:
         try:
             cdi = await self._cdi()
             if cdi.is_on and cdi.devices is not None and cdi.lacks(uuids):
-                # A specification is read anew without a restart of the engine.
-                cdi = await self._cdi(LOOK_AGAIN_SECONDS)
+                # A specification is read anew without a restart of the engine, and a moment after
+                # one. Nobody is refused for what the engine has said before.
+                cdi = await self._cdi(0 if wanted == "cdi" else LOOK_AGAIN_SECONDS)
         except engine_errors.UNREACHABLE:
             # Creating the container will fail, too, or only this question isn't allowed.
             return "cdi" if wanted == "cdi" else "hook"

@@ -29,7 +29,7 @@ class EngineInfo:
         Args:
             max_age: how old it may be, in seconds.
         """
-        if self._kept is not None and time.monotonic() - self._kept_at <= max_age:
+        if self._kept is not None and time.monotonic() - self._kept_at < max_age:
             return self._kept
         forgotten, began = self._forgotten, time.monotonic()
         answer = await self._read()
