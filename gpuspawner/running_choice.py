@@ -30,7 +30,7 @@ class RunningChoice:
         """Return the choice that the server runs with, with other GPUs."""
         spawner = self._spawner
         running = spawner.user_options or compat.saved_options(spawner) or {}
-        choice = {key: running[key] for key in running if key not in ("gpus", "model")}
+        choice = {key: running[key] for key in running if key not in ("gpus", "model", "kind")}
         choice["gpus"] = gpus
         if model:
             choice["model"] = model

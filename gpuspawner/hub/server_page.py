@@ -18,6 +18,7 @@ from ..gpus.allocation import (
     offered_nodes,
     span_several_nodes,
 )
+from ..gpus.model import WHOLE
 from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
@@ -217,12 +218,14 @@ class ServerPage:
         limits = spawner.limits()
         gpus = [
             gpu
-            for node in offered_nodes(view.nodes if view else (), limits.models)
+            for node in offered_nodes(view.nodes if view else (), limits.models, limits.kinds)
             for gpu in node.gpus
         ]
         if not spawner.claim_minutes or spawner.lease.units:
             return 0, []
-        most, allowed = most_on_one_node(gpus), limits.most_gpus()
+        whole = most_on_one_node(gpu for gpu in gpus if gpu.kind == WHOLE)
+        # Where there are parts alone, it can have one.
+        most, allowed = whole or min(len(gpus), 1), limits.most_gpus()
         models = list(model_counts(gpus))
         return most if allowed is None else min(most, allowed), models if len(models) > 1 else []
 

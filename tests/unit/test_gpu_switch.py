@@ -516,3 +516,12 @@ async def test_trouble_at_the_turn_keeps_the_turn(hub, monkeypatch):
     hub.free_all()
     await offered(one)
     assert len(checks) == 2
+
+
+async def test_a_number_of_gpus_is_asked_for_whatever_part_the_server_was_started_with(hub):
+    """The kind of what it had last isn't the kind of what it asks for now."""
+    one = await hub.running(kind="shared")
+    await one.gpu_switch.ask(2)
+    offer = await offered(one)
+    assert {gpu.kind for gpu in offer.reservation.gpus} == {"gpu"}
+    assert len(offer.reservation.gpus) == 2
