@@ -87,7 +87,8 @@ def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
     ]
     (node,) = with_leases([replace(marked, gpus=tuple(units))], leases, outsiders)
     names = {
-        gpu.uuid: [each.name for each in outsiders if gpu.uuid in each.gpus] for gpu in node.gpus
+        gpu.uuid: [each.name for each in outsiders if {gpu.uuid, gpu.parent} & each.gpus]
+        for gpu in node.gpus
     }
     return node.gpus, names
 

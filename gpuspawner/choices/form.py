@@ -270,10 +270,10 @@ def _wanted(
     """Return the position in `amounts` of what is preselected."""
     parts = [kind for count, kind in amounts if count and kind != WHOLE]
     most = max(count for count, kind in amounts if not count or kind == WHOLE)
-    count = limits.default_gpus if last.gpus is None and last.kind is None else (last.gpus or 0)
-    if last.kind and last.gpus is None:
-        count = 1
     usual = (last.gpus is None and limits.default_kind in parts) or most == 0
+    count = limits.default_gpus if last.gpus is None else last.gpus
+    if last.gpus is None and (last.kind or (parts and usual)):
+        count = min(count, 1)  # the default is for whole GPUs
     if count == 1 and (last.kind in parts or (last.kind is None and usual and parts)):
         named = last.kind if last.kind in parts else limits.default_kind
         number = amounts.index((1, named if named in parts else parts[0]))

@@ -173,7 +173,7 @@ def from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         value = values[0] if single else values
         if name == "gpus" and isinstance(value, str) and re.fullmatch(_KIND, value):
             # The form's one question: how many, or which part of one.
-            options["kind"] = value
+            options.setdefault("kind", value)
         elif option is None:
             options[name] = value
         elif value != "":
@@ -278,11 +278,15 @@ def unit_kind(choice: Choice, limits: Limits, gpus: Sequence[GPU]) -> str:
     Raises:
         Refused: there is no such unit, the user may not have it, or a server can't have as many.
     """
-    there = kind_shares(gpus)
+    # Of a model that is named there may be no whole one, or nothing but whole ones.
+    of_model = [gpu for gpu in gpus if choice.model in (None, gpu.model)]
+    there = kind_shares(of_model or gpus)
     may = [kind for kind in there if limits.kinds is None or kind in limits.kinds]
     if choice.kind is None:
         # A number means whole GPUs, where the user can have any; several can mean nothing else.
         whole = (choice.gpus or 0) > 1 or WHOLE in may or not may
+        if whole and limits.kinds is not None and WHOLE not in limits.kinds:
+            raise refusals.kind_not_allowed(WHOLE, may)
         usual = WHOLE if whole else may[0]
         return limits.default_kind if choice.gpus is None and limits.default_kind in may else usual
     if choice.kind not in there and (choice.kind != WHOLE or there):
@@ -325,6 +329,8 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
     several = len(nodes) > 1
     every = [gpu for node in offered_nodes(nodes) for gpu in node.gpus]
     kind = unit_kind(choice, limits, every) if count > 0 else WHOLE
+    if kind != WHOLE and choice.gpus is None:
+        count = min(count, 1)  # the default is for whole GPUs
     gpus = [gpu for gpu in every if gpu.kind == kind]
     models = list(model_counts(gpus))
     named = choice.model if count > 0 else None

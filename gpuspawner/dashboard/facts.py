@@ -14,7 +14,7 @@ from typing import Any
 
 from ..choices.home_use import HomeUse
 from ..gpus.allocation import is_part_of
-from ..gpus.model import GPU, Holder, Node
+from ..gpus.model import GPU, WHOLE, Holder, Node
 from ..gpus.names import part_name
 from ..gpus.out_of_service import OutOfServiceMark
 from ..i18n.lazy_text import restored
@@ -288,6 +288,7 @@ def _queue(snapshot: Snapshot, person: Person) -> dict[str, Any]:
             if person.sees(entry["user"])
             else None,
             "gpus": entry["gpus"],
+            "kind": entry.get("kind", WHOLE),
             "model": entry["model"],
             "since": iso_time(entry["since"]),
             "expected": iso_time(entry["start"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from ..gpus.allocation import gpu_count_phrase
 from ..gpus.model import WHOLE
 from ..gpus.unit_names import exclude_each_other
 from ..i18n.languages import Language, templates_of
@@ -44,6 +45,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         gigabytes=gigabytes,
         memory=memory_words,
         home_use=home_use,
+        gpus_phrase=gpu_count_phrase,
         lines=line_points,
         gpus_of=servers.gpus,
         several=len(facts.get("nodes", ())) > 1,
@@ -87,8 +89,13 @@ class _Servers:
 
     def gpus(self, server: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the GPUs of a server, or of what else has `gpus`, that are there: in order."""
-        there = [gpu for gpu in self._gpus if gpu["id"] in server["gpus"]] or [
-            gpu for gpu in self._gpus if gpu["id"] and is_had_by(gpu, server["gpus"])
+        ids = {gpu["id"] for gpu in self._gpus}
+        # What isn't called so now, as it was leased when its GPU was whole, or shared otherwise.
+        others = [name for name in server["gpus"] if name not in ids]
+        there = [
+            gpu
+            for gpu in self._gpus
+            if gpu["id"] in server["gpus"] or (others and gpu["id"] and is_had_by(gpu, others))
         ]
         return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
 

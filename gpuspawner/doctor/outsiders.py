@@ -37,7 +37,7 @@ def outsiders(context: Context) -> Iterator[Finding]:
 def _with_gpus(servers: Sequence[ServerRecord], context: Context) -> Iterator[Finding]:
     indexes = {gpu.uuid: gpu.index for gpu in context.gpus}
     for outsider in outsiders_of(servers, [Node(gpus=context.gpus)]):
-        which = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        which = ", ".join(map(str, sorted({indexes[uuid] for uuid in outsider.gpus})))
         yield Finding(
             "warning",
             f"{outsider.name} was given GPU {which} without a lease: not handed out while it runs",

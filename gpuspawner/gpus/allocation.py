@@ -15,7 +15,7 @@ from math import inf
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from .links import choose_linked
-from .model import GPU, SHARED, WHOLE, Lease, Node, Outsider, Request
+from .model import GPU, NAMELESS, SHARED, WHOLE, Lease, Node, Outsider, Request
 from .unit_names import Share, UnitName, parse
 
 # Called with a node's free GPUs sorted by index, the indexes of its busy GPUs, and a count.
@@ -377,6 +377,7 @@ def offered_nodes(
                 gpu
                 for gpu in node.gpus
                 if gpu.state not in ("excluded", "mig")
+                and gpu.kind != NAMELESS
                 and (models is None or gpu.model in models)
                 and (kinds is None or gpu.kind in kinds)
             ),

@@ -12,6 +12,8 @@ from .unit_names import Share, UnitName, share_of
 # What kinds of units are called: whole GPUs, slots of shared ones, and MIG instances by profile.
 WHOLE = "gpu"
 SHARED = "shared"
+# One of which NVML doesn't tell the profile.
+NAMELESS = "mig"
 
 GPUState = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
 
@@ -126,7 +128,9 @@ class GPU:
     def id(self) -> str | None:
         """Its name, by which a lease has it; None if the GPU doesn't report its UUID."""
         # Nearly all of them are whole GPUs, and a plan asks for thousands.
-        return self.uuid if self.kind == WHOLE else str(self.name)
+        if self.kind == WHOLE or self.uuid is None:
+            return self.uuid
+        return str(self.name)
 
     @property
     def gpu_uuid(self) -> str | None:

@@ -12,6 +12,8 @@ from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
 IN_USE_FROM_MIB = 1024
 IN_USE_FROM_PERCENT = 2
 
+KEPT_OUT = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
+
 InventoryState = Literal["ok", "mig", "unhealthy", "unknown", "excluded"]
 
 
@@ -109,8 +111,7 @@ def derive_state(
     used_by = describe_use(gpu.processes, used_mib, gpu.memory_total_mib, memory_threshold_mib)
     gpu = replace(gpu, in_use=bool(used_by))
     if gpu.uuid and gpu.uuid.lower() in excluded:
-        reason = lazy_gettext("It is kept out by GPUSpawner.excluded_gpus.")
-        return replace(gpu, state="excluded", reason=reason)
+        return replace(gpu, state="excluded", reason=KEPT_OUT)
     if gpu.state != "ok":
         return gpu
     if gpu.mig_pending not in (None, gpu.mig):

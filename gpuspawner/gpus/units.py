@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 from ..i18n.lazy_text import lazy_gettext
-from .model import GPU, SHARED
-from .state import MIGInstance, describe_use
+from .model import GPU, NAMELESS, SHARED
+from .state import KEPT_OUT, MIGInstance, describe_use
 
 NO_PROFILE = lazy_gettext("NVML doesn't tell which part of its GPU it is.")
 
@@ -50,7 +50,13 @@ def _uuid_of(gpu: GPU) -> str:
     return (gpu.gpu_uuid or "").lower()
 
 
-def split(gpu: GPU, shared: Mapping[str, int], instances: Sequence[MIGInstance]) -> list[GPU]:
+def split(
+    gpu: GPU,
+    shared: Mapping[str, int],
+    instances: Sequence[MIGInstance],
+    excluded: Collection[str] = (),
+    memory_threshold_mib: int | None = None,
+) -> list[GPU]:
     """Return the units of a GPU.
 
     A GPU in MIG mode stays among them, since pages show it; it is never handed out (`state`).
@@ -59,9 +65,15 @@ def split(gpu: GPU, shared: Mapping[str, int], instances: Sequence[MIGInstance])
         gpu: the GPU as a whole, as NVML reports it.
         shared: as for `slots_for`.
         instances: its MIG instances.
+        excluded: UUIDs of what is never handed out, in lower case.
+        memory_threshold_mib: as for `nvml.read`.
     """
     if gpu.state == "mig" or instances:
-        return [gpu, *(_instance(gpu, each, number) for number, each in enumerate(instances))]
+        units = (
+            _instance(gpu, each, number, memory_threshold_mib)
+            for number, each in enumerate(instances)
+        )
+        return [gpu, *(_kept_out(unit, excluded) for unit in units)]
     slots = slots_for(gpu, shared)
     # A GPU without a UUID can't be leased: there is no telling which one it is.
     if slots <= 1 or not gpu.uuid:
@@ -72,12 +84,22 @@ def split(gpu: GPU, shared: Mapping[str, int], instances: Sequence[MIGInstance])
     ]
 
 
-def _instance(gpu: GPU, seen: MIGInstance, number: int) -> GPU:
+def _kept_out(unit: GPU, excluded: Collection[str]) -> GPU:
+    if (unit.uuid or "").lower() in excluded:
+        return replace(unit, state="excluded", reason=KEPT_OUT)
+    return unit
+
+
+def _instance(
+    gpu: GPU, seen: MIGInstance, number: int, memory_threshold_mib: int | None = None
+) -> GPU:
     """Return a MIG instance as a unit; `number` is its place among its GPU's, as in `nvidia-smi`.
 
     ref: https://docs.nvidia.com/datacenter/tesla/mig-user-guide/
     """
-    use = describe_use(seen.processes, seen.memory_used_mib, seen.memory_total_mib, None)
+    use = describe_use(
+        seen.processes, seen.memory_used_mib, seen.memory_total_mib, memory_threshold_mib
+    )
     unit = replace(
         gpu,
         uuid=seen.uuid,
@@ -99,7 +121,7 @@ def _instance(gpu: GPU, seen: MIGInstance, number: int) -> GPU:
         return replace(unit, state=gpu.state, reason=gpu.reason)
     if not seen.profile:
         # It has to be called something, and nobody can ask for it.
-        return replace(unit, kind="mig", state="unknown", reason=NO_PROFILE)
+        return replace(unit, kind=NAMELESS, state="unknown", reason=NO_PROFILE)
     if seen.memory_used_mib is None and seen.processes is None:
         why = lazy_gettext("NVML can't tell whether it is in use.")
         return replace(unit, state="unknown", reason=why)

@@ -522,6 +522,7 @@ def _entry(entry: QueueEntry) -> dict[str, Any]:
         "user": entry.holder.user,
         "server": entry.holder.server,
         "gpus": entry.waiting.request.gpus,
+        "kind": entry.waiting.request.kind,
         "model": entry.waiting.request.model,
         "since": entry.waiting.since,
         "place": turn.place if turn else None,

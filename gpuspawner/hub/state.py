@@ -241,7 +241,7 @@ async def _warn_of_gpus(
     # An instance's UUID, too, is known by the number of its GPU.
     indexes = {gpu.uuid: gpu.index for node in nodes for gpu in node.gpus}
     for outsider in outsiders_of(servers, nodes):
-        said = ", ".join(str(index) for index in sorted(indexes[uuid] for uuid in outsider.gpus))
+        said = ", ".join(map(str, sorted({indexes[uuid] for uuid in outsider.gpus})))
         log.warning(
             "Container %s has GPU %s and no lease: not handed out while it runs",
             one_line(outsider.name),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from ..gpus.model import GPU
+from ..gpus.unit_names import uuids_of
 from .ledger import Ledger, Unknown
 
 # How often leases are checked, and how often GPUs that may be idle are measured.
@@ -80,9 +81,11 @@ class Reclaimer:
         if not servers:
             return
         try:
-            seen = {gpu.id: gpu for gpu in (await self._ledger.read()).gpus}
+            # Also of who holds a GPU in another way than it is shared now.
+            seen = {gpu.uuid: gpu for gpu in (await self._ledger.read()).gpus}
         except Unknown:
             seen = {}
         for server in servers:
-            found = [seen[name] for name in server.units if name in seen]
-            server.measure(found if len(found) == len(server.units) else [])
+            uuids = uuids_of(server.units)
+            found = [seen[uuid] for uuid in uuids if uuid in seen]
+            server.measure(found if len(found) == len(uuids) else [])

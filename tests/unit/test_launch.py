@@ -9,7 +9,7 @@ import pytest
 
 from gpuspawner.backends.launch import launch
 from gpuspawner.backends.leftovers import Leftovers
-from gpuspawner.errors import StartAgain, Unknown
+from gpuspawner.errors import Contested, StartAgain, Unknown
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger, Reservation
@@ -133,3 +133,35 @@ async def test_a_start_given_up_meanwhile_is_undone_at_once() -> None:
         await task
     await settle()
     assert server.steps[-1] == "remove"
+
+
+class Contender(Server):
+    """A server whose first try another hub's server stands in the way of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_listed.set()
+        self.is_verified.set()
+        self.reservations: list[Reservation] = []
+
+    async def reserve_gpus(self) -> Reservation:
+        self.reservations.append(await super().reserve_gpus())
+        return self.reservations[-1]
+
+    async def verify_server(self, server_id: str, reservation: Reservation) -> None:
+        if len(self.reservations) == 1:
+            raise Contested("another hub was given one of these GPUs at the same moment")
+
+    async def remove(self, server_id: str) -> None:
+        self.servers = []
+
+    def on_retry(self, reason: StartAgain) -> None:
+        """It gets other GPUs."""
+
+
+async def test_who_gives_way_to_another_hub_chooses_anew() -> None:
+    server = Contender()
+    launched = await launch(server, server.ledger, Leftovers())
+    first, second = server.reservations
+    assert launched.reservation is second
+    assert first.ended_tick is not None

@@ -13,15 +13,16 @@ from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, from_fields, parse, request
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.allocation import with_leases
-from gpuspawner.gpus.model import GPU, SHARED, WHOLE, Holder, Lease, Node, Request
+from gpuspawner.gpus.model import GPU, NAMELESS, SHARED, WHOLE, Holder, Lease, Node, Request
 from gpuspawner.gpus.unit_names import parse as parse_name
+from gpuspawner.gpus.units import split
 from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.ledger import View
 from gpuspawner.scheduling.plan import QueuedRequest, plan
 from gpuspawner.scheduling.queue import over_user_limit
 
 from ..support.shown_forms import shown
-from ..support.units import A100, gpu, partitioned, shared
+from ..support.units import A100, gpu, instance, partitioned, shared
 
 LIMITS = Limits(catalogue({"torch": "lab/torch"}), "torch")
 MIXED = [gpu(0), gpu(1), *shared(2, 8), *partitioned(3, "3g.20gb", "1g.5gb", "1g.5gb")]
@@ -100,9 +101,9 @@ def test_an_administrator_says_what_is_usual_and_what_may_be_had() -> None:
         (
             {"gpus": 2},
             {"kinds": frozenset({"shared"})},
-            "You asked for 2 GPUs, and this machine has 0",
-            "gpus",
-            400,
+            'You asked for the kind of GPU "gpu", and the kinds you may have are: shared.',
+            "kind",
+            403,
         ),
         (
             {"kind": "shared", "gpus": 2},
@@ -144,6 +145,10 @@ def test_the_form_s_one_question_is_how_many_or_which_part() -> None:
     assert from_fields({"gpus": ["1g.5gb"]}) == {"kind": "1g.5gb"}
     assert from_fields({"gpus": ["2"], "kind": ["gpu"]}) == {"gpus": 2, "kind": "gpu"}
     assert from_fields({"gpus": ["many"]}) == {"gpus": "many"}
+    # A link that says both means what it says.
+    for order in (("gpus", "kind"), ("kind", "gpus")):
+        both = {"gpus": ["shared"], "kind": ["1g.5gb"]}
+        assert from_fields({key: both[key] for key in order})["kind"] == "1g.5gb"
 
 
 # -- The form --------------------------------------------------------------------------------------
@@ -201,6 +206,34 @@ def test_what_is_preselected(
         assert presses(page) in ([], ["0"])
     else:
         assert pressed(page) == expected
+
+
+def test_a_default_number_is_of_whole_gpus() -> None:
+    """Nobody has two slots for want of two GPUs, which would be no more than one."""
+    for limits in (
+        replace(LIMITS, default_gpus=2, default_kind="shared"),
+        replace(LIMITS, default_gpus=2, kinds=frozenset({"shared"})),
+    ):
+        found = asked({}, limits)
+        assert (found.kind, found.gpus) == (SHARED, 1)
+        assert pressed(form(Choice(), limits)) == "shared"
+    assert asked({}, replace(LIMITS, default_gpus=2)).gpus == 2
+    assert asked({}, replace(LIMITS, default_gpus=0, default_kind="shared")).gpus == 0
+
+
+def test_the_kind_is_one_that_the_model_has() -> None:
+    units = [*shared(0, 4), gpu(1, "NVIDIA H100")]
+    students = replace(LIMITS, default_kind="shared")
+    assert asked({"model": "NVIDIA H100"}, students, units).kind == WHOLE
+    assert asked({"model": A100}, LIMITS, units).kind == SHARED
+
+
+def test_an_instance_without_a_profile_is_nobody_s() -> None:
+    nameless = split(gpu(0, state="mig"), {}, [instance(0, 0, profile="1g.5gb")])
+    unknown = [replace(unit, kind=NAMELESS) if unit.parent else unit for unit in nameless]
+    assert presses(form(Choice(), LIMITS, [*unknown, *shared(1, 2)])) == ["0", "shared"]
+    with pytest.raises(Refused, match="and here there are: shared"):
+        asked({"kind": NAMELESS}, LIMITS, [*unknown, *shared(1, 2)])
 
 
 def test_what_the_form_offers_is_granted_as_it_is() -> None:

@@ -282,13 +282,18 @@ class TwoGPUs:
 @pytest.mark.parametrize(
     ("seen", "idle"), [(["GPU-0", "GPU-1"], True), (["GPU-0"], False), ([], False), (None, False)]
 )
+@pytest.mark.parametrize("first", ["GPU-0", "GPU-0#1/8"])
 async def test_a_server_is_idle_only_where_all_its_gpus_can_be_read(
-    monkeypatch: pytest.MonkeyPatch, seen: list[str] | None, idle: bool
+    monkeypatch: pytest.MonkeyPatch, seen: list[str] | None, idle: bool, first: str
 ) -> None:
-    """It was idle before; None: NVML can't be read at all."""
+    """It was idle before; None: NVML can't be read at all.
+
+    Also who was given a GPU as it isn't shared any more.
+    """
     monkeypatch.setattr(reclaimer, "MEASURE_SECONDS", 0)
     monkeypatch.setattr(reclaimer, "TICK_SECONDS", 0)
     server = TwoGPUs()
+    server.units = frozenset({first, "GPU-1"})
     server.idleness.since = 0.0
 
     async def nvml() -> tuple[Node, ...]:

@@ -75,6 +75,23 @@ def test_a_gpu_in_mig_mode_is_its_instances_whatever_is_shared() -> None:
     assert (small.state, str(small.reason)) == ("foreign", "2 processes compute on it.")
 
 
+def test_an_instance_can_be_kept_out_by_its_own_uuid() -> None:
+    parts = [instance(0, 0), instance(0, 1)]
+    _, one, other = split(gpu(0, state="mig"), {}, parts, excluded={"mig-0-0"})
+    assert (one.state, other.state) == ("excluded", "free")
+
+
+def test_from_how_much_memory_on_an_instance_is_in_use_is_the_administrator_s() -> None:
+    seen = replace(instance(0, 0), memory_used_mib=600)
+    assert split(gpu(0, state="mig"), {}, [seen])[1].state == "free"
+    assert split(gpu(0, state="mig"), {}, [seen], memory_threshold_mib=500)[1].state == "foreign"
+
+
+def test_a_part_of_a_gpu_without_a_uuid_has_no_name() -> None:
+    assert replace(shared(0, 2)[0], uuid=None).id is None
+    assert replace(partitioned(0, "1g.5gb")[1], uuid=None).id is None
+
+
 def test_what_is_wrong_with_a_gpu_is_wrong_with_each_instance_of_it() -> None:
     sick = gpu(0, state="unhealthy", reason="It is hot.")
     assert [(unit.state, unit.reason) for unit in split(sick, {}, [instance(0, 0)])] == [
