@@ -105,10 +105,14 @@ def gpus(context: Context) -> Iterator[Finding]:
         gpu.uuid for gpu in found.gpus if gpu.uuid and gpu.uuid.lower() in excluded
     }
     usable = sum(gpu.state == "ok" and gpu.uuid not in kept_out for gpu in found.gpus)
+    parts = sum(
+        len(gpu.instances) for gpu in found.gpus if gpu.state == "mig" and gpu.uuid not in kept_out
+    )
     kinds = ", ".join(sorted({gpu.name for gpu in found.gpus}))
+    besides = f", and {parts} MIG instances" if parts else ""
     yield Finding(
-        "ok" if usable else "warning",
-        f"{usable} of {len(found.gpus)} can be handed out ({kinds})",
+        "ok" if usable or parts else "warning",
+        f"{usable} of {len(found.gpus)} can be handed out{besides} ({kinds})",
     )
     for gpu in found.gpus:
         if gpu.uuid in marks:
@@ -125,7 +129,11 @@ def _warnings(gpu: nvml.GPUFacts) -> Iterator[Finding]:
     # A GPU that has fallen off the bus can't tell its name either.
     what = f"GPU {gpu.index}" + (f" ({gpu.name})" if gpu.name != nvml.GPUFacts.name else "")
     reason = gpu.reason[:1].lower() + gpu.reason[1:].rstrip(".")
-    if gpu.state == "mig":
+    if gpu.state == "mig" and gpu.instances:
+        yield Finding(
+            "note", f"{what} is in MIG mode: its {len(gpu.instances)} instances are offered"
+        )
+    elif gpu.state == "mig":
         advice = f"to hand it out whole: sudo nvidia-smi -i {gpu.index} -mig 0"
         yield Finding("note", f"{what}: {reason}", advice)
     elif gpu.state == "excluded":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter as Count
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from ..errors import Unknown
 from ..gpus.nvml import InventoryError
+from ..gpus.unit_names import Share
 from ..leases.ledger import Ledger
 from ..scheduling.queue import Queue
 
@@ -94,11 +95,15 @@ class HostMetrics:
             if several:
                 # With one node there is no label for it, so that existing series continue.
                 gpus = GaugeMetricFamily(gpus.name, gpus.documentation, labels=NODE_LABELS)
-            counts: Count[tuple[str, ...]] = Count(
-                (gpu.state, gpu.model, *([gpu.node] if several else [])) for gpu in seen.gpus
-            )
+            # A part of a GPU is its part of one, so that there are no more than the machine has.
+            counts: dict[tuple[str, ...], Share] = defaultdict(int)
+            divided = {gpu.parent for gpu in seen.gpus}
+            for gpu in seen.gpus:
+                if gpu.uuid not in divided:
+                    key = (gpu.state, gpu.model, *([gpu.node] if several else []))
+                    counts[key] += gpu.name.share if gpu.name else 1
             for values, number in sorted(counts.items()):
-                gpus.add_metric(values, number)
+                gpus.add_metric(values, float(number))
             leases.add_metric([], sum(1 for lease in seen.leases if lease.gpus))
             age.add_metric([], time.monotonic() - self._ledger.last_view_at)
         queue.add_metric([], len(self._queue.waiting))
