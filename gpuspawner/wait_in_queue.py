@@ -18,6 +18,7 @@ from .i18n.phrases import ordinal
 from .leases import audit_log
 from .leases.clock import Clock, Deadline
 from .leases.ledger import Reservation
+from .leases.server_lease import note_releases
 from .scheduling.phrases import absent_words, check_in_words, place_words, turn_words
 from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS
@@ -167,6 +168,7 @@ class WaitInQueue:
         spawner.attempt.granted_at = time.monotonic()
         if not later:  # how long there are too few GPUs
             metrics.WAITS.observe(self._waited)
+        note_releases(spawner.hub_state.leases, reservation.units)
         spawner.lease.log_event(
             "grant",
             gpus=reservation.units,

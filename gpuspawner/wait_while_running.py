@@ -18,6 +18,7 @@ from .leases import audit_log
 from .leases.audit_log import one_line
 from .leases.clock import Clock, Deadline
 from .leases.ledger import Reservation
+from .leases.server_lease import note_releases
 from .running_choice import RunningChoice, as_refusal
 from .scheduling.phrases import place_words
 from .scheduling.plan import QueuedRequest, Turn
@@ -202,6 +203,7 @@ class WaitWhileRunning:
         )
         metrics.WAITS.observe(asked.waited)
         facts = {"gpus": reservation.units, "waited": asked.waited, "rule": queue.settings.order}
+        note_releases(spawner.hub_state.leases, reservation.units)
         links = connection(reservation.gpus)
         spawner.lease.log_event("grant", **facts, connection=links, until=None)
         return reservation

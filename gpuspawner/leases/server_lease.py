@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from ..choices.limits import MAX_HOURS
 from ..choices.refusals import MAX_SHOWN
 from ..errors import Refused
 from ..gpus.model import GPU, Holder, Lease
+from ..gpus.unit_names import exclude_each_other
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
 from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
@@ -24,6 +25,20 @@ Occasion = Literal["end", "idle", "announced", "stopped"]
 
 # After how many seconds an administrator is answered whose stop takes its time.
 ANSWER_SECONDS = 10
+
+
+def note_releases(leases: Iterable[ServerLease], units: Collection[str]) -> None:
+    """Record the releases before the grant of what was released.
+
+    The engine says that a server's GPUs are free before the hub is through with its stop.
+
+    Args:
+        leases: of this hub's servers.
+        units: the names of the units that are granted.
+    """
+    for lease in list(leases):
+        if exclude_each_other(lease.units, units):
+            lease.note_release()
 
 
 class LeasedServer(Protocol):
@@ -105,6 +120,8 @@ class ServerLease:
         self._began: Deadline | None = None
         # Who has the server stopped, and why.
         self._cause: tuple[str, str] | None = None
+        # Whether it is recorded that its GPUs are free, before the hub knows that the server ended.
+        self._is_released = False
         # Whether the lease was read from the database or from labels, which may not have the last
         # extension.
         self._may_end_later = False
@@ -148,14 +165,20 @@ class ServerLease:
 
     def end(self) -> None:
         """End the lease; the notice stays until the next start."""
-        if self._units:
-            by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
-            self.log_event("release", by, gpus=self._units, held=self.held, rule=rule)
+        self.note_release()
+        self._is_released = False
         self._term = self._began = self._cause = self._announced = None
         self._may_end_later = False
         self._units = frozenset()
         self._idleness = Idleness(self._clock)
         self._server.on_lease_end()
+
+    def note_release(self) -> None:
+        """Record that its GPUs are free, if that isn't recorded yet."""
+        if self._units and not self._is_released:
+            by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
+            self.log_event("release", by, gpus=self._units, held=self.held, rule=rule)
+            self._is_released = True
 
     def saved(self) -> dict[str, Any]:
         """Return the state for `restore`, as a JSON value."""

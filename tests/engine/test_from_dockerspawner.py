@@ -45,14 +45,15 @@ c.DockerSpawner.options_from_form = lambda form: {**form, "image": "".join(form[
 NO_GPUS = ("which hands out no GPUs",)
 
 
-def on_page(number: int) -> str:
-    """Return a block of the page that is a configuration: the change, and the way back."""
+def on_page(word: str) -> str:
+    """Return the one block of the page that is a configuration with this word in it."""
     text = PAGE.read_text()
     found = re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
-    return textwrap.dedent(found[number])
+    (block,) = (each for each in found if word in each)
+    return textwrap.dedent(block)
 
 
-THERE, BACK = on_page(0), on_page(1)
+THERE, BACK = on_page("spawner_class"), on_page("forget_choice")
 
 
 def change(hub: Hub, old: str = "", new: str = "") -> None:

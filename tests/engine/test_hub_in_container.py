@@ -277,7 +277,7 @@ def test_a_hub_that_has_lost_its_gpus_names_its_container_and_the_restart(site, 
     # Whoever asks first, here the dashboard's page.
     told = Visitor(site, "ada").status
     until(lambda: restart in told()["trouble"], "the dashboard says so", log=site.log)
-    assert f"Nothing is handed out: NVML fails: Unknown Error. {'A container loses its GPUs'}" in (
+    assert f"No GPUs are handed out: NVML fails: Unknown Error. {'A container loses its GPUs'}" in (
         site.log()
     )
     assert restart in site.log()

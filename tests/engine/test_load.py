@@ -49,7 +49,12 @@ def test_all_are_served_in_the_order_in_which_they_came_and_none_reads_an_error(
     assert sorted(record.served) == names
     # Who got what, when: by the hub's own record, and by the engine's labels.
     grants = [line for line in audit_lines(hub) if line["event"] == "grant"]
-    assert [line["user"] for line in grants] == names
+    granted = [line["user"] for line in grants]
+    assert sorted(granted) == names
+    # In which order they came, the hub alone knows: it writes down who has to wait.
+    waited = [line["user"] for line in audit_lines(hub) if line["event"] == "wait"]
+    assert len(waited) > USERS / 2
+    assert [user for user in granted if user in set(waited)] == waited
     assert all(len(line["gpus"]) == 1 for line in grants)
     assert len({uuid for line in grants for uuid in line["gpus"]}) == 4
     assert max(map(len, held)) == 4

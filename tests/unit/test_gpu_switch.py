@@ -525,3 +525,27 @@ async def test_a_number_of_gpus_is_asked_for_whatever_part_the_server_was_starte
     offer = await offered(one)
     assert {gpu.kind for gpu in offer.reservation.gpus} == {"gpu"}
     assert len(offer.reservation.gpus) == 2
+
+
+async def test_a_release_is_recorded_before_the_grant_of_what_was_released(hub, monkeypatch):
+    """The engine says that a server has ended before the hub is through with stopping it."""
+    recorded: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        audit_log,
+        "record",
+        lambda log, event, holder, by, **facts: recorded.append((event, holder.user)),
+    )
+    one = await hub.running(gpus=2)
+    hub.leases.add(one.lease)
+    one.lease.will_stop("ada", "stopped")
+    hub.servers.clear()  # the engine has it no more
+    other = hub.spawner()
+    other.user.name = "ben"
+    await begin(other, gpus=1)
+    await other.run_pre_spawn_hook()
+    one.lease.end()
+    assert [each for each in recorded if each[0] in ("grant", "release")] == [
+        ("grant", "ada"),
+        ("release", "ada"),
+        ("grant", "ben"),
+    ]
