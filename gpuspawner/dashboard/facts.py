@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..choices.home_use import HomeUse
-from ..gpus.allocation import is_part_of
+from ..gpus.allocation import overlaps
 from ..gpus.model import GPU, WHOLE, Holder, Node
 from ..gpus.names import part_name
 from ..gpus.out_of_service import OutOfServiceMark
@@ -107,7 +107,7 @@ def _gpu(
     history: bool,
 ) -> dict[str, Any]:
     known = snapshot.is_known(now)
-    held_here = is_part_of(gpu, snapshot.ours) or gpu.id in _offers(snapshot)
+    held_here = overlaps(gpu, snapshot.ours) or gpu.id in _offers(snapshot)
     until = ends.get(gpu.id or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
     facts = {
@@ -197,7 +197,7 @@ def _mark(mark: OutOfServiceMark | None, person: Person) -> dict[str, Any] | Non
 
 def _leases_by_label(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return this hub's servers as far as the engine knows them, while the hub says nothing."""
-    held = [gpu for gpu in snapshot.gpus if is_part_of(gpu, snapshot.ours) and gpu.holder]
+    held = [gpu for gpu in snapshot.gpus if overlaps(gpu, snapshot.ours) and gpu.holder]
     return [
         {
             **_holder(holder),

@@ -83,7 +83,7 @@ class _Servers:
         found = self._by_gpu.get(gpu["id"])
         if found is None and gpu["in_use"]:
             # It was leased when it was whole, or shared otherwise than it is now.
-            named = (each for name, each in self._by_gpu.items() if is_had_by(gpu, [name]))
+            named = (each for name, each in self._by_gpu.items() if overlaps(gpu, [name]))
             found = next(named, None)
         return found
 
@@ -95,12 +95,12 @@ class _Servers:
         there = [
             gpu
             for gpu in self._gpus
-            if gpu["id"] in server["gpus"] or (others and gpu["id"] and is_had_by(gpu, others))
+            if gpu["id"] in server["gpus"] or (others and gpu["id"] and overlaps(gpu, others))
         ]
         return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
 
 
-def is_had_by(gpu: Mapping[str, Any], names: Sequence[str]) -> bool:
+def overlaps(gpu: Mapping[str, Any], names: Sequence[str]) -> bool:
     """Return whether nobody else can have a unit beside who has those of these names."""
     return exclude_each_other([gpu["id"]], names)
 

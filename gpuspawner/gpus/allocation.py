@@ -477,7 +477,7 @@ def units_phrase(gpus: Sequence[GPU]) -> str:
     return gpu_count_phrase(len(gpus), kind=gpus[0].kind if gpus else WHOLE)
 
 
-def is_part_of(gpu: GPU, names: Collection[str]) -> bool:
+def overlaps(gpu: GPU, names: Collection[str]) -> bool:
     """Return whether nobody else can have a unit beside who has those of these names."""
     return gpu.id in names or bool(
         gpu.name and any(gpu.name.excludes(parse(name)) for name in names)

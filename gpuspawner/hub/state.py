@@ -104,20 +104,8 @@ class HubState:
             "shared": spawner.shared_gpus,
         }
         reader = Reader(spawner.nvml_timeout, **reading)
-        trouble = TroubleLog(spawner.explain_unknown, log)
-        ledger = Ledger(
-            backend.list,
-            reader,
-            trouble.explain,
-            spawner.hub_address,
-            trouble.on_read,
-            read_notes=partial(read_notes, backend, reader),
-            counts_units=spawner.limits_count == "units",
-        )
-        settings = QueueSettings(
-            spawner.queue_order, spawner.gpu_policy, spawner.shared_gpu_policy, spawner.queue_length
-        )
-        queue = Queue(ledger, settings, backend.watch)
+        ledger = _make_ledger(spawner, backend, reader)
+        queue = Queue(ledger, _queue_settings(spawner), backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
         spawners: WeakSet[KnownServer] = WeakSet()
         minutes = spawner.unknown_server_minutes
@@ -198,6 +186,25 @@ class HubState:
         self.backend.close()
         for task in self.tasks:
             task.cancel()
+
+
+def _make_ledger(spawner: Any, backend: Backend, reader: Reader) -> Ledger:
+    trouble = TroubleLog(spawner.explain_unknown, spawner.log)
+    return Ledger(
+        backend.list,
+        reader,
+        trouble.explain,
+        spawner.hub_address,
+        trouble.on_read,
+        read_notes=partial(read_notes, backend, reader),
+        counts_units=spawner.limits_count == "units",
+    )
+
+
+def _queue_settings(spawner: Any) -> QueueSettings:
+    return QueueSettings(
+        spawner.queue_order, spawner.gpu_policy, spawner.shared_gpu_policy, spawner.queue_length
+    )
 
 
 async def read_notes(backend: Backend, reader: Reader) -> Notes:

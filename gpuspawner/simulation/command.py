@@ -62,6 +62,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "       gpuspawner simulate --change CHANGE…\n"
         "       gpuspawner simulate --join -- COMMAND…"
     )
+    _add_host_arguments(parser)
+    parser.add_argument(
+        "--change",
+        metavar="CHANGE",
+        action="append",
+        type=_change,
+        default=[],
+        help="what happens to the simulated host that runs, such as 'gpu 1 process 4242 2000'; "
+        "may be repeated",
+    )
+    parser.add_argument(
+        "--join",
+        action="store_true",
+        help="run COMMAND on the simulated host that runs, instead of one of its own",
+    )
+    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
+
+
+def _add_host_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments that say what the host is like."""
     parser.add_argument(
         "--gpus", metavar="N", type=_gpus, help=f"how many, 0 to {MAX_GPUS} (default: 4)"
     )
@@ -96,21 +116,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide a GPU, by index or `all`, into MIG instances: '0: 3g.20gb, 1g.5gb x4'; "
         "`none` for MIG mode without instances; may be repeated",
     )
-    parser.add_argument(
-        "--change",
-        metavar="CHANGE",
-        action="append",
-        type=_change,
-        default=[],
-        help="what happens to the simulated host that runs, such as 'gpu 1 process 4242 2000'; "
-        "may be repeated",
-    )
-    parser.add_argument(
-        "--join",
-        action="store_true",
-        help="run COMMAND on the simulated host that runs, instead of one of its own",
-    )
-    parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,6 +22,26 @@ LINES = (dashboards.lines(),)
 USERS = 60
 
 
+def check_record(hub: Any, names: list[str]) -> None:
+    """Fail unless the hub's record says that each was served in turn, on a GPU that was free."""
+    grants = [line for line in audit_lines(hub) if line["event"] == "grant"]
+    granted = [line["user"] for line in grants]
+    assert sorted(granted) == names
+    # In which order they came, the hub alone knows: it writes down who has to wait.
+    waited = [line["user"] for line in audit_lines(hub) if line["event"] == "wait"]
+    assert len(waited) > USERS / 2
+    assert [user for user in granted if user in set(waited)] == waited
+    assert all(len(line["gpus"]) == 1 for line in grants)
+    assert len({uuid for line in grants for uuid in line["gpus"]}) == 4
+    free = {uuid: True for line in grants for uuid in line["gpus"]}
+    for line in audit_lines(hub):
+        if line["event"] in ("grant", "release"):
+            (uuid,) = line["gpus"]
+            assert free[uuid] == (line["event"] == "grant"), line
+            free[uuid] = line["event"] == "release"
+    assert all(free.values())
+
+
 def test_all_are_served_in_the_order_in_which_they_came_and_none_reads_an_error(
     module_hub: Any, engine: Any
 ) -> None:
@@ -49,25 +69,10 @@ def test_all_are_served_in_the_order_in_which_they_came_and_none_reads_an_error(
     record = asyncio.run(come_and_go())
     assert record.errors == []
     assert sorted(record.served) == names
-    # Who got what, when: by the hub's own record, and by the engine's labels.
-    grants = [line for line in audit_lines(hub) if line["event"] == "grant"]
-    granted = [line["user"] for line in grants]
-    assert sorted(granted) == names
-    # In which order they came, the hub alone knows: it writes down who has to wait.
-    waited = [line["user"] for line in audit_lines(hub) if line["event"] == "wait"]
-    assert len(waited) > USERS / 2
-    assert [user for user in granted if user in set(waited)] == waited
-    assert all(len(line["gpus"]) == 1 for line in grants)
-    assert len({uuid for line in grants for uuid in line["gpus"]}) == 4
+    check_record(hub, names)
+    # By the engine's labels.
     assert max(map(len, held)) == 4
     assert all(len(each) == len(set(each)) for each in held)
-    free = {uuid: True for line in grants for uuid in line["gpus"]}
-    for line in audit_lines(hub):
-        if line["event"] in ("grant", "release"):
-            (uuid,) = line["gpus"]
-            assert free[uuid] == (line["event"] == "grant"), line
-            free[uuid] = line["event"] == "release"
-    assert all(free.values())
     # Nobody's place ever got worse; the last had all the others before them.
     worse = {
         name: told for name, told in record.places.items() if told != sorted(told, reverse=True)

@@ -29,10 +29,10 @@ def engines_cache() -> Path:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Held while an image is built or loaded, by one process of all."""
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Held by one process of all, while an image is built or loaded or a root is made."""
     engines_cache().mkdir(parents=True, exist_ok=True)
-    lock = os.open(engines_cache() / "images.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(engines_cache() / f"{what}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -49,7 +49,10 @@ def ensure_image(host: SimulatedHost, key: str, *, shared: bool = True) -> None:
     inputs = f"{wanted.fingerprint()}@"
     reference = wanted.version.image
     archive, label = engines_cache() / f"{key}.tar", engines_cache() / f"{key}.inputs"
-    with _one_at_a_time(), closing(docker.DockerClient(host.docker_host, timeout=600)) as client:
+    with (
+        one_at_a_time("images"),
+        closing(docker.DockerClient(host.docker_host, timeout=600)) as client,
+    ):
         kept = label.exists() and label.read_text() == inputs
         there = image(client, reference)
         if there is None or there.labels.get(LABEL_INPUTS) != inputs:

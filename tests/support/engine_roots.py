@@ -6,17 +6,14 @@ tests' engines.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from gpuspawner.simulation import engine
 
-from .built_images import engines_cache
+from .built_images import engines_cache, one_at_a_time
 from .requirements import cannot
 
 PACKAGES = ("docker.io", "containerd", "runc", "iptables", "ca-certificates", "python3")
@@ -36,7 +33,7 @@ def engine_root(release: str) -> Path:
     if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
         cannot("needs root and mmdebstrap (make test installs it)")
     root = engines_cache() / "roots" / release
-    with _one_at_a_time():
+    with one_at_a_time("roots"):
         if not root.exists():
             _make(release, root)
     return root
@@ -64,14 +61,3 @@ def _make(release: str, root: Path) -> None:
         said = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         cannot(f"mmdebstrap couldn't make {release}: {' '.join(said)[-500:] or done.stderr[-500:]}")
     new.replace(root)
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    engines_cache().mkdir(parents=True, exist_ok=True)
-    lock = os.open(engines_cache() / "roots.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
