@@ -669,7 +669,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         if self.object_id:  # else the engine was away before there was one
             self.log.info("Stopping the container of %s", self.log_name)
             await self.stop_object()
-            if self.remove and self.attempt is attempt:
+            # No id: the hub has removed it.
+            if self.remove and self.object_id and self.attempt is attempt:
                 await self.remove_object()
         if self.attempt is attempt:
             if self.remove:

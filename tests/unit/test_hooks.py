@@ -294,6 +294,24 @@ async def test_a_stop_leaves_the_next_start_alone_where_the_hub_has_seen_the_end
     assert removed == ["this one"] * (when == "remove_object")
 
 
+async def test_a_stop_goes_well_where_the_hub_has_cleaned_up_meanwhile(monkeypatch) -> None:
+    """Between the hub's cleanup and the end of what it does after it, the state is there still."""
+    removed: list[str] = []
+
+    async def cleaned_up(one: Any) -> None:
+        one.object_id = ""
+
+    async def remove(one: Any) -> None:
+        removed.append(one.object_id)
+
+    one = spawner(Hub(), "pre_spawn_hook", ())
+    monkeypatch.setattr(type(one), "stop_object", cleaned_up)
+    monkeypatch.setattr(type(one), "remove_object", remove)
+    one.object_id = "this one"
+    await one.stop()
+    assert removed == []
+
+
 async def told(hub: Hub) -> None:
     for _ in range(50):
         await asyncio.sleep(0)
