@@ -350,4 +350,3 @@ class WaitWhileRunning:
         held = round(time.monotonic() - granted_at, 1)
         facts = {"gpus": reservation.units, "held": held, "rule": rule}
         spawner.lease.log_event("release", by, **facts)
-        spawner.hub_state.queue.wake()

@@ -131,11 +131,18 @@ def loads_no_simulated_driver() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def binaries(tmp_path_factory) -> Any:
+def nvml_cache(tmp_path_factory) -> Path:
+    """The folder of the simulated NVML libraries; what all workers need is compiled by one."""
+    base: Path = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "simulated-nvml"
+
+
+@pytest.fixture(scope="session")
+def binaries(nvml_cache: Path) -> Any:
     """The simulated NVML library and `nvidia-smi`, built from this checkout's sources."""
     from gpuspawner.simulation.library import build
 
-    return build(tmp_path_factory.mktemp("simulated-nvml"))
+    return build(nvml_cache)
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ async def _start(
         )
         await server.start_server(server_id)
         # Its label has held the GPUs since it was created, and now it isn't replaced any more.
-        ledger.release(reservation)
+        ledger.settle(reservation)
         return await server.await_server(server_id)
     except BaseException as error:
         if _keeps(reservation, error):

@@ -101,6 +101,7 @@ class Ledger:
         on_read: called after each read that succeeded.
         read_notes: reads which GPUs are out of service, and which leases were extended.
         counts_units: whether limits count units, each as one, and not parts of a GPU.
+        on_release: called when a reservation has ended of which nobody has the GPUs.
     If one of these that read raises, nothing is handed out: `Unknown` is raised.
     """
 
@@ -111,6 +112,7 @@ class Ledger:
     on_read: Callable[[], None] = lambda: None
     read_notes: Callable[[], Awaitable[Notes]] = _no_notes
     counts_units: bool = False
+    on_release: Callable[[], None] = lambda: None
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -242,7 +244,13 @@ class Ledger:
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """End a reservation, as its server has been started or never will be. Idempotent."""
+        """End a reservation whose server never will be started. Idempotent."""
+        if reservation.ended_tick is None:
+            reservation.ended_tick = self._tick()
+            self.on_release()
+
+    def settle(self, reservation: Reservation) -> None:
+        """End a reservation whose server has been started, and has a lease. Idempotent."""
         if reservation.ended_tick is None:
             reservation.ended_tick = self._tick()
 

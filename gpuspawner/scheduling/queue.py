@@ -146,6 +146,7 @@ class Queue:
         # Cache of forecasts: the view and the queue that they were made for, and key -> turn.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
+        ledger.on_release = self.wake
 
     @property
     def settings(self) -> QueueSettings:

@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+_HERE = Path(__file__).parent
 LIBRARY_SOURCES = (
     *("nvml.c", "nvml_gpu.c", "nvml_health.c", "nvml_links.c", "nvml_mig.c", "nvml_events.c"),
     "nvml_trouble.c",
@@ -22,10 +23,12 @@ _COMMON = ("-O2", "-Wall", "-Wextra", "-fno-stack-protector", "-U_FORTIFY_SOURCE
 # The library is also loaded in containers, whose C library may be older than this one, or musl.
 # Linked against none, its few undefined symbols have no version and are resolved in whatever the
 # program has loaded.
-_LIBRARY: tuple[str, ...] = ("-shared", "-fPIC", "-nostdlib", "-Wl,-soname,libnvidia-ml.so.1")
+_CODE: tuple[str, ...] = ("-fPIC", "-nostdlib")
+_SONAME, _OBJECT, _NVIDIA_SMI = "libnvidia-ml.so.1", "libnvidia-ml.o", "nvidia-smi"
+_LIBRARY = (*_CODE, "-shared", f"-Wl,-soname,{_SONAME}")
 # Atomic operations as instructions, since the functions that stand for them are in a library too.
 if os.uname().machine == "aarch64":
-    _LIBRARY += ("-mno-outline-atomics",)
+    _CODE += ("-mno-outline-atomics",)
 _PROGRAM = ("-static",)
 
 
@@ -52,39 +55,54 @@ def build(cache: str | os.PathLike[str], missing_functions: Collection[str] = ()
     Raises:
         BuildError: there is no C compiler, or it fails.
     """
-    here = Path(__file__).parent
     contents = b"\0".join(
-        (here / name).read_bytes() for name in (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *_HEADERS)
+        (_HERE / name).read_bytes() for name in (*LIBRARY_SOURCES, *PROGRAM_SOURCES, *_HEADERS)
     )
-    options = repr((_COMMON, _LIBRARY, _PROGRAM, sorted(missing_functions), os.uname().machine))
-    digest = hashlib.sha256(contents + options.encode()).hexdigest()[:16]
-    directory = Path(cache) / f"nvml-{digest}"
-    if not directory.is_dir():
-        _compile(here, directory, missing_functions)
-    return Binaries(directory, directory / "libnvidia-ml.so.1", directory / "nvidia-smi")
+    ways = (_COMMON, _CODE, _LIBRARY, _PROGRAM, os.uname().machine)
+    compiled = _made_once(Path(cache), "compiled", (contents, ways), _compile)
+
+    def link(folder: Path) -> None:
+        _link(compiled, folder, missing_functions)
+
+    directory = _made_once(Path(cache), "nvml", (contents, ways, sorted(missing_functions)), link)
+    return Binaries(directory, directory / _SONAME, directory / _NVIDIA_SMI)
 
 
-def _compile(here: Path, directory: Path, missing_functions: Collection[str]) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".building-") as temporary:
+def _made_once(cache: Path, kind: str, content: object, make: Callable[[Path], None]) -> Path:
+    """Return the folder in `cache` that has been made of a content, now or before."""
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    directory = cache / f"{kind}-{digest}"
+    if directory.is_dir():
+        return directory
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".building-") as temporary:
         made = Path(temporary) / "made"
         made.mkdir(mode=0o755)
-        library = [*_COMMON, *_LIBRARY]
-        if missing_functions:
-            script = Path(temporary) / "missing.map"
-            names = " ".join(f"{name};" for name in sorted(missing_functions))
-            script.write_text(f"{{ local: {names} }};\n")
-            library.append(f"-Wl,--version-script={script}")
-        sources = [str(here / name) for name in LIBRARY_SOURCES]
-        _cc(*library, *sources, "-o", str(made / "libnvidia-ml.so.1"))
-        sources = [str(here / name) for name in PROGRAM_SOURCES]
-        _cc(*_COMMON, *_PROGRAM, *sources, "-o", str(made / "nvidia-smi"))
+        make(made)
         try:
             made.rename(directory)
         except OSError:
             # Another process has built the same meanwhile.
             if not directory.is_dir():
                 raise
+    return directory
+
+
+def _compile(folder: Path) -> None:
+    """Make the library's code, to be linked with and without some functions, and the program."""
+    sources = [str(_HERE / name) for name in LIBRARY_SOURCES]
+    _cc(*_COMMON, *_CODE, "-r", *sources, "-o", str(folder / _OBJECT))
+    sources = [str(_HERE / name) for name in PROGRAM_SOURCES]
+    _cc(*_COMMON, *_PROGRAM, *sources, "-o", str(folder / _NVIDIA_SMI))
+
+
+def _link(compiled: Path, folder: Path, missing_functions: Collection[str]) -> None:
+    script = folder.parent / "missing.map"
+    names = " ".join(f"{name};" for name in sorted(missing_functions))
+    script.write_text(f"{{ local: {names} }};\n" if names else "{};\n")
+    output = ("-o", str(folder / _SONAME))
+    _cc(*_LIBRARY, f"-Wl,--version-script={script}", str(compiled / _OBJECT), *output)
+    shutil.copy(compiled / _NVIDIA_SMI, folder)
 
 
 def _cc(*arguments: str) -> None:

@@ -73,8 +73,8 @@ def test_nvitop_shows_the_healthy_beside_the_lost(monitor: Callable[..., str]) -
     assert "RTX 4090" in shown
 
 
-def test_nvitop_on_an_old_driver(monitor: Callable[..., str], tmp_path: Path) -> None:
-    old = build(tmp_path, NOT_BEFORE_DRIVER_510)
+def test_nvitop_on_an_old_driver(monitor: Callable[..., str], nvml_cache: Path) -> None:
+    old = build(nvml_cache, NOT_BEFORE_DRIVER_510)
     host = describe([("V100-32GB", 1)], driver="470.82.01")
     shown = monitor(host, "nvitop", "--once", "--no-unicode", directory=old.directory)
     assert "470.82.01" in shown

@@ -358,8 +358,8 @@ def test_uninitialised_and_without_a_state_file(binaries: Binaries, tmp_path: Pa
         assert code("nvmlDeviceGetCount()") == pynvml.NVML_ERROR_UNINITIALIZED
 
 
-def test_functions_left_out_are_no_symbols_of_the_library(tmp_path: Path) -> None:
-    listed = ["nm", "--dynamic", "--defined-only", build(tmp_path, NOT_BEFORE_DRIVER_510).library]
+def test_functions_left_out_are_no_symbols_of_the_library(nvml_cache: Path) -> None:
+    listed = ["nm", "--dynamic", "--defined-only", build(nvml_cache, NOT_BEFORE_DRIVER_510).library]
     symbols = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split()
     assert not set(NOT_BEFORE_DRIVER_510) & set(symbols)
     assert "nvmlDeviceGetMemoryInfo" in symbols

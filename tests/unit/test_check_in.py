@@ -18,6 +18,7 @@ from gpuspawner.i18n.phrases import clock_time
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.server_lease import ServerLease
+from gpuspawner.scheduling import queue
 from gpuspawner.scheduling.phrases import while_away_words
 from gpuspawner.scheduling.plan import QueuedRequest
 from gpuspawner.scheduling.queue import RequestLimits
@@ -113,7 +114,8 @@ async def test_who_says_that_they_are_there_has_the_gpus_and_the_whole_time(hub,
     assert ("warn", "check in") in events
 
 
-async def test_of_who_is_not_there_the_next_in_line_has_the_gpus(hub, hours, events):
+async def test_of_who_is_not_there_the_next_in_line_has_the_gpus(hub, hours, events, monkeypatch):
+    monkeypatch.setattr(queue, "PERIOD_SECONDS", 3600.0)  # nothing else has the queue look again
     one = spawner(hub, hours)
     task = await asked(hub, hours, one)
     came = hours.wall()
@@ -133,7 +135,7 @@ async def test_of_who_is_not_there_the_next_in_line_has_the_gpus(hub, hours, eve
     one.clear_state()
     assert str(one.notice) == words
     assert "轮到您" in language_for("zh-CN").say(one.notice)
-    assert len((await next_one).gpus) == 2
+    assert len((await asyncio.wait_for(next_one, 60)).gpus) == 2
     assert (hub.held(), hub.turns) == (1, {})
     assert [rule for event, rule in events if event == "leave"] == ["nobody was there"]
     assert len([event for event, _ in events if event == "release"]) == 1

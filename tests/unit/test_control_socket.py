@@ -483,15 +483,14 @@ async def test_what_answers_and_is_no_hub_is_an_error(tmp_path: Path, said: byte
 
 
 async def test_a_hub_that_says_nothing_isn_t_waited_for_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("gpuspawner.hub.control_socket.TIMEOUT_SECONDS", 0.2)
     path = str(tmp_path / "silent.sock")
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(path)
         silent.listen()
         with pytest.raises(OSError, match="the hub doesn't answer"):
-            await ask(path, {"do": "status"})
+            await ask(path, {"do": "status"}, 0.2)
 
 
 async def test_a_running_server_asks_for_gpus_switches_and_gives_them_back(hub: Hub) -> None:

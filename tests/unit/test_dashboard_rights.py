@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +47,7 @@ def actions(folder: Path) -> Actions:
     """Return what can be done where there is one GPU, and no hub answers."""
 
     async def look(*_: Any) -> Snapshot:
-        return picture(gpu(0))
+        return replace(picture(gpu(0)), tried_at=time.monotonic())
 
     return Actions(Monitor(look, nothing), str(folder / "none.sock"), "http://127.0.0.1:1/hub/api")
 

@@ -56,8 +56,8 @@ def test_a_gpu_that_does_not_tell_its_compute_capability_is_free_all_the_same(
         assert [gpu.state for gpu in program.run(SURVEY).gpus] == ["free", "free"]
 
 
-def test_a_driver_without_that_question_leaves_it_open(tmp_path: Path) -> None:
-    old = build(tmp_path, missing_functions=(FUNCTION,))
+def test_a_driver_without_that_question_leaves_it_open(nvml_cache: Path, tmp_path: Path) -> None:
+    old = build(nvml_cache, missing_functions=(FUNCTION,))
     with Program(old.directory, tmp_path / "state") as program:
         assert capabilities(program, HOST) == [None, None]
         assert [gpu.state for gpu in program.run(SURVEY).gpus] == ["free", "free"]

@@ -120,9 +120,9 @@ OLD_DRIVERS = [
 
 @pytest.mark.parametrize(("name", "missing"), OLD_DRIVERS, ids=[name for name, _ in OLD_DRIVERS])
 def test_an_older_driver(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, name: str, missing: tuple[str, ...]
+    nvml_cache: Path, tmp_path: Path, name: str, missing: tuple[str, ...]
 ) -> None:
-    old = build(tmp_path_factory.getbasetemp() / "old", missing_functions=missing)
+    old = build(nvml_cache, missing_functions=missing)
     host = describe([("V100-32GB", 2)], driver="470.82.01")
     host = host.with_gpu(1, processes=((41, 100), (42, 100)))
     with with_library(old.directory, tmp_path) as program:
@@ -135,18 +135,18 @@ def test_an_older_driver(
     assert rest.memory_used_mib == host.gpus[0].memory_reserved_mib
 
 
-def test_no_way_to_count_processes(tmp_path: Path) -> None:
+def test_no_way_to_count_processes(nvml_cache: Path, tmp_path: Path) -> None:
     names = ("", "_v2", "_v3")
     missing = tuple(f"nvmlDeviceGetComputeRunningProcesses{name}" for name in names)
-    old = build(tmp_path, missing_functions=missing)
+    old = build(nvml_cache, missing_functions=missing)
     with with_library(old.directory, tmp_path) as program:
         gpu = program.read(HOST).gpus[0]
     assert (gpu.state, gpu.processes) == ("ok", None)
     assert "memory alone" in gpu.warning
 
 
-def test_a_library_too_old_to_start(tmp_path: Path) -> None:
-    old = build(tmp_path, missing_functions=("nvmlInitWithFlags",))
+def test_a_library_too_old_to_start(nvml_cache: Path, tmp_path: Path) -> None:
+    old = build(nvml_cache, missing_functions=("nvmlInitWithFlags",))
     with (
         with_library(old.directory, tmp_path) as program,
         pytest.raises(InventoryError, match="Function Not Found"),

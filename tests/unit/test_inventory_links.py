@@ -64,14 +64,14 @@ def test_a_link_that_only_one_end_tells_of_is_there(program: Program) -> None:
     ],
 )
 def test_a_query_that_fails_or_is_not_there_leaves_it_unknown(
-    tmp_path: Path, function: str
+    nvml_cache: Path, tmp_path: Path, function: str
 ) -> None:
     """ref: https://github.com/NVIDIA/k8s-device-plugin/issues/2038"""
     paired = TOPOLOGIES["pairs"](IDLE)
-    old = build(tmp_path, missing_functions=(function,))
+    old = build(nvml_cache, missing_functions=(function,))
     with Program(old.directory, tmp_path / "state") as program:
         assert_unlinked(near(program, paired))
-    whole = build(tmp_path)
+    whole = build(nvml_cache)
     with Program(whole.directory, tmp_path / "state") as program:
         for code in (1, 2, 3, 4, 6, 13, 15, 16, 999):
             failing = replace(paired, function_faults=((function, code),))

@@ -73,9 +73,9 @@ def test_gaps_between_the_indexes(program: Program, gap: str) -> None:
     assert [each.uuid for each in found] == [UUIDS[1], UUIDS[3]]
 
 
-def test_uuids_of_an_old_driver(tmp_path: Path) -> None:
+def test_uuids_of_an_old_driver(nvml_cache: Path, tmp_path: Path) -> None:
     missing = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetMemoryInfo_v2")
-    old = build(tmp_path, missing)
+    old = build(nvml_cache, missing)
     state = partition(describe([("A100-40GB", 1)], "460.32.03"), 0, layout("3g.20gb, 1g.5gb"))
     with Program(old.directory, tmp_path / "state") as program:
         found = instances(program, state)

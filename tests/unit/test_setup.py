@@ -12,12 +12,11 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gpuspawner.simulation.library import build
 from gpuspawner.simulation.state import STATE_PATH_VARIABLE, describe
 from scripts import console, environment, host, packages, ports, root
 from scripts.console import ROOT, Stop
@@ -286,56 +285,56 @@ def engine_that_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         server.shutdown()
 
 
-def look(tmp_path: Path, gpus: int) -> host.Host:
-    """What `host.inspect_machine` says in a process that loads the simulated NVML."""
+@pytest.fixture
+def look(binaries, tmp_path: Path) -> Callable[[int], host.Host]:
+    """Return what `host.inspect_machine` says in a process that loads the simulated NVML."""
     state = tmp_path / "state"
-    describe([("A100-40GB", gpus)]).write(state)
     code = (
         "from scripts import host; h = host.inspect_machine(); print(h.lacks); print(h.needs_root)"
     )
-    libraries = build(tmp_path / "cache").directory
-    variables = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(libraries),
-        STATE_PATH_VARIABLE: str(state),
-    }
-    said = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
-    lacks, needs_root = said.stdout.splitlines()
-    return host.Host(lacks, needs_root == "True")
+
+    def inspect(gpus: int) -> host.Host:
+        describe([("A100-40GB", gpus)]).write(state)
+        variables = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(binaries.directory),
+            STATE_PATH_VARIABLE: str(state),
+        }
+        said = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True
+        )
+        assert said.returncode == 0, said.stderr
+        lacks, needs_root = said.stdout.splitlines()
+        return host.Host(lacks, needs_root == "True")
+
+    return inspect
 
 
-def test_a_driver_an_engine_and_the_toolkit_are_used(
-    tmp_path: Path, engine_that_says: dict
-) -> None:
+def test_a_driver_an_engine_and_the_toolkit_are_used(look, engine_that_says: dict) -> None:
     engine_that_says["Runtimes"] = {"runc": {}, "nvidia": {}}
-    assert look(tmp_path, 2) == host.Host()
+    assert look(2) == host.Host()
 
 
-def test_devices_that_the_engine_discovered_are_used(
-    tmp_path: Path, engine_that_says: dict
-) -> None:
+def test_devices_that_the_engine_discovered_are_used(look, engine_that_says: dict) -> None:
     engine_that_says["DiscoveredDevices"] = [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]
-    assert look(tmp_path, 2) == host.Host()
+    assert look(2) == host.Host()
 
 
-def test_without_the_toolkit_gpus_are_simulated(tmp_path: Path, engine_that_says: dict) -> None:
+def test_without_the_toolkit_gpus_are_simulated(look, engine_that_says: dict) -> None:
     engine_that_says["Runtimes"] = {"runc": {}}
-    assert "2 NVIDIA GPUs here, but Docker has no NVIDIA Container" in look(tmp_path, 2).lacks
+    assert "2 NVIDIA GPUs here, but Docker has no NVIDIA Container" in look(2).lacks
 
 
-def test_without_a_gpu_gpus_are_simulated(tmp_path: Path, engine_that_says: dict) -> None:
+def test_without_a_gpu_gpus_are_simulated(look, engine_that_says: dict) -> None:
     engine_that_says["Runtimes"] = {"nvidia": {}}
-    assert look(tmp_path, 0).lacks == "there is no working NVIDIA driver here"
+    assert look(0).lacks == "there is no working NVIDIA driver here"
 
 
 def test_without_an_engine_gpus_are_simulated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
-    assert look(tmp_path, 2).lacks.endswith("but no Docker Engine answers")
+    assert look(2).lacks.endswith("but no Docker Engine answers")
 
 
 # ---- what is kept private ------------------------------------------------------------------------
