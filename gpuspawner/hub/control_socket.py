@@ -59,6 +59,7 @@ from ..leases.endings import MAX_MINUTES, MAX_WHY, Ending
 from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
+from .health_watch import HealthWatch
 from .nodes import NodeFacts
 from .switches import Switches
 
@@ -87,6 +88,7 @@ class ControlSocket:
         homes: returns how much the users of the running servers keep at home, as JSON values.
         switches: the running servers that ask for GPUs.
         turns: the turns that have come, and whose users haven't said yet that they are there.
+        health: watches the GPUs' health; None: nobody does.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class ControlSocket:
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         switches: Switches | None = None,
         turns: Mapping[Holder, CheckIn] | None = None,
+        health: HealthWatch | None = None,
     ) -> None:
+        self._health = health
         self._homes = homes
         self.switches = switches or Switches(tuple)
         self._turns = {} if turns is None else turns
@@ -193,6 +197,7 @@ class ControlSocket:
                 for holder, ending in self._endings.items()
             ],
             "homes": [*await self._homes()] if self._homes else [],
+            "health": self._health.facts() if self._health else [],
         }
 
     def turn_of(self, holder: Holder) -> CheckIn | None:
