@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -72,7 +72,7 @@ class EventWatch:
     def _hear(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
         assert process.stdout
         while line := process.stdout.readline(MAX_LINE):
-            with suppress(ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            with suppress(ValueError, RuntimeError):  # no line of ours, or the loop is closed
                 loop.call_soon_threadsafe(self._heard, process, parse_json(line))
         status = process.wait()
         for stream in (process.stdin, process.stdout):
@@ -81,15 +81,20 @@ class EventWatch:
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._ended, process, status)
 
-    def _heard(self, process: subprocess.Popen[bytes], facts: Mapping[str, Any]) -> None:
+    def _heard(self, process: subprocess.Popen[bytes], facts: Any) -> None:
+        if not isinstance(facts, dict):
+            return
         if "watching" in facts:
             if process is self._process:
                 self._failures, self.watching = 0, frozenset(facts["watching"])
             return
+        try:
+            instances = tuple(map(str, facts["instances"]))
+            event = HealthEvent(str(facts["gpu"]), facts["kind"], int(facts["xid"]), instances)
+        except (KeyError, TypeError, ValueError):
+            return
         # Also of one that was turned off meanwhile: what it has heard of, has happened.
-        self._on_event(
-            HealthEvent(facts["gpu"], facts["kind"], facts["xid"], tuple(facts["instances"]))
-        )
+        self._on_event(event)
 
     def _ended(self, process: subprocess.Popen[bytes], status: int) -> None:
         if process is not self._process:

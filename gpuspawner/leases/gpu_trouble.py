@@ -1,4 +1,4 @@
-"""What is wrong with a server's GPUs, for its user: in the lab, on the hub's pages, in a message."""
+"""What is wrong with a server's GPUs, for its user: in the lab, on pages, in a message."""
 
 from __future__ import annotations
 
