@@ -173,7 +173,8 @@ class HealthWatch:
     def _see(self, nodes: Sequence[Node]) -> None:
         at, monotonic = time.time(), time.monotonic()
         gpus = {gpu.gpu_uuid: gpu for node in nodes for gpu in reversed(node.gpus)}
-        self._gpus = {uuid: gpu for uuid, gpu in gpus.items() if uuid}
+        there = sorted(gpus.items(), key=lambda each: each[1].index)
+        self._gpus = {uuid: gpu for uuid, gpu in there if uuid}
         for uuid, gpu in self._gpus.items():
             watched = self._watched.setdefault(uuid, _Watched())
             for key, each in watched.lasting.items():
@@ -217,18 +218,16 @@ class HealthWatch:
         self.settle_soon(anew=True)
 
     def _record(self, event: HealthEvent, cause: Cause) -> None:
-        number = self._index(event.gpu)
-        what = f"Xid {event.xid}" if event.kind == "xid" else "a memory error"
         self._log.warning(
-            "GPU %s: %s, verdict %s: %s",
-            number,
-            what,
-            cause.verdict,
+            "GPU %s reports %s (verdict: %s): %s",
+            one_line(self._number(event.gpu)),
+            one_line(cause.key),
+            one_line(cause.verdict),
             one_line(cause.words),
         )
 
-    def _index(self, uuid: str) -> int | str:
-        return self._gpus[uuid].index if uuid in self._gpus else one_line(uuid)
+    def _number(self, uuid: str) -> int | str:
+        return self._gpus[uuid].index if uuid in self._gpus else uuid
 
     # -- What follows ----------------------------------------------------------------------------
 
@@ -260,6 +259,12 @@ class HealthWatch:
             self._settling = asyncio.ensure_future(self._settle(anew))
         elif anew:
             self._settling.add_done_callback(lambda _: self.settle_soon(anew=True))
+
+    async def settled(self) -> None:
+        """Wait until what is known by now has become marks, as far as the backend takes them."""
+        while self._settling is not None and not self._settling.done():
+            await asyncio.wait([self._settling])
+            await asyncio.sleep(0)  # it may have begun another
 
     async def _settle(self, anew: bool) -> None:
         try:
@@ -307,9 +312,9 @@ class HealthWatch:
         cause = cause_of(mark.cause)
         index = self._gpus[mark.gpu].index if mark.gpu in self._gpus else None
         self._log.warning(
-            "GPU %s is %s: %s",
-            self._index(mark.gpu),
-            "in quarantine" if cause.verdict == "quarantine" else "out of service after use",
+            "GPU %s isn't handed out (verdict: %s): %s",
+            one_line(self._number(mark.gpu)),
+            one_line(cause.verdict),
             one_line(words_of([mark.cause], index, with_todo=True)),
         )
         self._audit(mark, cause.verdict)
@@ -328,7 +333,8 @@ class HealthWatch:
         self._ended.add(mark.key)
         self._notes = replace(self._notes, marks=_without(self._notes.marks, mark.key))
         self._reader.lets_go = bool(self.marks or self._notes.marks)
-        self._log.warning("GPU %s: %s reads clear", self._index(mark.gpu), one_line(mark.cause))
+        number, said = self._number(mark.gpu), one_line(mark.cause)
+        self._log.warning("GPU %s: %s reads clear", one_line(number), said)
         self._audit(mark, "ok")
 
     def _audit(self, mark: HealthMark, verdict: Verdict) -> None:
