@@ -39,7 +39,6 @@ OWN_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 _GONE_BY_RESET = frozenset(
     {
         facts.LOST,
-        facts.UNREACHABLE,
         facts.RESET_REQUIRED,
         facts.REMAP_PENDING,
         facts.PAGES_PENDING,

@@ -427,10 +427,11 @@ class ServerLease:
         """Note whether its container has lost its GPUs' devices, as its own program says."""
         if self.trouble.note_devices(gone, self._clock.wall()):
             self.log_event("warn", rule="devices gone", held=self.held)
+            said = audit_log.one_line(self.holder)
             self._server.log.warning(
                 "The container of %s has lost its GPUs' devices, as after `systemctl daemon-reload`"
                 ' where NVIDIA\'s hook gave them: gpu_injection = "cdi" keeps them',
-                audit_log.one_line(self.holder),
+                said,
             )
             self._server.tell("trouble", self.trouble.words)
 

@@ -19,6 +19,7 @@ from gpuspawner.hub.health_watch import HealthWatch
 from gpuspawner.leases.ledger import Ledger
 
 LOG = logging.getLogger("tests of health")
+LOG.setLevel(logging.CRITICAL)
 
 
 class Engine:

@@ -212,7 +212,9 @@ def test_what_only_a_reset_clears_says_that_there_was_one(key: str, trace: str) 
         assert not is_over(by_event, [by_event], now(reads(unread=(trace,))))
 
 
-@pytest.mark.parametrize("trace", ["remap-failed", "fabric-failed", "recovery-drain-p2p", "hot"])
+@pytest.mark.parametrize(
+    "trace", ["remap-failed", "fabric-failed", "recovery-drain-p2p", "hot", "unreachable"]
+)
 def test_what_clears_in_another_way_says_nothing_of_a_reset(trace: str) -> None:
     event = mark("xid-119", seen=(trace,))
     assert not is_over(event, [event], now(CLEAR))
