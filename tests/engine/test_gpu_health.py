@@ -79,7 +79,7 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     (entry,) = [each for each in gpus() if each["uuid"] == uuid]
     assert set(entry["health"]["causes"]) == {"xid-79", "recovery-reset"}
     assert entry["health"]["todo"] == "Restart the machine; it comes back by itself."
-    events = [line for line in audit_lines(hub.log()) if line["event"] == "health"]
+    events = [line for line in audit_lines(hub) if line["event"] == "health"]
     assert {(each["user"], each["rule"]) for each in events} >= {("ada", "xid-79")}
     # It outlives the hub, and is handed out to nobody, nor promised.
     hub.kill()
@@ -180,7 +180,7 @@ def test_a_server_that_has_lost_its_devices_and_its_administrator_are_told(hub, 
     assert "Your server has lost its GPUs" in ada.session.get(f"{hub.url}/hub/home").text
     assert "gpu_injection" in boss.page()
     assert "The container of ada has lost its GPUs' devices" in hub.log()
-    warned = [line for line in audit_lines(hub.log()) if line["event"] == "warn"]
+    warned = [line for line in audit_lines(hub) if line["event"] == "warn"]
     assert warned[-1]["rule"] == "devices gone"
     assert inside(engine, "ada", LOOK).splitlines()[-1] == "False"
     until(lambda: not ada.status()["servers"][0]["trouble"]["words"], "all is well", log=hub.log)
