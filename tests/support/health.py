@@ -29,6 +29,8 @@ class Engine:
         self.kept: dict[str, dict[str, Any]] = {}
         self.containers_there: list[dict[str, Any]] = []
         self.fails = False
+        # Called after the volumes are listed, and before the answer is there.
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def _check(self) -> None:
         if self.fails:
@@ -48,6 +50,7 @@ class Engine:
         names = filters["name"]
         parts = [names] if isinstance(names, str) else names
         found = [each for name, each in self.kept.items() if any(part in name for part in parts)]
+        self.meanwhile()
         return {"Volumes": found or None}
 
     def containers(self, all: bool) -> list[dict[str, Any]]:

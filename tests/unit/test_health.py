@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -500,3 +501,40 @@ async def test_a_gpu_that_does_not_answer_ends_nothing(
     await hub.look()
     assert [each.cause for each in noted(engine).health] == ["remap-pending"]
     assert not hub.hears, "it may be reset"
+
+
+async def listed_slowly(hub: Hub, engine: Engine, do: Any) -> None:
+    """Have a hub list its notes, and do something between the listing and its answer."""
+    reached, answered = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        engine.meanwhile = lambda: None
+        reached.set()
+        answered.wait()
+
+    engine.meanwhile = wait
+    listing = asyncio.ensure_future(hub.watch.read_notes())
+    while not reached.is_set():
+        await asyncio.sleep(0.01)
+    try:
+        await do()
+    finally:
+        answered.set()
+        await listing
+
+
+async def test_a_listing_of_before_brings_no_mark_back_and_takes_none_away(
+    hub: Hub, engine: Engine, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.causes[ONE] = {"remap-pending"}
+    await hub.look()
+
+    async def other_causes() -> None:
+        machine.causes[ONE] = {"recovery-reset"}
+        await hub.watch.read_nodes()
+        await hub.watch.settled()
+
+    await listed_slowly(hub, engine, other_causes)
+    assert [each.cause for each in hub.watch.marks] == ["recovery-reset"]
+    view = await hub.ledger.read()
+    assert [gpu.state for gpu in view.gpus] == ["excluded", "free"]
