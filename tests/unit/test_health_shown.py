@@ -12,9 +12,10 @@ from gpuspawner.dashboard.facts import status
 from gpuspawner.doctor import gpus as doctor_gpus
 from gpuspawner.doctor.findings import Context
 from gpuspawner.errors import Refused
+from gpuspawner.gpus.allocation import apply_leases
 from gpuspawner.gpus.health import HealthMark
 from gpuspawner.gpus.health_facts import HealthReading
-from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.gpus.nvml import Inventory
 from gpuspawner.gpus.out_of_service import OutOfServiceMark, apply_marks, with_health
 from gpuspawner.gpus.state import GPUFacts
@@ -26,6 +27,7 @@ from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.leases.notes import Notes
 from gpuspawner.leases.server_lease import ServerLease
+from gpuspawner.scheduling.plan import QueuedRequest, plan
 
 from ..support.boards import ADA, BOSS, gpu, lease, picture, render
 from ..support.dashboards import check
@@ -229,3 +231,13 @@ def test_devices_that_are_gone_are_told_once_and_until_they_are_back(caplog) -> 
     assert '"rule": "devices gone"' in caplog.text
     server.lease.note_devices(False)
     assert server.lease.trouble.words == ""
+
+
+def test_nobody_is_promised_a_gpu_that_has_failed_for_when_its_holder_goes() -> None:
+    held = [Lease(ADAS, frozenset({"GPU-1"}), 100.0)]
+    waiting = [QueuedRequest(Holder("ben"), Request("image", 1), 1.0)]
+    for marks, start in ((marked("remap-pending"), None), ({}, 100.0)):
+        units = apply_leases(apply_marks([gpu(1)], marks), held)
+        assert units[0].holder == ADAS
+        (turn,) = plan(waiting, units, held, 10.0)
+        assert turn.start == start
