@@ -12,15 +12,16 @@ from typing import Any
 import docker
 import docker.errors
 
+from .backends.docker import notes
 from .backends.docker.errors import explain
 from .backends.docker.listing import Listing
-from .backends.docker.out_of_service import list_marks
 from .gpus.allocation import with_leases
+from .gpus.health import VERDICTS, todo, worst
 from .gpus.missing_driver import without_driver
 from .gpus.model import GPU, WHOLE, Node
 from .gpus.names import part_name
 from .gpus.nvml import InventoryError
-from .gpus.out_of_service import apply_marks
+from .gpus.out_of_service import OutOfServiceMark, apply_marks, causes_now
 from .gpus.reader import read_node
 from .gpus.unit_names import parse
 from .gpus.units import split
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print this machine's GPUs; return 0, or 1 if NVML or the engine can't be read."""
     try:
         found = read_node()
-        gpus, outside = _with_ledger(found) if found.gpus else ((), {})
+        gpus, outside, marks = _with_ledger(found) if found.gpus else ((), {}, {})
     except InventoryError as error:
         print(f"gpuspawner: {error}", file=sys.stderr)
         return 1
@@ -48,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     if found.driver is None and (not arguments.json or without_driver().is_error):
         return _without_driver()
     if arguments.json:
-        print(json.dumps(as_json(found, gpus, outside), indent=2))
+        print(json.dumps(as_json(found, gpus, outside, marks), indent=2))
     else:
-        print(as_text(found, gpus, outside))
+        print(as_text(found, gpus, outside, marks))
     return 0
 
 
@@ -65,13 +66,15 @@ def _without_driver() -> int:
 
 # UUID -> the names of the containers that have the GPU without a lease.
 Outside = Mapping["str | None", Sequence[str]]
+Marks = Mapping[str, OutOfServiceMark]
 
 
-def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
-    """Return the units with their holders and marks, and UUID -> containers without a lease."""
+def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside, Marks]:
+    """Return the units with their holders, UUID -> containers without a lease, and the marks."""
     client = docker.from_env(timeout=20)
     try:
-        marked = replace(found, gpus=apply_marks(found.gpus, list_marks(client.api)))
+        noted = notes.parse(notes.list_notes(client.api))
+        marked = replace(found, gpus=apply_marks(found.gpus, noted.marks, noted.lifted))
         servers = Listing()(client.api)
     finally:
         client.close()
@@ -90,12 +93,17 @@ def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
         gpu.uuid: [each.name for each in outsiders if {gpu.uuid, gpu.parent} & each.gpus]
         for gpu in node.gpus
     }
-    return node.gpus, names
+    return node.gpus, names, noted.marks
 
 
-def as_json(found: Node, gpus: Sequence[GPU], outside: Outside) -> dict[str, Any]:
+def as_json(
+    found: Node, gpus: Sequence[GPU], outside: Outside, marks: Marks | None = None
+) -> dict[str, Any]:
     """Return the documented JSON value."""
-    entries = [_entry(gpu, outside.get(gpu.uuid, ())) for gpu in gpus]
+    entries = [
+        {**_entry(gpu, outside.get(gpu.uuid, ())), "health": _health(gpu, marks or {})}
+        for gpu in gpus
+    ]
     return {"driver": found.driver, "cuda": found.cuda, "gpus": entries}
 
 
@@ -120,7 +128,19 @@ def _entry(gpu: GPU, containers: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def as_text(found: Node, gpus: Sequence[GPU], outside: Outside) -> str:
+def _health(gpu: GPU, marks: Marks) -> dict[str, Any]:
+    """Return the verdict on a unit's GPU, why, and what to do."""
+    mark = marks.get(gpu.uuid or "") or marks.get(gpu.parent)
+    causes = [*(mark.causes if mark else causes_now(gpu))]
+    cause = worst(causes)
+    return {
+        "verdict": cause.verdict if cause else VERDICTS[0],
+        "causes": causes,
+        "todo": todo(cause.remedy, gpu.index) if cause else "",
+    }
+
+
+def as_text(found: Node, gpus: Sequence[GPU], outside: Outside, marks: Marks | None = None) -> str:
     """Return a table for a terminal."""
     names = ("GPU", "MODEL", "MEMORY MiB", "USE", "STATE", "HOLDER", "REASON")
     rows: list[tuple[str, ...]] = [names]
@@ -128,6 +148,7 @@ def as_text(found: Node, gpus: Sequence[GPU], outside: Outside) -> str:
         memory = f"{_known(gpu.memory_used_mib)}/{_known(gpu.memory_total_mib)}"
         use = "?" if gpu.utilization_percent is None else f"{gpu.utilization_percent} %"
         reason = "" if gpu.state in ("free", "leased") else gpu.reason
+        reason = f"{reason} {_health(gpu, marks or {})['todo']}".strip()
         holder = str(gpu.holder or ", ".join(outside.get(gpu.uuid, ())))
         number = f"{gpu.index} {part_name(gpu)}".strip()
         cells = (number, gpu.model, memory, use, gpu.state, holder, reason)

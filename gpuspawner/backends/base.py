@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from ..gpus.health import HealthMark
 from ..leases.clock import Deadline
 from ..leases.labels import ServerRecord
 from ..leases.notes import Notes
@@ -77,7 +78,25 @@ class Backend(Protocol):
         """
 
     async def put_into_service(self, uuid: str) -> None:
-        """Remove a GPU's mark; raises `errors.Unknown` if it is out of service still."""
+        """Remove a GPU's mark, of an administrator's and of its health.
+
+        What can be read of its health is lifted with it: it isn't to be marked for that again.
+
+        Raises:
+            errors.Unknown: it is out of service still.
+        """
+
+    async def keep_health_mark(self, mark: HealthMark) -> None:
+        """Keep a mark of a GPU's health, beside an administrator's. One that is kept stays so.
+
+        Raises `errors.Unknown` if it isn't kept.
+        """
+
+    async def end_health_mark(self, mark: HealthMark) -> None:
+        """Remove a mark of a GPU's health, and no other one. Idempotent."""
+
+    async def forget_lifted(self, uuid: str, cause: str) -> None:
+        """Forget that an administrator has lifted a cause, as it reads clear. Idempotent."""
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""

@@ -77,6 +77,13 @@ class Actions:
         """Keep a server's idle GPUs, as its user still needs them; arguments as for `extend`."""
         await self._ask(person, "here", user, server)
 
+    async def note_devices(self, person: Person, user: str, server: str, gone: bool) -> None:
+        """Note whether a server can open its GPUs' devices; person, user, server as for `extend`.
+
+        Its user may say what they like of it: it is advice, and for themselves.
+        """
+        await self._ask(person, "devices", user, server, gone=gone)
+
     async def ask_for_gpus(
         self, person: Person, user: str, server: str, gpus: float | None, model: str
     ) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from ..gpus.model import GPU, WHOLE, Holder, Node
 from ..gpus.names import part_name
 from ..gpus.out_of_service import OutOfServiceMark
 from ..i18n.lazy_text import restored
+from ..leases.gpu_trouble import GPUTrouble
+from .health_facts import gpu_health
 from .history import SECONDS_PER_POINT
 from .monitor import Snapshot
 
@@ -107,6 +109,7 @@ def _gpu(
     history: bool,
 ) -> dict[str, Any]:
     known = snapshot.is_known(now)
+    mark = snapshot.marks.get(gpu.uuid or "") or snapshot.marks.get(gpu.parent)
     held_here = overlaps(gpu, snapshot.ours) or gpu.id in _offers(snapshot)
     until = ends.get(gpu.id or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
@@ -130,10 +133,10 @@ def _gpu(
         "holder": _holder(holder) if holder and _may_see(holder, held_here, person) else None,
         "other_hub": bool(holder and not held_here),
         "until": iso_time(until) if holder else None,
-        "out_of_service": _mark(
-            snapshot.marks.get(gpu.uuid or "") or snapshot.marks.get(gpu.parent), person
-        ),
+        "out_of_service": _mark(mark, person),
     }
+    sees_watched = person.administrator or bool(facts["yours"])
+    facts["health"] = gpu_health(gpu, mark, snapshot, sees_watched)
     if history:
         use, memory = snapshot.history.points(gpu, now)
         facts["history"] = {
@@ -191,8 +194,8 @@ def _holder(holder: Holder) -> dict[str, str]:
 def _mark(mark: OutOfServiceMark | None, person: Person) -> dict[str, Any] | None:
     if mark is None:
         return None
-    by = mark.by if person.sees(mark.by) else None
-    return {"why": mark.why, "since": iso_time(mark.since), "by": by}
+    by = mark.by if not mark.is_own or person.sees(mark.by) else None
+    return {"why": mark.said, "since": iso_time(mark.since), "by": by}
 
 
 def _leases_by_label(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -228,7 +231,16 @@ def _server(lease: Mapping[str, Any], person: Person) -> dict[str, Any]:
         "idle_since": iso_time(lease.get("idle_since")),
         "idle_until": iso_time(lease.get("idle_until")),
         "stop": _with_reason(lease["stop"], lease["user"], person) if lease.get("stop") else None,
+        "trouble": _trouble(lease.get("trouble") or {}),
     }
+
+
+def _trouble(trouble: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is wrong with a server's GPUs, with the words that pages have for it."""
+    gone = trouble.get("devices_gone_since")
+    gpus = [*trouble.get("gpus", ())]
+    words = GPUTrouble(tuple(gpus), gone).words
+    return {"gpus": gpus, "devices_gone_since": iso_time(gone), "words": words}
 
 
 def _stopped(snapshot: Snapshot, person: Person) -> list[dict[str, Any]]:

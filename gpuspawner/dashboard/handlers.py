@@ -431,6 +431,18 @@ class KeepAlive(API):
         self.set_status(204)
 
 
+class Devices(API):
+    """Whether a server can open its GPUs' devices."""
+
+    async def post(self, user: str, server: str | None = None) -> None:
+        """Note what its image says."""
+        gone = self.body().get("gone")
+        if not isinstance(gone, bool):
+            raise _Answer(400, "gone must be true or false.", "gone")
+        await self.answer(self.actions.note_devices(self.person, user, server or "", gone))
+        self.set_status(204)
+
+
 class GPURequest(API):
     """What a server that runs without GPUs asks for."""
 
@@ -529,6 +541,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         (server, Server),
         (f"{server}/extend", Extend),
         (f"{server}/here", KeepAlive),
+        (f"{server}/devices", Devices),
         (f"{server}/stop", Keep),
         (f"{server}/gpu-request", GPURequest),
         (f"{server}/switch", Switch),

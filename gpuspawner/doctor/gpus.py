@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..backends.docker.out_of_service import list_marks
+from ..backends.docker import notes
 from ..gpus import nvml
+from ..gpus.health import cause_of, keeps_out, todo, words_of, worst
 from ..gpus.missing_driver import GIVE_GPUS, without_driver
 from ..gpus.model import GPU
 from ..gpus.reader import read_node
+from ..leases.notes import Notes
 from ..simulation.running_host import join_hint
 from .findings import Context, Finding
 
@@ -96,14 +98,15 @@ def gpus(context: Context) -> Iterator[Finding]:
             "see lspci -d 10de: and sudo dmesg | grep -i nvrm",
         )
         return
-    marks = list_marks(context.engine.api) if context.engine else {}
+    noted = notes.parse(notes.list_notes(context.engine.api)) if context.engine else Notes()
+    marks = noted.marks
     given = context.configuration
     excluded = (
         {uuid.lower() for uuid in (given.spawner.get("excluded_gpus") or [])} if given else set()
     )
-    kept_out = {gpu.uuid for gpu in found.gpus if gpu.uuid in marks} | {
-        gpu.uuid for gpu in found.gpus if gpu.uuid and gpu.uuid.lower() in excluded
-    }
+    by_settings = {gpu.uuid for gpu in found.gpus if gpu.uuid and gpu.uuid.lower() in excluded}
+    kept_out = {gpu.uuid for gpu in found.gpus if gpu.uuid in marks or _reads_ill(gpu, noted)}
+    kept_out |= by_settings
     usable = sum(gpu.state == "ok" and gpu.uuid not in kept_out for gpu in found.gpus)
     parts = sum(
         len(gpu.instances) for gpu in found.gpus if gpu.state == "mig" and gpu.uuid not in kept_out
@@ -115,14 +118,41 @@ def gpus(context: Context) -> Iterator[Finding]:
         f"{usable} of {len(found.gpus)} can be handed out{besides} ({kinds})",
     )
     for gpu in found.gpus:
-        if gpu.uuid in marks:
-            why = f": {marks[gpu.uuid].why}" if marks[gpu.uuid].why else ""
+        mark = marks.get(gpu.uuid or "")
+        if mark is not None and mark.is_own:
+            why = f": {mark.why}" if mark.why else ""
             yield Finding("note", f"GPU {gpu.index} is out of service{why}", BACK_INTO_SERVICE)
-        elif gpu.uuid in kept_out:
+        elif gpu.uuid in by_settings:
             assert given is not None
             what = f"GPU {gpu.index} is kept out by {given.where('excluded_gpus')}"
             yield Finding("note", what)
+        yield from _health(gpu, noted)
         yield from _warnings(gpu)
+
+
+def _reads_ill(gpu: nvml.GPUFacts, noted: Notes) -> bool:
+    return any(
+        keeps_out(cause_of(key)) and (gpu.uuid, key) not in noted.lifted
+        for key in gpu.health.causes
+    )
+
+
+def _health(gpu: nvml.GPUFacts, noted: Notes) -> Iterator[Finding]:
+    """Say what a GPU's health keeps it out for, marked or just read, and what is watched."""
+    mark = noted.marks.get(gpu.uuid or "")
+    read = {
+        key
+        for key in gpu.health.causes
+        if cause_of(key).words and (gpu.uuid, key) not in noted.lifted
+    }
+    causes = {*(mark.causes if mark else ()), *read}
+    # What NVML says of it by itself is below.
+    cause = worst(causes) if gpu.state in ("ok", "mig", "excluded") else None
+    if cause is not None:
+        verdict = "isn't handed out" if keeps_out(cause) else "is watched"
+        reason = str(words_of(causes))
+        what = f"GPU {gpu.index} {verdict}: {reason[:1].lower()}{reason[1:].rstrip('.')}"
+        yield Finding("warning", what, str(todo(cause.remedy, gpu.index)))
 
 
 def _warnings(gpu: nvml.GPUFacts) -> Iterator[Finding]:
@@ -144,5 +174,5 @@ def _warnings(gpu: nvml.GPUFacts) -> Iterator[Finding]:
         yield Finding("warning", f"{what} isn't handed out: {reason}", advice)
     elif gpu.in_use:
         yield Finding("note", f"{what} is in use now: {reason}", "see who: gpuspawner gpus")
-    if gpu.warning:
+    if gpu.warning and gpu.warning != nvml.REPAIR_PENDING:
         yield Finding("warning", f"{what}: {gpu.warning}", f"see nvidia-smi -q -i {gpu.index}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from .health_facts import NOTHING, HealthReading
 from .unit_names import Share, UnitName, share_of
 
 # What kinds of units are called: whole GPUs, slots of shared ones, and MIG instances by profile.
@@ -91,7 +92,8 @@ class GPU:
     sentence for users if `state` isn't "free". `compute_capability` is "8.0" for an A100, None if
     NVML doesn't report it. `until` and `overdue` are those of its lease. `node` is its node's
     name, `index` its number on that node: only GPUs of one node can be neighbours. `links` are
-    pairs of another GPU's UUID and how close it is (`links.closeness`); () if unknown.
+    pairs of another GPU's UUID and how close it is (`links.closeness`); () if unknown. `health` is
+    what was read of the physical GPU's health, `needs_reset` whether a reset of it is due.
     """
 
     uuid: str | None
@@ -113,6 +115,8 @@ class GPU:
     parent: str = ""
     share: Share = 1
     links: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+    health: HealthReading = field(default=NOTHING, compare=False, repr=False)
+    needs_reset: bool = field(default=False, compare=False, repr=False)
 
     @cached_property
     def name(self) -> UnitName | None:

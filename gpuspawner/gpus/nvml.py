@@ -22,7 +22,10 @@ import pynvml
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import printable
+from . import health_facts
+from .health_facts import HealthReading
 from .missing_driver import own_container_id
+from .nvml_health import read_health
 from .nvml_links import Links, read_links
 from .nvml_mig import read_instances
 from .nvml_queries import (
@@ -49,6 +52,10 @@ _COMPUTE_MODES = {0: "default", 1: "exclusive_process", 2: "prohibited", 3: "exc
 
 class InventoryError(GPUSpawnerError):
     """NVML can't be queried, so nothing is known of the GPUs. `str()` is a sentence for users."""
+
+
+class DriverNotLoaded(InventoryError):
+    """NVIDIA's library is there, and its driver isn't loaded."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,9 @@ def read(
         _shut_down_nvml()
         if isinstance(error, InventoryError):
             raise
-        raise InventoryError(_explain_failure(error)) from error
+        is_unloaded = isinstance(error, pynvml.NVMLError_DriverNotLoaded)
+        kind = DriverNotLoaded if is_unloaded else InventoryError
+        raise kind(_explain_failure(error)) from error
     finally:
         _lock.release()
 
@@ -272,12 +281,13 @@ def _read_gpu(index: int) -> GPUFacts:
         known["processes"] = required(count_processes, handle)
         known["host_memory"] = has_host_memory(handle)
         known["utilization_percent"] = _read_utilization(handle)
-        known["state"], known["reason"], known["warning"] = _read_health(handle)
-        known["needs_reset"] = known["warning"] == REPAIR_PENDING
+        known["health"], error = read_health(handle)
+        known.update(_judge(known["health"], error))
     except (pynvml.NVMLError_DriverNotLoaded, pynvml.NVMLError_Uninitialized):
         raise
     except Exception as error:  # one unhealthy GPU must not hide the others
-        known["state"], known["reason"] = _failure_state(error)
+        known["state"], known["reason"], cause = _failure_state(error)
+        known["health"] = HealthReading(frozenset({cause}), health_facts.ALL_TOLD, answers=False)
     return GPUFacts(**known)
 
 
@@ -293,29 +303,17 @@ def _read_utilization(handle: Any) -> int | None:
     return rates.gpu if rates is not None and rates.gpu <= 100 else None
 
 
-def _read_health(handle: Any) -> tuple[InventoryState, str, str]:
-    """Return state, reason and warning as they follow from row remappings and retired pages.
-
-    ref: https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/
-    ref: https://docs.nvidia.com/deploy/dynamic-page-retirement/
-    """
-    try:
-        rows = query(pynvml.nvmlDeviceGetRemappedRows, handle)
-        pages_pending = query(pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)
-    except (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired):
-        raise
-    except pynvml.NVMLError as error:
-        return "ok", "", f"Its memory's health can't be read: {_error_text(error)}."
-    _, _, remap_pending, remap_failed = rows or (0, 0, 0, 0)
-    if remap_failed:
-        return (
-            "unhealthy",
-            lazy_gettext("Its memory has faults that can't be repaired: replace it."),
-            "",
-        )
-    if remap_pending or pages_pending:
-        return "ok", "", REPAIR_PENDING
-    return "ok", "", ""
+def _judge(health: HealthReading, error: pynvml.NVMLError | None) -> dict[str, Any]:
+    """Return state, reason, warning and `needs_reset` as they follow from a GPU's health."""
+    if error is not None:
+        return {"warning": f"Its memory's health can't be read: {_error_text(error)}."}
+    if health_facts.REMAP_FAILED in health.causes:
+        reason = lazy_gettext("Its memory has faults that can't be repaired: replace it.")
+        return {"state": "unhealthy", "reason": reason}
+    return {
+        "warning": REPAIR_PENDING if health.causes & health_facts.REPAIRS else "",
+        "needs_reset": bool(health.causes & health_facts.WAIT_FOR_RESET),
+    }
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -329,16 +327,16 @@ def _error_text(error: Exception) -> str:
         return type(error).__name__
 
 
-def _failure_state(error: Exception) -> tuple[InventoryState, str]:
-    """Return the state and the reason of a GPU for which a query failed."""
+def _failure_state(error: Exception) -> tuple[InventoryState, str, str]:
+    """Return the state, the reason and the cause of a GPU for which a query failed."""
     if isinstance(error, pynvml.NVMLError_GpuIsLost):
-        return "unhealthy", lazy_gettext("It has fallen off the bus: the host needs a reboot.")
+        reason = lazy_gettext("It has fallen off the bus: the host needs a reboot.")
+        return "unhealthy", reason, health_facts.LOST
     if isinstance(error, pynvml.NVMLError_ResetRequired):
         reason = lazy_gettext("It needs a reset (`nvidia-smi --gpu-reset`) before it works again.")
-        return "unhealthy", reason
-    return "unknown", lazy_gettext(
-        "NVML can't tell its state: %(error)s.", error=_error_text(error)
-    )
+        return "unhealthy", reason, health_facts.RESET_REQUIRED
+    reason = lazy_gettext("NVML can't tell its state: %(error)s.", error=_error_text(error))
+    return "unknown", reason, health_facts.UNREACHABLE
 
 
 def _explain_failure(error: Exception) -> str:

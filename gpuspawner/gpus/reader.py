@@ -78,6 +78,8 @@ def _gpu(seen: nvml.GPUFacts) -> GPU:
         state=state,
         reason=reason,
         links=seen.links,
+        health=seen.health,
+        needs_reset=seen.needs_reset or seen.mig_pending not in (None, seen.mig),
         compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
+from .health_facts import NOTHING, HealthReading
 
 # Driver contexts, monitoring and a desktop use some memory even if no program computes.
 IN_USE_FROM_MIB = 1024
@@ -63,7 +64,8 @@ class GPUFacts:
     could be handed out where its state is "mig"; any other state of it is theirs as well.
     `host_memory` is whether its memory is a part of the host's (GH200), which uses it as its own:
     memory in use says nothing of who computes then.
-    `needs_reset` is whether a repair of it waits for a reset, and it works until then.
+    `needs_reset` is whether a repair of it waits for a reset, and it works until then; `health` is
+    all that was read of its health.
     `uuid` is None if NVML can't read it and never could. Other fields are None if NVML doesn't
     support the query. Memory is in MiB, without the driver's own (with it on drivers before 510);
     `processes` counts compute processes, not graphics ones.
@@ -85,6 +87,7 @@ class GPUFacts:
     in_use: bool = False
     warning: str = ""
     needs_reset: bool = False
+    health: HealthReading = NOTHING
     host_memory: bool = False
     links: tuple[tuple[str, int], ...] = ()
     instances: tuple[MIGInstance, ...] = ()

@@ -9,6 +9,7 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
+    POST /devices {"user": "ada", "server": "", "gone": true}  -> {}
     POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
     POST /keep    {"user": "ada", "by": "user:boss"}         -> {}
     POST /ask     {"user": "ada", "by": "user:ada", "gpus": 1, "model": null}  -> {"gpus": 1, …}
@@ -59,6 +60,7 @@ from ..leases.endings import MAX_MINUTES, MAX_WHY, Ending
 from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
+from .health_watch import HealthWatch
 from .nodes import NodeFacts
 from .switches import Switches
 
@@ -87,6 +89,7 @@ class ControlSocket:
         homes: returns how much the users of the running servers keep at home, as JSON values.
         switches: the running servers that ask for GPUs.
         turns: the turns that have come, and whose users haven't said yet that they are there.
+        health: watches the GPUs' health; None: nobody does.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class ControlSocket:
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         switches: Switches | None = None,
         turns: Mapping[Holder, CheckIn] | None = None,
+        health: HealthWatch | None = None,
     ) -> None:
+        self._health = health
         self._homes = homes
         self.switches = switches or Switches(tuple)
         self._turns = {} if turns is None else turns
@@ -159,6 +164,7 @@ class ControlSocket:
                 ("/status", _Status, shared),
                 ("/extend", _Extend, shared),
                 ("/here", _KeepAlive, shared),
+                ("/devices", _Devices, shared),
                 ("/stop", _Stop, shared),
                 ("/keep", _Keep, shared),
                 ("/ask", _Ask, shared),
@@ -193,6 +199,7 @@ class ControlSocket:
                 for holder, ending in self._endings.items()
             ],
             "homes": [*await self._homes()] if self._homes else [],
+            "health": self._health.facts() if self._health else [],
         }
 
     def turn_of(self, holder: Holder) -> CheckIn | None:
@@ -230,6 +237,12 @@ class _ExtendRequest(_ServerRequest):
     hours: int | float | None = None
     by: str = Field(default="", max_length=2 * MAX_NAME_LENGTH)
     over_all: bool = False
+
+
+class _DevicesRequest(_ServerRequest):
+    """The body of what a server says of its GPUs' devices: whether they are gone."""
+
+    gone: bool
 
 
 class _StopRequest(_ServerRequest):
@@ -464,7 +477,7 @@ class _GiveBack(_OfSwitch):
 class _Server(_Request):
     """What is done with one server."""
 
-    request_model = _ServerRequest
+    request_model: type[BaseModel] = _ServerRequest
 
     async def answer(self, asked: _ServerRequest) -> dict[str, Any]:
         """Find it, and do it."""
@@ -491,6 +504,17 @@ class _Extend(_Server):
     def do(self, server: Any, asked: _ExtendRequest) -> dict[str, Any]:
         """Give it, and return the server's new end."""
         return {"until": server.extend(asked.hours, asked.by, asked.over_all)}
+
+
+class _Devices(_Server):
+    """Whether a server can open its GPUs' devices, as its own program says."""
+
+    request_model = _DevicesRequest
+
+    def do(self, server: Any, asked: _DevicesRequest) -> dict[str, Any]:
+        """Note it."""
+        server.note_devices(asked.gone)
+        return {}
 
 
 class _KeepAlive(_Server):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -64,10 +64,17 @@ class HostMetrics:
     # Prometheus' registry is process-wide.
     _registered: ClassVar[HostMetrics | None] = None
 
-    def __init__(self, ledger: Ledger, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: Queue,
+        loop: asyncio.AbstractEventLoop,
+        verdicts: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._ledger = ledger
         self._queue = queue
         self._loop = loop
+        self._verdicts = verdicts
         self._refreshing: asyncio.Task[None] | None = None
 
     def register(self) -> None:
@@ -88,7 +95,7 @@ class HostMetrics:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the gauges. Called on the hub's event loop."""
-        gpus, leases, queue, age = self.describe()
+        gpus, leases, queue, age, health = self.describe()
         seen = self._ledger.last_view
         if seen:
             several = len(seen.nodes) > 1
@@ -107,9 +114,11 @@ class HostMetrics:
             leases.add_metric([], sum(1 for lease in seen.leases if lease.gpus))
             age.add_metric([], time.monotonic() - self._ledger.last_view_at)
         queue.add_metric([], len(self._queue.waiting))
+        for verdict, number in self._verdicts().items():
+            health.add_metric([verdict], number)
         if seen is None or time.monotonic() - self._ledger.last_view_at > FRESH_SECONDS:
             self._loop.call_soon_threadsafe(self._refresh)
-        yield from (gpus, leases, queue, age)
+        yield from (gpus, leases, queue, age, health)
 
     def _refresh(self) -> None:
         if self._refreshing is None or self._refreshing.done():
@@ -127,4 +136,5 @@ GAUGES: list[tuple[str, str, list[str]]] = [
     ("gpuspawner_leases", "Servers that hold GPUs", []),
     ("gpuspawner_queue_length", "Servers that wait for GPUs", []),
     ("gpuspawner_seen_age_seconds", "How long ago the host was last seen", []),
+    ("gpuspawner_gpu_health", "GPUs by the verdict on their health", ["verdict"]),
 ]

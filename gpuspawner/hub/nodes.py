@@ -12,6 +12,7 @@ from typing import Any
 
 from ..backends.base import Backend
 from ..errors import Refused, Unknown
+from ..gpus.health import HealthMark
 from ..gpus.model import GPU, Holder, Node, Outsider
 from ..gpus.out_of_service import OutOfServiceMark
 from ..i18n.lazy_text import kept, restored
@@ -93,9 +94,17 @@ class NodeFacts:
 
 def _written(node: Node) -> dict[str, Any]:
     gpus = [
-        {**asdict(gpu), "reason": kept(gpu.reason), "share": str(gpu.share)} for gpu in node.gpus
+        {**_fields(gpu), "reason": kept(gpu.reason), "share": str(gpu.share)} for gpu in node.gpus
     ]
     return {**asdict(replace(node, gpus=())), "gpus": gpus}
+
+
+def _fields(gpu: GPU) -> dict[str, Any]:
+    """Return a GPU's fields but its health, from which its state has followed by now."""
+    return {name: each for name, each in asdict(gpu).items() if name not in _OF_HUB}
+
+
+_OF_HUB = ("health", "needs_reset")
 
 
 def read_answer(answer: Mapping[str, Any]) -> NodesAnswer:
@@ -111,7 +120,7 @@ def read_answer(answer: Mapping[str, Any]) -> NodesAnswer:
                 for node in answer["nodes"]
             ),
             frozenset(answer["ours"]),
-            {mark["uuid"]: OutOfServiceMark(**mark) for mark in answer["marks"]},
+            {mark["uuid"]: _read_mark(mark) for mark in answer["marks"]},
             tuple(
                 Outsider(**{**each, "gpus": frozenset(each["gpus"])})
                 for each in answer["outsiders"]
@@ -119,6 +128,11 @@ def read_answer(answer: Mapping[str, Any]) -> NodesAnswer:
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"what answers is no hub of this version: {error}") from None
+
+
+def _read_mark(fields: Mapping[str, Any]) -> OutOfServiceMark:
+    health = (HealthMark(**{**each, "seen": tuple(each["seen"])}) for each in fields["health"])
+    return OutOfServiceMark(**{**fields, "health": tuple(health)})
 
 
 def _read_gpu(fields: Mapping[str, Any]) -> GPU:

@@ -119,6 +119,12 @@ class ServerPage:
         stop: AnnouncedStop | None = self._spawner.lease.announced
         return stop
 
+    @property
+    def trouble(self) -> str:
+        """What is wrong with its GPUs, as a sentence; "" if nothing is, or it is off."""
+        words: str = self._spawner.lease.trouble.words
+        return words if self._spawner.lease.units else ""
+
     @staticmethod
     def moment(seconds: float, language: Language) -> Markup:
         """Return a time, in seconds since the epoch, as HTML."""

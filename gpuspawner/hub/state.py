@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -25,7 +24,6 @@ from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.endings import Ending
 from ..leases.ledger import Ledger, outsiders_of
-from ..leases.notes import Notes
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
@@ -34,6 +32,7 @@ from ..scheduling.queue import Queue, QueueSettings
 from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
+from .health_watch import HealthWatch
 from .nodes import NodeFacts
 from .switches import Switches
 
@@ -65,6 +64,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         notifier: sends messages to users who are elsewhere.
+        health: watches the GPUs' health.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
@@ -83,6 +83,7 @@ class HubState:
     host_metrics: metrics.HostMetrics
     switches: Switches
     notifier: Notifier
+    health: HealthWatch
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -104,9 +105,10 @@ class HubState:
             "shared": spawner.shared_gpus,
         }
         reader = Reader(spawner.nvml_timeout, **reading)
-        ledger = _make_ledger(spawner, backend, reader)
-        queue = Queue(ledger, _queue_settings(spawner), backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
+        health = HealthWatch(reader, backend, lambda: list(leases), log)
+        ledger = _make_ledger(spawner, backend, health)
+        queue = Queue(ledger, _queue_settings(spawner), backend.watch)
         spawners: WeakSet[KnownServer] = WeakSet()
         minutes = spawner.unknown_server_minutes
         reconciler = Reconciler(
@@ -128,9 +130,10 @@ class HubState:
             reconciler,
             OpenForms(ledger, queue),
             LocalImages(backend.has_image),
-            metrics.HostMetrics(ledger, queue, loop),
+            metrics.HostMetrics(ledger, queue, loop, health.count),
             Switches(lambda: list(spawners)),
             Notifier(log),
+            health,
         )
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
@@ -149,6 +152,7 @@ class HubState:
                 lambda: _homes(spawners),
                 state.switches,
                 state.turns,
+                health,
             )
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, log),
@@ -163,7 +167,7 @@ class HubState:
         self.host_metrics.register()
         # They run once the event loop does: by then the hub has the spawners of all servers that
         # its database knows, which the reconciler needs. ref: init_spawners in jupyterhub/app.py
-        work = [*checks, self.reconciler.run()]
+        work = [*checks, self.reconciler.run(), self.health.run()]
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
@@ -183,21 +187,23 @@ class HubState:
             self.unguard = None
         if self.control:
             self.control.close()
+        self.health.close()
         self.backend.close()
         for task in self.tasks:
             task.cancel()
 
 
-def _make_ledger(spawner: Any, backend: Backend, reader: Reader) -> Ledger:
+def _make_ledger(spawner: Any, backend: Backend, health: HealthWatch) -> Ledger:
     trouble = TroubleLog(spawner.explain_unknown, spawner.log)
     return Ledger(
         backend.list,
-        reader,
+        health.read_nodes,
         trouble.explain,
         spawner.hub_address,
         trouble.on_read,
-        read_notes=partial(read_notes, backend, reader),
+        read_notes=health.read_notes,
         counts_units=spawner.limits_count == "units",
+        is_out_of_order=health.is_out_of_order,
     )
 
 
@@ -205,14 +211,6 @@ def _queue_settings(spawner: Any) -> QueueSettings:
     return QueueSettings(
         spawner.queue_order, spawner.gpu_policy, spawner.shared_gpu_policy, spawner.queue_length
     )
-
-
-async def read_notes(backend: Backend, reader: Reader) -> Notes:
-    """Return a backend's notes, and have a reader let go of NVML where a GPU is out of service."""
-    notes = await backend.notes()
-    # A GPU that is out of service may be reset or replaced, which an open NVML prevents.
-    reader.lets_go = bool(notes.marks)
-    return notes
 
 
 async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:

@@ -102,6 +102,7 @@ class Ledger:
         read_notes: reads which GPUs are out of service, and which leases were extended.
         counts_units: whether limits count units, each as one, and not parts of a GPU.
         on_release: called when a reservation has ended of which nobody has the GPUs.
+        is_out_of_order: says whether one of some units (by name) is in quarantine by now.
     If one of these that read raises, nothing is handed out: `Unknown` is raised.
     """
 
@@ -113,6 +114,7 @@ class Ledger:
     read_notes: Callable[[], Awaitable[Notes]] = _no_notes
     counts_units: bool = False
     on_release: Callable[[], None] = lambda: None
+    is_out_of_order: Callable[[Collection[str]], bool] = lambda units: False
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -162,7 +164,8 @@ class Ledger:
             raise Unknown(self.explain_error(error)) from error
         finally:
             self._reads_under_way.discard(began)
-        servers, inventory = notes.with_ends(listed), with_marks(inventory, notes.marks)
+        servers = notes.with_ends(listed)
+        inventory = with_marks(inventory, notes.marks, notes.lifted)
         there = {server.id for server in servers}
         self.ends = {name: end for name, end in self.ends.items() if name in there}
         overdue = time.time() - OVERDUE_SECONDS
@@ -269,9 +272,12 @@ class Ledger:
             timeout: how long to wait for other servers to give way, in seconds.
 
         Raises:
-            Contested: our server has to be removed and other GPUs chosen.
+            Contested: our server has to be removed and other GPUs chosen, as one was claimed by
+                another, or has failed since it was reserved.
             Unknown: the engine couldn't be read.
         """
+        if self.is_out_of_order(units):
+            raise Contested("one of these GPUs has failed meanwhile")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while rivals := await self._rivals(server_id, frozenset(units)):

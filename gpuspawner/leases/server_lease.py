@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
 
@@ -18,10 +18,11 @@ from . import audit_log
 from .clock import Clock, Deadline
 from .endings import RULE as ADMINISTRATOR
 from .endings import AnnouncedStop, Ending, announced_words, stopped_words
+from .gpu_trouble import GPUTrouble
 from .idleness import Idleness
 from .term import LATE_WARNING_SECONDS, Step, Term
 
-Occasion = Literal["end", "idle", "announced", "stopped"]
+Occasion = Literal["end", "idle", "announced", "stopped", "trouble"]
 
 # After how many seconds an administrator is answered whose stop takes its time.
 ANSWER_SECONDS = 10
@@ -127,6 +128,8 @@ class ServerLease:
         self._may_end_later = False
         # The stop that an administrator has announced.
         self._announced: AnnouncedStop | None = None
+        # What is wrong with its GPUs.
+        self.trouble = GPUTrouble()
         # Why the last server was stopped, for its user; kept after `end`.
         self.notice = ""
         # The same as facts; None where no rule and no administrator has stopped it.
@@ -170,6 +173,7 @@ class ServerLease:
         self._term = self._began = self._cause = self._announced = None
         self._may_end_later = False
         self._units = frozenset()
+        self.trouble = GPUTrouble()
         self._idleness = Idleness(self._clock)
         self._server.on_lease_end()
 
@@ -288,6 +292,7 @@ class ServerLease:
             "idle_since": None if since is None else Deadline(since, self._clock).until,
             "idle_until": idle.until if idle else None,
             "stop": self._stop_facts(),
+            "trouble": self.trouble.facts(),
         }
 
     def _stop_facts(self) -> dict[str, Any] | None:
@@ -335,7 +340,17 @@ class ServerLease:
         return term.until
 
     def _refuse_extension(self, term: Term) -> None:
-        """Raise Refused if its user can't extend the lease now."""
+        """Raise Refused if its user can't extend the lease now.
+
+        A GPU that is to be reset once the server has ended works until then: that is no reason.
+        """
+        if self.trouble.has_failed:
+            raise Refused(
+                lazy_gettext(
+                    "A GPU of your server is out of order. Start the server again for another one."
+                ),
+                status=409,
+            )
         if waiting := self._server.waiting_requests:
             raise Refused(
                 lazy_ngettext(
@@ -398,6 +413,27 @@ class ServerLease:
         """
         self.refuse_if_ending()
         self._idleness.reset()
+
+    # -- What is wrong with its GPUs ---------------------------------------------------------------
+
+    def note_trouble(self, trouble: Sequence[Mapping[str, Any]]) -> None:
+        """Note what is wrong with its GPUs, and tell its user where one has failed."""
+        if words := self.trouble.replace(trouble):
+            causes = ", ".join(str(each["cause"]) for each in trouble)
+            self.log_event("warn", rule="health", why=causes, held=self.held)
+            self._server.tell("trouble", words)
+
+    def note_devices(self, gone: bool) -> None:
+        """Note whether its container has lost its GPUs' devices, as its own program says."""
+        if self.trouble.note_devices(gone, self._clock.wall()):
+            self.log_event("warn", rule="devices gone", held=self.held)
+            said = audit_log.one_line(self.holder)
+            self._server.log.warning(
+                "The container of %s has lost its GPUs' devices, as after `systemctl daemon-reload`"
+                ' where NVIDIA\'s hook gave them: gpu_injection = "cdi" keeps them',
+                said,
+            )
+            self._server.tell("trouble", self.trouble.words)
 
     # -- Actions of an administrator -------------------------------------------------------------
 

@@ -62,6 +62,9 @@ class Server:
     def take_back_stop(self, by: str) -> None:
         self.kept_by = by
 
+    def note_devices(self, gone: bool) -> None:
+        self.gone = gone
+
 
 def waiting(user: str, place: int | None = None) -> Any:
     request = QueuedRequest(Holder(user), Request("torch", 2, model="A100"), 5.0)
@@ -175,6 +178,15 @@ async def test_it_tells_who_waits_and_whose_time_ends(hub: Hub) -> None:
         "place": 1, "start": 60.0, "because": "gpus",
     }  # fmt: skip
     assert (answer["queue"][1]["place"], answer["queue"][1]["because"]) == (None, "")
+
+
+async def test_a_server_says_whether_its_devices_are_gone(hub: Hub) -> None:
+    for gone in (True, False):
+        assert await hub.ask("devices", user="ada", gone=gone) == {}
+        assert hub.ada.gone is gone
+    assert (await hub.ask("devices", user="joe", gone=True))["status"] == 404
+    for bad in ({}, {"gone": 1}, {"gone": "true"}, {"gone": True, "why": "x"}):
+        assert (await hub.ask("devices", user="ada", **bad))["status"] == 400
 
 
 async def test_it_stops_a_server_for_an_administrator_and_tells_how_others_were(hub: Hub) -> None:

@@ -29,7 +29,7 @@ from traitlets.config.loader import PyFileConfigLoader
 
 from docs import generate
 from gpuspawner.__main__ import SUBCOMMANDS
-from gpuspawner.backends.docker import set_aside
+from gpuspawner.backends.docker import health_marks, set_aside
 from gpuspawner.choices.options import Choice
 from gpuspawner.doctor.command import entry
 from gpuspawner.doctor.findings import Finding
@@ -367,6 +367,8 @@ def test_every_label_and_log_event_is_in_its_table() -> None:
     assert set(table("reference/labels.md", "volume's label")) == set(of_volume)
     of_mark = {set_aside.LABEL, set_aside.LABEL_WHOSE, set_aside.LABEL_SINCE}
     assert set(table("reference/labels.md", "mark's label")) == of_mark
+    of_gpu = {v for n, v in vars(health_marks).items() if n.startswith("LABEL")}
+    assert set(table("reference/labels.md", "GPU's label")) == of_gpu
     assert set(table("reference/log-events.md", "event")) == set(get_args(audit_log.Event))
 
 

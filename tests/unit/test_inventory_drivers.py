@@ -246,21 +246,24 @@ def test_nvml_is_let_go_of_while_a_gpu_waits_for_a_reset_or_is_out_of_service(
 
 
 OUT_OF_SERVICE = """
-import asyncio
+import asyncio, logging
 from gpuspawner.gpus.out_of_service import OutOfServiceMark
 from gpuspawner.gpus.reader import Reader
-from gpuspawner.hub.state import read_notes
+from gpuspawner.hub.health_watch import HealthWatch
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.leases.notes import Notes
 reader, marks = Reader(10), {}
 class Backend:
     async def notes(self):
         return Notes(marks)
+class Events:
+    def __init__(self, on_event):
+        self.turn_on = self.turn_off = lambda: None
 async def list_servers():
     return []
 async def read():
-    notes = lambda: read_notes(Backend(), reader)
-    return await Ledger(list_servers, reader, read_notes=notes).read()
+    health = HealthWatch(reader, Backend(), tuple, logging.getLogger('hub'), Events)
+    return await Ledger(list_servers, health.read_nodes, read_notes=health.read_notes).read()
 """
 
 

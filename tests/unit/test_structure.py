@@ -18,6 +18,7 @@ def test_what_decides_and_its_words_load_only_the_standard_library(module: str) 
     assert top(all_that_loads(module)) - {"gpuspawner", ""} <= sys.stdlib_module_names
     assert ours(imports(module)) <= {
         "i18n.lazy_text",
+        "gpus.health_facts",
         "gpus.links",
         "gpus.model",
         "gpus.unit_names",
@@ -33,6 +34,8 @@ def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
 def test_only_the_inventory_imports_pynvml() -> None:
     assert [name for name in MODULES if "pynvml" in top(imports(name))] == [
         "gpus.nvml",
+        "gpus.nvml_events",
+        "gpus.nvml_health",
         "gpus.nvml_links",
         "gpus.nvml_mig",
         "gpus.nvml_queries",
@@ -57,6 +60,7 @@ NEUTRAL += [
     "hub.state",
     "hub.compat",
     "hub.spawn_form",
+    "hub.health_watch",
 ]
 NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers", "backends.server"]
 
@@ -85,7 +89,9 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
     assert ours(all_that_loads(module)) <= {
         "errors",
         "i18n.lazy_text",
+        "gpus.health_facts",
         "gpus.links",
+        "gpus.nvml_health",
         "gpus.nvml_links",
         "gpus.nvml_mig",
         "gpus.nvml_queries",

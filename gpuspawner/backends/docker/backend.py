@@ -17,6 +17,7 @@ import docker.errors
 from docker.utils import kwargs_from_env
 
 from ...errors import StartAgain
+from ...gpus.health import HealthMark
 from ...leases.clock import Deadline
 from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
@@ -24,7 +25,7 @@ from ...leases.notes import Notes
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, injection, notes, out_of_service, pull, stopping
+from . import extended_ends, health_marks, injection, notes, out_of_service, pull, stopping
 from .deleted_volumes import DeletedVolumes
 from .engine_info import EngineInfo
 from .events import EndWatcher
@@ -188,6 +189,18 @@ class DockerBackend:
     async def put_into_service(self, uuid: str) -> None:
         """Remove a GPU's mark."""
         await self.in_thread(lambda: out_of_service.put_back(self.client, uuid))
+
+    async def keep_health_mark(self, mark: HealthMark) -> None:
+        """Keep a mark of a GPU's health, by an empty volume."""
+        await self.in_thread(lambda: health_marks.keep(self.client, mark))
+
+    async def end_health_mark(self, mark: HealthMark) -> None:
+        """Remove a mark of a GPU's health."""
+        await self.in_thread(lambda: health_marks.end(self.client, mark))
+
+    async def forget_lifted(self, uuid: str, cause: str) -> None:
+        """Forget that an administrator has lifted a cause."""
+        await self.in_thread(lambda: health_marks.forget_lifted(self.client, uuid, cause))
 
     async def has_image(self, image: str) -> bool:
         """Return whether the engine has an image; True if that can't be determined."""

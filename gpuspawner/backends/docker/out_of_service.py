@@ -4,6 +4,8 @@ All hubs on the engine, their pages and the command line read the same marks, wh
 Creating a volume that exists and removing one that doesn't are harmless, so no lock is needed.
 The name is what counts, so that one made by hand does too.
 
+Those of a GPU's health are beside them: `health_marks`.
+
 `docker volume prune` removes marks, as it removes users' volumes: always on engines before 23, with
 `--all` on newer ones.
 """
@@ -19,15 +21,12 @@ from typing import Any
 import docker.errors
 
 from ...errors import Unknown
-from ...gpus.out_of_service import MAX_REASON_LENGTH, OutOfServiceMark
+from ...gpus.out_of_service import MAX_REASON_LENGTH, OutOfServiceMark, with_health
 from ...i18n.lazy_text import lazy_gettext
 from ...untrusted import bounded
+from . import health_marks
+from .health_marks import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, PREFIX
 
-PREFIX = "gpuspawner-out-of-service-"
-LABEL = "gpuspawner.out-of-service"
-LABEL_BY = "gpuspawner.out-of-service.by"
-LABEL_WHY = "gpuspawner.out-of-service.why"
-LABEL_SINCE = "gpuspawner.out-of-service.since"
 # How much of a GPU's UUID and of an administrator's name is read, in characters.
 MAX_NAME_LENGTH = 255
 # The engine's own takes names that have this in them anywhere.
@@ -38,8 +37,12 @@ Volume = Mapping[str, Any]
 
 def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]:
     """Return UUID -> mark from the engine's list of volumes."""
-    found = {}
+    found: dict[str, OutOfServiceMark] = {}
+    health = []
     for volume in volumes or ():
+        if mark := health_marks.mark_of(volume):
+            health.append(mark)
+            continue
         labels = volume.get("Labels") or {}
         for uuid in _uuids(volume):
             since = labels.get(LABEL_SINCE, "")
@@ -49,7 +52,7 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
                 bounded(labels.get(LABEL_WHY, ""), MAX_REASON_LENGTH),
                 float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
             )
-    return found
+    return with_health(found, health)
 
 
 def _uuids(volume: Volume) -> set[str]:
@@ -79,20 +82,26 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
         LABEL_SINCE: str(round(time.time())),
     }
     client.create_volume(_name(uuid), labels=labels)
-    if uuid not in list_marks(client):
+    mark = list_marks(client).get(uuid)
+    if mark is None or not mark.is_own:
         raise Unknown(
             lazy_gettext("The Docker Engine doesn't keep that the GPU is out of service.")
         )
 
 
 def put_back(client: Any, uuid: str) -> None:
-    """Put a GPU into service again.
+    """Put a GPU into service again, whoever has taken it out.
+
+    What can be read of its health, and still is, keeps it out no more.
 
     Raises:
         Unknown: it is out of service still.
     """
     for volume in _listed(client):
-        if uuid in _uuids(volume):
+        mark = health_marks.mark_of(volume)
+        if mark is not None and uuid in (mark.uuid, mark.gpu):
+            health_marks.lift(client, mark)
+        elif mark is None and uuid in _uuids(volume):
             with suppress(docker.errors.NotFound):
                 client.remove_volume(volume["Name"])
     if uuid in list_marks(client):

@@ -22,6 +22,7 @@ const WARN_MS = 15 * 60_000;
  * - `idleSince`, `idleUntil`: since when they do nothing, and when the server is stopped for it;
  *   null: it isn't.
  * - `stop`: the stop that an administrator has announced, with `at` and `why`; null: none.
+ * - `failed`: its GPUs that are out of order, each with `number`, null where it isn't known.
  * - `ended`: how the server was stopped by now, with `at`, `rule` and `why`; null: it wasn't.
  * - `live`: whether the hub answers; only then can something be done. `at`: when it answered last.
  */
@@ -70,6 +71,9 @@ function fromAnswer(server, answer) {
     idleSince: moment(server.idle_since),
     idleUntil: moment(server.idle_until),
     stop: server.stop ? at(server.stop, moment) : null,
+    failed: (server.trouble?.gpus ?? [])
+      .filter((each) => each.verdict === "quarantine")
+      .map((each) => ({ number: each.index })),
     ended: null,
     live: answer.fresh,
     at: answer.at,
@@ -94,6 +98,7 @@ function fromStart(start) {
     idleSince: null,
     idleUntil: null,
     stop: null,
+    failed: [],
     ended: null,
     live: false,
     at: null,

@@ -5,9 +5,10 @@
 import { Channel } from "./channel.js";
 import { GpuFull } from "./gpu_full.js";
 import { MemoryItem } from "./memory.js";
+import { Notice } from "./notice.js";
 import { intoStatusBar } from "./place.js";
 import { Saver } from "./saver.js";
-import { gigabytes, Words } from "./words.js";
+import { gigabytes, GPUS_GONE, Words } from "./words.js";
 
 /**
  * Return the plugin.
@@ -35,6 +36,10 @@ export function serverPlugin(page, lab) {
       channel.listen(({ memory: amounts, killed }) => {
         if (amounts) memory.show(amounts);
         if (killed) lab.Notification.error(killedWords(words, killed), { autoClose: false });
+      });
+      const gone = new Notice(lab.Notification);
+      channel.listen(({ gpus_gone }) => {
+        if (gpus_gone) gone.show({ message: words.say(GPUS_GONE) });
       });
       if (page.gpuspawner?.gpus > 0) new GpuFull(app, lab, words, channel).start();
     },

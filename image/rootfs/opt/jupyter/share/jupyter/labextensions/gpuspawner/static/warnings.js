@@ -1,4 +1,5 @@
-/* The warnings before a server's end and for idle GPUs, as JupyterLab's notifications. */
+/* The warnings before a server's end, for idle GPUs and for GPUs that fail, as JupyterLab's
+ * notifications. */
 
 import { Refusal } from "./hub.js";
 import { Notice } from "./notice.js";
@@ -16,6 +17,7 @@ export class Warnings {
     this._idle = new Notice(notification);
     this._stop = new Notice(notification);
     this._ended = new Notice(notification);
+    this._failed = new Notice(notification);
     this._actions = actions;
     this._refusal = "";
   }
@@ -26,7 +28,19 @@ export class Warnings {
     this._end.show(facts.endsSoon && !facts.stop && !facts.ended ? this._ends(facts) : null);
     this._stop.show(facts.stop ? { message: this._words.stops(facts.stop) } : null);
     this._ended.show(facts.ended ? { message: this._words.ended(facts.ended) } : null);
+    this._failed.show(facts.failed?.length ? { message: this._fails(facts.failed) } : null);
     this._idle.show(facts.idleUntil === null ? null : this._idles(facts));
+  }
+
+  _fails([{ number }]) {
+    return number === null
+      ? this._words.say(
+          "A GPU of this server is out of order. Save your work, and restart it: it gets another one."
+        )
+      : this._words.say(
+          "GPU {number} of this server is out of order. Save your work, and restart it: it gets another one.",
+          { number }
+        );
   }
 
   _ends(facts) {

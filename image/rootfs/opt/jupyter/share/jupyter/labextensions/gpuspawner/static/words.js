@@ -3,6 +3,10 @@
 /** Why a server can't be extended now. */
 export const WAITED_FOR = "Others wait for its GPUs ({count}), so it can't be extended.";
 
+/** What becomes of a server whose container has lost its GPUs' devices. */
+export const GPUS_GONE =
+  "This server has lost its GPUs: programs that start now don't find them. Save your work, and restart it.";
+
 // By the English words. A number or a name stands where {…} is.
 const CHINESE = {
   "{count} × {model}": "{count} × {model}",
@@ -32,6 +36,11 @@ const CHINESE = {
     "此服务器的使用时间到 {moment} 结束，届时会被停止。请保存工作，或者延长时间。",
   "This server is stopped at {moment}, when its time ends. Save your work.":
     "此服务器的使用时间到 {moment} 结束，届时会被停止。请保存工作。",
+  [GPUS_GONE]: "此服务器已失去 GPU，新启动的程序找不到它们。请保存工作并重启服务器。",
+  "A GPU of this server is out of order. Save your work, and restart it: it gets another one.":
+    "此服务器的一个 GPU 出现故障。请保存工作并重启服务器，以换用其他 GPU。",
+  "GPU {number} of this server is out of order. Save your work, and restart it: it gets another one.":
+    "此服务器的 GPU {number} 出现故障。请保存工作并重启服务器，以换用其他 GPU。",
   [WAITED_FOR]: "有 {count} 人在等它的 GPU，现在不能延长。",
   "It can be extended from {moment} on.": "从 {moment} 起可以延长时间。",
   "This server now ends at {moment}.": "此服务器的使用时间已延长到 {moment}。",
