@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print this machine's GPUs; return 0, or 1 if NVML or the engine can't be read."""
     try:
         found = read_node()
-        gpus, outside = _with_ledger(found) if found.gpus else ((), {})
+        gpus, outside = with_ledger(found) if found.gpus else ((), {})
     except InventoryError as error:
         print(f"gpuspawner: {error}", file=sys.stderr)
         return 1
@@ -67,8 +67,12 @@ def _without_driver() -> int:
 Outside = Mapping["str | None", Sequence[str]]
 
 
-def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
-    """Return the units with their holders and marks, and UUID -> containers without a lease."""
+def with_ledger(found: Node) -> tuple[Sequence[GPU], Outside]:
+    """Return the units with their holders and marks, and UUID -> containers without a lease.
+
+    Raises:
+        docker.errors.DockerException: the engine can't be read. So may OSError.
+    """
     client = docker.from_env(timeout=20)
     try:
         marked = replace(found, gpus=apply_marks(found.gpus, list_marks(client.api)))

@@ -59,7 +59,7 @@ def with_gpu(context: Context) -> Iterator[Finding]:
     except Refused as error:
         yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
     except GPUSpawnerError as error:
-        yield _not_started(context, error)
+        yield not_started(context, error)
 
 
 def _compare(context: Context, here: TrialContainer) -> Finding:
@@ -91,7 +91,8 @@ def _visible_gpus(here: TrialContainer) -> tuple[list[str], list[str], str]:
     return sorted(set(uuids)), re.findall(r"^/dev/nvidia\d+$", said, re.MULTILINE), said
 
 
-def _not_started(context: Context, error: GPUSpawnerError) -> Finding:
+def not_started(context: Context, error: GPUSpawnerError) -> Finding:
+    """Return the finding for a trial container that didn't start, with what to do about it."""
     if isinstance(error, NoServer):
         return Finding("skipped", str(error))
     reason = str(error).rstrip(".")
@@ -149,7 +150,7 @@ def without_gpu(context: Context) -> Iterator[Finding]:
     try:
         yield run_trial(context, 0, examine)
     except GPUSpawnerError as error:
-        yield _not_started(context, error)
+        yield not_started(context, error)
 
 
 # ---- The way to the hub --------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def _check_reached(context: Context, place: Any, hub_runs: bool) -> Finding:
     try:
         return run_trial(context, 0, examine, network)
     except GPUSpawnerError as error:
-        return _not_started(context, error)
+        return not_started(context, error)
 
 
 def _firewall_advice(context: Context, network: str, port: str) -> str:

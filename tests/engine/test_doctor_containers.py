@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,6 +103,51 @@ def test_a_machine_that_is_well_passes_every_check(folder, environment, engine) 
     assert "is reached from the network gpuspawner" in found["Hub's address"][0]["found"]
     assert engine.containers(all=True) == []
     assert sorted(path.name for path in folder.iterdir()) == ["jupyterhub_config.py"]
+
+
+def test_a_report_of_the_gpus_has_a_container_that_sees_one(
+    tmp_path, environment, engine, idle_host
+) -> None:
+    done = subprocess.run(
+        doctor_words("--gpu-report"),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert any(re.search(r"ok Container with a GPU .*sees exactly that", line) for line in lines)
+    assert any("ok Container without" in line for line in lines)
+    assert any("skipped Kernel in it a simulated GPU runs no kernel" in line for line in lines)
+    assert not any(gpu.uuid in done.stdout for gpu in idle_host.read().gpus)
+    assert engine.containers(all=True) == []
+
+
+def test_a_report_leaves_gpus_alone_that_containers_have(seen, environment, idle_host) -> None:
+    held, given = (idle_host.read().gpus[number].uuid for number in (0, 2))
+    for uuid, bears in ((held, labels(Holder("ada"), "minimal", [held])), (given, {})):
+        seen.engine.containers.run(
+            MINIMAL.image,
+            ["sleep", "60"],
+            detach=True,
+            labels=bears,
+            device_requests=[DeviceRequest(device_ids=[uuid], capabilities=[["gpu"]])],
+        )
+    code = (
+        "from pathlib import Path\n"
+        "from gpuspawner.doctor import engine, kernels\n"
+        "from gpuspawner.doctor.findings import Context\n"
+        "context = Context(None, Path())\n"
+        "list(engine.engine(context))\n"
+        "print([each.why_not for each in kernels.to_try(context)])"
+    )
+    words = [sys.executable, "-c", code]
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    taken = "a container has it"
+    assert said.stdout.strip() == str([taken, "", taken, ""])
 
 
 # Configurations of other kinds that work: each is all well.
@@ -549,7 +595,7 @@ def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> 
     )
     from gpuspawner.backends.docker.errors import explain
 
-    told = containers._not_started(seen, trial.TrialError(explain(error)))
+    told = containers.not_started(seen, trial.TrialError(explain(error)))
     assert told.state == "failure"
     assert "install-guide" in told.advice
 
