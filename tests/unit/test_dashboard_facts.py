@@ -187,6 +187,39 @@ def test_another_hub_s_user_of_my_name_is_somebody_else():
     assert status(seen, BOSS)["gpus"][0]["holder"] == {"user": "ada", "server": ""}
 
 
+def test_all_who_have_slots_of_a_gpu_that_is_whole_again_are_told():
+    ada, ben = Holder("ada"), Holder("ben", "two")
+    slots = [f"GPU-0#{number}/4" for number in (0, 3)]
+    # The ledger knows one holder of a unit: of whom it is the last to be free.
+    seen = picture(
+        gpu(0, ben),
+        leases=[lease(ada, slots[0]), lease(ben, slots[1])],
+        ours=frozenset(slots),
+    )
+    mine = check("Status", status(seen, ADA))
+    assert mine["gpus"][0]["yours"]
+    assert (mine["gpus"][0]["holder"], mine["gpus"][0]["holders"]) == (
+        None,
+        [{"user": "ada", "server": ""}],
+    )
+    assert "ben" not in render(mine)
+    everybody = check("Status", status(seen, BOSS))
+    assert [each["user"] for each in everybody["gpus"][0]["holders"]] == ["ben", "ada"]
+    html = render(everybody)
+    assert "ben/two" in html
+    assert "<p>ada</p>" in html
+
+
+def test_another_hub_s_user_of_my_name_beside_my_slot_is_somebody_else():
+    other = Holder("ada", hub="http://10.0.0.9:8081/hub/api")
+    mine, theirs = "GPU-0#0/4", "GPU-0#1/4"
+    seen = picture(gpu(0, other), leases=[lease(Holder("ben"), mine)], ours=frozenset({mine}))
+    facts = check("Status", status(seen, ADA))["gpus"][0]
+    assert (facts["yours"], facts["holders"], facts["other_hub"]) == (False, [], True)
+    seen = picture(gpu(0, other, uuid=theirs), ours=frozenset({theirs}))
+    assert not status(seen, ADA)["gpus"][0]["yours"]
+
+
 @pytest.mark.parametrize("values", [{"trouble": "NVML fails."}, {"at": 1.0}, {"at": None}])
 def test_what_is_not_known_now_is_never_free(values):
     seen = check("Status", status(picture(gpu(0), gpu(1, state="mig"), **values), BOSS))
