@@ -211,7 +211,7 @@ def _as_offered(gpu: GPU, offers: Mapping[str, tuple[Holder, float]]) -> GPU:
 def request_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the hub says of a running server's request, as a JSON value of the API."""
     offer = request["offer"]
-    same = ("user", "server", "gpus", "model", "place", "of", "restarting")
+    same = ("user", "server", "gpus", "kind", "model", "place", "of", "restarting")
     return {
         **{name: request[name] for name in same},
         "since": iso_time(request["since"]),

@@ -145,7 +145,7 @@ def test_a_service_called_as_a_user_is_not_that_user():
 def asks(user, **values):
     """What the hub says of a server that runs and asks for a GPU."""
     nothing = {"place": None, "of": None, "start": None, "offer": None, "model": None}
-    news = {"since": 5.0, "gpus": 1, "restarting": False, "notice": ""}
+    news = {"since": 5.0, "gpus": 1, "kind": "gpu", "restarting": False, "notice": ""}
     return {"user": user, "server": "", **nothing, **news, **values}
 
 
@@ -169,6 +169,15 @@ def test_what_is_reserved_for_a_server_that_runs_is_free_to_nobody_and_its_user_
     assert bens["requests"][0]["place"] == 1
     assert 'value="switch"' not in render(bens)
     assert len(check("Status", status(seen, BOSS))["requests"]) == 2
+
+
+def test_what_part_of_a_gpu_is_reserved_is_told():
+    offer = {"gpus": ["GPU-0#0/8"], "until": UNTIL}
+    seen = picture(gpu(0, kind="shared", part=0, parts=8))
+    hub = {**seen.hub, "requests": [asks("ada", offer=offer, kind="shared")]}
+    mine = check("Status", status(replace(seen, hub=hub), ADA))
+    assert mine["requests"][0]["kind"] == "shared"
+    assert "1 shared GPU is reserved for it until" in render(mine)
 
 
 def test_what_became_of_a_request_is_told_until_it_is_read():
