@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -370,6 +371,37 @@ def test_an_older_hub_that_tells_of_no_homes_is_understood():
 
 
 # Out of service -----------------------------------------------------------------------------------
+
+
+def pressed(html: str) -> set[tuple[str, str]]:
+    """What a page's forms of administrators do, and with which GPU."""
+    found = re.findall(
+        r'name="do" value="((?:in|out-of)-service)".*?name="gpu" value="([^"]+)"', html, re.S
+    )
+    return set(found)
+
+
+def test_a_mig_instance_is_taken_out_of_service_alone_or_with_its_gpu():
+    whole = gpu(0, state="mig")
+    first, second = (
+        gpu(0, uuid=f"MIG-{n}", kind="1g.5gb", part=n, parts=7, parent="GPU-0") for n in range(2)
+    )
+    html = render(status(picture(whole, first, second), BOSS))
+    assert pressed(html) == {("out-of-service", each) for each in ("GPU-0", "MIG-0", "MIG-1")}
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert pressed(render(status(picture(whole, first, second), ADA))) == set()
+    marked = parse_marks([{"Labels": {LABEL: "MIG-1", LABEL_WHY: "odd"}}])
+    one = render(check("Status", status(picture(whole, first, second, marks=marked), BOSS)))
+    assert pressed(one) == {
+        ("out-of-service", "GPU-0"),
+        ("out-of-service", "MIG-0"),
+        ("in-service", "MIG-1"),
+    }
+    marked = parse_marks([{"Labels": {LABEL: "GPU-0"}}])
+    assert pressed(render(status(picture(whole, first, second, marks=marked), BOSS))) == {
+        ("in-service", "GPU-0")
+    }
 
 
 def test_marks_are_read_from_labels_and_rubbish_is_none():
