@@ -23,7 +23,7 @@ from ..list_gpus import with_ledger
 from ..simulation.state import STATE_PATH_VARIABLE
 from ..untrusted import parse_json
 from . import cuda_kernel
-from .containers import NO_IMAGE, not_started
+from .containers import NO_IMAGE, kinds_to_try, not_started
 from .findings import Context, Finding
 from .trial import TrialContainer, run_trial
 
@@ -311,12 +311,14 @@ def in_container(context: Context) -> Iterator[Finding]:
     if context.trial_image is None:
         yield NO_IMAGE
         return
-    try:
-        yield from run_trial(context, 1, _run_inside)
-    except Refused as error:
-        yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
-    except GPUSpawnerError as error:
-        yield not_started(context, error)
+    for kind in kinds_to_try(context):
+        try:
+            yield from run_trial(context, 1, _run_inside, kind=kind)
+        except Refused as error:
+            yield Finding("note", f"{kind}: not tried, as none is free: {error}", "try it later")
+        except GPUSpawnerError as error:
+            yield not_started(context, error)
+            return
 
 
 def _run_inside(here: TrialContainer) -> list[Finding]:

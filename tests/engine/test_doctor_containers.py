@@ -29,6 +29,7 @@ from gpuspawner.gpus.nvml import GPUFacts, Inventory
 from gpuspawner.images.catalogue import ImageVersion
 from gpuspawner.leases.labels import LABEL_HUB, labels
 from gpuspawner.simulation.changes import parse
+from gpuspawner.simulation.mig import layout, partition
 
 from ..support.hubs import free_port, until
 from ..support.looks import container_of
@@ -436,7 +437,9 @@ print(json.dumps([[f.state, f.found, f.advice] for f in containers.with_gpu(cont
 """
 
 
-def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any) -> Finding:
+def all_with_gpu(
+    host: Any, changes: str = "", accepted: bool = True, **spawner: Any
+) -> list[Finding]:
     code = WITH_GPU.format(spawner=spawner, accepted=accepted).replace("CHANGES", changes)
     environment = {**host.environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -448,8 +451,31 @@ def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    ((state, found, advice),) = json.loads(done.stdout)
-    return Finding(state, found, advice)
+    return [Finding(*each) for each in json.loads(done.stdout)]
+
+
+def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any) -> Finding:
+    (found,) = all_with_gpu(host, changes, accepted, **spawner)
+    return found
+
+
+def test_one_of_each_kind_of_parts_is_tried_as_well(idle_host, engine) -> None:
+    divided = partition(idle_host.read(), 3, layout("1g.5gb, 2g.10gb"))
+    idle_host.write(divided)
+    small, large = divided.gpu(3).instances
+    shared = divided.gpus[2].uuid
+    read = "from gpuspawner.gpus.reader import read_node\ncontext.gpus = read_node().gpus"
+    found = all_with_gpu(idle_host, read, shared_gpus={shared: 4})
+    assert [each.state for each in found] == ["ok"] * 4, found
+    said = [each.found for each in found]
+    assert said[0].startswith(f"one that was granted GPU 0 ({divided.gpus[0].uuid})")
+    for words in (
+        f"GPU 2 (1/4, {shared}) sees exactly that",
+        f"GPU 3 (1g.5gb, {small.uuid}) sees exactly that",
+        f"GPU 3 (2g.10gb, {large.uuid}) sees exactly that",
+    ):
+        assert any(words in each for each in said), words
+    assert engine.containers(all=True) == []
 
 
 def test_the_gpu_of_the_lease_is_the_one_that_is_seen(idle_host, engine) -> None:
