@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +22,17 @@ from ..gpus import nvml, nvml_answers
 from ..gpus.missing_driver import own_container_id, without_driver
 from ..gpus.reader import WSL, read_node
 from ..simulation.state import STATE_PATH_VARIABLE
-from . import containers, engine, gpus, images, injection, kernels, toolkit
+from . import (
+    containers,
+    engine,
+    gpus,
+    images,
+    injection,
+    kernels,
+    report_events,
+    report_memory,
+    toolkit,
+)
 from .findings import Check, Context, Finding
 
 DRIVER, GPUS, ENGINE = "NVIDIA driver", "GPUs", "Docker Engine"
@@ -32,9 +41,11 @@ IMAGES = "Images"
 DRIVERS_VERSION = Path("/proc/driver/nvidia/version")
 # Its readings in a row, to see that they agree.
 READINGS = 5
-# Checks that modules bring with them: title -> module below this folder, whose function `check`
-# it is.
-BROUGHT = {"Health events": "gpu_events", "Memory guard": "memory_guard"}
+# Of parts of a hub that not every version has: title -> its check, and the module that it is of.
+PARTS = (
+    ("Health events", report_events.check, report_events.PROGRAM),
+    ("Memory guard", report_memory.check, report_memory.PROCESSES),
+)
 
 
 def checks(python: Path) -> tuple[Check, ...]:
@@ -53,8 +64,8 @@ def checks(python: Path) -> tuple[Check, ...]:
         Check("CUDA kernel", kernels.on_this_machine, needs=(DRIVER,), is_slow=True),
         Check("PyTorch", partial(kernels.torch_on, python), needs=(DRIVER,), is_slow=True),
         *(
-            Check(title, partial(brought, module), needs=(DRIVER,), is_slow=True)
-            for title, module in BROUGHT.items()
+            Check(title, partial(if_there, module, check), needs=(DRIVER,), is_slow=True)
+            for title, check, module in PARTS
         ),
         Check(TOOLKIT, toolkit.toolkit, needs=(DRIVER, ENGINE)),
         Check(SETTING, toolkit.setting, needs=(DRIVER, ENGINE, TOOLKIT)),
@@ -86,13 +97,14 @@ def image_if_any(context: Context) -> Iterator[Finding]:
         yield Finding("ok", f"{context.trial_image[0]} is tried")
 
 
-def brought(module: str, context: Context) -> Iterator[Finding]:
-    """Run the check that a module brings; skip it where there is no such module."""
-    name = f"{__package__}.{module}"
-    if find_spec(name) is None:
+def if_there(
+    module: str, check: Callable[[Context], Iterator[Finding]], context: Context
+) -> Iterator[Finding]:
+    """Run the check of a part of a hub; skip it where there is no such part."""
+    if find_spec(module) is None:
         yield Finding("skipped", "this version of gpuspawner has none")
         return
-    yield from import_module(name).check(context)
+    yield from check(context)
 
 
 # ---- NVML ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ if found["devices"]:
     found["right"] = bool(torch.equal(a @ a, (g @ g).cpu()) and torch.equal(b, c.cpu()))
 print(json.dumps(found))
 """
+
+
+def is_simulated() -> bool:
+    """Return whether the GPUs are those of a simulated host."""
+    return STATE_PATH_VARIABLE in os.environ
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def _why_not(slots: Sequence[GPU], programs: int | None, outside: Any) -> str:
 
 def on_this_machine(context: Context) -> Iterator[Finding]:
     """Run a kernel on each GPU and MIG instance that nobody has, and see it by NVML meanwhile."""
-    if STATE_PATH_VARIABLE in os.environ:
+    if is_simulated():
         yield Finding("skipped", SIMULATED)
         return
     tried = to_try(context)
@@ -138,12 +143,24 @@ def on_this_machine(context: Context) -> Iterator[Finding]:
         yield from run_on(each)
 
 
-def run_on(tried: Tried) -> Iterator[Finding]:
-    """Run a kernel on a GPU or MIG instance in a process of its own, with findings as they come."""
-    uuid = str(tried.gpu.uuid)
+@dataclass
+class Held:
+    """A program that holds a GPU's memory, or `problem`: why there is none."""
+
+    pid: int
+    said: dict[str, Any]
+    problem: Finding | None = None
+
+
+@contextmanager
+def holding(tried: Tried) -> Iterator[Held]:
+    """Run a kernel on a GPU or MIG instance in a process of its own, which then holds memory.
+
+    At the end of the context the process is gone, unless the driver hangs.
+    """
     environment = {
         **os.environ,
-        "CUDA_VISIBLE_DEVICES": uuid,
+        "CUDA_VISIBLE_DEVICES": str(tried.gpu.uuid),
         # Without it, CUDA's own cache would hide that the driver compiles.
         "CUDA_CACHE_DISABLE": "1",
     }
@@ -159,17 +176,17 @@ def run_on(tried: Tried) -> Iterator[Finding]:
     assert program.stdout is not None
     try:
         if not select.select([program.stdout], [], [], SECONDS)[0]:
-            yield Finding("failure", f"{tried.name}: no answer within {SECONDS:g} seconds", DMESG)
+            what = f"{tried.name}: no answer within {SECONDS:g} seconds"
+            yield Held(program.pid, {}, Finding("failure", what, DMESG))
             return
         said = _parsed(program.stdout.readline())
+        problem = None
         if said.get("error") or not said:
             status = None
             with suppress(subprocess.TimeoutExpired):
                 status = program.wait(SECONDS)
-            yield _failed(tried.name, said, status)
-            return
-        yield _compared(tried.name, uuid, said)
-        yield from _seen_in_use(tried)
+            problem = _failed(tried.name, said, status)
+        yield Held(program.pid, said, problem)
     finally:
         program.stdin.close()
         try:
@@ -177,6 +194,16 @@ def run_on(tried: Tried) -> Iterator[Finding]:
         except subprocess.TimeoutExpired:  # a hanging driver keeps even a killed one
             program.kill()
         program.stdout.close()
+
+
+def run_on(tried: Tried) -> Iterator[Finding]:
+    """Run a kernel on a GPU or MIG instance, and see by NVML that a program is there meanwhile."""
+    with holding(tried) as held:
+        if held.problem:
+            yield held.problem
+            return
+        yield _compared(tried.name, str(tried.gpu.uuid), held.said)
+        yield from _seen_in_use(tried)
     yield from _seen_free_again(tried)
 
 
@@ -251,7 +278,7 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
 
 def torch_on(python: Path, context: Context) -> Iterator[Finding]:
     """Run PyTorch's kernels on one GPU that nobody has, with the packages of some Python."""
-    if STATE_PATH_VARIABLE in os.environ:
+    if is_simulated():
         yield Finding("skipped", SIMULATED)
         return
     free = next((each for each in to_try(context) if not each.why_not), None)
@@ -305,7 +332,7 @@ def judge_torch(name: str, uuid: str, status: int, output: str) -> Finding:
 
 def in_container(context: Context) -> Iterator[Finding]:
     """Run the kernels in a container that was granted one GPU, started as a server is."""
-    if STATE_PATH_VARIABLE in os.environ:
+    if is_simulated():
         yield Finding("skipped", SIMULATED)
         return
     if context.trial_image is None:

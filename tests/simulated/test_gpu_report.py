@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gpuspawner.doctor import cuda_kernel, gpu_report
+from gpuspawner.doctor import cuda_kernel, gpu_report, report_events, report_memory
 from gpuspawner.doctor.findings import Check, Context, Finding
 from gpuspawner.doctor.kernels import judge_torch
 from gpuspawner.gpus.model import GPU
@@ -147,20 +148,83 @@ def test_no_configuration_goes_with_it_and_a_python_with_nothing_else(tmp_path: 
         assert told in done.stderr
 
 
-def test_a_check_that_a_module_brings_is_made_as_soon_as_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_check_of_a_part_that_there_is_not_is_skipped(tmp_path: Path) -> None:
     context = Context(None, tmp_path)
-    (before,) = gpu_report.brought("brought_by_test", context)
+    found = [Finding("ok", "it was tried")]
+    (before,) = gpu_report.if_there("gpuspawner.no_such_part", lambda context: iter(found), context)
     assert before.state == "skipped"
-    (tmp_path / "brought_by_test.py").write_text(
-        "from gpuspawner.doctor.findings import Finding\n"
-        "def check(context):\n    yield Finding('ok', str(context.folder))\n"
-    )
-    import gpuspawner.doctor
+    there = gpu_report.if_there("gpuspawner.gpus.nvml", lambda context: iter(found), context)
+    assert list(there) == found
 
-    monkeypatch.setattr(gpuspawner.doctor, "__path__", [*gpuspawner.doctor.__path__, str(tmp_path)])
-    assert list(gpu_report.brought("brought_by_test", context)) == [Finding("ok", str(tmp_path))]
+
+LISTENS = """
+import json, sys, time
+print(json.dumps({"watching": json.loads(sys.argv[1])}), flush=True)
+sys.stdin.read()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ((LISTENS, '["GPU-0", "GPU-1"]', "0"), [("ok", "events of 2 of 2 GPUs are heard of")]),
+        (
+            (LISTENS, '["GPU-1"]', "0"),
+            [("note", "events of 1 of 2 GPUs are heard of; not of GPU-0")],
+        ),
+        (
+            (LISTENS, '["GPU-0", "GPU-1"]', "60"),
+            [
+                ("ok", "events of 2 of 2 GPUs are heard of"),
+                ("failure", "its program hasn't ended 0.5 seconds after it was to"),
+            ],
+        ),
+        (
+            ("raise SystemExit(3)",),
+            [("note", "no GPU here has events: a hub goes by what it reads")],
+        ),
+        (("raise SystemExit(4)",), [("failure", "its program ended with status 4")]),
+        (
+            ("import time; time.sleep(60)",),
+            [
+                ("failure", "it hears nothing within 5 seconds"),
+            ],
+        ),
+    ],
+)
+def test_the_program_that_hears_of_events_is_judged(
+    monkeypatch: pytest.MonkeyPatch, program: tuple[str, ...], found: list[tuple[str, str]]
+) -> None:
+    code, *arguments = program
+    monkeypatch.setattr(report_events, "COMMAND", (sys.executable, "-c", code, *arguments))
+    monkeypatch.setattr(report_events, "SECONDS", 5.0)
+    monkeypatch.setattr(report_events, "END_SECONDS", 0.5 if "60" in str(program) else 20.0)
+    context = Context(None, Path(), gpus=(GPU("GPU-0", 0, "A"), GPU("GPU-1", 1, "A")))
+    assert [(each.state, each.found) for each in report_events.check(context)] == found
+
+
+HELD = 256 << 20
+
+
+@pytest.mark.parametrize(
+    ("processes", "is_found", "state", "words"),
+    [
+        ({7: HELD + 1, 8: 1}, True, "ok", "names the process, with 256 MiB"),
+        ({7: HELD - 1}, True, "failure", "holds 255 MiB, of 256 MiB"),
+        ({7: HELD}, False, "failure", "isn't found in /proc"),
+        ({7: None}, True, "warning", "doesn't say how much"),
+        ({8: HELD}, True, "warning", "other process ids"),
+        (None, True, "warning", "doesn't say what processes hold"),
+    ],
+)
+def test_what_a_memory_guard_rests_on_is_judged(
+    processes: dict[int, int | None] | None, is_found: bool, state: str, words: str
+) -> None:
+    memory = None if processes is None else SimpleNamespace(processes=processes)
+    found = report_memory.judge("GPU 0", 7, memory, is_found)
+    assert found.state == state
+    assert words in found.found
 
 
 def test_each_check_needs_only_such_as_were_made_before() -> None:

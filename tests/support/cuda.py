@@ -135,7 +135,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int blocks, unsigned int y
                         unsigned int shared, CUstream stream, void **given, void **extra)
 {
     uint32_t *values = *(uint32_t **)given[0], count = *(uint32_t *)given[1];
-    if ((char *)function != text || y * z * u * v != 1 || shared || stream || extra)
+    if ((char *)function != text || y * z * u * v != 1 || shared || stream || extra
+        || count > blocks * threads)
         return 1;
     for (uint32_t i = 0; i < blocks * threads && i < count; i++)
         values[i] = values[i] * 3 + i + (mode("wrong") && i == count - 1);
