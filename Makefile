@@ -3,13 +3,14 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-all lint docs screenshots bench catalogues lock
+.PHONY: help run test test-unit test-all test-gpu lint docs screenshots bench catalogues lock
 
 help:
 	@echo 'make run     install what is missing, and start JupyterHub on http://127.0.0.1:8000'
 	@echo 'make test    install what is missing, lint, and run the tests (ARGS="-k form" picks some)'
 	@echo 'make test-unit  run those that need neither an engine nor a browser'
 	@echo 'make test-all   run every test, each at length'
+	@echo 'make test-gpu   try the GPUs of this machine, and print a report to paste (ARGS="--python FILE")'
 	@echo 'make lint    check the style and types'
 	@echo 'make docs    build the handbook into docs/_build/html'
 	@echo 'make screenshots  take the pictures of the handbook anew'
@@ -37,6 +38,10 @@ test: .setup-test lint
 test-all: .setup-test lint
 	@$(PYTHON) -m scripts.root .venv/bin/python $(PYTEST) --all $(ARGS)
 	.venv-oldest/bin/python $(PYTEST) --all -m "$(NEITHER)" $(ARGS)
+
+# Needs nothing but Python and a driver, and installs the hub's own packages alone.
+test-gpu:
+	@$(PYTHON) -m scripts.gpu_report $(ARGS)
 
 lint: .setup-lint
 	.venv/bin/ruff format --check .

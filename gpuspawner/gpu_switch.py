@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import Refused
-from .gpus.model import Holder, Request
+from .gpus.model import WHOLE, Holder, Request
 from .hub import compat
 from .i18n.lazy_text import kept, lazy_gettext, restored
 from .leases import audit_log
@@ -95,6 +95,7 @@ class GPUSwitch:
             "user": self.holder.user,
             "server": self.holder.server,
             "gpus": asked.request.gpus if asked else 0,
+            "kind": asked.request.kind if asked else WHOLE,
             "model": asked.request.model if asked else None,
             "since": asked.since if asked else None,
             "place": turn.place if turn else None,
@@ -109,19 +110,22 @@ class GPUSwitch:
 
     # -- What its user does ----------------------------------------------------------------------
 
-    async def ask(self, gpus: int = 1, model: str | None = None, by: str = "") -> None:
+    async def ask(
+        self, gpus: int = 1, model: str | None = None, by: str = "", kind: str | None = None
+    ) -> None:
         """Ask for GPUs; return once the request waits, or is granted.
 
         Args:
             gpus: how many.
             model: of which model; None: any.
+            kind: of which kind, as in a choice; None: the usual.
             by: who asks, for the audit log; "": the server's user.
 
         Raises:
             Refused: it may not ask, or the request isn't one that could be granted.
         """
         self._require_nothing_asked()
-        choice = await self._choice.with_gpus(gpus, model)
+        choice = await self._choice.with_gpus(gpus, model, kind)
         request = await self._choice.request(choice)
         self._require_nothing_asked()
         if request.gpus == 0:

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print this machine's GPUs; return 0, or 1 if NVML or the engine can't be read."""
     try:
         found = read_node()
-        gpus, outside, marks = _with_ledger(found) if found.gpus else ((), {}, {})
+        gpus, outside, marks = with_ledger(found) if found.gpus else ((), {}, {})
     except InventoryError as error:
         print(f"gpuspawner: {error}", file=sys.stderr)
         return 1
@@ -69,8 +69,12 @@ Outside = Mapping["str | None", Sequence[str]]
 Marks = Mapping[str, OutOfServiceMark]
 
 
-def _with_ledger(found: Node) -> tuple[Sequence[GPU], Outside, Marks]:
-    """Return the units with their holders, UUID -> containers without a lease, and the marks."""
+def with_ledger(found: Node) -> tuple[Sequence[GPU], Outside, Marks]:
+    """Return the units with their holders, UUID -> containers without a lease, and the marks.
+
+    Raises:
+        docker.errors.DockerException: the engine can't be read. So may OSError.
+    """
     client = docker.from_env(timeout=20)
     try:
         noted = notes.parse(notes.list_notes(client.api))

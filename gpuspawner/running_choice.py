@@ -26,14 +26,18 @@ class RunningChoice:
     def __init__(self, spawner: Any) -> None:
         self._spawner = spawner
 
-    async def with_gpus(self, gpus: int, model: str | None) -> dict[str, Any]:
-        """Return the choice that the server runs with, with other GPUs."""
+    async def with_gpus(
+        self, gpus: int, model: str | None, kind: str | None = None
+    ) -> dict[str, Any]:
+        """Return the choice that the server runs with, with other GPUs; None: any, or the usual."""
         spawner = self._spawner
         running = spawner.user_options or compat.saved_options(spawner) or {}
         choice = {key: running[key] for key in running if key not in ("gpus", "model", "kind")}
         choice["gpus"] = gpus
         if model:
             choice["model"] = model
+        if kind:
+            choice["kind"] = kind
         if spawner.limits().image_can_be_chosen and (image := await self._image()):
             choice["image"] = image  # the default may be another one by now
         return choice

@@ -91,7 +91,7 @@ class WaitInQueue:
         until = turn.deadline.until
         if request.seconds is not None:  # the plan reckons with the latest end
             reservation.until = until + request.seconds
-        words = check_in_words(request.gpus, until)
+        words = check_in_words(request, until)
         spawner.progress_steps.add(18, words, about="turn", until=until, token=turn.token)
         spawner.lease.log_event("warn", rule="check in", until=round(until))
         spawner.tell("check in", words)
@@ -106,7 +106,7 @@ class WaitInQueue:
             reservation.until = spawner.lease.until
             spawner.progress_steps.add(18, lazy_gettext("You are here."), about="turn")
             return
-        facts = {"gpus": request.gpus, "waited": self._waited, "rule": "nobody was there"}
+        facts = audit_log.asked(request) | {"waited": self._waited, "rule": "nobody was there"}
         spawner.lease.log_event("leave", **facts)
         spawner.lease.notice = absent_words(came, 60 * minutes)
         raise Refused(spawner.lease.notice, "absent", 503)
@@ -155,14 +155,15 @@ class WaitInQueue:
                 waited=None if spawner.attempt.waiting_since is None else self._waited,
             )
         except asyncio.CancelledError:
-            facts = {"gpus": request.gpus, "waited": self._waited, "rule": "given up"}
+            facts = audit_log.asked(request) | {"waited": self._waited, "rule": "given up"}
             spawner.lease.log_event("leave", audit_log.HUB, **facts)
             if spawner.attempt.waiting_since and time.monotonic() < spawner.attempt.changing_until:
                 queue.keep_place(waiting)
             raise
         except (Refused, Unknown) as error:
             rule = str(error)
-            spawner.lease.log_event("refuse", gpus=request.gpus, waited=self._waited, rule=rule)
+            facts = audit_log.asked(request) | {"waited": self._waited, "rule": rule}
+            spawner.lease.log_event("refuse", **facts)
             raise
         spawner.lease.begin_term(request.seconds)
         spawner.attempt.granted_at = time.monotonic()
@@ -221,7 +222,8 @@ class WaitInQueue:
                 spawner.attempt.waiting_since = spawner.attempt.since
                 spawner.attempt.has_waited = True
                 compat.save_state(spawner)
-                spawner.lease.log_event("wait", gpus=turn.waiting.request.gpus, rule=turn.because)
+                waits_for = audit_log.asked(turn.waiting.request)
+                spawner.lease.log_event("wait", **waits_for, rule=turn.because)
             nth = ordinal(turn.place)
             facts = {"place": turn.place, "nth": nth, "start": turn.start}
             facts["nth_said"] = translations(nth)

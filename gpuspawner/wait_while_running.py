@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import Refused, Unknown
+from .gpus.allocation import request_phrase, units_phrase
 from .gpus.links import connection
 from .gpus.model import Request
 from .hub import metrics
-from .i18n.lazy_text import lazy_gettext
+from .i18n.lazy_text import lazy_gettext, lazy_ngettext
 from .i18n.phrases import clock_time
 from .leases import audit_log
 from .leases.audit_log import one_line
@@ -57,6 +58,11 @@ class Asked:
     waits: bool = False
     trouble: str = ""
     failed: Refused | None = None
+
+    @property
+    def what(self) -> str:
+        """What it asks for: "2 GPUs", "1 shared GPU"."""
+        return request_phrase(self.request)
 
     @property
     def waited(self) -> float:
@@ -156,7 +162,7 @@ class WaitWhileRunning:
             raise
         except Exception as error:
             asked.failed = gone = as_refusal(error)
-            facts = {"gpus": asked.request.gpus, "waited": asked.waited, "rule": str(gone)}
+            facts = audit_log.asked(asked.request) | {"waited": asked.waited, "rule": str(gone)}
             spawner.lease.log_event("refuse", **facts)
             if not isinstance(error, Refused | Unknown):
                 said = one_line(self._spawner.holder)
@@ -215,7 +221,7 @@ class WaitWhileRunning:
             asked.turn, asked.trouble = turn, ""
             if not asked.waits:
                 asked.waits = True
-                facts = {"gpus": asked.request.gpus, "rule": turn.because}
+                facts = audit_log.asked(asked.request) | {"rule": turn.because}
                 self._spawner.lease.log_event("wait", **facts)
         self._changed()
 
@@ -255,12 +261,16 @@ class WaitWhileRunning:
         while self.offer is offer:
             left = offer.deadline.remaining
             if left <= 0 and not self.is_taken_up:
-                at = clock_time(offer.deadline.until)
+                at, gpus = clock_time(offer.deadline.until), units_phrase(offer.reservation.gpus)
                 self.release_offer("not claimed in time")
                 self._end_with(
-                    lazy_gettext(
-                        "A GPU was reserved for you until %(time)s, and you didn't switch: the "
+                    lazy_ngettext(
+                        "%(gpus)s was reserved for you until %(time)s, and you didn't switch: the "
                         "next in line has it. Ask again if you need one.",
+                        "%(gpus)s were reserved for you until %(time)s, and you didn't switch: the "
+                        "next in line has them. Ask again if you need some.",
+                        len(offer.reservation.gpus),
+                        gpus=gpus,
                         time=at,
                     )
                 )
@@ -323,7 +333,7 @@ class WaitWhileRunning:
         if offer:
             self.release_offer(rule, by)
         elif asked:
-            facts = {"gpus": asked.request.gpus, "waited": asked.waited, "rule": rule}
+            facts = audit_log.asked(asked.request) | {"waited": asked.waited, "rule": rule}
             self._spawner.lease.log_event("leave", by, **facts)
         self._task = self.asked = None
 

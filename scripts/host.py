@@ -22,7 +22,7 @@ class Host:
 
 def inspect_machine() -> Host:
     """Return the facts of this machine."""
-    gpus = _gpus()
+    gpus = count_gpus()
     if not gpus:
         return Host("there is no working NVIDIA driver here")
     found = f"there are {gpus} NVIDIA GPUs here"
@@ -41,7 +41,7 @@ def inspect_machine() -> Host:
 _NO_TOOLKIT = "Docker has no NVIDIA Container Toolkit to hand them out"
 
 
-def _gpus() -> int:
+def count_gpus() -> int:
     """Return the number of the driver's GPUs; 0 without a working driver."""
     count = ctypes.c_uint()
     try:

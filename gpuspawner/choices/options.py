@@ -154,6 +154,9 @@ class Choice(BaseModel):
     ] = None
 
 
+# Of a saved choice that can't be had any more, one key may be why.
+LEFT_OUT_FIRST = ("not_before", "kind", "model", "hours", "safe_mode", "image", "gpus")
+
 OPTIONS: dict[str, Option] = {
     key: next(each for each in field.metadata if isinstance(each, Option))
     for key, field in Choice.model_fields.items()
@@ -390,5 +393,8 @@ def parts_of(saved: Any, others_allowed: bool = False) -> Iterator[dict[Any, Any
     """
     kept = saved if isinstance(saved, Mapping) else {}
     others = {key: kept[key] for key in kept if others_allowed and key not in Choice.model_fields}
-    for keys in (Choice.model_fields, ("image",), ("gpus",), ()):
+    known = [key for key in Choice.model_fields if key in kept]
+    # What an administrator changes most, and a user misses least, is left out first.
+    less = [[key for key in known if key != gone] for gone in LEFT_OUT_FIRST if gone in known]
+    for keys in (known, *less, ["image"], ["gpus"], []):
         yield {**others, **{key: kept[key] for key in keys if key in kept}}

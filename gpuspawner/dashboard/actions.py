@@ -85,7 +85,7 @@ class Actions:
         await self._ask(person, "devices", user, server, gone=gone)
 
     async def ask_for_gpus(
-        self, person: Person, user: str, server: str, gpus: float | None, model: str
+        self, person: Person, user: str, server: str, gpus: float | None, model: str, kind: str
     ) -> dict[str, Any]:
         """Ask for GPUs for a server that runs without; return what is known of the request then.
 
@@ -93,11 +93,12 @@ class Actions:
             person, user, server: as for `extend`.
             gpus: how many; None: one.
             model: of which model; "": any.
+            kind: of which kind; "": the usual.
 
         Raises:
             Refused: it isn't theirs, or can't be granted.
         """
-        wanted = {"gpus": 1 if gpus is None else gpus, "model": model or None}
+        wanted = {"gpus": 1 if gpus is None else gpus, "model": model or None, "kind": kind or None}
         return await self._of_gpus(person, "ask", user, server, **wanted)
 
     async def withdraw(self, person: Person, user: str, server: str) -> None:

@@ -7,16 +7,16 @@ set; all users see GPUs, states, ends of leases and places in the queue.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from ..choices.home_use import HomeUse
-from ..gpus.allocation import overlaps
 from ..gpus.model import GPU, WHOLE, Holder, Node
 from ..gpus.names import part_name
 from ..gpus.out_of_service import OutOfServiceMark
+from ..gpus.unit_names import UnitIndex
 from ..i18n.lazy_text import restored
 from ..leases.gpu_trouble import GPUTrouble
 from .health_facts import gpu_health
@@ -59,6 +59,7 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
     leases = list(snapshot.hub["leases"]) if snapshot.hub else _leases_by_label(snapshot)
     ends = {uuid: each["until"] for each in leases for uuid in each["gpus"]}
     offers = _offers(snapshot)
+    is_ours, holders = _ours(snapshot, offers), _Holders(leases)
     # With one node this is all that there is to say of it.
     first = next((node for node in snapshot.nodes if node.driver), Node())
     return {
@@ -77,7 +78,15 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
             "sees_names": person.sees_names,
         },
         "gpus": [
-            _gpu(_as_offered(gpu, offers), snapshot, person, ends, now, history)
+            _gpu(
+                _as_offered(gpu, offers),
+                holders.of(gpu) if is_ours(gpu) else None,
+                snapshot,
+                person,
+                ends,
+                now,
+                history,
+            )
             for gpu in snapshot.gpus
         ],
         "servers": [_server(each, person) for each in leases if person.sees(each["user"])],
@@ -102,6 +111,7 @@ def iso_time(seconds: float | None) -> str | None:
 
 def _gpu(
     gpu: GPU,
+    ours: Sequence[Holder] | None,
     snapshot: Snapshot,
     person: Person,
     ends: Mapping[str, float | None],
@@ -110,9 +120,15 @@ def _gpu(
 ) -> dict[str, Any]:
     known = snapshot.is_known(now)
     mark = snapshot.marks.get(gpu.uuid or "") or snapshot.marks.get(gpu.parent)
-    held_here = overlaps(gpu, snapshot.ours) or gpu.id in _offers(snapshot)
-    until = ends.get(gpu.id or "", gpu.until) if held_here else gpu.until
     holder = gpu.holder
+    held_here = holder is not None and ours is not None and not holder.hub
+    until = ends.get(gpu.id or "", gpu.until) if held_here else gpu.until
+    # Of a GPU that was shared, and is whole now, several servers may have slots still.
+    found = [each for each in ours or () if holder and each != holder]
+    mine = [holder, *found] if holder and held_here else found
+    seen = [each for each in mine if person.sees(each.user)]
+    if holder and not held_here and person.sees_names:
+        seen.insert(0, holder)
     facts = {
         "node": gpu.node,
         "id": gpu.id,
@@ -129,8 +145,9 @@ def _gpu(
         "state": gpu.state if known else "unknown",
         "reason": "" if gpu.state in ("free", "leased") or not known else gpu.reason,
         "in_use": holder is not None,
-        "yours": bool(holder and held_here and person.is_user(holder.user)),
-        "holder": _holder(holder) if holder and _may_see(holder, held_here, person) else None,
+        "yours": any(person.is_user(each.user) for each in mine),
+        "holder": _holder(holder) if holder in seen else None,
+        "holders": [_holder(each) for each in seen],
         "other_hub": bool(holder and not held_here),
         "until": iso_time(until) if holder else None,
         "out_of_service": _mark(mark, person),
@@ -145,6 +162,31 @@ def _gpu(
             "memory_used_mib": memory,
         }
     return facts
+
+
+def _ours(snapshot: Snapshot, others: Collection[str] = ()) -> Callable[[GPU], bool]:
+    """Return what says whether this hub's servers have a unit, or it is one of others."""
+    index = UnitIndex(snapshot.ours)
+    return lambda gpu: gpu.id in others or bool(gpu.name and index.excluded_by(gpu.name))
+
+
+class _Holders:
+    """This hub's servers by the units that they hold, called as they were when they were leased.
+
+    Args:
+        leases: as the hub tells them.
+    """
+
+    def __init__(self, leases: Sequence[Mapping[str, Any]]) -> None:
+        self._by_name = {
+            name: Holder(each["user"], each["server"]) for each in leases for name in each["gpus"]
+        }
+        self._index = UnitIndex(self._by_name)
+
+    def of(self, gpu: GPU) -> list[Holder]:
+        """Return the servers that hold a unit, or what excludes it."""
+        names = self._index.excluded_by(gpu.name) if gpu.name else []
+        return list(dict.fromkeys(self._by_name[name] for name in names))
 
 
 def _requests(snapshot: Snapshot) -> list[dict[str, Any]]:
@@ -172,7 +214,7 @@ def _as_offered(gpu: GPU, offers: Mapping[str, tuple[Holder, float]]) -> GPU:
 def request_facts(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the hub says of a running server's request, as a JSON value of the API."""
     offer = request["offer"]
-    same = ("user", "server", "gpus", "model", "place", "of", "restarting")
+    same = ("user", "server", "gpus", "kind", "model", "place", "of", "restarting")
     return {
         **{name: request[name] for name in same},
         "since": iso_time(request["since"]),
@@ -180,11 +222,6 @@ def request_facts(request: Mapping[str, Any]) -> dict[str, Any]:
         "offer": offer and {"gpus": offer["gpus"], "until": iso_time(offer["until"])},
         "notice": restored(request["notice"]) or "",
     }
-
-
-def _may_see(holder: Holder, held_here: bool, person: Person) -> bool:
-    # Another hub's user of one's own name is somebody else.
-    return person.sees(holder.user) if held_here else person.sees_names
 
 
 def _holder(holder: Holder) -> dict[str, str]:
@@ -200,14 +237,18 @@ def _mark(mark: OutOfServiceMark | None, person: Person) -> dict[str, Any] | Non
 
 def _leases_by_label(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return this hub's servers as far as the engine knows them, while the hub says nothing."""
-    held = [gpu for gpu in snapshot.gpus if overlaps(gpu, snapshot.ours) and gpu.holder]
+    is_ours = _ours(snapshot)
+    held: dict[Holder, list[GPU]] = {}
+    for gpu in snapshot.gpus:
+        if gpu.holder and is_ours(gpu):
+            held.setdefault(gpu.holder, []).append(gpu)
     return [
         {
             **_holder(holder),
-            "gpus": [gpu.id for gpu in held if gpu.holder == holder],
-            "until": max((gpu.until for gpu in held if gpu.holder == holder), key=_known_first),
+            "gpus": [gpu.id for gpu in gpus],
+            "until": max((gpu.until for gpu in gpus), key=_known_first),
         }
-        for holder in dict.fromkeys(gpu.holder for gpu in held if gpu.holder)
+        for holder, gpus in held.items()
     ]
 
 

@@ -450,8 +450,9 @@ class GPURequest(API):
         """Ask for GPUs."""
         body = self.body()
         gpus, model = self.number(body, "gpus"), self.text(body, "model")
+        kind = self.text(body, "kind")
         found = await self.answer(
-            self.actions.ask_for_gpus(self.person, user, server or "", gpus, model)
+            self.actions.ask_for_gpus(self.person, user, server or "", gpus, model, kind)
         )
         self.finish(request_facts(found))
 

@@ -106,6 +106,8 @@ class HostReader:
             self._list_servers,
             self._reader,
             engine_errors.explain_read_error,
+            # Another hub's user of somebody's name is somebody else.
+            hub=self._hub,
             read_notes=self._read_notes,
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from ..gpus.allocation import gpu_count_phrase
 from ..gpus.model import WHOLE
-from ..gpus.unit_names import exclude_each_other
+from ..gpus.unit_names import UnitIndex, parse
 from ..i18n.languages import Language, templates_of
 from ..i18n.phrases import memory_words, moment
 from .facts import home_use
@@ -35,10 +36,14 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
     """
     own: dict[str, Any] = {"gpus": facts.get("gpus", ()), "facts": facts}
     servers = _Servers(facts)
+    divided = {gpu["parent"] for gpu in own["gpus"]}
     return _templates.get_template(template).render(
         {**language.context(), **own, **more},
         kind_of=kind,
-        kinds=Counter(kind(gpu) for gpu in own["gpus"] if not _is_parent(gpu, own["gpus"])),
+        # What there is of a GPU in MIG mode is its instances.
+        kinds=Counter(
+            kind(gpu) for gpu in own["gpus"] if gpu["state"] != "mig" or gpu["uuid"] not in divided
+        ),
         cards=cards_of(own["gpus"]),
         server_of=servers.of,
         time=_time_in(language),
@@ -48,6 +53,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         gpus_phrase=gpu_count_phrase,
         lines=line_points,
         gpus_of=servers.gpus,
+        others_on=lambda gpu: others_on(gpu, facts["you"]["user"]),
         several=len(facts.get("nodes", ())) > 1,
         width=WIDTH,
         height=HEIGHT,
@@ -64,17 +70,23 @@ def kind(gpu: Mapping[str, Any]) -> str:
     return str(gpu["state"])
 
 
-def _is_parent(gpu: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether what there is of a GPU is its instances."""
-    return gpu["state"] == "mig" and any(each["parent"] == gpu["uuid"] for each in gpus)
-
-
 class _Servers:
     """Which server holds which GPU, where the reader may know it."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._gpus = facts.get("gpus", ())
+        self._gpus = [gpu for gpu in facts.get("gpus", ()) if gpu["id"]]
         self._by_gpu = {name: each for each in facts.get("servers", ()) for name in each["gpus"]}
+        self._place = {gpu["id"]: number for number, gpu in enumerate(self._gpus)}
+
+    @cached_property
+    def _names(self) -> UnitIndex:
+        """The units that servers have, as they were leased."""
+        return UnitIndex(self._by_gpu)
+
+    @cached_property
+    def _units(self) -> UnitIndex:
+        """The units that there are now."""
+        return UnitIndex(self._place)
 
     def of(self, gpu: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a GPU's server; None where that isn't to be known."""
@@ -83,26 +95,30 @@ class _Servers:
         found = self._by_gpu.get(gpu["id"])
         if found is None and gpu["in_use"]:
             # It was leased when it was whole, or shared otherwise than it is now.
-            named = (each for name, each in self._by_gpu.items() if overlaps(gpu, [name]))
-            found = next(named, None)
+            named = self._names.excluded_by(parse(gpu["id"]))
+            found = self._by_gpu[named[0]] if named else None
         return found
 
     def gpus(self, server: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the GPUs of a server, or of what else has `gpus`, that are there: in order."""
-        ids = {gpu["id"] for gpu in self._gpus}
-        # What isn't called so now, as it was leased when its GPU was whole, or shared otherwise.
-        others = [name for name in server["gpus"] if name not in ids]
-        there = [
-            gpu
-            for gpu in self._gpus
-            if gpu["id"] in server["gpus"] or (others and gpu["id"] and overlaps(gpu, others))
-        ]
+        # What isn't called so now was leased when its GPU was whole, or shared otherwise.
+        named = {
+            each
+            for name in server["gpus"]
+            for each in ([name] if name in self._place else self._units.excluded_by(parse(name)))
+        }
+        there = [self._gpus[place] for place in sorted(map(self._place.__getitem__, named))]
         return sorted(there, key=lambda gpu: (gpu["node"], gpu["index"]))
 
 
-def overlaps(gpu: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Return whether nobody else can have a unit beside who has those of these names."""
-    return exclude_each_other([gpu["id"]], names)
+def others_on(gpu: Mapping[str, Any], user: str) -> list[Mapping[str, Any]]:
+    """Return the holders of a GPU but a user's own servers, as far as they may be known."""
+    return [
+        each
+        for each in gpu["holders"]
+        if not (gpu["yours"] and each["user"] == user)
+        or (gpu["other_hub"] and each == gpu["holder"])
+    ]
 
 
 def cards_of(gpus: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,11 +10,13 @@ import signal
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import gpu_report
 from .checks import CHECKS
 from .findings import Check, Context, Finding, examine
 
@@ -44,15 +46,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the hub's configuration (default: {CONFIG_NAME} in this folder, if it is there)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--gpu-report",
+        action="store_true",
+        help="try this machine's GPUs themselves, with kernels too, and print a report to paste, "
+        "without what is of this machine alone; no configuration is read",
+    )
+    parser.add_argument(
+        "--python",
+        type=Path,
+        metavar="FILE",
+        help="with --gpu-report: the Python whose PyTorch is tried (default: this one)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run all checks and print their findings; return 0, 1 for a failure, 2 for wrong arguments."""
     config = arguments.config
+    wrong = _wrong_together(arguments)
+    if wrong:
+        print(f"gpuspawner doctor: {wrong}", file=sys.stderr)
+        return 2
     if config is not None and not config.is_file():
         print(f"gpuspawner doctor: there is no file {config}", file=sys.stderr)
         return 2
-    if config is None and Path(CONFIG_NAME).is_file():
+    if config is None and Path(CONFIG_NAME).is_file() and not arguments.gpu_report:
         config = Path(CONFIG_NAME)
     config = config.absolute() if config else None
     context = Context(config, hub_folder(config))
@@ -63,7 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
         ):  # a signal that is ignored, as under `nohup`, stays ignored
             signal.signal(number, _interrupt)
     try:
-        return _run(context, as_json=arguments.json)
+        if arguments.gpu_report:
+            python = arguments.python or Path(sys.executable)
+            return _run_gpu_report(context, python, as_json=arguments.json)
+        return _run(CHECKS, context, as_json=arguments.json)
     except KeyboardInterrupt:
         print("gpuspawner doctor: stopped", file=sys.stderr)
         return 130
@@ -87,13 +108,46 @@ def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run(context: Context, as_json: bool) -> int:
+def _wrong_together(arguments: argparse.Namespace) -> str:
+    """Return which arguments make no sense together, as a sentence; "" if all do."""
+    if arguments.gpu_report and arguments.config is not None:
+        return "--gpu-report reads no configuration: leave --config out"
+    if arguments.python is not None and not arguments.gpu_report:
+        return "--python belongs to --gpu-report"
+    return ""
+
+
+def _run_gpu_report(context: Context, python: Path, as_json: bool) -> int:
+    """Print the report of this machine's GPUs; 0 as well where there are none to report of."""
+    if why := gpu_report.nothing_to_test():
+        print("[]" if as_json else f"skipped: {why}")
+        return 0
+    if not as_json:
+        print("gpuspawner's GPU report\n")
+        clean = gpu_report.anonymous(context)
+        for line in gpu_report.header():
+            print(clean(line))
+        print()
+    return _run(gpu_report.checks(python), context, as_json, gpu_report.anonymous)
+
+
+def _run(
+    checks: Sequence[Check],
+    context: Context,
+    as_json: bool,
+    cleaner: Callable[[Context], Callable[[str], str]] | None = None,
+) -> int:
     progress = Progress(sys.stderr)
-    report = Report(sys.stdout)
+    report = Report(sys.stdout, checks)
     entries: list[dict[str, str]] = []
     with closing(progress) if not as_json else nullcontext():
-        found = examine(CHECKS, context, progress.show if not as_json else lambda check: None)
+        found = examine(checks, context, progress.show if not as_json else lambda check: None)
         for title, finding in found:
+            if cleaner:
+                # By what is known of the machine by then.
+                clean = cleaner(context)
+                words, advice = clean(finding.found), clean(finding.advice)
+                finding = replace(finding, found=words, advice=advice)
             entries.append(entry(title, finding))
             if not as_json:
                 progress.clear()
@@ -134,11 +188,11 @@ def summary(states: Iterable[str]) -> str:
 class Report:
     """The output for people: a line of state, check and finding, and the advice below it."""
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, checks: Sequence[Check] = CHECKS) -> None:
         self._out = out
         self._colours = out.isatty() and "NO_COLOR" not in os.environ
         self._symbols = SYMBOLS if _can_write(out, "".join(SYMBOLS.values())) else PLAIN_SYMBOLS
-        self._titles = max(len(check.title) for check in CHECKS)
+        self._titles = max(len(check.title) for check in checks)
         # A file or a pipe has no width, so lines aren't broken.
         width = shutil.get_terminal_size().columns if out.isatty() else 10_000
         self._width = max(60, width)

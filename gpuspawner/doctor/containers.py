@@ -11,6 +11,10 @@ from typing import Any
 
 from ..backends.docker.network import HOST_NETWORK, shares_host_network
 from ..errors import GPUSpawnerError, Refused
+from ..gpus.allocation import kind_shares, offered_nodes
+from ..gpus.model import WHOLE, Node
+from ..gpus.names import part_name
+from ..gpus.units import split
 from . import toolkit
 from .engine import is_rootless
 from .findings import Configuration, Context, Finding
@@ -31,6 +35,12 @@ if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) =
         nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
         nvml.nvmlDeviceGetUUID(handle, text, 96)
         print(text.value.decode())
+        part, most = ctypes.c_void_p(), ctypes.c_uint()
+        nvml.nvmlDeviceGetMaxMigDeviceCount(handle, ctypes.byref(most))
+        for number in range(most.value):
+            if not nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number, ctypes.byref(part)):
+                nvml.nvmlDeviceGetUUID(part, text, 96)
+                print(text.value.decode())
 """
 SEE_GPUS = (
     "if command -v nvidia-smi >/dev/null; then nvidia-smi -L; "
@@ -50,33 +60,57 @@ CONNECT = (
 
 
 def with_gpu(context: Context) -> Iterator[Finding]:
-    """Check that a container with one GPU sees that GPU and no other."""
+    """Check that a container with one GPU, or a part of one, sees that and no other.
+
+    One unit of each kind is tried that servers can have.
+    """
     if context.trial_image is None:
         yield NO_IMAGE
         return
-    try:
-        yield run_trial(context, 1, lambda here: _compare(context, here))
-    except Refused as error:
-        yield Finding("note", f"not tried, as none is free: {error}", "run this again later")
-    except GPUSpawnerError as error:
-        yield _not_started(context, error)
+    for kind in kinds_to_try(context):
+        what = "none" if kind == WHOLE else f"none of the kind {kind}"
+        try:
+            yield run_trial(context, 1, lambda here: _compare(context, here), kind=kind)
+        except Refused as error:
+            words = f"not tried, as {what} is free: {error}"
+            yield Finding("note", words, "run this again later")
+        except GPUSpawnerError as error:
+            yield not_started(context, error)
+            return
+
+
+def kinds_to_try(context: Context) -> list[str]:
+    """Return the kinds of units that there are, whole GPUs first."""
+    given = context.configuration
+    shared = (given.spawner.get("shared_gpus") or {}) if given else {}
+    units = [
+        unit
+        for gpu in context.gpus
+        for unit in (split(gpu, shared, ()) if gpu.kind == WHOLE and gpu.state != "mig" else [gpu])
+    ]
+    (offered,) = offered_nodes([Node(gpus=tuple(units))])
+    kinds = list(kind_shares(offered.gpus)) or [WHOLE]
+    return sorted(kinds, key=lambda kind: kind != WHOLE)
 
 
 def _compare(context: Context, here: TrialContainer) -> Finding:
-    wanted = sorted(gpu.uuid for gpu in here.gpus if gpu.uuid)
     seen, _, said = _visible_gpus(here)
     (gpu,) = here.gpus
+    # An instance is seen with the GPU that it is a part of.
+    wanted = sorted(uuid for uuid in (gpu.uuid, gpu.parent) if uuid)
+    part = f"{part_name(gpu)}, " if part_name(gpu) else ""
+    name = f"GPU {gpu.index} ({part}{gpu.uuid})"
     if seen == wanted:
-        return Finding("ok", f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees exactly that")
+        return Finding("ok", f"one that was granted {name} sees exactly that")
     if said == "no-program":
         what = "the image has neither nvidia-smi nor Python to look with"
         return Finding("note", what, "look yourself: see docs/tutorials/gpu-machine.md")
     if len(seen) > len(wanted):
-        what = f"one that was granted {wanted[0]} sees {', '.join(seen)}"
+        what = f"one that was granted {gpu.uuid} sees {', '.join(seen)}"
         return Finding(
             "failure", what, "see c.GPUSpawner.extra_host_config: privileged, devices, runtime"
         )
-    what = f"one that was granted GPU {gpu.index} ({gpu.uuid}) sees {', '.join(seen) or 'none'}"
+    what = f"one that was granted {name} sees {', '.join(seen) or 'none'}"
     if context.variable_accepted is False:
         advice = toolkit.setting_line(toolkit.SETTING, "true")
         return Finding("failure", f"{what}: {toolkit.SETTING} is false", advice)
@@ -87,11 +121,12 @@ def _compare(context: Context, here: TrialContainer) -> Finding:
 def _visible_gpus(here: TrialContainer) -> tuple[list[str], list[str], str]:
     """Return the UUIDs and device files that a container sees, and the output of its programs."""
     _, said = here.run(["sh", "-c", SEE_GPUS, "sh", NVML])
-    uuids = re.findall(r"GPU-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", said)
+    uuids = re.findall(r"(?:GPU|MIG)-[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", said)
     return sorted(set(uuids)), re.findall(r"^/dev/nvidia\d+$", said, re.MULTILINE), said
 
 
-def _not_started(context: Context, error: GPUSpawnerError) -> Finding:
+def not_started(context: Context, error: GPUSpawnerError) -> Finding:
+    """Return the finding for a trial container that didn't start, with what to do about it."""
     if isinstance(error, NoServer):
         return Finding("skipped", str(error))
     reason = str(error).rstrip(".")
@@ -149,7 +184,7 @@ def without_gpu(context: Context) -> Iterator[Finding]:
     try:
         yield run_trial(context, 0, examine)
     except GPUSpawnerError as error:
-        yield _not_started(context, error)
+        yield not_started(context, error)
 
 
 # ---- The way to the hub --------------------------------------------------------------------------
@@ -258,7 +293,7 @@ def _check_reached(context: Context, place: Any, hub_runs: bool) -> Finding:
     try:
         return run_trial(context, 0, examine, network)
     except GPUSpawnerError as error:
-        return _not_started(context, error)
+        return not_started(context, error)
 
 
 def _firewall_advice(context: Context, network: str, port: str) -> str:

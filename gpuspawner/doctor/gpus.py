@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar, cast
 
 from ..backends.docker import notes
 from ..gpus import nvml
@@ -16,6 +17,8 @@ from ..gpus.reader import read_node
 from ..leases.notes import Notes
 from ..simulation.running_host import join_hint
 from .findings import Context, Finding
+
+T = TypeVar("T")
 
 NVML_SECONDS = 15.0
 NOUVEAU = Path("/sys/module/nouveau")
@@ -66,24 +69,32 @@ def _without_driver() -> Finding:
 
 
 def _read() -> tuple[nvml.Inventory, tuple[GPU, ...]]:
-    """Read NVML with a timeout, in a daemon thread, which a hanging driver may block for ever."""
-    answer: queue.Queue[tuple[nvml.Inventory, tuple[GPU, ...]] | Exception] = queue.Queue()
+    return within_seconds(lambda: (nvml.read(), read_node().gpus))
+
+
+def within_seconds(question: Callable[[], T]) -> T:
+    """Ask NVML with a timeout, in a daemon thread, which a hanging driver may block for ever.
+
+    Raises:
+        nvml.InventoryError: it doesn't answer in time. So may what the question raises.
+    """
+    answer: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
 
     def ask() -> None:
         try:
-            answer.put((nvml.read(), read_node().gpus))
+            answer.put((question(), None))
         except Exception as error:
-            answer.put(error)
+            answer.put((None, error))
 
     threading.Thread(target=ask, name="nvml", daemon=True).start()
     try:
-        found = answer.get(timeout=NVML_SECONDS)
+        found, error = answer.get(timeout=NVML_SECONDS)
     except queue.Empty:
         what = f"NVML didn't answer within {NVML_SECONDS:g} seconds."
         raise nvml.InventoryError(what) from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if error is not None:
+        raise error
+    return cast(T, found)
 
 
 def gpus(context: Context) -> Iterator[Finding]:

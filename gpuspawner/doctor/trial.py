@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from ..backends.docker.errors import UNREACHABLE, explain, explain_unknown
 from ..backends.launch import launch
 from ..backends.leftovers import Leftovers
 from ..errors import GPUSpawnerError, StartAgain
-from ..gpus.model import GPU, Holder, Request
+from ..gpus.model import GPU, WHOLE, Holder, Request
 from ..gpus.reader import Reader
 from ..leases.labels import LABEL_HUB, labels
 from ..leases.ledger import Ledger, Reservation
@@ -91,7 +91,11 @@ class TrialContainer:
 
 
 def run_trial(
-    context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str = ""
+    context: Context,
+    gpus: int,
+    look: Callable[[TrialContainer], T],
+    network: str = "",
+    kind: str = WHOLE,
 ) -> T:
     """Start a trial container, return the result of `look` for it, and remove it.
 
@@ -100,6 +104,7 @@ def run_trial(
         gpus: how many GPUs it gets.
         look: examines the container.
         network: the name of its network; "": none.
+        kind: the kind of its GPUs.
 
     Raises:
         errors.Refused: too few GPUs are free.
@@ -111,7 +116,8 @@ def run_trial(
     if given and "error" in given.plan:
         raise NoServer("no server can be created: see Settings")
     try:
-        return _run_until_signal(_start_and_examine(context, gpus, look, network))
+        request = Request("", gpus, kind=kind)
+        return _run_until_signal(_start_and_examine(context, request, look, network))
     except UNREACHABLE as error:
         raise TrialError(explain(error)) from error
 
@@ -147,7 +153,7 @@ def _run_until_signal(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _start_and_examine(
-    context: Context, gpus: int, look: Callable[[TrialContainer], T], network: str
+    context: Context, request: Request, look: Callable[[TrialContainer], T], network: str
 ) -> T:
     client, given = context.engine, context.configuration
     assert client is not None
@@ -156,12 +162,16 @@ async def _start_and_examine(
         NVML_SECONDS,
         excluded=_value(given, "excluded_gpus") or (),
         memory_threshold_mib=(_value(given, "foreign_memory") or 0) >> 20 or None,
+        shared=_value(given, "shared_gpus") or {},
     )
     ledger = Ledger(backend.list, reader, explain_unknown, read_notes=backend.notes)
     leftovers = Leftovers()
-    settings = QueueSettings(policy=_value(given, "gpu_policy") or "pack")
+    settings = QueueSettings(
+        policy=_value(given, "gpu_policy") or "pack",
+        part_policy=_value(given, "shared_gpu_policy") or "spread",
+    )
     queue = Queue(ledger, settings, backend.watch)
-    trial = _Trial(context, gpus, network, queue, backend)
+    trial = _Trial(context, request, network, queue, backend)
     await asyncio.to_thread(_remove_stale_containers, client)
     try:
         here = (await launch(trial, ledger, leftovers)).answer
@@ -180,14 +190,19 @@ class _Trial:
     """A trial container as a `backends.launch.Launchable`, so that it starts as a server does."""
 
     def __init__(
-        self, context: Context, gpus: int, network: str, queue: Queue, backend: DockerBackend
+        self,
+        context: Context,
+        request: Request,
+        network: str,
+        queue: Queue,
+        backend: DockerBackend,
     ) -> None:
         self._context = context
         self._network = network
         self._queue = queue
         self._backend = backend
         assert context.trial_image is not None
-        self._request = Request(context.trial_image[0], gpus)
+        self._request = replace(request, image=context.trial_image[0])
         self._granted: Reservation | None = None
 
     @property
@@ -210,7 +225,7 @@ class _Trial:
         )
         wanted = _create_arguments(
             self._context,
-            reservation.uuids,
+            reservation,
             self._network,
             self._backend.refused_ulimits,
             by_cdi=way == "cdi",
@@ -254,7 +269,7 @@ def _ulimits(given: Configuration | None) -> Mapping[str, int]:
 
 def _create_arguments(
     context: Context,
-    uuids: Sequence[str] | frozenset[str],
+    reservation: Reservation,
     network: str,
     refused: Collection[str],
     *,
@@ -284,14 +299,13 @@ def _create_arguments(
     create.pop("networking_config", None)
     driver = _value(given, "log_driver") or client.api.info().get("LoggingDriver") or ""
     create = with_log(create, driver, _value(given, "log_options") or {})
-    named = sorted(uuids)
     return leased(
         create,
         labels={
-            **labels(HOLDER, image[0], named, time.time() + LIFETIME_SECONDS),
+            **labels(HOLDER, image[0], sorted(reservation.units), time.time() + LIFETIME_SECONDS),
             LABEL_HUB: HUB,
         },
-        uuids=named,
+        uuids=sorted(reservation.uuids),
         allowed_devices=_value(given, "allowed_devices") or (),
         by_cdi=by_cdi,
         shm_size=_value(given, "shm_size"),

@@ -477,13 +477,6 @@ def units_phrase(gpus: Sequence[GPU]) -> str:
     return gpu_count_phrase(len(gpus), kind=gpus[0].kind if gpus else WHOLE)
 
 
-def overlaps(gpu: GPU, names: Collection[str]) -> bool:
-    """Return whether nobody else can have a unit beside who has those of these names."""
-    return gpu.id in names or bool(
-        gpu.name and any(gpu.name.excludes(parse(name)) for name in names)
-    )
-
-
 def names_phrase(names: Collection[str]) -> str:
     """Return what units are, by their names alone: "2 GPUs", "1 shared GPU"."""
     said = [parse(name) for name in names]

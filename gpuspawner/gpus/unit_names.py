@@ -105,6 +105,32 @@ def parse(text: str) -> UnitName:
     return UnitName(uuid)
 
 
+class UnitIndex:
+    """Units by their names, to find those that exclude another without a look at all of them.
+
+    Args:
+        names: the units' names.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        # A MIG instance of which nobody wrote down the GPU is found by its own UUID.
+        self._near: dict[str, dict[str, UnitName]] = {}
+        for name in names:
+            unit = parse(name)
+            for place in {unit.gpu, unit.uuid}:
+                self._near.setdefault(place, {})[name] = unit
+
+    def excluded_by(self, unit: UnitName) -> list[str]:
+        """Return the names of those that nobody can have beside who has a unit."""
+        found = {
+            name: None
+            for place in (unit.gpu, unit.uuid)
+            for name, other in self._near.get(place, {}).items()
+            if unit.excludes(other)
+        }
+        return list(found)
+
+
 def exclude_each_other(some: Collection[str], others: Collection[str]) -> bool:
     """Return whether two servers can't hold these units, by name, at the same time."""
     return any(one.excludes(other) for one in map(parse, some) for other in map(parse, others))

@@ -12,7 +12,7 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     POST /devices {"user": "ada", "server": "", "gone": true}  -> {}
     POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
     POST /keep    {"user": "ada", "by": "user:boss"}         -> {}
-    POST /ask     {"user": "ada", "by": "user:ada", "gpus": 1, "model": null}  -> {"gpus": 1, …}
+    POST /ask     {"user": "ada", "by": "user:ada", "gpus": 1, "kind": null}   -> {"gpus": 1, …}
     POST /leave   {"user": "ada", "by": "user:ada"}          -> {}
     POST /switch  {"user": "ada", "by": "user:ada"}          -> {}
     POST /give-back  {"user": "ada", "by": "user:ada"}       -> {}
@@ -270,6 +270,7 @@ class _AskRequest(_SwitchRequest):
 
     gpus: int = Field(default=1, ge=0, lt=10**9)
     model: str | None = Field(default=None, max_length=MAX_KEY)
+    kind: str | None = Field(default=None, max_length=MAX_KEY)
 
 
 class _OrphanRequest(BaseModel):
@@ -438,7 +439,7 @@ class _Ask(_Request):
     async def answer(self, asked: _AskRequest) -> dict[str, Any]:
         """Ask for them, and return what is known of the request."""
         switch = self._control.switches.find(Holder(asked.user, asked.server))
-        await switch.ask(asked.gpus, asked.model, asked.by)
+        await switch.ask(asked.gpus, asked.model, asked.by, asked.kind)
         facts: dict[str, Any] = switch.facts()
         return facts
 

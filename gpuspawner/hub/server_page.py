@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from ..check_in import CheckIn
 from ..gpus.allocation import (
+    gpu_count_phrase,
+    kind_shares,
     model_counts,
     most_on_one_node,
     names_phrase,
@@ -217,8 +219,11 @@ class ServerPage:
         """Whether it has GPUs that its user can give back now."""
         return bool(self._spawner.lease.units) and not self.switch.is_restarting
 
-    async def gpus_to_ask_for(self) -> tuple[int, list[str]]:
-        """Return how many GPUs it can ask for while it runs, and of which models, if of several."""
+    async def gpus_to_ask_for(self) -> tuple[int, list[tuple[str, str]], list[str]]:
+        """Return what it can ask for while it runs.
+
+        How many whole GPUs; which parts of one, each with its words; which models, if of several.
+        """
         spawner = self._spawner
         view, _ = await spawner.hub_state.open_forms.recent_view()
         limits = spawner.limits()
@@ -228,12 +233,15 @@ class ServerPage:
             for gpu in node.gpus
         ]
         if not spawner.claim_minutes or spawner.lease.units:
-            return 0, []
+            return 0, [], []
         whole = most_on_one_node(gpu for gpu in gpus if gpu.kind == WHOLE)
-        # Where there are parts alone, it can have one.
-        most, allowed = whole or min(len(gpus), 1), limits.most_gpus()
+        allowed = limits.most_gpus()
+        most = whole if allowed is None else min(whole, allowed)
+        parts = [kind for kind in kind_shares(gpus) if kind != WHOLE]
+        kinds = [(kind, gpu_count_phrase(1, kind=kind)) for kind in parts]
         models = list(model_counts(gpus))
-        return most if allowed is None else min(most, allowed), models if len(models) > 1 else []
+        may_ask = allowed is None or allowed >= 1
+        return most, kinds if may_ask else [], models if len(models) > 1 else []
 
     @property
     def dashboard(self) -> str:

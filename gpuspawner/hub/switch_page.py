@@ -51,7 +51,7 @@ class SwitchHandler(BaseHandler):  # type: ignore[misc]  # JupyterHub isn't type
             sent = {name: [value.decode("utf-8", "replace") for value in fields[name]]
                     for name in ("gpus", "model") if name in fields}  # fmt: skip
             asked = options.parse(options.from_fields(sent))
-            await switch.ask(1 if asked.gpus is None else asked.gpus, asked.model, by)
+            await switch.ask(1 if asked.gpus is None else asked.gpus, asked.model, by, asked.kind)
         elif what == "leave":
             await switch.leave(by)
         elif what == "switch":

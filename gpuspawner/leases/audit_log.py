@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Any, Literal
 
-from ..gpus.model import Holder
+from ..gpus.model import Holder, Request
 
 Event = Literal[
     "grant", "wait", "leave", "refuse", "release", "extend", "warn", "keep", "stop", "health"
@@ -24,6 +24,11 @@ SERVICE = "service"
 
 # Below the hub's own logger, so that its lines can be told from all others by the logger's name.
 LOGGER = "gpuspawner"
+
+
+def asked(request: Request) -> dict[str, Any]:
+    """Return what a request asks for, as facts of an event: how many, and of which kind."""
+    return {"gpus": request.gpus, "kind": request.kind}
 
 
 def user(name: str) -> str:
@@ -41,8 +46,9 @@ def record(log: Any, event: Event, holder: Holder, by: str, **facts: Any) -> Non
         event: what happened.
         holder: whose server it is about.
         by: who or what did it, one of the words above.
-        facts: `gpus` (UUIDs, or how many are asked for), `waited` and `held` (seconds), `rule`
-            (why), `until` (seconds since the epoch) and whatever else belongs to the event.
+        facts: `gpus` (UUIDs, or how many are asked for, with their `kind`), `waited` and `held`
+            (seconds), `rule` (why), `until` (seconds since the epoch) and whatever else belongs to
+            the event.
     """
     who = {"user": holder.user, "server": holder.server, "by": by}
     line = {"event": event, "at": round(time.time(), 3), **who, **facts}

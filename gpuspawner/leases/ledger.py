@@ -78,9 +78,11 @@ class View:
         """The GPUs of all nodes."""
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
 
-    def with_lease(self, lease: Lease) -> View:
-        """Return the view with one more lease."""
-        return replace(self, nodes=with_leases(self.nodes, [lease]), leases=(*self.leases, lease))
+    def with_leases(self, leases: Sequence[Lease]) -> View:
+        """Return the view with more leases, of units that are free in it."""
+        if not leases:
+            return self
+        return replace(self, nodes=with_leases(self.nodes, leases), leases=(*self.leases, *leases))
 
 
 async def _no_notes() -> Notes:

@@ -115,19 +115,20 @@ def while_away_words(request: Request, check_in_seconds: float = 0) -> str:
     return join_sentences(stays, begins)
 
 
-def check_in_words(gpus: int, until: float) -> str:
+def check_in_words(request: Request, until: float) -> str:
     """Return that a turn has come, and its user has to say that they are there.
 
     Args:
-        gpus: how many are held.
+        request: what was asked for, and is held.
         until: until when, in seconds since the epoch.
     """
     return lazy_ngettext(
-        "It's your turn: %(num)s GPU is held for you until %(time)s. Say on the page on which you "
+        "It's your turn: %(gpus)s is held for you until %(time)s. Say on the page on which you "
         "wait that you are there; else the next in line has it.",
-        "It's your turn: %(num)s GPUs are held for you until %(time)s. Say on the page on which "
+        "It's your turn: %(gpus)s are held for you until %(time)s. Say on the page on which "
         "you wait that you are there; else the next in line has them.",
-        gpus,
+        request.gpus,
+        gpus=request_phrase(request),
         time=clock_time(until),
     )
 

@@ -14,7 +14,7 @@ from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
 from ..gpus.model import GPU, Holder, Lease, Request
-from ..gpus.unit_names import Share, parse
+from ..gpus.unit_names import Share, UnitIndex
 from .calendar import Booking, Calendar
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
@@ -185,9 +185,9 @@ def could_use(
     # What is sick or kept out isn't handed out when it comes back.
     fitting = [gpu for gpu in gpus if gpu.state in ("free", "leased") and request.takes(gpu)]
     sizes = Counter(gpu.node for gpu in fitting)
-    names = [parse(name) for name in back]
+    index = UnitIndex(back)
     return any(
-        sizes[gpu.node] >= request.gpus and gpu.name and any(map(gpu.name.excludes, names))
+        sizes[gpu.node] >= request.gpus and gpu.name and index.excluded_by(gpu.name)
         for gpu in fitting
     )
 

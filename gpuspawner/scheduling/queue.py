@@ -336,27 +336,23 @@ class Queue:
         self._refuse_over_limit(view.leases)
         entries = {entry.holder: entry for entry in self._unanswered()}
         queue = [(entry.waiting, entry.request_limits) for entry in entries.values()]
+        granted_now: list[Lease] = []
         for turn in self._plan(queue, view).values():
             entry = entries[turn.waiting.holder]
             if turn.gpus:
                 granted = self._reserve(turn)
                 entry.answer.set_result(granted)
-                # A refusal of a later request says what is free after this grant.
-                lease = Lease(
-                    granted.holder,
-                    granted.units,
-                    granted.until,
-                    granted.groups,
-                    count=granted.share,
-                )
-                view = view.with_lease(lease)
-            elif (not entry.has_place or entry.request_limits.max_wait_seconds == 0) and (
-                refused := self.refusal(entry.waiting.request, entry.request_limits, turn, view)
-            ):
-                entry.answer.set_exception(Refused(refused, "no_gpu", 503))
-            else:
-                entry.turn, entry.has_place = turn, True
-                self._notify(entry, turn, _shown_turn(turn))
+                granted_now.append(_lease_of(granted))
+                continue
+            if not entry.has_place or entry.request_limits.max_wait_seconds == 0:
+                # A refusal says what is free after the grants before it.
+                view, granted_now = view.with_leases(granted_now), []
+                request, limits = entry.waiting.request, entry.request_limits
+                if refused := self.refusal(request, limits, turn, view):
+                    entry.answer.set_exception(Refused(refused, "no_gpu", 503))
+                    continue
+            entry.turn, entry.has_place = turn, True
+            self._notify(entry, turn, _shown_turn(turn))
 
     def _plan(
         self, queue: Sequence[tuple[QueuedRequest, RequestLimits]], view: View
@@ -509,6 +505,10 @@ def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
         limit=limit,
     )
     return Refused(sentence, "limit", 403, key="gpus")
+
+
+def _lease_of(granted: Reservation) -> Lease:
+    return Lease(granted.holder, granted.units, granted.until, granted.groups, count=granted.share)
 
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:

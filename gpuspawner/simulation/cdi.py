@@ -8,9 +8,10 @@ ref: https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from . import hook
 
 # What NVIDIA's specifications call. Where it is on an engine's PATH, Docker Engine 29.2 and newer
 # may take CDI devices for the requests of `docker run --gpus`, too.
@@ -35,40 +36,45 @@ def settings(directory: Path, engine_version: tuple[int, int]) -> dict[str, Any]
     return {"features": {"cdi": True}, "cdi-spec-dirs": [str(directory / "cdi")]}
 
 
-def write(directory: Path, gpus: Sequence[Mapping[str, Any]]) -> None:
+def write(directory: Path, text: str) -> None:
     """Write a simulated host's specification, where its engine and no other looks for it.
+
+    Nobody writes it anew when MIG instances are made or destroyed: that is how it is with NVIDIA's.
+    ref: https://github.com/NVIDIA/nvidia-container-toolkit/issues/1828
 
     Args:
         directory: the simulated host's folder.
-        gpus: as for `specification`.
+        text: as for `specification`.
     """
     folder = directory / "cdi"
     folder.mkdir(exist_ok=True)
-    text = json.dumps(specification(directory, gpus), indent=1)
     new = folder / "nvidia.new"  # no engine reads a file of this name
-    new.write_text(text)
+    new.write_text(json.dumps(specification(directory, text), indent=1))
     new.replace(folder / "nvidia.json")
 
 
-def specification(directory: Path, gpus: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the specification of GPUs: by UUID, by index and as `all`, like NVIDIA's.
+def specification(directory: Path, text: str) -> dict[str, Any]:
+    """Return the specification of GPUs and MIG instances: by UUID, by index and as `all`.
+
+    Like NVIDIA's, which calls the second instance of the first GPU 0:1.
 
     Args:
         directory: the simulated host's folder, with the hook.
-        gpus: each has a `uuid` and a `minor_number`.
+        text: a state file's text.
     """
-    names = [(str(gpu["uuid"]), [gpu]) for gpu in gpus]
-    names += [(str(index), [gpu]) for index, gpu in enumerate(gpus)]
-    names += [("all", list(gpus))] if gpus else []
+    units = [(str(index), gpu["uuid"]) for index, gpu in enumerate(hook.gpus(text))]
+    units += [(f"{each.gpu}:{each.index}", each.uuid) for each in hook.instances(text)]
+    names = [(uuid, [uuid]) for _, uuid in units] + [(index, [uuid]) for index, uuid in units]
+    names += [("all", [uuid for _, uuid in units])] if units else []
     path = str(directory / "hook" / CDI_HOOK)
     devices = []
     for name, meant in names:
-        # One call for each GPU: only the hook knows what the container has already.
+        # One call for each: only the hook knows what the container has already.
         hooks = [
-            {"hookName": "createRuntime", "path": path, "args": [CDI_HOOK, "cdi", str(gpu["uuid"])]}
-            for gpu in meant
+            {"hookName": "createRuntime", "path": path, "args": [CDI_HOOK, "cdi", uuid]}
+            for uuid in meant
         ]
-        nodes = [_node(f"nvidia{gpu['minor_number']}") for gpu in meant]
+        nodes = [_node(each) for each in hook.devices_of(text, meant)]
         devices.append({"name": name, "containerEdits": {"deviceNodes": nodes, "hooks": hooks}})
     return {
         "cdiVersion": "0.5.0",

@@ -6,7 +6,7 @@ input. Like NVIDIA's it goes by `NVIDIA_VISIBLE_DEVICES`, makes device files and
 
 It is run by itself, without the package (`python -I -S hook.py DIRECTORY prestart`), hence imports
 nothing of it. DIRECTORY is the simulation's; with `cdi UUID` in place of `prestart` it adds one GPU
-to those that the container has.
+or MIG instance to those that the container has.
 
 ref: https://github.com/opencontainers/runtime-spec/blob/main/config.md#posix-platform-hooks
 ref: https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html
@@ -159,7 +159,7 @@ def chosen(value: str, text: str, detects: bool = True) -> list[str]:
             problem = _NO_HANDLE[gpu["fault"]]
             raise HookError(f"nvidia-container-cli: detection error: nvml error: {problem}")
     wanted: list[str] = []
-    parts = _within_reach(text)
+    parts = _within_reach(text) if detects else instances(text)
     for name in filter(None, value.split(",")):
         if name.casefold() == "all":
             named = [*(gpu["uuid"] for gpu in there), *(each.uuid for each in parts)]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import cdi, cgroups, hook, network, slots
+from . import cdi, cgroups, network, slots
 from .engine import (
     Engine,
     adopt_orphans,
@@ -83,7 +83,7 @@ class Keeper:
         )
         (slot.directory / "daemon.json").write_text(json.dumps(settings, indent=1))
         write_hook(slot.directory, root)
-        cdi.write(slot.directory, hook.gpus((slot.directory / "state").read_text()))
+        cdi.write(slot.directory, (slot.directory / "state").read_text())
         forget_networks(data)
         self._engine = Engine(slot.directory, self._namespaces, group, data, root)
         self._engine.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from gpuspawner.gpus.nvml import GPUFacts, Inventory
 from gpuspawner.images.catalogue import ImageVersion
 from gpuspawner.leases.labels import LABEL_HUB, labels
 from gpuspawner.simulation.changes import parse
+from gpuspawner.simulation.mig import layout, partition
 
 from ..support.hubs import free_port, until
 from ..support.looks import container_of
@@ -102,6 +104,51 @@ def test_a_machine_that_is_well_passes_every_check(folder, environment, engine) 
     assert "is reached from the network gpuspawner" in found["Hub's address"][0]["found"]
     assert engine.containers(all=True) == []
     assert sorted(path.name for path in folder.iterdir()) == ["jupyterhub_config.py"]
+
+
+def test_a_report_of_the_gpus_has_a_container_that_sees_one(
+    tmp_path, environment, engine, idle_host
+) -> None:
+    done = subprocess.run(
+        doctor_words("--gpu-report"),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert any(re.search(r"ok Container with a GPU .*sees exactly that", line) for line in lines)
+    assert any("ok Container without" in line for line in lines)
+    assert any("skipped Kernel in it a simulated GPU runs no kernel" in line for line in lines)
+    assert not any(gpu.uuid in done.stdout for gpu in idle_host.read().gpus)
+    assert engine.containers(all=True) == []
+
+
+def test_a_report_leaves_gpus_alone_that_containers_have(seen, environment, idle_host) -> None:
+    held, given = (idle_host.read().gpus[number].uuid for number in (0, 2))
+    for uuid, bears in ((held, labels(Holder("ada"), "minimal", [held])), (given, {})):
+        seen.engine.containers.run(
+            MINIMAL.image,
+            ["sleep", "60"],
+            detach=True,
+            labels=bears,
+            device_requests=[DeviceRequest(device_ids=[uuid], capabilities=[["gpu"]])],
+        )
+    code = (
+        "from pathlib import Path\n"
+        "from gpuspawner.doctor import engine, kernels\n"
+        "from gpuspawner.doctor.findings import Context\n"
+        "context = Context(None, Path())\n"
+        "list(engine.engine(context))\n"
+        "print([each.why_not for each in kernels.to_try(context)])"
+    )
+    words = [sys.executable, "-c", code]
+    said = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    taken = "a container has it"
+    assert said.stdout.strip() == str([taken, "", taken, ""])
 
 
 # Configurations of other kinds that work: each is all well.
@@ -390,7 +437,9 @@ print(json.dumps([[f.state, f.found, f.advice] for f in containers.with_gpu(cont
 """
 
 
-def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any) -> Finding:
+def all_with_gpu(
+    host: Any, changes: str = "", accepted: bool = True, **spawner: Any
+) -> list[Finding]:
     code = WITH_GPU.format(spawner=spawner, accepted=accepted).replace("CHANGES", changes)
     environment = {**host.environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -402,8 +451,31 @@ def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    ((state, found, advice),) = json.loads(done.stdout)
-    return Finding(state, found, advice)
+    return [Finding(*each) for each in json.loads(done.stdout)]
+
+
+def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any) -> Finding:
+    (found,) = all_with_gpu(host, changes, accepted, **spawner)
+    return found
+
+
+def test_one_of_each_kind_of_parts_is_tried_as_well(idle_host, engine) -> None:
+    divided = partition(idle_host.read(), 3, layout("1g.5gb, 2g.10gb"))
+    idle_host.write(divided)
+    small, large = divided.gpu(3).instances
+    shared = divided.gpus[2].uuid
+    read = "from gpuspawner.gpus.reader import read_node\ncontext.gpus = read_node().gpus"
+    found = all_with_gpu(idle_host, read, shared_gpus={shared: 4})
+    assert [each.state for each in found] == ["ok"] * 4, found
+    said = [each.found for each in found]
+    assert said[0].startswith(f"one that was granted GPU 0 ({divided.gpus[0].uuid})")
+    for words in (
+        f"GPU 2 (1/4, {shared}) sees exactly that",
+        f"GPU 3 (1g.5gb, {small.uuid}) sees exactly that",
+        f"GPU 3 (2g.10gb, {large.uuid}) sees exactly that",
+    ):
+        assert any(words in each for each in said), words
+    assert engine.containers(all=True) == []
 
 
 def test_the_gpu_of_the_lease_is_the_one_that_is_seen(idle_host, engine) -> None:
@@ -549,7 +621,7 @@ def test_an_engine_without_the_toolkit_is_told_to_have_it(seen, monkeypatch) -> 
     )
     from gpuspawner.backends.docker.errors import explain
 
-    told = containers._not_started(seen, trial.TrialError(explain(error)))
+    told = containers.not_started(seen, trial.TrialError(explain(error)))
     assert told.state == "failure"
     assert "install-guide" in told.advice
 

@@ -18,8 +18,10 @@ import docker
 import pytest
 from docker.types import DeviceRequest
 
+from gpuspawner.simulation import cdi
 from gpuspawner.simulation.engine import HOOK
 from gpuspawner.simulation.host import SimulatedHost, SimulationError
+from gpuspawner.simulation.mig import layout, partition
 from gpuspawner.simulation.state import describe
 
 from ..support import plain_image
@@ -250,6 +252,31 @@ def test_a_specification_that_is_gone_leaves_the_hook(machine: Machine, toolkit:
         assert [each["Driver"] for each in container["HostConfig"]["DeviceRequests"]] == ["nvidia"]
         assert "the engine gives GPUs by hook by now, not by cdi" in machine.hub.log()
     finally:
+        _replace(path, text)
+
+
+def test_a_mig_instance_is_given_by_cdi_and_alone(machine: Machine, toolkit: str) -> None:
+    if GIVEN[machine.release, toolkit]["cdi"] != "cdi":
+        pytest.skip("nothing can be started by CDI here")
+    before = machine.host.read()
+    divided = partition(before, 3, layout("2g.10gb, 1g.5gb"))
+    mine, directory = divided.gpu(3).instances[1], machine.host.directory
+    path = directory / "cdi" / "nvidia.json"
+    text = path.read_text()
+    machine.host.write(divided)
+    cdi.write(directory, (directory / "state").read_text())
+    try:
+        machine.hub.start_server("of-cdi", {"gpus": 1, "kind": mine.profile})
+        container = machine.engine.inspect_container(container_of(machine.engine, "of-cdi"))
+        (request,) = container["HostConfig"]["DeviceRequests"]
+        assert request["DeviceIDs"] == [f"nvidia.com/gpu={mine.uuid}"]
+        listed = machine.inside("of-cdi", "nvidia-smi", "-L").splitlines()
+        assert len(listed) == 2
+        assert divided.gpu(3).uuid in listed[0]
+        assert mine.uuid in listed[1]
+        machine.hub.stop_server("of-cdi")
+    finally:
+        machine.host.write(before)
         _replace(path, text)
 
 

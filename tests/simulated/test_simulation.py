@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -239,24 +240,47 @@ def test_an_engine_is_told_only_what_its_version_knows(version, by_cdi, direct):
     assert got["cgroup-parent"] == "/gpuspawner-0"
 
 
-def test_cdi_names_each_gpu_by_uuid_and_index_and_all_of_them(tmp_path):
-    gpus = [{"uuid": uuid, "minor_number": str(n)} for n, uuid in enumerate(UUIDS[:2], 4)]
-    devices = cdi.specification(tmp_path, gpus)["devices"]
+def text_of(tmp_path, state):
+    state.write(tmp_path / "state")
+    return (tmp_path / "state").read_text()
+
+
+def test_cdi_names_each_gpu_and_mig_instance_by_uuid_and_index_and_all_of_them(tmp_path):
+    host = describe([("A100-40GB", 2)]).with_gpu(0, minor_number=4).with_gpu(1, minor_number=5)
+    host = partition(host, 1, layout("3g.20gb, 1g.5gb"))
+    whole, parent = (gpu.uuid for gpu in host.gpus)
+    large, small = (each.uuid for each in host.gpu(1).instances)
+    devices = cdi.specification(tmp_path, text_of(tmp_path, host))["devices"]
     called = {
-        device["name"]: [hook["args"][1:] for hook in device["containerEdits"]["hooks"]]
+        device["name"]: [hook["args"][2] for hook in device["containerEdits"]["hooks"]]
         for device in devices
     }
-    first, second = ([["cdi", uuid]] for uuid in UUIDS[:2])
-    expected = {UUIDS[0]: first, UUIDS[1]: second, "0": first, "1": second, "all": first + second}
-    assert called == expected
+    every = {"0": whole, "1": parent, "1:0": large, "1:1": small}
+    expected = {uuid: [uuid] for uuid in every.values()}
+    expected |= {index: [uuid] for index, uuid in every.items()}
+    assert called == {**expected, "all": list(every.values())}
     files = {
         device["name"]: [node["path"] for node in device["containerEdits"]["deviceNodes"]]
         for device in devices
     }
-    first, second = (["/dev/nvidia4"], ["/dev/nvidia5"])
-    expected = {UUIDS[0]: first, UUIDS[1]: second, "0": first, "1": second, "all": first + second}
-    assert files == expected
-    assert cdi.specification(tmp_path, [])["devices"] == []
+    assert files[whole] == ["/dev/nvidia4"]
+    assert files["1"] == ["/dev/nvidia5"]
+    first, *capabilities = files[small]
+    assert (first, len(capabilities)) == ("/dev/nvidia5", 2)
+    assert all(path.startswith("/dev/nvidia-caps/nvidia-cap") for path in capabilities)
+    assert files["1:1"] == files[small] != files[large]
+    assert len(files["all"]) == len(set(files["all"])) == 6
+    nothing = cdi.specification(tmp_path, text_of(tmp_path, replace(host, gpus=())))
+    assert nothing["devices"] == []
+
+
+def test_cdi_finds_an_instance_behind_a_gap_where_the_hook_does_not(tmp_path):
+    host = partition(describe([("A100-40GB", 1)]), 0, layout("2g.10gb, 1g.5gb"))
+    last = host.gpu(0).instances[1].uuid
+    text = text_of(tmp_path, without_instance(host, 0, 0))
+    assert hook.chosen(last, text, detects=False) == [last]
+    with pytest.raises(hook.HookError, match="unknown device"):
+        hook.chosen(last, text)
 
 
 def test_both_hooks_are_where_an_engine_looks_for_them(tmp_path):
@@ -265,9 +289,7 @@ def test_both_hooks_are_where_an_engine_looks_for_them(tmp_path):
     assert found == ["nvidia-cdi-hook", "nvidia-container-runtime-hook"]
     (path,) = {
         hook["path"]
-        for device in cdi.specification(tmp_path, [{"uuid": "GPU-1", "minor_number": "0"}])[
-            "devices"
-        ]
+        for device in cdi.specification(tmp_path, text_of(tmp_path, STATE))["devices"]
         for hook in device["containerEdits"]["hooks"]
     }
     assert path == str(tmp_path / "hook" / "nvidia-cdi-hook")

@@ -101,10 +101,10 @@ class RunningServer:
         self.holder = Holder("cyd")
         self.done: list[tuple[Any, ...]] = []
 
-    async def ask(self, gpus: int, model: str | None, by: str) -> None:
+    async def ask(self, gpus: int, model: str | None, by: str, kind: str | None) -> None:
         if gpus > 4:
             raise Refused(lazy_gettext("At most %(most)s.", most=4), status=403, key="gpus")
-        self.done.append(("ask", gpus, model, by))
+        self.done.append(("ask", gpus, model, by, kind))
 
     async def leave(self, by: str) -> None:
         self.done.append(("leave", by))
@@ -507,11 +507,14 @@ async def test_a_hub_that_says_nothing_isn_t_waited_for_without_end(
 
 async def test_a_running_server_asks_for_gpus_switches_and_gives_them_back(hub: Hub) -> None:
     who = {"user": "cyd", "server": "", "by": "user:cyd"}
-    assert await hub.ask("ask", **who, gpus=2, model="A100") == {"user": "cyd", "gpus": 1}
+    assert await hub.ask("ask", **who, gpus=2, model="A100", kind="shared") == {
+        "user": "cyd",
+        "gpus": 1,
+    }
     for do in ("leave", "switch", "give-back"):
         assert await hub.ask(do, **who) == {}
     assert hub.cyd.done == [
-        ("ask", 2, "A100", "user:cyd"),
+        ("ask", 2, "A100", "user:cyd", "shared"),
         ("leave", "user:cyd"),
         ("switch", "user:cyd"),
         ("give_back", "user:cyd"),

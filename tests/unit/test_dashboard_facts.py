@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -145,7 +146,7 @@ def test_a_service_called_as_a_user_is_not_that_user():
 def asks(user, **values):
     """What the hub says of a server that runs and asks for a GPU."""
     nothing = {"place": None, "of": None, "start": None, "offer": None, "model": None}
-    news = {"since": 5.0, "gpus": 1, "restarting": False, "notice": ""}
+    news = {"since": 5.0, "gpus": 1, "kind": "gpu", "restarting": False, "notice": ""}
     return {"user": user, "server": "", **nothing, **news, **values}
 
 
@@ -171,6 +172,15 @@ def test_what_is_reserved_for_a_server_that_runs_is_free_to_nobody_and_its_user_
     assert len(check("Status", status(seen, BOSS))["requests"]) == 2
 
 
+def test_what_part_of_a_gpu_is_reserved_is_told():
+    offer = {"gpus": ["GPU-0#0/8"], "until": UNTIL}
+    seen = picture(gpu(0, kind="shared", part=0, parts=8))
+    hub = {**seen.hub, "requests": [asks("ada", offer=offer, kind="shared")]}
+    mine = check("Status", status(replace(seen, hub=hub), ADA))
+    assert mine["requests"][0]["kind"] == "shared"
+    assert "1 shared GPU is reserved for it until" in render(mine)
+
+
 def test_what_became_of_a_request_is_told_until_it_is_read():
     notice = lazy_gettext("Ask for at least one GPU.")
     seen = picture(gpu(0))
@@ -185,6 +195,39 @@ def test_another_hub_s_user_of_my_name_is_somebody_else():
     mine = status(seen, ADA)["gpus"][0]
     assert (mine["yours"], mine["holder"], mine["other_hub"]) == (False, None, True)
     assert status(seen, BOSS)["gpus"][0]["holder"] == {"user": "ada", "server": ""}
+
+
+def test_all_who_have_slots_of_a_gpu_that_is_whole_again_are_told():
+    ada, ben = Holder("ada"), Holder("ben", "two")
+    slots = [f"GPU-0#{number}/4" for number in (0, 3)]
+    # The ledger knows one holder of a unit: of whom it is the last to be free.
+    seen = picture(
+        gpu(0, ben),
+        leases=[lease(ada, slots[0]), lease(ben, slots[1])],
+        ours=frozenset(slots),
+    )
+    mine = check("Status", status(seen, ADA))
+    assert mine["gpus"][0]["yours"]
+    assert (mine["gpus"][0]["holder"], mine["gpus"][0]["holders"]) == (
+        None,
+        [{"user": "ada", "server": ""}],
+    )
+    assert "ben" not in render(mine)
+    everybody = check("Status", status(seen, BOSS))
+    assert [each["user"] for each in everybody["gpus"][0]["holders"]] == ["ben", "ada"]
+    html = render(everybody)
+    assert "ben/two" in html
+    assert "<p>ada</p>" in html
+
+
+def test_another_hub_s_user_of_my_name_beside_my_slot_is_somebody_else():
+    other = Holder("ada", hub="http://10.0.0.9:8081/hub/api")
+    mine, theirs = "GPU-0#0/4", "GPU-0#1/4"
+    seen = picture(gpu(0, other), leases=[lease(Holder("ben"), mine)], ours=frozenset({mine}))
+    facts = check("Status", status(seen, ADA))["gpus"][0]
+    assert (facts["yours"], facts["holders"], facts["other_hub"]) == (False, [], True)
+    seen = picture(gpu(0, other, uuid=theirs), ours=frozenset({theirs}))
+    assert not status(seen, ADA)["gpus"][0]["yours"]
 
 
 @pytest.mark.parametrize("values", [{"trouble": "NVML fails."}, {"at": 1.0}, {"at": None}])
@@ -328,6 +371,37 @@ def test_an_older_hub_that_tells_of_no_homes_is_understood():
 
 
 # Out of service -----------------------------------------------------------------------------------
+
+
+def pressed(html: str) -> set[tuple[str, str]]:
+    """What a page's forms of administrators do, and with which GPU."""
+    found = re.findall(
+        r'name="do" value="((?:in|out-of)-service)".*?name="gpu" value="([^"]+)"', html, re.S
+    )
+    return set(found)
+
+
+def test_a_mig_instance_is_taken_out_of_service_alone_or_with_its_gpu():
+    whole = gpu(0, state="mig")
+    first, second = (
+        gpu(0, uuid=f"MIG-{n}", kind="1g.5gb", part=n, parts=7, parent="GPU-0") for n in range(2)
+    )
+    html = render(status(picture(whole, first, second), BOSS))
+    assert pressed(html) == {("out-of-service", each) for each in ("GPU-0", "MIG-0", "MIG-1")}
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert pressed(render(status(picture(whole, first, second), ADA))) == set()
+    marked = parse_marks([{"Labels": {LABEL: "MIG-1", LABEL_WHY: "odd"}}])
+    one = render(check("Status", status(picture(whole, first, second, marks=marked), BOSS)))
+    assert pressed(one) == {
+        ("out-of-service", "GPU-0"),
+        ("out-of-service", "MIG-0"),
+        ("in-service", "MIG-1"),
+    }
+    marked = parse_marks([{"Labels": {LABEL: "GPU-0"}}])
+    assert pressed(render(status(picture(whole, first, second, marks=marked), BOSS))) == {
+        ("in-service", "GPU-0")
+    }
 
 
 def test_marks_are_read_from_labels_and_rubbish_is_none():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ import pytest
 from gpuspawner import wait_while_running
 from gpuspawner.errors import Refused, Unknown
 from gpuspawner.gpu_switch import GPUSwitch
-from gpuspawner.gpus.model import Holder, Request
+from gpuspawner.gpus.model import Holder, Node, Request
+from gpuspawner.gpus.units import split
+from gpuspawner.hub.server_page import ServerPage
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.labels import ServerRecord, labels, lease_of
@@ -185,7 +189,7 @@ async def test_what_is_not_claimed_in_time_the_next_has_and_the_user_reads_so(hu
     hub.now += 1
     assert len((await behind).units) == 2
     assert one.gpu_switch.asked is None
-    assert one.gpu_switch.notice.startswith("A GPU was reserved for you until ")
+    assert one.gpu_switch.notice.startswith("2 GPUs were reserved for you until ")
     assert one.server is not None
     with pytest.raises(Refused, match="No GPU is reserved for this server now"):
         await one.gpu_switch.switch()
@@ -549,3 +553,51 @@ async def test_a_release_is_recorded_before_the_grant_of_what_was_released(hub, 
         ("release", "ada"),
         ("grant", "ben"),
     ]
+
+
+# ---- Parts of GPUs -------------------------------------------------------------------------------
+
+
+class SharingMachine(Machine):
+    """Its second GPU is shared by two."""
+
+    async def _read(self) -> tuple[Node, ...]:
+        (node,) = await super()._read()
+        whole, other = node.gpus
+        return (replace(node, gpus=(whole, *split(other, {"GPU-1": 2}, ()))),)
+
+
+async def test_a_running_server_asks_for_a_part_of_a_gpu(caplog: pytest.LogCaptureFixture) -> None:
+    machine = SharingMachine(claim_minutes=5)
+    one = await machine.running()
+    most, kinds, models = await ServerPage(one).gpus_to_ask_for()
+    assert (most, [(kind, str(words)) for kind, words in kinds], models) == (
+        1,
+        [("shared", "1 shared GPU")],
+        [],
+    )
+    machine.servers += [
+        ServerRecord(f"other-{slot}", labels(Holder("else", str(slot)), "x", [f"GPU-1#{slot}/2"]))
+        for slot in range(2)
+    ]
+    with caplog.at_level(logging.INFO):
+        await one.gpu_switch.ask(1, kind="shared")
+    facts = one.gpu_switch.facts()
+    assert (facts["gpus"], facts["kind"], facts["offer"]) == (1, "shared", None)
+    (waits,) = [each for each in caplog.messages if '"event": "wait"' in each]
+    assert '"gpus": 1, "kind": "shared"' in waits
+    machine.free_all()
+    await offered(one)
+    assert one.gpu_switch.facts()["offer"]["gpus"] == ["GPU-1#0/2"]
+    assert str(one.gpu_switch.asked.what) == "1 shared GPU"
+    machine.now += 6 * MINUTE
+    while not one.gpu_switch.notice:
+        await asyncio.sleep(0.01)
+    assert str(one.gpu_switch.notice).startswith("1 shared GPU was reserved for you until ")
+
+
+async def test_a_kind_that_there_is_not_is_refused() -> None:
+    one = await SharingMachine(claim_minutes=5).running()
+    with pytest.raises(Refused, match="You asked for the kind of GPU"):
+        await one.gpu_switch.ask(1, kind="1g.5gb")
+    assert one.gpu_switch.asked is None

@@ -425,6 +425,46 @@ def test_a_restart_that_fails_is_told_of_in_seconds_and_waited_for_all_the_same(
     assert [what for what, _ in just_there] == ["back"]
 
 
+PARTS = """
+import { kindsOf } from "./static/get_gpu.js";
+import { lease } from "./static/lease.js";
+import { Words } from "./static/words.js";
+const hub = { user: "ada", server: "" };
+const gpu = (id, index, kind, part, state = "leased") =>
+  ({ id, uuid: id, index, node: "atlas", model: "NVIDIA A100-SXM4-40GB", kind, part, state });
+const gpus = [
+  gpu("GPU-0", 0, "gpu", "", "mig"), gpu("MIG-1", 0, "1g.5gb", "1g.5gb"),
+  gpu("GPU-1", 1, "gpu", ""),
+  gpu("GPU-2#0/8", 2, "shared", "1/8"), gpu("GPU-3", 3, "gpu", "", "excluded"),
+];
+const of = (ids, several) => ({
+  now: new Date().toISOString(), at: Date.now(), fresh: true, gpus,
+  nodes: several ? [{}, {}] : [{}], queue: { waiting: [] },
+  servers: [{ ...hub, gpus: ids, until: null, warned: false }],
+});
+const words = new Words({ languageCode: "en", load: () => undefined });
+const bar = (...given) => words.gpus(lease(hub, null, of(...given)));
+const row = (...given) => words.name(lease(hub, null, of(...given)).gpus[0]);
+const seen = [gpus, gpus.slice(0, 2), [{ state: "free" }], undefined];
+const kinds = seen.map((each) => kindsOf({ gpus: each }));
+console.log(JSON.stringify({
+  bars: [bar(["MIG-1"]), bar(["GPU-2#0/8"], true), bar(["GPU-1"])],
+  rows: [row(["MIG-1"]), row(["GPU-2#0/8"], true), row(["GPU-1"], true)],
+  kinds, said: kinds[0].map((kind) => words.kind(kind)),
+}));
+"""
+
+
+def test_the_status_bar_says_which_part_of_a_gpu_a_server_has_and_what_there_is_to_ask_for(
+    tmp_path: Path,
+) -> None:
+    found = in_node(tmp_path, PARTS)
+    assert found["bars"] == ["GPU 0 (1g.5gb)", "atlas · GPU 2 (1/8)", "1 × A100"]
+    assert found["rows"] == ["GPU 0 (1g.5gb)", "atlas · GPU 2 (1/8)", "atlas · GPU 1"]
+    assert found["kinds"] == [["gpu", "1g.5gb", "shared"], ["1g.5gb"], ["gpu"], []]
+    assert found["said"] == ["GPU", "1g.5gb instance", "shared GPU"]
+
+
 KEPT = """
 import { keptWords } from "./static/kept.js";
 import { Words } from "./static/words.js";

@@ -152,7 +152,7 @@ def test_a_view_has_the_gpus_of_all_nodes_and_one_more_lease_is_seen_in_it() -> 
     view = View(nodes)
     assert list(view.gpus) == gpus
     lease = Lease(Holder("ann"), frozenset({"GPU-q0"}), 5.0)
-    after = view.with_lease(lease)
+    after = view.with_leases([lease])
     assert [(gpu.state, gpu.until) for gpu in after.gpus] == [
         ("free", None),
         ("free", None),

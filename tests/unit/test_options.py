@@ -410,7 +410,7 @@ def test_fields_of_a_form_or_a_link_become_options(fields: Any, options: Any) ->
         ({"image": "torch", "gpus": 2}, Choice(image="torch", gpus=2)),
         ({"image": "torch", "gpus": "2"}, Choice(image="torch")),
         ({"image": 7, "gpus": 2}, Choice(gpus=2)),
-        ({"image": "torch", "gpus": 2, "model": 7}, Choice(image="torch")),
+        ({"image": "torch", "gpus": 2, "model": 7}, Choice(image="torch", gpus=2)),
         ({"image": 7, "gpus": -1}, Choice()),
         ({"image": "torch", "removed_option": 1}, Choice(image="torch")),
         ({}, Choice()),

@@ -120,6 +120,22 @@ async def test_it_is_checked_by_the_rules_of_now() -> None:
     assert one.attempt.request.gpus == 1
 
 
+GONE = {"kind": "1g.5gb", "model": "H100", "hours": 99, "image": "gone", "not_before": "rubbish"}
+
+
+@pytest.mark.parametrize("gone", GONE)
+async def test_one_key_that_is_gone_takes_no_other_with_it(gone) -> None:
+    kept = {"image": "plain", "hours": 3, "safe_mode": True}
+    left = {key: value for key, value in kept.items() if key != gone}
+    one = with_saved(Hub(), {**kept, gone: GONE[gone]}, hour_limit=8, not_before_hours=8)
+    await start(one)
+    assert one.user_options == left
+    assert one.attempt.request.kind == "gpu"
+    assert one.attempt.request.seconds == (8 * 3600 if gone == "hours" else 3 * 3600)
+    (step,) = one.page.steps
+    assert step["message"].startswith("Part of your last choice isn't available any more")
+
+
 async def test_what_others_of_one_s_servers_hold_is_a_refusal() -> None:
     """That is no fault of the choice: it can be had again."""
     hub = Hub()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.simulation.state import STATE_PATH_VARIABLE, describe
-from scripts import console, environment, host, packages, ports, root
+from scripts import console, environment, gpu_report, host, packages, ports, root, setup
 from scripts.console import ROOT, Stop
 
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -133,6 +133,28 @@ def test_an_environment_is_made_once(calls: list[str], tmp_path: Path) -> None:
     assert installed(calls) == ["build", "run"]
     environment.ensure_environment(tmp_path / ".venv", "run.txt")
     assert calls == []
+
+
+@pytest.mark.parametrize(("gpus", "boards", "tried"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_gpus_are_reported_of_where_there_are_some_and_nothing_is_installed_elsewhere(
+    calls: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int,
+    boards: int,
+    tried: bool,
+) -> None:
+    programs: list[list[str]] = []
+    monkeypatch.setattr(setup, "ENVIRONMENT", tmp_path / ".venv")
+    monkeypatch.setattr(gpu_report, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(gpu_report, "nvidia_boards", lambda: boards)
+    monkeypatch.setattr(os, "execv", lambda path, words: programs.append(words))
+    monkeypatch.setattr(sys, "argv", ["gpu_report", "--json"])
+    assert gpu_report.main() == 0
+    assert installed(calls) == (["build", "run"] if tried else [])
+    python = str(tmp_path / ".venv" / "bin" / "python")
+    report = [python, "-m", "gpuspawner", "doctor", "--gpu-report", "--json"]
+    assert programs == ([report] if tried else [])
 
 
 def test_the_tests_environment_also_runs_the_hub(calls: list[str], tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_what_says_it_in_a_language_knows_nothing_of_what_is_said() -> None:
 def test_only_the_inventory_imports_pynvml() -> None:
     assert [name for name in MODULES if "pynvml" in top(imports(name))] == [
         "gpus.nvml",
+        "gpus.nvml_answers",
         "gpus.nvml_events",
         "gpus.nvml_health",
         "gpus.nvml_links",

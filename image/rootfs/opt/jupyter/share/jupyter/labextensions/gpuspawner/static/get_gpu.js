@@ -132,6 +132,23 @@ export function givesBack(words, restart, hub) {
   );
 }
 
+/** Return whether a kind of GPUs, as the hub names them, is a part of one. */
+function isPart(kind) {
+  return Boolean(kind) && kind !== "gpu";
+}
+
+/**
+ * Return the kinds of GPUs that there are to ask for, whole ones first; the hub says who may have them.
+ *
+ * @param answer - the hub's, `facts.status` of the dashboard.
+ */
+export function kindsOf(answer) {
+  // The whole of a GPU in MIG mode isn't handed out; an older hub knows of whole ones alone.
+  const offered = (answer.gpus ?? []).filter((gpu) => gpu.state !== "mig" && gpu.state !== "excluded");
+  const kinds = [...new Set(offered.map((gpu) => gpu.kind ?? "gpu"))].sort();
+  return kinds.includes("gpu") ? ["gpu", ...kinds.filter(isPart)] : kinds;
+}
+
 /** The status bar's item of a server without GPUs, and the panel behind it. */
 export class GetGPU {
   /**
@@ -172,14 +189,20 @@ export class GetGPU {
     this._text = element("p", {});
     this._number = element("input", { type: "number", min: "1", value: "1", id: "gpuspawner-number" });
     this._many = element("p", {}, element("label", { for: "gpuspawner-number" }, say("How many?")), " ", this._number);
+    this._kinds = element("select", { id: "gpuspawner-kind" });
+    this._kinds.addEventListener("change", () => this._show());
+    this._which = element("p", {}, element("label", { for: "gpuspawner-kind" }, say("Which kind?")), " ", this._kinds);
     this._said = element("p", { role: "status" });
-    this._ask = this._action("Get a GPU", () => this._hub.ask(Number(this._number.value) || 1));
+    this._ask = this._action("Get a GPU", () => {
+      const kind = this._kinds.value;
+      return isPart(kind) ? this._hub.ask(1, kind) : this._hub.ask(Number(this._number.value) || 1, kind);
+    });
     this._switch = this._action("Switch now", () => this._switchNow());
     this._leave = this._action("Leave the queue", () => this._hub.letGo());
     const buttons = [this._ask, this._switch, this._leave];
     const more = element("a", { href: home, target: "_blank" }, say("All your servers"));
     const actions = element("p", { class: "gpuspawner-actions" }, ...buttons);
-    const parts = [this._text, this._many, actions, this._said, element("p", {}, more)];
+    const parts = [this._text, this._which, this._many, actions, this._said, element("p", {}, more)];
     return new Panel(say("A GPU for this server"), this._said, ...parts);
   }
 
@@ -211,6 +234,7 @@ export class GetGPU {
     try {
       const answer = { ...(await this._hub.status()), at: Date.now() };
       this._request = this._ours(answer);
+      this._offer(kindsOf(answer));
       this._failures = 0;
     } catch {
       this._failures += 1;
@@ -232,6 +256,16 @@ export class GetGPU {
     return { ...found, until, expected: moment(found.expected) };
   }
 
+  /** Let a kind be chosen where there are several, or parts of GPUs alone. */
+  _offer(kinds) {
+    const there = [...this._kinds.options].map((option) => option.value);
+    if (there.join() === kinds.join()) return;
+    const chosen = this._kinds.value;
+    const options = kinds.map((kind) => element("option", { value: kind }, this._words.kind(kind)));
+    this._kinds.replaceChildren(...options);
+    if (kinds.includes(chosen)) this._kinds.value = chosen;
+  }
+
   _show() {
     const request = this._request;
     const text = this._barText(request);
@@ -240,7 +274,10 @@ export class GetGPU {
     this._text.textContent = this._sentence(request);
     const offered = Boolean(request?.until);
     const waits = request?.gpus > 0 && !offered;
-    this._many.hidden = this._ask.hidden = waits || offered || Boolean(request?.restarting);
+    const asks = !(waits || offered || request?.restarting);
+    this._ask.hidden = !asks;
+    this._which.hidden = !asks || this._kinds.options.length < 2;
+    this._many.hidden = !asks || isPart(this._kinds.value);
     this._switch.hidden = !offered || request.restarting;
     this._leave.hidden = !(waits || offered) || request.restarting;
     this._leave.textContent = this._words.say(offered ? "Not now" : "Leave the queue");
@@ -278,9 +315,13 @@ export class GetGPU {
       words.say("The server goes on while it waits. At its turn it saves, and starts again with the GPUs and the same files.");
   }
 
-  _offered({ gpus, until }) {
+  _offered({ gpus, kind, until }) {
     const words = this._words;
     const moment = words.moment(until);
+    if (isPart(kind)) {
+      const what = words.kind(kind);
+      return words.say("A part of a GPU ({what}) is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.", { what, moment });
+    }
     return gpus === 1
       ? words.say("A GPU is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.", { moment })
       : words.say("{gpus} GPUs are reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.", { gpus, moment });

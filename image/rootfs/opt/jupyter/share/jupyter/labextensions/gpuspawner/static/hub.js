@@ -53,9 +53,9 @@ export class Hub {
     await this._ask("POST", `${this._path}/here`);
   }
 
-  /** Ask for GPUs for this server while it runs without. */
-  async ask(gpus) {
-    await this._ask("POST", `${this._path}/gpu-request`, { gpus });
+  /** Ask for GPUs for this server while it runs without; of a kind, as `status` names them. */
+  async ask(gpus, kind) {
+    await this._ask("POST", `${this._path}/gpu-request`, kind ? { gpus, kind } : { gpus });
   }
 
   /** Withdraw that, let go what is reserved, or have read what became of it. */

@@ -20,6 +20,7 @@ const CHINESE = {
   "{days} d {hours} h": "{days} 天 {hours} 小时",
   "GPUs of this server": "此服务器的 GPU",
   "GPU {number}": "GPU {number}",
+  "GPU {number} ({part})": "GPU {number}（{part}）",
   use: "利用率",
   memory: "显存",
   "{used} of {total} GB": "{used} / {total} GB",
@@ -50,6 +51,10 @@ const CHINESE = {
   "get one": "获取 GPU",
   "A GPU for this server": "为此服务器申请 GPU",
   "How many?": "需要几个？",
+  "Which kind?": "哪一种？",
+  GPU: "整个 GPU",
+  "shared GPU": "共享 GPU",
+  "{kind} instance": "{kind} 实例",
   "Get a GPU": "申请 GPU",
   "Switch now": "现在切换",
   "Not now": "暂不切换",
@@ -67,6 +72,8 @@ const CHINESE = {
   "Its turn is expected about {moment}.": "预计 {moment} 左右轮到。",
   "A GPU is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.":
     "已为您保留 1 个 GPU，到 {moment} 为止。切换时服务器先保存再重启，其中的程序会结束。",
+  "A part of a GPU ({what}) is reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.":
+    "已为您保留 GPU 的一部分（{what}），到 {moment} 为止。切换时服务器先保存再重启，其中的程序会结束。",
   "{gpus} GPUs are reserved for you until {moment}. To switch, the server saves and restarts; programs in it end.":
     "已为您保留 {gpus} 个 GPU，到 {moment} 为止。切换时服务器先保存再重启，其中的程序会结束。",
   "The server saves and restarts. This page comes back with it.":
@@ -78,7 +85,6 @@ const CHINESE = {
   "The server saves, and starts again without GPUs. Programs in it end, your files are kept.":
     "服务器先保存，再以不带 GPU 的方式重新启动。其中的程序会结束，文件会保留。",
   stopped: "已停止",
-  "{node} · GPU {number}": "{node} · GPU {number}",
   "Save your work: an administrator stops this server at {moment}.":
     "请保存工作：管理员将在 {moment} 停止此服务器。",
   "Save your work: an administrator stops this server at {moment}: {why}":
@@ -187,11 +193,18 @@ export class Words {
       : this.say("{hours} h", { hours });
   }
 
-  /** Return a GPU's name, as on the hub's pages. */
-  name({ node, number }) {
-    return node
-      ? this.say("{node} · GPU {number}", { node, number })
+  /** Return a GPU's name, as on the hub's pages: with the part of it that there is, "GPU 1 (1/8)". */
+  name({ node, number, part }) {
+    const gpu = part
+      ? this.say("GPU {number} ({part})", { number, part })
       : this.say("GPU {number}", { number });
+    return node ? `${node} · ${gpu}` : gpu;
+  }
+
+  /** Return what a kind of GPUs is called: "shared GPU", "1g.10gb instance". */
+  kind(kind) {
+    if (kind === "gpu") return this.say("GPU");
+    return kind === "shared" ? this.say("shared GPU") : this.say("{kind} instance", { kind });
   }
 
   /** Return that an administrator stops the server, when and why. */
@@ -224,6 +237,9 @@ export class Words {
     const models = new Set(facts.gpus.map((gpu) => short(gpu.model)));
     const [model] = models;
     const { count } = facts;
+    const [gpu] = facts.gpus;
+    // A part of a GPU is one, and what model it is of is in the panel.
+    if (count === 1 && gpu?.part) return this.name(gpu);
     if (models.size === 1 && model) return this.say("{count} × {model}", { count, model });
     return this.say(count === 1 ? "{count} GPU" : "{count} GPUs", { count });
   }
