@@ -31,6 +31,8 @@ from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..notifications.notifier import Notifier
 from ..scheduling.queue import Queue, QueueSettings
+from ..usage import endings as usage_endings
+from ..usage.recorder import Recorder
 from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
@@ -65,6 +67,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         notifier: sends messages to users who are elsewhere.
+        usage: writes who used what into a store.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
@@ -83,6 +86,7 @@ class HubState:
     host_metrics: metrics.HostMetrics
     switches: Switches
     notifier: Notifier
+    usage: Recorder
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -108,11 +112,17 @@ class HubState:
         queue = Queue(ledger, _queue_settings(spawner), backend.watch)
         leases: WeakSet[ServerLease] = WeakSet()
         spawners: WeakSet[KnownServer] = WeakSet()
+        usage = _make_recorder(spawner, backend, ledger, spawners)
+
+        async def stop_orphan(server_id: str) -> None:
+            usage.note_why(server_id, usage_endings.ORPHAN)
+            await backend.stop(server_id)
+
         minutes = spawner.unknown_server_minutes
         reconciler = Reconciler(
             ledger.servers_with_ends,
             lambda: list(spawners),
-            backend.stop,
+            stop_orphan,
             spawner.hub_address,
             None if minutes is None else 60 * minutes,
             log,
@@ -131,6 +141,7 @@ class HubState:
             metrics.HostMetrics(ledger, queue, loop),
             Switches(lambda: list(spawners)),
             Notifier(log),
+            usage,
         )
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
@@ -163,7 +174,7 @@ class HubState:
         self.host_metrics.register()
         # They run once the event loop does: by then the hub has the spawners of all servers that
         # its database knows, which the reconciler needs. ref: init_spawners in jupyterhub/app.py
-        work = [*checks, self.reconciler.run()]
+        work = [*checks, self.reconciler.run(), self.usage.run()]
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
@@ -183,6 +194,7 @@ class HubState:
             self.unguard = None
         if self.control:
             self.control.close()
+        self.usage.close()
         self.backend.close()
         for task in self.tasks:
             task.cancel()
@@ -198,6 +210,21 @@ def _make_ledger(spawner: Any, backend: Backend, reader: Reader) -> Ledger:
         trouble.on_read,
         read_notes=partial(read_notes, backend, reader),
         counts_units=spawner.limits_count == "units",
+    )
+
+
+def _make_recorder(
+    spawner: Any, backend: Backend, ledger: Ledger, spawners: Iterable[Any]
+) -> Recorder:
+    return Recorder(
+        spawner.usage_db,
+        ledger,
+        backend.runs,
+        lambda: {each.server_id: run for each in spawners if (run := each.known_run())},
+        spawner.idle_utilization,
+        spawner.usage_retention_days,
+        metrics.count_usage,
+        spawner.log,
     )
 
 
