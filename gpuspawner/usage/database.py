@@ -58,6 +58,21 @@ def check(url: str) -> URL:
     return parsed
 
 
+def relative_to(url: str, folder: Path) -> str:
+    """Return an address whose file, if it has a relative one, is below a folder.
+
+    Raises:
+        StoreError: it is none of a store.
+    """
+    try:
+        parsed = check(url)
+    except ValueError as error:
+        raise StoreError(f"c.GPUSpawner.usage_db: {error}") from None
+    if file_of(parsed):
+        parsed = parsed.set(database=os.path.join(folder, make_url(url).database or ""))  # noqa: PTH118
+    return parsed.render_as_string(hide_password=False)
+
+
 def file_of(url: URL) -> Path | None:
     """Return the file of a SQLite database; None: it is in none."""
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
@@ -159,6 +174,11 @@ def _refuse_newer(connection: Connection) -> None:
         raise StoreError(
             f"the store is of revision {found}, which only a newer version of gpuspawner knows"
         )
+
+
+def newest_revision() -> str | None:
+    """Return the revision that this version of ours writes."""
+    return ScriptDirectory.from_config(migrations()).get_current_head()
 
 
 def revision_of(connection: Connection) -> str | None:

@@ -132,7 +132,8 @@ class Sightings:
         known = self.ended | {each.server.id for each in self.over} | self.running.keys()
         for seen in list(self.running.values()):
             # A listing that was begun before a start doesn't show it.
-            if seen.server.id not in runs and (seen.ran or 0.0) < listing.began:
+            is_later = seen.server.id in ended or (seen.ran or 0.0) < listing.began
+            if seen.server.id not in runs and is_later:
                 del self.running[seen.server.id]
                 seen.over_at = listing.at
                 self.over.append(seen)

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from . import database
 from .database import StoreError, transaction
+from .report import Period, Scope, Sums, over_time, report, total
 from .schema import groups, leases, units
 from .writing import Added, Seen, write
 
@@ -39,6 +40,26 @@ class Store:
             database.create_file(self.url)
             database.migrate(self.engine)
         self._is_open = True
+
+    def check_revision(self) -> None:
+        """Raise StoreError unless the tables are of this version."""
+        with self._explained(), self.engine.begin() as connection:
+            found = database.revision_of(connection)
+        if found != (known := database.newest_revision()):
+            raise StoreError(
+                f"{database.shown(self.url)} is of revision {found}, and this version of "
+                f"gpuspawner knows {known}: a hub of this version brings it up to date"
+            )
+
+    def report(self, period: Period, by: str, scope: Scope) -> tuple[list[Sums], Sums]:
+        """Return the rows of a report, and the sums over all leases."""
+        with self._explained(), self.engine.begin() as connection:
+            return report(connection, period, by, scope), total(connection, period, scope)
+
+    def over_time(self, period: Period, scope: Scope) -> list[tuple[Period, Sums]]:
+        """Return the sums of each of a period's spans."""
+        with self._explained(), self.engine.begin() as connection:
+            return over_time(connection, period, scope)
 
     def close(self) -> None:
         """Close its connections."""

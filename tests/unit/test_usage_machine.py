@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from gpuspawner.gpus.unit_names import exclude_each_other
@@ -209,7 +209,30 @@ def test_no_time_is_lost_or_doubled_whatever_is_killed(steps: list[Any]) -> None
     play(steps)
 
 
+# Between an end and the next start on the same GPU, and nobody looks.
+SET_BACK = [
+    ("start", "one", "GPU-a", True),
+    ("look", "one"),
+    ("wait", 15.0),
+    ("end", "GPU-a", False),
+    ("set_clock", -40.0),
+    ("wait", 2.0),
+    ("start", "one", "GPU-a", True),
+    ("wait", 15.0),
+    ("look", "one"),
+]
+SET_BACK_OF_TWO = [
+    *SET_BACK[:-3],
+    ("start", "two", "GPU-a", True),
+    ("wait", 15.0),
+    ("look", "two"),
+    ("look", "one"),
+]
+
+
 @EXAMPLES
+@example(SET_BACK)
+@example(SET_BACK_OF_TWO)
 @given(st.lists(st.one_of(*often * 3, *usual, *rare, *clock * 2), min_size=20, max_size=60))
 def test_a_clock_that_is_set_makes_no_time(steps: list[Any]) -> None:
     play(steps)
