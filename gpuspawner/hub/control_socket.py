@@ -7,6 +7,7 @@ engine asks for the nodes as well, and has GPUs taken out of service.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
+    GET  /usage                                              -> {"url": "sqlite:///…", "hub": "…"}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
     POST /stop    {"user": "ada", "by": "user:boss", "why": "…", "minutes": 10}  -> {}
@@ -69,7 +70,7 @@ MAX_REQUEST_BYTES = 16 * 1024
 MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
 # What is asked for without a body.
-READ_ONLY = ("status", "nodes")
+READ_ONLY = ("status", "nodes", "usage")
 
 
 class ControlSocket:
@@ -87,6 +88,7 @@ class ControlSocket:
         homes: returns how much the users of the running servers keep at home, as JSON values.
         switches: the running servers that ask for GPUs.
         turns: the turns that have come, and whose users haven't said yet that they are there.
+        usage: where the store of the usage is (`url`, "" for none), and this hub's address in it.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class ControlSocket:
         homes: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         switches: Switches | None = None,
         turns: Mapping[Holder, CheckIn] | None = None,
+        usage: Mapping[str, str] | None = None,
     ) -> None:
+        self.usage = usage or {"url": "", "hub": ""}
         self._homes = homes
         self.switches = switches or Switches(tuple)
         self._turns = {} if turns is None else turns
@@ -167,6 +171,7 @@ class ControlSocket:
                 ("/give-back", _GiveBack, shared),
                 ("/stop-orphan", _StopOrphan, shared),
                 ("/nodes", _Nodes, shared),
+                ("/usage", _Usage, shared),
                 ("/out-of-service", _OutOfService, shared),
                 ("/in-service", _InService, shared),
             ],
@@ -337,6 +342,14 @@ class _Nodes(_Handler):
             self.finish(await self._control.nodes.facts())
         except Refused as error:
             self.refuse(error)
+
+
+class _Usage(_Handler):
+    """Where it is kept who used what, for a service that reads it itself."""
+
+    async def get(self) -> None:
+        """Answer with that."""
+        self.finish(dict(self._control.usage))
 
 
 class _Request(_Handler, ABC):

@@ -160,6 +160,7 @@ class HubState:
                 lambda: _homes(spawners),
                 state.switches,
                 state.turns,
+                usage.where(),
             )
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, log),

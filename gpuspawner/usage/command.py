@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..doctor.command import CONFIG_NAME, hub_folder
-from ..errors import GPUSpawnerError
+from ..errors import GPUSpawnerError, Refused
 from ..untrusted import parse_json, printable
 from . import database, report
 from .report import DIMENSIONS, Period, Scope, Sums
@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments say; return 0, 1 if it isn't done, 2 for wrong arguments."""
     try:
         period = report.parse_period(arguments.begin, arguments.end, time.time())
-    except ValueError as error:
-        print(f"gpuspawner usage: {error}", file=sys.stderr)
+    except Refused as error:
+        print(f"gpuspawner usage: {printable(str(error), 1000)}", file=sys.stderr)
         return 2
     try:
         with opened(_address(arguments), writes=bool(arguments.forget)) as store:

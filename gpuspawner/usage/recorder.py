@@ -84,6 +84,11 @@ class Recorder:
         if self.store:
             ledger.on_listing = self._see
 
+    def where(self) -> dict[str, str]:
+        """Return where the store is, and this hub's address in it, for who reads it."""
+        url = self.store.url.render_as_string(hide_password=False) if self.store else ""
+        return {"url": url, "hub": self.hub}
+
     # -- What the hub tells ----------------------------------------------------------------------
 
     def began(self, server: ServerRecord) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, Float, case, cast, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
+from ..errors import Refused
+from ..i18n.lazy_text import lazy_gettext
 from .schema import groups, leases, units
 
-DIMENSIONS = ("user", "group", "course", "model", "image")
+DIMENSIONS = ("user", "group", "course", "model", "image", "why")
 # The most bars of a chart.
 MAX_BARS = 40
 DAY = timedelta(days=1)
@@ -43,7 +45,7 @@ class Sums:
     """One row of a report. None: nobody could measure it, or nothing is known of it.
 
     Args:
-        name: the user, group, course, model or image version; None: none.
+        name: the user, group, course, model, image version or reason of the end; None: none.
         leases: how many there were in the period, also those that began before.
         gpu_hours: hours times parts of GPUs.
         idle_gpu_hours: those of them in which the GPUs were held and did nothing.
@@ -72,6 +74,7 @@ _NAMES: dict[str, Any] = {
     "course": leases.c.course,
     "model": units.c.model,
     "image": leases.c.image,
+    "why": leases.c.why,
 }
 
 
@@ -185,24 +188,26 @@ def parse_period(begin: str, end: str, now: float) -> Period:
         now: the time, in seconds since the epoch.
 
     Raises:
-        ValueError: one is none, or they are in the wrong order.
+        Refused: one is none, or they are in the wrong order.
     """
     today = datetime.fromtimestamp(now).date()
-    first = _moment(begin) if begin else midnight(today.replace(day=1))
-    last = _moment(end) if end else midnight(today + DAY)
+    first = _moment("from", begin) if begin else midnight(today.replace(day=1))
+    last = _moment("to", end) if end else midnight(today + DAY)
     if first >= last:
-        raise ValueError(f"nothing lies between {begin or 'its beginning'} and {end or 'its end'}")
+        words = lazy_gettext("No time lies from the first date on and before the second.")
+        raise Refused(words, key="to")
     return Period(first, last)
 
 
-def _moment(text: str) -> float:
+def _moment(key: str, text: str) -> float:
     try:
         found = datetime.fromisoformat(text[:32])
         if not 1970 < found.year < 9999:
             raise ValueError
         return found.timestamp()
     except (ValueError, OverflowError, OSError):
-        raise ValueError(f"{text[:32]!r} is no date such as 2026-11-01") from None
+        words = lazy_gettext("%(value)s is no date such as 2026-11-01.", value=repr(text[:32]))
+        raise Refused(words, key=key) from None
 
 
 # ---- for programs --------------------------------------------------------------------------------

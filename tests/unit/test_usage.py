@@ -354,7 +354,7 @@ def test_the_command_prints_a_table_csv_and_json(world: World, capsys) -> None:
     ("words", "says"),
     [
         (["--from", "yesterday"], "'yesterday' is no date such as 2026-11-01"),
-        (["--from", "2026-02-02", "--to", "2026-02-01"], "nothing lies between"),
+        (["--from", "2026-02-02", "--to", "2026-02-01"], "No time lies from"),
         (["--to", "9999-99-99"], "is no date"),
     ],
 )

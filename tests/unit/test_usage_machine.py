@@ -229,8 +229,17 @@ SET_BACK_OF_TWO = [
     ("look", "one"),
 ]
 
+# Between a start and the next look.
+SET_FORWARD = [
+    ("look", "one"),
+    ("start", "one", "GPU-a", False),
+    ("set_clock", 4e7),
+    ("look", "one"),
+]
+
 
 @EXAMPLES
+@example(SET_FORWARD)
 @example(SET_BACK)
 @example(SET_BACK_OF_TWO)
 @given(st.lists(st.one_of(*often * 3, *usual, *rare, *clock * 2), min_size=20, max_size=60))
