@@ -47,6 +47,9 @@ def check(url: str) -> URL:
         if not parsed.database or parsed.database.startswith(":") or parsed.query:
             raise ValueError("it names no file, as sqlite:///usage.sqlite does")
         return parsed.set(database=os.path.abspath(parsed.database))  # noqa: PTH100 - keeps links
+    if parsed.drivername == "postgresql":
+        # The default is another one from SQLAlchemy 2.1 on.
+        parsed = parsed.set(drivername="postgresql+psycopg2")
     try:
         parsed.get_dialect().import_dbapi()
     except ImportError as error:
@@ -92,13 +95,9 @@ def engine_for(url: URL, *, writes: bool) -> Engine:
     """
     if url.get_backend_name() == "sqlite":
         return _sqlite(url, writes)
-    return create_engine(
-        url,
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": WAIT_SECONDS} if "psycopg" in url.drivername or
-        url.drivername == "postgresql" else {},
-        execution_options={} if writes else {"postgresql_readonly": True},
-    )  # fmt: skip
+    waits = {"connect_timeout": WAIT_SECONDS} if "psycopg" in url.drivername else {}
+    reads = {} if writes else {"postgresql_readonly": True}
+    return create_engine(url, pool_pre_ping=True, connect_args=waits, execution_options=reads)
 
 
 def _sqlite(url: URL, writes: bool) -> Engine:
