@@ -109,6 +109,9 @@ def metrics() -> str:
         hub_metrics.STARTS,
         hub_metrics.REFUSALS,
         hub_metrics.ERRORS,
+        hub_metrics.GPU_SECONDS,
+        hub_metrics.IDLE_GPU_SECONDS,
+        hub_metrics.LEASES,
     ):
         (family,) = collector.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name

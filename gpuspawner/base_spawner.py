@@ -49,6 +49,7 @@ from .notifications.notifier import Occasion
 from .scheduling.phrases import runs_words
 from .settings import GPUTraits
 from .spawn_attempt import SpawnAttempt
+from .usage import endings as usage_endings
 from .wait_in_queue import WaitInQueue
 
 # The longest pause between tries to keep an extension.
@@ -464,6 +465,8 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def _note_failed_start(self, rule: str, by: str = audit_log.RULES) -> None:
         if self.attempt.granted:
             self.waiting.note_unused(self.attempt, self.attempt.granted, rule, by)
+            if self.attempt.granted.gpus:
+                self.hub_state.usage.note_why(self.server_id, usage_endings.FAILED)
         self.attempt.granted = None
 
     def to_http_error(self, error: Exception) -> Exception:
@@ -635,11 +638,25 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """Stop the server; hooks that run then still read the traits of its spawn."""
         await self.ensure_rules_applied()
         self.lease.will_stop(audit_log.HUB, "stopped")
+        self._note_why(self.lease.cause)
         self._is_stopping = True
         try:
             await self.stop_server(now)
         finally:
             self._is_stopping = False
+
+    def _note_why(self, cause: tuple[str, str] | None) -> None:
+        """Have it kept why the server ends; `cause`, as of its lease."""
+        if not self.lease.units or cause is None:
+            return
+        why = usage_endings.OF_RULE.get(cause[1])
+        kind, name = compat.who_stops()
+        if why is None and kind == "user":
+            is_own = name == self.holder.user
+            why = usage_endings.USER if is_own else usage_endings.ADMINISTRATOR
+        elif why is None:
+            why = usage_endings.SERVICE if kind == "service" else usage_endings.HUB
+        self.hub_state.usage.note_why(self.server_id, why)
 
     async def stop_through_hub(self) -> None:
         """Stop the server and let the hub update its route, database and hooks."""

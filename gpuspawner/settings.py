@@ -18,6 +18,7 @@ from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
 from .notifications import addresses
 from .scheduling.plan import ORDERS
 from .scheduling.queue import RequestLimits
+from .usage import database
 
 if TYPE_CHECKING:
     from jupyterhub.spawner import Spawner as SpawnerMixin
@@ -254,6 +255,21 @@ class GPUTraits(SpawnerMixin):
         none.""",
     ).tag(config=True)
 
+    usage_db = Unicode(
+        "sqlite:///gpuspawner-usage.sqlite",
+        help="""Where it is kept who used what, as a URL of SQLAlchemy's: a SQLite file, by default
+        in the hub's folder, or a PostgreSQL database, which several hubs can share. Empty: nothing
+        is kept. The same for everybody.""",
+    ).tag(config=True)
+
+    usage_retention_days = Float(
+        None,
+        min=1,
+        allow_none=True,
+        help="""After how many days what a server used is removed from there. None: never. The same
+        for everybody.""",
+    ).tag(config=True)
+
     unknown_server_minutes = Float(
         5,
         min=0,
@@ -315,6 +331,14 @@ class GPUTraits(SpawnerMixin):
             return given if callable(given) else list(addresses.check(given or ()))
         except ValueError as error:
             raise TraitError(f"c.GPUSpawner.notify_urls: {error}") from None
+
+    @validate("usage_db")
+    def _check_usage_db(self, proposal: Any) -> Any:
+        try:
+            return proposal.value and database.check(proposal.value) and proposal.value
+        except ValueError as error:
+            # Without the value, as there may be a password in it.
+            raise TraitError(f"c.GPUSpawner.usage_db: {error}") from None
 
     @validate("hour_limit", "default_hours")
     def _check_hours(self, proposal: Any) -> Any:

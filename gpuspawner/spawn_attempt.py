@@ -26,6 +26,7 @@ class SpawnAttempt:
         has_waited: whether it has waited in the queue, so that its user may be elsewhere.
         check_in: the turn that has come, until its user says that they are there.
         is_present: whether they have said so.
+        waited: for how long it has waited, in seconds, once GPUs are granted.
         reservation: the granted reservation, until `launch` takes it over.
         granted: the granted reservation, for as long as the spawn lasts.
         is_up: whether the server has started, by this hub process or an earlier one.
@@ -48,6 +49,7 @@ class SpawnAttempt:
     has_waited: bool = False
     check_in: CheckIn | None = None
     is_present: bool = False
+    waited: float = 0.0
     reservation: Reservation | None = None
     granted: Reservation | None = None
     is_up: bool = False

@@ -17,6 +17,7 @@ from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
 
 from .backends.docker import errors as engine_errors
+from .backends.docker import runs
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
 from .backends.docker.checked_client import REFUSALS, CheckedClient, leased
 from .backends.docker.container_config import (
@@ -52,12 +53,14 @@ from .leases.labels import (
     LABEL_SERVER,
     LABEL_SETTINGS,
     LABEL_USER,
+    LABEL_WAITED,
     ServerRecord,
     belongs_to,
     labels,
     lease_of,
 )
 from .leases.ledger import Reservation
+from .leases.server_run import ServerRun
 from .spawn_attempt import SpawnAttempt
 
 T = TypeVar("T")
@@ -371,11 +374,13 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         key = request.image if request else self.image
         until = held.until if held else None
         refused = self.backend.refused_ulimits
+        waited = {LABEL_WAITED: f"{self.attempt.waited:g}"} if units else {}
         return leased(
             removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
                 **labels(self.holder, key, units, until, self.groups),
                 LABEL_HUB: self.hub_address,
+                **waited,
             },
             uuids=self._granted_uuids(),
             allowed_devices=self.allowed_devices,
@@ -544,6 +549,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         try:
             await self.start_object()
             output.started = True
+            self._note_started(server_id)
             if self.attempt.ulimit_trial:
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
@@ -560,6 +566,14 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         finally:
             if not output.started:
                 output.detach()
+
+    def _note_started(self, server_id: str) -> None:
+        labels = self.attempt.inspected["Config"]["Labels"] or {}
+        self.hub_state.usage.began(ServerRecord(server_id, labels, created=time.time()))
+
+    def known_run(self) -> ServerRun | None:
+        """Return when the container ran, as of its last inspection; None: there was none."""
+        return runs.run_of(self.attempt.state) if self.attempt.state else None
 
     async def _inject_otherwise(self, error: Exception) -> None:
         """Start again if the engine has been set up anew, and gives GPUs in another way by now."""

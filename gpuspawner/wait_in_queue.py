@@ -65,7 +65,7 @@ class WaitInQueue:
                         self._give_back(reservation)
                         continue
                     attempt.waiting_since = None
-                attempt.granted = reservation
+                attempt.granted, attempt.waited = reservation, self._waited
                 compat.save_state(spawner)
             except BaseException:  # refused by a new rule, or cancelled
                 attempt.granted = None

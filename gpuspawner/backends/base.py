@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from ..gpus.health import HealthMark
 from ..leases.clock import Deadline
 from ..leases.labels import ServerRecord
 from ..leases.notes import Notes
+from ..leases.server_run import ServerRun
 
 # Called with the progress of a pull: a fraction from 0 to 1, and a sentence.
 Report = Callable[[float, str], None]
@@ -60,6 +61,12 @@ class Backend(Protocol):
         """Keep until when a server's lease was extended, for as long as there is the server.
 
         It outlives the hub and its database, as labels do.
+        """
+
+    async def runs(self, server_ids: Collection[str]) -> Mapping[str, ServerRun]:
+        """Return when servers ran, as far as that is known, those that are gone too.
+
+        Raises what the engine does.
         """
 
     def watch(self, notice: Callable[[], None]) -> Watcher:

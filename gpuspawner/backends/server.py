@@ -9,6 +9,7 @@ from typing import Any
 from ..choices.home_use import HomeUse
 from ..gpus.model import Request
 from ..leases.ledger import Reservation
+from ..leases.server_run import ServerRun
 from .base import Backend
 
 
@@ -60,6 +61,10 @@ class ServerOfBackend:
     @abstractmethod
     async def stop_server(self, now: bool) -> None:
         """Stop the server; `now`: without waiting for it to end by itself."""
+
+    def known_run(self) -> ServerRun | None:
+        """Return when the server ran, as far as that is known without asking; None: it isn't."""
+        return None
 
     def keeps_settings(self) -> bool:
         """Return whether what a user has set up outlives the server, so that it may break one."""

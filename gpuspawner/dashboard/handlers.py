@@ -531,12 +531,16 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         prefix: as "/jupyter/services/gpus/".
         base_url: the hub's own of that, as "/jupyter/".
     """
+    from .usage_handlers import UsageAPI, UsagePage  # they are handlers of this module's kind
+
     below = re.escape(prefix)
     of_api = f"(?:{below}|/{re.escape(prefix.removeprefix(base_url))})"
     server = r"api/users/([^/]+)/server(?:s/([^/]+))?"
     handlers: list[tuple[str, Callable[..., Any]]] = [
         ("", Page),
         ("live", LivePart),
+        ("usage", UsagePage),
+        ("api/usage", UsageAPI),
         ("api/status", Status),
         ("api/openapi.yaml", Description),
         (server, Server),

@@ -47,6 +47,8 @@ APPLICATION_KEY = "gpuspawner_application"
 _found: ContextVar[list[dict[str, Any]]] = ContextVar("found")
 # The server for which the hub has just saved a choice, in the task that does so.
 _saved_for: ContextVar[Any] = ContextVar("saved_for", default=None)
+# Who has a server stopped by the REST API, in the task that does so: "user" or "service", a name.
+_stops: ContextVar[tuple[str, str]] = ContextVar("stops", default=("", ""))
 
 
 class UnofficialHooks(SpawnerMixin):
@@ -439,6 +441,8 @@ def at_stop(told: Callable[[dict[str, Any], str, str], None]) -> None:
 
     @wraps(delete)
     async def delete_and_tell(handler: Any, user_name: str, server_name: str = "") -> None:
+        if who := handler.current_user:
+            _stops.set((str(who.kind), str(who.name)))
         try:
             await delete(handler, user_name, server_name)
         except web.HTTPError:  # refused
@@ -449,6 +453,14 @@ def at_stop(told: Callable[[dict[str, Any], str, str], None]) -> None:
         told(handler.app.tornado_settings, user_name, server_name)
 
     UserServerAPIHandler.delete = delete_and_tell
+
+
+def who_stops() -> tuple[str, str]:
+    """Return who has a server stopped by the REST API, as pages do: "user" or "service", a name.
+
+    ("", ""): nobody does, where it is the hub itself, or a rule of ours.
+    """
+    return _stops.get()
 
 
 def spawner_now(spawner: Any) -> Any:

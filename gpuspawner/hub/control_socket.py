@@ -7,6 +7,7 @@ engine asks for the nodes as well, and has GPUs taken out of service.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
+    GET  /usage                                              -> {"url": "sqlite:///…", "hub": "…"}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
     POST /devices {"user": "ada", "server": "", "gone": true}  -> {}
@@ -71,7 +72,7 @@ MAX_REQUEST_BYTES = 16 * 1024
 MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
 # What is asked for without a body.
-READ_ONLY = ("status", "nodes")
+READ_ONLY = ("status", "nodes", "usage")
 
 
 class ControlSocket:
@@ -90,6 +91,7 @@ class ControlSocket:
         switches: the running servers that ask for GPUs.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         health: watches the GPUs' health; None: nobody does.
+        usage: where the store of the usage is (`url`, "" for none), and this hub's address in it.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class ControlSocket:
         switches: Switches | None = None,
         turns: Mapping[Holder, CheckIn] | None = None,
         health: HealthWatch | None = None,
+        usage: Mapping[str, str] | None = None,
     ) -> None:
         self._health = health
+        self.usage = usage or {"url": "", "hub": ""}
         self._homes = homes
         self.switches = switches or Switches(tuple)
         self._turns = {} if turns is None else turns
@@ -173,6 +177,7 @@ class ControlSocket:
                 ("/give-back", _GiveBack, shared),
                 ("/stop-orphan", _StopOrphan, shared),
                 ("/nodes", _Nodes, shared),
+                ("/usage", _Usage, shared),
                 ("/out-of-service", _OutOfService, shared),
                 ("/in-service", _InService, shared),
             ],
@@ -351,6 +356,14 @@ class _Nodes(_Handler):
             self.finish(await self._control.nodes.facts())
         except Refused as error:
             self.refuse(error)
+
+
+class _Usage(_Handler):
+    """Where it is kept who used what, for a service that reads it itself."""
+
+    async def get(self) -> None:
+        """Answer with that."""
+        self.finish(dict(self._control.usage))
 
 
 class _Request(_Handler, ABC):

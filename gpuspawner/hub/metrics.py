@@ -21,6 +21,7 @@ from ..gpus.nvml import InventoryError
 from ..gpus.unit_names import Share
 from ..leases.ledger import Ledger
 from ..scheduling.queue import Queue
+from ..usage.writing import Added
 
 # In seconds: from an immediate grant to a wait of a day.
 WAIT_BUCKETS = (1, 10, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)
@@ -41,6 +42,25 @@ STARTS = Histogram(
 )
 REFUSALS = Counter("gpuspawner_refusals", "Requests that were refused", ["reason"])
 ERRORS = Counter("gpuspawner_errors", "Times that the host couldn't be read", ["source"])
+
+
+GPU_SECONDS = Counter(
+    "gpuspawner_gpu_seconds", "Seconds for which servers held GPUs, times their parts", ["model"]
+)
+IDLE_GPU_SECONDS = Counter(
+    "gpuspawner_idle_gpu_seconds", "Those of them in which the GPUs did nothing", ["model"]
+)
+LEASES = Counter("gpuspawner_leases_ended", "Leases that are over", ["why"])
+
+
+def count_usage(added: Added) -> None:
+    """Count what the store has been given."""
+    for model, seconds in added.seconds.items():
+        GPU_SECONDS.labels(model).inc(seconds)
+    for model, seconds in added.idle.items():
+        IDLE_GPU_SECONDS.labels(model).inc(seconds)
+    for why, number in added.ends.items():
+        LEASES.labels(why).inc(number)
 
 
 def observe_start(seconds: float, gpus: int) -> None:

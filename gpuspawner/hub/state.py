@@ -29,6 +29,8 @@ from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..notifications.notifier import Notifier
 from ..scheduling.queue import Queue, QueueSettings
+from ..usage import endings as usage_endings
+from ..usage.recorder import Recorder
 from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
@@ -65,6 +67,7 @@ class HubState:
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         notifier: sends messages to users who are elsewhere.
         health: watches the GPUs' health.
+        usage: writes who used what into a store.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
@@ -84,6 +87,7 @@ class HubState:
     switches: Switches
     notifier: Notifier
     health: HealthWatch
+    usage: Recorder
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -110,11 +114,17 @@ class HubState:
         ledger = _make_ledger(spawner, backend, health)
         queue = Queue(ledger, _queue_settings(spawner), backend.watch)
         spawners: WeakSet[KnownServer] = WeakSet()
+        usage = _make_recorder(spawner, backend, ledger, spawners)
+
+        async def stop_orphan(server_id: str) -> None:
+            usage.note_why(server_id, usage_endings.ORPHAN)
+            await backend.stop(server_id)
+
         minutes = spawner.unknown_server_minutes
         reconciler = Reconciler(
             ledger.servers_with_ends,
             lambda: list(spawners),
-            backend.stop,
+            stop_orphan,
             spawner.hub_address,
             None if minutes is None else 60 * minutes,
             log,
@@ -134,6 +144,7 @@ class HubState:
             Switches(lambda: list(spawners)),
             Notifier(log),
             health,
+            usage,
         )
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
@@ -153,6 +164,7 @@ class HubState:
                 state.switches,
                 state.turns,
                 health,
+                usage.where(),
             )
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, log),
@@ -167,7 +179,7 @@ class HubState:
         self.host_metrics.register()
         # They run once the event loop does: by then the hub has the spawners of all servers that
         # its database knows, which the reconciler needs. ref: init_spawners in jupyterhub/app.py
-        work = [*checks, self.reconciler.run(), self.health.run()]
+        work = [*checks, self.reconciler.run(), self.health.run(), self.usage.run()]
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
@@ -188,6 +200,7 @@ class HubState:
         if self.control:
             self.control.close()
         self.health.close()
+        self.usage.close()
         self.backend.close()
         for task in self.tasks:
             task.cancel()
@@ -204,6 +217,21 @@ def _make_ledger(spawner: Any, backend: Backend, health: HealthWatch) -> Ledger:
         read_notes=health.read_notes,
         counts_units=spawner.limits_count == "units",
         is_out_of_order=health.is_out_of_order,
+    )
+
+
+def _make_recorder(
+    spawner: Any, backend: Backend, ledger: Ledger, spawners: Iterable[Any]
+) -> Recorder:
+    return Recorder(
+        spawner.usage_db,
+        ledger,
+        backend.runs,
+        lambda: {each.server_id: run for each in spawners if (run := each.known_run())},
+        spawner.idle_utilization,
+        spawner.usage_retention_days,
+        metrics.count_usage,
+        spawner.log,
     )
 
 

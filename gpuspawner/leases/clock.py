@@ -66,3 +66,25 @@ class Deadline:
         if saved["boot"] and saved["boot"] == clock.boot():
             return cls(float(saved["at"]), clock)
         return cls.after(float(saved["until"]) - clock.wall(), clock)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One moment by all clocks, in seconds: `wall` since the epoch, `steady` since that boot."""
+
+    wall: float
+    steady: float
+    boot: str
+
+    @classmethod
+    def now(cls, clock: Clock) -> Moment:
+        """Return this moment."""
+        return cls(clock.wall(), clock.steady(), clock.boot())
+
+    def is_comparable(self, boot: str) -> bool:
+        """Return whether steady times of a boot are of the same clock as this moment's."""
+        return bool(boot) and boot == self.boot
+
+    def steady_of(self, wall: float) -> float:
+        """Return the steady time of a wall time, by the wall clock as it was set at this moment."""
+        return self.steady - (self.wall - wall)

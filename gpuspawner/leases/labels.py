@@ -27,6 +27,10 @@ LABEL_REMOVE = "gpuspawner.remove"
 # The end of the lease as of its beginning, in seconds since the epoch, and the user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"
+# How long its request has waited for the GPUs, in seconds.
+LABEL_WAITED = "gpuspawner.waited"
+# The course that the server is for.
+LABEL_COURSE = "gpuspawner.course"
 
 # How much of a label is read, in characters; and of a name on one. Ours are shorter.
 MAX_LABEL = 64 * 1024

@@ -21,6 +21,7 @@ from ..gpus.device_ids import gpus_named
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
 from ..gpus.out_of_service import with_marks
 from ..gpus.unit_names import Share, exclude_each_other, uuids_of
+from .clock import Clock, Moment
 from .labels import ServerRecord, lease_of, leases_of
 from .notes import Notes
 
@@ -85,6 +86,25 @@ class View:
         return replace(self, nodes=with_leases(self.nodes, leases), leases=(*self.leases, *leases))
 
 
+@dataclass(frozen=True)
+class Listing:
+    """One listing of the servers.
+
+    Args:
+        began: when it began, by the steady clock: what it shows to run did so then or later.
+        at: when it was there.
+        servers: what it shows.
+    """
+
+    began: float
+    at: Moment
+    servers: Sequence[ServerRecord]
+
+
+def _ignore(listing: Listing) -> None:
+    """Tell nobody of a listing."""
+
+
 async def _no_notes() -> Notes:
     """Return the notes of a backend that keeps none."""
     return Notes()
@@ -105,6 +125,8 @@ class Ledger:
         counts_units: whether limits count units, each as one, and not parts of a GPU.
         on_release: called when a reservation has ended of which nobody has the GPUs.
         is_out_of_order: says whether one of some units (by name) is in quarantine by now.
+        on_listing: called with each listing, whatever it was made for.
+        clock: the machine's.
     If one of these that read raises, nothing is handed out: `Unknown` is raised.
     """
 
@@ -117,6 +139,8 @@ class Ledger:
     counts_units: bool = False
     on_release: Callable[[], None] = lambda: None
     is_out_of_order: Callable[[Collection[str]], bool] = lambda units: False
+    on_listing: Callable[[Listing], None] = _ignore
+    clock: Clock = field(default_factory=Clock)
     _ticks: Iterable[int] = field(default_factory=itertools.count, repr=False)
     _reservations: list[Reservation] = field(default_factory=list)
     _reads_under_way: set[int] = field(default_factory=set)
@@ -328,8 +352,9 @@ class Ledger:
         ]
 
     async def _list(self) -> tuple[int, Sequence[ServerRecord]]:
-        began = self._tick()
+        began, steady = self._tick(), self.clock.steady()
         self._last_listing = began, await self.list_servers()
+        self.on_listing(Listing(steady, Moment.now(self.clock), self._last_listing[1]))
         return self._last_listing
 
     def _tick(self) -> int:

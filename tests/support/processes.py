@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from gpuspawner.leases.clock import Deadline
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Reservation
 from gpuspawner.leases.notes import Notes
+from gpuspawner.leases.server_run import ServerRun
 
 # Says what a variable of its environment is, as long as it lives: the last word of the address.
 SERVER = """
@@ -105,6 +106,10 @@ class ProcessBackend:
 
     async def keep_end(self, server_id: str, end: Deadline) -> None:
         self.servers[server_id].extended = end
+
+    async def runs(self, server_ids: Collection[str]) -> Mapping[str, ServerRun]:
+        known = {name: self.servers[name] for name in server_ids if name in self.servers}
+        return {name: ServerRun(each.created) for name, each in known.items()}
 
     def watch(self, notice: Callable[[], None]) -> _Watcher:
         return _Watcher(self, notice)

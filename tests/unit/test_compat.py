@@ -252,8 +252,11 @@ async def test_whoever_wants_to_hears_of_each_stop_that_is_not_refused(
     assert "if spawner.pending == 'stop':" in text
     assert text.index("self.set_status(202)") < text.index("stop_single_user")
     told: list[Any] = []
+    stops: list[Any] = []
 
     async def delete(handler: Any, user_name: str, server_name: str = "") -> None:
+        # The hub stops it in a task of its own.
+        stops.append(await asyncio.ensure_future(asyncio.to_thread(compat.who_stops)))
         if error:
             raise error
 
@@ -262,10 +265,16 @@ async def test_whoever_wants_to_hears_of_each_stop_that_is_not_refused(
     # The handler's own settings are a copy, made before there is anything of ours in them.
     assert "return self.settings['app']" in inspect.getsource(BaseHandler.app.fget)  # type: ignore[attr-defined]
     settings = {"ours": 1}
-    handler = SimpleNamespace(settings={}, app=SimpleNamespace(tornado_settings=settings))
+    handler = SimpleNamespace(
+        settings={},
+        app=SimpleNamespace(tornado_settings=settings),
+        current_user=orm.Service(name="culler"),
+    )
     with pytest.raises(type(error)) if error else nullcontext():
         await UserServerAPIHandler.delete(handler, "ada", "lab")
     assert told == ([(settings, "ada", "lab")] if is_told else [])
+    assert stops == [("service", "culler")]
+    assert orm.User.kind == "user"
 
 
 def test_pages_have_a_method_of_their_handler() -> None:

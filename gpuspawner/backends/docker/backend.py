@@ -22,10 +22,11 @@ from ...leases.clock import Deadline
 from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
 from ...leases.notes import Notes
+from ...leases.server_run import ServerRun
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, health_marks, injection, notes, out_of_service, pull, stopping
+from . import extended_ends, health_marks, injection, notes, out_of_service, pull, runs, stopping
 from .deleted_volumes import DeletedVolumes
 from .engine_info import EngineInfo
 from .events import EndWatcher
@@ -177,6 +178,10 @@ class DockerBackend:
     async def keep_end(self, server_id: str, end: Deadline) -> None:
         """Keep until when a container's lease was extended, for as long as it is there."""
         await self.in_thread(lambda: extended_ends.keep(self.client, server_id, end))
+
+    async def runs(self, server_ids: Collection[str]) -> Mapping[str, ServerRun]:
+        """Return when containers ran, of those that are gone as far as the engine remembers."""
+        return await self.in_thread(lambda: runs.read(self.client, server_ids, time.time()))
 
     def watch(self, notice: Callable[[], None]) -> EndWatcher:
         """Return a watcher that calls `notice` when a container may have ended."""

@@ -1,0 +1,1 @@
+"""The migrations of the store. A revision that was released never changes."""

@@ -1,0 +1,217 @@
+"""The recorder: a background task of the hub that writes into the store what is seen of its leases.
+
+It decides nothing. Where the store can't be written servers start and stop as ever, the log says so
+once, and what has been seen is written when it can be again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from ..errors import Unknown
+from ..gpus.model import GPU
+from ..leases.audit_log import one_line
+from ..leases.clock import Moment
+from ..leases.labels import ServerRecord
+from ..leases.ledger import Ledger, Listing
+from ..leases.server_run import ServerRun
+from ..timeouts import within
+from .database import StoreError
+from .sightings import Sightings
+from .store import Store
+from .writing import Added, Seen
+
+T = TypeVar("T")
+
+# How often there is something to write at least, and the pause after it, in seconds.
+PERIOD_SECONDS = 15.0
+PAUSE_SECONDS = 1.0
+# After how long GPUs that are held are read for the samples if nobody else has read them.
+SAMPLE_SECONDS = 60.0
+# How often what is too old is removed.
+EXPIRE_SECONDS = 3600.0
+DAY = 86400.0
+
+
+class Recorder:
+    """Writes the leases of one hub into a store.
+
+    Args:
+        url: the store's address; "": nothing is written.
+        ledger: who holds what. Its listings are what is seen.
+        runs: asks the backend when servers ran.
+        known_runs: returns the same as far as spawners know it.
+        idle_percent: up to which utilization a GPU counts as doing nothing.
+        retention_days: after how many days a lease that is over is removed; None: never.
+        added: called with what has been written.
+        log: a logger.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ledger: Ledger,
+        runs: Callable[[Collection[str]], Awaitable[Mapping[str, ServerRun]]],
+        known_runs: Callable[[], Mapping[str, ServerRun]],
+        idle_percent: float,
+        retention_days: float | None,
+        added: Callable[[Added], None],
+        log: Any,
+    ) -> None:
+        self.store = Store(url) if url else None
+        self.hub = ledger.hub
+        self._ledger = ledger
+        self._runs = runs
+        self._known_runs = known_runs
+        self._idle_percent = idle_percent
+        self._retention_days = retention_days
+        self._added = added
+        self._log = log
+        self._sightings = Sightings(ledger.hub)
+        self._news = asyncio.Event()
+        # One thread: what is written has an order, and SQLite one who writes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
+        self._trouble = ""
+        # Ids of servers whose leases the store has; None: it hasn't been asked yet.
+        self._stored: set[str] | None = None
+        self._sampled_view_at = 0.0
+        self._expired_at: float | None = None
+        if self.store:
+            ledger.on_listing = self._see
+
+    def where(self) -> dict[str, str]:
+        """Return where the store is, and this hub's address in it, for who reads it."""
+        url = self.store.url.render_as_string(hide_password=False) if self.store else ""
+        return {"url": url, "hub": self.hub}
+
+    # -- What the hub tells ----------------------------------------------------------------------
+
+    def began(self, server: ServerRecord) -> None:
+        """Note a server that has just been started, with the labels of its lease."""
+        if self.store and self._sightings.began(server, Moment.now(self._ledger.clock)):
+            self._news.set()
+
+    def note_why(self, server_id: str, why: str) -> None:
+        """Note why a server is about to end, one of `endings.WHYS`; the first reason counts."""
+        if self.store and server_id:
+            self._sightings.note_why(server_id, why)
+            self._news.set()
+
+    def _see(self, listing: Listing) -> None:
+        if self._sightings.see(listing):
+            self._news.set()
+
+    # -- The task --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write periodically, and when a lease begins or ends; until cancelled."""
+        while self.store:
+            with suppress(asyncio.TimeoutError):
+                await within(PERIOD_SECONDS, self._news.wait())
+            self._news.clear()
+            try:
+                await self.record()
+            except StoreError as error:
+                self._tell(str(error))
+            except Exception as error:  # the engine's; it is reported to those who ask for servers
+                self._log.debug("Recording usage failed, and is tried again: %s", one_line(error))
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def record(self) -> None:
+        """Write what has been seen.
+
+        Raises:
+            StoreError: the store can't be read or written.
+            Exception: the backend's.
+        """
+        store = self.store
+        if store is None or self._sightings.last is None:
+            return
+        await self._sample()
+        await self._in_thread(store.open)
+        if self._stored is None:
+            stored = await self._in_thread(lambda: store.open_ids(self.hub))
+            self._sightings.expect(stored)
+            self._stored = set(stored)
+        await self._learn()
+        # Nothing is awaited between these.
+        last, batch = self._sightings.last, self._sightings.batch()
+        seen = Seen(self.hub, last, batch, self._sightings.ended, self._models())
+        added = await self._in_thread(lambda: store.write(seen))
+        self._sightings.written(batch)
+        self._stored = {each.server.id for each in batch if each.over_at is None}
+        self._tell("")
+        self._added(added)
+        await self._expire(store)
+
+    async def _learn(self) -> None:
+        """Learn when servers ran: from spawners, else from the backend."""
+        known = self._known_runs()
+        self._sightings.learn(known.get)
+        stored = self._stored or set()
+        unknown = {
+            each.server.id
+            for each in self._sightings.batch()
+            if each.needs_run and (each.over_at is not None or each.server.id not in stored)
+        }
+        if unknown:
+            self._sightings.learn(dict(await self._runs(unknown)).get)
+
+    async def _sample(self) -> None:
+        """Add a sample of the last reading of the GPUs, which is made for it only if none is."""
+        ledger = self._ledger
+        if self._sightings.running:
+            with suppress(Unknown):  # whoever wants a GPU reads why
+                await ledger.read_recent(SAMPLE_SECONDS)
+        if ledger.last_view is None or ledger.last_view_at == self._sampled_view_at:
+            return
+        self._sampled_view_at = ledger.last_view_at
+        if time.monotonic() - ledger.last_view_at > SAMPLE_SECONDS:
+            return
+        found: dict[str, GPU] = {}
+        for gpu in ledger.last_view.gpus:
+            found |= {name: gpu for name in (gpu.uuid, gpu.id) if name}
+        self._sightings.sample(found, Moment.now(ledger.clock), self._idle_percent)
+
+    def _models(self) -> dict[str, str]:
+        view = self._ledger.last_view
+        return {gpu.gpu_uuid: gpu.model for gpu in view.gpus if gpu.gpu_uuid} if view else {}
+
+    async def _expire(self, store: Store) -> None:
+        steady, days = self._ledger.clock.steady(), self._retention_days
+        if days is None:
+            return
+        if self._expired_at is not None and steady - self._expired_at < EXPIRE_SECONDS:
+            return
+        self._expired_at = steady
+        before = self._ledger.clock.wall() - days * DAY
+        if removed := await self._in_thread(lambda: store.expire(before)):
+            self._log.info("Removed %d leases older than %g days from the usage", removed, days)
+
+    def _tell(self, trouble: str) -> None:
+        """Say in the log once that the store can't be written, and once that it can be again."""
+        if bool(trouble) == bool(self._trouble):
+            return
+        if trouble:
+            self._log.warning(
+                "c.GPUSpawner.usage_db can't be written (%s): servers start and stop as ever, and "
+                "their usage is written once it can be",
+                one_line(trouble),
+            )
+        else:
+            self._log.warning("c.GPUSpawner.usage_db is written again, with what was missing")
+        self._trouble = trouble
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def close(self) -> None:
+        """Close the store; what isn't written, the next hub process writes."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self.store:
+            self.store.close()

@@ -1,0 +1,135 @@
+"""The store: opened, written, and what is kept in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import database
+from .database import StoreError, transaction
+from .report import Period, Scope, Sums, over_time, report, total
+from .schema import groups, leases, units
+from .writing import Added, Seen, write
+
+
+class Store:
+    """The store of one address. Its methods block, and raise `StoreError`.
+
+    Args:
+        url: its address, as in `c.GPUSpawner.usage_db`.
+        writes: whether something is to be written.
+
+    Raises:
+        ValueError: the address is none of a store.
+    """
+
+    def __init__(self, url: str, *, writes: bool = True) -> None:
+        self.url = database.check(url)
+        self.engine: Engine = database.engine_for(self.url, writes=writes)
+        self._is_open = False
+
+    def open(self) -> None:
+        """Make the tables, or bring them up to date, if this object hasn't yet."""
+        if self._is_open:
+            return
+        with self._explained():
+            database.create_file(self.url)
+            database.migrate(self.engine)
+        self._is_open = True
+
+    def check_revision(self) -> None:
+        """Raise StoreError unless the tables are of this version."""
+        with self._explained(), self.engine.begin() as connection:
+            found = database.revision_of(connection)
+        if found != (known := database.newest_revision()):
+            raise StoreError(
+                f"{database.shown(self.url)} is of revision {found}, and this version of "
+                f"gpuspawner knows {known}: a hub of this version brings it up to date"
+            )
+
+    def report(self, period: Period, by: str, scope: Scope) -> tuple[list[Sums], Sums]:
+        """Return the rows of a report, and the sums over all leases."""
+        with self._explained(), self.engine.begin() as connection:
+            return report(connection, period, by, scope), total(connection, period, scope)
+
+    def over_time(self, period: Period, scope: Scope) -> list[tuple[Period, Sums]]:
+        """Return the sums of each of a period's spans."""
+        with self._explained(), self.engine.begin() as connection:
+            return over_time(connection, period, scope)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.engine.dispose()
+
+    def open_ids(self, hub: str) -> list[str]:
+        """Return the ids of a hub's servers whose leases aren't over, as far as is written."""
+        with self._explained(), self.engine.begin() as connection:
+            mine = select(leases.c.server_id).where(~leases.c.is_over, leases.c.hub == hub)
+            return list(connection.execute(mine).scalars())
+
+    def write(self, seen: Seen) -> Added:
+        """Write what a hub has seen, all of it or nothing; twice is as once."""
+        with self._explained(), transaction(self.engine) as connection:
+            return write(connection, seen)
+
+    def expire(self, before: float) -> int:
+        """Remove leases that were over before a time; return how many."""
+        with self._explained(), transaction(self.engine) as connection:
+            return self._remove(connection, leases.c.is_over & (leases.c.until < before))
+
+    def forget(self, user: str, hub: str | None = None) -> tuple[int, int]:
+        """Remove a user's leases that are over; return how many, and how many aren't yet.
+
+        Args:
+            user: the user's name.
+            hub: the address of the user's hub; None: of all that share the store.
+        """
+        with self._explained(), transaction(self.engine) as connection:
+            whose = _whose(user, hub)
+            removed = self._remove(connection, leases.c.is_over & whose)
+            left = connection.execute(select(func.count()).select_from(leases).where(whose))
+            return removed, int(left.scalar_one())
+
+    def rows_of(self, user: str, hub: str | None = None) -> list[dict[str, Any]]:
+        """Return all that is kept of a user, a JSON value for each lease, oldest first."""
+        with self._explained(), self.engine.begin() as connection:
+            whose = _whose(user, hub)
+            rows = connection.execute(select(leases).where(whose).order_by(leases.c.began))
+            found = {row.id: {**row._mapping, "units": [], "groups": []} for row in rows}
+            for table in (units, groups):
+                mine = select(table).join(leases, leases.c.id == table.c.lease).where(whose)
+                for row in connection.execute(mine):
+                    of_lease = found[row.lease][table.name.rpartition("_")[2]]
+                    of_lease.append(row.name if table is groups else _unit(row))
+        for each in found.values():
+            del each["id"]
+        return list(found.values())
+
+    @staticmethod
+    def _remove(connection: Any, which: Any) -> int:
+        ids = select(leases.c.id).where(which)
+        for table in (units, groups):
+            connection.execute(delete(table).where(table.c.lease.in_(ids)))
+        return int(connection.execute(delete(leases).where(which)).rowcount)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise `StoreError` for what the database or its file raises."""
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            words = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+            raise StoreError(f"{database.shown(self.url)}: {words}") from error
+
+
+def _whose(user: str, hub: str | None) -> Any:
+    mine = leases.c.user == user
+    return mine if hub is None else mine & (leases.c.hub == hub)
+
+
+def _unit(row: Any) -> dict[str, Any]:
+    return {name: value for name, value in row._mapping.items() if name != "lease"}
