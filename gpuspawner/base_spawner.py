@@ -26,6 +26,7 @@ from .choices.check import (
     CheckedChoice,
     check_choice,
 )
+from .courses.catalogue import CourseCatalogue
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
 from .gpus import share_hints
@@ -69,6 +70,15 @@ SAFE_MODE = {
     "IPYTHONDIR": f"{_SCRATCH}/ipython",
     "PYTHONNOUSERSITE": "1",
 }
+
+
+def has_loop() -> bool:
+    """Return whether an event loop runs: the hub's own command line has none."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
@@ -155,6 +165,13 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
+
+    @property
+    def course_catalogue(self) -> CourseCatalogue:
+        """The courses of the hub, which all its spawners share."""
+        if self._hub_state is None and not (self.user and self.hub and has_loop()):
+            return super().course_catalogue  # doctor's, or the hub's own command line
+        return self.hub_state.courses
 
     # -- The choice ------------------------------------------------------------------------------
 

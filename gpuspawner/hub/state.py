@@ -15,6 +15,7 @@ from ..backends.leftovers import Leftovers
 from ..check_in import CheckIn
 from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
+from ..courses.catalogue import CourseCatalogue
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
 from ..gpus.model import Holder
@@ -65,6 +66,7 @@ class HubState:
         control: the control socket; None if it is turned off.
         unguard: ends the check of choices before the hub saves them; None once it has ended.
         notifier: sends messages to users who are elsewhere.
+        courses: the courses.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
@@ -83,6 +85,7 @@ class HubState:
     host_metrics: metrics.HostMetrics
     switches: Switches
     notifier: Notifier
+    courses: CourseCatalogue
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -131,6 +134,7 @@ class HubState:
             metrics.HostMetrics(ledger, queue, loop),
             Switches(lambda: list(spawners)),
             Notifier(log),
+            CourseCatalogue(spawner.courses, spawner.courses_file, log),
         )
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(

@@ -29,6 +29,11 @@ def place_words(turn: Turn) -> str:
         limit = lazy_gettext(
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
+    if turn.because.startswith("course:"):
+        course = turn.because.removeprefix("course:")
+        limit = lazy_gettext(
+            "Course %(course)s has as many GPUs as it may have at a time.", course=course
+        )
     when = ""
     if turn.because == "time":
         limit = lazy_gettext("It starts later, as you asked.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
-from ..gpus.model import GPU, Holder, Lease, Request
+from ..gpus.model import GPU, Holder, Lease, Request, course_group, course_of_groups
 from ..gpus.unit_names import Share, parse
 from .calendar import Booking, Calendar
 
@@ -47,7 +47,7 @@ class Turn:
         start: when it starts by the known ends of the leases, in seconds; None if unknown.
         gpus: the GPUs to hand out now; empty if it can't start now.
         because: what it waits for: "gpus"; "group:NAME", as the group's members hold as many GPUs
-            as they may; "order", as enough GPUs are free but booked for earlier requests; "time",
+            as they may; "course:KEY", as that course's servers do; "order", as enough GPUs are free but booked for earlier requests; "time",
             as it isn't to start yet; "never", as no node has so many. "" if it starts now.
         several: whether there are several nodes, so that messages have to say so.
         of: how many requests wait in all; 0 if unknown.
@@ -179,7 +179,8 @@ def could_use(
         return False
     request = turn.waiting.request
     kind, _colon, group = turn.because.partition(":")
-    if kind == "group":
+    if kind in ("group", "course"):
+        group = course_group(group) if kind == "course" else group
         # Whose share is used up is helped by GPUs of that share alone.
         return any(lease.gpus & back for lease in leases if group in lease.groups)
     # What is sick or kept out isn't handed out when it comes back.
@@ -295,7 +296,8 @@ class _WaitReasons:
             return "time"
         for name in sorted(waiting.groups & self._limits.keys()):
             if self._held[name] + request.share > self._limits[name]:
-                return f"group:{name}"
+                course = course_of_groups([name])
+                return f"course:{course}" if course else f"group:{name}"
         if self._most_free(request) >= request.gpus:
             return "order"
         return "gpus" if self._calendar.is_possible(request, waiting.groups) else "never"

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import Refused, Unknown
 from ..gpus.allocation import explain_shortage, request_phrase
-from ..gpus.model import Holder, Lease, Request
+from ..gpus.model import WHOLE, Holder, Lease, Request, course_group
 from ..gpus.unit_names import Share
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words, share_words
@@ -60,11 +60,27 @@ class RequestLimits:
         user_limit: the most GPUs that its user may hold with all servers; None: no limit.
         group_limits: group -> the most GPUs that its members may hold at a time.
         max_wait_seconds: the longest wait; 0: the request is refused at once, None: no limit.
+        per_student: `course_group` -> the most GPUs and the most slots that its user may hold with
+            all servers, if the request is for that course; None: no limit.
     """
 
     user_limit: int | None = None
     group_limits: Mapping[str, int] = field(default_factory=dict)
     max_wait_seconds: float | None = None
+    per_student: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def most_of_user(self, request: Request) -> Share | None:
+        """Return the most GPUs that the request's user may hold with all servers; None: no limit.
+
+        Args:
+            request: the request, whose units are what a limit of slots counts.
+        """
+        gpus, slots = self.per_student.get(course_group(request.course), (None, None))
+        if request.kind != WHOLE and slots is not None:
+            gpus = None
+        of_slots = None if slots is None else slots * request.unit_share
+        found = [each for each in (self.user_limit, gpus, of_slots) if each is not None]
+        return min(found, default=None)
 
 
 @dataclass(frozen=True)
@@ -406,7 +422,7 @@ class Queue:
         claims = [(lease.holder, lease.share) for lease in leases]
         for entry in self._unanswered():
             request = entry.waiting.request
-            limit = entry.request_limits.user_limit
+            limit = entry.request_limits.most_of_user(request)
             if not entry.has_place and limit is not None:
                 held = held_by_other_servers(entry.holder, claims)
                 if held + request.share > limit:
@@ -493,7 +509,7 @@ def own_claims(
     return held_by_other_servers(holder, claims), holder if has_some else None
 
 
-def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
+def over_user_limit(request: Request, held: Share, limit: Share) -> Refused:
     """Return the refusal of a request over the user's limit for all their servers.
 
     Args:
@@ -506,7 +522,7 @@ def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
         gpus=request_phrase(request),
         held=share_words(held),
-        limit=limit,
+        limit=share_words(limit),
     )
     return Refused(sentence, "limit", 403, key="gpus")
 

@@ -13,6 +13,7 @@ from traitlets.config import Config
 
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.choices.open_forms import OpenForms
+from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub.switches import Switches
 from gpuspawner.leases.labels import ServerRecord, labels
@@ -41,6 +42,7 @@ class Hub:
         self.endings: dict[Holder, Any] = {}
         self.spawner_class: type[GPUSpawner] = Spawner
         self.turns: dict[Holder, Any] = {}
+        self.courses = CourseCatalogue({}, "", logging.getLogger("hub-of-one-spawn"))
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
@@ -92,6 +94,8 @@ class Hub:
         log = logging.getLogger("hub-of-one-spawn")
         known = {} if row is None else {"orm_spawner": row}
         one = self.spawner_class(user=user, config=config, log=log, **known)
+        if one.courses or one.courses_file:
+            self.courses = CourseCatalogue(one.courses, one.courses_file, log)
         one._hub_state = self  # type: ignore[assignment]
         self.spawners.append(one)
         user.spawners = {"": one}
