@@ -51,7 +51,7 @@ class CourseCatalogue:
             self._stamp = stamp
             read = self._read(file)
         except (OSError, ValueError) as error:
-            words = error.strerror if isinstance(error, OSError) else str(error)
+            words = str(error.strerror if isinstance(error, OSError) else error)
             named = f"{file}: {words}" if isinstance(error, OSError) else words
             self._say({named + (". The courses of before stay" if self._of_file else "")})
             return

@@ -47,8 +47,9 @@ class Turn:
         start: when it starts by the known ends of the leases, in seconds; None if unknown.
         gpus: the GPUs to hand out now; empty if it can't start now.
         because: what it waits for: "gpus"; "group:NAME", as the group's members hold as many GPUs
-            as they may; "course:KEY", as that course's servers do; "order", as enough GPUs are free but booked for earlier requests; "time",
-            as it isn't to start yet; "never", as no node has so many. "" if it starts now.
+            as they may; "course:KEY", as that course's servers do; "order", as enough GPUs are free
+            but booked for earlier requests; "time", as it isn't to start yet; "never", as no node
+            has so many. "" if it starts now.
         several: whether there are several nodes, so that messages have to say so.
         of: how many requests wait in all; 0 if unknown.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -120,7 +119,7 @@ def test_an_entry_that_is_wrong_is_named_with_its_line_and_no_other_is_lost(
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match="courses.yaml") as error:
+    with pytest.raises(ValueError, match=r"courses\.yaml") as error:
         read_file(text, "courses.yaml")
     assert says in str(error.value)
 
@@ -134,7 +133,7 @@ def rewrite(file: Path, text: str) -> None:
     """Write a file as editors do, in place of the old one."""
     new = file.with_suffix(".new")
     new.write_text(text)
-    os.replace(new, file)
+    new.replace(file)
 
 
 def test_a_file_is_read_again_and_what_was_right_stays(tmp_path: Path, caplog: Any) -> None:
