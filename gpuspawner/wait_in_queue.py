@@ -176,6 +176,7 @@ class WaitInQueue:
             rule=queue.settings.order,
             connection=connection(reservation.gpus),
             until=spawner.lease.until and round(spawner.lease.until),
+            **({"course": request.course} if request.course else {}),
         )
         return reservation
 

@@ -205,6 +205,8 @@ class WaitWhileRunning:
         facts = {"gpus": reservation.units, "waited": asked.waited, "rule": queue.settings.order}
         note_releases(spawner.hub_state.leases, reservation.units)
         links = connection(reservation.gpus)
+        if request.course:
+            facts["course"] = request.course
         spawner.lease.log_event("grant", **facts, connection=links, until=None)
         return reservation
 
