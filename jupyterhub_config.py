@@ -108,7 +108,7 @@ c.GPUSpawner.course_volumes = {
     "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
 }
 
-# A course: its students, their limits, its material and its notebooks; docs/how-to/courses.md has more.
+# A course: its students, their limits, its material; docs/how-to/courses.md has more.
 # Change it, take the comment signs away, and put its people into its groups.
 # c.GPUSpawner.courses = {
 #     "ml-101": {

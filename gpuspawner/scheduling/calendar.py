@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -18,14 +18,19 @@ from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
 from ..gpus.model import GPU, WHOLE, Lease, Request
 from ..gpus.unit_names import Share
 from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
+from .reserved import Hold, ReservedTime, place
 
 
 @dataclass(frozen=True)
 class Booking:
-    """When a request starts, in seconds (infinite: unknown), and on which GPUs of one node."""
+    """When a request starts, in seconds (infinite: unknown), and on which GPUs of one node.
+
+    `in_hours` is whether it takes some that are held for its course.
+    """
 
     start: float
     gpus: tuple[GPU, ...] = ()
+    in_hours: bool = False
 
 
 def seconds_of(request: Request) -> float:
@@ -125,10 +130,16 @@ class Calendar:
         leases: the leases on them.
         now: in seconds, on the clock of `Lease.until`.
         limits: group -> the most GPUs that its members may hold at a time.
+        reserved: what is reserved for courses, as `reserved.ahead` returns it.
     """
 
     def __init__(
-        self, gpus: Sequence[GPU], leases: Sequence[Lease], now: float, limits: Mapping[str, int]
+        self,
+        gpus: Sequence[GPU],
+        leases: Sequence[Lease],
+        now: float,
+        limits: Mapping[str, int],
+        reserved: Sequence[ReservedTime] = (),
     ) -> None:
         self._now = now
         self._limits = limits
@@ -147,6 +158,11 @@ class Calendar:
         for lease in leases:
             for name in lease.groups & limits.keys():
                 self._shares[name].take(now, free_from(lease.until, now), lease.share)
+        holds, self.missing = place(reserved, self._nodes, leases, now)
+        # Course -> what is held for it.
+        self._holds: dict[str, list[Hold]] = {}
+        for hold in holds:
+            self._holds.setdefault(hold.course, []).append(hold)
         # `Request.accepts` -> the pool of each node; (`Request.accepts`, number of GPUs) -> search.
         self._kinds: dict[Hashable, list[NodePool]] = {}
         self._searches: dict[Hashable, StartSearch] = {}
@@ -177,18 +193,76 @@ class Calendar:
             return Booking(after)
         if not self.is_possible(request, groups):
             return Booking(inf)
-        start, pool = self._earliest(
-            request, [self._shares[name] for name in self._limited(groups)], after
-        )
+        shares = [self._shares[name] for name in self._limited(groups)]
+        holds = self._holds.get(request.course) if request.course else None
+        if holds:
+            return self._earliest_of_member(request, shares, after, holds)
+        start, pool = self._earliest(request, shares, after)
         if pool is None:
             return Booking(inf)
         return Booking(start, pool.choose(request.gpus, start, seconds_of(request)))
 
+    def _earliest_of_member(
+        self, request: Request, shares: Sequence[GroupShare], after: float, holds: Sequence[Hold]
+    ) -> Booking:
+        """Find the earliest start of a course's server, for which what is held for it is free."""
+        for hold in holds:
+            self._nodes[hold.gpu.node].release(hold.gpu, hold.begin, hold.end)
+        start, pool = self._earliest(request, shares, after, bounded=False)
+        found = Booking(inf)
+        if pool is not None:
+            seconds = seconds_of(request)
+            held = {hold.gpu.id for hold in holds if hold.overlaps(start, start + seconds)}
+            gpus = pool.choose(request.gpus, start, seconds, held)
+            found = Booking(start, gpus, any(gpu.id in held for gpu in gpus))
+        for hold in holds:
+            self._nodes[hold.gpu.node].take([hold.gpu], hold.begin, hold.end)
+        return found
+
+    def _take_of_holds(self, course: str, gpus: Sequence[GPU], begin: float, end: float) -> None:
+        """Let a course's server have what is held for it of these GPUs."""
+        taken = {gpu.id for gpu in gpus}
+        left: list[Hold] = []
+        for hold in self._holds[course]:
+            if hold.gpu.id not in taken or not hold.overlaps(begin, end):
+                left.append(hold)
+                continue
+            node = self._nodes[hold.gpu.node]
+            node.release(hold.gpu, hold.begin, hold.end)
+            for rest in hold.without(begin, end):
+                node.take([rest.gpu], rest.begin, rest.end)
+                left.append(rest)
+        self._holds[course] = left
+
+    def holds_of_others(self, course: str) -> Iterator[Hold]:
+        """Yield what is held for other courses than this one."""
+        for key, holds in self._holds.items():
+            if key != course:
+                yield from holds
+
+    def longest_now(self, request: Request) -> float:
+        """Return for how long a request could have its GPUs from now on, in seconds."""
+        found = 0.0
+        for pool in self._pools(request):
+            lengths = sorted(
+                (gaps[0][1] - self._now for gaps in pool.gaps if gaps and gaps[0][0] == self._now),
+                reverse=True,
+            )
+            if len(lengths) >= request.gpus:
+                found = max(found, lengths[request.gpus - 1])
+        return found
+
     def _earliest(
-        self, request: Request, shares: Sequence[GroupShare], after: float
+        self,
+        request: Request,
+        shares: Sequence[GroupShare],
+        after: float,
+        *,
+        bounded: bool = True,
     ) -> tuple[float, NodePool | None]:
+        """Return the earliest start and its pool; `bounded`: earlier starts are lower bounds."""
         search, seconds = self._search(request), seconds_of(request)
-        start, pool = search.earliest(seconds)
+        start, pool = search.earliest(seconds) if bounded else (-inf, None)
         if start < after:
             start, pool = search.earliest_after(seconds, after)
         while start < inf:
@@ -225,12 +299,15 @@ class Calendar:
             return found
         if (
             preferred
+            and not found.in_hours
             and found.start == self._now
             and self._are_free(preferred, seconds_of(request))
         ):
             found = Booking(found.start, tuple(preferred))
         if found.gpus:
             end = found.start + seconds_of(request)
+            if found.in_hours:
+                self._take_of_holds(request.course, found.gpus, found.start, end)
             self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
             for share in shares:
                 share.take(found.start, end, request.share)
@@ -273,7 +350,8 @@ class Calendar:
         chosen: dict[int, tuple[GPU, ...]] = {}
         given: set[str | None] = set()
         for number, (request, booking) in enumerate(zip(requests, bookings, strict=True)):
-            if not booking.gpus or booking.start > self._now:
+            # Who has what is held for the course leaves the rest to others.
+            if not booking.gpus or booking.start > self._now or booking.in_hours:
                 continue
             end = self._now + seconds_of(request)
             self._nodes[booking.gpus[0].node].give_back(booking.gpus, end)

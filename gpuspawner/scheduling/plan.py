@@ -16,6 +16,7 @@ from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, spa
 from ..gpus.model import GPU, Holder, Lease, Request, course_group, course_of_groups
 from ..gpus.unit_names import Share, parse
 from .calendar import Booking, Calendar
+from .reserved import ReservedTime, ahead
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
 FAIR_SECONDS = 1800
@@ -110,6 +111,7 @@ def plan(
     policy: str = "pack",
     part_policy: str = "spread",
     group_limits: Mapping[str, int] | None = None,
+    reserved: Sequence[ReservedTime] = (),
 ) -> tuple[Turn, ...]:
     """Return the turn of each queued request, in the queue's order.
 
@@ -132,6 +134,7 @@ def plan(
         policy: a key of `allocation.POLICIES`, for the whole GPUs that are handed out now.
         part_policy: the same for slots of shared GPUs and for MIG instances.
         group_limits: group -> the most GPUs that its members may hold at a time.
+        reserved: the hours that are reserved for courses.
 
     Raises:
         ValueError: there is no such order or policy, or two GPUs have the same UUID.
@@ -142,9 +145,10 @@ def plan(
     host = apply_leases(gpus, leases)
     waiting = ORDERS[order](queue, leases)
     limits = group_limits or {}
+    hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
 
     def book(preferred: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
-        calendar = Calendar(host, leases, now, limits)
+        calendar = Calendar(host, leases, now, limits, hours)
         return calendar, [
             calendar.book(each.request, each.groups, preferred.get(number, ()), each.not_before)
             for number, each in enumerate(waiting)
@@ -200,7 +204,7 @@ class QueueSnapshot:
     Open forms ask for many choices; planning a long queue anew for each would keep the hub busy.
 
     Args:
-        queue, gpus, leases, now, group_limits: as for `plan`, for the order "fifo".
+        queue, gpus, leases, now, group_limits, reserved: as for `plan`, for the order "fifo".
     """
 
     def __init__(
@@ -210,12 +214,15 @@ class QueueSnapshot:
         leases: Sequence[Lease],
         now: float,
         group_limits: Mapping[str, int],
+        reserved: Sequence[ReservedTime] = (),
     ) -> None:
         host = apply_leases(gpus, leases)
         self._now = now
         self._limits = group_limits
         self._queue = by_time(queue)
-        self._calendar = Calendar(host, leases, now, group_limits)
+        longest = max((each.request.seconds or 0 for each in queue), default=0)
+        hours = ahead(reserved, now, longest)
+        self._calendar = Calendar(host, leases, now, group_limits, hours)
         self._reasons = _WaitReasons(self._calendar, host, leases, group_limits)
         bookings = [
             self._calendar.book(each.request, each.groups, not_before=each.not_before)
