@@ -619,6 +619,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         if self.server_id:
             self.ledger.ends[self.server_id] = until
 
+    def latest_end(self, until: float) -> tuple[float, str]:
+        """Return the latest end that the lease can have, and the course that is in the way."""
+        return self.hub_state.reserved.latest_end(self.holder, until)
+
     def on_extended(self, end: Deadline) -> None:
         """Have the backend keep the new end, which outlives the hub's database."""
         self._keeping_end = asyncio.ensure_future(self._keep_end(end))

@@ -28,7 +28,7 @@ from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from ..i18n.phrases import hours_words, memory_words, moment, ordinal, share_words
+from ..i18n.phrases import clock_time, hours_words, memory_words, moment, ordinal, share_words
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from .course_choice import courses_offered, within_course
@@ -139,6 +139,7 @@ def render(
     if len(images) <= 1 and len(counts) <= 1 and not told:
         return ""
     forecast = next(item.forecast for item in counts if item.checked)
+    hours += _until_reserved(forecast) if hours else []
     return _templates.get_template("form.html").render(
         courses=courses if len(courses) > 1 else [],
         images=images if len(images) > 1 else [],
@@ -432,6 +433,16 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
         Item(_exactly(each), hours_words(each * 3600), each == wanted)
         for each in sorted(offered if most is None else {min(each, most) for each in offered})
     ]
+
+
+def _until_reserved(forecast: Forecast) -> list[Item]:
+    """Return the time with which a choice would start now, before hours that are reserved."""
+    until = forecast.turn.hours.until_then if forecast.turn and forecast.turn.hours else 0
+    minutes = int((until - time.time()) / 60)
+    if minutes < 1:
+        return []
+    title = lazy_gettext("until %(time)s", time=clock_time(until))
+    return [Item(_exactly(minutes / 60), title)]
 
 
 def _exactly(number: float) -> str:

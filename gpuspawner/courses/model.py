@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 
 from pydantic import ConfigDict, Field
 
+from .hours import ReservedHours
+
 # The value of a choice that is for no course; no course can have that key.
 NO_COURSE = "none"
 # What a course's key and a volume's name may be. ref: RestrictedNameChars in moby's daemon/names
@@ -109,6 +111,7 @@ class Course:
         teams: a folder for each team.
         repository: the notebooks that a link brings.
         required: whether a student's servers are always for a course.
+        reserved: the hours in which units are reserved for it.
     """
 
     __pydantic_config__ = STRICT
@@ -124,6 +127,7 @@ class Course:
     teams: Teams | None = None
     repository: Repository | None = None
     required: bool = True
+    reserved: tuple[ReservedHours, ...] = ()
 
     @property
     def name(self) -> str:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import pairwise
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..untrusted import Lines, bounded, parse_yaml_with_lines
+from .hours import ReservedHours
 from .model import NO_COURSE, Course
 
 # Keys whose value may be one name, in place of a list of them.
@@ -56,6 +58,7 @@ def read_courses(entries: Any, where: str, lines: Lines | None = None) -> ReadCo
         try:
             course = _read(key, entry)
             _check_against(course, found.values())
+            _check_hours(course)
             found[course.key] = course
         except Wrong as error:
             line = _line_of(lines, (str(key), *error.path))
@@ -129,6 +132,26 @@ def _check_against(course: Course, others: Any) -> None:
             if volume == other_volume:
                 raise Wrong(f"volume {volume!r} is {of}'s as well")
         taken.append((volume, path, course.key))
+
+
+def _check_hours(course: Course) -> None:
+    """Raise Wrong if reserved hours can't be, or two of them of the same units overlap."""
+    known: list[tuple[float, float, int, ReservedHours]] = []
+    for number, hours in enumerate(course.reserved):
+        try:
+            times = list(hours.times())
+        except (ValueError, OverflowError, OSError) as error:
+            raise Wrong(f"reserved.{number}: {error}", "reserved", number) from None
+        known += [(begin, end, number, hours) for begin, end in times]
+    known.sort(key=lambda each: each[:3])
+    for (_, end, one, first), (begin, _, other, second) in pairwise(known):
+        if begin < end and first.kind == second.kind and one != other:
+            number = max(one, other)
+            raise Wrong(
+                f"reserved.{number}: it overlaps reserved.{min(one, other)} of the same course",
+                "reserved",
+                number,
+            )
 
 
 def _line_of(lines: Lines | None, path: tuple[Any, ...]) -> str:

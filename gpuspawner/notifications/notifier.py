@@ -19,7 +19,7 @@ from ..leases.audit_log import one_line
 from ..timeouts import within
 from . import addresses, sending
 
-Occasion = Literal["turn", "check in", "failed", "end", "idle", "announced", "stopped"]
+Occasion = Literal["turn", "check in", "failed", "end", "idle", "announced", "stopped", "reserved"]
 
 # After a message, how long there is no other one of the same occasion for the same start.
 AGAIN_SECONDS = 300.0
@@ -38,6 +38,7 @@ TITLES: dict[Occasion, str] = {
     "idle": lazy_gettext("Your server's GPUs do nothing"),
     "announced": lazy_gettext("An administrator stops your server soon"),
     "stopped": lazy_gettext("Your server was stopped"),
+    "reserved": lazy_gettext("Reserved hours can't be kept"),
 }
 
 

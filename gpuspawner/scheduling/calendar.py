@@ -299,7 +299,6 @@ class Calendar:
             return found
         if (
             preferred
-            and not found.in_hours
             and found.start == self._now
             and self._are_free(preferred, seconds_of(request))
         ):
@@ -350,8 +349,7 @@ class Calendar:
         chosen: dict[int, tuple[GPU, ...]] = {}
         given: set[str | None] = set()
         for number, (request, booking) in enumerate(zip(requests, bookings, strict=True)):
-            # Who has what is held for the course leaves the rest to others.
-            if not booking.gpus or booking.start > self._now or booking.in_hours:
+            if not booking.gpus or booking.start > self._now:
                 continue
             end = self._now + seconds_of(request)
             self._nodes[booking.gpus[0].node].give_back(booking.gpus, end)

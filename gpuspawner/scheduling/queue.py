@@ -24,7 +24,9 @@ from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words, share_words
 from ..leases.ledger import Ledger, Reservation, View
 from ..timeouts import within
+from .phrases import hours_words_of
 from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
+from .reserved import ReservedTime
 
 # The logger of the hub's own handlers.
 log = logging.getLogger("tornado.application")
@@ -145,11 +147,17 @@ class Queue:
         settings: the administrator's settings.
         watch: `Backend.watch`: takes a callback for when a server may have ended, and returns a
             watcher.
+        reserved: returns the hours that are reserved for courses, as of the ledger's last reading.
     """
 
     def __init__(
-        self, ledger: Ledger, settings: QueueSettings, watch: Callable[[Callable[[], None]], Any]
+        self,
+        ledger: Ledger,
+        settings: QueueSettings,
+        watch: Callable[[Callable[[], None]], Any],
+        reserved: Callable[[], Sequence[ReservedTime]] = lambda: (),
     ) -> None:
+        self._reserved = reserved
         self._ledger = ledger
         self._settings = settings
         self._watch = watch
@@ -305,7 +313,8 @@ class Queue:
             return None
         limits = _strictest(entry.request_limits for entry in entries)
         queue = [entry.waiting for entry in entries]
-        return QueueSnapshot(queue, view.gpus, view.leases, time.time(), limits)
+        now, reserved = time.time(), self._reserved()
+        return QueueSnapshot(queue, view.gpus, view.leases, now, limits, reserved)
 
     async def _serve(self) -> None:
         watcher = self._watch(self.wake)
@@ -387,6 +396,7 @@ class Queue:
             policy=self._settings.policy,
             part_policy=self._settings.part_policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
+            reserved=self._reserved(),
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
@@ -408,6 +418,8 @@ class Queue:
         """Return why a request that can't start now may not wait either; "" if it may."""
         if request_limits.max_wait_seconds == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
+            if turn.hours:
+                return hours_words_of(turn.hours)
             return join_sentences(explain_shortage(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._settings.length:
@@ -529,7 +541,9 @@ def over_user_limit(request: Request, held: Share, limit: Share) -> Refused:
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return the part of a turn that users are notified of, to the minute."""
-    return turn.place, turn.of, turn.because, None if turn.start is None else round(turn.start / 60)
+    start = None if turn.start is None else round(turn.start / 60)
+    shorter = turn.hours and round(turn.hours.until_then / 60)
+    return turn.place, turn.of, turn.because, start, shorter
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

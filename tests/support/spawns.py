@@ -15,6 +15,7 @@ from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.choices.open_forms import OpenForms
 from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.hub.reserved_hours import ReservedTimes
 from gpuspawner.hub.switches import Switches
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
@@ -33,7 +34,10 @@ class Hub:
     def __init__(self) -> None:
         self.servers: list[ServerRecord] = []
         self.ledger = Ledger(self._list, self._read)
-        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
+        log = logging.getLogger("hub-of-one-spawn")
+        self.courses = CourseCatalogue({}, "", log)
+        self.reserved = ReservedTimes(self.courses, self.ledger, 12, log)
+        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher, lambda: self.reserved())
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
@@ -42,7 +46,6 @@ class Hub:
         self.endings: dict[Holder, Any] = {}
         self.spawner_class: type[GPUSpawner] = Spawner
         self.turns: dict[Holder, Any] = {}
-        self.courses = CourseCatalogue({}, "", logging.getLogger("hub-of-one-spawn"))
         self.pulled: list[str] = []
         self.removed: list[str] = []
         self.reclaimer = SimpleNamespace(start=lambda: None)
@@ -96,6 +99,7 @@ class Hub:
         one = self.spawner_class(user=user, config=config, log=log, **known)
         if one.courses or one.courses_file:
             self.courses = CourseCatalogue(one.courses, one.courses_file, log)
+            self.reserved = ReservedTimes(self.courses, self.ledger, one.hour_limit, log)
         one._hub_state = self  # type: ignore[assignment]
         self.spawners.append(one)
         user.spawners = {"": one}

@@ -88,6 +88,13 @@ def starts(turns: Sequence[Turn]) -> dict[str, float | None]:
             [],
             {"m": 0, "n": 1},
         ),
+        # What one of them leaves of the hours is kept for the others of theirs.
+        (
+            [waits("m", 1, 1, "ml"), waits("ann", 1, 1, since=1)],
+            [hours("ml", 0, 4, 2)],
+            [],
+            {"m": 0, "ann": 4},
+        ),
         # Another course is as everybody else.
         ([waits("m", 1, 1, "nlp")], [hours("ml", 0, 4, 2)], [], {"m": 4}),
         # A member may begin before the hour, and go on after it.
@@ -98,8 +105,8 @@ def starts(turns: Sequence[Turn]) -> dict[str, float | None]:
         (
             [waits("ann", 1, 9), waits("m", 1, 2, "ml", 1)],
             [hours("ml", 0, 4, 1)],
-            [holds("n", 0, 1, "ml"), holds("y", 1, 1)],
-            {"ann": 1, "m": 1},
+            [holds("n", 0, 1, "ml"), holds("y", 1, 3)],
+            {"ann": 3, "m": 1},
         ),
         # What isn't claimed is for all.
         ([waits("ann", 1, 1)], [hours("ml", -1, 4, 2, unclaimed=1)], [], {"ann": 0}),
