@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -172,6 +172,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         if self._hub_state is None and not (self.user and self.hub and has_loop()):
             return super().course_catalogue  # doctor's, or the hub's own command line
         return self.hub_state.courses
+
+    def course_now(self, courses: Iterable[str]) -> str:
+        """Return the key of the first of these courses whose reserved hours they are; "": none."""
+        return self._hub_state.reserved.running(courses) if self._hub_state and courses else ""
 
     # -- The choice ------------------------------------------------------------------------------
 

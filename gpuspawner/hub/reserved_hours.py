@@ -99,6 +99,12 @@ class ReservedTimes:
             self._times = tuple(self._admit(courses, view.gpus))
         return self._times
 
+    def running(self, courses: Iterable[str]) -> str:
+        """Return the key of the first of these courses whose hours they are; "": of none."""
+        now, times = time.time(), self()
+        keys = {each.course for each in times if each.begin <= now < each.end}
+        return next((key for key in courses if key in keys), "")
+
     def _admit(self, courses: Mapping[str, Course], gpus: Sequence[GPU]) -> list[ReservedTime]:
         """Return the times of all hours that there are units for, in the order of the courses."""
         kept: list[ReservedTime] = []

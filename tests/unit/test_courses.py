@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 from traitlets import TraitError
 from traitlets.config import Config
 
+from gpuspawner.choices import form
 from gpuspawner.choices.check import check_choice
 from gpuspawner.choices.course_choice import courses_offered, within_course
+from gpuspawner.choices.forecast import Forecast
 from gpuspawner.choices.limits import Limits
 from gpuspawner.choices.options import Choice, parse, request
 from gpuspawner.courses.catalogue import CourseCatalogue
@@ -25,7 +29,9 @@ from gpuspawner.gpus.model import WHOLE, Holder, Node, Request, course_group
 from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.labels import LABEL_COURSE, ServerRecord, labels, lease_of
 from gpuspawner.scheduling.phrases import turn_words
+from gpuspawner.scheduling.plan import QueuedRequest, plan
 from gpuspawner.scheduling.queue import RequestLimits
+from gpuspawner.scheduling.reserved import ReservedTime
 from gpuspawner.spawner import GPUSpawner
 
 from ..support.shown_forms import host, shown
@@ -351,6 +357,34 @@ def test_who_is_in_two_courses_picks_one_and_who_is_in_none_sees_nothing() -> No
     assert page.count('name="course"') == 2
     assert 'value="b" checked' in page
     assert 'name="course"' in shown(limits(ML, "ml-101"), Choice(course="gone"), node)
+
+
+def test_the_form_says_what_is_reserved_and_offers_the_time_before() -> None:
+    now = time.time()
+    reserved = [ReservedTime("ml-101", now + 2 * 3600, now + 4 * 3600, 1)]
+    view = host(gpu(0))
+    one = Request("torch", 1, seconds=4 * 3600.0)
+    (turn,) = plan([QueuedRequest(Holder("ada"), one, now)], view.gpus, (), now, reserved=reserved)
+    assert turn.because == "reserved"
+    assert turn.hours
+    page = form.render(
+        Limits(VERSIONS, "torch", hours=8, default_hours=4),
+        Choice(gpus=1),
+        view,
+        lambda each: Forecast("wait", 1, turn, free=1) if each.gpus else Forecast("now"),
+    )
+    soup = BeautifulSoup(page, "html.parser")
+    said = soup.find(id="gpuspawner-sentence").get_text(" ", strip=True)  # type: ignore[union-attr]
+    assert "Reserved for course ml-101 from" in said
+    assert "With less time, until" in said
+    times = {each["value"]: each for each in soup.find_all("input", attrs={"name": "hours"})}
+    (shorter,) = [each for each in times if each not in ("1", "2", "4", "8")]
+    assert float(shorter) == pytest.approx(115 / 60, abs=0.02)
+    sent = Request("torch", 1, seconds=float(shorter) * 3600)
+    (again,) = plan(
+        [QueuedRequest(Holder("ada"), sent, now)], view.gpus, (), now, reserved=reserved
+    )
+    assert again.gpus
 
 
 def test_the_trait_and_the_file_read_alike() -> None:
