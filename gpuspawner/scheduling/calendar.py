@@ -99,11 +99,18 @@ class StartSearch:
             insort(self._lengths, seconds)
         return self._heaps[seconds]
 
-    def earliest_after(self, seconds: float, after: float) -> tuple[float, NodePool | None]:
-        """Return the earliest start at or after `after`, and its pool; infinite if unknown."""
+    def earliest_after(
+        self, seconds: float, after: float, among: Collection[str] | None = None
+    ) -> tuple[float, NodePool | None]:
+        """Return the earliest start at or after `after`, and its pool; infinite if unknown.
+
+        `among` are the names of the nodes that are looked at; None: all.
+        """
         best: tuple[float, bool, int] = (inf, False, 0)
         found = None
         for pool in self._pools:
+            if among is not None and pool.node.name not in among:
+                continue
             start, mixes, rank, _, _ = self._bound(pool, pool.rank, seconds, after)
             if (start, mixes, rank) < best:
                 best, found = (start, mixes, rank), pool
@@ -194,10 +201,14 @@ class Calendar:
         if not self.is_possible(request, groups):
             return Booking(inf)
         shares = [self._shares[name] for name in self._limited(groups)]
-        holds = self._holds.get(request.course) if request.course else None
-        if holds:
-            return self._earliest_of_member(request, shares, after, holds)
         start, pool = self._earliest(request, shares, after)
+        if request.course and request.course in self._holds:
+            # What begins after that can't make it earlier.
+            end = start + seconds_of(request)
+            holds = [hold for hold in self._holds[request.course] if hold.begin < end]
+            found = self._earliest_of_member(request, shares, after, holds) if holds else None
+            if found and found.start <= start:
+                return found
         if pool is None:
             return Booking(inf)
         return Booking(start, pool.choose(request.gpus, start, seconds_of(request)))
@@ -205,10 +216,11 @@ class Calendar:
     def _earliest_of_member(
         self, request: Request, shares: Sequence[GroupShare], after: float, holds: Sequence[Hold]
     ) -> Booking:
-        """Find the earliest start of a course's server, for which what is held for it is free."""
+        """Find the earliest start of a course's server on the nodes with what is held for it."""
         for hold in holds:
             self._nodes[hold.gpu.node].release(hold.gpu, hold.begin, hold.end)
-        start, pool = self._earliest(request, shares, after, bounded=False)
+        among = {hold.gpu.node for hold in holds}
+        start, pool = self._earliest(request, shares, after, among)
         found = Booking(inf)
         if pool is not None:
             seconds = seconds_of(request)
@@ -257,21 +269,23 @@ class Calendar:
         request: Request,
         shares: Sequence[GroupShare],
         after: float,
-        *,
-        bounded: bool = True,
+        among: Collection[str] | None = None,
     ) -> tuple[float, NodePool | None]:
-        """Return the earliest start and its pool; `bounded`: earlier starts are lower bounds."""
+        """Return the earliest start and its pool.
+
+        `among`: only these nodes are looked at, where earlier starts are no lower bounds.
+        """
         search, seconds = self._search(request), seconds_of(request)
-        start, pool = search.earliest(seconds) if bounded else (-inf, None)
+        start, pool = search.earliest(seconds) if among is None else (-inf, None)
         if start < after:
-            start, pool = search.earliest_after(seconds, after)
+            start, pool = search.earliest_after(seconds, after, among)
         while start < inf:
             allowed = _first_allowed(shares, request.share, seconds, start)
             if allowed == start:
                 return start, pool
             if allowed == inf:
                 break
-            start, pool = search.earliest_after(seconds, allowed)
+            start, pool = search.earliest_after(seconds, allowed, among)
         return inf, None
 
     def book(

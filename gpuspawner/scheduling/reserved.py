@@ -15,7 +15,7 @@ from ..gpus.model import GPU, WHOLE, Lease
 from .node_calendar import NodeCalendar, free_from
 
 # How far ahead a plan looks at least, in seconds.
-HORIZON_SECONDS = 14 * 24 * 3600.0
+HORIZON_SECONDS = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
