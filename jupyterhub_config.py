@@ -108,6 +108,18 @@ c.GPUSpawner.course_volumes = {
     "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
 }
 
+# A course: its students, their limits, its material; docs/how-to/courses.md has more.
+# Change it, take the comment signs away, and put its people into its groups.
+# c.GPUSpawner.courses = {
+#     "ml-101": {
+#         "title": "Machine learning",
+#         "group": ["ml-101"],
+#         "instructors": ["instructors"],
+#         "limits": {"gpus_per_student": 1, "hours": 4},
+#         "material": {"volume": "gpuspawner-ml-101", "path": "/home/jovyan/ml-101"},
+#     },
+# }
+
 # ---- The dashboard -------------------------------------------------------------------------------
 # Who has which GPU and who waits, at /services/gpus/ and in the menu "Services"; with a JSON API.
 c.JupyterHub.services = [

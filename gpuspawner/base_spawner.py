@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +26,7 @@ from .choices.check import (
     CheckedChoice,
     check_choice,
 )
+from .courses.catalogue import CourseCatalogue
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
 from .gpus import share_hints
@@ -70,6 +71,15 @@ SAFE_MODE = {
     "IPYTHONDIR": f"{_SCRATCH}/ipython",
     "PYTHONNOUSERSITE": "1",
 }
+
+
+def has_loop() -> bool:
+    """Return whether an event loop runs: the hub's own command line has none."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
@@ -156,6 +166,17 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         """Return the function that undoes this try's `create_server`, given the server's id."""
         return self.backend.remove
+
+    @property
+    def course_catalogue(self) -> CourseCatalogue:
+        """The courses of the hub, which all its spawners share."""
+        if self._hub_state is None and not (self.user and self.hub and has_loop()):
+            return super().course_catalogue  # doctor's, or the hub's own command line
+        return self.hub_state.courses
+
+    def course_now(self, courses: Iterable[str]) -> str:
+        """Return the key of the first of these courses whose reserved hours they are; "": none."""
+        return self._hub_state.reserved.running(courses) if self._hub_state and courses else ""
 
     # -- The choice ------------------------------------------------------------------------------
 
@@ -604,6 +625,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """Record when the lease ends now, for the plans of the queue."""
         if self.server_id:
             self.ledger.ends[self.server_id] = until
+
+    def latest_end(self, until: float) -> tuple[float, str]:
+        """Return the latest end that the lease can have, and the course that is in the way."""
+        return self.hub_state.reserved.latest_end(self.holder, until)
 
     def on_extended(self, end: Deadline) -> None:
         """Have the backend keep the new end, which outlives the hub's database."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import traitlets
@@ -10,8 +11,12 @@ from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, default, validate
 
 from .choices import options
+from .choices.course_choice import with_courses
 from .choices.limits import MAX_HOURS, Limits
+from .courses.catalogue import CourseCatalogue, check_courses
+from .courses.model import Course
 from .gpus.allocation import POLICIES
+from .gpus.model import Request, counted_in
 from .gpus.unit_names import MAX_SLOTS
 from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
@@ -121,6 +126,19 @@ class GPUTraits(SpawnerMixin):
         help="""What the limits count: "gpus", where a slot of eight counts as 1/8 and a MIG
         instance as its part of the compute slices; "units", where each counts as one. The same for
         all users.""",
+    ).tag(config=True)
+
+    courses = Dict(
+        help="""The courses: key -> a mapping with `group` (of its students) and, if wanted,
+        `title`, `instructors`, `images`, `limits`, `material`, `shared`, `teams`, `repository`,
+        `reserved` and `required`. The same for all users.""",
+    ).tag(config=True)
+
+    courses_file = Unicode(
+        "",
+        help="""The path of a YAML file with more courses, as in `courses`. It is read again when it
+        has changed; an entry that is wrong is named in the log, and stays as it was before. The
+        same for all users.""",
     ).tag(config=True)
 
     default_hours = Float(
@@ -324,6 +342,10 @@ class GPUTraits(SpawnerMixin):
         # As mappings, which a group override can be merged into.
         return {key: as_fields(entry) for key, entry in proposal.value.items()}
 
+    @validate("courses")
+    def _check_courses(self, proposal: Any) -> Any:
+        return checked(check_courses, proposal.value)
+
     @validate("notify_urls")
     def _check_notify_urls(self, proposal: Any) -> Any:
         given = proposal.value
@@ -349,6 +371,20 @@ class GPUTraits(SpawnerMixin):
             )
         return proposal.value
 
+    @property
+    def course_catalogue(self) -> CourseCatalogue:
+        """The courses of the hub."""
+        return CourseCatalogue(self.courses, self.courses_file, self.log)
+
+    def own_courses(self) -> dict[str, Course]:
+        """Return key -> course, of those that the user is in as things are now."""
+        groups, courses = self.groups, self.course_catalogue.current()
+        return {key: each for key, each in courses.items() if each.has_member(groups)}
+
+    def course_now(self, courses: Iterable[str]) -> str:
+        """Return the key of the first of these courses whose reserved hours they are; "": none."""
+        return ""
+
     def limits(self) -> Limits:
         """Return the limits of a choice of this server's user."""
         allowed, image = self.allowed_image_names(), self.default_image()
@@ -365,7 +401,7 @@ class GPUTraits(SpawnerMixin):
         else:
             # Without versions there is no default.
             default_image, extra = default_key(versions, image) if versions else "", {}
-        groups = self.groups
+        groups, courses = self.groups, self.own_courses()
         return Limits(
             versions=versions | extra,
             default_image=default_image,
@@ -385,6 +421,9 @@ class GPUTraits(SpawnerMixin):
             has_catalogue=bool(self.images),
             memory=bytes_of(self.mem_limit),
             processors=self.cpu_limit or None,
+            courses=tuple(courses.values()),
+            course_now=self.course_now(courses),
+            taught_courses=frozenset(k for k, each in courses.items() if each.is_taught_by(groups)),
         )
 
     def allowed_image_names(self) -> Any:
@@ -397,12 +436,17 @@ class GPUTraits(SpawnerMixin):
 
     def request_limits(self) -> RequestLimits:
         """Return the limits of this server's request in the queue."""
-        minutes = self.longest_wait_minutes
-        return RequestLimits(
+        minutes, limits = self.longest_wait_minutes, self.limits()
+        of_user = RequestLimits(
             self.user_gpu_limit,
-            self.limits().group_gpus,
+            limits.group_gpus,
             None if minutes is None else minutes * 60,
         )
+        return with_courses(of_user, limits.courses, limits.taught_courses)
+
+    def groups_for(self, request: Request) -> frozenset[str]:
+        """Return what a request counts in: the user's groups, and the course that it is for."""
+        return counted_in(self.groups, request.course)
 
     @property
     def groups(self) -> frozenset[str]:

@@ -40,7 +40,7 @@ from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
-from .base_spawner import BaseGPUSpawner
+from .base_spawner import BaseGPUSpawner, has_loop
 from .choices import options
 from .choices.home_use import HomeUse
 from .errors import GPUSpawnerError, Refused, StartAgain
@@ -112,14 +112,6 @@ async def _do_nothing(server_id: str) -> None:
     """Don't remove a container."""
 
 
-def _has_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 @dataclass(eq=False)
 class ContainerAttempt(SpawnAttempt):
     """The state of one spawn of a container.
@@ -184,7 +176,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
     @property
     def client(self) -> Any:
         """The client of the engine."""
-        if self._hub_state is None and not (self._is_initialised and _has_loop()):
+        if self._hub_state is None and not (self._is_initialised and has_loop()):
             # Called by a trait that is a function, or without a hub.
             return connect(self.tls_config, self.client_kwargs)
         client = self.backend.client
@@ -373,12 +365,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         units = [gpu.id for gpu in held.gpus if gpu.id] if held else []
         key = request.image if request else self.image
         until = held.until if held else None
-        refused = self.backend.refused_ulimits
+        refused, course = self.backend.refused_ulimits, request.course if request else ""
         waited = {LABEL_WAITED: f"{self.attempt.waited:g}"} if units else {}
         return leased(
             removed_by_hub(create_kwargs) if self.remove else create_kwargs,
             labels={
-                **labels(self.holder, key, units, until, self.groups),
+                **labels(self.holder, key, units, until, self.groups, course),
                 LABEL_HUB: self.hub_address,
                 **waited,
             },

@@ -58,7 +58,7 @@ class WaitInQueue:
                     granted_by = reservation.groups, spawner.request_limits()
                     await self._check_again()
                     asked = replace(attempt.request, image=request.image)
-                    rules = spawner.groups, spawner.request_limits()
+                    rules = spawner.groups_for(asked), spawner.request_limits()
                     if asked != request or (request.gpus and rules != granted_by):
                         # By the current rules it is another request, or in another group's share.
                         # Nothing awaits until it is back in the queue, at its place.
@@ -128,7 +128,7 @@ class WaitInQueue:
         """Return the GPUs that were reserved while the server ran; None: none were."""
         spawner = self._spawner
         switch = spawner.hub_state.switches.get(spawner.holder)
-        offer = switch and switch.take_over(request, spawner.groups)
+        offer = switch and switch.take_over(request, spawner.groups_for(request))
         if not offer:
             return None
         spawner.lease.begin_term(request.seconds)
@@ -145,13 +145,13 @@ class WaitInQueue:
         queue, since = spawner.hub_state.queue, spawner.attempt.since
         assert since is not None
         later = spawner.attempt.not_before
-        waiting = QueuedRequest(spawner.holder, request, since, spawner.groups, later)
+        waiting = QueuedRequest(spawner.holder, request, since, spawner.groups_for(request), later)
         try:
             reservation = await queue.wait(
                 waiting,
                 spawner.request_limits(),
                 self._show_turn,
-                rules=lambda: (spawner.groups, spawner.request_limits()),
+                rules=lambda: (spawner.groups_for(request), spawner.request_limits()),
                 waited=None if spawner.attempt.waiting_since is None else self._waited,
             )
         except asyncio.CancelledError:
@@ -177,6 +177,7 @@ class WaitInQueue:
             rule=queue.settings.order,
             connection=connection(reservation.gpus),
             until=spawner.lease.until and round(spawner.lease.until),
+            **({"course": request.course} if request.course else {}),
         )
         return reservation
 

@@ -178,7 +178,7 @@ class WaitWhileRunning:
             granted_at, granted_by = time.monotonic(), spawner.request_limits()
             try:
                 request = await self._check_again(asked)
-                rules = spawner.groups, spawner.request_limits()
+                rules = spawner.groups_for(request), spawner.request_limits()
                 if request != asked.request or rules != (reservation.groups, granted_by):
                     # Nothing awaits until it is back in the queue, at its place.
                     self._release(reservation, granted_at, "other rules")
@@ -201,16 +201,18 @@ class WaitWhileRunning:
         spawner = self._spawner
         queue, request = spawner.hub_state.queue, asked.request
         reservation: Reservation = await queue.wait(
-            QueuedRequest(self._spawner.holder, request, asked.since, spawner.groups),
+            QueuedRequest(spawner.holder, request, asked.since, spawner.groups_for(request)),
             spawner.request_limits(),
             lambda turn: self._show_turn(asked, turn),
-            rules=lambda: (spawner.groups, spawner.request_limits()),
+            rules=lambda: (spawner.groups_for(request), spawner.request_limits()),
             waited=asked.waited if asked.waits else None,
         )
         metrics.WAITS.observe(asked.waited)
         facts = {"gpus": reservation.units, "waited": asked.waited, "rule": queue.settings.order}
         note_releases(spawner.hub_state.leases, reservation.units)
         links = connection(reservation.gpus)
+        if request.course:
+            facts["course"] = request.course
         spawner.lease.log_event("grant", **facts, connection=links, until=None)
         return reservation
 
@@ -308,7 +310,7 @@ class WaitWhileRunning:
         if self.offer is not offer:
             return
         free = {gpu.id for gpu in view.gpus if gpu.state == "free"}
-        rules = self._spawner.groups, self._spawner.request_limits()
+        rules = self._spawner.groups_for(request), self._spawner.request_limits()
         granted = offer.reservation.groups, offer.limits
         if request == asked.request and rules == granted and offer.reservation.units <= free:
             return

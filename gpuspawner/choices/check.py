@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Refused
 from ..gpus.allocation import most_on_one_node, request_phrase
-from ..gpus.model import WHOLE, Holder, Request
+from ..gpus.model import WHOLE, Holder, Request, counted_in
 from ..leases.ledger import Ledger, View
 from ..scheduling.plan import QueuedRequest
 from ..scheduling.queue import Queue, RequestLimits, held_by_other_servers, over_user_limit
 from . import later, options
+from .course_choice import within_course
 from .forecast import Forecast
 from .limits import Limits
 
@@ -72,8 +74,11 @@ async def check_choice(
         Refused: it can't be granted, now or later.
         Unknown: it asks for GPUs, and the nodes couldn't be read.
     """
-    limits = applicant.limits
+    if applicant.others_allowed and not applicant.limits.courses and isinstance(raw, Mapping):
+        # Where there is no course, the key is the administrator's hooks', as any unknown one.
+        raw = {key: each for key, each in raw.items() if key != "course"}
     choice = options.parse(raw, others_allowed=applicant.others_allowed)
+    limits = within_course(choice.course, applicant.limits)
     key = options.image_key(choice, limits)
     view = EMPTY_VIEW
     if options.gpu_count(choice, limits) > 0:
@@ -106,9 +111,8 @@ def forecast_choice(
         starts = later.not_before(choice.not_before, applicant.limits.ahead)
     except Refused as error:
         return Forecast("no", count, refusal=str(error))
-    joining = QueuedRequest(
-        applicant.holder, request, queue.join_time(applicant.holder), applicant.groups, starts
-    )
+    groups, since = counted_in(applicant.groups, request.course), queue.join_time(applicant.holder)
+    joining = QueuedRequest(applicant.holder, request, since, groups, starts)
     turn = queue.forecast(joining, applicant.request_limits, view)
     part = "" if request.kind == WHOLE else request_phrase(request)
     if turn.gpus:
@@ -131,7 +135,7 @@ def forecast_choice(
 
 def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: View) -> Request:
     request = options.request(choice, applicant.limits, view.nodes)
-    limit = applicant.request_limits.user_limit
+    limit = applicant.request_limits.most_of_user(request)
     if limit is not None and request.gpus:
         # The queue would refuse it later: too many GPUs with those of the user's other servers.
         held = held_by_other_servers(applicant.holder, queue.claims(view.leases))

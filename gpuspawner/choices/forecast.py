@@ -40,8 +40,16 @@ class Forecast:
     @property
     def group(self) -> str:
         """The group whose limit the choice would wait for; "" if it waits for something else."""
+        return self._waits_for("group:")
+
+    @property
+    def course(self) -> str:
+        """The course whose limit the choice would wait for; "" if it waits for something else."""
+        return self._waits_for("course:")
+
+    def _waits_for(self, what: str) -> str:
         because = self.turn.because if self.turn else ""
-        return because.removeprefix("group:") if because.startswith("group:") else ""
+        return because.removeprefix(what) if because.startswith(what) else ""
 
 
 UNKNOWN = Forecast("unknown")

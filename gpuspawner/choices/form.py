@@ -12,6 +12,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ..courses.model import NO_COURSE
+from ..errors import Refused
 from ..gpus.allocation import (
     availability,
     kind_shares,
@@ -26,9 +28,10 @@ from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
-from ..i18n.phrases import hours_words, memory_words, moment, ordinal, share_words
+from ..i18n.phrases import clock_time, hours_words, memory_words, moment, ordinal, share_words
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
+from .course_choice import courses_offered, within_course
 from .forecast import UNKNOWN, Forecast, ForecastOf
 from .home_use import HomeUse
 from .later import moment_of
@@ -127,14 +130,18 @@ def render(
         picked: `last` is the choice in an open form, whose script asks for an update.
         safe_mode: whether a server can be started without its user's settings.
     """
+    courses, limits = course_items(limits, last), _within_course(limits, last)
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
     models = model_items(limits, last, view)
     hours = hour_items(limits, last) if len(counts) > 1 else []
-    if len(images) <= 1 and len(counts) <= 1 and not (limits.any_image or trouble or notice):
+    told = limits.any_image or trouble or notice or len(courses) > 1
+    if len(images) <= 1 and len(counts) <= 1 and not told:
         return ""
     forecast = next(item.forecast for item in counts if item.checked)
+    hours += _until_reserved(forecast) if hours else []
     return _templates.get_template("form.html").render(
+        courses=courses if len(courses) > 1 else [],
         images=images if len(images) > 1 else [],
         # Where no version can have GPUs that is no detail.
         folds=any(item.has_gpus for item in images),
@@ -190,6 +197,22 @@ def page(shared: str, home: HomeUse | None, language: Language = ENGLISH) -> str
     )
 
 
+def course_items(limits: Limits, last: Choice) -> list[Item]:
+    """Return the courses that the user may pick, and none of them where that can be."""
+    chosen = _within_course(limits, last).course or NO_COURSE
+    titles = {course.key: course.name for course in limits.courses}
+    none = lazy_gettext("none, my own work")
+    return [Item(key, titles.get(key, none), key == chosen) for key in courses_offered(limits)]
+
+
+def _within_course(limits: Limits, last: Choice) -> Limits:
+    """Return the limits within the course that is preselected."""
+    try:
+        return within_course(last.course, limits)
+    except Refused:  # one that the user isn't in any more
+        return within_course(None, limits)
+
+
 def version_items(limits: Limits, last: Choice, view: View | None) -> list[Version]:
     """Return the image versions that the form shows."""
     if not limits.image_can_be_chosen or limits.any_image:
@@ -242,6 +265,7 @@ def count_items(
                 kind=kind if count and parts else None,
                 hours=hours,
                 not_before=last.not_before,
+                course=(limits.course or NO_COURSE) if limits.courses else None,
             )
         )
         for count, kind in amounts
@@ -409,6 +433,16 @@ def hour_items(limits: Limits, last: Choice) -> list[Item]:
         Item(_exactly(each), hours_words(each * 3600), each == wanted)
         for each in sorted(offered if most is None else {min(each, most) for each in offered})
     ]
+
+
+def _until_reserved(forecast: Forecast) -> list[Item]:
+    """Return the time with which a choice would start now, before hours that are reserved."""
+    until = forecast.turn.hours.until_then if forecast.turn and forecast.turn.hours else 0
+    minutes = int((until - time.time()) / 60)
+    if minutes < 1:
+        return []
+    title = lazy_gettext("until %(time)s", time=clock_time(until))
+    return [Item(_exactly(minutes / 60), title)]
 
 
 def _exactly(number: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from ..courses.model import Course
 from ..i18n.lazy_text import lazy_gettext
 from ..images.catalogue import ImageVersion
 
@@ -53,6 +54,12 @@ class Limits:
         memory: the most memory of a server, in bytes; None: no limit, or unknown.
         processors: the most processors of a server; None: no limit.
         files: how many bytes the user may keep at home; None: no limit.
+        courses: the courses that the user is in.
+        taught_courses: the keys of those that the user teaches.
+        course_now: the key of the one of a choice that names none; "": the first one, or none where
+            that can be.
+        course: the key of the one that these limits are of; "": none.
+        course_rules: its limits of a server's number of GPUs.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -75,6 +82,11 @@ class Limits:
     memory: int | None = None
     processors: float | None = None
     files: int | None = None
+    courses: tuple[Course, ...] = ()
+    taught_courses: frozenset[str] = frozenset()
+    course_now: str = ""
+    course: str = ""
+    course_rules: tuple[Rule, ...] = ()
 
     def rules(self) -> list[Rule]:
         """Return the limits of a server's number of GPUs, in the order of the checks."""
@@ -99,7 +111,7 @@ class Limits:
                 "The limit of your group %(group)s is %(most)s.", group=group, most=most
             )
             found.append(Rule(most, whose, statement))
-        return found
+        return [*found, *self.course_rules]
 
     def most_gpus(self) -> int | None:
         """Return the strictest limit of a server's number of GPUs; None: there is none."""

@@ -20,6 +20,7 @@ from ..gpus.unit_names import PROFILE
 from ..i18n.lazy_text import lazy_gettext
 from ..images.compatibility import fit_nodes
 from . import later, refusals
+from .course_choice import within_course
 from .limits import MAX_HOURS, Limits
 
 # The longest value of a choice, in characters.
@@ -152,10 +153,30 @@ class Choice(BaseModel):
             lambda text: text == "true",
         ),
     ] = None
+    course: Annotated[
+        str | None,
+        Field(max_length=MAX_KEY),
+        Option(
+            lazy_gettext("The course"),
+            lazy_gettext('the key of a course that you are in, or "none", as text'),
+            "Key of a [course](../how-to/courses.md) that its user is in, or `none`.",
+            "The course of the user's, where there is one alone; of several the first; none for "
+            "who teaches them.",
+        ),
+    ] = None
 
 
 # Of a saved choice that can't be had any more, one key may be why.
-LEFT_OUT_FIRST = ("not_before", "kind", "model", "hours", "safe_mode", "image", "gpus")
+LEFT_OUT_FIRST = (
+    "not_before",
+    "course",
+    "kind",
+    "model",
+    "hours",
+    "safe_mode",
+    "image",
+    "gpus",
+)
 
 OPTIONS: dict[str, Option] = {
     key: next(each for each in field.metadata if isinstance(each, Option))
@@ -327,6 +348,7 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
         Refused: the version or model is unknown, a limit is exceeded, no node has so many GPUs, or
             the image runs on none of them.
     """
+    limits = within_course(choice.course, limits)
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
     several = len(nodes) > 1
@@ -349,7 +371,9 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
     if named is not None and not fits.takes(named):
         raise refusals.model_not_for_image(named, filter(fits.takes, models), key, limits)
     allowed = intersection(fits.models, limits.models)
-    wanted = Request(key, count, named, allowed, places=fits.places, kind=kind)
+    wanted = Request(
+        key, count, named, allowed, places=fits.places, kind=kind, course=limits.course
+    )
     fitting = [gpu for node in usable for gpu in node.gpus if wanted.takes(gpu)]
     total = most_on_one_node(fitting)
     if choice.gpus is None:
@@ -362,7 +386,7 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
             raise refusals.too_few_for_image(count, total, several, key, limits)
         raise refusals.too_few(count, total, several, named, kind)
     if count == 0:
-        return Request(key, 0)
+        return Request(key, 0, course=limits.course)
     share = max(gpu.share for gpu in fitting)
     return replace(wanted, gpus=count, seconds=seconds(choice, limits), unit_share=share)
 
@@ -396,5 +420,5 @@ def parts_of(saved: Any, others_allowed: bool = False) -> Iterator[dict[Any, Any
     known = [key for key in Choice.model_fields if key in kept]
     # What an administrator changes most, and a user misses least, is left out first.
     less = [[key for key in known if key != gone] for gone in LEFT_OUT_FIRST if gone in known]
-    for keys in (known, *less, ["image"], ["gpus"], []):
+    for keys in (known, *less, ["course", "image"], ["image"], ["gpus"], []):
         yield {**others, **{key: kept[key] for key in keys if key in kept}}

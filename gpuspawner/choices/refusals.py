@@ -25,7 +25,7 @@ def not_an_object(raw: Any, keys: Iterable[str]) -> Refused:
         lazy_gettext(
             "The options must be an object with the keys %(keys)s, got %(value)s.",
             keys=", ".join(keys),
-            value=_quote(raw),
+            value=quoted(raw),
         )
     )
 
@@ -35,8 +35,8 @@ def unknown_option(key: Any, value: Any, keys: Iterable[str]) -> Refused:
     return Refused(
         lazy_gettext(
             "%(key)s is not an option here (its value was %(value)s). The options are %(keys)s.",
-            key=_quote(key),
-            value=_quote(value),
+            key=quoted(key),
+            value=quoted(value),
             keys=", ".join(keys),
         )
     )
@@ -56,7 +56,7 @@ def malformed(key: str, value: Any, name: str, expected: str) -> Refused:
             "%(name)s must be %(what)s, got %(value)s.",
             name=name,
             what=expected,
-            value=_quote(value),
+            value=quoted(value),
         )
 
     return Refused(said(name), key=key, keyed=said(key))
@@ -76,7 +76,7 @@ def image_not_offered(image: str) -> Refused:
     return Refused(
         lazy_gettext(
             "You asked for image %(value)s, and on this hub there is none to choose.",
-            value=_quote(image),
+            value=quoted(image),
         ),
         key="image",
     )
@@ -84,7 +84,7 @@ def image_not_offered(image: str) -> Refused:
 
 def unknown_image(image: str, limits: Limits) -> Refused:
     """Return the refusal of an image version that there isn't."""
-    value = _quote(image)
+    value = quoted(image)
     titles = [_title(key, limits) for key in limits.versions]
     return Refused(
         lazy_gettext(
@@ -189,7 +189,7 @@ def model_not_allowed(model: str, models: Sequence[str], limits: Limits, several
     return Refused(
         lazy_gettext(
             "You asked for the GPU model %(model)s, and the models you may have are: %(models)s.",
-            model=_quote(model),
+            model=quoted(model),
             models=may,
         ),
         status=403,
@@ -202,7 +202,7 @@ def model_not_allowed(model: str, models: Sequence[str], limits: Limits, several
 
 def unknown_model(model: str, models: Sequence[str], several: bool) -> Refused:
     """Return the refusal of a GPU model that no node has; arguments as `model_not_allowed`."""
-    values: Mapping[str, Any] = {"model": _quote(model), "models": listed(models)}
+    values: Mapping[str, Any] = {"model": quoted(model), "models": listed(models)}
     if models and several:
         sentence = lazy_gettext(
             "You asked for the GPU model %(model)s, and no machine here has it: there are "
@@ -241,7 +241,7 @@ def model_not_for_image(model: str, fitting: Iterable[str], key: str, limits: Li
         return lazy_gettext(
             "You asked for the GPU model %(model)s, and image %(image)s isn't built for it: it "
             "runs on %(models)s.",
-            model=_quote(model),
+            model=quoted(model),
             image=name,
             models=models,
         )
@@ -259,7 +259,7 @@ def unknown_kind(kind: str, kinds: Sequence[str]) -> Refused:
     return Refused(
         lazy_gettext(
             "You asked for the kind of GPU %(kind)s, and here there are: %(kinds)s.",
-            kind=_quote(kind),
+            kind=quoted(kind),
             kinds=listed(kinds) or lazy_gettext("none"),
         ),
         key="kind",
@@ -271,7 +271,7 @@ def kind_not_allowed(kind: str, kinds: Sequence[str]) -> Refused:
     return Refused(
         lazy_gettext(
             "You asked for the kind of GPU %(kind)s, and the kinds you may have are: %(kinds)s.",
-            kind=_quote(kind),
+            kind=quoted(kind),
             kinds=listed(kinds) or lazy_gettext("none of those here"),
         ),
         status=403,
@@ -285,7 +285,7 @@ def one_part_each(kind: str) -> Refused:
         lazy_gettext(
             "A server can have one part of a GPU of the kind %(kind)s, and not several: programs "
             "see one at a time.",
-            kind=_quote(kind),
+            kind=quoted(kind),
         ),
         key="gpus",
     )
@@ -359,7 +359,8 @@ def _gpus(count: int, model: str | None = None, kind: str = WHOLE) -> str:
     return lazy_gettext("more than %(most)s GPUs", most=MANY_GPUS)
 
 
-def _quote(value: Any) -> str:
+def quoted(value: Any) -> str:
+    """Return a value as a refusal quotes it."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (RecursionError, ValueError, TypeError):

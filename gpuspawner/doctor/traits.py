@@ -36,6 +36,8 @@ SPAWNER_VALUES = (
     "allowed_versions",
     "check_in_minutes",
     "course_volumes",
+    "courses",
+    "courses_file",
     "cpu_guarantee",
     "cpu_limit",
     "default_gpus",

@@ -13,6 +13,7 @@ LONGEST_SHOWN = 60
 # Where the type doesn't tell what a mapping has.
 EXAMPLES = {
     "course_volumes": '{"course": {"path": "/home/jovyan/course", "instructors": ["group"]}}',
+    "courses": '{"ml-101": {"group": "ml-101"}}',
     "environment": '{"NAME": "value"}',
     "extra_host_config": '{"pids_limit": 4096}',
     "home_volume": '"home-{username}"',

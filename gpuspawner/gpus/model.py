@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,27 @@ SHARED = "shared"
 # One of which NVML doesn't tell the profile.
 NAMELESS = "mig"
 
+# What stands before a course's key among the groups that leases and requests count in. No name of a
+# group can be taken for it: JupyterHub's pages and API make none with a control character.
+_COURSE = "course\x1f"
+
 GPUState = Literal["free", "leased", "foreign", "mig", "unhealthy", "excluded", "unknown"]
+
+
+def course_group(key: str) -> str:
+    """Return what a course is called among the groups that a request or lease counts in."""
+    return _COURSE + key
+
+
+def counted_in(groups: frozenset[str], course: str) -> frozenset[str]:
+    """Return what a request counts in: its user's groups, and the course that it is for, if any."""
+    return groups | {course_group(course)} if course else groups
+
+
+def course_of_groups(groups: Iterable[str]) -> str:
+    """Return the key of the course among such groups; "": there is none."""
+    found = (each.removeprefix(_COURSE) for each in groups if each.startswith(_COURSE))
+    return next(found, "")
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +65,7 @@ class Lease:
     """The units (by name) that are held by a server, or reserved for one.
 
     `until` is when the lease ends, in seconds since the epoch; None if it has no known end.
-    `groups` are the groups of the holder's user at the spawn.
+    `groups` are the groups of the holder's user at the spawn, and `course_group` of its course.
     `overdue` is whether its end is long past, so that it may go at any time or never.
     `count` is how much limits count it; None: by the units' shares of their GPUs.
     """
@@ -61,6 +81,11 @@ class Lease:
     def share(self) -> Share:
         """How much limits count them: 2 GPUs are 2, a slot of eight is 1/8."""
         return share_of(self.gpus) if self.count is None else self.count
+
+    @cached_property
+    def course(self) -> str:
+        """The key of the course that it is for; "": none."""
+        return course_of_groups(self.groups)
 
 
 @dataclass(frozen=True)
@@ -167,7 +192,8 @@ class Request:
     `models` are the GPU models that the image runs on; None if it runs on all. If that depends on
     the node, as with different drivers, `places` are the pairs (node name, model) that it runs on;
     None if it doesn't. `seconds` is for how long they are requested; None: without an end.
-    `unit_share` is how much of a GPU limits count each of them.
+    `unit_share` is how much of a GPU limits count each of them. `course` is the key of the course
+    that it is for; "": none.
     """
 
     image: str
@@ -178,6 +204,7 @@ class Request:
     places: frozenset[tuple[str, str]] | None = None
     kind: str = WHOLE
     unit_share: Share = 1
+    course: str = ""
 
     @property
     def accepts(self) -> Hashable:

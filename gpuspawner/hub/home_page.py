@@ -10,6 +10,7 @@ from tornado import web
 
 from ..choices.home_use import HomeUse
 from ..choices.limits import Limits
+from ..courses.model import Course
 from ..gpus.unit_names import Share
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words, memory_words, share_words
@@ -48,6 +49,10 @@ class HomePage:
     def servers(self) -> list[ServerPage]:
         """Return the user's servers: the default one, then the named ones by name."""
         return [each.page for each in compat.servers_of(self._spawner.user)]
+
+    def courses(self) -> list[Course]:
+        """Return the courses that the user is in."""
+        return list(self._spawner.own_courses().values())
 
     async def allowances(self) -> list[Allowance]:
         """Return what the user may have by the current rules, and what of it they use."""

@@ -14,6 +14,8 @@ from ..backends.leftovers import Leftovers
 from ..check_in import CheckIn
 from ..choices import form_stream, options
 from ..choices.open_forms import OpenForms
+from ..courses.catalogue import CourseCatalogue
+from ..courses.model import Course
 from ..errors import Refused
 from ..gpus.missing_driver import without_driver
 from ..gpus.model import Holder
@@ -36,6 +38,7 @@ from .connections import allow_many_connections
 from .control_socket import ControlSocket
 from .health_watch import HealthWatch
 from .nodes import NodeFacts
+from .reserved_hours import ReservedTimes
 from .switches import Switches
 
 # How long the log says nothing of a reading that fails for the same reason.
@@ -68,6 +71,8 @@ class HubState:
         notifier: sends messages to users who are elsewhere.
         health: watches the GPUs' health.
         usage: writes who used what into a store.
+        courses: the courses.
+        reserved: the hours that are reserved for them.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
@@ -88,6 +93,8 @@ class HubState:
     notifier: Notifier
     health: HealthWatch
     usage: Recorder
+    courses: CourseCatalogue
+    reserved: ReservedTimes
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -112,7 +119,9 @@ class HubState:
         leases: WeakSet[ServerLease] = WeakSet()
         health = HealthWatch(reader, backend, lambda: list(leases), log)
         ledger = _make_ledger(spawner, backend, health)
-        queue = Queue(ledger, _queue_settings(spawner), backend.watch)
+        courses = CourseCatalogue(spawner.courses, spawner.courses_file, log)
+        reserved = ReservedTimes(courses, ledger, spawner.hour_limit, log)
+        queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved)
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)
 
@@ -145,7 +154,10 @@ class HubState:
             Notifier(log),
             health,
             usage,
+            courses,
+            reserved,
         )
+        reserved.tell = state.tell_instructors
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
@@ -179,10 +191,25 @@ class HubState:
         self.host_metrics.register()
         # They run once the event loop does: by then the hub has the spawners of all servers that
         # its database knows, which the reconciler needs. ref: init_spawners in jupyterhub/app.py
-        work = [*checks, self.reconciler.run(), self.health.run(), self.usage.run()]
+        work = [
+            *checks,
+            self.reconciler.run(),
+            self.health.run(),
+            self.usage.run(),
+            self.reserved.watch(),
+        ]
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
+
+    def tell_instructors(self, course: Course, words: str) -> None:
+        """Send a message to a course's instructors, as far as this hub has servers of theirs."""
+        told: set[str] = set()
+        spawners: list[Any] = list(self.spawners)
+        for spawner in spawners:
+            if spawner.holder.user not in told and course.is_taught_by(spawner.groups):
+                told.add(spawner.holder.user)
+                spawner.tell("reserved", words)
 
     def remember_ending(self, holder: Holder, ending: Ending) -> None:
         """Remember for a while how a server was stopped: its JupyterLab may still be open."""

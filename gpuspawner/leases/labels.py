@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..gpus.model import Holder, Lease
+from ..gpus.model import Holder, Lease, course_group
 from ..untrusted import bounded, parse_json
 from .clock import Deadline
 
@@ -29,7 +29,7 @@ LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"
 # How long its request has waited for the GPUs, in seconds.
 LABEL_WAITED = "gpuspawner.waited"
-# The course that the server is for.
+# The key of the course that the server is for; no label: it is for none.
 LABEL_COURSE = "gpuspawner.course"
 
 # How much of a label is read, in characters; and of a name on one. Ours are shorter.
@@ -71,6 +71,7 @@ def labels(
     gpus: Iterable[str],
     until: float | None = None,
     groups: Iterable[str] = (),
+    course: str = "",
 ) -> dict[str, str]:
     """Return the labels of a server's lease. Without GPUs the label for them is empty, not missing.
 
@@ -80,6 +81,7 @@ def labels(
         gpus: the names of its units, in their order.
         until: when its lease ends, in seconds since the epoch; None: never.
         groups: its user's groups.
+        course: the key of the course that it is for; "": none.
     """
     return {
         LABEL_GPUS: ",".join(gpus),
@@ -88,6 +90,7 @@ def labels(
         LABEL_IMAGE: image,
         LABEL_UNTIL: "" if until is None else str(round(until)),
         LABEL_GROUPS: json.dumps(sorted(groups)),
+        **({LABEL_COURSE: course} if course else {}),
     }
 
 
@@ -120,6 +123,7 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
         filter(None, (part.strip() for part in bounded(found[LABEL_GPUS], MAX_LABEL).split(",")))
     )
     of_hub = found.get(LABEL_HUB, hub)
+    course = bounded(found.get(LABEL_COURSE, ""), MAX_NAME)
     return Lease(
         Holder(
             bounded(found.get(LABEL_USER, "?"), MAX_NAME),
@@ -128,7 +132,7 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
         ),
         gpus,
         until=_end(_seconds(found.get(LABEL_UNTIL, "")), server.extended),
-        groups=_names(found.get(LABEL_GROUPS, "")),
+        groups=_names(found.get(LABEL_GROUPS, "")) | ({course_group(course)} if course else set()),
     )
 
 

@@ -87,6 +87,12 @@ class LeasedServer(Protocol):
     def on_end_changed(self, until: float) -> None:
         """Record when the lease ends now, in seconds since the epoch."""
 
+    def latest_end(self, until: float) -> tuple[float, str]:
+        """Return the latest end that the lease can have if it asks for this one, in seconds.
+
+        And the course whose reserved hours are in the way of a later one; "": none.
+        """
+
     def on_extended(self, end: Deadline) -> None:
         """Have the new end kept where it outlives the hub's database."""
 
@@ -331,13 +337,33 @@ class ServerLease:
             )
         if not over_all:
             self._refuse_extension(term)
-        seconds = self._seconds_to_add(term, hours, over_all)
+        seconds = self._before_reserved_hours(term, self._seconds_to_add(term, hours, over_all))
         term.extend(seconds)
         self._server.save_state()
         self._server.on_extended(term.deadline)
         who = by or audit_log.user(self.holder.user)
         self.log_event("extend", who, until=round(term.until), added=round(seconds), held=self.held)
         return term.until
+
+    def _before_reserved_hours(self, term: Term, seconds: float) -> float:
+        """Return how much of the time can be added before what is reserved for others.
+
+        Raises:
+            Refused: none of it can.
+        """
+        latest, course = self._server.latest_end(term.until + seconds)
+        left = min(seconds, latest - term.until)
+        if left >= min(seconds, 60.0):
+            return left
+        raise Refused(
+            lazy_gettext(
+                "Your server's GPUs are reserved for course %(course)s afterwards. Its time ends "
+                "at %(time)s.",
+                course=course,
+                time=clock_time(term.until),
+            ),
+            status=409,
+        )
 
     def _refuse_extension(self, term: Term) -> None:
         """Raise Refused if its user can't extend the lease now.

@@ -19,7 +19,17 @@ from ..leases.audit_log import one_line
 from ..timeouts import within
 from . import addresses, sending
 
-Occasion = Literal["turn", "check in", "failed", "end", "idle", "announced", "stopped", "trouble"]
+Occasion = Literal[
+    "turn",
+    "check in",
+    "failed",
+    "end",
+    "idle",
+    "announced",
+    "stopped",
+    "trouble",
+    "reserved",
+]
 
 # After a message, how long there is no other one of the same occasion for the same start.
 AGAIN_SECONDS = 300.0
@@ -39,6 +49,7 @@ TITLES: dict[Occasion, str] = {
     "announced": lazy_gettext("An administrator stops your server soon"),
     "stopped": lazy_gettext("Your server was stopped"),
     "trouble": lazy_gettext("Something is wrong with your server's GPUs"),
+    "reserved": lazy_gettext("Reserved hours can't be kept"),
 }
 
 

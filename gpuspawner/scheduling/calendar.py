@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right, insort
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -18,14 +18,19 @@ from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
 from ..gpus.model import GPU, WHOLE, Lease, Request
 from ..gpus.unit_names import Share
 from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
+from .reserved import Hold, ReservedTime, place
 
 
 @dataclass(frozen=True)
 class Booking:
-    """When a request starts, in seconds (infinite: unknown), and on which GPUs of one node."""
+    """When a request starts, in seconds (infinite: unknown), and on which GPUs of one node.
+
+    `in_hours` is whether it takes some that are held for its course.
+    """
 
     start: float
     gpus: tuple[GPU, ...] = ()
+    in_hours: bool = False
 
 
 def seconds_of(request: Request) -> float:
@@ -94,11 +99,18 @@ class StartSearch:
             insort(self._lengths, seconds)
         return self._heaps[seconds]
 
-    def earliest_after(self, seconds: float, after: float) -> tuple[float, NodePool | None]:
-        """Return the earliest start at or after `after`, and its pool; infinite if unknown."""
+    def earliest_after(
+        self, seconds: float, after: float, among: Collection[str] | None = None
+    ) -> tuple[float, NodePool | None]:
+        """Return the earliest start at or after `after`, and its pool; infinite if unknown.
+
+        `among` are the names of the nodes that are looked at; None: all.
+        """
         best: tuple[float, bool, int] = (inf, False, 0)
         found = None
         for pool in self._pools:
+            if among is not None and pool.node.name not in among:
+                continue
             start, mixes, rank, _, _ = self._bound(pool, pool.rank, seconds, after)
             if (start, mixes, rank) < best:
                 best, found = (start, mixes, rank), pool
@@ -125,10 +137,16 @@ class Calendar:
         leases: the leases on them.
         now: in seconds, on the clock of `Lease.until`.
         limits: group -> the most GPUs that its members may hold at a time.
+        reserved: what is reserved for courses, as `reserved.ahead` returns it.
     """
 
     def __init__(
-        self, gpus: Sequence[GPU], leases: Sequence[Lease], now: float, limits: Mapping[str, int]
+        self,
+        gpus: Sequence[GPU],
+        leases: Sequence[Lease],
+        now: float,
+        limits: Mapping[str, int],
+        reserved: Sequence[ReservedTime] = (),
     ) -> None:
         self._now = now
         self._limits = limits
@@ -147,6 +165,11 @@ class Calendar:
         for lease in leases:
             for name in lease.groups & limits.keys():
                 self._shares[name].take(now, free_from(lease.until, now), lease.share)
+        holds, self.missing = place(reserved, self._nodes, leases, now)
+        # Course -> what is held for it.
+        self._holds: dict[str, list[Hold]] = {}
+        for hold in holds:
+            self._holds.setdefault(hold.course, []).append(hold)
         # `Request.accepts` -> the pool of each node; (`Request.accepts`, number of GPUs) -> search.
         self._kinds: dict[Hashable, list[NodePool]] = {}
         self._searches: dict[Hashable, StartSearch] = {}
@@ -177,27 +200,92 @@ class Calendar:
             return Booking(after)
         if not self.is_possible(request, groups):
             return Booking(inf)
-        start, pool = self._earliest(
-            request, [self._shares[name] for name in self._limited(groups)], after
-        )
+        shares = [self._shares[name] for name in self._limited(groups)]
+        start, pool = self._earliest(request, shares, after)
+        if request.course and request.course in self._holds:
+            # What begins after that can't make it earlier.
+            end = start + seconds_of(request)
+            holds = [hold for hold in self._holds[request.course] if hold.begin < end]
+            found = self._earliest_of_member(request, shares, after, holds) if holds else None
+            if found and found.start <= start:
+                return found
         if pool is None:
             return Booking(inf)
         return Booking(start, pool.choose(request.gpus, start, seconds_of(request)))
 
+    def _earliest_of_member(
+        self, request: Request, shares: Sequence[GroupShare], after: float, holds: Sequence[Hold]
+    ) -> Booking:
+        """Find the earliest start of a course's server on the nodes with what is held for it."""
+        for hold in holds:
+            self._nodes[hold.gpu.node].release(hold.gpu, hold.begin, hold.end)
+        among = {hold.gpu.node for hold in holds}
+        start, pool = self._earliest(request, shares, after, among)
+        found = Booking(inf)
+        if pool is not None:
+            seconds = seconds_of(request)
+            held = {hold.gpu.id for hold in holds if hold.overlaps(start, start + seconds)}
+            gpus = pool.choose(request.gpus, start, seconds, held)
+            found = Booking(start, gpus, any(gpu.id in held for gpu in gpus))
+        for hold in holds:
+            self._nodes[hold.gpu.node].take([hold.gpu], hold.begin, hold.end)
+        return found
+
+    def _take_of_holds(self, course: str, gpus: Sequence[GPU], begin: float, end: float) -> None:
+        """Let a course's server have what is held for it of these GPUs."""
+        taken = {gpu.id for gpu in gpus}
+        left: list[Hold] = []
+        for hold in self._holds[course]:
+            if hold.gpu.id not in taken or not hold.overlaps(begin, end):
+                left.append(hold)
+                continue
+            node = self._nodes[hold.gpu.node]
+            node.release(hold.gpu, hold.begin, hold.end)
+            for rest in hold.without(begin, end):
+                node.take([rest.gpu], rest.begin, rest.end)
+                left.append(rest)
+        self._holds[course] = left
+
+    def holds_of_others(self, course: str) -> Iterator[Hold]:
+        """Yield what is held for other courses than this one."""
+        for key, holds in self._holds.items():
+            if key != course:
+                yield from holds
+
+    def longest_now(self, request: Request) -> float:
+        """Return for how long a request could have its GPUs from now on, in seconds."""
+        found = 0.0
+        for pool in self._pools(request):
+            lengths = sorted(
+                (gaps[0][1] - self._now for gaps in pool.gaps if gaps and gaps[0][0] == self._now),
+                reverse=True,
+            )
+            if len(lengths) >= request.gpus:
+                found = max(found, lengths[request.gpus - 1])
+        return found
+
     def _earliest(
-        self, request: Request, shares: Sequence[GroupShare], after: float
+        self,
+        request: Request,
+        shares: Sequence[GroupShare],
+        after: float,
+        among: Collection[str] | None = None,
     ) -> tuple[float, NodePool | None]:
+        """Return the earliest start and its pool.
+
+        `among`: only these nodes are looked at, where earlier starts are no lower bounds.
+        """
         search, seconds = self._search(request), seconds_of(request)
-        start, pool = search.earliest(seconds)
+        start, pool = search.earliest(seconds) if among is None else (-inf, None)
         if start < after:
-            start, pool = search.earliest_after(seconds, after)
+            start, pool = search.earliest_after(seconds, after, among)
         while start < inf:
             allowed = _first_allowed(shares, request.share, seconds, start)
             if allowed == start:
                 return start, pool
             if allowed == inf:
                 break
-            start, pool = search.earliest_after(seconds, allowed)
+            start, pool = search.earliest_after(seconds, allowed, among)
         return inf, None
 
     def book(
@@ -231,6 +319,8 @@ class Calendar:
             found = Booking(found.start, tuple(preferred))
         if found.gpus:
             end = found.start + seconds_of(request)
+            if found.in_hours:
+                self._take_of_holds(request.course, found.gpus, found.start, end)
             self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
             for share in shares:
                 share.take(found.start, end, request.share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf, nextafter
 
 from ..gpus.allocation import by_model
@@ -93,6 +93,15 @@ class NodeCalendar:
         """Return whether a GPU is free from `start` on for `seconds`."""
         return any(begin <= start and start + seconds <= end for begin, end in self._of(gpu))
 
+    def free_since(self, gpu: GPU, start: float, seconds: float) -> float | None:
+        """Return since when a GPU is free that is free from `start` on for `seconds`, else None."""
+        gaps = self._of(gpu)
+        number = bisect_right(gaps, (start, inf)) - 1
+        if number < 0:
+            return None
+        begin, end = gaps[number]
+        return begin if start + seconds <= end else None
+
     def take(self, gpus: Iterable[GPU], begin: float, end: float) -> None:
         """Book GPUs from `begin` until `end`; they have to be free."""
         self.changes += 1
@@ -102,6 +111,21 @@ class NodeCalendar:
             first, last = gaps[number]
             left = ((first, begin), (end, last))
             gaps[number : number + 1] = [gap for gap in left if gap[0] < gap[1]]
+
+    def release(self, gpu: GPU, begin: float, end: float) -> None:
+        """Undo a booking of a GPU. Starts computed before are no lower bounds until it is redone.
+
+        Who does so takes it again, or a part of it, before anybody asks for a bound.
+        """
+        self.changes += 1
+        gaps = self._of(gpu)
+        number = bisect_left(gaps, (begin, begin))
+        if number and gaps[number - 1][1] == begin:
+            number -= 1
+            begin = gaps.pop(number)[0]
+        if number < len(gaps) and gaps[number][0] == end:
+            end = gaps.pop(number)[1]
+        gaps.insert(number, (begin, end))
 
     def give_back(self, gpus: Iterable[GPU], end: float) -> None:
         """Undo a booking from now until `end`. Starts computed before are no lower bounds then."""
@@ -154,6 +178,9 @@ class NodePool:
             # For each GPU the begin of the first gap that is long enough.
             begins = []
             for gaps in self.gaps:
+                # Most have one or two, of which none is over.
+                if len(gaps) > 4 and gaps[1][0] <= start:
+                    gaps = gaps[bisect_right(gaps, (start, inf)) - 1 :]
                 for begin, end in gaps:
                     if (begin if begin > start else start) + seconds <= end:
                         begins.append(begin)
@@ -166,9 +193,20 @@ class NodePool:
             # Before that too few are free; by then, others may not be free any more.
             start = begins[count - 1]
 
-    def choose(self, count: int, start: float, seconds: float) -> tuple[GPU, ...]:
-        """Choose GPUs that are free at `start`: of one model if one has enough, else the first."""
+    def choose(
+        self, count: int, start: float, seconds: float, first: Collection[str | None] = ()
+    ) -> tuple[GPU, ...]:
+        """Choose GPUs that are free at `start`: of one model if one has enough, else the first.
+
+        Args:
+            count: how many.
+            start: in seconds.
+            seconds: for how long.
+            first: the units that come before others of their model.
+        """
         ready = [gpu for gpu in self.gpus if self.node.is_free(gpu, start, seconds)]
+        if first:
+            ready.sort(key=lambda gpu: gpu.id not in first)
         pools = (pool for pool in by_model(ready) if len(pool) >= count)
         return tuple(next(pools, ready)[:count])
 

@@ -9,7 +9,7 @@ from ..gpus.allocation import request_phrase, units_phrase
 from ..gpus.model import GPU, Request
 from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import clock_time, hours_words, ordinal
-from .plan import Turn
+from .plan import HoursInTheWay, Turn
 
 NO_GPU = lazy_gettext("no GPU")
 
@@ -29,6 +29,13 @@ def place_words(turn: Turn) -> str:
         limit = lazy_gettext(
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
+    if turn.because.startswith("course:"):
+        course = turn.because.removeprefix("course:")
+        limit = lazy_gettext(
+            "Course %(course)s has as many GPUs as it may have at a time.", course=course
+        )
+    if turn.hours:
+        limit = hours_words_of(turn.hours)
     when = ""
     if turn.because == "time":
         limit = lazy_gettext("It starts later, as you asked.")
@@ -43,6 +50,22 @@ def place_words(turn: Turn) -> str:
             "When they will be free isn't known: servers that have them have no end."
         )
     return join_sentences(_place(turn), limit, when)
+
+
+def hours_words_of(hours: HoursInTheWay) -> str:
+    """Return what is reserved, and what could be had meanwhile."""
+    reserved = lazy_gettext(
+        "Reserved for course %(course)s from %(begin)s until %(end)s.",
+        course=hours.course,
+        begin=clock_time(hours.begin),
+        end=clock_time(hours.end),
+    )
+    if not hours.until_then:
+        return reserved
+    shorter = lazy_gettext(
+        "A server that ends by %(time)s could start now.", time=clock_time(hours.until_then)
+    )
+    return join_sentences(reserved, shorter)
 
 
 def _place(turn: Turn) -> str:

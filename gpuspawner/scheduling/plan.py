@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
-from ..gpus.model import GPU, Holder, Lease, Request
+from ..gpus.model import GPU, Holder, Lease, Request, course_group, course_of_groups
 from ..gpus.unit_names import Share, UnitIndex
-from .calendar import Booking, Calendar
+from .calendar import Booking, Calendar, seconds_of
+from .reserved import ReservedTime, ahead
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
 FAIR_SECONDS = 1800
@@ -37,6 +38,27 @@ class QueuedRequest:
     not_before: float = 0.0
 
 
+# How long before reserved hours a server ends that isn't the course's: it needs time to stop.
+MARGIN_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class HoursInTheWay:
+    """Reserved hours that keep a request from starting now.
+
+    Args:
+        course: whose they are.
+        begin, end: from when until when, in seconds since the epoch.
+        until_then: the end that the request's server could have if it started now, in seconds since
+            the epoch; 0: it can't.
+    """
+
+    course: str
+    begin: float
+    end: float
+    until_then: float = 0.0
+
+
 @dataclass(frozen=True)
 class Turn:
     """When a queued request starts, and what it waits for.
@@ -47,10 +69,13 @@ class Turn:
         start: when it starts by the known ends of the leases, in seconds; None if unknown.
         gpus: the GPUs to hand out now; empty if it can't start now.
         because: what it waits for: "gpus"; "group:NAME", as the group's members hold as many GPUs
-            as they may; "order", as enough GPUs are free but booked for earlier requests; "time",
-            as it isn't to start yet; "never", as no node has so many. "" if it starts now.
+            as they may; "course:KEY", as that course's servers do; "order", as enough GPUs are free
+            but booked for earlier requests; "time", as it isn't to start yet; "never", as no node
+            has so many; "reserved", as others than its course have reserved what is free. "" if it
+            starts now.
         several: whether there are several nodes, so that messages have to say so.
         of: how many requests wait in all; 0 if unknown.
+        hours: the reserved hours that are in its way, if it waits for "reserved".
     """
 
     waiting: QueuedRequest
@@ -60,6 +85,7 @@ class Turn:
     because: str = ""
     several: bool = False
     of: int = 0
+    hours: HoursInTheWay | None = None
 
 
 Order = Callable[[Sequence[QueuedRequest], Sequence[Lease]], list[QueuedRequest]]
@@ -109,6 +135,7 @@ def plan(
     policy: str = "pack",
     part_policy: str = "spread",
     group_limits: Mapping[str, int] | None = None,
+    reserved: Sequence[ReservedTime] = (),
 ) -> tuple[Turn, ...]:
     """Return the turn of each queued request, in the queue's order.
 
@@ -131,6 +158,7 @@ def plan(
         policy: a key of `allocation.POLICIES`, for the whole GPUs that are handed out now.
         part_policy: the same for slots of shared GPUs and for MIG instances.
         group_limits: group -> the most GPUs that its members may hold at a time.
+        reserved: the hours that are reserved for courses.
 
     Raises:
         ValueError: there is no such order or policy, or two GPUs have the same UUID.
@@ -141,9 +169,10 @@ def plan(
     host = apply_leases(gpus, leases)
     waiting = ORDERS[order](queue, leases)
     limits = group_limits or {}
+    hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
 
     def book(preferred: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
-        calendar = Calendar(host, leases, now, limits)
+        calendar = Calendar(host, leases, now, limits, hours)
         return calendar, [
             calendar.book(each.request, each.groups, preferred.get(number, ()), each.not_before)
             for number, each in enumerate(waiting)
@@ -179,7 +208,8 @@ def could_use(
         return False
     request = turn.waiting.request
     kind, _colon, group = turn.because.partition(":")
-    if kind == "group":
+    if kind in ("group", "course"):
+        group = course_group(group) if kind == "course" else group
         # Whose share is used up is helped by GPUs of that share alone.
         return any(lease.gpus & back for lease in leases if group in lease.groups)
     # What is sick or kept out isn't handed out when it comes back.
@@ -198,7 +228,7 @@ class QueueSnapshot:
     Open forms ask for many choices; planning a long queue anew for each would keep the hub busy.
 
     Args:
-        queue, gpus, leases, now, group_limits: as for `plan`, for the order "fifo".
+        queue, gpus, leases, now, group_limits, reserved: as for `plan`, for the order "fifo".
     """
 
     def __init__(
@@ -208,12 +238,15 @@ class QueueSnapshot:
         leases: Sequence[Lease],
         now: float,
         group_limits: Mapping[str, int],
+        reserved: Sequence[ReservedTime] = (),
     ) -> None:
         host = apply_leases(gpus, leases)
         self._now = now
         self._limits = group_limits
         self._queue = by_time(queue)
-        self._calendar = Calendar(host, leases, now, group_limits)
+        longest = max((each.request.seconds or 0 for each in queue), default=0)
+        hours = ahead(reserved, now, longest)
+        self._calendar = Calendar(host, leases, now, group_limits, hours)
         self._reasons = _WaitReasons(self._calendar, host, leases, group_limits)
         bookings = [
             self._calendar.book(each.request, each.groups, not_before=each.not_before)
@@ -269,6 +302,7 @@ class _WaitReasons:
         )
         # `Request.accepts` -> the most GPUs that are free on one node.
         self._most_free_by_kind: dict[Hashable, int] = {}
+        self._in_the_way: dict[Hashable, HoursInTheWay | None] = {}
         self._held: dict[str, Share] = defaultdict(int)
         for lease in leases:
             self._hold(lease.groups, lease.share)
@@ -278,6 +312,7 @@ class _WaitReasons:
         if booking.start == now:
             self._free.subtract((gpu.node, gpu.model, gpu.kind) for gpu in booking.gpus)
             self._most_free_by_kind.clear()
+            self._in_the_way.clear()
             self._hold(waiting.groups, waiting.request.share)
             return Turn(waiting, place, now, booking.gpus, several=self.several)
         return self.waiting_turn(waiting, place, booking, now)
@@ -287,7 +322,36 @@ class _WaitReasons:
     ) -> Turn:
         """Return the turn of a request that can't start now."""
         start = booking.start if booking.start < inf else None
-        return Turn(waiting, place, start, (), self._reason(waiting, now), self.several)
+        because = self._reason(waiting, now)
+        hours = self._hours_in_the_way(waiting.request, now) if because == "order" else None
+        because = "reserved" if hours else because
+        return Turn(waiting, place, start, (), because, self.several, hours=hours)
+
+    def _hours_in_the_way(self, request: Request, now: float) -> HoursInTheWay | None:
+        """Return the reserved hours but for which enough GPUs would be free for the request."""
+        key = request.accepts, request.gpus, request.seconds, request.course
+        if key not in self._in_the_way:
+            self._in_the_way[key] = self._find_hours(request, now)
+        return self._in_the_way[key]
+
+    def _find_hours(self, request: Request, now: float) -> HoursInTheWay | None:
+        end = now + seconds_of(request)
+        holds = [
+            hold
+            for hold in self._calendar.holds_of_others(request.course)
+            if hold.overlaps(now, end) and request.takes(hold.gpu)
+        ]
+        kept = Counter(gpu.node for gpu in {hold.gpu for hold in holds} if gpu.state == "free")
+        free = Counter[str]()
+        for place, number in self._free.items():
+            if number and request.takes(self._sample_gpus[place]):
+                free[place[0]] += number
+        if not holds or any(free[node] - kept[node] >= request.gpus for node in free):
+            return None
+        first = min(holds, key=lambda hold: (hold.begin, hold.end, hold.course))
+        longest = self._calendar.longest_now(request) - MARGIN_SECONDS
+        until = now + longest if 60 <= longest < inf else 0.0
+        return HoursInTheWay(first.course, first.begin, first.end, until)
 
     def _reason(self, waiting: QueuedRequest, now: float) -> str:
         request = waiting.request
@@ -295,7 +359,8 @@ class _WaitReasons:
             return "time"
         for name in sorted(waiting.groups & self._limits.keys()):
             if self._held[name] + request.share > self._limits[name]:
-                return f"group:{name}"
+                course = course_of_groups([name])
+                return f"course:{course}" if course else f"group:{name}"
         if self._most_free(request) >= request.gpus:
             return "order"
         return "gpus" if self._calendar.is_possible(request, waiting.groups) else "never"

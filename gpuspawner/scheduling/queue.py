@@ -18,13 +18,15 @@ from typing import Any
 
 from ..errors import Refused, Unknown
 from ..gpus.allocation import explain_shortage, request_phrase
-from ..gpus.model import Holder, Lease, Request
+from ..gpus.model import WHOLE, Holder, Lease, Request, course_group
 from ..gpus.unit_names import Share
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words, share_words
 from ..leases.ledger import Ledger, Reservation, View
 from ..timeouts import within
+from .phrases import hours_words_of
 from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
+from .reserved import ReservedTime
 
 # The logger of the hub's own handlers.
 log = logging.getLogger("tornado.application")
@@ -60,11 +62,27 @@ class RequestLimits:
         user_limit: the most GPUs that its user may hold with all servers; None: no limit.
         group_limits: group -> the most GPUs that its members may hold at a time.
         max_wait_seconds: the longest wait; 0: the request is refused at once, None: no limit.
+        per_student: `course_group` -> the most GPUs and the most slots that its user may hold with
+            all servers, if the request is for that course; None: no limit.
     """
 
     user_limit: int | None = None
     group_limits: Mapping[str, int] = field(default_factory=dict)
     max_wait_seconds: float | None = None
+    per_student: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def most_of_user(self, request: Request) -> Share | None:
+        """Return the most GPUs that the request's user may hold with all servers; None: no limit.
+
+        Args:
+            request: the request, whose units are what a limit of slots counts.
+        """
+        gpus, slots = self.per_student.get(course_group(request.course), (None, None))
+        if request.kind != WHOLE and slots is not None:
+            gpus = None
+        of_slots = None if slots is None else slots * request.unit_share
+        found = [each for each in (self.user_limit, gpus, of_slots) if each is not None]
+        return min(found, default=None)
 
 
 @dataclass(frozen=True)
@@ -129,11 +147,17 @@ class Queue:
         settings: the administrator's settings.
         watch: `Backend.watch`: takes a callback for when a server may have ended, and returns a
             watcher.
+        reserved: returns the hours that are reserved for courses, as of the ledger's last reading.
     """
 
     def __init__(
-        self, ledger: Ledger, settings: QueueSettings, watch: Callable[[Callable[[], None]], Any]
+        self,
+        ledger: Ledger,
+        settings: QueueSettings,
+        watch: Callable[[Callable[[], None]], Any],
+        reserved: Callable[[], Sequence[ReservedTime]] = lambda: (),
     ) -> None:
+        self._reserved = reserved
         self._ledger = ledger
         self._settings = settings
         self._watch = watch
@@ -289,7 +313,8 @@ class Queue:
             return None
         limits = _strictest(entry.request_limits for entry in entries)
         queue = [entry.waiting for entry in entries]
-        return QueueSnapshot(queue, view.gpus, view.leases, time.time(), limits)
+        now, reserved = time.time(), self._reserved()
+        return QueueSnapshot(queue, view.gpus, view.leases, now, limits, reserved)
 
     async def _serve(self) -> None:
         watcher = self._watch(self.wake)
@@ -367,6 +392,7 @@ class Queue:
             policy=self._settings.policy,
             part_policy=self._settings.part_policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
+            reserved=self._reserved(),
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
@@ -388,6 +414,8 @@ class Queue:
         """Return why a request that can't start now may not wait either; "" if it may."""
         if request_limits.max_wait_seconds == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
+            if turn.hours:
+                return hours_words_of(turn.hours)
             return join_sentences(explain_shortage(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._settings.length:
@@ -402,7 +430,7 @@ class Queue:
         claims = [(lease.holder, lease.share) for lease in leases]
         for entry in self._unanswered():
             request = entry.waiting.request
-            limit = entry.request_limits.user_limit
+            limit = entry.request_limits.most_of_user(request)
             if not entry.has_place and limit is not None:
                 held = held_by_other_servers(entry.holder, claims)
                 if held + request.share > limit:
@@ -489,7 +517,7 @@ def own_claims(
     return held_by_other_servers(holder, claims), holder if has_some else None
 
 
-def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
+def over_user_limit(request: Request, held: Share, limit: Share) -> Refused:
     """Return the refusal of a request over the user's limit for all their servers.
 
     Args:
@@ -502,7 +530,7 @@ def over_user_limit(request: Request, held: Share, limit: int) -> Refused:
         "%(limit)s for all of them together. Stop one, or ask for fewer.",
         gpus=request_phrase(request),
         held=share_words(held),
-        limit=limit,
+        limit=share_words(limit),
     )
     return Refused(sentence, "limit", 403, key="gpus")
 
@@ -513,7 +541,9 @@ def _lease_of(granted: Reservation) -> Lease:
 
 def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return the part of a turn that users are notified of, to the minute."""
-    return turn.place, turn.of, turn.because, None if turn.start is None else round(turn.start / 60)
+    start = None if turn.start is None else round(turn.start / 60)
+    shorter = turn.hours and round(turn.hours.until_then / 60)
+    return turn.place, turn.of, turn.because, start, shorter
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

@@ -13,7 +13,9 @@ from traitlets.config import Config
 
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.choices.open_forms import OpenForms
+from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.hub.reserved_hours import ReservedTimes
 from gpuspawner.hub.switches import Switches
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
@@ -32,7 +34,10 @@ class Hub:
     def __init__(self) -> None:
         self.servers: list[ServerRecord] = []
         self.ledger = Ledger(self._list, self._read)
-        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
+        log = logging.getLogger("hub-of-one-spawn")
+        self.courses = CourseCatalogue({}, "", log)
+        self.reserved = ReservedTimes(self.courses, self.ledger, 12, log)
+        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher, lambda: self.reserved())
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()
@@ -92,6 +97,9 @@ class Hub:
         log = logging.getLogger("hub-of-one-spawn")
         known = {} if row is None else {"orm_spawner": row}
         one = self.spawner_class(user=user, config=config, log=log, **known)
+        if one.courses or one.courses_file:
+            self.courses = CourseCatalogue(one.courses, one.courses_file, log)
+            self.reserved = ReservedTimes(self.courses, self.ledger, one.hour_limit, log)
         one._hub_state = self  # type: ignore[assignment]
         self.spawners.append(one)
         user.spawners = {"": one}

@@ -56,6 +56,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
         {"o": {"path": "/o", "instructors": []}},
         {"h": {"path": "/h", "instructors": []}},
     ),
+    "courses": ({"o": {"group": "o"}}, {"h": {"group": "h"}}),
     "earlier_home_volumes": ({"o-{username}": "/o"}, {"h-{username}": "/h"}),
     "escape": (str.lower, str.upper),
     "extra_create_kwargs": ({"o": "1"}, {"h": "1"}),

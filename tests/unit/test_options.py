@@ -47,7 +47,7 @@ VERSIONS = catalogue(
 LIMITS = Limits(VERSIONS, "torch", default_gpus=1, gpus=2)
 UNLIMITED = replace(LIMITS, gpus=None)
 
-KEYS = "image, gpus, model, kind, hours, not_before, safe_mode"
+KEYS = "image, gpus, model, kind, hours, not_before, safe_mode, course"
 GPUS_EXPECTED = "gpus must be a whole number, 0 or more"
 HOURS_EXPECTED = "hours must be a number of hours, more than 0 and at most 87600"
 
@@ -332,7 +332,7 @@ def test_the_count_is_known_before_the_host_is_looked_at() -> None:
 
 
 def test_an_unknown_key_is_left_to_the_administrators_own_hooks() -> None:
-    raw = {"gpus": 1, "course": "ml-101", "profile": {"any": ["thing"]}}
+    raw = {"gpus": 1, "room": "ml-101", "profile": {"any": ["thing"]}}
     assert parse(raw, others_allowed=True) == Choice(gpus=1)
     with pytest.raises(Refused, match="The number of GPUs must be"):
         parse({**raw, "gpus": "1"}, others_allowed=True)
@@ -396,8 +396,8 @@ def test_what_cannot_be_shown_is_refused_all_the_same() -> None:
         ({"gpus": []}, {"gpus": []}),
         ({"image": ["7"]}, {"image": "7"}),
         # A key that isn't ours keeps even an empty value.
-        ({"course": [""]}, {"course": ""}),
-        ({"course": ["a", "b"]}, {"course": ["a", "b"]}),
+        ({"room": [""]}, {"room": ""}),
+        ({"room": ["a", "b"]}, {"room": ["a", "b"]}),
     ],
 )
 def test_fields_of_a_form_or_a_link_become_options(fields: Any, options: Any) -> None:

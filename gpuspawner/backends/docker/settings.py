@@ -11,6 +11,7 @@ from jupyterhub.traitlets import ByteSpecification
 from traitlets import Bool, Dict, Enum, List, TraitError, Unicode, default, validate
 
 from ...choices.limits import Limits
+from ...courses.model import course_volumes
 from ...group_overrides import lower
 from ...settings import GPUTraits, checked
 from . import volumes
@@ -156,7 +157,7 @@ class DockerTraits(GPUTraits):
             self.home_volume,
             self.home_path,
             self.earlier_home_volumes,
-            self.course_volumes,
+            {**course_volumes(self.course_catalogue.current().values()), **self.course_volumes},
             sorted(self.groups),
         )
         strict = self._may_look_like_later_ones([each.name for each in templates])

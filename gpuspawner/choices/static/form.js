@@ -8,7 +8,7 @@ const forecast = document.getElementById("gpuspawner-forecast");
 const sentence = document.getElementById("gpuspawner-sentence");
 const without = document.getElementById("gpuspawner-without");
 const period = 1000 * root.dataset.period;
-const fields = ["image", "gpus", "model", "hours", "not_before"];
+const fields = ["image", "gpus", "model", "hours", "not_before", "course"];
 const notBefore = document.getElementById("gpuspawner-not-before");
 // JupyterHub's own word is English.
 const label = button && ((root.lang !== "en" && root.dataset.start) || button.value || button.textContent);

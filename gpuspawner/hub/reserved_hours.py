@@ -1,0 +1,238 @@
+"""The reserved hours of a hub's courses: what is promised, and whether it can be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from ..courses.catalogue import CourseCatalogue
+from ..courses.model import Course
+from ..errors import Unknown
+from ..gpus.allocation import apply_leases, gpu_count_phrase
+from ..gpus.model import GPU, Holder, Lease
+from ..i18n.lazy_text import lazy_gettext
+from ..i18n.phrases import clock_time
+from ..leases import audit_log
+from ..leases.audit_log import one_line
+from ..leases.ledger import Ledger, View
+from ..scheduling.calendar import Calendar
+from ..scheduling.plan import MARGIN_SECONDS
+from ..scheduling.reserved import Missing, ReservedTime, admitted, ahead
+
+# How often it is looked whether what is promised can be kept, and how far ahead.
+LOOK_SECONDS = 30.0
+SOON_SECONDS = 24 * 3600.0
+
+NO_ENDS = (
+    "No hours are reserved for courses: without c.GPUSpawner.hour_limit servers have no end, and "
+    "nobody can say when a GPU is free. Set c.GPUSpawner.hour_limit"
+)
+
+
+def times_of(course: Course) -> list[list[ReservedTime]]:
+    """Return the times of each of a course's reserved hours."""
+    return [
+        [
+            ReservedTime(
+                course.key,
+                begin,
+                end,
+                hours.gpus,
+                hours.kind,
+                hours.model,
+                60 * hours.unclaimed_minutes,
+            )
+            for begin, end in hours.times()
+        ]
+        for hours in course.reserved
+    ]
+
+
+class ReservedTimes:
+    """What is reserved for a hub's courses, as far as there are units for it.
+
+    Args:
+        courses: the courses.
+        ledger: the nodes, and who holds what.
+        hour_limit: the longest time of a server, in hours; None: servers have no end.
+        log: a logger.
+    """
+
+    def __init__(
+        self,
+        courses: CourseCatalogue,
+        ledger: Ledger,
+        hour_limit: float | None,
+        log: Any,
+    ) -> None:
+        self._courses = courses
+        self._ledger = ledger
+        self._has_ends = hour_limit is not None
+        self._log = log
+        # Called with a course and a sentence if something can't be kept.
+        self.tell: Callable[[Course, str], None] = lambda course, words: None
+        # What the times were made of: the courses and the units.
+        self._made_of: tuple[Mapping[str, Course] | None, Any] = (None, None)
+        self._times: tuple[ReservedTime, ...] = ()
+        self._said: set[str] = set()
+        self._missing: set[ReservedTime] = set()
+
+    def __call__(self) -> Sequence[ReservedTime]:
+        """Return what is promised, as of the last reading of the nodes."""
+        courses, view = self._courses.current(), self._ledger.last_view
+        if view is None or not any(course.reserved for course in courses.values()):
+            return ()
+        if not self._has_ends:
+            self._say(NO_ENDS)
+            return ()
+        units = frozenset(
+            (gpu.node, gpu.id, gpu.kind, gpu.model)
+            for gpu in view.gpus
+            if gpu.state not in ("excluded", "mig")
+        )
+        if self._made_of[0] is not courses or self._made_of[1] != units:
+            self._made_of = courses, units
+            self._times = tuple(self._admit(courses, view.gpus))
+        return self._times
+
+    def running(self, courses: Iterable[str]) -> str:
+        """Return the key of the first of these courses whose hours they are; "": of none."""
+        now, times = time.time(), self()
+        keys = {each.course for each in times if each.begin <= now < each.end}
+        return next((key for key in courses if key in keys), "")
+
+    def _admit(self, courses: Mapping[str, Course], gpus: Sequence[GPU]) -> list[ReservedTime]:
+        """Return the times of all hours that there are units for, in the order of the courses."""
+        kept: list[ReservedTime] = []
+        now = time.time()
+        for course in courses.values():
+            for number, times in enumerate(times_of(course)):
+                still = [each for each in times if each.end > now]
+                together, refused = admitted([*kept, *still], gpus)
+                if not refused:
+                    kept = together
+                    continue
+                first = refused[0]
+                self._say(
+                    f"Nothing is reserved by courses[{course.key!r}] reserved.{number}: on "
+                    f"{datetime.fromtimestamp(first.reserved.begin):%Y-%m-%d %H:%M} there are "
+                    f"{first.gpus} too few, with what is reserved before it"
+                )
+        return kept
+
+    def _say(self, problem: str) -> None:
+        if problem not in self._said:
+            self._said.add(problem)
+            self._log.error("%s", one_line(problem))
+
+    # -- Who holds something ---------------------------------------------------------------------
+
+    def latest_end(self, holder: Holder, until: float) -> tuple[float, str]:
+        """Return the latest end that a server can have that asks for a later one.
+
+        Args:
+            holder: the server.
+            until: the end that it asks for, in seconds since the epoch.
+
+        Returns:
+            The end, and the course that is in the way of a later one; "": none.
+        """
+        times, view, now = self(), self._ledger.last_view, time.time()
+        mine = [lease for lease in view.leases if lease.holder == holder] if view else []
+        if not times or view is None or not mine:
+            return until, ""
+
+        def broken(end: float) -> int:
+            leases = [
+                replace(lease, until=end) if lease.holder == holder else lease
+                for lease in view.leases
+            ]
+            return sum(each.gpus for each in _missing(view, leases, times, now, until))
+
+        own = mine[0].until or now
+        before = broken(own)
+        begins = sorted({each.begin for each in times if now < each.begin < until}, reverse=True)
+        for end in [until, *(begin - MARGIN_SECONDS for begin in begins)]:
+            if end > own and broken(end) <= before:
+                break
+        else:
+            end = own
+        after = [each for each in times if each.begin >= end and each.course != mine[0].course]
+        blocking = min(after, key=lambda each: each.begin, default=None)
+        return end, blocking.course if blocking and end < until else ""
+
+    # -- Whether it can be kept ------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Look again and again whether what is promised soon can be kept, and tell what can't."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not any(course.reserved for course in self._courses.current().values()):
+                continue
+            try:
+                view = await self._ledger.read_recent(LOOK_SECONDS)
+                self.look(view)
+            except Unknown:  # which is in the log already
+                continue
+            except Exception:
+                self._log.exception("Whether reserved hours can be kept isn't known")
+
+    def look(self, view: View) -> list[Missing]:
+        """Tell what can't be kept of what is promised soon, once; return it."""
+        now = time.time()
+        found = _missing(view, view.leases, self(), now, now + SOON_SECONDS)
+        for each in found:
+            if each.reserved not in self._missing:
+                self._report(each)
+        self._missing = {each.reserved for each in found}
+        return found
+
+    def _report(self, missing: Missing) -> None:
+        reserved = missing.reserved
+        course = self._courses.current().get(reserved.course)
+        begin = clock_time(reserved.begin)
+        words = lazy_gettext(
+            "Reserved for course %(course)s from %(time)s on: %(gpus)s, of which %(missing)s can't "
+            "be had as things are.",
+            course=course.name if course else reserved.course,
+            time=begin,
+            gpus=gpu_count_phrase(reserved.gpus, reserved.model or None, reserved.kind),
+            missing=missing.gpus,
+        )
+        self._log.warning("%s", one_line(words))
+        audit_log.record(
+            self._log,
+            "warn",
+            Holder(""),
+            audit_log.RULES,
+            rule="reserved hours",
+            course=reserved.course,
+            gpus=missing.gpus,
+            until=round(reserved.end),
+        )
+        if course:
+            self.tell(course, words)
+
+
+def _missing(
+    view: View,
+    leases: Sequence[Lease],
+    times: Iterable[ReservedTime],
+    now: float,
+    before: float,
+) -> list[Missing]:
+    """Return what can't be kept of what begins before a time, with these leases."""
+    soon = [each for each in ahead(times, now, before - now) if each.begin < before]
+    if not soon:
+        return []
+    free = [
+        replace(gpu, state="free", holder=None, until=None, overdue=False)
+        if gpu.state == "leased"
+        else gpu
+        for gpu in view.gpus
+    ]
+    return Calendar(apply_leases(free, leases), leases, now, {}, soon).missing

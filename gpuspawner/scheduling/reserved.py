@@ -1,0 +1,205 @@
+"""Hours that are reserved for a course: so many units of a kind, whichever they are.
+
+In a plan they are holds: units that are kept, each on a GPU of the plan's choice, which may be
+another one in the next plan. Who isn't in the course is booked around them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from ..gpus.model import GPU, WHOLE, Lease
+from .node_calendar import NodeCalendar, free_from
+
+# How far ahead a plan looks at least, in seconds.
+HORIZON_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class ReservedTime:
+    """Units that are reserved for a course's servers, in seconds since the epoch.
+
+    Args:
+        course: its key.
+        begin, end: from when until when.
+        gpus: how many units.
+        kind: their kind (`GPU.kind`).
+        model: their GPU model; "": any.
+        unclaimed_seconds: how long after the begin what nobody of the course has is free for all.
+    """
+
+    course: str
+    begin: float
+    end: float
+    gpus: int
+    kind: str = WHOLE
+    model: str = ""
+    unclaimed_seconds: float = inf
+
+    def takes(self, gpu: GPU) -> bool:
+        """Return whether a unit is one of those that it may be about."""
+        return self.kind == gpu.kind and self.model in ("", gpu.model)
+
+    def is_kept(self, now: float) -> bool:
+        """Return whether it is kept for the course's members still, or will be."""
+        return now < min(self.end, self.begin + self.unclaimed_seconds)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A unit that a plan keeps for a course, from `begin` until `end`, in seconds."""
+
+    course: str
+    gpu: GPU
+    begin: float
+    end: float
+
+    def overlaps(self, begin: float, end: float) -> bool:
+        """Return whether a time has a moment of it."""
+        return self.begin < end and begin < self.end
+
+    def without(self, begin: float, end: float) -> list[Hold]:
+        """Return what is left of it without a time."""
+        left = [(self.begin, min(begin, self.end)), (max(end, self.begin), self.end)]
+        return [Hold(self.course, self.gpu, a, b) for a, b in left if a < b]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What was reserved and can't be kept: so many units of it, as things are."""
+
+    reserved: ReservedTime
+    gpus: int
+
+
+def ahead(reserved: Iterable[ReservedTime], now: float, longest: float = 0.0) -> list[ReservedTime]:
+    """Return what a plan has to look at: what is kept still, and begins early enough.
+
+    Args:
+        reserved: all of it.
+        now: in seconds.
+        longest: for how long somebody may ask, in seconds.
+    """
+    horizon = now + max(HORIZON_SECONDS, 2 * longest if longest < inf else 0.0)
+    return sorted(
+        (each for each in reserved if each.is_kept(now) and each.begin < horizon),
+        key=_order,
+    )
+
+
+def place(
+    reserved: Sequence[ReservedTime],
+    nodes: Mapping[str, NodeCalendar],
+    leases: Sequence[Lease],
+    now: float,
+) -> tuple[list[Hold], list[Missing]]:
+    """Place what is reserved on the units of a plan in which nothing is booked yet.
+
+    What begins earlier is placed first. All units that are free at its begin are equally good for
+    what begins later, so a placement is found where there is one, but that a model may be asked
+    for: units that nothing else names come first. Of these, those that become free last, which is
+    best for who isn't in the course; then those of a node that has holds already.
+
+    Args:
+        reserved: as `ahead` returns it.
+        nodes: the calendars, in which the holds are booked.
+        leases: the leases; those of the course's servers are what it has of its hours.
+        now: in seconds.
+
+    Returns:
+        The holds, and what there is no unit for.
+    """
+    units = {gpu.id: gpu for node in nodes.values() for gpu in node.gpus if gpu.id}
+    named = Counter(each.model for each in reserved if each.model)
+    of_course: dict[str, list[tuple[float, GPU]]] = {}
+    for lease in leases:
+        if lease.course:
+            free = free_from(lease.until, now)
+            there = [(free, units[each]) for each in sorted(lease.gpus) if each in units]
+            of_course.setdefault(lease.course, []).extend(there)
+    holds: list[Hold] = []
+    missing: list[Missing] = []
+    held_on: Counter[str] = Counter()
+    for each in reserved:
+        begin = max(each.begin, now)
+        claimed = [
+            (free, gpu)
+            for free, gpu in of_course.get(each.course, ())
+            if free > begin and each.takes(gpu)
+        ]
+        claimed.sort(key=lambda one: one[0], reverse=True)
+        places = [
+            (gpu, free)
+            for free, gpu in claimed[: each.gpus]
+            if free < each.end and nodes[gpu.node].is_free(gpu, free, each.end - free)
+        ]
+        need = each.gpus - len(claimed[: each.gpus])
+        free_then = _free_at(each, begin, nodes) if need > 0 else []
+        free_then.sort(
+            key=lambda one: (
+                (0 if each.model else named[one[1].model], -one[0], -held_on[one[1].node])
+            )
+        )
+        places += [(gpu, begin) for _, gpu in free_then[:need]]
+        for gpu, since in places:
+            nodes[gpu.node].take([gpu], since, each.end)
+            holds.append(Hold(each.course, gpu, since, each.end))
+            held_on[gpu.node] += 1
+        if len(free_then) < need:
+            missing.append(Missing(each, need - len(free_then)))
+    return holds, missing
+
+
+def _free_at(
+    reserved: ReservedTime, begin: float, nodes: Mapping[str, NodeCalendar]
+) -> list[tuple[float, GPU]]:
+    """Return (since when it is free, unit) of the units that are free for reserved hours."""
+    found = []
+    for node in nodes.values():
+        for gpu in node.gpus:
+            if gpu.uuid and reserved.takes(gpu):
+                since = node.free_since(gpu, begin, reserved.end - begin)
+                if since is not None:
+                    found.append((since, gpu))
+    return found
+
+
+def admitted(
+    reserved: Sequence[ReservedTime], gpus: Sequence[GPU]
+) -> tuple[list[ReservedTime], list[Missing]]:
+    """Return what the units that there are would do for, and what is beyond them.
+
+    Args:
+        reserved: in the order of precedence; what comes later is refused first.
+        gpus: every unit of every node. What is excluded doesn't count; what is leased, ill or
+            used by others does, as it may be free by then.
+
+    Returns:
+        What can be promised, and what can't, with how many units there are too few for it.
+    """
+    kept: list[ReservedTime] = []
+    refused: list[Missing] = []
+    usable = [gpu for gpu in gpus if gpu.uuid and gpu.state not in ("excluded", "mig")]
+    for each in reserved:
+        overlapping = [other for other in kept if other.begin < each.end and each.begin < other.end]
+        now = min((other.begin for other in [*overlapping, each]), default=0.0)
+        nodes: dict[str, NodeCalendar] = {}
+        for gpu in usable:
+            node = nodes.setdefault(gpu.node, NodeCalendar(gpu.node, now))
+            node.add(replace(gpu, state="free"))
+        together = sorted([*overlapping, each], key=_order)
+        _, missing = place(together, nodes, (), now)
+        if missing:
+            refused.append(Missing(each, sum(one.gpus for one in missing)))
+        else:
+            kept.append(each)
+    return kept, refused
+
+
+def _order(reserved: ReservedTime) -> tuple[float, bool, float, str]:
+    """Return the order in which what is reserved is placed."""
+    # Who names a model has less to choose from.
+    return reserved.begin, not reserved.model, reserved.end, reserved.course

@@ -1,0 +1,88 @@
+"""A course's hours on a real hub and engine: who has GPUs before, in and after them."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from ..support.clocks import Clock
+from ..support.hubs import WAITING, until
+from ..support.looks import labelled
+from ..support.queues import ask, audit_lines, message
+
+pytestmark = pytest.mark.engine
+
+COURSES = """
+c.GPUSpawner.poll_interval = 1
+c.GPUSpawner.hour_limit = 8
+c.GPUSpawner.gpu_limit = 4
+c.JupyterHub.tornado_settings = {{'slow_spawn_timeout': 1}}
+c.JupyterHub.load_groups = {{"students": {{"users": []}}, "staff": {{"users": []}}}}
+c.GPUSpawner.courses = {{
+    "ml-101": {{
+        "title": "Machine learning",
+        "group": "students",
+        "instructors": "staff",
+        "limits": {{"gpus_per_student": 2}},
+        "material": {{"volume": "ml-101", "path": "/home/jovyan/ml-101"}},
+        "reserved": [{{"begin": "{begin}", "end": "{end}", "gpus": 4, "unclaimed_minutes": 30}}],
+    }},
+}}
+"""
+
+
+def wall(hours: float) -> str:
+    return f"{datetime.fromtimestamp(time.time() + 3600 * hours):%Y-%m-%dT%H:%M}"
+
+
+def course_of(engine: Any, user: str) -> str | None:
+    found = engine.containers(filters={"label": f"gpuspawner.user={user}"})
+    return next(each["Labels"].get("gpuspawner.course") for each in found)
+
+
+def test_others_before_the_hours_members_in_them_and_all_after_what_nobody_claims(
+    make_hub, engine, idle_host, tmp_path
+):
+    clock = Clock(tmp_path)
+    lines = COURSES.format(begin=wall(2), end=wall(6))
+    hub = make_hub(WAITING, lines, environment=clock.environment(idle_host.environment))
+    hub.add_user("ben")
+    hub.add_to_group("students", "ben")
+
+    # Before: who would go on in the hours waits, and reads why; a short one runs.
+    ask(hub, "ada", {"gpus": 1, "hours": 3})
+    assert "Reserved for course ml-101 from" in message(hub, "ada")
+    hub.stop_server("ada")
+    hub.start_server("ada", {"gpus": 1, "hours": 1})
+    assert course_of(engine, "ada") is None
+    hub.stop_server("ada")
+
+    # In the hours: the course's student starts at once, with its material, by its limits.
+    clock.set(2.1)
+    ask(hub, "ada", {"gpus": 1, "hours": 0.5})
+    assert "Reserved for course ml-101" in message(hub, "ada")
+    hub.start_server("ben", {"gpus": 2, "hours": 1})
+    assert len(labelled(engine)["ben"]) == 2
+    assert course_of(engine, "ben") == "ml-101"
+    (mounted,) = [
+        each
+        for found in engine.containers(filters={"label": "gpuspawner.user=ben"})
+        for each in found["Mounts"]
+        if each.get("Name") == "ml-101"
+    ]
+    assert (mounted["Destination"], mounted["RW"]) == ("/home/jovyan/ml-101", False)
+    assert "ada" not in labelled(engine)
+    refused = hub.spawn("cy", {"gpus": 1, "course": "ml-101"})
+    assert refused.status_code == 403
+    assert "you are in none" in refused.json()["message"]
+    assert "cy" not in labelled(engine)
+
+    # After what nobody claims is free.
+    clock.set(2.6)
+    until(lambda: hub.ready("ada"), "who isn't in the course has a GPU", log=hub.log)
+    granted = {each["user"]: each for each in audit_lines(hub) if each["event"] == "grant"}
+    assert granted["ben"]["course"] == "ml-101"
+    assert "course" not in granted["ada"]

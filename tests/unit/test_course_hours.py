@@ -1,0 +1,153 @@
+"""Reserved hours: the rules, and the clock on the wall."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuspawner.courses.hours import ReservedHours
+from gpuspawner.courses.reading import read_courses
+
+BERLIN = "Europe/Berlin"
+
+
+def hours(begin: str, end: str, **more: object) -> ReservedHours:
+    return ReservedHours(begin, end, 1, **{"zone": BERLIN, **more})  # type: ignore[arg-type]
+
+
+def walls(rule: ReservedHours) -> list[str]:
+    """The times as the clock on the wall shows them, with the zone's distance from UTC."""
+    zone = ZoneInfo(rule.zone)
+    return [
+        " ".join(f"{datetime.fromtimestamp(each, zone):%m-%dT%H:%M%z}" for each in pair)
+        for pair in rule.times()
+    ]
+
+
+def test_lessons_stay_at_their_hour_when_the_clock_changes() -> None:
+    rule = hours("2026-10-19T10:00", "12:00", repeat="FREQ=WEEKLY;COUNT=3", exceptions=())
+    assert walls(rule) == [
+        "10-19T10:00+0200 10-19T12:00+0200",
+        "10-26T10:00+0100 10-26T12:00+0100",
+        "11-02T10:00+0100 11-02T12:00+0100",
+    ]
+
+
+def test_once_on_some_days_and_not_on_others() -> None:
+    assert len(walls(hours("2026-10-05T10:00", "12:00"))) == 1
+    rule = hours(
+        "2026-10-05T10:00",
+        "12:00",
+        repeat="FREQ=WEEKLY;BYDAY=MO,WE;UNTIL=20261014",
+        exceptions=("2026-10-07",),
+    )
+    assert [each[:5] for each in walls(rule)] == ["10-05", "10-12", "10-14"]
+    night = hours("2026-10-24T22:00", "2026-10-25T06:00")
+    ((begin, end),) = night.times()
+    assert end - begin == 9 * 3600
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (hours("2026-10-05 10:00", "12:00"), "begin: a time is written as"),
+        (hours("2026-10-05T10:00", "noon"), "end: a time is written as"),
+        (hours("2026-10-05T10:00", "10:00"), "end: 10:00 has to come after begin"),
+        (hours("2026-10-05T10:00", "09:00"), "end: 09:00 has to come after begin"),
+        (hours("2026-10-05T10:00", "2027-10-05T10:00"), "within 168 hours"),
+        (hours("2026-02-30T10:00", "12:00"), "begin: a time is written as"),
+        (hours("2026-03-29T02:30", "05:00"), "begin: on 2026-03-29 there is no 02:30"),
+        (hours("2026-03-29T01:30", "02:30"), "end: on 2026-03-29 there is no 02:30"),
+        (
+            hours("2026-03-22T02:30", "03:00", repeat="FREQ=WEEKLY;COUNT=3"),
+            "begin: on 2026-03-29 there is no 02:30: the clock changes",
+        ),
+        (hours("2026-10-05T10:00", "12:00", zone="Mars/North"), "no time zone 'Mars/North'"),
+        (hours("2026-10-05T10:00", "12:00", zone="../../etc/passwd"), "no time zone"),
+        (hours("2026-10-05T10:00", "12:00", repeat="FREQ=WEEKLY"), "needs an end, UNTIL or COUNT"),
+        (
+            hours("2026-10-05T10:00", "12:00", repeat="FREQ=WEEKLY;UNTIL=20260101"),
+            "UNTIL=20260101 is before the begin",
+        ),
+        (hours("2026-10-05T10:00", "12:00", repeat="FREQ=SECONDLY;COUNT=3"), "isn't understood"),
+        (hours("2026-10-05T10:00", "12:00", repeat="WEEKLY"), "'WEEKLY' isn't understood"),
+        (hours("2026-10-05T10:00", "12:00", repeat="COUNT=3"), "lacks FREQ"),
+        (hours("2026-10-05T10:00", "12:00", repeat="FREQ=DAILY;UNTIL=20261399"), "is no time"),
+        (
+            hours("2026-10-05T10:00", "12:00", repeat="FREQ=DAILY;UNTIL=20400101"),
+            "more than 1000 times",
+        ),
+        (
+            hours("2026-10-05T10:00", "2026-10-07T10:00", repeat="FREQ=DAILY;COUNT=3"),
+            "the hours of 2026-10-06 begin before the last end",
+        ),
+        (
+            hours("2026-10-05T10:00", "12:00", exceptions=("2026-10-06",)),
+            "exceptions: on 2026-10-06 there are no such hours",
+        ),
+        (hours("2026-10-05T10:00", "12:00", exceptions=("2026-10-05",)), "means no time at all"),
+        (hours("2026-10-05T10:00", "12:00", exceptions=("monday",)), "a day is written as"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(rule: ReservedHours, says: str) -> None:
+    with pytest.raises(ValueError, match=r"^[a-z]+: ") as error:
+        list(rule.times())
+    assert says in str(error.value)
+
+
+def test_a_course_with_wrong_hours_is_named_and_nothing_of_it_is_taken() -> None:
+    entry = {"group": "g", "reserved": [{"begin": "2026-10-05T10:00", "end": "12:00", "gpus": 2}]}
+    assert read_courses({"a": entry}, "courses").courses["a"].reserved[0].gpus == 2
+    for wrong, says in (
+        ({"gpus": 0}, "reserved.0.gpus: "),
+        ({"end": "08:00"}, "reserved.0: end: 08:00 has to come after begin"),
+        ({"ends": "08:00"}, "reserved.0.ends: unexpected"),
+    ):
+        made = {"group": "g", "reserved": [{**entry["reserved"][0], **wrong}]}  # type: ignore[dict-item]
+        read = read_courses({"a": made}, "courses")
+        assert read.courses == {}
+        assert says in read.problems["a"]
+    twice = {"group": "g", "reserved": [*entry["reserved"], *entry["reserved"]]}
+    assert "overlaps reserved.0" in read_courses({"a": twice}, "courses").problems["a"]
+
+
+@given(
+    st.datetimes(datetime(2001, 1, 1), datetime(2098, 1, 1)),
+    st.integers(1, 48),
+    st.integers(1, 60),
+    st.sampled_from(["DAILY", "WEEKLY"]),
+    st.sampled_from([BERLIN, "America/New_York", "Australia/Lord_Howe", "UTC", "Asia/Shanghai"]),
+)
+def test_every_time_is_at_the_same_hour_and_none_overlaps_the_next(
+    begin: datetime, length: int, count: int, often: str, zone: str
+) -> None:
+    first = begin.replace(second=0, microsecond=0)
+    end = datetime.fromtimestamp(
+        first.replace(tzinfo=timezone.utc).timestamp() + 1800 * length, timezone.utc
+    )
+    rule = ReservedHours(
+        f"{first:%Y-%m-%dT%H:%M}",
+        f"{end:%Y-%m-%dT%H:%M}",
+        1,
+        repeat=f"FREQ={often};COUNT={count}",
+        zone=zone,
+    )
+    try:
+        times = list(rule.times())
+    except ValueError as error:
+        refusal = str(error)
+        times = []
+    if not times:
+        assert "the clock changes" in refusal
+        return
+    assert len(times) == count
+    for (one, until), (other, _) in pairwise(times):
+        assert one < until <= other
+    assert {f"{datetime.fromtimestamp(each, ZoneInfo(zone)):%H:%M}" for each, _ in times} == {
+        f"{first:%H:%M}"
+    }
