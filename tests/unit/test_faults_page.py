@@ -29,6 +29,13 @@ ROWS = {
         f"{HUB}::test_a_network_that_is_taken_away_is_made_anew_with_who_was_on_it",
         "unit/test_network.py::test_who_was_on_it_has_the_address_of_before",
     ],
+    "A GPU fails": [
+        "engine/test_gpu_health.py::"
+        "test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset",
+        "unit/test_health.py::test_from_an_event_on_its_gpu_is_leased_to_nobody",
+        "unit/test_health_shown.py::"
+        "test_nobody_is_promised_a_gpu_that_has_failed_for_when_its_holder_goes",
+    ],
     "NVML hangs": [f"{HUB}::test_a_driver_that_hangs_stops_nobody"],
     "The hub is killed, at whichever step of a start": [
         f"{HUB}::test_a_hub_that_ends_stops_no_server",

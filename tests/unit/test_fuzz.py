@@ -144,7 +144,7 @@ def test_nor_does_what_nvml_calls_an_error_fill_a_page(said: Any) -> None:
         def __str__(self) -> str:
             return said  # NVML's library makes it, and pynvml decodes nothing
 
-    state, reason = nvml._failure_state(Failing())
+    state, reason, _ = nvml._failure_state(Failing())
     assert state == "unknown"
     assert len(str(reason)) < 2 * nvml.MAX_TEXT
     shown(check("Status", status(picture(gpu(0, state="unknown", reason=reason)), BOSS)))

@@ -291,7 +291,7 @@ def noted(engine: Engine) -> Any:
 def test_a_mark_is_read_back_as_it_was_kept() -> None:
     engine = Engine()
     kept = HealthMark("MIG-GPU-1/3/0", "xid-94", ONE, 1234.0, ("hot", "remap-pending"), LOAD)
-    health_marks.keep(engine, kept)
+    health_marks.keep(engine, replace(kept, since=1234.9))
     assert noted(engine).health == (kept,)
     (found,) = noted(engine).marks.values()
     assert (found.by, found.is_own, found.causes) == ("health", False, ("xid-94",))

@@ -81,7 +81,8 @@ def keep(client: Any, mark: HealthMark) -> None:
         LABEL_BY: BY,
         # For `docker volume ls` and hubs of before: pages make their own sentence of the cause.
         LABEL_WHY: str(words_of([mark.cause])),
-        LABEL_SINCE: str(round(time.time() if mark.since is None else mark.since)),
+        # Whole seconds, and none later: what comes after it is compared with it.
+        LABEL_SINCE: str(int(time.time() if mark.since is None else mark.since)),
         LABEL_CAUSE: mark.cause,
         LABEL_VERDICT: cause_of(mark.cause).verdict,
         LABEL_GPU: mark.gpu,
