@@ -53,6 +53,8 @@ class Limits:
         memory: the most memory of a server, in bytes; None: no limit, or unknown.
         processors: the most processors of a server; None: no limit.
         files: how many bytes the user may keep at home; None: no limit.
+        guard_seconds: how long a server may hold more than its part of a shared GPU's memory until
+            it is warned; None: nothing limits it.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -75,6 +77,7 @@ class Limits:
     memory: int | None = None
     processors: float | None = None
     files: int | None = None
+    guard_seconds: float | None = None
 
     def rules(self) -> list[Rule]:
         """Return the limits of a server's number of GPUs, in the order of the checks."""

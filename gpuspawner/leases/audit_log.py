@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from ..gpus.model import Holder
 
-Event = Literal["grant", "wait", "leave", "refuse", "release", "extend", "warn", "keep", "stop"]
+Event = Literal[
+    "grant", "wait", "leave", "refuse", "release", "extend", "warn", "keep", "end", "stop"
+]
 
 # Who does it. A user is "user:NAME", which no name can be taken for.
 RULES = "gpuspawner"

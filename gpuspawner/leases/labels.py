@@ -27,6 +27,8 @@ LABEL_REMOVE = "gpuspawner.remove"
 # The end of the lease as of its beginning, in seconds since the epoch, and the user's groups then.
 LABEL_UNTIL = "gpuspawner.until"
 LABEL_GROUPS = "gpuspawner.groups"
+# "on" or "off": whether the memory guard looked after a server on a shared GPU as it began.
+LABEL_MEMORY_GUARD = "gpuspawner.memory-guard"
 
 # How much of a label is read, in characters; and of a name on one. Ours are shorter.
 MAX_LABEL = 64 * 1024

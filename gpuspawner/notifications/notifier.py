@@ -19,7 +19,17 @@ from ..leases.audit_log import one_line
 from ..timeouts import within
 from . import addresses, sending
 
-Occasion = Literal["turn", "check in", "failed", "end", "idle", "announced", "stopped"]
+Occasion = Literal[
+    "turn",
+    "check in",
+    "failed",
+    "end",
+    "idle",
+    "memory",
+    "process ended",
+    "announced",
+    "stopped",
+]
 
 # After a message, how long there is no other one of the same occasion for the same start.
 AGAIN_SECONDS = 300.0
@@ -36,6 +46,8 @@ TITLES: dict[Occasion, str] = {
     "failed": lazy_gettext("Your server didn't start"),
     "end": lazy_gettext("Your server's time is nearly over"),
     "idle": lazy_gettext("Your server's GPUs do nothing"),
+    "memory": lazy_gettext("Your server takes too much of a shared GPU's memory"),
+    "process ended": lazy_gettext("A process of your server was ended"),
     "announced": lazy_gettext("An administrator stops your server soon"),
     "stopped": lazy_gettext("Your server was stopped"),
 }
