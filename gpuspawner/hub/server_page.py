@@ -23,6 +23,7 @@ from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
 from ..leases.endings import AnnouncedStop
+from ..leases.memory_share import over_words
 from ..scheduling.phrases import asked_words, while_away_words
 from . import compat
 
@@ -118,6 +119,12 @@ class ServerPage:
         """The stop that an administrator has announced; None: none."""
         stop: AnnouncedStop | None = self._spawner.lease.announced
         return stop
+
+    @property
+    def memory_words(self) -> str:
+        """That it holds too much of a shared GPU's memory, as sentences; "" if it doesn't."""
+        lease = self._spawner.lease
+        return over_words(lease.memory, lease.guard_seconds)
 
     @staticmethod
     def moment(seconds: float, language: Language) -> Markup:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from ..gpus.host_processes import HostProcess
 from ..gpus.memory import MemoryUse
+from ..i18n.lazy_text import lazy_gettext
+from ..i18n.phrases import clock_time, memory_words
 from .clock import Clock, Deadline
 
 MemoryStep = Literal["warn", "end", "stop"]
@@ -125,3 +127,29 @@ class MemoryShare:
             "until": None if seconds is None else self.due(seconds),
             "ended": ended and {"process": ended.name, "held": ended.held, "at": ended.at},
         }
+
+
+def over_words(share: MemoryShare, seconds: float | None) -> str:
+    """Return that a server holds more than its part, and what comes of it; "" if it doesn't.
+
+    Args:
+        share: the server's.
+        seconds: as for `MemoryShare.facts`.
+    """
+    use, until = share.use, None if seconds is None else share.due(seconds)
+    if use is None or until is None:
+        return ""
+    sizes = {"used": memory_words(use.used), "part": memory_words(use.part)}
+    if share.next == "end":
+        return lazy_gettext(
+            "It holds %(used)s of the memory of a GPU that it shares, and its part is %(part)s. If "
+            "it still does at %(time)s, its largest process is ended.",
+            time=clock_time(until),
+            **sizes,
+        )
+    return lazy_gettext(
+        "It holds %(used)s of the memory of a GPU that it shares, and its part is %(part)s. If it "
+        "still does at %(time)s, it is stopped: save your work before.",
+        time=clock_time(until),
+        **sizes,
+    )
