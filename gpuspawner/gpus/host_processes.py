@@ -45,6 +45,11 @@ class HostProcess:
     groups: tuple[tuple[str, ...], ...] = ()
     inside: int | None = None
 
+    @property
+    def began_at(self) -> float:
+        """When it began, in seconds since boot, rounded down as the kernel does."""
+        return self.began / os.sysconf("SC_CLK_TCK")
+
     def container(self, known: Collection[str]) -> str | None:
         """Return in which of these containers the process is; None if in none of them.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -133,13 +134,14 @@ class MemoryGuard:
         uuids = sorted({uuid for each, _ in guarded for uuid in parts_of(each.units)})
         if not uuids:
             return
+        asked_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             memory = await self._read(uuids)
         except GPUSpawnerError:  # the log has it once, from those who read what GPUs there are
             for server, seconds in guarded:
                 server.memory.add_measurement(None, seconds)
             return
-        processes = await asyncio.to_thread(self._find, memory)
+        processes = await asyncio.to_thread(self._find, memory, asked_at)
         trusted, self._missed = without_strangers(memory, processes, self._missed)
         self._seen &= containers
         self._told &= containers
@@ -156,10 +158,11 @@ class MemoryGuard:
             if use is not None and use.is_over and not server.is_changing:
                 await self._enforce(server, use, seconds, containers)
 
-    def _find(self, memory: Mapping[str, GPUMemory]) -> dict[int, HostProcess]:
+    def _find(self, memory: Mapping[str, GPUMemory], asked_at: float) -> dict[int, HostProcess]:
         pids = {pid for gpu in memory.values() for pid in gpu.processes}
         found = ((pid, host_processes.find(pid, self._proc)) for pid in pids)
-        return {pid: process for pid, process in found if process is not None}
+        # Who began later has the id of one that has ended, and held that memory.
+        return {pid: each for pid, each in found if each is not None and each.began_at <= asked_at}
 
     def _with_processes(self, containers: Collection[str]) -> set[str]:
         return {each for each in containers if host_processes.has_processes(each, self._proc)}
