@@ -62,26 +62,36 @@ def parts_of(units: Collection[str]) -> dict[str, Fraction]:
     return parts
 
 
-def without_strangers(
-    memory: Mapping[str, GPUMemory], seen: Collection[int], missed: Mapping[str, frozenset[int]]
-) -> tuple[dict[str, GPUMemory], dict[str, frozenset[int]]]:
-    """Return the GPUs whose process ids are this machine's, and the ids that it hasn't, by GPU.
-
-    In another namespace of process ids the driver's ones are other processes' here, or nobody's.
-    One that is missing may just have ended; one that is missing twice never was here.
+@dataclass(frozen=True)
+class NamedIds:
+    """The process ids that the driver's library has named for a GPU.
 
     Args:
-        memory: UUID -> what the driver's library says.
-        seen: the process ids that this machine has.
-        missed: UUID -> the ids that were missing the last time.
+        known: those that are or were processes of this machine's.
+        missing: those that this machine hasn't, and never had as far as anybody has looked.
     """
-    missing = {uuid: frozenset(gpu.processes) - frozenset(seen) for uuid, gpu in memory.items()}
-    trusted = {
-        uuid: gpu
-        for uuid, gpu in memory.items()
-        if not missing[uuid] & missed.get(uuid, frozenset())
-    }
-    return trusted, missing
+
+    known: frozenset[int] = frozenset()
+    missing: frozenset[int] = frozenset()
+
+    def named_now(self, ids: Collection[int], seen: Collection[int]) -> NamedIds:
+        """Return the ids of another look.
+
+        Args:
+            ids: those that are named now.
+            seen: those that this machine has now.
+        """
+        known = frozenset(ids) & (self.known | frozenset(seen))
+        return NamedIds(known, frozenset(ids) - known)
+
+    def are_strange(self, before: NamedIds) -> bool:
+        """Return whether they are another namespace's.
+
+        In one the driver's ids are other processes' here, or nobody's. One that is missing may have
+        ended in that moment; one that is missing twice never was here. What has ended and was here
+        may be named for longer.
+        """
+        return bool(self.missing & before.missing)
 
 
 def use_of(

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from ..errors import GPUSpawnerError
 from ..gpus import host_processes
 from ..gpus.host_processes import HostProcess
-from ..gpus.memory import GPUMemory, MemoryUse, parts_of, use_of, without_strangers
+from ..gpus.memory import GPUMemory, MemoryUse, NamedIds, parts_of, use_of
 from ..gpus.model import Holder
 from ..i18n.lazy_text import lazy_gettext
 from ..i18n.phrases import clock_time, hours_words, memory_words
@@ -98,8 +98,8 @@ class MemoryGuard:
         self._signal_inside = signal_inside
         self._proc = proc
         self._task: asyncio.Task[None] | None = None
-        # UUID -> process ids that the driver's library has named, and that this machine hasn't.
-        self._missed: dict[str, frozenset[int]] = {}
+        # UUID -> the process ids that the driver's library has named for it.
+        self._ids: dict[str, NamedIds] = {}
         # The containers of which processes were seen, and those of which the log says that what
         # they hold isn't.
         self._seen: set[str] = set()
@@ -142,7 +142,7 @@ class MemoryGuard:
                 server.memory.add_measurement(None, seconds)
             return
         processes = await asyncio.to_thread(self._find, memory, asked_at)
-        trusted, self._missed = without_strangers(memory, processes, self._missed)
+        trusted = self._trusted(memory, processes)
         self._seen &= containers
         self._told &= containers
         unseen = {each.server_id for each, _ in guarded} - self._seen - {""}
@@ -163,6 +163,21 @@ class MemoryGuard:
         found = ((pid, host_processes.find(pid, self._proc)) for pid in pids)
         # Who began later has the id of one that has ended, and held that memory.
         return {pid: each for pid, each in found if each is not None and each.began_at <= asked_at}
+
+    def _trusted(
+        self, memory: Mapping[str, GPUMemory], processes: Collection[int]
+    ) -> dict[str, GPUMemory]:
+        """Return the GPUs whose process ids are this machine's."""
+        before, nothing = self._ids, NamedIds()
+        self._ids = {
+            uuid: before.get(uuid, nothing).named_now(gpu.processes.keys(), processes)
+            for uuid, gpu in memory.items()
+        }
+        return {
+            uuid: gpu
+            for uuid, gpu in memory.items()
+            if not self._ids[uuid].are_strange(before.get(uuid, nothing))
+        }
 
     def _with_processes(self, containers: Collection[str]) -> set[str]:
         return {each for each in containers if host_processes.has_processes(each, self._proc)}
@@ -219,7 +234,7 @@ class MemoryGuard:
                 return  # it has ended by itself: the next look says what is so now
         except (OSError, GPUSpawnerError) as error:
             self._log.warning(
-                "Process %s of %s can't be ended: %s",
+                "Process %d of %s can't be ended: %s",
                 process.pid,
                 one_line(server.holder),
                 one_line(error),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.gpus.host_processes import HostProcess
-from gpuspawner.gpus.memory import GPUMemory, MemoryUse, parts_of, use_of, without_strangers
+from gpuspawner.gpus.memory import GPUMemory, MemoryUse, NamedIds, parts_of, use_of
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.memory_share import MemoryShare
 
@@ -96,18 +96,22 @@ def test_whatever_is_read_the_largest_process_is_one_of_the_servers_own(units, m
         assert any(use.held == max(each.values(), default=-1) for each in held.values())
 
 
+def looks(*named_and_seen: tuple[set[int], set[int]]) -> list[bool]:
+    """Return for each look whether the ids are strange."""
+    ids, found = NamedIds(), []
+    for named, seen in named_and_seen:
+        before, ids = ids, ids.named_now(named, seen)
+        found.append(ids.are_strange(before))
+    return found
+
+
 def test_ids_of_another_namespace_are_noticed_at_the_second_look() -> None:
-    memory = {GPU: GPUMemory(40, {7: 1, 8: 1}), OTHER: GPUMemory(40, {9: 1})}
-    trusted, missed = without_strangers(memory, {7, 9}, {})
-    assert (trusted, missed) == (memory, {GPU: {8}, OTHER: set()})
-    # One that had just ended isn't named again.
-    assert without_strangers({GPU: GPUMemory(40, {7: 1})}, {7}, missed)[0]
-    assert without_strangers({GPU: GPUMemory(40, {7: 1, 6: 1})}, {7}, missed)[0]
-    trusted, missed = without_strangers(memory, {7, 9}, missed)
-    assert set(trusted) == {OTHER}
+    assert looks(({7, 8}, {7}), ({7, 8}, {7}), ({7}, {7})) == [False, True, False]
     # Nor are those that say nothing of a process.
-    zeros = {GPU: GPUMemory(40, {0: 4})}
-    assert without_strangers(zeros, {7}, without_strangers(zeros, {7}, {})[1])[0] == {}
+    assert looks(({0}, {7}), ({0}, {7})) == [False, True]
+    # One that has just ended isn't named again, or was here.
+    assert looks(({7, 8}, {7}), ({7, 6}, {7}), ({7, 9}, {7})) == [False] * 3
+    assert looks(({7, 8}, {7, 8}), ({7, 8}, {7}), ({7, 8}, {7}), ({8}, set())) == [False] * 4
 
 
 # -- What follows when -----------------------------------------------------------------------------
