@@ -8,24 +8,12 @@ of, its control group says.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 from .host_processes import HostProcess
+from .state import GPUMemory
 from .unit_names import parse
-
-
-@dataclass(frozen=True)
-class GPUMemory:
-    """A GPU's memory, in bytes, by process id as the driver's library counts them.
-
-    Args:
-        total: how much it has.
-        processes: what each process holds; None: the library can't say.
-    """
-
-    total: int
-    processes: Mapping[int, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ import pynvml
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import printable
-from .memory import GPUMemory
 from .missing_driver import own_container_id
 from .nvml_links import Links, read_links
 from .nvml_mig import read_instances
@@ -37,7 +36,14 @@ from .nvml_queries import (
     query_text,
     read_memory,
 )
-from .state import GPUFacts, InventoryState, derive_state, has_mig, without_duplicate_uuids
+from .state import (
+    GPUFacts,
+    GPUMemory,
+    InventoryState,
+    derive_state,
+    has_mig,
+    without_duplicate_uuids,
+)
 
 # How long a read waits for another thread's read that hangs in the driver.
 LOCK_TIMEOUT_SECONDS = 20.0

@@ -11,8 +11,8 @@ from typing import Any
 
 import pynvml
 
-from .memory import GPUMemory
 from .nvml_queries import MAX_PROCESSES, MIB, query_entries, read_memory
+from .state import GPUMemory
 
 # Kinds of processes; the first is the one that every driver knows.
 _KINDS = ("Compute", "Graphics", "MPSCompute")

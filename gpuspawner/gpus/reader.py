@@ -15,8 +15,8 @@ from typing import Any
 from ..i18n.lazy_text import lazy_gettext
 from ..timeouts import within
 from . import nvml
-from .memory import GPUMemory
 from .model import GPU, GPUState, Node
+from .state import GPUMemory
 from .units import split
 
 # Windows' own device, through which WSL 2 gives a container all GPUs, whichever were asked for.

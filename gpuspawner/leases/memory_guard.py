@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol
 from ..errors import GPUSpawnerError
 from ..gpus import host_processes
 from ..gpus.host_processes import HostProcess
-from ..gpus.memory import GPUMemory, MemoryUse, NamedIds, parts_of, use_of
+from ..gpus.memory import MemoryUse, NamedIds, parts_of, use_of
 from ..gpus.model import Holder
+from ..gpus.state import GPUMemory
 from ..i18n.lazy_text import lazy_gettext
 from ..i18n.phrases import clock_time, hours_words, memory_words
 from .audit_log import Event, one_line
@@ -54,6 +55,10 @@ class GuardedServer(Protocol):
     @property
     def guard_seconds(self) -> float | None:
         """For how long it may hold more than its part of a GPU's memory; None: nobody looks."""
+
+    @property
+    def held(self) -> float | None:
+        """For how many seconds the server has had its GPUs; None if unknown."""
 
     @property
     def is_changing(self) -> bool:
@@ -212,7 +217,7 @@ class MemoryGuard:
     def _warn(self, server: GuardedServer, use: MemoryUse, seconds: float) -> None:
         until = server.memory.clock.wall() + seconds
         sizes = {"memory": use.used, "part": use.part}
-        server.log_event("warn", rule=RULE, until=round(until), **sizes)
+        server.log_event("warn", rule=RULE, until=round(until), held=server.held, **sizes)
         words = lazy_gettext(
             "Your server takes %(used)s of the memory of a GPU that it shares, and its part is "
             "%(part)s. If it still does in %(duration)s, at %(time)s, its largest process is "
@@ -242,9 +247,9 @@ class MemoryGuard:
             server.memory.note("end")
             return
         server.memory.note_ended(use, seconds)
-        facts = {"process": process.name, "pid": process.pid, "held": use.held}
+        facts = {"process": process.name, "pid": process.pid, "process_memory": use.held}
         sizes = {"memory": use.used, "part": use.part}
-        server.log_event("end", rule=RULE, **facts, **sizes)
+        server.log_event("end", rule=RULE, held=server.held, **facts, **sizes)
         words = lazy_gettext(
             "The process %(process)s of your server was ended, which took %(held)s of the memory "
             "of a GPU that it shares. Your server's part is %(part)s, and all of its processes "

@@ -136,7 +136,11 @@ def test_the_largest_process_of_who_takes_too_much_is_ended_and_nobody_elses(hub
     assert held.goes_on(bens)
     assert events(hub, "warn", "end", "stop") == [("warn", "ada"), ("end", "ada")]
     (line,) = [each for each in audit_lines(hub) if each["event"] == "end"]
-    assert (line["process"], line["held"], line["by"]) == ("sleep", 14 << 30, "gpuspawner")
+    assert (line["process"], line["process_memory"], line["by"]) == (
+        "sleep",
+        14 << 30,
+        "gpuspawner",
+    )
     assert "8.0 of its 20 GB" in boss.page()
 
 

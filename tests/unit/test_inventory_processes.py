@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuspawner.gpus.memory import GPUMemory
 from gpuspawner.gpus.nvml import InventoryError
 from gpuspawner.gpus.nvml_processes import ask
+from gpuspawner.gpus.state import GPUMemory
 from gpuspawner.simulation.library import build
 from gpuspawner.simulation.state import State, describe
 

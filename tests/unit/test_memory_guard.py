@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from gpuspawner.errors import GPUSpawnerError
-from gpuspawner.gpus.memory import GPUMemory
 from gpuspawner.gpus.model import Holder
 from gpuspawner.gpus.nvml import InventoryError
+from gpuspawner.gpus.state import GPUMemory
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.memory_guard import MemoryGuard
@@ -190,7 +190,7 @@ async def test_the_largest_process_of_who_takes_too_much_is_ended_after_a_warnin
         ("warn", "ada", "GPU memory"),
         ("end", "ada", "GPU memory"),
     ]
-    assert (events()[1]["pid"], events()[1]["held"]) == (large.pid, 4 * GIB)
+    assert (events()[1]["pid"], events()[1]["process_memory"]) == (large.pid, 4 * GIB)
     facts = host.ada.lease.facts()["memory"]
     assert (facts["used"], facts["next"]) == (2 * GIB, None)
     # Of whole GPUs nothing is read, and nothing said.

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.gpus.host_processes import HostProcess
-from gpuspawner.gpus.memory import GPUMemory, MemoryUse, NamedIds, parts_of, use_of
+from gpuspawner.gpus.memory import MemoryUse, NamedIds, parts_of, use_of
+from gpuspawner.gpus.state import GPUMemory
 from gpuspawner.leases.clock import Clock
 from gpuspawner.leases.memory_share import MemoryShare
 
