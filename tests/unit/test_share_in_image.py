@@ -112,15 +112,13 @@ def test_a_whole_gpu_and_a_part_that_is_none_limit_nothing(torch: Path, fraction
     "cuda",
     [
         "limits = {}\ndef _lazy_init(): pass",
-        CUDA.replace("def _lazy_call(callable):", "def _lazy_call(callable): raise TypeError\n#"),
+        CUDA.replace("_queued_calls.append(callable)", "raise TypeError"),
         CUDA.replace("    return 2", "    raise RuntimeError('no driver')"),
         CUDA.replace("    limits[device] = fraction", "    raise ValueError(fraction)"),
     ],
 )
 def test_no_program_breaks_where_torch_is_another_one(torch: Path, cuda: str) -> None:
-    (torch / "cuda.py").write_text(
-        cuda.replace("_queued_calls.append(callable)", "_queued_calls.append(callable)")
-    )
+    (torch / "cuda.py").write_text(cuda)
     assert run(torch.parent, f"import torch; {USE}") == ["{}"]
 
 
