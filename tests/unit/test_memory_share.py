@@ -188,6 +188,17 @@ def test_who_frees_memory_for_a_moment_only_goes_on_from_where_they_were(watched
     assert watched.done[1][1] == 5 * 15 + 65
 
 
+def test_what_is_not_known_is_a_break_and_ends_nothing(watched) -> None:
+    for _ in range(4):
+        for use in [*[OVER] * 12, None]:
+            watched.look(use)
+    assert watched.done == []
+    # Nor does it count as keeping to one's part.
+    for use in [*[OVER] * 13, *[None] * 30, *[OVER] * 13]:
+        watched.look(use)
+    assert [step for step, _ in watched.done] == ["warn", "end"]
+
+
 def test_a_process_has_time_to_end_before_the_server_is_stopped(watched) -> None:
     for _ in range(26):
         watched.look(OVER)
