@@ -159,6 +159,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         attempt = self.attempt
         return bool(self.active or self.lease.units or attempt.reservation or attempt.granted)
 
+    def guards_memory(self) -> bool:
+        """Return whether servers that share a GPU are kept to their part of its memory."""
+        # Without a hub, as on a command line, there is no backend to ask.
+        is_wanted = bool(self.shared_gpus) and self.memory_guard and self._hub_state is not None
+        return is_wanted and self.backend.sees_processes
+
     def new_attempt(self) -> SpawnAttempt:
         """Return the state of a new spawn."""
         return SpawnAttempt()
@@ -515,7 +521,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             "GPUSPAWNER_DASHBOARD_URL": compat.url_of_service(self, DASHBOARD),
         }
         safe = SAFE_MODE if self.attempt.safe_mode else {}
-        hints = share_hints.environment(granted.gpus) if granted else {}
+        hints = {}
+        if granted and share_hints.is_shared(granted.gpus):
+            guard = self.memory_guard_seconds if self.guards_memory() else None
+            hints = share_hints.environment(granted.gpus, guard)
         return {
             **safe,
             **hints,
@@ -612,6 +621,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             asyncio.get_running_loop()
             self.hub_state.leases.add(self.lease)
             self.hub_state.reclaimer.start()
+            self.hub_state.memory_guard.start()
 
     def on_lease_end(self) -> None:
         """Unregister the lease from the reclaimer."""

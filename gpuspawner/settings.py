@@ -100,6 +100,23 @@ class GPUTraits(SpawnerMixin):
         users may have them whole or shared, `allowed_kinds` says. The same for all users.""",
     ).tag(config=True)
 
+    memory_guard = Bool(
+        True,
+        help="""Whether servers that share a GPU are kept to their part of its memory: who holds
+        more for `memory_guard_seconds` is warned; after as long again the server's largest process
+        on that GPU is ended, and after as long once more the server is stopped. It takes a hub that
+        sees the machine's processes: the label `gpuspawner.memory-guard` says whether it does.
+        Whole GPUs and MIG instances are never touched.""",
+    ).tag(config=True, while_running=True)
+
+    memory_guard_seconds = Float(
+        60,
+        min=1,
+        max=3600,
+        help="""How many seconds a server that shares a GPU may hold more than its part of the
+        memory, without a break, before the next step of `memory_guard`.""",
+    ).tag(config=True, stricter=lower, while_running=True)
+
     shared_gpu_policy = Enum(
         sorted(POLICIES),
         "spread",
@@ -420,11 +437,16 @@ class GPUTraits(SpawnerMixin):
             waits=self.longest_wait_minutes != 0,
             has_catalogue=bool(self.images),
             memory=bytes_of(self.mem_limit),
+            guard_seconds=self.memory_guard_seconds if self.guards_memory() else None,
             processors=self.cpu_limit or None,
             courses=tuple(courses.values()),
             course_now=self.course_now(courses),
             taught_courses=frozenset(k for k, each in courses.items() if each.is_taught_by(groups)),
         )
+
+    def guards_memory(self) -> bool:
+        """Return whether servers that share a GPU are kept to their part of its memory."""
+        return False
 
     def allowed_image_names(self) -> Any:
         """Return the images that may be chosen besides `images`: name -> reference; "*": any."""

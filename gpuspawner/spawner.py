@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -44,12 +44,14 @@ from .base_spawner import BaseGPUSpawner, has_loop
 from .choices import options
 from .choices.home_use import HomeUse
 from .errors import GPUSpawnerError, Refused, StartAgain
+from .gpus.memory import parts_of
 from .gpus.model import Request
 from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
 from .leases.audit_log import one_line
 from .leases.labels import (
     LABEL_HUB,
+    LABEL_MEMORY_GUARD,
     LABEL_SERVER,
     LABEL_SETTINGS,
     LABEL_USER,
@@ -373,6 +375,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                 **labels(self.holder, key, units, until, self.groups, course),
                 LABEL_HUB: self.hub_address,
                 **waited,
+                **self._guard_label(units),
             },
             uuids=self._granted_uuids(),
             allowed_devices=self.allowed_devices,
@@ -380,6 +383,11 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
+
+    def _guard_label(self, units: Collection[str]) -> dict[str, str]:
+        if not parts_of(units):
+            return {}
+        return {LABEL_MEMORY_GUARD: "on" if self.guards_memory() else "off"}
 
     async def start(self) -> tuple[str, int]:
         """Start a server with the GPUs of its request; return (ip, port) once it answers."""

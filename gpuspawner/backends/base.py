@@ -32,6 +32,19 @@ class Backend(Protocol):
     step of `launch.Launchable`.
     """
 
+    @property
+    def sees_processes(self) -> bool:
+        """Whether servers' processes can be seen from here, with the containers that they are in.
+
+        Without that nobody knows which server holds how much of a shared GPU's memory.
+        """
+
+    async def signal_inside(self, server_id: str, pid: int, number: int) -> None:
+        """Send a signal to a process in a server, by the id that it has there.
+
+        Raises also `errors.GPUSpawnerError` if it wasn't sent.
+        """
+
     async def list(self) -> Sequence[ServerRecord]:
         """Return every server with the labels of a lease, of all hubs, ended ones too.
 

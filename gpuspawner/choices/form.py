@@ -27,7 +27,7 @@ from ..gpus.model import GPU, SHARED, WHOLE
 from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
 from ..i18n.languages import ENGLISH, Language, templates_of
-from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
+from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import clock_time, hours_words, memory_words, moment, ordinal, share_words
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
@@ -157,7 +157,7 @@ def render(
         gpus=view.gpus if view else (),
         several=span_several_nodes(view.gpus) if view else False,
         offered=_offered(view),
-        notes=kind_notes(_offered(view, limits.models, limits.kinds)),
+        notes=kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
         limits=limits.rules(),
         size=size_phrase(limits),
         trouble=trouble,
@@ -332,23 +332,27 @@ def kind_title(kind: str, share: Share) -> str:
     return kind
 
 
-def kind_notes(usable: Sequence[GPU]) -> list[str]:
-    """Return a sentence for each kind of parts of GPUs, that says what it is and isn't."""
+def kind_notes(usable: Sequence[GPU], guard_seconds: float | None = None) -> list[str]:
+    """Return sentences for each kind of parts of GPUs, that say what it is and isn't.
+
+    Args:
+        usable: the units that the user may have.
+        guard_seconds: as `Limits.guard_seconds`.
+    """
     notes: list[str] = []
     for kind, share in kind_shares(usable).items():
         units = [gpu for gpu in usable if gpu.kind == kind]
         sizes = sorted({gpu.memory_total_mib for gpu in units if gpu.memory_total_mib})
         memory = memory_words(sizes[0] << 20) if sizes else ""
         if kind == SHARED:
-            notes.append(
-                lazy_gettext(
-                    "%(share)s shared: up to %(others)s others compute on the same GPU, by turns. "
-                    "All see the whole of its memory, which nothing divides by hardware: take no "
-                    "more than your part.",
-                    share=share_words(share),
-                    others=max(gpu.parts for gpu in units) - 1,
-                )
+            whole = lazy_gettext(
+                "%(share)s shared: up to %(others)s others compute on the same GPU, by turns. "
+                "All see the whole of its memory, which nothing divides by hardware: take no "
+                "more than your part.",
+                share=share_words(share),
+                others=max(gpu.parts for gpu in units) - 1,
             )
+            notes.append(join_sentences(whole, _guard_words(guard_seconds)))
         elif kind != WHOLE and memory:
             notes.append(
                 lazy_gettext(
@@ -364,6 +368,16 @@ def kind_notes(usable: Sequence[GPU]) -> list[str]:
                 )
             )
     return notes
+
+
+def _guard_words(seconds: float | None) -> str:
+    if seconds is None:
+        return lazy_gettext("Nothing limits who takes more, and others' programs fail then.")
+    return lazy_gettext(
+        "Who takes more for %(duration)s is warned. After as long again the largest process is "
+        "ended, and then the server is stopped.",
+        duration=hours_words(seconds),
+    )
 
 
 def _is_offered(number: int, forecasts: Sequence[Forecast], limits: Limits) -> bool:

@@ -60,6 +60,8 @@ class Limits:
             that can be.
         course: the key of the one that these limits are of; "": none.
         course_rules: its limits of a server's number of GPUs.
+        guard_seconds: how long a server may hold more than its part of a shared GPU's memory until
+            it is warned; None: nothing limits it.
     """
 
     versions: Mapping[str, ImageVersion]
@@ -87,6 +89,7 @@ class Limits:
     course_now: str = ""
     course: str = ""
     course_rules: tuple[Rule, ...] = ()
+    guard_seconds: float | None = None
 
     def rules(self) -> list[Rule]:
         """Return the limits of a server's number of GPUs, in the order of the checks."""

@@ -273,6 +273,25 @@ def _server(lease: Mapping[str, Any], person: Person) -> dict[str, Any]:
         "idle_until": iso_time(lease.get("idle_until")),
         "stop": _with_reason(lease["stop"], lease["user"], person) if lease.get("stop") else None,
         "trouble": _trouble(lease.get("trouble") or {}),
+        "memory": _memory(lease["memory"], lease["user"], person) if lease.get("memory") else None,
+    }
+
+
+def _memory(share: Mapping[str, Any], user: str, person: Person) -> dict[str, Any]:
+    """Return what a server holds of a shared GPU's memory; what runs in it, others needn't know."""
+    ended = share["ended"] if person.administrator or person.is_user(user) else None
+    return {
+        "guarded": share["guarded"],
+        "used_bytes": share["used"],
+        "part_bytes": share["part"],
+        "next": share["next"],
+        "at": iso_time(share["until"]),
+        "ended": ended
+        and {
+            "process": ended["process"],
+            "held_bytes": ended["held"],
+            "at": iso_time(ended["at"]),
+        },
     }
 
 

@@ -28,6 +28,7 @@ from .missing_driver import own_container_id
 from .nvml_health import read_health
 from .nvml_links import Links, read_links
 from .nvml_mig import read_instances
+from .nvml_processes import read_gpu_memory
 from .nvml_queries import (
     MAX_TEXT,
     call,
@@ -38,7 +39,14 @@ from .nvml_queries import (
     query_text,
     read_memory,
 )
-from .state import GPUFacts, InventoryState, derive_state, has_mig, without_duplicate_uuids
+from .state import (
+    GPUFacts,
+    GPUMemory,
+    InventoryState,
+    derive_state,
+    has_mig,
+    without_duplicate_uuids,
+)
 
 # How long a read waits for another thread's read that hangs in the driver.
 LOCK_TIMEOUT_SECONDS = 20.0
@@ -100,14 +108,7 @@ def read(
     Raises:
         InventoryError: NVML is there and can't be queried.
     """
-    if not _lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
-        raise InventoryError(
-            lazy_gettext(
-                "The NVIDIA driver has not answered for %(seconds)s seconds. "
-                "If `nvidia-smi` hangs too, the host needs a reboot.",
-                seconds=round(LOCK_TIMEOUT_SECONDS),
-            )
-        )
+    _take_lock()
     try:
         lower = frozenset(uuid.lower() for uuid in excluded)
         inventory = _read_locked(memory_threshold_mib, lower)
@@ -121,6 +122,49 @@ def read(
         is_unloaded = isinstance(error, pynvml.NVMLError_DriverNotLoaded)
         kind = DriverNotLoaded if is_unloaded else InventoryError
         raise kind(_explain_failure(error)) from error
+    finally:
+        _lock.release()
+
+
+def _take_lock() -> None:
+    if not _lock.acquire(timeout=LOCK_TIMEOUT_SECONDS):
+        raise InventoryError(
+            lazy_gettext(
+                "The NVIDIA driver has not answered for %(seconds)s seconds. "
+                "If `nvidia-smi` hangs too, the host needs a reboot.",
+                seconds=round(LOCK_TIMEOUT_SECONDS),
+            )
+        )
+
+
+def read_memory_of(uuids: Collection[str], lets_go: bool = False) -> dict[str, GPUMemory]:
+    """Return what the processes on these GPUs hold of their memory; blocks as `read` does.
+
+    Of a GPU that can't tell, there is nothing. NVML stays as it was: begun, or shut down.
+
+    Args:
+        uuids: the GPUs' UUIDs.
+        lets_go: as for `read`.
+
+    Raises:
+        InventoryError: NVML is there and can't be queried.
+    """
+    _take_lock()
+    kept, found = _is_initialised, {}
+    try:
+        _init_nvml()
+        for uuid in uuids:
+            # Whatever is wrong with one says nothing of the others.
+            with suppress(pynvml.NVMLError, ValueError):
+                memory = read_gpu_memory(pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))
+                found.update({} if memory is None else {uuid: memory})
+        if lets_go or not kept or len(found) < len(uuids):
+            # Begun anew the next time: the driver may have been reloaded.
+            _shut_down_nvml()
+        return found
+    except Exception as error:
+        _shut_down_nvml()
+        raise InventoryError(_explain_failure(error)) from error
     finally:
         _lock.release()
 

@@ -90,15 +90,29 @@ def count_processes(handle: Any) -> int | None:
 
 
 def query_array(question: Callable[..., int], handle: Any) -> tuple[int, int]:
-    """Return code and count of a query that fills an array: called for the size, then again."""
+    """Return code and count of a query that fills an array."""
+    return query_entries(question, handle)[:2]
+
+
+def query_entries(
+    question: Callable[..., int], handle: Any, unwritten: int = 0
+) -> tuple[int, int, bytes]:
+    """Return code, count and array of a query that fills one: called for the size, then again.
+
+    Args:
+        question: the query.
+        handle: NVML's handle of the GPU.
+        unwritten: the byte of which the array is full before the query fills it.
+    """
     count = ctypes.c_uint(0)
     code = question(handle, ctypes.byref(count), None)
     if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value > MAX_PROCESSES:
-        return code, count.value
+        return code, count.value, b""
     room = count.value * 2 + 5  # processes may start in between
     answer = ctypes.create_string_buffer(room * 64)  # twice the largest entry of any version
+    ctypes.memset(answer, unwritten, len(answer))
     count = ctypes.c_uint(room)
-    return question(handle, ctypes.byref(count), answer), count.value
+    return question(handle, ctypes.byref(count), answer), count.value, answer.raw
 
 
 class _AddressingMode(ctypes.Structure):

@@ -16,6 +16,7 @@ from ..i18n.lazy_text import lazy_gettext
 from ..timeouts import within
 from . import nvml
 from .model import GPU, GPUState, Node
+from .state import GPUMemory
 from .units import split
 
 # Windows' own device, through which WSL 2 gives a container all GPUs, whichever were asked for.
@@ -108,6 +109,20 @@ class Reader:
         Raises:
             nvml.InventoryError: NVML can't be read, or doesn't answer in time.
         """
+        node: Node = await self._in_thread(partial(self._read, lets_go=self.lets_go))
+        return (node,)
+
+    async def memory_of(self, uuids: Collection[str]) -> Mapping[str, GPUMemory]:
+        """Read what processes hold of the memory of these GPUs; see `nvml.read_memory_of`.
+
+        Raises:
+            nvml.InventoryError: as for a read.
+        """
+        read = partial(nvml.read_memory_of, uuids, lets_go=self.lets_go)
+        found: Mapping[str, GPUMemory] = await self._in_thread(read)
+        return found
+
+    async def _in_thread(self, read: Callable[[], Any]) -> Any:
         if self._hanging is not None and self._hanging.is_alive():
             raise nvml.InventoryError(
                 lazy_gettext(
@@ -117,16 +132,16 @@ class Reader:
                 )
             )
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Node] = loop.create_future()
+        answer: asyncio.Future[Any] = loop.create_future()
         thread = threading.Thread(
             target=_run,
-            args=(partial(self._read, lets_go=self.lets_go), loop, answer),
+            args=(read, loop, answer),
             name="nvml",
             daemon=True,
         )
         thread.start()
         try:
-            return (await within(self._timeout, answer),)
+            return await within(self._timeout, answer)
         except asyncio.TimeoutError:
             self._hanging = thread
             raise nvml.InventoryError(
@@ -137,8 +152,8 @@ class Reader:
             ) from None
 
 
-def _run(read: Callable[[], Node], loop: asyncio.AbstractEventLoop, answer: Any) -> None:
-    def resolve(value: Node | None, error: Exception | None) -> None:
+def _run(read: Callable[[], Any], loop: asyncio.AbstractEventLoop, answer: Any) -> None:
+    def resolve(value: Any, error: Exception | None) -> None:
         if answer.done():
             return
         if error is not None:

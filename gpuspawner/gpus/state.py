@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext
@@ -48,6 +49,19 @@ class MIGInstance:
     processes: int | None
     slices: int
     of_slices: int
+
+
+@dataclass(frozen=True)
+class GPUMemory:
+    """A GPU's memory, in bytes, by process id as the driver's library counts them.
+
+    Args:
+        total: how much it has.
+        processes: what each process holds; None: the library can't say.
+    """
+
+    total: int
+    processes: Mapping[int, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..gpus.names import gpu_names
 from ..i18n.languages import Language
 from ..i18n.phrases import moment
 from ..leases.endings import AnnouncedStop
+from ..leases.memory_share import over_words
 from ..scheduling.phrases import asked_words, while_away_words
 from . import compat
 
@@ -126,6 +127,12 @@ class ServerPage:
         """What is wrong with its GPUs, as a sentence; "" if nothing is, or it is off."""
         words: str = self._spawner.lease.trouble.words
         return words if self._spawner.lease.units else ""
+
+    @property
+    def memory_words(self) -> str:
+        """That it holds too much of a shared GPU's memory, as sentences; "" if it doesn't."""
+        lease = self._spawner.lease
+        return over_words(lease.memory, lease.guard_seconds)
 
     @staticmethod
     def moment(seconds: float, language: Language) -> Markup:

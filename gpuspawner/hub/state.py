@@ -26,6 +26,7 @@ from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.endings import Ending
 from ..leases.ledger import Ledger, outsiders_of
+from ..leases.memory_guard import MemoryGuard
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
@@ -60,6 +61,7 @@ class HubState:
         leftovers: the cleanup after failed starts.
         leases: the leases of this hub's running servers.
         reclaimer: enforces these leases.
+        memory_guard: keeps those that share a GPU to their part of its memory.
         spawners: those of all servers that the hub has had since it started.
         reconciler: looks for servers that none of these knows.
         open_forms: what all open forms share.
@@ -84,6 +86,7 @@ class HubState:
     leftovers: Leftovers
     leases: WeakSet[ServerLease]
     reclaimer: Reclaimer
+    memory_guard: MemoryGuard
     spawners: WeakSet[KnownServer]
     reconciler: Reconciler
     open_forms: OpenForms
@@ -145,6 +148,7 @@ class HubState:
             Leftovers(),
             leases,
             Reclaimer(ledger, lambda: list(leases), log),
+            MemoryGuard(reader.memory_of, lambda: list(leases), log, backend.signal_inside),
             spawners,
             reconciler,
             OpenForms(ledger, queue),

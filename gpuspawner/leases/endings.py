@@ -48,7 +48,7 @@ class Ending:
 
     Args:
         at: when, in seconds since the epoch.
-        rule: the rule in the audit log: "time limit", "idle GPUs" or `RULE`.
+        rule: the rule in the audit log: "time limit", "idle GPUs", "GPU memory" or `RULE`.
         why: the administrator's reason; "" for none.
     """
 

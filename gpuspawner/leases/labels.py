@@ -31,6 +31,8 @@ LABEL_GROUPS = "gpuspawner.groups"
 LABEL_WAITED = "gpuspawner.waited"
 # The key of the course that the server is for; no label: it is for none.
 LABEL_COURSE = "gpuspawner.course"
+# "on" or "off": whether the memory guard looked after a server on a shared GPU as it began.
+LABEL_MEMORY_GUARD = "gpuspawner.memory-guard"
 
 # How much of a label is read, in characters; and of a name on one. Ours are shorter.
 MAX_LABEL = 64 * 1024

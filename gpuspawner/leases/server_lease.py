@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from ..choices.limits import MAX_HOURS
 from ..choices.refusals import MAX_SHOWN
 from ..errors import Refused
+from ..gpus.memory import parts_of
 from ..gpus.model import GPU, Holder, Lease
 from ..gpus.unit_names import exclude_each_other
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
@@ -20,9 +21,10 @@ from .endings import RULE as ADMINISTRATOR
 from .endings import AnnouncedStop, Ending, announced_words, stopped_words
 from .gpu_trouble import GPUTrouble
 from .idleness import Idleness
+from .memory_share import MemoryShare
 from .term import LATE_WARNING_SECONDS, Step, Term
 
-Occasion = Literal["end", "idle", "announced", "stopped", "trouble"]
+Occasion = Literal["end", "idle", "memory", "process ended", "announced", "stopped", "trouble"]
 
 # After how many seconds an administrator is answered whose stop takes its time.
 ANSWER_SECONDS = 10
@@ -54,6 +56,12 @@ class LeasedServer(Protocol):
     idle_utilization: float
     idle_exempt_groups: Collection[str]
     idle_only_while_waiting: bool
+    memory_guard: bool
+    memory_guard_seconds: float
+
+    @property
+    def server_id(self) -> str:
+        """The backend's id of the server; "" if there is none."""
 
     @property
     def holder(self) -> Holder:
@@ -122,6 +130,8 @@ class ServerLease:
         self._term: Term | None = None
         self._units: frozenset[str] = frozenset()
         self._idleness = Idleness(self._clock)
+        # What it holds of a shared GPU's memory: the memory guard's.
+        self.memory = MemoryShare(self._clock)
         self._ending: asyncio.Task[None] | None = None
         # Since when the server has had its GPUs; None if unknown.
         self._began: Deadline | None = None
@@ -181,6 +191,7 @@ class ServerLease:
         self._units = frozenset()
         self.trouble = GPUTrouble()
         self._idleness = Idleness(self._clock)
+        self.memory = MemoryShare(self._clock)
         self._server.on_lease_end()
 
     def note_release(self) -> None:
@@ -280,6 +291,27 @@ class ServerLease:
         server = self._server
         return server.idle_minutes > 0 and not server.groups & set(server.idle_exempt_groups)
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether it shares a GPU, whose memory nothing divides by hardware."""
+        return bool(parts_of(self._units))
+
+    @property
+    def guard_seconds(self) -> float | None:
+        """For how long it may hold more than its part of a GPU's memory; None: nobody looks."""
+        server = self._server
+        return server.memory_guard_seconds if server.memory_guard and self.shares_memory else None
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether it is starting or stopping."""
+        return bool(self._server.pending or self._ending or not self._units)
+
+    @property
+    def server_id(self) -> str:
+        """The backend's id of the server; "" if there is none."""
+        return self._server.server_id
+
     def facts(self) -> dict[str, Any]:
         """Return the facts that pages show, as a JSON value."""
         idle, since = self._idleness.warned, self._idleness.since
@@ -299,6 +331,7 @@ class ServerLease:
             "idle_until": idle.until if idle else None,
             "stop": self._stop_facts(),
             "trouble": self.trouble.facts(),
+            "memory": self.memory.facts(self.guard_seconds) if self.shares_memory else None,
         }
 
     def _stop_facts(self) -> dict[str, Any] | None:
@@ -539,7 +572,7 @@ class ServerLease:
             await self._restore_extension()
         if (until := self.until) is not None:
             self._server.on_end_changed(until)
-        if self._server.pending or self._ending or not self._units:
+        if self.is_changing:
             return
         if self._announced and self._announced.deadline.remaining <= 0:
             self._stop_by(self._announced.by, self._announced.why)
@@ -600,6 +633,19 @@ class ServerLease:
                 duration=hours_words(60 * minutes),
             ),
         )
+
+    def tell(self, occasion: Occasion, words: str) -> None:
+        """Send its user a message, where an administrator has set where to."""
+        self._server.tell(occasion, words)
+
+    def stop_by_rule(self, rule: str, sentence: str) -> None:
+        """Stop the server for a rule that another part of the hub enforces.
+
+        Args:
+            rule: the rule, as in the audit log.
+            sentence: why, for its user.
+        """
+        self._stop(rule, sentence)
 
     def _stop(
         self, rule: str, sentence: str, by: str = audit_log.RULES, why: str = ""

@@ -48,7 +48,7 @@ class Hub:
         self.turns: dict[Holder, Any] = {}
         self.pulled: list[str] = []
         self.removed: list[str] = []
-        self.reclaimer = SimpleNamespace(start=lambda: None)
+        self.reclaimer = self.memory_guard = SimpleNamespace(start=lambda: None)
         self.notifier = Notifier(logging.getLogger("hub-of-one-spawn"))
         self.backend = SimpleNamespace(pull=self._pull, remove=self._remove)
 

@@ -278,6 +278,77 @@ def test_what_is_said_of_a_gpus_memory_fits_into_a_notification(tmp_path: Path) 
     assert set(said["en"]).isdisjoint(said["zh-CN"])
 
 
+SHARE = """
+import { processEnded, takesTooMuch } from "./static/warnings.js";
+import { Words } from "./static/words.js";
+const [large, at] = [188.5 * 1024, Date.parse("2030-11-28T23:59:00Z")];
+const said = {};
+for (const language of ["en", "zh-CN"]) {
+  const words = new Words({ languageCode: language, load: () => undefined });
+  said[language] = ["end", "stop"].map((next) =>
+    takesTooMuch(words, { used: large, part: large / 8, next, at })
+  );
+  const ended = { process: "x".repeat(15), held: large, at };
+  said[language].push(processEnded(words, { part: large / 8, ended }));
+  said[language].push(words.ended({ at, rule: "GPU memory", why: "" }));
+}
+console.log(JSON.stringify(said));
+"""
+
+
+def test_what_is_said_of_a_shared_gpus_memory_fits_into_a_notification(tmp_path: Path) -> None:
+    said = in_node(tmp_path, SHARE)
+    assert max(map(len, said["en"] + said["zh-CN"])) <= LONGEST
+    assert not [each for each in said["en"] + said["zh-CN"] if "{" in each or "undefined" in each]
+    assert len({*said["en"], *said["zh-CN"]}) == 8
+
+
+LEASE = """
+import { lease } from "./static/lease.js";
+import { Warnings } from "./static/warnings.js";
+import { Words } from "./static/words.js";
+const MIB = 2 ** 20;
+const shown = [];
+const notification = {
+  emit: (message) => (shown.push(message), String(shown.length)),
+  update: ({ message }) => (shown.push(message), true),
+  dismiss: () => shown.push(null),
+};
+const words = new Words({ languageCode: "en", load: () => undefined });
+const warnings = new Warnings(notification, words, {});
+const nothing = { next: null, at: null, ended: null };
+const held = { ...nothing, guarded: true, used_bytes: 3072 * MIB, part_bytes: 5120 * MIB };
+const now = new Date().toISOString();
+function show(memory) {
+  const quiet = { warned: false, waited_for: 0, extend_from: null, idle_since: null };
+  const endless = { until: null, idle_until: null, stop: null };
+  const server = { user: "ada", server: "", gpus: ["GPU-1#0/8"], memory, ...quiet, ...endless };
+  const answer = { servers: [server], gpus: [], now, at: Date.now(), fresh: true };
+  const facts = lease({ user: "ada", server: "" }, { gpus: 1 }, answer);
+  warnings.show(facts);
+  return facts.memory;
+}
+const parts = [show(held)];
+show({ ...held, used_bytes: 6144 * MIB, next: "end", at: now });
+show({ ...held, ended: { process: "python", held_bytes: 4096 * MIB, at: now } });
+show(null);
+console.log(JSON.stringify({ parts, shown }));
+"""
+
+
+def test_a_page_warns_of_a_shared_gpus_memory_while_there_is_reason_to(tmp_path: Path) -> None:
+    found = in_node(tmp_path, LEASE)
+    (part,) = found["parts"]
+    assert part == {
+        **{"guarded": True, "next": None, "used": 3072, "part": 5120, "at": None, "ended": None}
+    }
+    first, gone, ended, after = found["shown"]
+    assert first.startswith("This server holds 6.0 GB of a shared GPU, its part is 5.0 GB. At ")
+    assert first.endswith(" its largest process is ended.")
+    assert gone is after is None
+    assert ended.startswith("python was ended at ")
+
+
 RAN_OUT = """
 import { RAN_OUT } from "./static/gpu_full.js";
 console.log(JSON.stringify(%s.map((error) => RAN_OUT.test(error))));

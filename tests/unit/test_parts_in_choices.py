@@ -174,7 +174,14 @@ def test_the_form_offers_none_then_parts_from_the_smallest_then_whole_gpus() -> 
     text = " ".join(page.text.split())
     assert "up to 7 others compute on the same GPU, by turns" in text
     assert "which nothing divides by hardware" in text
+    assert "Nothing limits who takes more, and others' programs fail then." in text
     assert "1g.5gb: a part of a GPU with its own memory (4.8 GB) and cores." in text
+
+
+def test_the_form_says_what_comes_of_taking_more_than_one_s_part() -> None:
+    text = " ".join(form(Choice(), replace(LIMITS, guard_seconds=60.0)).text.split())
+    assert "Who takes more for 1 minute is warned. After as long again the largest process" in text
+    assert "Nothing limits" not in text
 
 
 @pytest.mark.parametrize(

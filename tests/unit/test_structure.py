@@ -39,6 +39,7 @@ def test_only_the_inventory_imports_pynvml() -> None:
         "gpus.nvml_health",
         "gpus.nvml_links",
         "gpus.nvml_mig",
+        "gpus.nvml_processes",
         "gpus.nvml_queries",
     ]
 
@@ -95,6 +96,7 @@ def test_what_deals_with_one_outside_world_knows_none_of_ours(module: str) -> No
         "gpus.nvml_health",
         "gpus.nvml_links",
         "gpus.nvml_mig",
+        "gpus.nvml_processes",
         "gpus.nvml_queries",
         "gpus.state",
         "gpus.model",

@@ -226,10 +226,13 @@ def test_how_much_of_a_gpu_units_are(held: list[str], share: Any) -> None:
 
 def test_frameworks_on_a_shared_gpu_are_told_their_part_of_its_memory() -> None:
     assert environment(shared(0, 8)[:1]) == {
+        "GPUSPAWNER_GPU_SHARE": "1/8",
+        "GPUSPAWNER_MEMORY_GUARD": "off",
         "GPUSPAWNER_GPU_MEMORY_FRACTION": "0.113",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.113",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
+    assert environment(shared(0, 8)[:1], 60.0)["GPUSPAWNER_MEMORY_GUARD"] == "60"
     # What hardware divides, and what is one's own, is all there for the taking.
     assert environment(partitioned(0, "1g.5gb")[1:]) == environment([gpu(0), gpu(1)]) == {}
     assert environment([]) == {}

@@ -16,7 +16,7 @@ import docker
 import docker.errors
 from docker.utils import kwargs_from_env
 
-from ...errors import StartAgain
+from ...errors import GPUSpawnerError, StartAgain
 from ...gpus.health import HealthMark
 from ...leases.clock import Deadline
 from ...leases.labels import ServerRecord
@@ -26,7 +26,17 @@ from ...leases.server_run import ServerRun
 from ..base import Report
 from ..leftovers import StaleServerReaper
 from . import errors as engine_errors
-from . import extended_ends, health_marks, injection, notes, out_of_service, pull, runs, stopping
+from . import (
+    extended_ends,
+    health_marks,
+    injection,
+    notes,
+    out_of_service,
+    process_view,
+    pull,
+    runs,
+    stopping,
+)
 from .deleted_volumes import DeletedVolumes
 from .engine_info import EngineInfo
 from .events import EndWatcher
@@ -94,6 +104,8 @@ class DockerBackend:
         self.poll_interval = PollInterval()
         self.volume_owners = VolumeOwners(lambda: self.client)
         self.home_sizes = HomeSizes(lambda: self.client, self.in_thread, log)
+        # Whether containers' processes can be seen from here; None: not known yet.
+        self._sees_processes: bool | None = None
         # Whether the engine has refused to limit the size of a volume.
         self.has_no_quotas = False
         self.deleted_volumes = DeletedVolumes(lambda: self.client, self.in_thread, log)
@@ -174,6 +186,23 @@ class DockerBackend:
     async def remove_unstarted(self, server_id: str) -> None:
         """Remove a container unless it runs: without force, so one that was started stays."""
         await self.call("remove_container", server_id, v=True)
+
+    @property
+    def sees_processes(self) -> bool:
+        """Whether containers' processes can be seen from here."""
+        if self._sees_processes is None:
+            with suppress(OSError):  # the engine is away: asked again the next time
+                self._sees_processes = process_view.sees_processes(self.client)
+        return bool(self._sees_processes)
+
+    async def signal_inside(self, server_id: str, pid: int, number: int) -> None:
+        """Send a signal to a process in a container, as the container's own user."""
+        words = ["sh", "-c", f"kill -{int(number)} {int(pid)}"]
+        job = await self.call("exec_create", server_id, words)
+        said = await self.call("exec_start", job["Id"])
+        code = (await self.call("exec_inspect", job["Id"]))["ExitCode"]
+        if code:
+            raise GPUSpawnerError(f"{words[-1]}: exit status {code}, {said!r:.200}")
 
     async def keep_end(self, server_id: str, end: Deadline) -> None:
         """Keep until when a container's lease was extended, for as long as it is there."""

@@ -34,6 +34,7 @@ export class Indicator {
     this._rows = element("ul", {});
     this._time = element("p", {});
     this._later = element("p", {});
+    this._share = element("p", {});
     this._home = element("p", {});
     this._news = element("p", { class: "gpuspawner-news" });
     this._said = element("p", { role: "status" });
@@ -42,7 +43,8 @@ export class Indicator {
     );
     this._here = this._action("here", say("I'm still here"), () => say("The GPUs stay yours."));
     const buttons = element("p", { class: "gpuspawner-actions" }, this._extend, this._here);
-    const parts = [this._rows, this._time, this._later, this._home, this._news, buttons, this._said];
+    const texts = [this._time, this._later, this._share, this._home, this._news];
+    const parts = [this._rows, ...texts, buttons, this._said];
     if (this._dashboard) {
       const link = element("a", { href: this._dashboard, target: "_blank" });
       link.append(say("All GPUs of this machine"));
@@ -81,7 +83,7 @@ export class Indicator {
       this._button.setAttribute("aria-label", `${words.say("GPUs of this server")}: ${text}`);
     }
     this._button.classList.toggle("gpuspawner-soon", 
-      facts.endsSoon || facts.idleUntil !== null || facts.stop !== null
+      facts.endsSoon || facts.idleUntil !== null || facts.stop !== null || Boolean(facts.memory?.next)
     );
     if (this._panel.isOpen) this._show();
   }
@@ -108,6 +110,7 @@ export class Indicator {
         : words.say("JupyterHub doesn't answer. What is shown is from {moment}.", {
             moment: words.moment(facts.at),
           });
+    this._share.textContent = this._shareWords(facts.memory);
     this._home.textContent = facts.home ? homeWords(words, facts.home) : "";
     const early = facts.extendFrom !== null && facts.extendFrom > Date.now();
     this._later.textContent =
@@ -126,6 +129,18 @@ export class Indicator {
       !facts.live || facts.until === null || facts.stop !== null || early || facts.waiting > 0;
     this._here.hidden = !facts.live || facts.idleUntil === null;
     this._panel.place();
+  }
+
+  _shareWords(memory) {
+    const words = this._words;
+    if (!memory) return "";
+    if (!memory.guarded) {
+      return words.say("Nothing limits what a server takes of the shared GPU's memory.");
+    }
+    const [used, part] = [memory.used, memory.part].map((mib) => mib === null ? "" : gigabytes(mib));
+    return used && part
+      ? words.say("This server holds {used} of its {part} GB of the shared GPU's memory.", { used, part })
+      : "";
   }
 
   _row(gpu) {

@@ -21,6 +21,9 @@ const WARN_MS = 15 * 60_000;
  * - `extendFrom`: from when its user can extend it; null: never.
  * - `idleSince`, `idleUntil`: since when they do nothing, and when the server is stopped for it;
  *   null: it isn't.
+ * - `memory`: what it holds of the memory of a GPU that it shares: `guarded`, whether it is kept to its
+ *   part, `used` and `part` (MiB), `next` ("end" or "stop") and when that is done, `at`, and `ended`, the
+ *   `process` that was ended last, `at` and what it `held` (MiB); null: it shares none, or nobody knows.
  * - `stop`: the stop that an administrator has announced, with `at` and `why`; null: none.
  * - `failed`: its GPUs that are out of order, each with `number`, null where it isn't known.
  * - `ended`: how the server was stopped by now, with `at`, `rule` and `why`; null: it wasn't.
@@ -43,6 +46,20 @@ export function byClock(answer) {
 
 function at(facts, moment) {
   return { ...facts, at: moment(facts.at) };
+}
+
+const mib = (bytes) => (bytes === null ? null : bytes / 2 ** 20);
+
+function shared(memory, moment) {
+  const { guarded, next, ended } = memory;
+  return {
+    guarded,
+    next,
+    used: mib(memory.used_bytes),
+    part: mib(memory.part_bytes),
+    at: moment(memory.at),
+    ended: ended && { process: ended.process, held: mib(ended.held_bytes), at: moment(ended.at) },
+  };
 }
 
 function fromAnswer(server, answer) {
@@ -70,6 +87,7 @@ function fromAnswer(server, answer) {
     extendFrom: server.extend_from === undefined ? 0 : moment(server.extend_from),
     idleSince: moment(server.idle_since),
     idleUntil: moment(server.idle_until),
+    memory: server.memory ? shared(server.memory, moment) : null,
     stop: server.stop ? at(server.stop, moment) : null,
     failed: (server.trouble?.gpus ?? [])
       .filter((each) => each.verdict === "quarantine")
@@ -97,6 +115,7 @@ function fromStart(start) {
     extendFrom: null,
     idleSince: null,
     idleUntil: null,
+    memory: null,
     stop: null,
     failed: [],
     ended: null,

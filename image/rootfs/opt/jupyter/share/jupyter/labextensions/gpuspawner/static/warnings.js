@@ -1,9 +1,9 @@
-/* The warnings before a server's end, for idle GPUs and for GPUs that fail, as JupyterLab's
- * notifications. */
+/* The warnings before a server's end, for idle GPUs, for a shared GPU's memory and for GPUs that
+ * fail, as JupyterLab's notifications. */
 
 import { Refusal } from "./hub.js";
 import { Notice } from "./notice.js";
-import { WAITED_FOR } from "./words.js";
+import { gigabytes, WAITED_FOR } from "./words.js";
 
 export class Warnings {
   /**
@@ -15,6 +15,8 @@ export class Warnings {
     this._words = words;
     this._end = new Notice(notification);
     this._idle = new Notice(notification);
+    this._memory = new Notice(notification);
+    this._process = new Notice(notification);
     this._stop = new Notice(notification);
     this._ended = new Notice(notification);
     this._failed = new Notice(notification);
@@ -30,6 +32,9 @@ export class Warnings {
     this._ended.show(facts.ended ? { message: this._words.ended(facts.ended) } : null);
     this._failed.show(facts.failed?.length ? { message: this._fails(facts.failed) } : null);
     this._idle.show(facts.idleUntil === null ? null : this._idles(facts));
+    const memory = facts.ended ? null : facts.memory;
+    this._memory.show(memory?.next && memory.at !== null ? this._takesTooMuch(memory) : null);
+    this._process.show(memory?.ended ? { message: processEnded(this._words, memory) } : null);
   }
 
   _fails([{ number }]) {
@@ -80,6 +85,10 @@ export class Warnings {
     }
   }
 
+  _takesTooMuch(memory) {
+    return { message: takesTooMuch(this._words, memory) };
+  }
+
   _idles(facts) {
     const words = this._words;
     const message = words.say(
@@ -98,4 +107,26 @@ export class Warnings {
       this._idle.fail(this._words.say(error.message));
     }
   }
+}
+
+/** Return that a server holds too much of a shared GPU's memory, and what comes of it. */
+export function takesTooMuch(words, { used, part, next, at }) {
+  const values = { used: gigabytes(used), part: gigabytes(part), moment: words.moment(at) };
+  return next === "end"
+    ? words.say(
+        "This server holds {used} GB of a shared GPU, its part is {part} GB. At {moment} its largest process is ended.",
+        values
+      )
+    : words.say(
+        "This server holds {used} GB of a shared GPU, its part is {part} GB. At {moment} it is stopped: save your work.",
+        values
+      );
+}
+
+/** Return which process was ended for that. */
+export function processEnded(words, { part, ended: { process, held, at } }) {
+  return words.say(
+    "{process} was ended at {moment}: it held {held} GB of a shared GPU, and this server's part is {part} GB.",
+    { process, held: gigabytes(held), part: gigabytes(part ?? 0), moment: words.moment(at) }
+  );
 }

@@ -47,6 +47,18 @@ const CHINESE = {
   "This server now ends at {moment}.": "此服务器的使用时间已延长到 {moment}。",
   "The GPUs of this server have done nothing since {since}. At {moment} it is stopped.":
     "此服务器的 GPU 从 {since} 起一直空闲。到 {moment} 服务器会被停止，以便他人使用。",
+  "This server holds {used} GB of a shared GPU, its part is {part} GB. At {moment} its largest process is ended.":
+    "此服务器占用了共享 GPU 的 {used} GB 显存，而它的份额是 {part} GB。到 {moment} 占用最多的进程会被结束。",
+  "This server holds {used} GB of a shared GPU, its part is {part} GB. At {moment} it is stopped: save your work.":
+    "此服务器占用了共享 GPU 的 {used} GB 显存，而它的份额是 {part} GB。到 {moment} 服务器会被停止，请保存工作。",
+  "{process} was ended at {moment}: it held {held} GB of a shared GPU, and this server's part is {part} GB.":
+    "进程 {process} 已在 {moment} 被结束：它占用了共享 GPU 的 {held} GB 显存，而此服务器的份额是 {part} GB。",
+  "This server was stopped at {moment}: it held too much of a shared GPU's memory.":
+    "此服务器已在 {moment} 停止：它占用的共享 GPU 显存超出份额。",
+  "This server holds {used} of its {part} GB of the shared GPU's memory.":
+    "此服务器占用了共享 GPU 的 {used} GB 显存，份额为 {part} GB。",
+  "Nothing limits what a server takes of the shared GPU's memory.":
+    "共享 GPU 的显存没有任何限制，请只用自己的份额。",
   "no GPU": "没有 GPU",
   "get one": "获取 GPU",
   "A GPU for this server": "为此服务器申请 GPU",
@@ -226,6 +238,12 @@ export class Words {
     }
     if (rule === "idle GPUs") {
       return this.say("This server was stopped at {moment}: its GPUs did nothing.", { moment });
+    }
+    if (rule === "GPU memory") {
+      return this.say(
+        "This server was stopped at {moment}: it held too much of a shared GPU's memory.",
+        { moment }
+      );
     }
     return why
       ? this.say("An administrator stopped this server at {moment}: {why}", { moment, why })
