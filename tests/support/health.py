@@ -29,6 +29,8 @@ class Engine:
         self.kept: dict[str, dict[str, Any]] = {}
         self.containers_there: list[dict[str, Any]] = []
         self.fails = False
+        # How many more volumes can be removed; None: all.
+        self.removals: int | None = None
         # Called after the volumes are listed, and before the answer is there.
         self.meanwhile: Callable[[], None] = lambda: None
 
@@ -42,6 +44,10 @@ class Engine:
 
     def remove_volume(self, name: str) -> None:
         self._check()
+        if self.removals is not None:
+            self.removals -= 1
+            self.fails = self.removals < 0
+            self._check()
         if self.kept.pop(name, None) is None:
             raise docker.errors.NotFound("no such volume")
 

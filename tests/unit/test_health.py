@@ -538,3 +538,33 @@ async def test_a_listing_of_before_brings_no_mark_back_and_takes_none_away(
     assert [each.cause for each in hub.watch.marks] == ["recovery-reset"]
     view = await hub.ledger.read()
     assert [gpu.state for gpu in view.gpus] == ["excluded", "free"]
+
+
+async def test_what_is_written_while_notes_are_listed_keeps_its_gpu_out(
+    hub: Hub, engine: Engine, machine: Machine
+) -> None:
+    async def an_event() -> None:
+        hub.report(HealthEvent(ONE, "xid", 119))
+        await hub.watch.settled()
+
+    await listed_slowly(hub, engine, an_event)
+    assert [each.cause for each in hub.watch.marks] == ["xid-119"]
+
+
+async def test_an_event_s_mark_goes_before_what_says_that_it_is_over(
+    hub: Hub, engine: Engine, machine: Machine
+) -> None:
+    """Else a hub that is killed between the two would leave it there for good."""
+    machine.causes[ONE] = {"recovery-reset"}
+    hub.report(HealthEvent(ONE, "xid", 119))
+    await hub.look()
+    machine.causes[ONE] = set()
+    engine.removals = 1
+    await hub.look()
+    assert [each.cause for each in hub.watch.marks] == ["recovery-reset"]
+    hub.close()
+    engine.removals, engine.fails = None, False
+    later = Hub(engine, machine)
+    await later.look()
+    assert engine.kept == {}
+    later.close()
