@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpuspawner.backends.docker import health_marks, notes, out_of_service
-from gpuspawner.errors import Contested
+from gpuspawner.errors import Contested, Unknown
 from gpuspawner.gpus import health
 from gpuspawner.gpus.driver_load import driver_load
 from gpuspawner.gpus.health import (
@@ -312,6 +312,14 @@ def test_an_administrator_s_mark_and_those_of_health_stand_beside_each_other() -
         health_marks.end(engine, each)
     (found,) = noted(engine).marks.values()
     assert (found.by, found.why, found.health) == ("boss", "a fan", ())
+
+
+def test_a_mark_of_health_stands_for_no_administrator_s(monkeypatch) -> None:
+    engine = Engine()
+    health_marks.keep(engine, mark("xid-79"))
+    monkeypatch.setattr(engine, "create_volume", lambda name, labels: None)
+    with pytest.raises(Unknown):
+        out_of_service.take_out(engine, ONE, "boss", "a fan")
 
 
 def test_a_user_called_health_takes_gpus_out_as_others_do() -> None:
