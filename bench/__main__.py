@@ -1,14 +1,14 @@
 """`python -m bench`: the times of starts, the cost of open pages, the waiting times of a queue.
 
-`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue` and `planner` are one of
-them, with options (`--help`).
+`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue`, `planner` and `usage` are
+one of them, with options (`--help`).
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import costs, handover, load, pages, planner, queue, starts
+from . import costs, handover, load, pages, planner, queue, starts, usage
 
 
 def main() -> int:
@@ -22,10 +22,19 @@ def main() -> int:
         "costs": costs.main,
         "queue": queue.main,
         "planner": planner.main,
+        "usage": usage.main,
     }
     if name in parts:
         return parts[name](options)
-    others = (handover.main, pages.main, load.main, costs.main, queue.main, planner.main)
+    others = (
+        handover.main,
+        pages.main,
+        load.main,
+        costs.main,
+        queue.main,
+        planner.main,
+        usage.main,
+    )
     return starts.main(sys.argv[1:]) or next(filter(None, (main([]) for main in others)), 0)
 
 

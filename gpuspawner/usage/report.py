@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, timedelta
@@ -129,10 +130,21 @@ def _sums(period: Period, scope: Scope, share: ColumnElement[Any], name: Any) ->
         func.max(case((is_new, leases.c.waited))).label("longest"),
     ]
     chosen: Any = select(*columns, *([] if name is None else [name.label("name")]))
+    return _in(chosen.select_from(leases), period, scope)
+
+
+def _in(chosen: Any, period: Period, scope: Scope) -> Any:
+    """Return a query of leases with those of a period and a scope alone."""
     for column in ("user", "hub", "course"):
         if (value := getattr(scope, column)) is not None:
             chosen = chosen.where(leases.c[column] == value)
-    return chosen.select_from(leases).where(began < period.end, until > period.begin)
+    # Else whatever has ended since the beginning of the period would have to be looked at.
+    longest = select(func.coalesce(func.max(leases.c.seconds), 0.0)).scalar_subquery()
+    return chosen.where(
+        leases.c.began < period.end,
+        leases.c.until > period.begin,
+        leases.c.began >= period.begin - longest - 1,
+    )
 
 
 def _row(row: Any) -> Sums:
@@ -171,7 +183,51 @@ def spans(period: Period) -> list[Period]:
 
 def over_time(connection: Connection, period: Period, scope: Scope) -> list[tuple[Period, Sums]]:
     """Return the sums of each of a period's spans."""
-    return [(span, total(connection, span, scope)) for span in spans(period)]
+    parts = spans(period)
+    edges = [span.begin for span in parts]
+    found = [_Part() for _ in parts]
+    for row in connection.execute(_in(select(leases), period, scope)):
+        first = max(0, bisect_right(edges, row.began) - 1)
+        for number in range(first, len(parts)):
+            if parts[number].begin >= row.until:
+                break
+            found[number].add(row, parts[number])
+    return [(span, _row(part)) for span, part in zip(parts, found, strict=True)]
+
+
+@dataclass
+class _Part:
+    """The sums of one span, as a row of `_sums` has them."""
+
+    leases: int = 0
+    held: float = 0.0
+    idle: float | None = None
+    measured: float | None = None
+    used: float | None = None
+    used_of: float | None = None
+    memory: float | None = None
+    memory_of: float | None = None
+    memory_peak: int | None = None
+    waited: float | None = None
+    waits: int = 0
+    longest: float | None = None
+
+    def add(self, row: Any, span: Period) -> None:
+        """Add what of a lease lies in the span."""
+        seconds = min(row.until, span.end) - max(row.began, span.begin)
+        share, part = row.share_part / row.share_of, seconds / row.seconds if row.seconds else 0.0
+        self.leases += 1
+        self.held += seconds * share
+        for name in ("idle", "measured", "used", "used_of", "memory", "memory_of"):
+            if (value := getattr(row, name)) is not None:
+                of_share = 1.0 if name.startswith("memory") else share
+                setattr(self, name, (getattr(self, name) or 0.0) + value * part * of_share)
+        if row.memory_peak is not None:
+            self.memory_peak = max(self.memory_peak or 0, row.memory_peak)
+        if row.began >= span.begin and row.waited is not None:
+            self.waits += 1
+            self.waited = (self.waited or 0.0) + row.waited
+            self.longest = max(self.longest or 0.0, row.waited)
 
 
 def midnight(day: date) -> float:

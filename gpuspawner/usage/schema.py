@@ -69,7 +69,9 @@ leases = Table(
     Column("memory", Float(53)),
     Column("memory_peak", Integer),
     UniqueConstraint("hub", "server_id", "started", name=f"{PREFIX}leases_server"),
-    Index(f"{PREFIX}leases_until", "until"),
+    Index(f"{PREFIX}leases_began", "began"),
+    # The longest lease says how far before a period one may have begun that lies in it.
+    Index(f"{PREFIX}leases_seconds", "seconds"),
     Index(f"{PREFIX}leases_until_steady", "until_steady"),
     Index(f"{PREFIX}leases_user", "user"),
     # Those that aren't over: a few of many.

@@ -95,6 +95,13 @@ def test_sums_are_by_whoever_and_whatever_a_lease_was_for(world: World) -> None:
     assert sums(world, "user", half)["ada"].gpu_hours == pytest.approx(0.5)
     assert sums(world, "user", half)["ada"].wait_mean_seconds is None
     assert sums(world, "user", Period(0, EPOCH)) == {}
+    # Its days add up to it.
+    store = Store(world.url, writes=False)
+    days = store.over_time(Period(EPOCH - 4 * 86400, EPOCH + 4 * 86400), Scope())
+    assert sum(row.gpu_hours for _, row in days) == pytest.approx(1.5)
+    month = report.spans(Period(EPOCH + 100, EPOCH + 100 + HOUR))[0]
+    assert store.over_time(month, Scope()) == [(month, store.report(month, "user", Scope())[1])]
+    store.close()
     # By whom it is asked.
     assert set(sums(world, "user", user="ben")) == {"ben"}
     assert sums(world, "user", hub="another") == {}

@@ -69,7 +69,8 @@ CREATE TABLE gpuspawner_version (
 	CONSTRAINT gpuspawner_version_pkc PRIMARY KEY (version_num)
 );
 INSERT INTO "gpuspawner_version" VALUES('0001');
-CREATE INDEX gpuspawner_leases_until ON gpuspawner_leases (until);
+CREATE INDEX gpuspawner_leases_began ON gpuspawner_leases (began);
+CREATE INDEX gpuspawner_leases_seconds ON gpuspawner_leases (seconds);
 CREATE INDEX gpuspawner_leases_until_steady ON gpuspawner_leases (until_steady);
 CREATE INDEX gpuspawner_leases_user ON gpuspawner_leases (user);
 CREATE INDEX gpuspawner_leases_open ON gpuspawner_leases (hub) WHERE is_over = 0;

@@ -44,7 +44,8 @@ def upgrade() -> None:
         sa.Column("memory_peak", sa.Integer),
         sa.UniqueConstraint("hub", "server_id", "started", name="gpuspawner_leases_server"),
     )
-    op.create_index("gpuspawner_leases_until", "gpuspawner_leases", ["until"])
+    op.create_index("gpuspawner_leases_began", "gpuspawner_leases", ["began"])
+    op.create_index("gpuspawner_leases_seconds", "gpuspawner_leases", ["seconds"])
     op.create_index("gpuspawner_leases_until_steady", "gpuspawner_leases", ["until_steady"])
     op.create_index("gpuspawner_leases_user", "gpuspawner_leases", ["user"])
     op.create_index(

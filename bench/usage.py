@@ -1,0 +1,142 @@
+"""The store of the usage after a year of 200,000 leases: its size, and a month's report.
+
+No server is started: the leases are drawn at random, and in the order of no time. The file is as
+large as after a year in which each lease was written several times. Times are by the clock, the
+worst of several rounds, with their goals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert
+
+from gpuspawner.leases.labels import ServerRecord
+from gpuspawner.usage.report import DIMENSIONS, Period, Scope, parse_period
+from gpuspawner.usage.schema import groups, leases, units
+from gpuspawner.usage.store import Store
+
+# The goals, in seconds and MB.
+REPORT_GOAL, SIZE_GOAL = 1.0, 200.0
+LEASES = 200_000
+YEAR, MONTH = ("2026-01-01", "2027-01-01"), ("2026-11-01", "2026-12-01")
+HUB = "http://172.18.0.1:8081/hub/api"
+IMAGES = ("pytorch-2.7", "tensorflow-2.18", "jax-0.6", "minimal")
+WHYS = ("user", "time limit", "idle GPUs", "service", "out of memory")
+# Written together.
+AT_ONCE = 5_000
+
+
+def fill(store: Store, number: int, seed: int = 1) -> None:
+    """Write so many leases of one year."""
+    chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
+    year = parse_period(*YEAR, now=0)
+    gpus = [f"GPU-{uuid.UUID(int=chance.getrandbits(128))}" for _ in range(64)]
+    for first in range(1, number + 1, AT_ONCE):
+        rows: dict[Any, list[dict[str, Any]]] = {leases: [], units: [], groups: []}
+        for key in range(first, min(first + AT_ONCE, number + 1)):
+            _draw(rows, key, year, gpus, chance)
+        with store.engine.begin() as connection:
+            for table, some in rows.items():
+                connection.execute(insert(table), some)
+
+
+def _draw(
+    rows: dict[Any, list[dict[str, Any]]],
+    key: int,
+    year: Period,
+    gpus: Sequence[str],
+    chance: random.Random,
+) -> None:
+    began = chance.uniform(year.begin, year.end)
+    seconds, count = chance.expovariate(1 / 7200), chance.choices((1, 2, 4), (80, 15, 5))[0]
+    user = chance.randrange(300)
+    server = ServerRecord(f"{chance.getrandbits(256):064x}", {})
+    measured = seconds * 0.98
+    rows[leases].append(
+        {
+            "id": key,
+            "hub": HUB,
+            "server_id": server.id,
+            "started": began,
+            "user": f"student-{user:03}@university.example",
+            "server": "",
+            "course": f"course-{user % 12}",
+            "image": chance.choice(IMAGES),
+            "share_part": count,
+            "share_of": 1,
+            "waited": chance.expovariate(1 / 600),
+            "began": began,
+            "seconds": seconds,
+            "until": began + seconds,
+            "boot": "7f0ffb3e-2c0c-4d0a-9b53-0e7c7c1c8f11",
+            "until_steady": began - year.begin + seconds,
+            "is_over": True,
+            "why": chance.choice(WHYS),
+            "exit_code": 0,
+            "sampled_steady": began - year.begin + measured,
+            "measured": measured,
+            "idle": measured * chance.random(),
+            "used_of": measured,
+            "used": measured * chance.random(),
+            "memory_of": measured,
+            "memory": measured * 20_000,
+            "memory_peak": 30_000,
+        }
+    )
+    for gpu in chance.sample(gpus, count):
+        model = "NVIDIA A100-SXM4-40GB"
+        part = {"lease": key, "unit": gpu, "gpu": gpu, "model": model}
+        rows[units].append({**part, "share_part": 1, "share_of": 1})
+    for name in ("students", f"course-{user % 12}-participants"):
+        rows[groups].append({"lease": key, "name": name})
+
+
+def measure(number: int, rounds: int) -> dict[str, tuple[float, float, str]]:
+    """Return name of the figure -> (figure, goal, unit)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "usage.sqlite"
+        store = Store(f"sqlite:///{path}")
+        store.open()
+        fill(store, number)
+        store.close()
+        size = sum(each.stat().st_size for each in Path(folder).iterdir()) / 1e6
+        found = {f"the store after {number} leases": (size, SIZE_GOAL, "MB")}
+        store = Store(f"sqlite:///{path}", writes=False)
+        month = parse_period(*MONTH, now=0)
+        for by in DIMENSIONS:
+            taken = max(_timed(store, month, by) for _ in range(rounds))
+            found[f"a month's report with its chart, by {by}"] = (taken, REPORT_GOAL, "s")
+        year = _timed(store, parse_period(*YEAR, now=0), "user")
+        found["the whole year's, by user"] = (year, float("inf"), "s")
+        store.close()
+        return found
+
+
+def _timed(store: Store, period: Period, by: str) -> float:
+    began = time.perf_counter()
+    store.report(period, by, Scope())
+    store.over_time(period, Scope())
+    return time.perf_counter() - began
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m bench usage", description=__doc__)
+    parser.add_argument("--leases", type=int, default=LEASES)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    print("\nThe usage, a year of leases in SQLite")
+    print(f"{'':50} {'is':>8} {'goal':>8}")
+    for name, (found, goal, unit) in measure(options.leases, options.rounds).items():
+        verdict = "" if goal == float("inf") else "met" if found <= goal else "missed"
+        said = "" if goal == float("inf") else f"{goal:.0f}"
+        print(f"{name:50} {found:8.2f} {said:>8} {unit:2} {verdict}")
+    return 0
