@@ -50,7 +50,7 @@ class Hub:
         self.removed: list[str] = []
         self.reclaimer = self.memory_guard = SimpleNamespace(start=lambda: None)
         self.notifier = Notifier(logging.getLogger("hub-of-one-spawn"))
-        self.backend = SimpleNamespace(pull=self._pull, remove=self._remove)
+        self.backend = SimpleNamespace(pull=self._pull, remove=self._remove, sees_processes=False)
 
     async def _list(self) -> list[ServerRecord]:
         return list(self.servers)

@@ -77,6 +77,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "cpu_limit": (2.0, 3.0),
     "shared_gpus": ({"o": 1}, {"h": 2}),
     "ulimits": ({"o": 1}, {"h": 2}),
+    "usage_db": ("sqlite:///override", "sqlite:///hook"),
 }
 
 # What a hook sets as a whole; the default of the first is one object for all spawners.
