@@ -16,6 +16,8 @@ from ..support.queues import ask, audit_lines, message
 pytestmark = pytest.mark.engine
 
 COURSES = """
+from gpuspawner.pages import TEMPLATES
+c.JupyterHub.template_paths = [TEMPLATES]
 c.GPUSpawner.poll_interval = 1
 c.GPUSpawner.hour_limit = 8
 c.GPUSpawner.gpu_limit = 4
@@ -28,6 +30,7 @@ c.GPUSpawner.courses = {{
         "instructors": "staff",
         "limits": {{"gpus_per_student": 2}},
         "material": {{"volume": "ml-101", "path": "/home/jovyan/ml-101"}},
+        "repository": {{"url": "https://git.example/ml.git"}},
         "reserved": [{{"begin": "{begin}", "end": "{end}", "gpus": 4, "unclaimed_minutes": 30}}],
     }},
 }}
@@ -75,6 +78,9 @@ def test_others_before_the_hours_members_in_them_and_all_after_what_nobody_claim
     ]
     assert (mounted["Destination"], mounted["RW"]) == ("/home/jovyan/ml-101", False)
     assert "ada" not in labelled(engine)
+    page = hub.log_in("ben").get(f"{hub.url}/hub/home").text
+    assert "Machine learning" in page
+    assert "user-redirect/git-pull?repo=https%3A%2F%2Fgit.example%2Fml.git" in page
     refused = hub.spawn("cy", {"gpus": 1, "course": "ml-101"})
     assert refused.status_code == 403
     assert "you are in none" in refused.json()["message"]
