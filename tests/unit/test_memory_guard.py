@@ -343,13 +343,28 @@ async def test_an_engine_that_cannot_send_them_either_has_the_server_stopped(
     assert f"Process {pid} of ada can't be ended: there is no sh" in caplog.text
 
 
-async def test_a_server_that_stops_already_is_left_alone(host) -> None:
+async def test_a_look_in_which_nvml_fails_is_a_break(host) -> None:
+    child = start(host, host.ada, 6)
+    for _ in range(4):
+        await host.pass_(SECONDS - 5)
+        host.error = InventoryError("NVML didn't answer within 10 seconds.")
+        await host.look()
+        host.error = None
+    assert host.ada.told == []
+    assert goes_on(child)
+
+
+async def test_a_server_that_stops_already_is_left_alone(host, caplog) -> None:
     child = start(host, host.ada, 6)
     await host.pass_(SECONDS)
     host.ada.pending = "stop"
     await host.pass_(5 * SECONDS)
     assert host.ada.told == []
     assert goes_on(child)
+    # Nor does the log complain of a container whose processes end.
+    host.ada.container.id = "f" * 64
+    await host.look()
+    assert "can't be seen" not in caplog.text
 
 
 async def test_it_looks_while_a_server_shares_a_gpu_and_ends_then(host, monkeypatch) -> None:
