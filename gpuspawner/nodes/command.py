@@ -9,72 +9,47 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from ..errors import GPUSpawnerError
 from ..hub.connections import allow_many_connections
-from .addresses import DEFAULT_PORT
+from .arguments import NODE_FOLDER, add_arguments
 from .daemon import HUBS_FILE, Daemon, read_hubs
 from .engine_link import EngineLink
 from .identity import IDENTITY_FILE, load
 
-# Where a machine keeps its key and who may ask it.
-NODE_FOLDER = Path("/etc/gpuspawner")
-ENGINE_SOCKET = Path("/run/gpuspawner-node/engine.sock")
+__all__ = ["add_arguments", "run"]
+
 # Where systemd puts what `LoadCredential=` names. ref: systemd.exec(5)
 CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare this subcommand's arguments."""
-    parser.description = (
-        "A machine with GPUs among several that one hub uses. On the hub's machine `invite` prints "
-        "the command that lets another one join; there it is run as root."
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    serve = actions.add_parser(
-        "serve", help="run the daemon that tells hubs of this machine (the systemd unit does)"
-    )
-    serve.add_argument(
-        "--folder",
-        type=Path,
-        metavar="FOLDER",
-        help=f"with {IDENTITY_FILE} and {HUBS_FILE} (default: systemd's credentials, else "
-        f"{NODE_FOLDER})",
-    )
-    serve.add_argument(
-        "--listen", default="", metavar="ADDRESS", help="one address (default: all of them)"
-    )
-    serve.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help="the port (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--engine-socket",
-        type=Path,
-        default=ENGINE_SOCKET,
-        metavar="SOCKET",
-        help="where `node engine` answers (default: %(default)s)",
-    )
-    engine = actions.add_parser(
-        "engine", help="run the part of the daemon that may ask Docker (the systemd unit does)"
-    )
-    engine.add_argument(
-        "--socket",
-        type=Path,
-        metavar="SOCKET",
-        help="where to answer (default: the one that systemd passes)",
-    )
+# Those that need Docker's library, which the daemon does without.
+_ON_NODE = ("join", "prove", "leave")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what is asked; return 0, or 1 if it can't be done."""
     try:
-        return int(_ACTIONS[arguments.action](arguments) or 0)
+        return _run(arguments)
     except (GPUSpawnerError, OSError) as error:
         print(f"gpuspawner node {arguments.action}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    action = arguments.action
+    if action == "serve":
+        _serve(arguments)
+        return 0
+    if action == "engine":
+        _engine(arguments)
+        return 0
+    if action == "status" and (arguments.hub_folder / IDENTITY_FILE).exists():
+        return int(import_module(f"{__package__}.hub_side").status(arguments.hub_folder))
+    side = "node_side" if action in (*_ON_NODE, "status") else "hub_side"
+    return int(getattr(import_module(f"{__package__}.{side}"), action)(arguments))
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -108,6 +83,3 @@ def _engine(arguments: argparse.Namespace) -> None:
         raise GPUSpawnerError("systemd passes no socket: name one with --socket") from None
     with suppress(KeyboardInterrupt):
         asyncio.run(EnginePart().serve(listening))
-
-
-_ACTIONS = {"serve": _serve, "engine": _engine}
