@@ -10,6 +10,7 @@ from . import (
     hub_machine,
     images,
     injection,
+    machines,
     networks,
     outsiders,
     toolkit,
@@ -21,6 +22,7 @@ ENGINE, TOOLKIT, SETTING = "Docker Engine", "Container Toolkit", "Toolkit's sett
 CONFIGURATION, SETTINGS = "Configuration", "Settings"
 IMAGES, PROXY, NETWORK, HUB = "Images", "Proxy", "Network", "Hub's address"
 INJECTION = "GPUs into containers"
+MACHINES = "Other machines"
 WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
 
 CHECKS = (
@@ -32,6 +34,7 @@ CHECKS = (
     Check(SETTINGS, configuration.settings, needs=(CONFIGURATION,)),
     Check(GPUS, gpus.gpus, needs=(DRIVER,)),
     Check(INJECTION, injection.injection, needs=(DRIVER, ENGINE, TOOLKIT)),
+    Check(MACHINES, machines.machines, is_slow=True),
     Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
     Check(PROXY, hub_machine.proxy, is_slow=True),

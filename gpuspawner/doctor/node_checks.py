@@ -15,6 +15,7 @@ _OF_A_HUB = {
     checks.PROXY,
     checks.NETWORK,
     checks.HUB,
+    checks.MACHINES,
     checks.WITH_GPU,
     checks.WITHOUT_GPU,
     "Connections",

@@ -12,13 +12,10 @@ from pathlib import Path
 
 from ..errors import GPUSpawnerError
 from .addresses import NodeAddress, add_address, is_host, read_addresses, remove_address
-from .client import NodesReader
+from .client import CLOCK_SECONDS, NodesReader
 from .identity import IDENTITY_FILE, load, load_or_make
 from .invitations import Host, SwarmInvitation
 from .reports import NodeReport
-
-# From here on a clock is wrong enough to say so: the ends of servers are by the hub's.
-CLOCK_SECONDS = 30.0
 
 
 def invite(arguments: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ class NodeDaemon:
         self.identity = load_or_make(folder, name)
         (folder / HUBS_FILE).write_text("".join(hub.certificate for hub in hubs))
         state.write(self.state_path)
-        self._library = library
+        self.library = library
         self._engine_socket = engine_socket or folder / "none.sock"
         self._process: subprocess.Popen[str] | None = None
         self.port = 0
@@ -68,7 +68,7 @@ class NodeDaemon:
         words += ["--engine-socket", str(self._engine_socket)]
         self._process = subprocess.Popen(
             [sys.executable, *words],
-            env=environment(self._library, self.state_path, PYTHONPATH=str(ROOT)),
+            env=environment(self.library, self.state_path, PYTHONPATH=str(ROOT)),
             stdout=subprocess.PIPE,
             stderr=(self.folder / "log").open("a"),
             text=True,

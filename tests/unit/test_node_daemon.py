@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from gpuspawner.doctor.findings import Context
+from gpuspawner.doctor.machines import machines
 from gpuspawner.gpus.model import GPU, Node
 from gpuspawner.nodes import identity
-from gpuspawner.nodes.addresses import NodeAddress
+from gpuspawner.nodes.addresses import FOLDER, NodeAddress, add_address, remove_address
 from gpuspawner.nodes.client import NodesReader
 from gpuspawner.nodes.identity import Identity, IdentityError, load, load_or_make, server_context
 from gpuspawner.nodes.reports import PROTOCOL, NodeReport, written
@@ -499,3 +501,35 @@ def test_a_question_that_makes_no_sense_is_refused(daemon, hub, body):
 def test_a_question_of_any_size_is_refused_before_it_is_read(daemon, hub):
     assert post(daemon, hub, b"", length=10**10).startswith(b"HTTP/1.1 400")
     assert b"200" in hello(daemon.port, context_of(hub))
+
+
+# -- What doctor says of them ----------------------------------------------------------------------
+
+
+def found_by_doctor(folder: Path) -> list[tuple[str, str]]:
+    return [(each.state, each.found) for each in machines(Context(None, folder))]
+
+
+def test_doctor_asks_each_machine_that_the_hub_knows(daemon, tmp_path):
+    assert found_by_doctor(tmp_path) == []
+    known = tmp_path / FOLDER
+    hub = load_or_make(known, "hub")
+    add_address(known, daemon.address)
+    ((state, said),) = found_by_doctor(tmp_path)
+    assert (state, said[:48]) == ("failure", "atlas is unknown, so nothing is handed out there")
+    with (
+        NodeDaemon(tmp_path / "b", daemon.library, [hub], TWO, "borea") as borea,
+        NodeDaemon(tmp_path / "c", daemon.library, [hub], TWO, "cetus") as cetus,
+    ):
+        for each in (borea, cetus):
+            add_address(known, each.address)
+        remove_address(known, "atlas")
+        found = found_by_doctor(tmp_path)
+    states = [state for state, _ in found]
+    said = " ".join(said for _, said in found)
+    # Each answers, its other part doesn't run, and both of them say that they have the same GPUs.
+    assert states == ["ok", "warning", "ok", "warning", "failure", "failure"]
+    assert f"{TWO.gpus[0].uuid.lower()} is on borea and cetus" in said
+    (known / "nodes.json").write_text("[")
+    ((state, said),) = found_by_doctor(tmp_path)
+    assert (state, "isn't a list of machines" in said) == ("failure", True)
