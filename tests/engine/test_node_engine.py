@@ -33,7 +33,7 @@ from ..support.requirements import cannot
 pytestmark = pytest.mark.engine
 
 STATE = describe([("A100-40GB", 2)])
-GPUS = tuple(GPU(each.uuid, index, each.model.name) for index, each in enumerate(STATE.gpus))
+GPUS = tuple(GPU(each.uuid, index, "A100") for index, each in enumerate(STATE.gpus))
 OFFERED = {kind_of(gpu.uuid): 1 for gpu in STATE.gpus}
 
 # NVIDIA's own does the same without CDI: it adds the hook to a container and has runc start it.
