@@ -263,7 +263,7 @@ async def test_an_image_that_is_there_is_not_pulled_and_one_that_cannot_be_had_s
 
 async def test_a_hub_reads_what_the_nodes_doctor_finds(asked):
     found = await asked().doctor("atlas")
-    checks = {each["check"]: each["state"] for each in found}
-    assert checks["Docker Engine"] == "ok"
-    assert checks["GPUs"] in ("ok", "skipped")
-    assert "Container with a GPU" not in checks
+    said = {(each["check"], each["state"]) for each in found}
+    assert {("Docker Engine", "ok"), ("NVIDIA driver", "ok"), ("GPUs", "ok")} <= said
+    # Whoever asks has no container started.
+    assert "Container with a GPU" not in {check for check, _ in said}
