@@ -20,6 +20,10 @@ SUBCOMMANDS = {
     "gpus": ("gpuspawner.list_gpus", "what GPUs this host has and who holds them"),
     "image": ("gpuspawner.image_builder", "list, build and check the image versions"),
     "usage": ("gpuspawner.usage.command", "who used which GPUs for how long, and how much"),
+    "node": (
+        "gpuspawner.nodes.command",
+        "a machine with GPUs among several: its daemon; let it join, leave, and say how it is",
+    ),
     "volumes": (
         "gpuspawner.volumes_command",
         "users' own volumes: list, archive, set aside, restore and remove them",

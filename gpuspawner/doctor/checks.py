@@ -10,6 +10,7 @@ from . import (
     hub_machine,
     images,
     injection,
+    machines,
     memory_guard,
     networks,
     outsiders,
@@ -22,6 +23,7 @@ ENGINE, TOOLKIT, SETTING = "Docker Engine", "Container Toolkit", "Toolkit's sett
 CONFIGURATION, SETTINGS = "Configuration", "Settings"
 IMAGES, PROXY, NETWORK, HUB = "Images", "Proxy", "Network", "Hub's address"
 INJECTION = "GPUs into containers"
+MACHINES = "Other machines"
 WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
 
 CHECKS = (
@@ -34,6 +36,7 @@ CHECKS = (
     Check(GPUS, gpus.gpus, needs=(DRIVER,)),
     Check(INJECTION, injection.injection, needs=(DRIVER, ENGINE, TOOLKIT)),
     Check("Memory guard", memory_guard.memory_guard, needs=(ENGINE, CONFIGURATION)),
+    Check(MACHINES, machines.machines, is_slow=True),
     Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
     Check(PROXY, hub_machine.proxy, is_slow=True),

@@ -176,7 +176,9 @@ def _warnings(info: Mapping[str, Any]) -> Iterator[Finding]:
             "it stores images by copying (vfs): slow, and several times as large",
             "keep its folder on ext4 or xfs; see `docker info`",
         )
-    if info.get("LiveRestoreEnabled") is False:
+    # Swarm refuses that setting.
+    in_swarm = (info.get("Swarm") or {}).get("LocalNodeState") == "active"
+    if info.get("LiveRestoreEnabled") is False and not in_swarm:
         yield Finding(
             "note",
             "when it is restarted, as by an update, it stops all servers",

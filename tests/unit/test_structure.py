@@ -64,6 +64,8 @@ NEUTRAL += [
     "hub.spawn_form",
     "hub.health_watch",
 ]
+# What the hub asks its nodes with, and what listens on a node's network.
+NEUTRAL += ["nodes.client", "nodes.daemon", "nodes.reports", "nodes.resources", "nodes.identity"]
 NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers", "backends.server"]
 
 
@@ -117,6 +119,11 @@ def test_the_simulation_imports_nothing_of_ours() -> None:
     assert simulation
     used = {other for name in simulation for other in ours(imports(name))}
     assert {name for name in used if not name.startswith("simulation.")} == set()
+
+
+def test_a_hub_reads_its_nodes_without_a_driver_and_a_node_serves_without_a_hub() -> None:
+    assert "pynvml" not in top(all_that_loads("nodes.client"))
+    assert "jupyterhub" not in top(all_that_loads("nodes.command"))
 
 
 def test_nothing_imports_the_spawner() -> None:

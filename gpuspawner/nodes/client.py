@@ -1,0 +1,441 @@
+"""The hub's reader of its nodes: what each node's daemon says, or why nothing is known of it.
+
+What has no fresh answer is unknown, and so never free. A node that is slow, silent, broken or lying
+costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from .. import __version__
+from ..backends.base import Report
+from ..gpus.model import GPU, Node
+from ..i18n.lazy_text import lazy_gettext, listed
+from ..i18n.phrases import clock_time
+from ..timeouts import within
+from ..untrusted import parse_json, printable
+from .addresses import NodeAddress
+from .exchange import Connection, NodeError, connected, silent, strange
+from .identity import Identity, client_context
+from .reports import MAX_REPORT_BYTES, NodeReport, OtherVersion, read_report, read_sentence
+
+# How long a node may take. One that has taken longer isn't waited for until it has answered.
+TIMEOUT_SECONDS = 5.0
+# The oldest reading that counts.
+MAX_AGE_SECONDS = 30.0
+# From here on a pull that says nothing is given up; the engine reports every few seconds.
+PULL_SILENCE_SECONDS = 120.0
+DOCTOR_SECONDS = 90.0
+# From here on a clock is wrong enough to say so: the ends of servers are by the hub's.
+CLOCK_SECONDS = 30.0
+MAX_IMAGES = 1000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LocalImage:
+    """An image that a node has.
+
+    Args:
+        id: the engine's id of it, "sha256:…", by which a server is started without a registry.
+        digests: its names with the digests that registries know it by.
+    """
+
+    id: str
+    digests: tuple[str, ...] = ()
+
+
+class PullRefused(NodeError):
+    """A node can't get an image. `str()` is a sentence for users."""
+
+
+class NodesReader:
+    """Reader of all nodes, in place of `gpus.reader.Reader`, which reads one machine.
+
+    Args:
+        addresses: the nodes.
+        identity: the hub's, which the nodes know.
+        timeout: how long a node may take, in seconds.
+        log: told once whenever a node stops answering or answers again.
+        excluded, memory_threshold_mib, shared: as for `gpus.reader.read_node`: the rules are the
+            hub's, and each node reads its GPUs by them.
+    """
+
+    def __init__(
+        self,
+        addresses: Iterable[NodeAddress],
+        identity: Identity,
+        timeout: float = TIMEOUT_SECONDS,
+        log: Any = None,
+        excluded: Collection[str] = (),
+        memory_threshold_mib: int | None = None,
+        shared: Mapping[str, int] | None = None,
+    ) -> None:
+        self._tls = client_context(identity)
+        self._timeout = timeout
+        self._log = log or logging.getLogger(__name__)
+        self._settings = {
+            "excluded": sorted(excluded),
+            "memory_threshold_mib": memory_threshold_mib,
+            "shared": dict(shared or {}),
+        }
+        self._nodes: dict[str, _Known] = {}
+        # Whether the nodes shut NVML down after each read, so that GPUs can be reset.
+        self.lets_go = False
+        # UUID -> the nodes that say they have it, where several do, as of the last read.
+        self.contested: Mapping[str, Sequence[str]] = {}
+        self.set_addresses(addresses)
+
+    def set_addresses(self, addresses: Iterable[NodeAddress]) -> None:
+        """Replace the nodes. What is known of one that is the same as before stays known."""
+        before = self._nodes
+        self._nodes = {
+            address.name: known
+            if (known := before.get(address.name)) and known.address == address
+            else _Known(address)
+            for address in addresses
+        }
+        for name, known in before.items():
+            if self._nodes.get(name) is not known:
+                known.close()
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Name -> why nothing is known of a node, for administrators; of those that don't answer.
+
+        It is that of the last read.
+        """
+        return {name: known.problem for name, known in self._nodes.items() if known.problem}
+
+    @property
+    def reports(self) -> Mapping[str, NodeReport]:
+        """Name -> the last answer of each node that has ever answered, however old."""
+        return {name: known.report for name, known in self._nodes.items() if known.report}
+
+    def clock_offset(self, name: str) -> float | None:
+        """Return by how many seconds a node's clock is ahead of this one's; None if unknown."""
+        known = self._nodes.get(name)
+        return known.clock_offset if known and known.report else None
+
+    async def __call__(self) -> tuple[Node, ...]:
+        """Read all nodes at once; never raises for what a node does.
+
+        A node without a fresh answer has its GPUs, as far as they were ever known, as unknown.
+        """
+        known = list(self._nodes.values())
+        found = await asyncio.gather(*map(self._read, known))
+        contested = shared_uuids(found)
+        for uuid in contested.keys() - self.contested.keys():
+            self._log.warning("Nodes %s all say that they have %s", contested[uuid], uuid)
+        self.contested = contested
+        return tuple(replace(node, gpus=_without(node.gpus, contested)) for node in found)
+
+    async def _read(self, known: _Known) -> Node:
+        try:
+            report = await known.fresh(lambda: self._ask(known.address), self._timeout)
+        except NodeError as error:
+            failed = error
+        except Exception as error:  # what it sent has found a mistake of ours: the others go on
+            self._log.exception("Node %s", known.address.name)
+            failed = strange(known.address, f"its answer breaks the hub's reader: {error!r:.200}")
+        else:
+            if known.problem:
+                self._log.info("Node %s answers again", known.address.name)
+            known.problem = ""
+            return report.node
+        if known.problem != failed.technical:
+            self._log.warning("Node %s: unknown: %s", known.address.name, failed.technical)
+        known.problem = failed.technical
+        return known.as_unknown(str(failed))
+
+    async def _ask(self, address: NodeAddress) -> NodeReport:
+        settings = {**self._settings, "lets_go": self.lets_go}
+        value = await self._json(address, "/v1/node", settings)
+        try:
+            report = read_report(value, address.name)
+        except OtherVersion as error:
+            raise other_version(address, error.version) from None
+        except ValueError as error:
+            raise strange(address, f"its answer isn't a report: {error}") from None
+        if report.unread:
+            raise NodeError(report.unread, f"its GPUs can't be read: {report.unread}")
+        if report.age > MAX_AGE_SECONDS:
+            raise silent(address, f"what it says is {report.age:.0f} seconds old")
+        return report
+
+    async def _json(
+        self,
+        address: NodeAddress,
+        path: str,
+        body: Mapping[str, Any] | None,
+        most: int = MAX_REPORT_BYTES,
+    ) -> Any:
+        async with connected(address, self._tls) as connection:
+            headers = await connection.ask(path, body, "1.1")
+            text = await connection.read_body(headers, most)
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            raise strange(address, f"it sends no JSON: {error}") from None
+
+    # -- Of one node -------------------------------------------------------------------------------
+
+    async def images(self, name: str, references: Sequence[str]) -> Mapping[str, LocalImage | None]:
+        """Return reference -> the image that a node has by that name; None: it has none.
+
+        Raises:
+            NodeError: it can't be asked.
+        """
+        address = self._address(name)
+        value = await self._within(
+            address,
+            self._timeout,
+            self._json(address, "/v1/images", {"references": list(references)[:MAX_IMAGES]}),
+        )
+        try:
+            return {each: _image(value["images"][each]) for each in references}
+        except (KeyError, TypeError, ValueError):
+            raise strange(address, "what it says of its images isn't that") from None
+
+    async def pull(self, name: str, image: str, report: Report, policy: str = "always") -> None:
+        """Have a node get an image; return when it has it.
+
+        The pull goes on if this is cancelled, as others may wait for it.
+
+        Args:
+            name: the node's.
+            image: the image reference.
+            report: called with the progress.
+            policy: DockerSpawner's `pull_policy`.
+
+        Raises:
+            PullRefused: the node can't get it.
+            NodeError: the node can't be asked.
+        """
+        address = self._address(name)
+        async with connected(address, self._tls) as connection:
+            body = {"reference": image, "policy": policy}
+            await self._within(address, self._timeout, connection.ask("/v1/pull", body, "1.0"))
+            await self._follow(address, connection, report)
+
+    async def _follow(self, address: NodeAddress, connection: Connection, report: Report) -> None:
+        events = connection.lines()
+        while True:
+            event = await self._within(
+                address, PULL_SILENCE_SECONDS, _next(events), "its pull says nothing"
+            )
+            if event is None:
+                raise silent(address, "it broke off in the middle of a pull")
+            if not isinstance(event, Mapping):
+                raise strange(address, "what it says of a pull isn't that")
+            if "error" in event:
+                raise PullRefused(
+                    read_sentence(event["error"])
+                    or lazy_gettext("Machine %(node)s can't get the image.", node=address.name),
+                    printable(str(event.get("said", "")), 500),
+                )
+            if event.get("done") is True:
+                return
+            fraction, sentence = event.get("fraction"), read_sentence(event.get("sentence"))
+            if isinstance(fraction, int | float) and 0 <= fraction <= 1 and sentence:
+                report(float(fraction), sentence)
+
+    async def doctor(self, name: str) -> list[dict[str, str]]:
+        """Return what a node's own doctor finds, as `doctor.command.entry` writes each finding.
+
+        Raises:
+            NodeError: it can't be asked.
+        """
+        address = self._address(name)
+        value = await self._within(address, DOCTOR_SECONDS, self._json(address, "/v1/doctor", None))
+        try:
+            return [
+                {
+                    "check": printable(each["check"], 100),
+                    "state": each["state"] if each["state"] in _STATES else "warning",
+                    "found": printable(each["found"], 1000),
+                    "advice": "\n".join(
+                        printable(line, 500) for line in each["advice"].splitlines()[:10]
+                    ),
+                }
+                for each in value["findings"][:200]
+            ]
+        except (AttributeError, KeyError, TypeError):
+            raise strange(address, "what its doctor says isn't that") from None
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for known in self._nodes.values():
+            known.close()
+
+    def _address(self, name: str) -> NodeAddress:
+        known = self._nodes.get(name)
+        if known is None:
+            sentence = lazy_gettext("This hub knows no machine %(node)s.", node=name)
+            raise NodeError(sentence, str(sentence))
+        return known.address
+
+    async def _within(
+        self, address: NodeAddress, seconds: float, work: Any, late: str = "it takes too long"
+    ) -> Any:
+        try:
+            return await within(seconds, work)
+        except asyncio.TimeoutError:
+            raise silent(address, f"{late}: more than {seconds:g} seconds") from None
+
+
+_STATES = ("ok", "note", "warning", "failure", "skipped")
+
+
+async def _next(events: Any) -> Any:
+    return await anext(events, None)
+
+
+def _image(value: Any) -> LocalImage | None:
+    if value is None:
+        return None
+    digests = value["digests"]
+    if not isinstance(value["id"], str) or not all(isinstance(each, str) for each in digests):
+        raise TypeError("no image")
+    return LocalImage(value["id"], tuple(digests))
+
+
+def other_version(address: NodeAddress, version: str) -> NodeError:
+    """Return the error of a node whose daemon speaks another protocol than this hub."""
+    return NodeError(
+        lazy_gettext(
+            "Machine %(node)s runs another version of gpuspawner than the hub: an administrator "
+            "has to update one of them.",
+            node=address.name,
+        ),
+        f"gpuspawner {version or 'of an unknown version'} runs there, and {__version__} here: "
+        "install the same version on both",
+    )
+
+
+class _Known:
+    """A node, with its last answer and the question that is under way.
+
+    Args:
+        address: the node.
+    """
+
+    def __init__(self, address: NodeAddress) -> None:
+        self.address = address
+        self.report: NodeReport | None = None
+        self.clock_offset = 0.0
+        self.problem = ""
+        self._answered = -math.inf
+        # A question that has taken too long, until it is answered or given up.
+        self._late: asyncio.Task[NodeReport] | None = None
+        self._was_late = False
+
+    async def fresh(self, ask: Callable[[], Any], timeout: float) -> NodeReport:
+        """Return an answer to a question that is asked now; raises `NodeError` if there is none.
+
+        A node that was too late is asked in the background, and only its next answer but one
+        counts: nobody waits for it twice.
+        """
+        if self._late is not None and not self._late.done():
+            raise silent(self.address, f"it doesn't answer within {timeout:g} seconds")
+        self._late = None
+        task = asyncio.ensure_future(self._keep(ask, timeout))
+        if self._was_late:
+            self._late = task
+            task.add_done_callback(_retrieve)
+            raise silent(self.address, f"it doesn't answer within {timeout:g} seconds")
+        try:
+            return await task
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+
+    async def _keep(self, ask: Callable[[], Any], timeout: float) -> NodeReport:
+        began = time.time()
+        try:
+            report: NodeReport = await within(timeout, ask())
+        except asyncio.TimeoutError:
+            self._was_late = True
+            raise silent(self.address, f"it doesn't answer within {timeout:g} seconds") from None
+        except NodeError:
+            self._was_late = False
+            raise
+        self._was_late = False
+        # It was read between the question and the answer.
+        self.clock_offset = report.time - (began + time.time()) / 2
+        self.report, self._answered = report, time.time()
+        return report
+
+    def as_unknown(self, reason: str) -> Node:
+        """Return the node with the GPUs that it had when it answered, none of which is free."""
+        if self.report is None:
+            return Node(self.address.name)
+        since = lazy_gettext(
+            "%(reason)s Its GPUs were last known at %(time)s.",
+            reason=reason,
+            time=clock_time(self._answered),
+        )
+        node = self.report.node
+        return replace(
+            node,
+            gpus=tuple(
+                replace(
+                    gpu,
+                    state="unknown",
+                    reason=since,
+                    memory_used_mib=None,
+                    utilization_percent=None,
+                )
+                for gpu in node.gpus
+            ),
+        )
+
+    def close(self) -> None:
+        """Give up a question that is under way."""
+        if self._late is not None:
+            self._late.cancel()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def shared_uuids(nodes: Iterable[Node]) -> Mapping[str, Sequence[str]]:
+    """Return UUID, in lower case -> the names of the nodes that have it, where several have."""
+    owners: defaultdict[str, list[str]] = defaultdict(list)
+    for node in nodes:
+        for uuid in {each.lower() for gpu in node.gpus for each in _uuids_of(gpu)}:
+            owners[uuid].append(node.name)
+    return {uuid: names for uuid, names in owners.items() if len(names) > 1}
+
+
+def _uuids_of(gpu: GPU) -> list[str]:
+    return [each for each in (gpu.uuid, gpu.parent) if each]
+
+
+def _without(gpus: Sequence[GPU], contested: Mapping[str, Sequence[str]]) -> tuple[GPU, ...]:
+    """Return GPUs with those as unknown that several nodes say they have.
+
+    A lease couldn't tell which it is, and one of them may lie, or have lost its GPU to the other.
+    """
+    return tuple(_contested(gpu, contested) for gpu in gpus) if contested else tuple(gpus)
+
+
+def _contested(gpu: GPU, contested: Mapping[str, Sequence[str]]) -> GPU:
+    for uuid in _uuids_of(gpu):
+        if names := contested.get(uuid.lower()):
+            reason = lazy_gettext(
+                "Machines %(nodes)s both say that they have it.", nodes=listed(names, "and")
+            )
+            return replace(gpu, uuid=None, state="unknown", reason=reason)
+    return gpu

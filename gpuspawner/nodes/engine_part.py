@@ -1,0 +1,185 @@
+"""The part of a node's daemon that may ask the engine, and doesn't listen on the network.
+
+It says which images there are, has the engine get one, and runs the doctor's checks of a machine;
+nothing that it is sent makes a container, names a file or changes the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+
+from ..backends.docker import errors as engine_errors
+from ..backends.docker.pull import PullFailed, Pulls
+from ..doctor.command import entry
+from ..doctor.findings import Context, examine
+from ..doctor.node_checks import NODE_CHECKS
+from ..doctor.toolkit import installed_version
+from ..i18n.lazy_text import kept
+from ..timeouts import within
+from ..untrusted import parse_json
+from .engine_link import MAX_LINE_BYTES
+
+# What systemd passes a service whose socket it listens on. ref: sd_listen_fds(3)
+FIRST_SOCKET = 3
+REQUEST_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 10.0
+ENGINE_SECONDS = 20
+# An image's name, with tag or digest, or its id. It begins with no "-": some programs would take
+# that for an option.
+_REFERENCE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@+-]{0,511}")
+
+Send = Callable[[Mapping[str, Any]], None]
+
+
+class EnginePart:
+    """Answers what the daemon asks of the engine."""
+
+    def __init__(self) -> None:
+        self._client: docker.APIClient | None = None
+        self._pulls = Pulls()
+        self._examining = asyncio.Lock()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Answer on a socket for ever."""
+        server = await asyncio.start_unix_server(self._handle, sock=listening, limit=MAX_LINE_BYTES)
+        async with server:
+            await server.serve_forever()
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def send(event: Mapping[str, Any]) -> None:
+            if not writer.is_closing():
+                writer.write(json.dumps(event).encode() + b"\n")
+
+        try:
+            line = await within(REQUEST_SECONDS, reader.readline())
+            await self._answer(parse_json(line), send)
+        except (KeyError, TypeError, ValueError, asyncio.TimeoutError):
+            send({"error": "this can't be asked"})
+        except (docker.errors.DockerException, OSError) as error:
+            self._client = None
+            send({"error": kept(engine_errors.explain(error))})
+        finally:
+            with suppress(OSError, RuntimeError):
+                await writer.drain()
+                writer.close()
+
+    async def _answer(self, request: Mapping[str, Any], send: Send) -> None:
+        match request["do"]:
+            case "about":
+                send({"done": await asyncio.to_thread(self._versions)})
+            case "images":
+                names = [str(each) for each in request["references"]]
+                send({"done": await asyncio.to_thread(self._images, names)})
+            case "doctor":
+                async with self._examining:
+                    send({"done": await asyncio.to_thread(_examine)})
+            case "pull":
+                await self._pull(str(request["reference"]), str(request["policy"]), send)
+            case _:
+                raise ValueError("no such thing")
+
+    def _engine(self) -> docker.APIClient:
+        if self._client is None:
+            self._client = docker.APIClient(
+                os.environ.get("DOCKER_HOST"), version="auto", timeout=ENGINE_SECONDS
+            )
+        return self._client
+
+    def _versions(self) -> dict[str, str | None]:
+        toolkit = installed_version()
+        found: dict[str, str | None] = {
+            "toolkit": ".".join(map(str, toolkit)) if toolkit else None,
+            "engine": None,
+        }
+        with suppress(docker.errors.DockerException, OSError):
+            found["engine"] = str(self._engine().version().get("Version") or "") or None
+        return found
+
+    def _images(self, references: list[str]) -> dict[str, Any]:
+        return {each: self._image(each) for each in references}
+
+    def _image(self, reference: str) -> dict[str, Any] | None:
+        if not _REFERENCE.fullmatch(reference):
+            return None
+        try:
+            found = self._engine().inspect_image(reference)
+        except docker.errors.NotFound:
+            return None
+        return {"id": found["Id"], "digests": list(found.get("RepoDigests") or [])}
+
+    async def _pull(self, reference: str, policy: str, send: Send) -> None:
+        if not _REFERENCE.fullmatch(reference):
+            raise ValueError("no image reference")
+
+        async def inspect(image: str) -> Any:
+            return await asyncio.to_thread(self._engine().inspect_image, image)
+
+        def stream(repository: str, tag: str) -> Any:
+            engine = self._engine()
+            engine.reload_config()  # the administrator may have logged in to the registry
+            return engine.pull(repository, tag=tag, stream=True, decode=True)
+
+        def report(fraction: float, sentence: str) -> None:
+            send({"fraction": fraction, "sentence": kept(sentence)})
+
+        beating = asyncio.ensure_future(_keep_alive(send))
+        try:
+            await asyncio.to_thread(self._engine)
+            await self._pulls.ensure(reference, policy, inspect, stream, report)
+        except PullFailed as error:
+            send({"error": kept(str(error)), "said": error.said[:500]})
+        else:
+            send({"done": True})
+        finally:
+            beating.cancel()
+
+
+async def _keep_alive(send: Send) -> None:
+    """Say every few seconds that the pull goes on: a registry may be silent for long."""
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_SECONDS)
+        send({})
+
+
+def _examine() -> list[dict[str, str]]:
+    context = Context(None, Path("/"))
+    try:
+        return [
+            entry(title, finding)
+            for title, finding in examine(NODE_CHECKS, context, lambda _: None)
+        ]
+    finally:
+        if context.engine:
+            context.engine.close()
+
+
+def listening_socket(path: Path | None) -> socket.socket:
+    """Return the socket to answer on: the one that systemd passes, else one at a path.
+
+    Raises:
+        OSError: it can't be had.
+        ValueError: systemd passes none, and there is no path.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        return socket.socket(fileno=FIRST_SOCKET)
+    if path is None:
+        raise ValueError("no socket")
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    return listening

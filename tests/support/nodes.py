@@ -1,0 +1,103 @@
+"""Nodes for tests: real daemons, each a process of its own with its own simulated NVML."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from gpuspawner.nodes.addresses import NodeAddress
+from gpuspawner.nodes.daemon import HUBS_FILE
+from gpuspawner.nodes.identity import Identity, load_or_make
+from gpuspawner.simulation.state import State
+
+from .nvml import environment
+from .paths import ROOT
+
+
+class NodeDaemon:
+    """A running daemon; a context manager.
+
+    Args:
+        folder: its own, which is made: its key, the hubs that it knows, and what its NVML says.
+        library: the folder of the simulated NVML library.
+        hubs: those that may ask.
+        state: what its NVML says at first.
+        engine_socket: where the part answers that may ask an engine.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        library: Path,
+        hubs: list[Identity],
+        state: State,
+        name: str = "atlas",
+        engine_socket: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.state_path = folder / "state"
+        self.identity = load_or_make(folder, name)
+        (folder / HUBS_FILE).write_text("".join(hub.certificate for hub in hubs))
+        state.write(self.state_path)
+        self.library = library
+        self._engine_socket = engine_socket or folder / "none.sock"
+        self._process: subprocess.Popen[str] | None = None
+        self.port = 0
+
+    def __enter__(self) -> NodeDaemon:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, on the port that it had before."""
+        words = ["-m", "gpuspawner", "node", "serve", "--folder", str(self.folder)]
+        words += ["--listen", "127.0.0.1", "--port", str(self.port)]
+        words += ["--engine-socket", str(self._engine_socket)]
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            env=environment(self.library, self.state_path, PYTHONPATH=str(ROOT)),
+            stdout=subprocess.PIPE,
+            stderr=(self.folder / "log").open("a"),
+            text=True,
+        )
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line.startswith("listening on port "), (self.folder / "log").read_text()
+        self.port = int(line.split()[3].rstrip(","))
+
+    @property
+    def address(self) -> NodeAddress:
+        """The address by which a hub knows it."""
+        return NodeAddress(self.name, "127.0.0.1", self.port, self.identity.fingerprint)
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return (self.folder / "log").read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            assert process.stdout
+            process.stdout.close()
