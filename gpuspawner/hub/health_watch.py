@@ -9,6 +9,7 @@ Several hubs on one engine write and end the same marks; that is harmless.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -132,6 +133,8 @@ class HealthWatch:
         self._logged: set[tuple[str, str]] = set()
         self._trouble = ""
         self._has_notes = False
+        # When the notes were last read, by the monotonic clock.
+        self._read_at = -math.inf
 
     # -- Readings --------------------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class HealthWatch:
         for key in self._ended - ended:
             notes = replace(notes, marks=_without(notes.marks, key))
         self._ended -= ended
-        self._notes, self._has_notes = notes, True
+        self._notes, self._has_notes, self._read_at = notes, True, time.monotonic()
         found = with_health(notes.marks, self._own_marks())
         self._reader.lets_go = bool(found)
         self.settle_soon()
@@ -425,11 +428,15 @@ class HealthWatch:
     async def run(self) -> None:
         """Look at the GPUs now and then, until cancelled."""
         while True:
-            # What can't be read is told to who asks for GPUs.
-            with suppress(Exception):
-                await self.read_notes()
-                await self.read_nodes()
-            await asyncio.sleep(POLL_SECONDS)
+            # Whoever starts a server has both read, and nobody needs to ask again so soon.
+            rest = self._read_at + POLL_SECONDS - time.monotonic()
+            if rest <= 0:
+                # What can't be read is told to who asks for GPUs.
+                with suppress(Exception):
+                    await self.read_notes()
+                    await self.read_nodes()
+                rest = POLL_SECONDS
+            await asyncio.sleep(rest)
 
     def close(self) -> None:
         """End the watch for events."""
