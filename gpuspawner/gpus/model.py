@@ -33,6 +33,11 @@ def counted_in(groups: frozenset[str], course: str) -> frozenset[str]:
     return groups | {course_group(course)} if course else groups
 
 
+def user_groups(groups: Iterable[str]) -> frozenset[str]:
+    """Return the groups of a user among what a request or lease counts in."""
+    return frozenset(each for each in groups if not each.startswith(_COURSE))
+
+
 def course_of_groups(groups: Iterable[str]) -> str:
     """Return the key of the course among such groups; "": there is none."""
     found = (each.removeprefix(_COURSE) for each in groups if each.startswith(_COURSE))

@@ -20,6 +20,7 @@ from ..backends.base import Report
 from ..gpus.model import GPU, Node
 from ..i18n.lazy_text import lazy_gettext, listed
 from ..i18n.phrases import clock_time
+from ..leases.audit_log import one_line
 from ..timeouts import within
 from ..untrusted import parse_json, printable
 from .addresses import NodeAddress
@@ -135,7 +136,8 @@ class NodesReader:
         found = await asyncio.gather(*map(self._read, known))
         contested = shared_uuids(found)
         for uuid in contested.keys() - self.contested.keys():
-            self._log.warning("Nodes %s all say that they have %s", contested[uuid], uuid)
+            names = contested[uuid]
+            self._log.warning("Nodes %s all say that they have %s", one_line(names), one_line(uuid))
         self.contested = contested
         return tuple(replace(node, gpus=_without(node.gpus, contested)) for node in found)
 
@@ -145,15 +147,16 @@ class NodesReader:
         except NodeError as error:
             failed = error
         except Exception as error:  # what it sent has found a mistake of ours: the others go on
-            self._log.exception("Node %s", known.address.name)
+            self._log.exception("Node %s", one_line(known.address.name))
             failed = strange(known.address, f"its answer breaks the hub's reader: {error!r:.200}")
         else:
             if known.problem:
-                self._log.info("Node %s answers again", known.address.name)
+                self._log.info("Node %s answers again", one_line(known.address.name))
             known.problem = ""
             return report.node
         if known.problem != failed.technical:
-            self._log.warning("Node %s: unknown: %s", known.address.name, failed.technical)
+            name = known.address.name
+            self._log.warning("Node %s: unknown: %s", one_line(name), one_line(failed.technical))
         known.problem = failed.technical
         return known.as_unknown(str(failed))
 

@@ -33,6 +33,7 @@ from ..gpus.model import Node
 from ..gpus.nvml import InventoryError
 from ..gpus.reader import Reader
 from ..i18n.lazy_text import kept
+from ..leases.audit_log import one_line
 from ..leases.ledger import SharedRead
 from ..untrusted import parse_json
 from .engine_link import EngineLink, EnginePartError
@@ -241,7 +242,8 @@ class _NotFound(_Handler):
 def _log_request(handler: web.RequestHandler) -> None:
     status = handler.get_status()
     if status >= 400:
-        log.warning("%s %s: %s", handler.request.method, handler.request.path[:100], status)
+        method, path = handler.request.method, handler.request.path[:100]
+        log.warning("%s %s: %s", one_line(method), one_line(path), one_line(status))
 
 
 class Daemon:

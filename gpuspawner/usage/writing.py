@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
+from ..gpus.model import user_groups
 from ..gpus.unit_names import exclude_each_other, parse, share_of
 from ..leases.clock import Moment
 from ..leases.labels import (
@@ -207,8 +208,8 @@ class _Writing:
                 for name, part, of_gpu in parts
             ],
         )
-        if lease.groups:
-            kept = {bounded(name, MAX_SHORT) for name in lease.groups}
+        if own := user_groups(lease.groups):
+            kept = {bounded(name, MAX_SHORT) for name in own}
             self._connection.execute(
                 insert(groups), [{"lease": key, "name": name} for name in sorted(kept)]
             )

@@ -61,7 +61,7 @@ async def test_nobody_does_anything_to_somebody_else_s_server(
         may.extend(person, "ada", ""),
         may.keep_alive(person, "ada", ""),
         may.leave(person, "token", "ada", ""),
-        may.ask_for_gpus(person, "ada", "", 1, ""),
+        may.ask_for_gpus(person, "ada", "", 1, "", ""),
         may.withdraw(person, "ada", ""),
         may.switch(person, "ada", ""),
         may.give_back(person, "ada", ""),
@@ -79,7 +79,7 @@ async def test_the_hub_is_asked_for_its_user_and_for_an_administrator(
     for asked in (
         may.extend(person, "ada", ""),
         may.keep_alive(person, "ada", ""),
-        may.ask_for_gpus(person, "ada", "", None, ""),
+        may.ask_for_gpus(person, "ada", "", None, "", ""),
         may.switch(person, "ada", ""),
         may.give_back(person, "ada", ""),
     ):

@@ -16,6 +16,7 @@ from gpuspawner.doctor import engine as engines
 from gpuspawner.doctor.findings import Configuration, Context, Finding
 from gpuspawner.gpus.nvml import GPUFacts, Inventory
 from gpuspawner.simulation import cdi
+from gpuspawner.simulation.state import describe
 
 ONE, TWO = (f"GPU-{n}0000000-0000-0000-0000-00000000000a" for n in (1, 2))
 GPUS = [{"uuid": ONE, "minor_number": "0"}, {"uuid": TWO, "minor_number": "1"}]
@@ -150,7 +151,10 @@ def specified(machine: Context, change: Any = None, name: str = "nvidia.yaml") -
     """Write the stand-in's specification, which is this machine's, and may be changed."""
     folder = machine.folder / "cdi"
     folder.mkdir(exist_ok=True)
-    said = cdi.specification(machine.folder, GPUS)
+    state = machine.folder / "state"
+    host = describe([("A100-40GB", 1), ("A100-40GB", 1)])
+    host.with_gpu(0, uuid=ONE).with_gpu(1, uuid=TWO).write(state)
+    said = cdi.specification(machine.folder, state.read_text())
     if change:
         change(said)
     path = folder / name
