@@ -98,18 +98,28 @@ def with_lease(
     if shm_size and not host_config.get("ShmSize"):
         host_config["ShmSize"] = shm_size
     host_config["Ulimits"] = _join_ulimits(host_config.get("Ulimits") or [], ulimits or {})
-    # A name without a value removes the image's variable; an empty value wouldn't.
-    environment = _as_mapping(create_kwargs.get("environment"), None)
-    # `docker exec` sees this variable, not the one that the engine adds for PID 1.
-    environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
-    environment |= dict.fromkeys(CONTROL_DEVICES)
-    environment = dict.fromkeys(OTHER_DEVICES) | environment
+    environment = with_gpu_variables(create_kwargs.get("environment"), uuids)
     return {
         **create_kwargs,
         "labels": {**_as_mapping(create_kwargs.get("labels"), ""), **labels},
         "environment": environment,
         "host_config": host_config,
     }
+
+
+def with_gpu_variables(environment: Any, uuids: Sequence[str]) -> dict[str, str | None]:
+    """Return a container's environment with the variables that NVIDIA's toolkit reads.
+
+    Args:
+        environment: as for docker-py, a mapping or a list.
+        uuids: the UUIDs of its GPUs; may be empty.
+    """
+    # A name without a value removes the image's variable; an empty value wouldn't.
+    variables = _as_mapping(environment, None)
+    # `docker exec` sees this variable, not the one that the engine adds for PID 1.
+    variables[VISIBLE_DEVICES] = ",".join(uuids) or "void"
+    variables |= dict.fromkeys(CONTROL_DEVICES)
+    return dict.fromkeys(OTHER_DEVICES) | variables
 
 
 def removed_by_hub(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:
