@@ -18,12 +18,12 @@ from gpuspawner.backends.swarm.cluster import (
     parse_nodes,
     with_swarm,
 )
-from gpuspawner.backends.swarm.kinds import as_words, kind_of, offers, reservations
 from gpuspawner.backends.swarm.listing import LABEL_END, read, server_state
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.gpus.unit_names import parse
 from gpuspawner.leases.labels import LABEL_HUB, labels, leases_of
 from gpuspawner.leases.ledger import outsiders_of
+from gpuspawner.nodes.resources import as_words, kind_of, offers, reservations
 
 HUB = "http://hub:8081/hub/api"
 UUIDS = [f"GPU-{n}1b2c3d4-0000-0000-0000-000000000000" for n in range(4)]

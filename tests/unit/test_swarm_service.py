@@ -8,13 +8,13 @@ from typing import Any
 import docker
 import pytest
 
-from gpuspawner.backends.swarm.kinds import kind_of
 from gpuspawner.backends.swarm.service_spec import (
     NotForServices,
     labelled,
     service_spec,
     started,
 )
+from gpuspawner.nodes.resources import kind_of
 
 UUID = "GPU-01b2c3d4-0000-0000-0000-000000000000"
 LABELS = {"gpuspawner.gpus": UUID, "gpuspawner.user": "ann"}

@@ -15,8 +15,8 @@ from typing import Any
 from ...errors import GPUSpawnerError
 from ...gpus.model import GPU, GPUState, Node
 from ...i18n.lazy_text import lazy_gettext
+from ...nodes.resources import is_kind, kind_of
 from ...untrusted import bounded
-from .kinds import is_kind, kind_of
 
 # An older engine ends running servers with GPUs at every change of a node.
 # ref: https://github.com/moby/moby/issues/44378

@@ -17,9 +17,9 @@ from ...gpus.device_ids import ALL
 from ...gpus.unit_names import parse
 from ...leases.clock import Clock, Deadline
 from ...leases.labels import LABEL_GPUS, MAX_LABEL, MAX_NAME, ServerRecord, ServerState
+from ...nodes.resources import is_kind, kind_of
 from ...untrusted import bounded, parse_json
 from ..docker.container_config import VISIBLE_DEVICES
-from .kinds import is_kind, kind_of
 from .tasks import Task, is_terminal, seconds_of
 
 Service = Mapping[str, Any]
