@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..i18n.lazy_text import lazy_gettext
 from ..timeouts import within
@@ -80,6 +80,16 @@ def _gpu(seen: nvml.GPUFacts) -> GPU:
         links=seen.links,
         compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
     )
+
+
+class NodeReader(Protocol):
+    """A reader of all nodes."""
+
+    # Whether NVML is shut down after each read.
+    lets_go: bool
+
+    async def __call__(self) -> tuple[Node, ...]:
+        """Read the nodes, their GPUs without holders."""
 
 
 class Reader:

@@ -33,7 +33,6 @@ from .switch import Switch, address_of, open_switch
 
 # In the folder of each of its hosts: what a program needs to find the others.
 CLUSTER = "cluster.json"
-CLUSTER_VARIABLE = "GPUSPAWNER_SIMULATED_CLUSTER"
 # An older engine ends running servers at every change of a node.
 OLDEST_ENGINE = (25, 0)
 
@@ -265,11 +264,7 @@ class SimulatedCluster:
     @property
     def additions(self) -> dict[str, str]:
         """The environment variables that make a program see the manager's host and the others."""
-        return {
-            **self.hosts[0].additions,
-            HUB_IP_VARIABLE: self.hub_ip,
-            CLUSTER_VARIABLE: str(self.hosts[0].directory / CLUSTER),
-        }
+        return {**self.hosts[0].additions, HUB_IP_VARIABLE: self.hub_ip}
 
     @property
     def environment(self) -> dict[str, str]:
