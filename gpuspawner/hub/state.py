@@ -284,7 +284,8 @@ def build_at_start(app: Any) -> None:
         return
     compat.extend_application(app, [(switch_page.PATH, switch_page.SwitchHandler)])
     try:
-        spawner = cls(config=settings["config"], hub=app.hub)
+        with_ssl = bool(settings.get("internal_ssl"))
+        spawner = cls(config=settings["config"], hub=app.hub, internal_ssl=with_ssl)
     except Exception:  # a subclass may need its user; who comes first has one
         if KEY not in settings:
             app.log.warning(

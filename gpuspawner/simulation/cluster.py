@@ -98,6 +98,7 @@ class SimulatedCluster:
         cache: the folder in which images and volumes are kept.
         engine_root: a root folder with an engine; None: the machine's own.
         managers: how many of the hosts decide.
+        hub_on: the number of the host, from 1, on which the hub's container is.
         offers: what a host offers to the Swarm, in words of daemon.json.
     """
 
@@ -108,10 +109,12 @@ class SimulatedCluster:
         engine_root: str | os.PathLike[str] | None = None,
         *,
         managers: int = 1,
+        hub_on: int = 1,
         offers: Callable[[State], list[str]] = offered_by,
     ) -> None:
         self._root = Path(engine_root) if engine_root is not None else None
         self._managers = managers
+        self._hub_on = hub_on
         self._all = ExitStack()
         self._hub_pid = 0
         self._switch: Switch | None = None
@@ -237,17 +240,18 @@ class SimulatedCluster:
 
     def _start_hub(self) -> None:
         """Start the container in whose network namespace a hub runs."""
-        tag = f"{HUB_IMAGE}:1"
+        number = self._hub_on
         place = f"/images/create?fromSrc=-&repo={HUB_IMAGE}&tag=1"
-        self.ask(1, "POST", place, _archive())
+        self.ask(number, "POST", place, _archive())
         about = {
-            "Image": tag,
+            "Image": f"{HUB_IMAGE}:1",
             "Cmd": ["/hub"],
             "HostConfig": {"NetworkMode": NETWORK, "Init": False},
         }
-        made = self.ask(1, "POST", f"/containers/create?name={HUB_CONTAINER}", about)
-        self.ask(1, "POST", f"/containers/{made['Id']}/start")
-        found = self.ask(1, "GET", f"/containers/{made['Id']}/json")
+        self.node_ids()  # a worker can't join the network before it is ready
+        made = self.ask(number, "POST", f"/containers/create?name={HUB_CONTAINER}", about)
+        self.ask(number, "POST", f"/containers/{made['Id']}/start")
+        found = self.ask(number, "GET", f"/containers/{made['Id']}/json")
         self._hub_pid = found["State"]["Pid"]
         self.hub_ip = found["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
         interfaces = json.loads(call(self.enter(["ip", "-j", "-4", "address", "show"])))

@@ -49,14 +49,14 @@ def pseudonym(holder: Holder, secret: bytes) -> str:
     return hmac.new(secret, words, hashlib.sha256).hexdigest()[:16]
 
 
-def refused_ulimit(error: Exception, ulimits: Iterable[str]) -> str | None:
+def refused_ulimit(error: Exception | str, ulimits: Iterable[str]) -> str | None:
     """Return the name of the ulimit that the engine isn't allowed to set; None for other errors.
 
     A dockerd without CAP_SYS_RESOURCE can't exceed its own limits: so in many containers and small
     virtual machines.
 
     Args:
-        error: the error of a start. runc names the limit by its number.
+        error: the error of a start, or its words. runc names the limit by its number.
         ulimits: the names of the ulimits that we set.
     """
     found = re.search(r"setting rlimit type ([0-9]+)", str(error))

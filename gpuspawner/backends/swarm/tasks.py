@@ -65,6 +65,14 @@ def is_refused(task: Task) -> bool:
     return state_of(task) in WAITING and "no suitable node" in words and not is_contested(task)
 
 
+def never_ran(task: Task) -> bool:
+    """Return whether a task has ended before its program could begin."""
+    state = state_of(task)
+    return state == "rejected" or (
+        state == "failed" and "starting container failed" in words_of(task)
+    )
+
+
 def explain_refusal(task: Task, node: str) -> str:
     """Return why a task has never run, as a sentence for its user.
 
