@@ -20,7 +20,7 @@ from .backends.docker.readiness import QUICK_START, wait_until_answering
 from .backends.docker.stopping import GRACE
 from .backends.swarm import errors, refusals
 from .backends.swarm.backend import SwarmBackend
-from .backends.swarm.listing import LABEL_NODE, labels_of
+from .backends.swarm.listing import LABEL_NODE, labels_of, replicas_of
 from .backends.swarm.reader import SwarmReader
 from .backends.swarm.service_spec import NotForServices, service_spec
 from .backends.swarm.tasks import (
@@ -417,6 +417,8 @@ class GPUSwarmSpawner(ConfiguredContainer):
             return 0
         task = newest(await self.backend.tasks_of(self.object_id))
         self.attempt.task = task or self.attempt.task
+        if task is None and not replicas_of(service):
+            return 0  # its hub was killed before it started it
         if task is None:
             # It has none for a moment after its start, and none if Swarm keeps no history of them.
             now = time.monotonic()

@@ -228,6 +228,17 @@ async def test_a_hub_that_was_killed_as_a_server_started_finds_it(hub, port):
     assert await found.get_url() == f"http://127.0.0.1:{port}"
 
 
+async def test_what_a_killed_hub_has_created_and_not_started_is_no_server(hub, port):
+    await spawned(hub.server_of(port), gpus=1)
+    (service,) = hub.swarm.kept.values()
+    service["Spec"]["Mode"]["Replicated"]["Replicas"] = 0
+    hub.swarm.all_tasks.clear()
+    found = hub.server_of(port)
+    assert await found.poll() == 0
+    await found.run_post_stop_hook()
+    assert hub.swarm.services() == []
+
+
 async def test_a_swarm_that_can_not_be_read_ends_no_server(hub, port, monkeypatch):
     one = hub.server_of(port)
     await spawned(one, gpus=1)
