@@ -145,6 +145,7 @@ def test_no_two_servers_have_the_same_id(services, tasks):
         (0, ["running"], "running"),
         (0, ["shutdown"], "ended"),
         (1, ["failed", "new"], "running"),
+        (1, ["running", "failed"], "running"),
     ],
 )
 def test_the_state_of_a_server(replicas, states, expected):
