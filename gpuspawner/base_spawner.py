@@ -93,9 +93,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     # The call that keeps the last extension; a strong reference, as the loop holds tasks weakly.
     _keeping_end: asyncio.Task[None] | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`."""
+    def __init_subclass__(cls, *, is_abstract: bool = False, **kwargs: Any) -> None:
+        """Refuse a subclass that lacks an abstract method; traitlets' metaclass excludes `abc`.
+
+        Args:
+            is_abstract: whether it is for subclasses, which have them.
+            kwargs: of other classes.
+        """
         super().__init_subclass__(**kwargs)
+        if is_abstract:
+            return
         if missing := unimplemented(cls):
             raise TypeError(f"{cls.__name__} doesn't say how it does {', '.join(missing)}")
 

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import docker.errors
-from dockerspawner import DockerSpawner
 from jupyterhub.utils import maybe_future, url_path_join
 from tornado import web
 
 from .backends.docker import errors as engine_errors
 from .backends.docker import runs
 from .backends.docker.backend import DockerBackend, UlimitRefused, connect
-from .backends.docker.checked_client import REFUSALS, CheckedClient, leased
+from .backends.docker.checked_client import leased
 from .backends.docker.container_config import (
     can_resume,
     fingerprint,
     is_kept_of_another,
-    pseudonym,
     refused_ulimit,
     removed_by_hub,
     with_kept_folders,
@@ -35,27 +33,22 @@ from .backends.docker.injection import InjectionChanged
 from .backends.docker.network import NetworkError, is_cut_off, restore_network
 from .backends.docker.readiness import QUICK_START, Output, wait_until_answering
 from .backends.docker.set_aside import FirstVolume, Listing
-from .backends.docker.settings import DockerTraits
 from .backends.docker.stopping import GRACE
 from .backends.docker.ulimit_trials import UlimitTrial
 from .backends.docker.user_volumes import FoundVolumes, UserVolumes
 from .backends.docker.volumes import Volume
-from .base_spawner import BaseGPUSpawner, has_loop
-from .choices import options
 from .choices.home_use import HomeUse
-from .errors import GPUSpawnerError, Refused, StartAgain
-from .gpus.memory import parts_of
+from .configured_container import ConfiguredContainer, answer, is_planning
+from .errors import GPUSpawnerError, StartAgain
 from .gpus.model import Request
 from .hub import compat, http_errors
 from .i18n.lazy_text import lazy_gettext
 from .leases.audit_log import one_line
 from .leases.labels import (
     LABEL_HUB,
-    LABEL_MEMORY_GUARD,
     LABEL_SERVER,
     LABEL_SETTINGS,
     LABEL_USER,
-    LABEL_WAITED,
     ServerRecord,
     belongs_to,
     labels,
@@ -67,9 +60,8 @@ from .spawn_attempt import SpawnAttempt
 
 T = TypeVar("T")
 
-# What a call of "create_container" does: "plan": return its arguments; "lease": create the
-# container of a lease; "": any other call, e.g. by a subclass.
-_creating: ContextVar[str] = ContextVar("creating", default="")
+# Whether a call of "create_container" creates the container of a lease, and not e.g. a subclass's.
+_creating: ContextVar[bool] = ContextVar("creating", default=False)
 # The inspection of a container that is in place of a new one.
 _inspected: ContextVar[Any] = ContextVar("inspected", default=None)
 
@@ -82,8 +74,6 @@ RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a cont
 IMAGE_SECONDS = 1.0
 # How long until a starting container is looked at again whose output can't be followed any more.
 LOOK_AGAIN_SECONDS = 1.0
-# Traits that are templates, and what DockerSpawner makes of them.
-MOUNTED = (("volumes", "volume_binds"), ("mounts", "mount_binds"))
 
 
 class NetworkMissing(StartAgain):
@@ -97,17 +87,6 @@ def _with(variable: ContextVar[T], value: T) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
-
-
-def _creating_as(what: str) -> AbstractContextManager[None]:
-    return _with(_creating, what)
-
-
-def _answer(value: Any) -> asyncio.Future[Any]:
-    """Return an answer that the engine needn't give."""
-    answer = asyncio.get_running_loop().create_future()
-    answer.set_result(value)
-    return answer
 
 
 async def _do_nothing(server_id: str) -> None:
@@ -144,7 +123,7 @@ class ContainerAttempt(SpawnAttempt):
     ulimit_trial: UlimitTrial | None = None
 
 
-class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
+class GPUSpawner(ConfiguredContainer):
     """DockerSpawner whose containers see exactly the GPUs that their servers were granted."""
 
     attempt: ContainerAttempt
@@ -175,22 +154,6 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         assert isinstance(backend, DockerBackend)
         return backend
 
-    @property
-    def client(self) -> Any:
-        """The client of the engine."""
-        if self._hub_state is None and not (self._is_initialised and has_loop()):
-            # Called by a trait that is a function, or without a hub.
-            return connect(self.tls_config, self.client_kwargs)
-        client = self.backend.client
-        if _creating.get() == "plan":
-            return CheckedClient(client, self.extra_host_config, self.extra_create_kwargs)
-        return client
-
-    @property
-    def executor(self) -> Any:
-        """The thread pool for calls of the engine."""
-        return self.backend.executor
-
     def explain(self, error: BaseException) -> str:
         """Return what an error of the engine means, as a sentence for users."""
         return engine_errors.explain(error)
@@ -199,48 +162,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         """Return why the nodes or leases couldn't be read, as a sentence for users."""
         return engine_errors.explain_unknown(error)
 
-    @property
-    def server_key(self) -> str:
-        """The container's name."""
-        return self.object_name
-
-    @property
-    def server_id(self) -> str:
-        """The container's id."""
-        return self.object_id
-
-    # -- Images that can be chosen ---------------------------------------------------------------
-
-    def allowed_image_names(self) -> Any:
-        """Return DockerSpawner's `allowed_images`."""
-        return self._get_allowed_images() or {}
-
-    def default_image(self) -> str:
-        """Return DockerSpawner's `image`."""
-        return self.image
-
-    async def check_allowed(self, image: str) -> str:
-        """Return the image reference that a catalogue key stands for."""
-        limits = self.limits()
-        try:
-            key = options.image_key(options.parse({"image": image}), limits)
-        except Refused as error:
-            raise self.refusal(error) from None
-        return limits.versions[key].image if key in limits.versions else key
-
     # -- The container ---------------------------------------------------------------------------
-
-    def template_namespace(self) -> dict[str, Any]:
-        """Return the fields of templates; `pseudonym` tells neither user nor server."""
-        secret = compat.process_wide(self).get("cookie_secret") or b""
-        names: dict[str, Any] = super().template_namespace()
-        return {**names, "pseudonym": pseudonym(self.holder, secret)}
-
-    def clear_state(self) -> None:
-        """Forget the last spawn; the next container is named by the templates of then."""
-        super().clear_state()
-        if self.user:
-            self.object_name = self._object_name_default()
 
     def mounted_volumes(self) -> list[Volume]:
         """Return the volumes that are mounted."""
@@ -305,15 +227,12 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         The arguments of "create_container" get the lease here, last: earlier, the administrator's
         extra arguments could override it, and `str.format` would interpret the user's name.
         """
-        if method == "create_container":
-            if _creating.get() == "plan":
-                self.client.create_container(**kwargs)
-                return _answer(kwargs)
-            if not _creating.get() and kwargs.get("name") == self.object_name:
-                return asyncio.ensure_future(self._create_leased(kwargs))
+        is_ours = not (_creating.get() or is_planning()) and kwargs.get("name") == self.object_name
+        if method == "create_container" and is_ours:
+            return asyncio.ensure_future(self._create_leased(kwargs))
         known = _inspected.get()
         if method == "inspect_container" and known and args == (known["Id"],) and not kwargs:
-            return _answer(known)
+            return answer(known)
         if method == "inspect_image" and len(args) == 1 and not kwargs:
             # For the command, moments after it was looked whether the image is there.
             return asyncio.ensure_future(self.backend.inspect_image(*args, IMAGE_SECONDS))
@@ -323,25 +242,8 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         create = await self._leased(plan)
         driver = create["host_config"].get("VolumeDriver")
         await self.user_volumes.make(self.attempt.volumes, driver)
-        with _creating_as("lease"):
+        with _with(_creating, True):
             return await self.docker("create_container", **create)
-
-    async def plan(self) -> dict[str, Any]:
-        """Return what DockerSpawner would create the container with: docker-py's arguments.
-
-        Raises:
-            Misconfigured: docker-py doesn't take them.
-        """
-        for setting, name in MOUNTED:
-            try:
-                getattr(self, name)
-            except REFUSALS as error:
-                raise engine_errors.Misconfigured(
-                    f"{type(error).__name__}: {error}", setting
-                ) from error
-        with _creating_as("plan"):
-            plan: dict[str, Any] = await super().create_object()
-        return plan
 
     async def _leased(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Return what the container is created with."""
@@ -363,31 +265,16 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         return held.uuids if held else []
 
     def _with_lease(self, create_kwargs: dict[str, Any], *, by_cdi: bool) -> dict[str, Any]:
-        held, request = self.attempt.granted, self.attempt.request
-        units = [gpu.id for gpu in held.gpus if gpu.id] if held else []
-        key = request.image if request else self.image
-        until = held.until if held else None
-        refused, course = self.backend.refused_ulimits, request.course if request else ""
-        waited = {LABEL_WAITED: f"{self.attempt.waited:g}"} if units else {}
+        refused = self.backend.refused_ulimits
         return leased(
             removed_by_hub(create_kwargs) if self.remove else create_kwargs,
-            labels={
-                **labels(self.holder, key, units, until, self.groups, course),
-                LABEL_HUB: self.hub_address,
-                **waited,
-                **self._guard_label(units),
-            },
+            labels=self.lease_labels(self.attempt.granted),
             uuids=self._granted_uuids(),
             allowed_devices=self.allowed_devices,
             by_cdi=by_cdi,
             shm_size=self.shm_size,
             ulimits={n: v for n, v in self.ulimits.items() if n not in refused},
         )
-
-    def _guard_label(self, units: Collection[str]) -> dict[str, str]:
-        if not parts_of(units):
-            return {}
-        return {LABEL_MEMORY_GUARD: "on" if self.guards_memory() else "off"}
 
     async def start(self) -> tuple[str, int]:
         """Start a server with the GPUs of its request; return (ip, port) once it answers."""
@@ -495,7 +382,7 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
                     self.api_token = line.split("=", 1)[1]
                     break
             return str(existing["Id"])
-        await self._apply_image_option()
+        await self.apply_image_option()
         await self.pull_image(self.image)  # where a subclass or a hook has changed it
         self.progress_steps.add(40, lazy_gettext("Creating the container"))
         if self.ulimits and not self.attempt.ulimit_trial:
@@ -511,16 +398,6 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
             one_line(image),
         )
         return container_id
-
-    async def _apply_image_option(self) -> None:
-        """Use the image that `user_options["image"]` names, as DockerSpawner does.
-
-        A hook may have changed the option, and a subclass may override `check_allowed`. An `image`
-        that a hook has set takes precedence.
-        """
-        wanted = self.user_options.get("image")
-        if wanted and "image" not in self.overrides.by_hooks():
-            self.overrides.choose("image", await self.check_allowed(wanted))
 
     async def verify_server(self, server_id: str, reservation: Reservation) -> None:
         """Raise an exception if the container was created with other GPUs than were reserved."""
@@ -658,10 +535,6 @@ class GPUSpawner(BaseGPUSpawner, DockerTraits, DockerSpawner):
         state = self.attempt.state
         out_of_memory = engine_errors.is_out_of_memory(state)
         return http_errors.container_died(state.get("ExitCode"), output.last_lines(), out_of_memory)
-
-    def keeps_settings(self) -> bool:
-        """Return whether users have a home that is kept."""
-        return bool(self.home_volume)
 
     def last_lines(self) -> list[str]:
         """Return the last lines of the container's output."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..choices.home_use import HomeUse
 from ..gpus.model import Request
+from ..gpus.reader import HubReader, Reader
 from ..leases.ledger import Reservation
 from ..leases.server_run import ServerRun
 from .base import Backend
@@ -16,9 +18,27 @@ from .base import Backend
 class ServerOfBackend:
     """One server, as its backend creates, starts and removes it."""
 
+    nvml_timeout: Any
+
     @abstractmethod
     def make_backend(self) -> Backend:
         """Make the backend for all spawners of this hub."""
+
+    def make_reader(self, backend: Backend, settings: Mapping[str, Any]) -> HubReader:
+        """Make the reader of the nodes: of this machine, unless the backend has others.
+
+        Args:
+            backend: of `make_backend`.
+            settings: the arguments of `gpus.reader.read_node`.
+        """
+        return Reader(self.nvml_timeout, **settings)
+
+    def refused_settings(self) -> Sequence[str]:
+        """Return sentences about configured traits that the backend can't carry.
+
+        A hub doesn't start with one.
+        """
+        return ()
 
     @abstractmethod
     def explain(self, error: BaseException) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..i18n.lazy_text import lazy_gettext
 from ..timeouts import within
@@ -83,6 +83,23 @@ def _gpu(seen: nvml.GPUFacts) -> GPU:
         needs_reset=seen.needs_reset or seen.mig_pending not in (None, seen.mig),
         compute_capability=seen.compute_capability and "{}.{}".format(*seen.compute_capability),
     )
+
+
+class NodeReader(Protocol):
+    """A reader of all nodes."""
+
+    # Whether NVML is shut down after each read.
+    lets_go: bool
+
+    async def __call__(self) -> tuple[Node, ...]:
+        """Read the nodes, their GPUs without holders."""
+
+
+class HubReader(NodeReader, Protocol):
+    """A reader of all nodes that a hub has."""
+
+    async def memory_of(self, uuids: Collection[str]) -> Mapping[str, GPUMemory]:
+        """Return what processes hold of the memory of some GPUs, as far as that is known here."""
 
 
 class Reader:

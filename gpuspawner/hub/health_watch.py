@@ -37,7 +37,7 @@ from ..gpus.health_facts import OF_CLOCKS, OF_RECOVERY
 from ..gpus.model import GPU, Holder, Node
 from ..gpus.nvml import DriverNotLoaded, InventoryError
 from ..gpus.out_of_service import OutOfServiceMark, with_health
-from ..gpus.reader import Reader
+from ..gpus.reader import NodeReader
 from ..gpus.unit_names import parse
 from ..leases import audit_log
 from ..leases.audit_log import one_line
@@ -101,7 +101,7 @@ class HealthWatch:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: NodeReader,
         backend: Backend,
         leases: Callable[[], Iterable[Lease]],
         log: Any,

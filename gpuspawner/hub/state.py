@@ -20,7 +20,7 @@ from ..errors import Refused
 from ..gpus.missing_driver import without_driver
 from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
-from ..gpus.reader import Reader
+from ..gpus.reader import HubReader
 from ..gpus.units import sharing_problems
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
@@ -118,7 +118,7 @@ class HubState:
             "memory_threshold_mib": (spawner.foreign_memory or 0) >> 20 or None,
             "shared": spawner.shared_gpus,
         }
-        reader = Reader(spawner.nvml_timeout, **reading)
+        reader: HubReader = spawner.make_reader(backend, reading)
         leases: WeakSet[ServerLease] = WeakSet()
         health = HealthWatch(reader, backend, lambda: list(leases), log)
         ledger = _make_ledger(spawner, backend, health)
@@ -183,7 +183,7 @@ class HubState:
                 usage.where(),
             )
         checks = (
-            _warn_of_gpus(reader, backend, spawner.shared_gpus, log),
+            _warn_of_gpus(reader, backend, spawner.shared_gpus, spawner.explain_unknown, log),
             state.notifier.check(spawner.notify_urls),
         )
         state._begin(*checks)
@@ -283,13 +283,20 @@ async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
 
 
 async def _warn_of_gpus(
-    read: Reader, backend: Backend, shared: Mapping[str, int], log: Any
+    read: HubReader,
+    backend: Backend,
+    shared: Mapping[str, int],
+    explain: Callable[[Exception], str],
+    log: Any,
 ) -> None:
     """Say in the log at a hub's start which GPUs it doesn't hand out, and why."""
     try:
         nodes = await read()
     except InventoryError as error:
         log.warning("No GPUs are handed out: %s", one_line(error))
+        return
+    except Exception as error:  # the backend's, which knows of the nodes
+        log.warning("No GPUs are handed out: %s", one_line(explain(error)))
         return
     if all(node.driver is None for node in nodes):
         log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
@@ -333,17 +340,24 @@ def build_at_start(app: Any) -> None:
     if not issubclass(cls, compat.UnofficialHooks):
         return
     compat.extend_application(app, [(switch_page.PATH, switch_page.SwitchHandler)])
-    if KEY in settings:
-        return
     try:
-        settings[KEY] = HubState.build(cls(config=settings["config"], hub=app.hub))
+        with_ssl = bool(settings.get("internal_ssl"))
+        spawner = cls(config=settings["config"], hub=app.hub, internal_ssl=with_ssl)
     except Exception:  # a subclass may need its user; who comes first has one
-        app.log.warning(
-            "No %s can be made without a user: the queue is shown, and servers that this hub "
-            "doesn't know are looked for, once somebody has logged in",
-            one_line(cls.__name__),
-            exc_info=True,
-        )
+        if KEY not in settings:
+            app.log.warning(
+                "No %s can be made without a user: the queue is shown, and servers that this hub "
+                "doesn't know are looked for, once somebody has logged in",
+                one_line(cls.__name__),
+                exc_info=True,
+            )
+        return
+    if refused := spawner.refused_settings():
+        for sentence in refused:
+            app.log.critical("%s", one_line(sentence))
+        app.exit(1)
+    if KEY not in settings:
+        settings[KEY] = HubState.build(spawner)
 
 
 def stay_off(settings: dict[str, Any], user: str, server: str) -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import http.client
-import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import cdi, engine_root
+from . import api, cdi, engine_root, runtime
 from .cgroups import pids_in
 from .network import Addresses, Namespaces
 from .programs import SimulationError, call, search_path
@@ -58,8 +56,11 @@ def configuration(
     addresses: Addresses,
     dns: dict[str, list[str]],
     engine_version: tuple[int, int],
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the engine's daemon.json; it shares nothing with other engines on the machine.
+
+    `more` are further settings of it, such as what a node offers to a Swarm.
 
     ref: https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file
     """
@@ -85,7 +86,7 @@ def configuration(
         # A hub on the host speaks with containers at their own addresses, which engines since 28
         # refuse to what comes from outside. ref: https://docs.docker.com/engine/network/packet-filtering-firewalls/
         settings["allow-direct-routing"] = True
-    return settings
+    return settings | dict(more or {})
 
 
 def _pool_size(addresses: Addresses) -> int:
@@ -106,12 +107,33 @@ def write_hook(directory: Path, root: Path | None = None) -> None:
     program = Path(__file__).parent / "hook.py"
     words = [os.path.realpath(sys.executable), "-I", "-S", str(program)]
     if root is not None:
-        words = engine_root.hook_command(directory, program)
+        words = engine_root.python_command(directory, program)
     command = shlex.join([*words, str(directory)])
     for name in (HOOK, cdi.CDI_HOOK):
         wrapper = folder / name
         wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         wrapper.chmod(0o755)
+
+
+def write_runtime(directory: Path, root: Path | None = None) -> dict[str, Any]:
+    """Install the stand-in for NVIDIA's runtime; return the settings that make it the default one.
+
+    Args:
+        directory: the simulated host's folder, with the hook.
+        root: the engine's own root folder, if it has one.
+    """
+    folder = directory / "hook"
+    program = Path(__file__).parent / "runtime.py"
+    words = [os.path.realpath(sys.executable), "-I", "-S", str(program)]
+    if root is not None:
+        words = engine_root.python_command(directory, program)
+    wrapper = folder / runtime.RUNTIME
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join([*words, str(folder / HOOK)])} "$@"\n')
+    wrapper.chmod(0o755)
+    return {
+        "runtimes": {runtime.NAME: {"path": str(wrapper)}},
+        "default-runtime": runtime.NAME,
+    }
 
 
 class Engine:
@@ -126,6 +148,7 @@ class Engine:
         group: the control group.
         data: the folder of images and volumes.
         root: the root folder with the engine's programs; None: the machine's own.
+        hostname: what it calls the host; "": as the machine is called.
     """
 
     def __init__(
@@ -135,6 +158,7 @@ class Engine:
         group: Path,
         data: Path,
         root: Path | None = None,
+        hostname: str = "",
     ) -> None:
         self.directory = directory
         self.socket = directory / "docker.sock"
@@ -143,6 +167,7 @@ class Engine:
         self._group = group
         self._data = data
         self._root = root
+        self._hostname = hostname
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -159,6 +184,9 @@ class Engine:
         words = ["dockerd", "--config-file", str(self.directory / "daemon.json")]
         if self._root is not None:
             words = engine_root.enter(self._root, [self.directory, self._data], words)
+        if self._hostname:
+            script = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
+            words = ["unshare", "--uts", "sh", "-c", script, self._hostname, *words]
         environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(self.directory / "hook"), search_path()]),
@@ -265,17 +293,7 @@ class Engine:
         Raises:
             OSError: it can't be reached.
         """
-        connection = _UnixConnection(self.socket, seconds)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            text = response.read()
-        finally:
-            connection.close()
-        try:
-            return response.status, json.loads(text)
-        except ValueError:
-            return response.status, None
+        return api.ask(self.socket, method, path, seconds=seconds)
 
     def remove_containers(self, grace_seconds: int) -> None:
         """Stop and remove all its containers; named volumes stay.
@@ -307,19 +325,6 @@ class Engine:
             if container.get("State") in ("paused", "running", "restarting"):
                 self.ask("POST", f"{place}/stop?t={grace_seconds}")
             self.ask("DELETE", f"{place}?force=true&v=true")
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over the engine's socket, since docker-py may not be installed where this runs."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        super().__init__("localhost", timeout=seconds)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def forget_networks(data: Path) -> None:

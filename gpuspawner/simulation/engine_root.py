@@ -47,13 +47,13 @@ def enter(root: Path, shared: Sequence[Path], words: Sequence[str]) -> list[str]
     return [*own, "sh", "-c", SCRIPT, "sh", str(root), paths, *words]
 
 
-def hook_command(directory: Path, program: Path) -> list[str]:
-    """Return the command of the stand-in hook for an engine in a root.
+def python_command(directory: Path, program: Path) -> list[str]:
+    """Return the command of a stand-in's program for an engine in a root.
 
     Args:
         directory: the simulated host's folder, which the root has.
-        program: the hook, which the root lacks, as it does this process's interpreter.
+        program: the program, which the root lacks, as it does this process's interpreter.
     """
-    own = directory / "hook" / "hook.py"
+    own = directory / "hook" / program.name
     shutil.copyfile(program, own)
     return ["/usr/bin/python3", "-I", "-S", str(own)]

@@ -45,6 +45,9 @@ class SimulatedHost:
         missing_functions: NVML functions that the library lacks, as an older driver's does.
         engine_root: a root folder with an engine of another version; None: the machine's own. See
             `engine_root.py`. Each version wants a `cache` of its own.
+        hostname: what the engine calls the host; "": as the machine is called.
+        engine_settings: further settings of daemon.json, for an engine whose default runtime is
+            NVIDIA's; None: the engine is as it is installed.
     """
 
     def __init__(
@@ -54,13 +57,19 @@ class SimulatedHost:
         *,
         missing_functions: Collection[str] = (),
         engine_root: str | os.PathLike[str] | None = None,
+        hostname: str = "",
+        engine_settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._first_state = state
         self._cache = Path(cache) if cache is not None else cache_folder()
         self._missing_functions = missing_functions
         self._engine_root = Path(engine_root) if engine_root is not None else None
+        self._hostname = hostname
+        self._engine_settings = engine_settings
         self._keeper: subprocess.Popen[str] | None = None
         self._directory: Path | None = None
+        self.network_namespace = ""
+        """The file of its engine's network namespace."""
         self.hub_ip = ""
         """The host's address where containers reach a hub that listens on it."""
         self.storage_driver = ""
@@ -96,7 +105,13 @@ class SimulatedHost:
             shutil.copytree(binaries.directory, self._directory / "nvml")
             self._first_state.write(self.state_path)
             root = str(self._engine_root.absolute()) if self._engine_root else ""
-            about = self._ask("start", cache=str(cache), engine_root=root)
+            about = self._ask(
+                "start",
+                cache=str(cache),
+                engine_root=root,
+                hostname=self._hostname,
+                engine_settings=self._engine_settings,
+            )
         except BaseException:
             if self._keeper is not None:
                 # It may be waiting for the engine, and wouldn't notice the end of its input.
@@ -105,6 +120,7 @@ class SimulatedHost:
             raise
         self.hub_ip = about["hub_ip"]
         self.storage_driver = about["driver"]
+        self.network_namespace = about["network"]
         (self._directory / ENVIRONMENT).write_text(json.dumps(self.additions))
 
     def stop(self) -> None:
@@ -130,6 +146,11 @@ class SimulatedHost:
             _sweep()
         if interrupted is not None:
             raise interrupted
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs, or is being set up."""
+        return self._keeper is not None
 
     @property
     def directory(self) -> Path:
@@ -196,7 +217,7 @@ class SimulatedHost:
         """Start the engine again; as any engine does, it ends containers that it finds running."""
         self._ask("start_engine")
 
-    def _ask(self, action: str, **arguments: str) -> Mapping[str, Any]:
+    def _ask(self, action: str, **arguments: Any) -> Mapping[str, Any]:
         keeper = self._keeper
         if keeper is None:
             raise SimulationError("this simulated host isn't running: use it in a `with` block")

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .engine import (
     joining,
     version,
     write_hook,
+    write_runtime,
 )
 from .programs import SimulationError
 
@@ -59,12 +60,21 @@ class Keeper:
         (self._slot.directory / "views").mkdir()
         return {"directory": str(self._slot.directory)}
 
-    def start(self, cache: str, engine_root: str = "") -> dict[str, Any]:
+    def start(
+        self,
+        cache: str,
+        engine_root: str = "",
+        hostname: str = "",
+        engine_settings: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Set up the network and start the engine.
 
         Args:
             cache: the folder of the images and volumes.
             engine_root: the root folder with the engine's programs; "": the machine's own.
+            hostname: what the engine calls the host; "": as the machine is called.
+            engine_settings: further settings of the engine, whose default runtime is NVIDIA's
+                then; None: it is as it is installed.
 
         Returns:
             Facts about the host for `SimulatedHost`, as a JSON value.
@@ -78,18 +88,28 @@ class Keeper:
         self._namespaces = network.open_namespaces(slot.name, addresses)
         network.add_rules(slot.name, addresses)
         group = cgroups.make(slot.name)
+        write_hook(slot.directory, root)
+        more = dict(engine_settings or {})
+        if engine_settings is not None:
+            more |= write_runtime(slot.directory, root)
+        names = self._names(addresses, group)
         settings = configuration(
-            slot.directory, data, slot.name, addresses, self._names(addresses, group), version(root)
+            slot.directory, data, slot.name, addresses, names, version(root), more
         )
         (slot.directory / "daemon.json").write_text(json.dumps(settings, indent=1))
-        write_hook(slot.directory, root)
         cdi.write(slot.directory, (slot.directory / "state").read_text())
         forget_networks(data)
-        self._engine = Engine(slot.directory, self._namespaces, group, data, root)
+        self._engine = Engine(slot.directory, self._namespaces, group, data, root, hostname)
         self._engine.start()
         self._engine.remove_containers(0)  # an earlier run's that was killed
         _, about = self._engine.ask("GET", "/info")
-        return {"hub_ip": str(addresses.host), "data": str(data), "driver": about["Driver"]}
+        network_of_host = f"/proc/{os.getpid()}/fd/{self._namespaces.net}"
+        return {
+            "hub_ip": str(addresses.host),
+            "data": str(data),
+            "driver": about["Driver"],
+            "network": network_of_host,
+        }
 
     def _claim_data(self, cache: Path) -> Path:
         """Return the first of the cache's data folders that no running engine uses."""

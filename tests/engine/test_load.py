@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpuspawner.backends.docker.backend import THREADS
+from gpuspawner.backends.docker.engine_client import THREADS
 
 from ..support import dashboards
 from ..support.crowd import Crowd, log_in

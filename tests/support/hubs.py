@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -145,8 +145,14 @@ def write_config(
     (folder / "prefix").write_text(prefix)
 
 
+HUB = (sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py")
+
+
 class Hub:
     """A hub's processes; `url` is what a browser opens."""
+
+    # What its command begins with, as where it is in another network namespace.
+    words_before: Sequence[str] = ()
 
     def __init__(
         self, folder: Path, environment: Mapping[str, str], nursery: HubNursery | None = None
@@ -180,7 +186,7 @@ class Hub:
         else:
             with path.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "jupyterhub", "-f", "jupyterhub_config.py"],
+                    [*self.words_before, *HUB],
                     cwd=self.folder,
                     env=self.environment,
                     stdout=log,

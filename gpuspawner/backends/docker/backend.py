@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -38,6 +36,7 @@ from . import (
     stopping,
 )
 from .deleted_volumes import DeletedVolumes
+from .engine_client import EngineClient
 from .engine_info import EngineInfo
 from .events import EndWatcher
 from .home_sizes import HomeSizes
@@ -46,8 +45,6 @@ from .poll_interval import PollInterval
 from .ulimit_trials import UlimitTrials
 from .volumes import VolumeOwners
 
-# DockerSpawner's one thread makes every call wait for the slowest `docker stop`.
-THREADS = 48
 # How long an engine's devices are believed to be all that it has, in seconds, where it lacks one.
 LOOK_AGAIN_SECONDS = 60
 # How long a removal that is already in progress may take, in seconds.
@@ -69,7 +66,7 @@ def connect(tls_config: Mapping[str, Any], more: Mapping[str, Any]) -> docker.AP
     return docker.APIClient(**{"version": "auto", **tls, **kwargs_from_env(), **more})
 
 
-class DockerBackend:
+class DockerBackend(EngineClient):
     """One Docker Engine.
 
     Args:
@@ -81,10 +78,8 @@ class DockerBackend:
     def __init__(
         self, make_client: Callable[[], Any], log: Any, keeps_stopped: bool = False
     ) -> None:
-        self._make_client = make_client
+        super().__init__(make_client)
         self._log = log
-        self._client: Any = None
-        self._connecting = threading.Lock()
         self._pulls = pull.Pulls()
         self._keeps_stopped = keeps_stopped
         self._listing = Listing()
@@ -109,33 +104,9 @@ class DockerBackend:
         # Whether the engine has refused to limit the size of a volume.
         self.has_no_quotas = False
         self.deleted_volumes = DeletedVolumes(lambda: self.client, self.in_thread, log)
-        # Large enough that a slow stop delays no other call.
-        self.executor = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         # The ulimits that this engine isn't allowed to set, by name, and the starts that find out.
         self.refused_ulimits: set[str] = set()
         self.ulimit_trials = UlimitTrials()
-
-    @property
-    def client(self) -> Any:
-        """The client of the engine, connected at its first use."""
-        with self._connecting:  # several threads may use it first
-            if self._client is None:
-                self._client = self._make_client()
-            return self._client
-
-    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the client in a thread."""
-        return await self.in_thread(lambda: getattr(self.client, method)(*args, **kwargs))
-
-    async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a blocking function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.executor, function, *args)
-
-    def close(self) -> None:
-        """Close the connection to the engine; containers keep running."""
-        self.executor.shutdown(wait=False, cancel_futures=True)
-        if self._client is not None:
-            self._client.close()
 
     # -- Backend -----------------------------------------------------------------------------
 

@@ -49,14 +49,14 @@ def pseudonym(holder: Holder, secret: bytes) -> str:
     return hmac.new(secret, words, hashlib.sha256).hexdigest()[:16]
 
 
-def refused_ulimit(error: Exception, ulimits: Iterable[str]) -> str | None:
+def refused_ulimit(error: Exception | str, ulimits: Iterable[str]) -> str | None:
     """Return the name of the ulimit that the engine isn't allowed to set; None for other errors.
 
     A dockerd without CAP_SYS_RESOURCE can't exceed its own limits: so in many containers and small
     virtual machines.
 
     Args:
-        error: the error of a start. runc names the limit by its number.
+        error: the error of a start, or its words. runc names the limit by its number.
         ulimits: the names of the ulimits that we set.
     """
     found = re.search(r"setting rlimit type ([0-9]+)", str(error))
@@ -98,18 +98,28 @@ def with_lease(
     if shm_size and not host_config.get("ShmSize"):
         host_config["ShmSize"] = shm_size
     host_config["Ulimits"] = _join_ulimits(host_config.get("Ulimits") or [], ulimits or {})
-    # A name without a value removes the image's variable; an empty value wouldn't.
-    environment = _as_mapping(create_kwargs.get("environment"), None)
-    # `docker exec` sees this variable, not the one that the engine adds for PID 1.
-    environment[VISIBLE_DEVICES] = ",".join(uuids) or "void"
-    environment |= dict.fromkeys(CONTROL_DEVICES)
-    environment = dict.fromkeys(OTHER_DEVICES) | environment
+    environment = with_gpu_variables(create_kwargs.get("environment"), uuids)
     return {
         **create_kwargs,
         "labels": {**_as_mapping(create_kwargs.get("labels"), ""), **labels},
         "environment": environment,
         "host_config": host_config,
     }
+
+
+def with_gpu_variables(environment: Any, uuids: Sequence[str]) -> dict[str, str | None]:
+    """Return a container's environment with the variables that NVIDIA's toolkit reads.
+
+    Args:
+        environment: as for docker-py, a mapping or a list.
+        uuids: the UUIDs of its GPUs; may be empty.
+    """
+    # A name without a value removes the image's variable; an empty value wouldn't.
+    variables = _as_mapping(environment, None)
+    # `docker exec` sees this variable, not the one that the engine adds for PID 1.
+    variables[VISIBLE_DEVICES] = ",".join(uuids) or "void"
+    variables |= dict.fromkeys(CONTROL_DEVICES)
+    return dict.fromkeys(OTHER_DEVICES) | variables
 
 
 def removed_by_hub(create_kwargs: Mapping[str, Any]) -> dict[str, Any]:

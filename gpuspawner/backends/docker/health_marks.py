@@ -45,9 +45,14 @@ Volume = Mapping[str, Any]
 
 def mark_of(volume: Volume) -> HealthMark | None:
     """Return the mark that a volume is; None if it is another's, or was made by hand."""
-    labels = volume.get("Labels") or {}
+    mark = mark_of_labels(volume.get("Labels") or {})
+    return mark if mark and volume.get("Name") == _name(PREFIX, *mark.key) else None
+
+
+def mark_of_labels(labels: Mapping[str, Any]) -> HealthMark | None:
+    """Return the mark that labels stand for; None if they are no mark's."""
     uuid, cause = _label(labels, LABEL), _label(labels, LABEL_CAUSE)
-    if not uuid or not _CAUSE.fullmatch(cause) or volume.get("Name") != _name(PREFIX, uuid, cause):
+    if not uuid or not _CAUSE.fullmatch(cause):
         return None
     since = _label(labels, LABEL_SINCE)
     return HealthMark(
@@ -63,11 +68,9 @@ def mark_of(volume: Volume) -> HealthMark | None:
 def lifted_of(volumes: Iterable[Volume]) -> Iterator[tuple[str, str]]:
     """Yield (unit, cause) of what an administrator has lifted."""
     for volume in volumes:
-        labels = volume.get("Labels") or {}
-        uuid, cause = _label(labels, LABEL_LIFTED), _label(labels, LABEL_CAUSE)
-        named = volume.get("Name") == _name(PREFIX_LIFTED, uuid, cause)
-        if uuid and named and _CAUSE.fullmatch(cause):
-            yield uuid, cause
+        lifted = lifted_of_labels(volume.get("Labels") or {})
+        if lifted and volume.get("Name") == _name(PREFIX_LIFTED, *lifted):
+            yield lifted
 
 
 def keep(client: Any, mark: HealthMark) -> None:
@@ -76,7 +79,15 @@ def keep(client: Any, mark: HealthMark) -> None:
     Raises:
         Unknown: it isn't kept afterwards.
     """
-    labels = {
+    name = _name(PREFIX, mark.uuid, mark.cause)
+    client.create_volume(name, labels=labels_of(mark))
+    if not any(each["Name"] == name for each in _listed(client, name)):
+        raise Unknown("the Docker Engine doesn't keep that a GPU is out of order")
+
+
+def labels_of(mark: HealthMark) -> dict[str, str]:
+    """Return the labels of a mark."""
+    return {
         LABEL: mark.uuid,
         LABEL_BY: BY,
         # For `docker volume ls` and hubs of before: pages make their own sentence of the cause.
@@ -89,10 +100,6 @@ def keep(client: Any, mark: HealthMark) -> None:
         LABEL_SEEN: ",".join(mark.seen),
         LABEL_DRIVER: mark.driver,
     }
-    name = _name(PREFIX, mark.uuid, mark.cause)
-    client.create_volume(name, labels=labels)
-    if not any(each["Name"] == name for each in _listed(client, name)):
-        raise Unknown("the Docker Engine doesn't keep that a GPU is out of order")
 
 
 def end(client: Any, mark: HealthMark) -> None:
@@ -104,13 +111,24 @@ def end(client: Any, mark: HealthMark) -> None:
 def lift(client: Any, mark: HealthMark) -> None:
     """Remove a mark for an administrator, and keep that, where the cause can be read. Blocks."""
     if not cause_of(mark.cause).is_event:
-        labels = {
-            LABEL_LIFTED: mark.uuid,
-            LABEL_CAUSE: mark.cause,
-            LABEL_SINCE: str(round(time.time())),
-        }
-        client.create_volume(_name(PREFIX_LIFTED, mark.uuid, mark.cause), labels=labels)
+        name = _name(PREFIX_LIFTED, mark.uuid, mark.cause)
+        client.create_volume(name, labels=lifted_labels(mark))
     end(client, mark)
+
+
+def lifted_labels(mark: HealthMark) -> dict[str, str]:
+    """Return the labels by which it is kept that an administrator has lifted a mark."""
+    return {
+        LABEL_LIFTED: mark.uuid,
+        LABEL_CAUSE: mark.cause,
+        LABEL_SINCE: str(round(time.time())),
+    }
+
+
+def lifted_of_labels(labels: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return (unit, cause) of what labels say that an administrator has lifted; None: nothing."""
+    uuid, cause = _label(labels, LABEL_LIFTED), _label(labels, LABEL_CAUSE)
+    return (uuid, cause) if uuid and _CAUSE.fullmatch(cause) else None
 
 
 def forget_lifted(client: Any, uuid: str, cause: str) -> None:

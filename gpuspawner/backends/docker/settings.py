@@ -15,7 +15,7 @@ from ...courses.model import course_volumes
 from ...group_overrides import lower
 from ...settings import GPUTraits, checked
 from . import volumes
-from .backend import THREADS
+from .engine_client import THREADS
 from .injection import WAYS
 
 # The fields of templates that a server's name is in, and those whose values have no dot in them.

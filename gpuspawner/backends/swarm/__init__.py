@@ -1,0 +1,1 @@
+"""Docker Swarm as a backend: servers are services, leases are their labels."""

@@ -1,0 +1,355 @@
+"""Docker Swarm as a backend: servers are services, leases are their labels, kept in Raft.
+
+A server that is created is a service without a task: it has its labels, and nothing runs. Its start
+gives it a task, if nobody has changed the service since. So hubs claim GPUs as they do with
+containers, and Swarm itself admits no second task for a GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import docker.errors
+
+from ...errors import Contested, GPUSpawnerError, Unknown
+from ...gpus.health import HealthMark
+from ...gpus.out_of_service import with_health
+from ...i18n.lazy_text import lazy_gettext
+from ...leases.clock import Deadline
+from ...leases.labels import ServerRecord
+from ...leases.ledger import SharedRead
+from ...leases.notes import Notes
+from ...leases.server_run import ServerRun
+from ..base import Report
+from ..docker.engine_client import EngineClient
+from ..docker.poll_interval import PollInterval
+from ..leftovers import StaleServerReaper
+from . import health_marks, listing, out_of_service
+from .cluster import SwarmNode, parse_nodes
+from .errors import is_out_of_sequence
+from .listing import LABEL_END, TASK, Listed
+from .service_spec import labelled, started
+from .tasks import Task, is_contested, is_refused, is_terminal, made, newest, run_of, words_of
+from .watcher import TaskWatcher
+
+# A service with it isn't started any more: whoever removes it has said so.
+LABEL_ABANDONED = "gpuspawner.abandoned"
+# How often an update is tried that somebody else's comes before.
+UPDATES = 20
+# How long a container may take to end after its service is gone, in seconds, beyond its time to
+# save; and the pause between two looks.
+REMOVAL_SECONDS = 60
+PAUSE_SECONDS = 0.2
+# Pauses between two looks at a starting task, in seconds: the first, and the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
+
+
+class SwarmBackend(EngineClient):
+    """One Docker Swarm, by the engine of one of its managers.
+
+    Args:
+        make_client: returns a `docker.APIClient`; called when the engine is first needed.
+        log: a logger.
+    """
+
+    def __init__(self, make_client: Callable[[], Any], log: Any) -> None:
+        super().__init__(make_client)
+        # The nodes and what there was, as of the last reading of each.
+        self.nodes: Sequence[SwarmNode] = ()
+        self.listed = Listed([])
+        self.poll_interval = PollInterval()
+        # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
+        self.refused_ulimits: set[tuple[str, str]] = set()
+        self._reaper = StaleServerReaper(self.remove_unstarted, log)
+        # Of many who wait for a task, the engine lists all of them for all.
+        self.tasks = SharedRead(self._list_tasks)
+        self.list_nodes = SharedRead(self._list_nodes)
+
+    async def _list_tasks(self) -> Sequence[Task]:
+        found: Sequence[Task] = await self.call("tasks")
+        return found
+
+    async def _list_nodes(self) -> Sequence[SwarmNode]:
+        self.nodes = parse_nodes(await self.call("nodes"))
+        return self.nodes
+
+    # -- Backend -----------------------------------------------------------------------------
+
+    @property
+    def sees_processes(self) -> bool:
+        """Whether servers' processes can be seen from here: they are on other machines."""
+        return False
+
+    async def signal_inside(self, server_id: str, pid: int, number: int) -> None:
+        """Refuse: a manager can't reach into other machines' containers."""
+        raise GPUSpawnerError("a manager of a Swarm can't signal what runs on other machines")
+
+    async def list(self) -> Sequence[ServerRecord]:
+        """Return every service with a lease's labels, and what else runs with GPUs."""
+        if not self.nodes:
+            await self.list_nodes()
+        # What is created in between has a service, and what is removed in between a task.
+        tasks = await self.tasks()
+        services = await self.call("services")
+        of_node = {node.id: list(node.offered) for node in self.nodes}
+        self.listed = listing.read(services, tasks, of_node)
+        servers: Sequence[ServerRecord] = self.listed.servers
+        self._reaper.reap(servers)
+        return servers
+
+    async def notes(self) -> Notes:
+        """Return which GPUs are out of service, and the ends of leases that were extended."""
+        marks = await self.in_thread(out_of_service.list_marks, self.client)
+        of_health, lifted = health_marks.read(
+            await self.in_thread(health_marks.listed, self.client)
+        )
+        services = await self.call("services", filters={"label": [LABEL_END]})
+        return Notes(with_health(marks, of_health), listing.read(services, (), {}).ends, lifted)
+
+    async def create(self, spec: Mapping[str, Any]) -> str:
+        """Create a service that has no task yet; return its id.
+
+        Args:
+            spec: as the engine's API has it.
+        """
+        made = await self.call(
+            "create_service",
+            spec["TaskTemplate"],
+            name=spec["Name"],
+            labels=spec["Labels"],
+            mode=spec["Mode"],
+            endpoint_spec=spec["EndpointSpec"],
+        )
+        return str(made["ID"])
+
+    async def start(self, server_id: str) -> None:
+        """Give a service its task, unless somebody has abandoned it.
+
+        Raises:
+            Contested: somebody removes it, as one whose hub is dead.
+        """
+
+        def change(service: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            if LABEL_ABANDONED in listing.labels_of(service):
+                raise Contested("the server was removed before it was started")
+            return None if listing.replicas_of(service) else started(service)
+
+        await self._update(server_id, change)
+
+    async def remove(self, server_id: str) -> None:
+        """Remove a service, and wait until its containers are gone.
+
+        What is on a machine that doesn't answer isn't waited for: its task goes on holding its GPU.
+        """
+        seconds: float = REMOVAL_SECONDS
+        if not server_id.startswith(TASK):
+            with suppress(docker.errors.NotFound):
+                service = await self.call("inspect_service", server_id)
+                seconds += _grace(service)
+                await self.call("remove_service", server_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while remaining := [each for each in await self.tasks() if _is_of(each, server_id)]:
+            there = {node.id for node in await self.list_nodes() if node.state == "ready"}
+            # One without a node runs nowhere, and has nobody to say so.
+            if not any(each.get("NodeID") in there for each in remaining):
+                return
+            if loop.time() > deadline:
+                raise TimeoutError(f"service {server_id} still runs, after its removal")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def stop(self, server_id: str) -> None:
+        """Stop a server, which has its time to save, and remove it: Swarm does both at once."""
+        await self.remove(server_id)
+
+    async def remove_unstarted(self, server_id: str) -> None:
+        """Remove a service unless it has a task that may run."""
+        if server_id.startswith(TASK):
+            return
+
+        def change(service: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            if listing.replicas_of(service):
+                return None
+            return labelled(service, LABEL_ABANDONED, "1")
+
+        with suppress(docker.errors.NotFound):
+            await self._update(server_id, change)
+            service = await self.call("inspect_service", server_id)
+            own = [each for each in await self.tasks() if each.get("ServiceID") == server_id]
+            if listing.server_state(service, own) != "running":
+                await self.call("remove_service", server_id)
+
+    async def keep_end(self, server_id: str, end: Deadline) -> None:
+        """Keep until when a server's lease was extended, as a label of its service.
+
+        Raises:
+            Unknown: it isn't kept afterwards.
+        """
+
+        def change(service: Mapping[str, Any]) -> Mapping[str, Any] | None:
+            kept = listing.end_of(service, end.clock)
+            is_later = kept is not None and kept.at > end.at
+            return None if is_later else labelled(service, LABEL_END, listing.as_label(end))
+
+        await self._update(server_id, change)
+
+    def watch(self, notice: Callable[[], None]) -> TaskWatcher:
+        """Return a watcher that calls `notice` when a task may have ended."""
+        return TaskWatcher(self.tasks, notice)
+
+    async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
+        """Mark a GPU as out of service, by a config."""
+        await self.in_thread(lambda: out_of_service.take_out(self.client, uuid, by, why))
+
+    async def put_into_service(self, uuid: str) -> None:
+        """Remove a GPU's mark."""
+        await self.in_thread(lambda: out_of_service.put_back(self.client, uuid))
+
+    async def keep_health_mark(self, mark: HealthMark) -> None:
+        """Keep a mark of a GPU's health, by a config."""
+        await self.in_thread(lambda: health_marks.keep(self.client, mark))
+
+    async def end_health_mark(self, mark: HealthMark) -> None:
+        """Remove a mark of a GPU's health."""
+        await self.in_thread(lambda: health_marks.end(self.client, mark))
+
+    async def forget_lifted(self, uuid: str, cause: str) -> None:
+        """Forget that an administrator has lifted a cause."""
+        await self.in_thread(lambda: health_marks.forget_lifted(self.client, uuid, cause))
+
+    async def runs(self, server_ids: Collection[str]) -> Mapping[str, ServerRun]:
+        """Return when servers ran, as far as the Swarm remembers their tasks."""
+        found: dict[str, ServerRun] = {}
+        for task in sorted(await self.tasks(), key=made):
+            for server_id in (str(task.get("ServiceID")), f"{TASK}{task.get('ID')}"):
+                if server_id in server_ids:
+                    found[server_id] = run_of(task)
+        return found
+
+    async def has_image(self, image: str) -> bool:
+        """Return True: each machine has its own images, and a start gets what is missing."""
+        return True
+
+    async def pull(self, image: str, policy: str, report: Report) -> None:
+        """Do nothing: the engine of a server's machine gets the image as the server starts."""
+
+    # -- Swarm only ------------------------------------------------------------------------------
+
+    async def inspect(self, server_id: str) -> Mapping[str, Any] | None:
+        """Return a service, by its id or its name; None if there is none."""
+        with suppress(docker.errors.NotFound):
+            found: Mapping[str, Any] = await self.call("inspect_service", server_id)
+            return found
+        return None
+
+    async def tasks_of(self, server_id: str) -> Sequence[Task]:
+        """Return the tasks of a service, from a listing that begins now."""
+        return [each for each in await self.tasks() if each.get("ServiceID") == server_id]
+
+    async def await_task(self, server_id: str, is_enough: Callable[[Task], bool]) -> Task | None:
+        """Wait until the newest task of a service is as is wanted, or ends.
+
+        Returns:
+            The task; None if the service is gone.
+
+        Raises:
+            Contested: it waits for what another service has, or no node takes it.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            task = newest(await self.tasks_of(server_id))
+            if task is None:
+                if await self.inspect(server_id) is None:
+                    return None
+            elif is_contested(task):
+                raise Contested(f"another service has one of these GPUs: {words_of(task)}")
+            elif is_refused(task):
+                raise Contested(f"its machine takes no servers: {words_of(task)}")
+            elif is_terminal(task) or is_enough(task):
+                return task
+            await asyncio.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 1.5)
+
+    async def image_reference(self, image: str) -> str:
+        """Return the name of an image by which a machine that has it doesn't ask a registry.
+
+        That is its digest, or its id where no registry knows it; the name itself if the manager
+        doesn't have it.
+        """
+        with suppress(docker.errors.NotFound):
+            found = await self.call("inspect_image", image)
+            repository = image.rpartition(":")[0] or image
+            digests = [str(each) for each in found.get("RepoDigests") or []]
+            of_image = (each for each in digests if each.startswith(f"{repository}@"))
+            return next(of_image, str(found["Id"]) if not digests else digests[0])
+        return image
+
+    def node_named(self, name: str) -> SwarmNode | None:
+        """Return the node of a name, as of the last reading; None if none or several have it."""
+        found = [node for node in self.nodes if node.name == name]
+        return found[0] if len(found) == 1 else None
+
+    async def place(self, preferred: str) -> SwarmNode:
+        """Return the node for a server without GPUs: the preferred one, or the emptiest.
+
+        Args:
+            preferred: a node's name; "": none.
+
+        Raises:
+            Unknown: no node takes servers.
+        """
+        nodes = [each for each in await self.list_nodes() if each.takes_servers]
+        if not nodes:
+            raise Unknown(lazy_gettext("No machine of the Swarm takes servers now."))
+        running = Counter(
+            each.get("NodeID") for each in await self.tasks() if not is_terminal(each)
+        )
+        return min(nodes, key=lambda node: (node.name != preferred, running[node.id], node.name))
+
+    async def _update(
+        self,
+        server_id: str,
+        change: Callable[[Mapping[str, Any]], Mapping[str, Any] | None],
+    ) -> None:
+        """Change a service, from what it is now: nobody else's change is lost.
+
+        Args:
+            server_id: the service's id.
+            change: returns its new specification; None: it stays.
+        """
+        for tries_left in reversed(range(UPDATES)):
+            service = await self.call("inspect_service", server_id)
+            spec = change(service)
+            if spec is None:
+                return
+            try:
+                await self.call(
+                    "update_service",
+                    server_id,
+                    service["Version"]["Index"],
+                    task_template=spec["TaskTemplate"],
+                    name=spec["Name"],
+                    labels=spec.get("Labels"),
+                    mode=spec["Mode"],
+                    endpoint_spec=spec.get("EndpointSpec"),
+                )
+                return
+            except docker.errors.APIError as error:
+                if not is_out_of_sequence(error) or not tries_left:
+                    raise
+
+
+def _is_of(task: Task, server_id: str) -> bool:
+    """Return whether a task that may run is a server's, by the id of its record."""
+    mine = server_id in (task.get("ServiceID"), f"{TASK}{task.get('ID')}")
+    return mine and not is_terminal(task)
+
+
+def _grace(service: Mapping[str, Any]) -> float:
+    container = service["Spec"]["TaskTemplate"].get("ContainerSpec") or {}
+    nanoseconds = container.get("StopGracePeriod")
+    return nanoseconds / 1e9 if isinstance(nanoseconds, int) else 10.0

@@ -1,0 +1,232 @@
+"""A simulated Swarm for the tests: its hubs, and what is on its nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from gpuspawner.backends.swarm.backend import SwarmBackend
+from gpuspawner.gpus.model import Node
+from gpuspawner.simulation.cluster import NETWORK, SimulatedCluster, name_of
+from gpuspawner.simulation.state import STATE_PATH_VARIABLE
+
+from . import plain_image
+from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port
+from .nvml import Program
+
+CONFIG = """
+c = get_config()
+from tests.support.swarm_spawner import SimulatedSwarmSpawner
+c.JupyterHub.spawner_class = SimulatedSwarmSpawner
+c.JupyterHub.authenticator_class = "shared-password"
+c.SharedPasswordAuthenticator.user_password = {password!r}
+c.Authenticator.allow_all = True
+c.JupyterHub.allow_named_servers = True
+c.DockerSpawner.network_name = {network!r}
+c.DockerSpawner.prefix = {prefix!r}
+c.DockerSpawner.cmd = {command!r}
+c.DockerSpawner.pull_policy = "never"
+c.GPUSwarmSpawner.images = {{"plain": {image!r}}}
+c.GPUSwarmSpawner.longest_wait_minutes = 0
+c.GPUSwarmSpawner.stop_grace = 1
+"""
+ADDRESSES = """
+c.JupyterHub.bind_url = "http://0.0.0.0:{public}"
+c.JupyterHub.hub_ip = {hub_ip!r}
+"""
+
+
+class SimulatedInventory:
+    """Reads the GPUs of each node of a simulated cluster, in a process for each.
+
+    Args:
+        settings: the arguments of `gpus.reader.read_node`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
+        self._programs: dict[str, Program] = {}
+        self.lets_go = False
+
+    async def __call__(self) -> tuple[Node, ...]:
+        return await asyncio.to_thread(self._read)
+
+    def _read(self) -> tuple[Node, ...]:
+        own = Path(os.environ[STATE_PATH_VARIABLE]).parent
+        nodes = json.loads((own / "cluster.json").read_text())["nodes"]
+        return tuple(self._node(name, Path(folder)) for name, folder in nodes.items())
+
+    def _node(self, name: str, folder: Path) -> Node:
+        if name not in self._programs:
+            self._programs[name] = Program(folder / "nvml", folder / "state")
+        words = "from gpuspawner.gpus.reader import read_node; result = read_node"
+        found: Node = self._programs[name].run(f"{words}(**{self._settings!r})")
+        gpus = tuple(replace(gpu, node=name) for gpu in found.gpus)
+        return replace(found, name=name, gpus=gpus)
+
+
+class SwarmHub(Hub):
+    """A hub in the network of a simulated cluster's hub and servers."""
+
+    def __init__(self, folder: Path, cluster: SimulatedCluster, **more: str) -> None:
+        super().__init__(folder, {**cluster.environment, **more})
+        self.words_before = cluster.enter([])
+        self.url = f"http://{cluster.public_ip}:{self.port}"
+
+
+class Swarm:
+    """A simulated cluster with an image, and clients of its engines.
+
+    Args:
+        cluster: the cluster, which runs.
+        folder: where to compile the image.
+    """
+
+    def __init__(self, cluster: SimulatedCluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.clients = [
+            docker.APIClient(base_url=host.docker_host, version="auto", timeout=60)
+            for host in cluster.hosts
+        ]
+        plain_image.load(self.manager, folder)
+        archive = b"".join(self.manager.get_image(plain_image.IMAGE))
+        for client in self.clients[1:]:
+            for _ in client.load_image(archive):
+                pass
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+
+    @property
+    def manager(self) -> docker.APIClient:
+        """A client of the first node's engine, which is a manager."""
+        return self.clients[0]
+
+    @cached_property
+    def node_ids(self) -> dict[str, str]:
+        """The name of each node -> Swarm's id of it."""
+        return self.cluster.node_ids()
+
+    def hub(
+        self, folder: Path, *lines: str, prefix: str = "jupyter", docker_host: str = ""
+    ) -> SwarmHub:
+        """Return a hub that isn't started, with more lines of a configuration.
+
+        Args:
+            docker_host: the engine's address; "": the manager's.
+        """
+        ports = {"public": free_port(), "hub": free_port(), "api": free_port()}
+        settings = {
+            "password": PASSWORD,
+            "network": NETWORK,
+            "prefix": prefix,
+            "command": plain_image.COMMAND,
+            "image": plain_image.IMAGE,
+        }
+        text = CONFIG.format(**settings)
+        text += ALWAYS.format(token=TOKEN, prefix="", **ports)
+        text += ADDRESSES.format(public=ports["public"], hub_ip=self.cluster.hub_ip)
+        folder.mkdir(exist_ok=True)
+        (folder / "jupyterhub_config.py").write_text("\n".join([text, *lines, ""]))
+        (folder / "ports").write_text("\n".join(map(str, ports.values())))
+        (folder / "prefix").touch()
+        more = {"DOCKER_HOST": docker_host} if docker_host else {}
+        return SwarmHub(folder, self.cluster, **more)
+
+    # -- What is there -------------------------------------------------------------------------
+
+    def services(self) -> dict[str, Any]:
+        """Return name -> service."""
+        return {each["Spec"]["Name"]: each for each in self.manager.services()}
+
+    def leased(self) -> dict[str, list[str]]:
+        """Return user -> the GPUs that the labels of their services name."""
+        found = (each["Spec"]["Labels"] for each in self.services().values())
+        return {
+            each["gpuspawner.user"]: [gpu for gpu in each["gpuspawner.gpus"].split(",") if gpu]
+            for each in found
+            if "gpuspawner.user" in each
+        }
+
+    def containers(self, node: int) -> list[Any]:
+        """Return the containers of a node, by its number from 1, without the hub's."""
+        found = self.clients[node - 1].containers()
+        return [each for each in found if "com.docker.swarm.service.id" in each["Labels"]]
+
+    def node_of(self, user: str) -> int:
+        """Return the number of the node that a user's container runs on."""
+        (number,) = (
+            number
+            for number in range(1, len(self.clients) + 1)
+            for each in self.containers(number)
+            if each["Labels"].get("gpuspawner.user") == user
+        )
+        return number
+
+    def inside(self, user: str, *words: str) -> str:
+        """Return what a program prints in a user's container."""
+        number = self.node_of(user)
+        (container,) = (
+            each
+            for each in self.containers(number)
+            if each["Labels"].get("gpuspawner.user") == user
+        )
+        client = self.clients[number - 1]
+        job = client.exec_create(container["Id"], list(words))
+        return str(client.exec_start(job["Id"]).decode())
+
+    def seen(self, user: str) -> list[str]:
+        """Return the UUIDs of the GPUs that `nvidia-smi` lists in a user's container."""
+        listed = self.inside(user, "nvidia-smi", "-L").splitlines()
+        return [line.split("UUID: ")[1].rstrip(")") for line in listed if "UUID: " in line]
+
+    def running(self) -> list[Any]:
+        """Return the tasks that run, or may."""
+        over = {"complete", "shutdown", "failed", "rejected", "orphaned", "remove"}
+        return [each for each in self.manager.tasks() if each["Status"]["State"] not in over]
+
+    def backend(self) -> SwarmBackend:
+        """Return the backend as a hub has it, to be closed."""
+        url = self.cluster.hosts[0].docker_host
+        make = partial(docker.APIClient, base_url=url, version="auto", timeout=60)
+        return SwarmBackend(make, logging.getLogger("tests"))
+
+    def clear(self) -> None:
+        """Remove all services and marks."""
+        for each in self.manager.services():
+            self.manager.remove_service(each["ID"])
+        for each in self.manager.configs():
+            self.manager.remove_config(each["ID"])
+
+
+def every_gpu(cluster: SimulatedCluster) -> dict[str, list[str]]:
+    """Return the name of each node -> the UUIDs of its GPUs."""
+    return {
+        name_of(number): [gpu.uuid for gpu in host.read().gpus]
+        for number, host in enumerate(cluster.hosts, 1)
+    }
+
+
+def held_twice(swarm: Swarm) -> list[str]:
+    """Return the GPUs that several containers that run were given; there must be none."""
+    given: list[str] = []
+    for number, client in enumerate(swarm.clients, 1):
+        for each in swarm.containers(number):
+            variables = client.inspect_container(each["Id"])["Config"]["Env"]
+            (value,) = (
+                line.partition("=")[2]
+                for line in variables
+                if line.startswith("NVIDIA_VISIBLE_DEVICES=")
+            )
+            given += [uuid for uuid in value.split(",") if uuid != "void"]
+    return sorted({uuid for uuid in given if given.count(uuid) > 1})
