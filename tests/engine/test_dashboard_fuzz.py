@@ -38,12 +38,16 @@ JSON = st.recursive(
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the description, with the names of its query's arguments and of its body's."""
+    """A call of the description, with the names of its query's arguments and of its body's.
+
+    `answer` is the name of what it answers with, where that is JSON.
+    """
 
     method: str
     path: str
     arguments: tuple[str, ...]
     fields: tuple[str, ...]
+    answer: str
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -60,7 +64,10 @@ def described() -> list[Call]:
                 content = call.get("requestBody", {}).get("content", {})
                 fields = [name for one in content.values() for name in one["schema"]["properties"]]
                 names = tuple(one["name"] for one in queries)
-                found.append(Call(method, path, names, tuple(fields)))
+                done = call["responses"].get("200", {}).get("content", {})
+                reference = done.get("application/json", {}).get("schema", {}).get("$ref", "")
+                answer = reference.rpartition("/")[2]
+                found.append(Call(method, path, names, tuple(fields), answer))
     return found
 
 
@@ -177,7 +184,7 @@ def test_no_call_is_answered_by_a_fault(
     assert answer.status < 500 or too_large, (answer, dashboard_hub.log()[before:][-2000:])
     assert len(answer.body) < 200_000
     if answer.kind == "application/json" and answer.body and answer.status < 500:
-        check("Status" if answer.status == 200 else "Refusal", json.loads(answer.body))
+        check(call.answer if answer.status == 200 else "Refusal", json.loads(answer.body))
     short(dashboard_hub.log()[before:])
 
 

@@ -87,8 +87,9 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     until(lambda: hub.ready("ada"), "ada's server is found", log=hub.log)
     hub.stop_server("ada")
     assert uuid not in free_gpus()
-    form = hub.log_in("ada").get(f"{hub.url}/hub/spawn").text
-    assert "It has fallen off the bus (Xid 79)." in form
+    form, why = f"{hub.url}/hub/spawn", "It has fallen off the bus (Xid 79)."
+    # Until the hub is through with the stop, it shows that in place of the form.
+    until(lambda: why in hub.log_in("ada").get(form).text, "the form says so", log=hub.log)
     assert "this machine has 3" in hub.spawn("ben", {"gpus": 4}).json()["message"]
     # A reset ends it, and nothing else does.
     change(host, f"gpu {number} reset")

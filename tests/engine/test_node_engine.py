@@ -30,7 +30,7 @@ from ..support.nodes import NodeDaemon
 from ..support.paths import ROOT
 from ..support.requirements import cannot
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 STATE = describe([("A100-40GB", 2)])
 GPUS = tuple(GPU(each.uuid, index, "A100") for index, each in enumerate(STATE.gpus))

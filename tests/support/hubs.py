@@ -107,9 +107,12 @@ def _ports() -> Iterator[int]:
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % PORT_WORKERS
     mine = range(FIRST_PORT + worker, min(low, LAST_PORT), PORT_WORKERS)
-    yield from random.sample(mine, len(mine))
+    yield from (port for port in random.sample(mine, len(mine)) if port not in NOT_IN_BROWSERS)
 
 
+# Ports above `FIRST_PORT` of which browsers open no page.
+# ref: https://fetch.spec.whatwg.org/#port-blocking
+NOT_IN_BROWSERS = {10080}
 FIRST_PORT, LAST_PORT, PORT_WORKERS = 10_000, 32_000, 16
 PORTS = _ports()
 
