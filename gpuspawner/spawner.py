@@ -233,10 +233,18 @@ class GPUSpawner(ConfiguredContainer):
         known = _inspected.get()
         if method == "inspect_container" and known and args == (known["Id"],) and not kwargs:
             return answer(known)
+        if method == "inspect_container" and args == (self.object_id,) and not kwargs:
+            return asyncio.ensure_future(self._inspect_running(self.attempt))
         if method == "inspect_image" and len(args) == 1 and not kwargs:
             # For the command, moments after it was looked whether the image is there.
             return asyncio.ensure_future(self.backend.inspect_image(*args, IMAGE_SECONDS))
         return super().docker(method, *args, **kwargs)
+
+    async def _inspect_running(self, attempt: ContainerAttempt) -> Any:
+        """Inspect the container; its state says when it was started, which the usage asks for."""
+        found = await super().docker("inspect_container", self.object_id)
+        attempt.state = found["State"]
+        return found
 
     async def _create_leased(self, plan: dict[str, Any]) -> Any:
         create = await self._leased(plan)
@@ -426,7 +434,6 @@ class GPUSpawner(ConfiguredContainer):
         try:
             await self.start_object()
             output.started = True
-            self._note_started(server_id)
             if self.attempt.ulimit_trial:
                 self.attempt.ulimit_trial.succeeded()
         except docker.errors.APIError as error:
@@ -449,8 +456,9 @@ class GPUSpawner(ConfiguredContainer):
         self.hub_state.usage.began(ServerRecord(server_id, labels, created=time.time()))
 
     def known_run(self) -> ServerRun | None:
-        """Return when the container ran, as of its last inspection; None: there was none."""
-        return runs.run_of(self.attempt.state) if self.attempt.state else None
+        """Return when the container ran, as of its last inspection; None: that isn't known."""
+        run = runs.run_of(self.attempt.state) if self.attempt.state else None
+        return run if run and run.started is not None else None
 
     async def _inject_otherwise(self, error: Exception) -> None:
         """Start again if the engine has been set up anew, and gives GPUs in another way by now."""
@@ -495,7 +503,10 @@ class GPUSpawner(ConfiguredContainer):
         output = self.attempt.output
         assert output is not None
         try:
-            ip, port = await self._address(server_id, output)
+            try:
+                ip, port = await self._address(server_id, output)
+            finally:  # by then it is known when it was started, or it isn't needed any more
+                self._note_started(server_id)
             self.attempt.ip = ip
             self.progress_steps.add(70, lazy_gettext("Container started, waiting for JupyterLab"))
             await self._wait_for_answer(ip, port, output)

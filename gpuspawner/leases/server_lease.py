@@ -385,6 +385,8 @@ class ServerLease:
             Refused: none of it can.
         """
         latest, course = self._server.latest_end(term.until + seconds)
+        if not course:
+            return seconds
         left = min(seconds, latest - term.until)
         if left >= min(seconds, 60.0):
             return left

@@ -18,7 +18,10 @@ MOST = Counter(
     {
         "GET /volumes": 3,  # notes: the check, and the queue; the user's volumes
         "GET /containers/json": 3,  # the check, the queue, and the claim
-        "GET /containers/…/json": 2,  # the GPUs that it was created with, its address
+        # The GPUs that it was created with, its address; and when the one before it has ended,
+        # which the usage asks for: it is gone, so the engine's events say so.
+        "GET /containers/…/json": 3,
+        "GET /events": 1,
         "GET /images/…/json": 1,  # whether it is there, and its command
         "POST /containers/create": 1,
         "POST /containers/…/attach": 1,
