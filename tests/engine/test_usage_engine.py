@@ -46,6 +46,9 @@ def test_the_time_is_the_container_s_whoever_ends_it_and_whoever_is_killed(make_
     ids = {user: container_of(engine, user) for user in ("ada", "ben", "cyd", "dan")}
     until(lambda: len(rows(url(hub))) == 4, "each has a row as it runs", log=hub.log)
     hub.stop_server("ada")
+    # Only the hub knows why; of one that is killed before it has written that, it isn't known.
+    ended = lambda: [row.user for row in rows(url(hub)) if row.is_over]  # noqa: E731
+    until(lambda: ended() == ["ada"], "why ada's has ended is written", log=hub.log)
     engine.remove_container(ids["ben"], force=True)
     hub.kill()
     # While no hub is there to see it.
