@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gpuspawner.gpus.memory import MemoryUse
 from gpuspawner.gpus.model import SHARED, Holder
 from gpuspawner.hub.server_page import ServerPage
 from gpuspawner.i18n.languages import ENGLISH, language_for
+from gpuspawner.leases.labels import LABEL_MEMORY_GUARD
 
 from ..support import boards, dashboards
 from ..support.boards import ADA, BOSS
@@ -20,6 +22,12 @@ from ..support.spawns import Hub
 CHINESE = language_for("zh-CN")
 GIB = 1024**3
 UNIT = "GPU-0#0/2"
+
+
+def label(spawner: Any, *units: str) -> str | None:
+    """Return what the label of a server with these units says of the guard."""
+    granted: Any = SimpleNamespace(gpus=[SimpleNamespace(id=name) for name in units], until=None)
+    return spawner.lease_labels(granted).get(LABEL_MEMORY_GUARD)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +43,10 @@ def test_the_label_says_whether_the_guard_looks(traits: dict[str, Any], sees: bo
     hub = Hub()
     hub.backend.sees_processes = sees
     one = hub.spawner(shared_gpus={"A100": 2}, **traits)
-    assert one._guard_label([UNIT]) == {"gpuspawner.memory-guard": says}
+    assert label(one, UNIT) == says
     # What is one's own isn't looked at, and no label says that it is.
-    assert one._guard_label(["GPU-0"]) == one._guard_label([]) == {}
+    assert label(one, "GPU-0") is None
+    assert label(one) is None
     seconds = traits.get("memory_guard_seconds", 60.0) if says == "on" else None
     assert one.limits().guard_seconds == seconds
 
