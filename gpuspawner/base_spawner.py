@@ -37,7 +37,14 @@ from .hub.home_page import HomePage
 from .hub.progress import Steps
 from .hub.server_page import DASHBOARD, ServerPage
 from .hub.spawn_form import SpawnForm
-from .hub.state import HubState, build_at_start, build_early, hub_state_of, stay_off
+from .hub.state import (
+    HubState,
+    build_at_start,
+    build_early,
+    built_state_of,
+    hub_state_of,
+    stay_off,
+)
 from .i18n.languages import ENGLISH, Language, language_for, translations
 from .i18n.lazy_text import join_sentences, lazy_gettext
 from .kept_rules import KeptRules
@@ -183,9 +190,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     @property
     def course_catalogue(self) -> CourseCatalogue:
         """The courses of the hub, which all its spawners share."""
-        if self._hub_state is None and not (self.user and self.hub and has_loop()):
-            return super().course_catalogue  # doctor's, or the hub's own command line
-        return self.hub_state.courses
+        state = self._hub_state or built_state_of(self)
+        # Without one it is doctor's, or the hub's own command line: they begin none.
+        return state.courses if state else super().course_catalogue
 
     def course_now(self, courses: Iterable[str]) -> str:
         """Return the key of the first of these courses whose reserved hours they are; "": none."""

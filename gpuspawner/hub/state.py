@@ -329,6 +329,12 @@ def hub_state_of(spawner: Any) -> HubState:
     return state
 
 
+def built_state_of(spawner: Any) -> HubState | None:
+    """Return the state of a spawner's hub, if there is one; it isn't built for this."""
+    state: HubState | None = compat.process_wide(spawner).get(KEY) if spawner.user else None
+    return state
+
+
 def build_at_start(app: Any) -> None:
     """Build the state at a hub's start: servers may run that nobody here knows, and services ask.
 
