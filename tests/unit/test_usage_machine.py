@@ -203,7 +203,7 @@ def play(steps: Iterable[tuple[Any, ...]]) -> None:
 EXAMPLES = settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.generate))
 
 
-# Among thousands of orders there is one that still leaves two rows of one run: the handbook says so.
+# Of thousands of orders one still leaves two rows of one run, as the handbook says.
 @pytest.mark.thorough
 @EXAMPLES
 @given(st.lists(st.one_of(*often * 3, *usual * 2, *rare), min_size=20, max_size=60))
