@@ -45,13 +45,7 @@ def parse_marks(volumes: Iterable[Volume] | None) -> dict[str, OutOfServiceMark]
             continue
         labels = volume.get("Labels") or {}
         for uuid in _uuids(volume):
-            since = labels.get(LABEL_SINCE, "")
-            found[uuid] = OutOfServiceMark(
-                uuid,
-                bounded(labels.get(LABEL_BY, ""), MAX_NAME_LENGTH),
-                bounded(labels.get(LABEL_WHY, ""), MAX_REASON_LENGTH),
-                float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
-            )
+            found[uuid] = mark_of_labels(uuid, labels)
     return with_health(found, health)
 
 
@@ -75,18 +69,33 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
     Raises:
         Unknown: it isn't out of service afterwards.
     """
-    labels = {
-        LABEL: uuid,
-        LABEL_BY: by,
-        LABEL_WHY: bounded(" ".join(why.split()), MAX_REASON_LENGTH),
-        LABEL_SINCE: str(round(time.time())),
-    }
-    client.create_volume(_name(uuid), labels=labels)
+    client.create_volume(_name(uuid), labels=labels_of(uuid, by, why))
     mark = list_marks(client).get(uuid)
     if mark is None or not mark.is_own:
         raise Unknown(
             lazy_gettext("The Docker Engine doesn't keep that the GPU is out of service.")
         )
+
+
+def labels_of(uuid: str, by: str, why: str) -> dict[str, str]:
+    """Return the labels of an administrator's mark that is put now."""
+    return {
+        LABEL: uuid,
+        LABEL_BY: by,
+        LABEL_WHY: bounded(" ".join(why.split()), MAX_REASON_LENGTH),
+        LABEL_SINCE: str(round(time.time())),
+    }
+
+
+def mark_of_labels(uuid: str, labels: Mapping[str, Any]) -> OutOfServiceMark:
+    """Return an administrator's mark of a GPU, from labels that anybody may have written."""
+    since = str(labels.get(LABEL_SINCE, ""))
+    return OutOfServiceMark(
+        uuid,
+        bounded(str(labels.get(LABEL_BY, "")), MAX_NAME_LENGTH),
+        bounded(str(labels.get(LABEL_WHY, "")), MAX_REASON_LENGTH),
+        float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
+    )
 
 
 def put_back(client: Any, uuid: str) -> None:

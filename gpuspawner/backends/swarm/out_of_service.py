@@ -8,8 +8,6 @@ ref: https://docs.docker.com/engine/swarm/configs/
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,11 +15,11 @@ from typing import Any
 import docker.errors
 
 from ...errors import Unknown
-from ...gpus.out_of_service import MAX_REASON_LENGTH, OutOfServiceMark
+from ...gpus.out_of_service import OutOfServiceMark
 from ...i18n.lazy_text import lazy_gettext
 from ...nodes.resources import kind_of, uuid_of
 from ...untrusted import bounded
-from ..docker.out_of_service import LABEL, LABEL_BY, LABEL_SINCE, LABEL_WHY, MAX_NAME_LENGTH
+from ..docker.out_of_service import LABEL, MAX_NAME_LENGTH, labels_of, mark_of_labels
 from . import health_marks
 
 # A config's name has at most 64 characters, of which a GPU's kind takes 40.
@@ -46,13 +44,7 @@ def parse_marks(configs: Iterable[Config] | None) -> dict[str, OutOfServiceMark]
     for config in configs or ():
         labels = (config.get("Spec") or {}).get("Labels") or {}
         for uuid in _uuids(config):
-            since = str(labels.get(LABEL_SINCE, ""))
-            found[uuid] = OutOfServiceMark(
-                uuid,
-                bounded(str(labels.get(LABEL_BY, "")), MAX_NAME_LENGTH),
-                bounded(str(labels.get(LABEL_WHY, "")), MAX_REASON_LENGTH),
-                float(since) if re.fullmatch(r"[0-9]{1,11}", since) else None,
-            )
+            found[uuid] = mark_of_labels(uuid, labels)
     return found
 
 
@@ -80,14 +72,8 @@ def take_out(client: Any, uuid: str, by: str, why: str) -> None:
     Raises:
         Unknown: it isn't out of service afterwards.
     """
-    labels = {
-        LABEL: uuid,
-        LABEL_BY: by,
-        LABEL_WHY: bounded(" ".join(why.split()), MAX_REASON_LENGTH),
-        LABEL_SINCE: str(round(time.time())),
-    }
     try:
-        client.create_config(name_of(uuid), CONTENT, labels=labels)
+        client.create_config(name_of(uuid), CONTENT, labels=labels_of(uuid, by, why))
     except docker.errors.APIError as error:
         if error.status_code != 409:  # it is there
             raise

@@ -118,29 +118,11 @@ def service_spec(
     """
     host = dict(create.get("host_config") or {})
     _refuse(create, host)
-    environment = with_gpu_variables(create.get("environment"), uuids)
-    container: Spec = {
-        "Labels": {**_labels(create.get("labels")), **labels},
-        "Env": [key if value is None else f"{key}={value}" for key, value in environment.items()],
-        "Mounts": [*_mounts(host, volume_driver, volume_options or {}), _shm(host, shm_size)],
-        "StopGracePeriod": round((stop_seconds + LAST_SECONDS) * NANO),
-        **_named(create, _CONTAINER),
-        **_named(host, _HOST),
-        **_dns(host),
-        **_privileges(host),
-    }
-    container["Mounts"] = [each for each in container["Mounts"] if each]
-    for key in ("Args", "Command"):
-        if isinstance(container.get(key), str):
-            container[key] = [container[key]]
-    if hosts := container.get("Hosts"):
-        container["Hosts"] = _hosts(hosts)
-    named = {limit.get("Name") for limit in container.get("Ulimits") or []}
-    container["Ulimits"] = [*(container.get("Ulimits") or [])] + [
-        {"Name": key, "Soft": value, "Hard": value}
-        for key, value in (ulimits or {}).items()
-        if key not in named
-    ]
+    container = _container(create, host, uuids, ulimits or {})
+    mounts = [*_mounts(host, volume_driver, volume_options or {}), _shm(host, shm_size)]
+    container["Labels"] = {**_labels(create.get("labels")), **labels}
+    container["Mounts"] = [each for each in mounts if each]
+    container["StopGracePeriod"] = round((stop_seconds + LAST_SECONDS) * NANO)
     template: Spec = {
         "ContainerSpec": container,
         "Resources": _resources(host, kinds),
@@ -159,6 +141,36 @@ def service_spec(
         # ref: https://github.com/moby/moby/issues/31208
         "EndpointSpec": {"Mode": "dnsrr"},
     }
+
+
+def _container(
+    create: Mapping[str, Any],
+    host: Mapping[str, Any],
+    uuids: Sequence[str],
+    ulimits: Mapping[str, int],
+) -> Spec:
+    """Return what the arguments of a container say of the containers of a service."""
+    environment = with_gpu_variables(create.get("environment"), uuids)
+    container: Spec = {
+        "Env": [key if value is None else f"{key}={value}" for key, value in environment.items()],
+        **_named(create, _CONTAINER),
+        **_named(host, _HOST),
+        **_dns(host),
+        **_privileges(host),
+    }
+    for key in ("Args", "Command"):
+        if isinstance(container.get(key), str):
+            container[key] = [container[key]]
+    if hosts := container.get("Hosts"):
+        container["Hosts"] = _hosts(hosts)
+    limits = list(container.get("Ulimits") or [])
+    named = {limit.get("Name") for limit in limits}
+    container["Ulimits"] = limits + [
+        {"Name": key, "Soft": value, "Hard": value}
+        for key, value in ulimits.items()
+        if key not in named
+    ]
+    return container
 
 
 def _refuse(create: Mapping[str, Any], host: Mapping[str, Any]) -> None:
