@@ -139,8 +139,11 @@ class GPUSwarmSpawner(ConfiguredContainer):
 
         Args:
             settings: the arguments of `gpus.reader.read_node`.
+
+        Raises:
+            NotImplementedError: always, here: a subclass knows how the nodes are asked.
         """
-        raise NotImplementedError
+        raise NotImplementedError("a subclass knows how the nodes are asked for their GPUs")
 
     def refused_settings(self) -> Sequence[str]:
         """Return sentences about configured traits that no service can carry."""

@@ -127,39 +127,27 @@ class HubState:
         queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved)
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)
-
-        async def stop_orphan(server_id: str) -> None:
-            usage.note_why(server_id, usage_endings.ORPHAN)
-            await backend.stop(server_id)
-
-        minutes = spawner.unknown_server_minutes
-        reconciler = Reconciler(
-            ledger.servers_with_ends,
-            lambda: list(spawners),
-            stop_orphan,
-            spawner.hub_address,
-            None if minutes is None else 60 * minutes,
-            log,
-        )
         state = cls(
-            backend,
-            ledger,
-            queue,
-            Leftovers(),
-            leases,
-            Reclaimer(ledger, lambda: list(leases), log),
-            MemoryGuard(reader.memory_of, lambda: list(leases), log, backend.signal_inside),
-            spawners,
-            reconciler,
-            OpenForms(ledger, queue),
-            LocalImages(backend.has_image),
-            metrics.HostMetrics(ledger, queue, loop, health.count),
-            Switches(lambda: list(spawners)),
-            Notifier(log),
-            health,
-            usage,
-            courses,
-            reserved,
+            backend=backend,
+            ledger=ledger,
+            queue=queue,
+            leftovers=Leftovers(),
+            leases=leases,
+            reclaimer=Reclaimer(ledger, lambda: list(leases), log),
+            memory_guard=MemoryGuard(
+                reader.memory_of, lambda: list(leases), log, backend.signal_inside
+            ),
+            spawners=spawners,
+            reconciler=_make_reconciler(spawner, backend, ledger, spawners, usage),
+            open_forms=OpenForms(ledger, queue),
+            local_images=LocalImages(backend.has_image),
+            host_metrics=metrics.HostMetrics(ledger, queue, loop, health.count),
+            switches=Switches(lambda: list(spawners)),
+            notifier=Notifier(log),
+            health=health,
+            usage=usage,
+            courses=courses,
+            reserved=reserved,
         )
         reserved.tell = state.tell_instructors
         bounded = not spawner.has_own_options()
@@ -167,27 +155,32 @@ class HubState:
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
         )
         if spawner.control_socket:
-            state.control = ControlSocket(
-                spawner.control_socket,
-                queue,
-                lambda: list(leases),
-                log,
-                reading,
-                reconciler,
-                NodeFacts(ledger, backend),
-                state.endings,
-                lambda: _homes(spawners),
-                state.switches,
-                state.turns,
-                health,
-                usage.where(),
-            )
+            state.control = state._make_control_socket(spawner.control_socket, log, reading)
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, spawner.explain_unknown, log),
             state.notifier.check(spawner.notify_urls),
         )
         state._begin(*checks)
         return state
+
+    def _make_control_socket(
+        self, path: str, log: Any, reading: Mapping[str, Any]
+    ) -> ControlSocket:
+        return ControlSocket(
+            path,
+            self.queue,
+            lambda: list(self.leases),
+            log,
+            reading,
+            self.reconciler,
+            NodeFacts(self.ledger, self.backend),
+            self.endings,
+            lambda: _homes(self.spawners),
+            self.switches,
+            self.turns,
+            self.health,
+            self.usage.where(),
+        )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
         """Begin what runs beside the servers' starts; checks say in the log what is missing."""
@@ -248,6 +241,28 @@ def _make_ledger(spawner: Any, backend: Backend, health: HealthWatch) -> Ledger:
         read_notes=health.read_notes,
         counts_units=spawner.limits_count == "units",
         is_out_of_order=health.is_out_of_order,
+    )
+
+
+def _make_reconciler(
+    spawner: Any,
+    backend: Backend,
+    ledger: Ledger,
+    spawners: WeakSet[KnownServer],
+    usage: Recorder,
+) -> Reconciler:
+    async def stop_orphan(server_id: str) -> None:
+        usage.note_why(server_id, usage_endings.ORPHAN)
+        await backend.stop(server_id)
+
+    minutes = spawner.unknown_server_minutes
+    return Reconciler(
+        ledger.servers_with_ends,
+        lambda: list(spawners),
+        stop_orphan,
+        spawner.hub_address,
+        None if minutes is None else 60 * minutes,
+        spawner.log,
     )
 
 
