@@ -15,6 +15,9 @@ MAX_SESSION_ID = 200
 # How many answers of the hub about tokens are kept, and how many log-ins may be under way.
 MAX_KNOWN = 1000
 MAX_LOGINS = 5000
+# What stands after our address in those of the pages, and how long one may be to be kept.
+PAGES = ("", "usage")
+MAX_NEXT = 300
 
 
 class Login(HubOAuth):
@@ -41,9 +44,12 @@ class Login(HubOAuth):
         return super().user_for_token(*args, **kwargs)
 
     def generate_state(self, next_url: str | None = None, **extra_state: Any) -> str:
-        """Begin a log-in, which leads to the page: the only one that asks for it."""
+        """Begin a log-in, which leads to the page that was asked for, as far as it is one."""
         while len(self._logins) >= MAX_LOGINS:
             self.clear_oauth_state(self._logins.popleft())
-        state: str = super().generate_state(self.base_url, **extra_state)
+        asked = next_url or ""
+        is_page = asked.partition("?")[0] in {f"{self.base_url}{page}" for page in PAGES}
+        leads_to = asked if is_page and len(asked) <= MAX_NEXT else self.base_url
+        state: str = super().generate_state(leads_to, **extra_state)
         self._logins.append(state)
         return state

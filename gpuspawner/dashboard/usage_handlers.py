@@ -70,6 +70,7 @@ class UsagePage(_Usage):
                 whys=WHYS,
                 cells=report.cells,
                 bars=bars(answer) if answer else [],
+                highest=report.hours(highest_of(answer)) if answer else "",
                 chart=(WIDTH, HEIGHT),
                 day=day,
             )
@@ -132,7 +133,7 @@ def day(seconds: float) -> str:
 
 def bars(answer: Answer) -> Sequence[Mapping[str, Any]]:
     """Return the bars of the chart: for each span its date, its hours, and where its parts are."""
-    highest = max((sums.gpu_hours for _, sums in answer.days), default=0.0) or 1.0
+    highest = highest_of(answer) or 1.0
     width = WIDTH / max(1, len(answer.days))
     found = []
     for number, (span, sums) in enumerate(answer.days):
@@ -145,6 +146,11 @@ def bars(answer: Answer) -> Sequence[Mapping[str, Any]]:
         place = {"x": f"{number * width + 1:.1f}", "width": f"{max(1.0, width - 2):.1f}"}
         found.append({"day": day(span.begin), "sums": sums, "parts": parts, **place})
     return found
+
+
+def highest_of(answer: Answer) -> float:
+    """Return the GPU hours of the chart's highest bar."""
+    return max((sums.gpu_hours for _, sums in answer.days), default=0.0)
 
 
 def _parts(sums: Sums) -> dict[str, float]:

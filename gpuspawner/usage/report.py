@@ -294,17 +294,24 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def number(value: float | None, digits: int = 1) -> str:
+    """Return a figure as a table for people has it."""
+    return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001 - a dash
+
+
+def hours(value: float | None) -> str:
+    """Return GPU hours as a table for people has them: also what was held for a minute shows."""
+    return number(value, 2)
+
+
 def cells(row: Sums) -> Sequence[str]:
     """Return a row as a table for people has it, without its name."""
 
-    def number(value: float | None, digits: int = 1) -> str:
-        return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001 - a dash
-
     return (
         str(row.leases),
-        number(row.gpu_hours),
-        number(row.idle_gpu_hours),
-        number(row.measured_gpu_hours),
+        hours(row.gpu_hours),
+        hours(row.idle_gpu_hours),
+        hours(row.measured_gpu_hours),
         number(row.utilization_percent, 0),
         number(None if row.memory_mean_mib is None else row.memory_mean_mib / 1024),
         number(None if row.memory_peak_mib is None else row.memory_peak_mib / 1024),

@@ -91,6 +91,26 @@ def test_log_ins_that_nobody_finishes_are_forgotten_the_oldest_first(
     assert len(one._oauth_states) == 10
 
 
+@pytest.mark.parametrize(
+    ("asked", "leads_to"),
+    [
+        (f"{PREFIX}usage?by=model&from=2026-11-01", f"{PREFIX}usage?by=model&from=2026-11-01"),
+        (f"{PREFIX}usage", f"{PREFIX}usage"),
+        (PREFIX, PREFIX),
+        (f"{PREFIX}usage?by={'x' * 60_000}", PREFIX),
+        (f"{PREFIX}oauth_callback?code=x", PREFIX),
+        (f"{PREFIX}usage/../../../hub/logout", PREFIX),
+        ("//elsewhere.example/services/gpus/usage", PREFIX),
+        ("https://elsewhere.example/", PREFIX),
+        (None, PREFIX),
+    ],
+)
+def test_a_log_in_leads_to_the_page_that_was_asked_for(
+    one: Login, asked: str | None, leads_to: str
+) -> None:
+    assert one.get_next_url(one.generate_state(asked)) == leads_to
+
+
 async def test_answers_about_tokens_are_kept_for_so_many(
     one: Login, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,7 +348,7 @@ def test_the_command_prints_a_table_csv_and_json(world: World, capsys) -> None:
     assert main(words) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:4] == ["USER", "LEASES", "GPU", "HOURS"]
-    assert table[1].split()[:3] == ["=1+1", "1", "2.0"]
+    assert table[1].split()[:3] == ["=1+1", "1", "2.00"]
     assert table[-1].split()[0] == "all"
     assert main([*words, "--format", "csv"]) == 0
     (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))

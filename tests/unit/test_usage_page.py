@@ -175,9 +175,11 @@ async def test_the_page_has_a_chart_with_its_numbers_beside_it(ask, language, sa
     assert says in page.get_text()
     assert page.select_one("svg.gs-bars[role=img][aria-label]")
     assert len(page.select("svg.gs-bars rect[height]")) > 3
+    # Without a number nobody knows how much a bar is.
+    assert "4.00 GPU" in page.select_one("figcaption").get_text()
     heads = page.select("table")[0].select("thead th")
     (line,) = (row for row in page.select("table tbody tr") if row.th.get_text() == "ada")
-    assert [each.get_text() for each in line.select("td")][:2] == ["1", "2.0"]
+    assert [each.get_text() for each in line.select("td")][:2] == ["1", "2.00"]
     assert len(heads) == len(line.select("th, td"))
     # What others have chosen is text there.
     assert not page.select("main script")
