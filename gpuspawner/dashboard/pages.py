@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..gpus.allocation import gpu_count_phrase
+from ..gpus.health import BY
 from ..gpus.model import WHOLE
 from ..gpus.unit_names import UnitIndex, parse
 from ..i18n.languages import Language, templates_of
@@ -23,6 +24,15 @@ WIDTH, HEIGHT = 120, 24
 STOP_MINUTES = 10
 
 _templates = templates_of("gpuspawner.dashboard")
+
+
+def with_commands(sentence: str) -> Markup:
+    """Return a sentence as HTML, with what stands between backticks as commands."""
+    parts = enumerate(sentence.split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(each) if number % 2 else escape(each)
+        for number, each in parts
+    )
 
 
 def render(template: str, language: Language, facts: Mapping[str, Any], **more: Any) -> str:
@@ -50,6 +60,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         gigabytes=gigabytes,
         memory=memory_words,
         home_use=home_use,
+        with_commands=lambda sentence: with_commands(language.say(sentence)),
         gpus_phrase=gpu_count_phrase,
         lines=line_points,
         gpus_of=servers.gpus,
@@ -64,7 +75,8 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
 def kind(gpu: Mapping[str, Any]) -> str:
     """Return what a card says first of a GPU: its state, with whose it is and why."""
     if gpu["out_of_service"]:
-        return "out-of-service"
+        failed = gpu["health"]["verdict"] == "quarantine"
+        return "unhealthy" if failed and gpu["out_of_service"]["by"] == BY else "out-of-service"
     if gpu["state"] == "leased":
         return "yours" if gpu["yours"] else "in-use"
     return str(gpu["state"])

@@ -133,8 +133,11 @@ class HealthWatch:
         self._logged: set[tuple[str, str]] = set()
         self._trouble = ""
         self._has_notes = False
-        # When the notes were last read, by the monotonic clock.
+        # When the notes were last read, by the monotonic clock, and the last reading was begun.
         self._read_at = -math.inf
+        self._looked_at = -math.inf
+        # (unit, cause, "mark" or "lifted") -> since when, by that clock, this hub knows of it.
+        self._known_at: dict[tuple[str, str, str], float] = {}
 
     # -- Readings --------------------------------------------------------------------------------
 
@@ -145,13 +148,17 @@ class HealthWatch:
         return nodes
 
     async def _read(self) -> tuple[Node, ...]:
+        began = time.monotonic()
         try:
             nodes = await self._reader()
         except DriverNotLoaded:
             self._unloaded_at = time.time()
             self.events.turn_off()
             raise
-        self._see(nodes)
+        # Readings overlap, and one that hung has nothing to say against a later one.
+        if began >= self._looked_at:
+            self._looked_at = began
+            self._see(nodes)
         return nodes
 
     async def read_notes(self) -> Notes:
@@ -168,10 +175,25 @@ class HealthWatch:
             notes = replace(notes, marks=_without(notes.marks, key))
         self._ended -= ended
         self._notes, self._has_notes, self._read_at = notes, True, time.monotonic()
+        self._note_known()
         found = with_health(notes.marks, self._own_marks())
         self._reader.lets_go = bool(found)
         self.settle_soon()
         return replace(notes, marks=found)
+
+    def _note_known(self) -> None:
+        """Note since when what is marked or lifted now is known here."""
+        there = {(*mark.key, "mark") for mark in self.marks}
+        there |= {(*key, "lifted") for key in self._notes.lifted}
+        now = time.monotonic()
+        self._known_at = {key: self._known_at.get(key, now) for key in there}
+
+    def _was_read_since(self, uuid: str, cause: str, kind: str) -> bool:
+        """Return whether the last reading is newer than what it would end.
+
+        Another hub's mark may be of what has happened after this hub's last reading.
+        """
+        return self._known_at.get((uuid, cause, kind), math.inf) <= self._looked_at
 
     def _see(self, nodes: Sequence[Node]) -> None:
         at, monotonic = time.time(), time.monotonic()
@@ -255,6 +277,7 @@ class HealthWatch:
         for mark in marks:
             if mark.key not in there:
                 self._unwritten[mark.key] = mark
+                self._known_at |= {(*mark.key, "mark"): time.monotonic()}
 
     def settle_soon(self, anew: bool = False) -> None:
         """Have the marks brought up to date, beside whatever goes on; `anew`: after a reading."""
@@ -281,10 +304,10 @@ class HealthWatch:
             self._add(due.put)
             await self._write()
             # What is read of a GPU says that an event's is over: the event's mark goes first.
-            order = sorted(due.end, key=lambda mark: not cause_of(mark.cause).is_event)
-            for mark in order:
+            end = [mark for mark in due.end if self._was_read_since(*mark.key, "mark")]
+            for mark in sorted(end, key=lambda mark: not cause_of(mark.cause).is_event):
                 await self._end(mark)
-            await self._forget(due.forget)
+            await self._forget(key for key in due.forget if self._was_read_since(*key, "lifted"))
             self._trouble = ""
         except InventoryError:
             pass  # who asks for GPUs reads it

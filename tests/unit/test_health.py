@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from gpuspawner.gpus.health_facts import ALL_TOLD, HealthReading
 from gpuspawner.gpus.model import GPU, Holder
 from gpuspawner.i18n.languages import TRANSLATED
 
-from ..support.health import Engine, Hub, Lease, Machine
+from ..support.health import LOG, Engine, Hub, Lease, Machine, Reader
 
 ONE, TWO = "GPU-1", "GPU-2"
 CLEAR = HealthReading()
@@ -401,7 +402,7 @@ async def test_from_an_event_on_its_gpu_is_leased_to_nobody(hub: Hub, engine: En
 
 
 async def test_a_mark_outlives_the_hub_and_ends_when_its_cause_reads_clear(
-    hub: Hub, engine: Engine, machine: Machine
+    hub: Hub, engine: Engine, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine.causes[ONE] = {"recovery-reset"}
     hub.report(HealthEvent(ONE, "xid", 119))
@@ -411,7 +412,9 @@ async def test_a_mark_outlives_the_hub_and_ends_when_its_cause_reads_clear(
     await later.look()
     assert await later.free() == {TWO}
     machine.causes[ONE] = set()
-    await later.look()
+    with caplog.at_level(logging.WARNING, logger=LOG.name):
+        await later.look()
+    assert "GPU 0: xid-119 reads clear" in caplog.text
     assert engine.kept == {}
     assert await later.free() == {ONE, TWO}
     await later.look()
@@ -557,6 +560,50 @@ async def test_what_is_written_while_notes_are_listed_keeps_its_gpu_out(
 
     await listed_slowly(hub, engine, an_event)
     assert [each.cause for each in hub.watch.marks] == ["xid-119"]
+
+
+@pytest.mark.parametrize("is_lifted", [False, True])
+async def test_what_a_hub_has_read_before_it_knew_of_a_mark_ends_nothing(
+    hub: Hub, engine: Engine, machine: Machine, is_lifted: bool
+) -> None:
+    """Another hub's mark is of what has happened since."""
+    other = Hub(engine, machine)
+    await other.look()
+    machine.causes[ONE] = {"recovery-reset"}
+    hub.report(HealthEvent(ONE, "xid", 79))
+    await hub.look()
+    if is_lifted:
+        out_of_service.put_back(engine, ONE)
+    kept = dict(engine.kept)
+    await other.watch.read_notes()
+    await other.watch.settled()
+    assert {key: each for key, each in engine.kept.items() if key in kept} == kept
+    machine.causes[ONE] = set()
+    await other.look()
+    assert engine.kept == {}, "what is read then does"
+    other.close()
+
+
+async def test_a_reading_that_took_long_says_nothing_against_a_later_one(
+    hub: Hub, engine: Engine, machine: Machine
+) -> None:
+    before, go_on = machine.nodes(), asyncio.Event()
+
+    async def hangs(self: Reader) -> Any:
+        await go_on.wait()
+        return before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "__call__", hangs)
+        hanging = asyncio.ensure_future(hub.watch.read_nodes())
+        await asyncio.sleep(0)
+    machine.causes[ONE] = {"remap-failed"}
+    await hub.look()
+    go_on.set()
+    await hanging
+    await hub.watch.settled()
+    assert [each.cause for each in noted(engine).health] == ["remap-failed"]
+    assert await hub.free() == {TWO}
 
 
 async def test_an_event_s_mark_goes_before_what_says_that_it_is_over(

@@ -56,12 +56,14 @@ def test_the_card_says_why_to_all_and_what_to_do_to_administrators() -> None:
     assert (bosses["gpus"][1]["out_of_service"]["by"]) == "health"
     todo = "nvidia-smi --gpu-reset -i 1"
     assert "Its firmware doesn&#39;t answer the driver (Xid 119)." in render(mine)
-    assert todo in render(bosses)
+    assert f"<code>{todo}</code>" in render(bosses)
+    assert "out of order" in render(mine)
+    assert "out of service" not in render(mine)
     assert todo not in render(mine)
     assert 'value="in-service"' in render(bosses)
     chinese = render(bosses, TRANSLATED[0])
     assert "它的固件对驱动没有响应（Xid 119）。" in chinese
-    assert "重置" in chinese
+    assert f"<code>{todo}</code> 重置" in chinese
 
 
 def test_an_administrator_s_reason_stands_before_that_of_health() -> None:

@@ -263,6 +263,10 @@ def test_a_slot_that_is_taken_makes_the_next_one_wait_only_where_none_is_left() 
     page = form(Choice(), LIMITS, units, one)
     assert "Starts now, with 1 shared GPU." in " ".join(page.text.split())
     assert "1 of 2 free" in " ".join(page.find(id="gpuspawner-machine").text.split())
+    sick = [replace(gpu, state="excluded", reason="It is out of service: fan.") for gpu in units]
+    page = form(Choice(), LIMITS, [*sick, *shared(1, 2)])
+    said = " ".join(page.find(id="gpuspawner-machine").text.split())
+    assert ": 0 of 2 free; It is out of service: fan." in said
     other = Lease(Holder("bob"), frozenset({"GPU-0#1/2"}), until=9e9)
     page = form(Choice(), LIMITS, units, one, other)
     assert pressed(page) == "shared"
