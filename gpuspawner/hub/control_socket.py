@@ -91,7 +91,8 @@ class ControlSocket:
         switches: the running servers that ask for GPUs.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         health: watches the GPUs' health; None: nobody does.
-        usage: where the store of the usage is (`url`, "" for none), and this hub's address in it.
+        usage: returns where the store of the usage is (`url`, "" for none), and this hub's address
+            in it; None: none is kept.
     """
 
     def __init__(
@@ -108,10 +109,10 @@ class ControlSocket:
         switches: Switches | None = None,
         turns: Mapping[Holder, CheckIn] | None = None,
         health: HealthWatch | None = None,
-        usage: Mapping[str, str] | None = None,
+        usage: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
     ) -> None:
         self._health = health
-        self.usage = usage or {"url": "", "hub": ""}
+        self.usage = usage
         self._homes = homes
         self.switches = switches or Switches(tuple)
         self._turns = {} if turns is None else turns
@@ -363,7 +364,8 @@ class _Usage(_Handler):
 
     async def get(self) -> None:
         """Answer with that."""
-        self.finish(dict(self._control.usage))
+        where = self._control.usage
+        self.finish(dict(await where()) if where else {"url": "", "hub": ""})
 
 
 class _Request(_Handler, ABC):

@@ -179,7 +179,7 @@ class HubState:
             self.switches,
             self.turns,
             self.health,
-            self.usage.where(),
+            self.usage.where,
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:

@@ -84,9 +84,19 @@ class Recorder:
         if self.store:
             ledger.on_listing = self._see
 
-    def where(self) -> dict[str, str]:
-        """Return where the store is, and this hub's address in it, for who reads it."""
-        url = self.store.url.render_as_string(hide_password=False) if self.store else ""
+    async def where(self) -> dict[str, str]:
+        """Return where the store is, and this hub's address in it, for who reads it.
+
+        Its tables are made first, as far as they can be: a hub that has just been started has
+        written nothing yet.
+        """
+        if self.store is None:
+            return {"url": "", "hub": self.hub}
+        try:
+            await self._in_thread(self.store.open)
+        except StoreError as error:
+            self._tell(str(error))
+        url = self.store.url.render_as_string(hide_password=False)
         return {"url": url, "hub": self.hub}
 
     # -- What the hub tells ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ import logging
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import pytest
@@ -17,8 +17,11 @@ import pytest_asyncio
 from bs4 import BeautifulSoup
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
-from gpuspawner.dashboard import command
+from gpuspawner.dashboard import command, usage_facts
+from gpuspawner.dashboard.facts import Person
 from gpuspawner.dashboard.login import Login
+from gpuspawner.dashboard.usage_facts import UsageReader
+from gpuspawner.errors import Refused
 from gpuspawner.hub.control_socket import ControlSocket
 
 from ..support.boards import HOSTILE
@@ -63,8 +66,11 @@ async def ask(
     await fill(world)
     path = str(tmp_path / "hub.sock")
     none: Any = None
-    where = {"url": world.url, "hub": "hub"}
     log = logging.getLogger("usage")
+
+    async def where() -> dict[str, str]:
+        return {"url": world.url, "hub": "hub"}
+
     control = ControlSocket(path, none, tuple, log, {}, none, none, {}, usage=where)
     await control.begin()
     environment = {
@@ -191,3 +197,27 @@ async def test_where_nothing_is_kept_the_page_says_so(ask, world: World, tmp_pat
     answer = await ask("boss", "usage")
     assert answer.code == 503
     assert "can't be read now" in BeautifulSoup(answer.body, "html.parser").get_text()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_hub_that_has_written_nothing_yet_has_used_nothing(
+    world: World, tmp_path: Path, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder, path, none = world.recorder(), str(tmp_path / "hub.sock"), cast(Any, None)
+    if not kept:
+        Path(world.url.removeprefix("sqlite:///")).mkdir()
+    log = logging.getLogger("usage")
+    control = ControlSocket(path, none, tuple, log, {}, none, none, {}, usage=recorder.where)
+    await control.begin()
+    try:
+        asked = usage_facts.ask(Person("boss", administrator=True), lambda name: "")
+        answering = UsageReader(path).answer(asked, Person("boss"), days=True)
+        if kept:
+            assert (await answering).rows == []
+        else:
+            with pytest.raises(Refused, match="the hub's log says why"):
+                await answering
+            assert "c.GPUSpawner.usage_db can't be written" in caplog.text
+    finally:
+        control.close()
+        recorder.close()
