@@ -25,6 +25,9 @@ from .support.requirements import cannot
 # one after the other goes first where that is long, so that none is left with it at the end.
 TAKES = {"browser": 10.0, "engine": 4.0, "": 0.1}
 
+# How many tests that need no engine two workers run while the third builds an image.
+MEANWHILE = 1500
+
 # What these modules are about goes through none of the packages that we depend on, or they read the
 # repository's own files: nothing that an older package could change. Their tests don't run again on
 # the oldest packages, but in `make test-all`.
@@ -106,9 +109,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         together[run_together(item)] += takes(item)
     items.sort(key=lambda item: together[run_together(item)], reverse=True)
+    items[:] = beside_the_building_of_an_image(items)
     seed = config.getoption("--shuffle")
     if seed is not None:
         random.Random(seed).shuffle(items)
+
+
+def beside_the_building_of_an_image(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return an order in which one worker builds the image, and no other waits for it idly."""
+    wanting = [item for item in items if "minimal_image" in getattr(item, "fixturenames", ())]
+    needing_no_engine = [item for item in items if not {"engine", "browser"} & {*item.keywords}]
+    first = [*wanting[:1], *needing_no_engine[:MEANWHILE]]
+    return list(dict.fromkeys([*first, *items]))
 
 
 @pytest.fixture(scope="session")

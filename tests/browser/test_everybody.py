@@ -213,6 +213,7 @@ def test_the_page_of_a_start(hub, readers, looked_at):
             tab.locator("#start").wait_for()
 
 
+@pytest.mark.thorough
 def test_the_home_page(hub, readers, looked_at, picture):
     tabs = readers("ada")
     visitor = Visitor(hub, "boss")

@@ -148,6 +148,7 @@ def test_the_status_bar_says_what_is_left_and_a_press_shows_what_the_gpus_do(
     assert page.evaluate("document.activeElement.className") == "gpuspawner-button"
 
 
+@pytest.mark.thorough
 def test_the_warning_says_why_not_and_extends_once_nobody_waits(hub, host, page, picture):
     use(host, 50)
     hub.start_server("ada", {"gpus": 4, "hours": SHORT_HOURS})

@@ -29,6 +29,7 @@ def hub(module_hub):
     return module_hub
 
 
+@pytest.mark.thorough
 def test_a_slot_is_picked_in_the_form_and_the_dashboard_shows_each_gpu_s_slots(
     hub, engine, browser, page, picture
 ):

@@ -50,6 +50,7 @@ def test_the_engine_is_asked_nothing_twice_for_one_start(make_hub, idle_host, tm
     assert Counter(least) <= MOST, found
 
 
+@pytest.mark.thorough
 def test_a_hub_that_starts_inspects_each_server_once(make_hub, idle_host, tmp_path) -> None:
     asked: list[str] = []
     with flaky_engine(idle_host.socket, tmp_path / "flaky.sock") as flaky:

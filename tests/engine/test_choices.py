@@ -198,6 +198,7 @@ AWKWARD = [
 ]
 
 
+@pytest.mark.thorough
 def test_awkward_names_stay_apart_and_inside_their_labels_and_volumes(make_hub, engine):
     hub = make_hub(
         "from jupyterhub.authenticators.shared import SharedPasswordAuthenticator",

@@ -360,6 +360,7 @@ def test_sick_gpus_are_out_of_order_with_the_reason(hub, idle_host):
     assert "It has fallen off the bus" in page
 
 
+@pytest.mark.thorough
 def test_a_machine_with_64_gpus(hub, idle_host):
     boss = Visitor(hub, "boss")
     idle_host.write(describe([("T4", 64)]))

@@ -218,6 +218,7 @@ def test_a_driver_that_is_gone_is_told_once(folder, environment, idle_host) -> N
     assert found["Container without"][0]["state"] == "ok"
 
 
+@pytest.mark.thorough
 def test_an_engine_that_is_away_is_told_once(folder, environment) -> None:
     away = {**environment, "DOCKER_HOST": f"unix://{folder}/away.sock"}
     status, found = run(folder, away)
@@ -459,6 +460,7 @@ def with_gpu(host: Any, changes: str = "", accepted: bool = True, **spawner: Any
     return found
 
 
+@pytest.mark.thorough
 def test_one_of_each_kind_of_parts_is_tried_as_well(idle_host, engine) -> None:
     divided = partition(idle_host.read(), 3, layout("1g.5gb, 2g.10gb"))
     idle_host.write(divided)
@@ -489,6 +491,7 @@ def test_the_gpu_of_the_lease_is_the_one_that_is_seen(idle_host, engine) -> None
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 def test_where_no_gpu_is_free_that_is_no_failure(idle_host, engine, minimal_image) -> None:
     uuids = [gpu.uuid for gpu in idle_host.read().gpus]
     client, image = minimal_image
@@ -510,6 +513,7 @@ def test_without_nvml_nothing_is_started(idle_host, engine) -> None:
     assert "isn't loaded" in found.found
 
 
+@pytest.mark.thorough
 def test_a_gpu_that_the_container_does_not_get_is_told(idle_host, engine) -> None:
     """As with a runtime that passes over the request: here the container gets none."""
     change = (
@@ -526,6 +530,7 @@ def test_a_gpu_that_the_container_does_not_get_is_told(idle_host, engine) -> Non
     assert engine.containers(all=True) == []
 
 
+@pytest.mark.thorough
 def test_more_gpus_than_were_granted_are_told(idle_host, engine) -> None:
     change = """
 from gpuspawner.doctor import trial

@@ -163,6 +163,7 @@ def test_a_kept_container_is_replaced_where_anything_else_has_changed(make_hub, 
     assert [mount["RW"] for mount in second["Mounts"]] == [False]
 
 
+@pytest.mark.thorough
 def test_a_server_that_runs_under_another_name_is_taken_up(make_hub, engine):
     """As those of DockerSpawner, and of versions of ours that named containers by their users."""
     line = 'c.GPUSpawner.name_template = "{prefix}-{username}"'

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.engine
 
 LINES = [
     lines(),
+    # Nobody waits here for what a hub does by itself every ten seconds.
+    "from gpuspawner.hub import health_watch",
+    "health_watch.POLL_SECONDS = 1.0",
     "from gpuspawner import TEMPLATES",
     "c.JupyterHub.template_paths = [TEMPLATES]",
 ]

@@ -40,6 +40,7 @@ def waits_anew(scene: Scene) -> None:
 # ---- The hub -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["kill", pytest.param("end", marks=THOROUGH)])
 def test_a_hub_that_ends_stops_no_server(make_hub, engine, how):
     hub = make_hub(*LINES)

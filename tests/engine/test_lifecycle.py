@@ -236,6 +236,7 @@ def test_who_starts_again_without_a_limit_keeps_the_gpus_from_who_waits(make_hub
     assert ("grant", "ben") not in events
 
 
+@pytest.mark.thorough
 def test_a_stop_that_fails_leaves_no_server_that_nobody_owns(make_hub, engine):
     """The hub forgets a server whose stop raised, and asks nobody again."""
     hub = make_hub(

@@ -144,6 +144,7 @@ def test_the_largest_process_of_who_takes_too_much_is_ended_and_nobody_elses(hub
     assert "8.0 of its 20 GB" in boss.page()
 
 
+@pytest.mark.thorough
 def test_a_server_that_goes_on_is_stopped_and_its_user_reads_why(hub, engine, held):
     for user in ("ada", "ben"):
         hub.start_server(user, {"kind": "shared"})
@@ -207,6 +208,7 @@ def with_pid(pid: int) -> subprocess.Popen[bytes] | None:
     return None
 
 
+@pytest.mark.thorough
 def test_who_is_not_guarded_reads_so_and_loses_nothing(hub, engine, held):
     hub.add_to_group("trusted", "ada")
     hub.start_server("ada", {"kind": "shared"})
@@ -250,6 +252,7 @@ def test_a_hub_that_cannot_see_the_machines_processes_knows_it(host, within, say
     assert done.stdout.strip() == says, done.stderr
 
 
+@pytest.mark.thorough
 def test_a_hub_that_may_not_send_signals_has_the_engine_send_them(hub, engine, held):
     hub.start_server("ada", {"kind": "shared"})
     job, other = held.start("ada", 1), held.start("ada", 1)

@@ -233,6 +233,7 @@ def test_who_gives_up_stops_the_pull_for_nobody(offer, registry, engine, image):
     assert "never retrieved" not in hub.log()
 
 
+@pytest.mark.thorough
 def test_a_pull_that_nobody_waits_for_any_more_goes_on(offer, registry, engine, image):
     reference = f"{image}:1"
     hub = offer({"torch": reference})

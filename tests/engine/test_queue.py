@@ -89,6 +89,7 @@ def test_who_has_waited_gets_a_message_when_the_server_has_started(hub):
         service.close()
 
 
+@pytest.mark.thorough
 def test_20_users_for_4_gpus_are_served_in_order_and_none_twice(hub, engine):
     users = [f"user-{number:02}" for number in range(20)]
     for user in users:

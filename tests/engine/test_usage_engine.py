@@ -70,6 +70,7 @@ def test_the_time_is_the_container_s_whoever_ends_it_and_whoever_is_killed(make_
     assert whys["ada"] == whys["dan"] == "service"  # the tests are one
 
 
+@pytest.mark.thorough
 def test_one_that_is_kept_is_of_its_own_inspection(make_hub, engine):
     hub = make_hub("c.GPUSpawner.remove = False")
     hub.start_server("ada", {"gpus": 1})

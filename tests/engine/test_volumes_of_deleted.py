@@ -59,6 +59,7 @@ def delete(hub: Any, user: str) -> None:
     assert "Error cleaning up" not in hub.log()
 
 
+@pytest.mark.thorough
 def test_a_new_user_of_that_name_finds_no_file_and_the_old_ones_are_there(module_hub, engine):
     hub = module_hub
     for times, volume in enumerate(("home-ada", "home-ada.2", "home-ada.3")):

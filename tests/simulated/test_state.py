@@ -337,6 +337,7 @@ def test_a_library_is_built_once_for_its_content(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.thorough
 def test_libraries_may_be_built_at_once(tmp_path: Path) -> None:
     made: list[Path] = []
     threads = [

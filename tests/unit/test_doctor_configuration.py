@@ -699,9 +699,10 @@ def test_what_cannot_be_loaded_is_told_with_its_line(
     ("lines", "found"),
     [
         ("import os\nos._exit(7)", "exit status 7"),
-        (
+        pytest.param(
             "import sys\nprint('no licence', file=sys.stderr)\nos = 1\nimport os; os.abort()",
             "licence",
+            marks=pytest.mark.thorough,
         ),
         ("\nraise RuntimeError('no')", "line 2: RuntimeError: no"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -192,7 +193,7 @@ def test_measuring_leaves_the_machine_to_others(
     (tmp_path / "du").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert volume_folders.size_of(tmp_path) == 7 * 1024
-    assert told.read_text().strip() == "19"
+    assert int(told.read_text()) == min(19, os.nice(0) + 19)
 
 
 @pytest.mark.parametrize("script", ["exit 2", "echo nonsense", "true"])

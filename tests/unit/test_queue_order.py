@@ -820,6 +820,7 @@ def test_a_queue_that_can_never_move_ends_the_bench() -> None:
         simulate(jobs, host("aa"), bench.ours("fifo"))
 
 
+@pytest.mark.thorough
 def test_the_bench_prints_the_orders_side_by_side() -> None:
     command = [sys.executable, "-m", "bench", "queue", "--requests", "60"]
     root = ROOT
