@@ -44,6 +44,19 @@ def test_only_the_inventory_imports_pynvml() -> None:
     ]
 
 
+# Distributions whose modules have other names.
+CALLED = {"dateutil": "python-dateutil", "pynvml": "nvidia-ml-py", "yaml": "pyyaml"}
+
+
+def test_what_is_imported_is_asked_for_by_name() -> None:
+    """What another package happens to bring may go with its next version."""
+    project = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2]
+    asked = set(re.findall(r'"([\w-]+)>=', project.partition("\ntest = ")[0]))
+    used = {name for module in MODULES for name in top(imports(module))} - {"", "gpuspawner"}
+    others = used - {*sys.stdlib_module_names}
+    assert {CALLED.get(name, name).replace("_", "-") for name in others} <= asked
+
+
 def test_only_what_sends_messages_imports_apprise() -> None:
     assert [name for name in MODULES if "apprise" in top(imports(name))] == [
         "notifications.sending"
