@@ -13,6 +13,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from .choices import options
 from .choices.course_choice import with_courses
 from .choices.limits import MAX_HOURS, Limits
+from .counts import Counts
 from .courses.catalogue import CourseCatalogue, check_courses
 from .courses.model import Course
 from .gpus.allocation import POLICIES
@@ -66,9 +67,8 @@ class GPUTraits(SpawnerMixin):
         limit.""",
     ).tag(config=True, stricter=lower)
 
-    group_gpu_limits = Dict(
-        key_trait=Unicode(),
-        value_trait=Int(min=0),
+    group_gpu_limits = Counts(
+        least=0,
         help="""The most GPUs that a group's members may hold at a time: {"students": 4}. A user in
         several of these groups counts in each.""",
     ).tag(config=True)
@@ -91,9 +91,9 @@ class GPUTraits(SpawnerMixin):
         ever. Servers without GPUs have no end.""",
     ).tag(config=True, while_running=True, stricter=lower)
 
-    shared_gpus = Dict(
-        key_trait=Unicode(),
-        value_trait=Int(min=1, max=MAX_SLOTS),
+    shared_gpus = Counts(
+        least=1,
+        most=MAX_SLOTS,
         help="""GPUs that several servers share, by model or UUID, and how many:
         {"NVIDIA A100-SXM4-40GB": 8}. A UUID counts before its model; 1: not shared. Their servers
         compute by turns and see all of the GPU's memory, which nothing divides by hardware. Which

@@ -17,8 +17,10 @@ EXAMPLES = {
     "environment": '{"NAME": "value"}',
     "extra_host_config": '{"pids_limit": 4096}',
     "home_volume": '"home-{username}"',
+    "group_gpu_limits": '{"students": 4}',
     "images": '{"my-version": "registry/name:tag"}',
     "read_only_volumes": '{"name": "/path/in/servers"}',
+    "shared_gpus": '{"NVIDIA A100-SXM4-40GB": 8}',
     "volumes": '{"home-{username}": "/home/jovyan/work"}',
 }
 ENDLESS = (float("-inf"), float("inf"))

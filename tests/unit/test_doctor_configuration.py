@@ -358,9 +358,18 @@ SAID = [
     (
         "c.GPUSpawner.group_gpu_limits = {'a': 'x'}",
         "failure",
-        "a mapping whose values are each a whole number, at least 0",
-        '= {"…": 1}',
+        "group_gpu_limits['a'] (line 10) must be a whole number from 0 up, got 'x'",
+        "change line 10",
     ),
+    (
+        "c.GPUSpawner.shared_gpus = {'Tesla T4': 0}",
+        "failure",
+        "shared_gpus['Tesla T4'] (line 10) must be a whole number from 1 to 64, got 0",
+        "change line 10",
+    ),
+    ("c.GPUSpawner.shared_gpus = {'T4': True}", "failure", "got True", "change line 10"),
+    ("c.GPUSpawner.shared_gpus = {'': 2}", "failure", "a text that isn't empty", "A100"),
+    ("c.GPUSpawner.shared_gpus = ['T4']", "failure", "must be a mapping", '-40GB": 8}'),
     ("c.GPUSpawner.excluded_gpus = [7]", "failure", "a list whose values are each a text", '["…"]'),
     ("c.GPUSpawner.hour_limit = 0", "failure", "must be more than 0", "hour_limit = 1"),
     (
