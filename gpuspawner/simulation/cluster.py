@@ -21,13 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from . import api
 from .engine import version
 from .host import HUB_IP_VARIABLE, SimulatedHost
 from .programs import SimulationError, call
+from .simulation import Simulation
 from .state import State
 from .switch import Switch, address_of, open_switch
 
@@ -88,7 +88,7 @@ def offered_by(state: State) -> list[str]:
     return [f"{uuid.lower().replace('/', '-')}=1" for uuid in uuids]
 
 
-class SimulatedCluster:
+class SimulatedCluster(Simulation):
     """Several simulated hosts as a Docker Swarm; a context manager.
 
     The first host is the manager. Needs what a `SimulatedHost` does, and engines 25 or newer.
@@ -133,18 +133,6 @@ class SimulatedCluster:
             )
             for number, state in enumerate(named, 1)
         ]
-
-    def __enter__(self) -> SimulatedCluster:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Set everything up.

@@ -10,13 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from . import hook
 from .library import BuildError, build
 from .programs import SimulationError, require
 from .running_host import ENVIRONMENT
+from .simulation import Simulation
 from .state import STATE_PATH_VARIABLE, State
 
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "gpuspawner"
 
 
-class SimulatedHost:
+class SimulatedHost(Simulation):
     """A simulated NVML and a private Docker Engine that hands out its GPUs; a context manager.
 
     Needs root, Docker's programs, iproute2, iptables and a C compiler, and never touches the
@@ -74,18 +74,6 @@ class SimulatedHost:
         """The host's address where containers reach a hub that listens on it."""
         self.storage_driver = ""
         """How the engine stores images: `overlay2`, or the much slower `vfs`."""
-
-    def __enter__(self) -> SimulatedHost:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Set everything up.

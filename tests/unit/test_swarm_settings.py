@@ -107,7 +107,7 @@ def test_a_hub_does_not_start_with_one():
 def test_both_spawners_are_siblings_with_the_same_traits():
     assert not issubclass(GPUSwarmSpawner, GPUSpawner)
     ours, theirs = (set(each.class_traits(config=True)) for each in (GPUSwarmSpawner, GPUSpawner))
-    assert ours - theirs == {"volume_driver", "volume_driver_options"}
+    assert ours - theirs == {"nodes_folder", "volume_driver", "volume_driver_options"}
     assert theirs - ours == set()
 
 

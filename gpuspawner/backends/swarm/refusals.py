@@ -6,11 +6,13 @@ For administrators, in the hub's log, at its start: what can't be had isn't left
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from docker.errors import DockerException
 from docker.types import HostConfig
 
+from ...nodes.invited import problem_of
 from ..docker.checked_client import REFUSALS
 from .service_spec import NotForServices, service_spec
 
@@ -52,6 +54,8 @@ def refused(spawner: Any) -> Iterator[str]:
             "an overlay network, made with docker network create --driver overlay --attachable, "
             "which the hub's own container is on as well."
         )
+    if problem := problem_of(Path(spawner.nodes_folder)):
+        yield f"{section}.nodes_folder = {spawner.nodes_folder!r}: {problem}"
     for name, as_argument in (("extra_host_config", True), ("extra_create_kwargs", False)):
         given = getattr(spawner, name)
         if isinstance(given, Mapping) and (words := _problem(given, as_argument)):
