@@ -107,8 +107,9 @@ class GPUSwarmSpawner(ConfiguredContainer):
     volume_driver_options = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
-        help="""Options of `volume_driver`, as {"type": "nfs", "o": "addr=nas", "device": ":/homes"}
-        for "local", with which every node has the same files.""",
+        help="""Options of `volume_driver`, as {"type": "nfs", "o": "addr=nas", "device":
+        ":/homes/{volume}"} for "local", with which every node has the same files. {volume} is the
+        volume's name; without it, all volumes would be one folder.""",
     ).tag(config=True)
 
     nodes_folder = Unicode(

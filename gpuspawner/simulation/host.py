@@ -64,7 +64,7 @@ class SimulatedHost(Simulation):
         self._cache = Path(cache) if cache is not None else cache_folder()
         self._missing_functions = missing_functions
         self._engine_root = Path(engine_root) if engine_root is not None else None
-        self._hostname = hostname
+        self.hostname = hostname
         self._engine_settings = engine_settings
         self._keeper: subprocess.Popen[str] | None = None
         self._directory: Path | None = None
@@ -97,7 +97,7 @@ class SimulatedHost(Simulation):
                 "start",
                 cache=str(cache),
                 engine_root=root,
-                hostname=self._hostname,
+                hostname=self.hostname,
                 engine_settings=self._engine_settings,
             )
         except BaseException:
@@ -204,6 +204,18 @@ class SimulatedHost(Simulation):
     def start_engine(self) -> None:
         """Start the engine again; as any engine does, it ends containers that it finds running."""
         self._ask("start_engine")
+
+    def start_program(self, words: Sequence[str], log: str, **variables: str) -> Path:
+        """Start a program on the host, which ends with it; return the file with its output.
+
+        Args:
+            words: the program and its arguments. It runs in the network of the host's engine.
+            log: the name of that file, in the host's folder.
+            variables: its environment variables, beside those by which it sees this host.
+        """
+        environment = {**self.additions, **variables}
+        self._ask("start_program", words=list(words), variables=environment, log=log)
+        return self.directory / log
 
     def _ask(self, action: str, **arguments: Any) -> Mapping[str, Any]:
         keeper = self._keeper

@@ -14,7 +14,7 @@ from docker.types import HostConfig
 
 from ...nodes.invited import problem_of
 from ..docker.checked_client import REFUSALS
-from .service_spec import NotForServices, service_spec
+from .service_spec import VOLUME, NotForServices, service_spec
 
 # That of the oldest engine, 25.0. ref: https://docs.docker.com/reference/api/engine/#api-version-matrix
 API_VERSION = "1.44"
@@ -56,6 +56,12 @@ def refused(spawner: Any) -> Iterator[str]:
         )
     if problem := problem_of(Path(spawner.nodes_folder)):
         yield f"{section}.nodes_folder = {spawner.nodes_folder!r}: {problem}"
+    options = spawner.volume_driver_options
+    if VOLUME not in options.get("device", VOLUME):
+        yield (
+            f"{section}.volume_driver_options = {options!r}: every volume would be the same folder, "
+            f"and each user would have the others' files. Write {VOLUME} into its device."
+        )
     for name, as_argument in (("extra_host_config", True), ("extra_create_kwargs", False)):
         given = getattr(spawner, name)
         if isinstance(given, Mapping) and (words := _problem(given, as_argument)):
