@@ -59,8 +59,8 @@ def refused(spawner: Any) -> Iterator[str]:
     options = spawner.volume_driver_options
     if VOLUME not in options.get("device", VOLUME):
         yield (
-            f"{section}.volume_driver_options = {options!r}: every volume would be the same folder, "
-            f"and each user would have the others' files. Write {VOLUME} into its device."
+            f"{section}.volume_driver_options = {options!r}: all volumes would be one folder, and "
+            f"each user would have the others' files. Write {VOLUME} into its device."
         )
     for name, as_argument in (("extra_host_config", True), ("extra_create_kwargs", False)):
         given = getattr(spawner, name)
