@@ -102,7 +102,6 @@ class SimulatedCluster(Simulation):
         managers: how many of the hosts decide.
         hub_on: the number of the host, from 1, on which the hub's container is.
         offers: what a host offers to the Swarm, in words of daemon.json.
-        daemons: whether the hosts' daemons tell a hub of their GPUs.
     """
 
     def __init__(
@@ -114,12 +113,10 @@ class SimulatedCluster(Simulation):
         managers: int = 1,
         hub_on: int = 1,
         offers: Callable[[State], list[str]] = offered_by,
-        daemons: bool = True,
     ) -> None:
         self._root = Path(engine_root) if engine_root is not None else None
         self._managers = managers
         self._hub_on = hub_on
-        self._has_daemons = daemons
         self._all = ExitStack()
         self._hub_pid = 0
         self._switch: Switch | None = None
@@ -127,8 +124,8 @@ class SimulatedCluster(Simulation):
         """The hub's address on the network of hub and servers."""
         self.public_ip = ""
         """The hub's address for the machine's own programs, such as a browser."""
-        self.hub_folder: Path | None = None
-        """The folder with the hub's key and the hosts that it may ask; None without daemons."""
+        self.hub_folder = Path()
+        """The folder with the hub's key and the hosts that it may ask."""
         named = [of_node(state, name_of(n)) for n, state in enumerate(states, 1)]
         self.hosts = [
             SimulatedHost(
@@ -166,10 +163,11 @@ class SimulatedCluster(Simulation):
                 self._switch.connect(number, host.network_namespace)
             self._form_swarm()
             self._start_hub()
-            if self._has_daemons:
-                hosts = {host.hostname: host for host in self.hosts}
-                addresses = {name_of(n): address_of(n) for n in range(1, len(self.hosts) + 1)}
-                self.hub_folder = start_daemons(hosts, addresses, name_of(1))
+            self.hub_folder = start_daemons(
+                {host.hostname: host for host in self.hosts},
+                {host.hostname: address_of(n) for n, host in enumerate(self.hosts, 1)},
+                manager=name_of(1),
+            )
             self._write()
             undo.pop_all()
 
@@ -267,9 +265,12 @@ class SimulatedCluster(Simulation):
     @property
     def additions(self) -> dict[str, str]:
         """The environment variables that make a program see the manager's host and the others."""
-        nodes = {HUB_FOLDER_VARIABLE: str(self.hub_folder)} if self.hub_folder else {}
-        addresses = {HUB_IP_VARIABLE: self.hub_ip, PUBLIC_IP_VARIABLE: self.public_ip}
-        return {**self.hosts[0].additions, **addresses, **nodes}
+        return {
+            **self.hosts[0].additions,
+            HUB_IP_VARIABLE: self.hub_ip,
+            PUBLIC_IP_VARIABLE: self.public_ip,
+            HUB_FOLDER_VARIABLE: str(self.hub_folder),
+        }
 
     @property
     def environment(self) -> dict[str, str]:
