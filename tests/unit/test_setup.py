@@ -388,7 +388,7 @@ from scripts import console, serve
 console.RUN = serve.RUN = Path(sys.argv[1])
 # In place of JupyterHub: what writes a file as SQLite does.
 serve.JupyterHub.launch_instance = lambda argv: Path("jupyterhub.sqlite").touch()
-serve._be_the_hub()
+serve._be_the_hub(on_cluster=False)
 """
 
 

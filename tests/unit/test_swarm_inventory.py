@@ -45,7 +45,9 @@ def daemon(binaries, tmp_path) -> Iterator[NodeDaemon]:
 
 def inventory_of(folder: Path, **rules: Any) -> InvitedNodes:
     config = Config(GPUSwarmSpawner={"nodes_folder": str(folder), "nvml_timeout": 20})
-    found = GPUSwarmSpawner(config=config).make_inventory(rules)
+    # Without a logger of its own it has that of whichever application was made in this process.
+    log = logging.getLogger("swarm")
+    found = GPUSwarmSpawner(config=config, log=log).make_inventory(rules)
     assert isinstance(found, InvitedNodes)
     return found
 
