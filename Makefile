@@ -1,5 +1,6 @@
 PYTHON ?= python3
 ARGS ?=
+NODES ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -7,6 +8,7 @@ ARGS ?=
 
 help:
 	@echo 'make run     install what is missing, and start JupyterHub on http://127.0.0.1:8000'
+	@echo '             (NODES=3 simulates so many machines with GPUs, as a Docker Swarm)'
 	@echo 'make test    install what is missing, lint, and run the tests (ARGS="-k form" picks some)'
 	@echo 'make test-unit  run those that need neither an engine nor a browser'
 	@echo 'make test-all   run every test, each at length'
@@ -20,7 +22,7 @@ help:
 	@echo 'PYTHON=python3.12 chooses another Python than python3.'
 
 run:
-	@$(PYTHON) -m scripts.run
+	@NODES='$(NODES)' $(PYTHON) -m scripts.run
 
 # Most tests wait for a container or a hub, so there are more workers than processors.
 WORKERS ?= $(shell expr $$(nproc) + 1)

@@ -337,7 +337,8 @@ class GPUTraits(SpawnerMixin):
     nvml_timeout = Float(
         10,
         help="""Seconds to wait for NVML, which hangs on some broken GPUs. After that nothing is
-        handed out until it answers.""",
+        handed out until it answers. With several machines, seconds to wait for each of them, which
+        waits 4 for its NVML.""",
     ).tag(config=True)
 
     @default("start_timeout")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jupyterhub.utils import url_path_join
@@ -53,6 +54,9 @@ from .leases.labels import (
     lease_of,
 )
 from .leases.ledger import Reservation
+from .nodes.addresses import hub_folder
+from .nodes.client import TIMEOUT_SECONDS
+from .nodes.invited import InvitedNodes
 from .nodes.resources import kind_of, reservations
 from .spawn_attempt import SpawnAttempt
 
@@ -103,9 +107,23 @@ class GPUSwarmSpawner(ConfiguredContainer):
     volume_driver_options = Dict(
         key_trait=Unicode(),
         value_trait=Unicode(),
-        help="""Options of `volume_driver`, as {"type": "nfs", "o": "addr=nas", "device": ":/homes"}
-        for "local", with which every node has the same files.""",
+        help="""Options of `volume_driver`, as {"type": "nfs", "o": "addr=nas", "device":
+        ":/homes/{volume}"} for "local", with which every node has the same files. {volume} is the
+        volume's name; without it, all volumes would be one folder.""",
     ).tag(config=True)
+
+    nodes_folder = Unicode(
+        help="""The folder with the hub's key and the list of its machines, as `gpuspawner node
+        invite` writes them. It is looked at again whenever the machines are asked.""",
+    ).tag(config=True)
+
+    @default("nodes_folder")
+    def _nodes_folder_default(self) -> str:
+        return str(hub_folder())
+
+    @default("nvml_timeout")
+    def _nvml_timeout_default(self) -> float:
+        return TIMEOUT_SECONDS
 
     @default("deleted_user_volumes")
     def _deleted_user_volumes_default(self) -> str:
@@ -132,18 +150,15 @@ class GPUSwarmSpawner(ConfiguredContainer):
     def make_reader(self, backend: Backend, settings: Mapping[str, Any]) -> HubReader:
         """Make the reader of all nodes of the Swarm."""
         assert isinstance(backend, SwarmBackend)
-        return SwarmReader(self.make_inventory(settings), backend.list_nodes)
+        return SwarmReader(self.make_inventory(settings), backend.list_nodes, self.log)
 
     def make_inventory(self, settings: Mapping[str, Any]) -> NodeReader:
         """Make the reader of the nodes' GPUs, each of which bears its node's hostname.
 
         Args:
             settings: the arguments of `gpus.reader.read_node`.
-
-        Raises:
-            NotImplementedError: always, here: a subclass knows how the nodes are asked.
         """
-        raise NotImplementedError("a subclass knows how the nodes are asked for their GPUs")
+        return InvitedNodes(Path(self.nodes_folder), self.nvml_timeout, self.log, **settings)
 
     def refused_settings(self) -> Sequence[str]:
         """Return sentences about configured traits that no service can carry."""

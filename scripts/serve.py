@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import docker
 import docker.errors
@@ -14,13 +15,20 @@ from jupyterhub import app
 
 from gpuspawner.backends.docker.network import NetworkError, ensure_network
 from gpuspawner.doctor.hub_machine import engine_folders
+from gpuspawner.images import load_catalogue
+from gpuspawner.simulation.cluster import PUBLIC_IP_VARIABLE
+from gpuspawner.simulation.running_host import ClusterFacts, cluster_of, find_running
+from gpuspawner.simulation.state import STATE_PATH_VARIABLE
 
-from .console import ROOT, RUN, Stop, finish, make_run_folder, say
+from .console import ROOT, RUN, Stop, finish, make_run_folder, say, step
 from .ports import CONFIG, check_port, dashboard_port, hub_port, public_url
 from .root import give_to_owner, is_root
 
 # The first is the form's default; the second is there for those who need no framework.
 IMAGES = ("pytorch-2.7", "minimal")
+# Each of several machines has a copy of its own, so they have the small one alone.
+IMAGES_OF_CLUSTER = ("minimal",)
+CLUSTER_CONFIG = ROOT / "jupyterhub_swarm_config.py"
 GIB = 1024**3
 # For building both, the engine's cache of the steps included; and where layers are whole copies.
 SPACE_GIB = 10
@@ -30,30 +38,51 @@ SPACE_GIB_COPYING = 30
 def main() -> int:
     """Run the hub until it ends; return the exit status."""
     os.chdir(ROOT)
+    cluster = cluster_of(find_running()) if STATE_PATH_VARIABLE in os.environ else None
     try:
         address = ensure_network("gpuspawner")
         check_port(address, hub_port(), "c.JupyterHub.hub_port")
         if port := dashboard_port():
             check_port(address, port, "the url in c.JupyterHub.services")
-        _build_images()
+        _build_images(IMAGES_OF_CLUSTER if cluster else IMAGES)
+        if cluster:
+            _spread_images(cluster)
     except (docker.errors.DockerException, NetworkError) as error:
         raise Stop(str(error)) from error
-    return _be_the_hub()
+    return _be_the_hub(cluster is not None)
 
 
-def _build_images() -> None:
+def _build_images(keys: Sequence[str]) -> None:
     gpuspawner = [sys.executable, "-m", "gpuspawner", "image"]
     listed = subprocess.run([*gpuspawner, "list", "--json"], stdout=subprocess.PIPE, check=False)
     if listed.returncode:
         raise Stop("the image versions can't be listed; the line above says why")
     states = {row["key"]: row["state"] for row in json.loads(listed.stdout)}
-    wanted = [key for key in IMAGES if states.get(key) != "built"]
+    wanted = [key for key in keys if states.get(key) != "built"]
     if not wanted:
         return
     _check_space()
-    say(f"Building the images {' and '.join(wanted)}: some minutes and 8 GB, the first time")
+    say(f"Building the images {' and '.join(wanted)}: some minutes and up to 8 GB, the first time")
     if subprocess.run([*gpuspawner, "build", *wanted], check=False).returncode:
         raise Stop("the images can't be built; the lines above say why")
+
+
+def _spread_images(cluster: ClusterFacts) -> None:
+    """Bring the manager's images to the other machines of a simulated cluster."""
+    catalogue = load_catalogue(ROOT / "image" / "catalogue.yaml")
+    references = [catalogue[key]["image"] for key in IMAGES_OF_CLUSTER]
+    manager, *others = (
+        docker.APIClient(base_url=f"unix://{folder}/docker.sock", version="auto", timeout=600)
+        for folder in cluster.nodes.values()
+    )
+    for name, client in zip(list(cluster.nodes)[1:], others, strict=True):
+        for reference in references:
+            wanted = manager.inspect_image(reference)["Id"]
+            if any(each["Id"] == wanted for each in client.images(reference)):
+                continue
+            with step(f"Bringing {reference} to {name}"):
+                for _ in client.load_image(manager.get_image(reference)):
+                    pass
 
 
 def _check_space() -> None:
@@ -71,15 +100,19 @@ def _check_space() -> None:
         )
 
 
-def _be_the_hub() -> int:
+def _be_the_hub(on_cluster: bool) -> int:
     make_run_folder()
     os.chdir(RUN)
     os.umask(0o077)  # of the hub's database and its log-ins
     # A proxy that outlived its hub would keep the port: it ends with it, however the hub ends.
     proxy = ["setpriv", "--pdeathsig", "TERM", "configurable-http-proxy"]
     words = [f"--ConfigurableHTTPProxy.command={word}" for word in proxy]
+    config = CLUSTER_CONFIG if on_cluster else CONFIG
+    if on_cluster:
+        # Of the others no machine has the image.
+        words += [f"--GPUSwarmSpawner.allowed_versions={key}" for key in IMAGES_OF_CLUSTER]
     say("Starting JupyterHub; what follows is its log. Ctrl-C ends it")
-    JupyterHub.launch_instance(["--config", str(CONFIG), *words])
+    JupyterHub.launch_instance(["--config", str(config), *words])
     return 0
 
 
@@ -91,8 +124,9 @@ class JupyterHub(app.JupyterHub):  # type: ignore[misc]  # it has no types
         await super().start()
         if is_root() and ROOT.stat().st_uid != 0:
             give_to_owner(RUN)
+        public_ip = os.environ.get(PUBLIC_IP_VARIABLE)  # on a simulated cluster
         for line in (
-            f"JupyterHub is ready: {public_url()}",
+            f"JupyterHub is ready: {f'http://{public_ip}:8000' if public_ip else public_url()}",
             f"  log in under any name with the password {_secret('user-password')}",
             f"  or as admin with the password {_secret('admin-password')}",
             f"  (kept in {RUN / 'user-password'} and admin-password)",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from ..errors import GPUSpawnerError
-from ..nodes.addresses import FOLDER, AddressError, read_addresses
+from ..nodes.addresses import AddressError, hub_folder, read_addresses
 from ..nodes.identity import IDENTITY_FILE, load
 from .findings import Context, Finding
 
@@ -16,7 +16,7 @@ EXAMINATION = "gpuspawner.nodes.examination"
 
 def machines(context: Context) -> Iterator[Finding]:
     """Check the machines that the hub knows, if it knows any."""
-    folder = context.folder / FOLDER
+    folder = hub_folder(context.folder)
     try:
         addresses = read_addresses(folder)
         identity = load(folder / IDENTITY_FILE) if addresses else None

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ..i18n.lazy_text import lazy_gettext
 from ..timeouts import within
 from . import nvml
+from .missing_driver import without_driver
 from .model import GPU, GPUState, Node
 from .state import GPUMemory
 from .units import split
@@ -101,6 +102,9 @@ class HubReader(NodeReader, Protocol):
     async def memory_of(self, uuids: Collection[str]) -> Mapping[str, GPUMemory]:
         """Return what processes hold of the memory of some GPUs, as far as that is known here."""
 
+    def why_no_driver(self) -> str:
+        """Return why no node has a driver, for administrators, after a read that found none."""
+
 
 class Reader:
     """Reader of this machine for an event loop: it reads in a thread, with a timeout.
@@ -138,6 +142,10 @@ class Reader:
         read = partial(nvml.read_memory_of, uuids, lets_go=self.lets_go)
         found: Mapping[str, GPUMemory] = await self._in_thread(read)
         return found
+
+    def why_no_driver(self) -> str:
+        """Return why this machine has no driver."""
+        return without_driver().words
 
     async def _in_thread(self, read: Callable[[], Any]) -> Any:
         if self._hanging is not None and self._hanging.is_alive():

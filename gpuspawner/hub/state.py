@@ -17,7 +17,6 @@ from ..choices.open_forms import OpenForms
 from ..courses.catalogue import CourseCatalogue
 from ..courses.model import Course
 from ..errors import Refused
-from ..gpus.missing_driver import without_driver
 from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.reader import HubReader
@@ -314,7 +313,7 @@ async def _warn_of_gpus(
         log.warning("No GPUs are handed out: %s", one_line(explain(error)))
         return
     if all(node.driver is None for node in nodes):
-        log.warning("Servers get no GPUs: %s", one_line(without_driver().words))
+        log.warning("Servers get no GPUs: %s", one_line(read.why_no_driver()))
         return
     gpus = [gpu for node in nodes for gpu in node.gpus]
     for problem in sharing_problems(shared, gpus):

@@ -19,6 +19,8 @@ from ..untrusted import parse_json
 
 # The folder with the hub's own key and the nodes that it knows, in the hub's working folder.
 FOLDER = "gpuspawner_nodes"
+# Names that folder where it is another one, as on a simulated cluster.
+FOLDER_VARIABLE = "GPUSPAWNER_NODES"
 NODES_FILE = "nodes.json"
 # Not registered for anything else. ref: IANA's registry of ports
 DEFAULT_PORT = 8413
@@ -49,6 +51,15 @@ class NodeAddress:
     host: str
     port: int
     fingerprint: str
+
+
+def hub_folder(working: Path = Path()) -> Path:
+    """Return the folder with a hub's key and the nodes that it knows.
+
+    Args:
+        working: the hub's working folder.
+    """
+    return working / (os.environ.get(FOLDER_VARIABLE) or FOLDER)
 
 
 def checked(address: NodeAddress) -> NodeAddress:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..gpus.unit_names import MAX_SLOTS
-from .addresses import DEFAULT_PORT, FOLDER
+from .addresses import DEFAULT_PORT, hub_folder
 from .daemon import HUBS_FILE
 from .engine_config import DAEMON_JSON
 from .identity import IDENTITY_FILE
@@ -111,7 +111,7 @@ def _hub_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hub-folder",
         type=Path,
-        default=Path(FOLDER),
+        default=hub_folder(),
         metavar="FOLDER",
         help="the hub's key and its list of machines (default: %(default)s in this folder, which "
         "should be the hub's)",

@@ -34,11 +34,9 @@ from .engine_config import (
     write_file,
 )
 from .invitations import SwarmInvitation
+from .oldest_engine import OLDEST_WORDS, is_too_old
 from .resources import is_kind, offers
 
-# An older engine ends running servers with GPUs at every change of a node.
-# ref: https://github.com/moby/moby/issues/44378
-OLDEST_ENGINE = (25, 0, 3)
 # How long an engine may take to come back.
 RESTART_SECONDS = 120.0
 JOIN_SECONDS = 60.0
@@ -103,12 +101,10 @@ def make_plan(engine: docker.DockerClient, path: Path, gpus: Sequence[GPU]) -> P
 
 def check_version(version: str) -> None:
     """Raise `JoinError` if an engine is too old for servers with GPUs on several machines."""
-    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if not numbers or tuple(int(each or 0) for each in numbers.groups()) < OLDEST_ENGINE:
-        oldest = ".".join(map(str, OLDEST_ENGINE))
+    if is_too_old(version):
         raise JoinError(
             f"Docker Engine {version or '?'} ends running servers with GPUs whenever a machine of "
-            f"the Swarm changes: install {oldest} or newer."
+            f"the Swarm changes: install {OLDEST_WORDS} or newer."
         )
 
 

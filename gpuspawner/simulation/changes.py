@@ -44,7 +44,8 @@ def _with(state: State, key: str, **changes: object) -> State:
     return state.with_gpu(_gpu(state, key).uuid, **changes)
 
 
-def _number(word: str, what: str) -> int:
+def whole_number(word: str, what: str) -> int:
+    """Return a whole number; raises ValueError if the word isn't one."""
     if not word.isdecimal():
         raise ValueError(f"{what} is {word!r}; it must be a whole number")
     return int(word)
@@ -61,13 +62,13 @@ def _without(pairs: tuple[tuple, ...], first: object) -> tuple[tuple, ...]:
 
 
 def _process(state: State, key: str, pid: str, mib: str) -> State:
-    number = _number(pid, "a process id")
+    number = whole_number(pid, "a process id")
     others = _without(_gpu(state, key).processes, number)
-    return _with(state, key, processes=(*others, (number, _number(mib, "MiB"))))
+    return _with(state, key, processes=(*others, (number, whole_number(mib, "MiB"))))
 
 
 def _process_ended(state: State, key: str, pid: str) -> State:
-    number = _number(pid, "a process id")
+    number = whole_number(pid, "a process id")
     gpu = _gpu(state, key)
     if not any(each == number for each, _ in (*gpu.processes, *gpu.graphics_processes)):
         raise ValueError(f"no process {number} uses GPU {key}")
@@ -87,7 +88,7 @@ def _host_function(state: State, function: str, code: str) -> State:
 
 def _function_faults(faults: tuple[tuple, ...], function: str, code: str) -> tuple[tuple, ...]:
     others = _without(faults, function)
-    return others if code == "works" else (*others, (function, _number(code, "an error code")))
+    return others if code == "works" else (*others, (function, whole_number(code, "an error code")))
 
 
 def _has_mig(state: State, key: str, word: str) -> bool:
@@ -114,12 +115,14 @@ def _instances(state: State, key: str, text: str) -> State:
 
 def _instance_gone(state: State, key: str, index: str) -> State:
     uuid = _gpu(state, key).uuid
-    return _event(without_instance(state, uuid, _number(index, "INSTANCE")), uuid, "mig_config")
+    return _event(
+        without_instance(state, uuid, whole_number(index, "INSTANCE")), uuid, "mig_config"
+    )
 
 
 def _instance_process(state: State, key: str, index: str, pid: str, mib: str) -> State:
-    numbers = _number(index, "INSTANCE"), _number(pid, "a process id")
-    size = None if mib == "ended" else _number(mib, "MiB")
+    numbers = whole_number(index, "INSTANCE"), whole_number(pid, "a process id")
+    size = None if mib == "ended" else whole_number(mib, "MiB")
     return with_process(state, _gpu(state, key).uuid, *numbers, size)
 
 
@@ -135,18 +138,18 @@ def _event(
 
 
 def _xid(state: State, key: str, word: str, index: str | None = None) -> State:
-    number = _number(word, "an Xid")
+    number = whole_number(word, "an Xid")
     if index is None:
         return _event(state, key, "xid", number)
     for each in _gpu(state, key).instances:
-        if each.index == _number(index, "INSTANCE"):
+        if each.index == whole_number(index, "INSTANCE"):
             return _event(state, key, "xid", number, each)
     raise ValueError(f"GPU {key} has no MIG instance {index}")
 
 
 def _ecc(state: State, key: str, word: str) -> State:
     """Set the number of uncorrectable errors; more of them than before are an event."""
-    number, before = _number(word, "ERRORS"), _gpu(state, key)
+    number, before = whole_number(word, "ERRORS"), _gpu(state, key)
     if not before.ecc:
         raise ValueError(f"GPU {key}, {before.name}, counts no memory errors")
     state = _with(state, key, ecc_errors=number)
@@ -208,13 +211,13 @@ CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
         "gpu GPU use PERCENT",
         "how busy it is",
         lambda state, key, percent: _with(
-            state, key, utilization_percent=_number(percent, "PERCENT")
+            state, key, utilization_percent=whole_number(percent, "PERCENT")
         ),
     ),
     (
         "gpu GPU memory MIB",
         "memory in use, whoever uses it",
-        lambda state, key, mib: _with(state, key, memory_used_mib=_number(mib, "MIB")),
+        lambda state, key, mib: _with(state, key, memory_used_mib=whole_number(mib, "MIB")),
     ),
     (
         "gpu GPU lost",
@@ -288,7 +291,7 @@ CHANGES: tuple[tuple[str, str, Callable[..., State]], ...] = (
     (
         "slow MILLISECONDS",
         "what each NVML call takes longer",
-        lambda state, word: replace(state, slow_milliseconds=_number(word, "MILLISECONDS")),
+        lambda state, word: replace(state, slow_milliseconds=whole_number(word, "MILLISECONDS")),
     ),
 )
 
@@ -314,7 +317,7 @@ def parse(text: str) -> Change:
     """
     words = text.split()
     for form, _, function in CHANGES:
-        values = _match(form.split(), words)
+        values = matched(form.split(), words)
         if values is not None:
             return partial(_apply, function, values)
     raise ValueError(f"{text!r} isn't a change; these are:\n{explanation()}")
@@ -324,7 +327,7 @@ def _apply(function: Callable[..., State], values: list[str], state: State) -> S
     return function(state, *values)
 
 
-def _match(form: list[str], words: list[str]) -> list[str] | None:
+def matched(form: list[str], words: list[str]) -> list[str] | None:
     """Return the words in place of the form's capitals; None if the other words differ.
 
     The last word of `instances PROFILES` may have blanks.

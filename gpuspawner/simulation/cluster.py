@@ -16,25 +16,27 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from . import api
-from .engine import version
+from .engine_root import version
 from .host import HUB_IP_VARIABLE, SimulatedHost
+from .node_daemons import HUB_FOLDER_VARIABLE, start_daemons
 from .programs import SimulationError, call
+from .running_host import CLUSTER, ENVIRONMENT, ClusterFacts, entered
+from .simulation import Simulation
 from .state import State
 from .switch import Switch, address_of, open_switch
 
-# In the folder of each of its hosts: what a program needs to find the others.
-CLUSTER = "cluster.json"
 # An older engine ends running servers at every change of a node.
 OLDEST_ENGINE = (25, 0)
+# Names the hub's address for browsers on this machine.
+PUBLIC_IP_VARIABLE = "GPUSPAWNER_PUBLIC_IP"
 
 # The overlay network of hub and servers, and where Swarm takes its addresses from.
 NETWORK = "gpuspawner"
@@ -88,7 +90,7 @@ def offered_by(state: State) -> list[str]:
     return [f"{uuid.lower().replace('/', '-')}=1" for uuid in uuids]
 
 
-class SimulatedCluster:
+class SimulatedCluster(Simulation):
     """Several simulated hosts as a Docker Swarm; a context manager.
 
     The first host is the manager. Needs what a `SimulatedHost` does, and engines 25 or newer.
@@ -122,6 +124,8 @@ class SimulatedCluster:
         """The hub's address on the network of hub and servers."""
         self.public_ip = ""
         """The hub's address for the machine's own programs, such as a browser."""
+        self.hub_folder = Path()
+        """The folder with the hub's key and the hosts that it may ask."""
         named = [of_node(state, name_of(n)) for n, state in enumerate(states, 1)]
         self.hosts = [
             SimulatedHost(
@@ -133,18 +137,6 @@ class SimulatedCluster:
             )
             for number, state in enumerate(named, 1)
         ]
-
-    def __enter__(self) -> SimulatedCluster:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Set everything up.
@@ -171,6 +163,11 @@ class SimulatedCluster:
                 self._switch.connect(number, host.network_namespace)
             self._form_swarm()
             self._start_hub()
+            self.hub_folder = start_daemons(
+                {host.hostname: host for host in self.hosts},
+                {host.hostname: address_of(n) for n, host in enumerate(self.hosts, 1)},
+                manager=name_of(1),
+            )
             self._write()
             undo.pop_all()
 
@@ -263,12 +260,17 @@ class SimulatedCluster:
 
     def enter(self, words: Sequence[str]) -> list[str]:
         """Return the command that runs another one in the network of hub and servers."""
-        return ["nsenter", f"--net=/proc/{self._hub_pid}/ns/net", "--", *words]
+        return entered(self._hub_pid, words)
 
     @property
     def additions(self) -> dict[str, str]:
         """The environment variables that make a program see the manager's host and the others."""
-        return {**self.hosts[0].additions, HUB_IP_VARIABLE: self.hub_ip}
+        return {
+            **self.hosts[0].additions,
+            HUB_IP_VARIABLE: self.hub_ip,
+            PUBLIC_IP_VARIABLE: self.public_ip,
+            HUB_FOLDER_VARIABLE: str(self.hub_folder),
+        }
 
     @property
     def environment(self) -> dict[str, str]:
@@ -276,23 +278,17 @@ class SimulatedCluster:
         return {**self.hosts[0].environment, **self.additions}
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """What is in `CLUSTER`: the hosts by name, and how the hub's network is entered."""
+    def facts(self) -> ClusterFacts:
+        """The hosts, and how the hub's network is entered."""
         assert self._switch is not None
-        return {
-            "switch": self._switch.path,
-            "hub": self._hub_pid,
-            "hub_ip": self.hub_ip,
-            "public_ip": self.public_ip,
-            "nodes": {
-                name_of(number): str(host.directory) for number, host in enumerate(self.hosts, 1)
-            },
-        }
+        folders = {host.hostname: str(host.directory) for host in self.hosts}
+        return ClusterFacts(self._switch.path, self._hub_pid, folders)
 
     def _write(self) -> None:
-        text = json.dumps(self.facts, indent=1)
+        text = json.dumps(asdict(self.facts), indent=1)
         for host in self.hosts:
             (host.directory / CLUSTER).write_text(text)
+        (self.hosts[0].directory / ENVIRONMENT).write_text(json.dumps(self.additions))
 
 
 def _archive() -> bytes:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import http.client
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -31,22 +30,6 @@ LOG_LINES = 12
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-def version(root: Path | None = None) -> tuple[int, int]:
-    """Return the installed engine's version: (20, 10).
-
-    Args:
-        root: the root folder that it is in; None: the machine's.
-
-    Raises:
-        SimulationError: `dockerd --version` doesn't report it.
-    """
-    said = call([*(["chroot", str(root)] if root else []), "dockerd", "--version"])
-    numbers = re.search(r"(\d+)\.(\d+)", said)
-    if numbers is None:
-        raise SimulationError(f"`dockerd --version` names no version: {said.strip()!r}")
-    return int(numbers[1]), int(numbers[2])
 
 
 def configuration(

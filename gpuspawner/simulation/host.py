@@ -10,13 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from . import hook
 from .library import BuildError, build
 from .programs import SimulationError, require
 from .running_host import ENVIRONMENT
+from .simulation import Simulation
 from .state import STATE_PATH_VARIABLE, State
 
 HUB_IP_VARIABLE = "GPUSPAWNER_HUB_IP"
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "gpuspawner"
 
 
-class SimulatedHost:
+class SimulatedHost(Simulation):
     """A simulated NVML and a private Docker Engine that hands out its GPUs; a context manager.
 
     Needs root, Docker's programs, iproute2, iptables and a C compiler, and never touches the
@@ -64,7 +64,7 @@ class SimulatedHost:
         self._cache = Path(cache) if cache is not None else cache_folder()
         self._missing_functions = missing_functions
         self._engine_root = Path(engine_root) if engine_root is not None else None
-        self._hostname = hostname
+        self.hostname = hostname
         self._engine_settings = engine_settings
         self._keeper: subprocess.Popen[str] | None = None
         self._directory: Path | None = None
@@ -74,18 +74,6 @@ class SimulatedHost:
         """The host's address where containers reach a hub that listens on it."""
         self.storage_driver = ""
         """How the engine stores images: `overlay2`, or the much slower `vfs`."""
-
-    def __enter__(self) -> SimulatedHost:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Set everything up.
@@ -109,7 +97,7 @@ class SimulatedHost:
                 "start",
                 cache=str(cache),
                 engine_root=root,
-                hostname=self._hostname,
+                hostname=self.hostname,
                 engine_settings=self._engine_settings,
             )
         except BaseException:
@@ -216,6 +204,18 @@ class SimulatedHost:
     def start_engine(self) -> None:
         """Start the engine again; as any engine does, it ends containers that it finds running."""
         self._ask("start_engine")
+
+    def start_program(self, words: Sequence[str], log: str, **variables: str) -> Path:
+        """Start a program on the host, which ends with it; return the file with its output.
+
+        Args:
+            words: the program and its arguments. It runs in the network of the host's engine.
+            log: the name of that file, in the host's folder.
+            variables: its environment variables, beside those by which it sees this host.
+        """
+        environment = {**self.additions, **variables}
+        self._ask("start_program", words=list(words), variables=environment, log=log)
+        return self.directory / log
 
     def _ask(self, action: str, **arguments: Any) -> Mapping[str, Any]:
         keeper = self._keeper

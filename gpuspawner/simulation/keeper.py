@@ -26,10 +26,10 @@ from .engine import (
     configuration,
     forget_networks,
     joining,
-    version,
     write_hook,
     write_runtime,
 )
+from .engine_root import version
 from .programs import SimulationError
 
 # Short, as the hub is gone already when the simulation ends.
@@ -47,6 +47,8 @@ class Keeper:
         self._namespaces: network.Namespaces | None = None
         self._engine: Engine | None = None
         self._resolver: subprocess.Popen[str] | None = None
+        self._group: Path | None = None
+        self._programs: list[subprocess.Popen[bytes]] = []
         self.idle = False
 
     def reap(self, *_: object) -> None:
@@ -87,7 +89,7 @@ class Keeper:
         addresses = network.choose_addresses(slot.number, network.taken_networks())
         self._namespaces = network.open_namespaces(slot.name, addresses)
         network.add_rules(slot.name, addresses)
-        group = cgroups.make(slot.name)
+        group = self._group = cgroups.make(slot.name)
         write_hook(slot.directory, root)
         more = dict(engine_settings or {})
         if engine_settings is not None:
@@ -169,6 +171,34 @@ class Keeper:
         self._engine.kill()
         return {}
 
+    def start_program(
+        self, words: list[str], variables: Mapping[str, str], log: str
+    ) -> dict[str, Any]:
+        """Start a program on the host, which ends with it.
+
+        Args:
+            words: the program and its arguments.
+            variables: its environment variables, beside this process's.
+            log: the name of the file in the host's folder for its output.
+        """
+        assert self._slot is not None
+        assert self._namespaces is not None
+        assert self._group is not None
+        with (self._slot.directory / log).open("ab") as out:
+            self._programs.append(
+                subprocess.Popen(
+                    self._namespaces.enter(words),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env={**os.environ, **variables},
+                    cwd=PACKAGE_FOLDER,
+                    start_new_session=True,
+                    preexec_fn=joining(self._group, signal.SIGKILL),
+                )
+            )
+        return {}
+
     def end(self) -> None:
         """Take everything down; a step that fails keeps no later one from being done."""
         with contextlib.ExitStack() as steps:
@@ -202,6 +232,7 @@ def _obey(keeper: Keeper, line: str) -> dict[str, Any]:
         "start_engine": keeper.start_engine,
         "stop_engine": keeper.stop_engine,
         "kill_engine": keeper.kill_engine,
+        "start_program": keeper.start_program,
     }
     try:
         return {"done": actions[words.pop("do")](**words)}

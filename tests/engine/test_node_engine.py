@@ -20,6 +20,7 @@ from gpuspawner.nodes.identity import load_or_make
 from gpuspawner.nodes.joining import JoinError
 from gpuspawner.nodes.resources import kind_of, offers
 from gpuspawner.nodes.services import ServiceError
+from gpuspawner.simulation.engine import write_runtime
 from gpuspawner.simulation.host import SimulatedHost
 from gpuspawner.simulation.programs import SimulationError
 from gpuspawner.simulation.state import describe
@@ -35,24 +36,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 STATE = describe([("A100-40GB", 2)])
 GPUS = tuple(GPU(each.uuid, index, "A100") for index, each in enumerate(STATE.gpus))
 OFFERED = {kind_of(gpu.uuid): 1 for gpu in STATE.gpus}
-
-# NVIDIA's own does the same without CDI: it adds the hook to a container and has runc start it.
-RUNTIME = """#!/usr/bin/python3
-import json, os, sys
-words = sys.argv[1:]
-if "create" in words and "--bundle" in words:
-    path = os.path.join(words[words.index("--bundle") + 1], "config.json")
-    with open(path) as file:
-        config = json.load(file)
-    folder = os.path.dirname(os.path.realpath(__file__))
-    hook = os.path.join(folder, "nvidia-container-runtime-hook")
-    config.setdefault("hooks", {}).setdefault("prestart", []).append(
-        {"path": hook, "args": [hook, "prestart"], "env": ["PATH=" + os.environ["PATH"]]}
-    )
-    with open(path, "w") as file:
-        json.dump(config, file)
-os.execvp("runc", ["runc", *words])
-"""
 
 
 @dataclass
@@ -85,9 +68,8 @@ def machine(tmp_path_factory) -> Iterator[Machine]:
     try:
         root, cache = engine_root("trixie"), cache_of("trixie")
         with SimulatedHost(STATE, cache=cache, engine_root=root) as host:
-            runtime = host.directory / "hook" / "nvidia-container-runtime"
-            runtime.write_text(RUNTIME)
-            runtime.chmod(0o755)
+            # The toolkit is there, and nothing in the engine's configuration names it yet.
+            write_runtime(host.directory, root)
             engine = docker.DockerClient(base_url=host.docker_host, version="auto", timeout=60)
             with closing(engine):
                 plain_image.load(engine.api, tmp_path_factory.mktemp("image"))
@@ -181,22 +163,21 @@ def test_an_engine_that_does_not_start_has_its_configuration_back(fresh):
 def test_a_machine_whose_containers_see_anything_else_is_not_taken(fresh, sees):
     if sees == "all":
         # As a toolkit does that follows another variable.
-        runtime = fresh.host.directory / "hook" / "nvidia-container-runtime"
-        text = runtime.read_text()
+        program = fresh.host.directory / "hook" / "runtime.py"
+        text = program.read_text()
         broken = text.replace(
-            'config.setdefault("hooks"',
-            'config["process"]["env"].append("NVIDIA_VISIBLE_DEVICES=all")\n'
-            '    config.setdefault("hooks"',
+            "    hooks = dict(",
+            '    config["process"]["env"].append("NVIDIA_VISIBLE_DEVICES=all")\n    hooks = dict(',
         )
         assert broken != text
-        runtime.write_text(broken)
+        program.write_text(broken)
         plan = joining.make_plan(fresh.engine, fresh.config, GPUS)
         joining.apply_plan(fresh.engine, plan, fresh.restart, print)
         try:
             with pytest.raises(JoinError, match=f"was given {GPUS[0].uuid} sees GPU-.*, GPU-"):
                 joining.prove(fresh.engine, GPUS, image_of(fresh))
         finally:
-            runtime.write_text(text)
+            program.write_text(text)
     else:
         # The runtime isn't the default, so nothing gives the container its GPU.
         with pytest.raises(JoinError, match="nvidia-smi"):

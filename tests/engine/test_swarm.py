@@ -289,7 +289,7 @@ def test_a_machine_that_takes_no_servers_or_does_not_answer_gives_no_gpu(swarm, 
         available("active")
     hub.start_server("ada", {"gpus": 2, "model": T4})
     hub.stop_server("ada")
-    switch = swarm.cluster.facts["switch"]
+    switch = swarm.cluster.facts.switch
     plug(switch, 2, False)
     try:
         down = lambda: swarm.manager.inspect_node(node_id)["Status"]["State"] != "ready"  # noqa: E731

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
-from gpuspawner.simulation import engine
+from gpuspawner.simulation.engine_root import make_root, version
+from gpuspawner.simulation.programs import SimulationError
 
-from .built_images import engines_cache, one_at_a_time
+from .built_images import engines_cache
 from .requirements import cannot
 
-PACKAGES = ("docker.io", "containerd", "runc", "iptables", "ca-certificates", "python3")
 # Release -> what its packages need besides. A mirror's copy of unstable is soon out of date.
 RELEASES = {
     "bookworm": [],
@@ -33,9 +32,10 @@ def engine_root(release: str) -> Path:
     if os.geteuid() != 0 or not shutil.which("mmdebstrap"):
         cannot("needs root and mmdebstrap (make test installs it)")
     root = engines_cache() / "roots" / release
-    with one_at_a_time("roots"):
-        if not root.exists():
-            _make(release, root)
+    try:
+        make_root(release, root, RELEASES[release])
+    except SimulationError as error:
+        cannot(str(error))
     return root
 
 
@@ -46,18 +46,4 @@ def cache_of(release: str) -> Path:
 
 def version_of(release: str) -> tuple[int, int]:
     """Return the version of a release's engine: (26, 1)."""
-    return engine.version(engine_root(release))
-
-
-def _make(release: str, root: Path) -> None:
-    new = root.with_name(f"{release}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.parent.mkdir(parents=True, exist_ok=True)
-    words = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-    words += [*RELEASES[release], release, str(new)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        shutil.rmtree(new, ignore_errors=True)
-        said = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-        cannot(f"mmdebstrap couldn't make {release}: {' '.join(said)[-500:] or done.stderr[-500:]}")
-    new.replace(root)
+    return version(engine_root(release))

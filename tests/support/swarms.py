@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +10,14 @@ from typing import Any
 import docker
 
 from gpuspawner.backends.swarm.backend import SwarmBackend
-from gpuspawner.gpus.model import Node
 from gpuspawner.simulation.cluster import NETWORK, SimulatedCluster, name_of
-from gpuspawner.simulation.state import STATE_PATH_VARIABLE
 
 from . import plain_image
 from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port
-from .nvml import Program
 
 CONFIG = """
 c = get_config()
-from tests.support.swarm_spawner import SimulatedSwarmSpawner
-c.JupyterHub.spawner_class = SimulatedSwarmSpawner
+c.JupyterHub.spawner_class = "gpu-swarm"
 c.JupyterHub.authenticator_class = "shared-password"
 c.SharedPasswordAuthenticator.user_password = {password!r}
 c.Authenticator.allow_all = True
@@ -43,35 +34,6 @@ ADDRESSES = """
 c.JupyterHub.bind_url = "http://0.0.0.0:{public}"
 c.JupyterHub.hub_ip = {hub_ip!r}
 """
-
-
-class SimulatedInventory:
-    """Reads the GPUs of each node of a simulated cluster, in a process for each.
-
-    Args:
-        settings: the arguments of `gpus.reader.read_node`.
-    """
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = dict(settings)
-        self._programs: dict[str, Program] = {}
-        self.lets_go = False
-
-    async def __call__(self) -> tuple[Node, ...]:
-        return await asyncio.to_thread(self._read)
-
-    def _read(self) -> tuple[Node, ...]:
-        own = Path(os.environ[STATE_PATH_VARIABLE]).parent
-        nodes = json.loads((own / "cluster.json").read_text())["nodes"]
-        return tuple(self._node(name, Path(folder)) for name, folder in nodes.items())
-
-    def _node(self, name: str, folder: Path) -> Node:
-        if name not in self._programs:
-            self._programs[name] = Program(folder / "nvml", folder / "state")
-        words = "from gpuspawner.gpus.reader import read_node; result = read_node"
-        found: Node = self._programs[name].run(f"{words}(**{self._settings!r})")
-        gpus = tuple(replace(gpu, node=name) for gpu in found.gpus)
-        return replace(found, name=name, gpus=gpus)
 
 
 class SwarmHub(Hub):

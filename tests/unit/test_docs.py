@@ -39,6 +39,7 @@ from gpuspawner.images.catalogue import ImageVersion
 from gpuspawner.leases import audit_log, labels
 from gpuspawner.list_gpus import as_json
 from gpuspawner.spawner import GPUSpawner
+from gpuspawner.swarm_spawner import GPUSwarmSpawner
 
 from ..support.paths import ROOT
 
@@ -56,6 +57,7 @@ CLASSES = {
     "NativeAuthenticator": NativeAuthenticator,
     "DockerSpawner": GPUSpawner,
     "GPUSpawner": GPUSpawner,
+    "GPUSwarmSpawner": GPUSwarmSpawner,
     "JupyterHub": JupyterHub,
     "Spawner": GPUSpawner,
 }

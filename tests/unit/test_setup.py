@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gpuspawner.simulation.state import STATE_PATH_VARIABLE, describe
-from scripts import console, environment, gpu_report, host, packages, ports, root, setup
+from scripts import console, environment, gpu_report, host, packages, ports, root, run, setup
 from scripts.console import ROOT, Stop
 
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -252,6 +252,16 @@ def test_sudo_keeps_a_password_without_telling_it(monkeypatch: pytest.MonkeyPatc
 # ---- ports ---------------------------------------------------------------------------------------
 
 
+def test_nodes_are_a_number_of_machines_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, number in {"": 0, " ": 0, "1": 1, "3": 3, "8": 8}.items():
+        monkeypatch.setenv("NODES", text)
+        assert run.wanted_nodes() == number
+    for text in ("0", "9", "-1", "two", "1.5", "³"):
+        monkeypatch.setenv("NODES", text)
+        with pytest.raises(Stop, match=r"NODES is .* from 1 to 8"):
+            run.wanted_nodes()
+
+
 def test_a_taken_port_is_told_with_the_setting_that_moves_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -378,7 +388,7 @@ from scripts import console, serve
 console.RUN = serve.RUN = Path(sys.argv[1])
 # In place of JupyterHub: what writes a file as SQLite does.
 serve.JupyterHub.launch_instance = lambda argv: Path("jupyterhub.sqlite").touch()
-serve._be_the_hub()
+serve._be_the_hub(on_cluster=False)
 """
 
 

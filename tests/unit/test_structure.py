@@ -79,6 +79,7 @@ NEUTRAL += [
 ]
 # What the hub asks its nodes with, and what listens on a node's network.
 NEUTRAL += ["nodes.client", "nodes.daemon", "nodes.reports", "nodes.resources", "nodes.identity"]
+NEUTRAL += ["nodes.invited", "nodes.oldest_engine"]
 NEUTRAL += ["backends.base", "backends.launch", "backends.leftovers", "backends.server"]
 
 

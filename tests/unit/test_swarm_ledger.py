@@ -14,7 +14,6 @@ from gpuspawner.backends.swarm.cluster import (
     EngineTooOld,
     SwarmNode,
     check_managers,
-    is_too_old,
     parse_nodes,
     with_swarm,
 )
@@ -23,6 +22,7 @@ from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.gpus.unit_names import parse
 from gpuspawner.leases.labels import LABEL_HUB, labels, leases_of
 from gpuspawner.leases.ledger import outsiders_of
+from gpuspawner.nodes.oldest_engine import is_too_old
 from gpuspawner.nodes.resources import as_words, kind_of, offers, reservations
 
 HUB = "http://hub:8081/hub/api"

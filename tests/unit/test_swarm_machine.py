@@ -117,7 +117,7 @@ class Hub:
         self.backend = SwarmBackend(lambda: swarm, logging.getLogger("tests"))
         self.backend.executor.shutdown()
         self.backend.executor = self.calls  # type: ignore[assignment]
-        reader = SwarmReader(Inventory(), self.backend.list_nodes)
+        reader = SwarmReader(Inventory(), self.backend.list_nodes, logging.getLogger("tests"))
         self.ledger = Ledger(self.backend.list, reader, str, name, read_notes=self.backend.notes)
         self.leftovers = Leftovers()
         self.servers: list[Server] = []

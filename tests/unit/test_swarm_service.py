@@ -178,10 +178,10 @@ def test_volumes_of_a_driver_are_made_by_it_and_folders_are_not(client):
     made = spec(
         {"image": "i", "host_config": host},
         volume_driver="local",
-        volume_options={"type": "nfs"},
+        volume_options={"type": "nfs", "device": ":/homes/{volume}"},
     )
     volume, folder = made["TaskTemplate"]["ContainerSpec"]["Mounts"]
     assert volume["VolumeOptions"] == {
-        "DriverConfig": {"Name": "local", "Options": {"type": "nfs"}}
+        "DriverConfig": {"Name": "local", "Options": {"type": "nfs", "device": ":/homes/v"}}
     }
     assert "VolumeOptions" not in folder

@@ -41,6 +41,8 @@ def test_what_most_hubs_have_is_carried():
         == []
     )
     assert refused(extra_host_config=lambda spawner: {"privileged": True}) == []
+    assert refused(volume_driver_options={"device": ":/homes/{volume}"}) == []
+    assert refused(volume_driver="rexray", volume_driver_options={"size": "10"}) == []
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,7 @@ def test_what_most_hubs_have_is_carried():
         ({"extra_host_config": {"privileged": True}}, "extra_host_config: a Swarm service can't"),
         ({"extra_host_config": {"no_such": 1}}, "extra_host_config: TypeError"),
         ({"extra_create_kwargs": {"mac_address": "1"}}, "extra_create_kwargs: a Swarm service"),
+        ({"volume_driver_options": {"device": ":/homes"}}, "would have the others' files"),
     ],
 )
 def test_what_a_service_can_not_carry_is_named(traits, words):
@@ -107,7 +110,7 @@ def test_a_hub_does_not_start_with_one():
 def test_both_spawners_are_siblings_with_the_same_traits():
     assert not issubclass(GPUSwarmSpawner, GPUSpawner)
     ours, theirs = (set(each.class_traits(config=True)) for each in (GPUSwarmSpawner, GPUSpawner))
-    assert ours - theirs == {"volume_driver", "volume_driver_options"}
+    assert ours - theirs == {"nodes_folder", "volume_driver", "volume_driver_options"}
     assert theirs - ours == set()
 
 

@@ -50,7 +50,7 @@ class SwarmHub(Hub):
         self.address = HubServer()
         self.swarm = RaftInMemory(offers(GPUS))
         self.backend: Any = SwarmBackend(lambda: self.swarm, logging.getLogger("swarm"))
-        reader = SwarmReader(Inventory(), self.backend.list_nodes)
+        reader = SwarmReader(Inventory(), self.backend.list_nodes, logging.getLogger("tests"))
         self.ledger = Ledger(
             self.backend.list, reader, str, self.address.api_url, read_notes=self.backend.notes
         )

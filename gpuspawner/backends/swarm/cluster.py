@@ -6,21 +6,18 @@ can reserve there. Both have to agree: unknown is never free.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import GPUSpawnerError
 from ...gpus.model import GPU, GPUState, Node
 from ...i18n.lazy_text import lazy_gettext
-from ...nodes.resources import is_kind, kind_of
+from ...nodes.oldest_engine import OLDEST_WORDS, is_too_old
+from ...nodes.resources import is_kind, kind_of, offers
 from ...untrusted import bounded
 
-# An older engine ends running servers with GPUs at every change of a node.
-# ref: https://github.com/moby/moby/issues/44378
-OLDEST = (25, 0, 3)
 # The names of machines are as long at most. ref: hostname(7)
 MAX_NAME = 255
 
@@ -35,7 +32,7 @@ class EngineTooOld(GPUSpawnerError):
                 "whenever a machine of the Swarm changes: it takes %(oldest)s or newer.",
                 version=version or "?",
                 node=name,
-                oldest=".".join(map(str, OLDEST)),
+                oldest=OLDEST_WORDS,
             )
         )
 
@@ -66,12 +63,6 @@ class SwarmNode:
     def takes_servers(self) -> bool:
         """Whether a service can be started on it now."""
         return self.state == "ready" and self.availability == "active"
-
-
-def is_too_old(version: str) -> bool:
-    """Return whether an engine's version, "25.0.3", is older than `OLDEST`, or isn't known."""
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
-    return not found or tuple(int(each or 0) for each in found.groups()) < OLDEST
 
 
 def parse_nodes(listed: Iterable[Mapping[str, Any]]) -> list[SwarmNode]:
@@ -148,3 +139,45 @@ def _trouble(gpu: GPU, node: SwarmNode | None) -> tuple[GPUState | None, str]:
             "Its machine's Docker Engine doesn't offer it to the Swarm."
         )
     return None, ""
+
+
+def disagreements(inventory: Sequence[Node], nodes: Sequence[SwarmNode]) -> Iterator[str]:
+    """Yield what daemons and Swarm say differently, as sentences for administrators.
+
+    None of it is handed out: see `with_swarm`.
+
+    Args:
+        inventory: by the nodes' hostnames.
+        nodes: those of Swarm.
+    """
+    told = {node.name: node for node in inventory}
+    times = Counter(each.name for each in nodes)
+    for name in sorted(told.keys() - times.keys()):
+        yield f"Machine {name} was invited and isn't in the Swarm, so its GPUs aren't handed out"
+    for name, number in sorted(times.items()):
+        if number > 1:
+            yield f"{number} machines of the Swarm are called {name}: nothing is handed out there"
+    for each in sorted(nodes, key=lambda node: node.name):
+        if each.name not in told and each.offered:
+            yield (
+                f"Machine {each.name} offers GPUs to the Swarm and wasn't invited, so they aren't "
+                "handed out: gpuspawner node invite"
+            )
+        elif each.name in told and times[each.name] == 1:
+            yield from _differences(told[each.name], each)
+
+
+def _differences(node: Node, known: SwarmNode) -> Iterator[str]:
+    if node.driver is None:  # its daemon has never answered, or it has no GPUs
+        return
+    seen, again = offers(node.gpus), "let it join again"
+    for kind in sorted(seen.keys() - known.offered.keys()):
+        yield f"Machine {node.name} has {kind} and doesn't offer it to the Swarm: {again}"
+    for kind in sorted(known.offered.keys() - seen.keys()):
+        yield f"Machine {node.name} offers {kind} to the Swarm and doesn't have it: {again}"
+    for kind in sorted(seen.keys() & known.offered.keys()):
+        if seen[kind] != known.offered[kind]:
+            yield (
+                f"Machine {node.name} offers {known.offered[kind]} of {kind} to the Swarm, and the "
+                f"hub shares it in {seen[kind]}: {again}, with --shared as shared_gpus is"
+            )

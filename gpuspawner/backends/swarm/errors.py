@@ -54,6 +54,4 @@ def explain_unknown(error: BaseException) -> str:
     """Return why the nodes or leases couldn't be read, and that nothing is handed out."""
     if isinstance(error, EngineTooOld):
         return str(error)
-    read = engine_errors.explain_read_error(error)
-    said = explain(error) if isinstance(error, UNREACHABLE) else read
-    return join_sentences(said, lazy_gettext("What can't be read isn't handed out."))
+    return join_sentences(explain(error), lazy_gettext("What can't be read isn't handed out."))

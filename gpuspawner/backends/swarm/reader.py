@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from ...gpus.memory import GPUMemory
 from ...gpus.model import Node
 from ...gpus.reader import NodeReader
-from .cluster import SwarmNode, check_managers, with_swarm
+from ...leases.audit_log import one_line
+from .cluster import SwarmNode, check_managers, disagreements, with_swarm
 
 
 class SwarmReader:
@@ -17,13 +19,19 @@ class SwarmReader:
     Args:
         inventory: reads the nodes' GPUs, by the nodes' hostnames.
         list_nodes: lists the nodes of the Swarm.
+        log: told once whatever the two say differently.
     """
 
     def __init__(
-        self, inventory: NodeReader, list_nodes: Callable[[], Awaitable[Sequence[SwarmNode]]]
+        self,
+        inventory: NodeReader,
+        list_nodes: Callable[[], Awaitable[Sequence[SwarmNode]]],
+        log: Any,
     ) -> None:
         self._inventory = inventory
         self._list_nodes = list_nodes
+        self._log = log
+        self._told: frozenset[str] = frozenset()
 
     @property
     def lets_go(self) -> bool:
@@ -38,6 +46,13 @@ class SwarmReader:
         """Return nothing: only a machine itself knows its processes."""
         return {}
 
+    def why_no_driver(self) -> str:
+        """Return why no machine has a driver, as far as the hub knows."""
+        return (
+            "no machine with GPUs answers the hub: gpuspawner node invite lets one join, and "
+            "gpuspawner node status says how they are"
+        )
+
     async def __call__(self) -> tuple[Node, ...]:
         """Read the nodes.
 
@@ -47,4 +62,12 @@ class SwarmReader:
         """
         nodes, inventory = await asyncio.gather(self._list_nodes(), self._inventory())
         check_managers(nodes)
+        self._tell(disagreements(inventory, nodes))
         return with_swarm(inventory, nodes)
+
+    def _tell(self, sentences: Iterable[str]) -> None:
+        found = list(sentences)
+        for sentence in found:
+            if sentence not in self._told:
+                self._log.warning("%s", one_line(sentence))
+        self._told = frozenset(found)

@@ -6,13 +6,15 @@ For administrators, in the hub's log, at its start: what can't be had isn't left
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from docker.errors import DockerException
 from docker.types import HostConfig
 
+from ...nodes.invited import problem_of
 from ..docker.checked_client import REFUSALS
-from .service_spec import NotForServices, service_spec
+from .service_spec import VOLUME, NotForServices, service_spec
 
 # That of the oldest engine, 25.0. ref: https://docs.docker.com/reference/api/engine/#api-version-matrix
 API_VERSION = "1.44"
@@ -51,6 +53,14 @@ def refused(spawner: Any) -> Iterator[str]:
             f"{section}.network_name = {spawner.network_name!r} can't be had on Docker Swarm: name "
             "an overlay network, made with docker network create --driver overlay --attachable, "
             "which the hub's own container is on as well."
+        )
+    if problem := problem_of(Path(spawner.nodes_folder)):
+        yield f"{section}.nodes_folder = {spawner.nodes_folder!r}: {problem}"
+    options = spawner.volume_driver_options
+    if VOLUME not in options.get("device", VOLUME):
+        yield (
+            f"{section}.volume_driver_options = {options!r}: all volumes would be one folder, and "
+            f"each user would have the others' files. Write {VOLUME} into its device."
         )
     for name, as_argument in (("extra_host_config", True), ("extra_create_kwargs", False)):
         given = getattr(spawner, name)

@@ -21,6 +21,8 @@ NANO = 10**9
 NODE_CONSTRAINT = "node.id=="
 
 Spec = dict[str, Any]
+# In options of a driver: the name of the volume that it makes.
+VOLUME = "{volume}"
 
 
 class NotForServices(ValueError):
@@ -111,7 +113,8 @@ def service_spec(
         shm_size: the size of /dev/shm in bytes, unless the host config has one.
         ulimits: name -> value (-1: unlimited), unless the host config has them.
         stop_seconds: how many seconds it has to save.
-        volume_driver, volume_options: of its volumes; "": the engine's own.
+        volume_driver, volume_options: of its volumes; "": the engine's own. `VOLUME` in an option
+            is the volume's name.
 
     Raises:
         NotForServices: the arguments have something that a service can't carry.
@@ -240,7 +243,8 @@ def _mounts(host: Mapping[str, Any], driver: str, options: Mapping[str, str]) ->
             "ReadOnly": "ro" in modes.split(","),
         }
         if driver and not is_folder:
-            mount["VolumeOptions"] = {"DriverConfig": {"Name": driver, "Options": dict(options)}}
+            own = {name: value.replace(VOLUME, source) for name, value in options.items()}
+            mount["VolumeOptions"] = {"DriverConfig": {"Name": driver, "Options": own}}
         mounts.append(mount)
     mounts += [dict(each) for each in host.get("Mounts") or []]
     for target in host.get("Tmpfs") or {}:

@@ -1,0 +1,97 @@
+"""The reader of the machines that were invited: those in the hub's folder, whenever it reads them.
+
+Who is invited or forgotten while the hub runs is, so, without a restart of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import GPUSpawnerError
+from ..gpus.model import Node
+from ..i18n.lazy_text import lazy_gettext
+from ..leases.audit_log import one_line
+from .addresses import NODES_FILE, read_addresses
+from .client import NodesReader
+from .exchange import NodeError
+from .identity import IDENTITY_FILE, load
+
+
+class InvitedNodes:
+    """Reader of all nodes that were invited.
+
+    Args:
+        folder: the hub's folder of them, as `gpuspawner node invite` writes it.
+        timeout: how long a node may take, in seconds.
+        log: told once of what is wrong with the folder, and of each node that doesn't answer.
+        rules: the arguments of `gpus.reader.read_node`, by which each node reads its GPUs.
+    """
+
+    def __init__(self, folder: Path, timeout: float, log: Any, **rules: Any) -> None:
+        self._folder = folder
+        self._timeout = timeout
+        self._log = log
+        self._rules = rules
+        self._reader: NodesReader | None = None
+        self._read: tuple[int, int] | None = None
+        self._problem = ""
+        # Whether the nodes shut NVML down after each read.
+        self.lets_go = False
+
+    async def __call__(self) -> tuple[Node, ...]:
+        """Read all nodes at once; () if none was invited.
+
+        Raises:
+            NodeError: which those are can't be read.
+        """
+        try:
+            self._follow_folder()
+        except GPUSpawnerError as error:
+            if str(error) != self._problem:
+                self._log.warning("No GPUs are handed out: %s", one_line(error))
+            self._problem = str(error)
+            raise NodeError(
+                lazy_gettext(
+                    "The hub's list of machines can't be read. The hub's log says why, for an "
+                    "administrator."
+                ),
+                str(error),
+            ) from None
+        self._problem = ""
+        if self._reader is None:
+            return ()
+        self._reader.lets_go = self.lets_go
+        return await self._reader()
+
+    def _follow_folder(self) -> None:
+        """Take up the list of nodes, if it has changed; raises `GPUSpawnerError` if that fails."""
+        now = _signature(self._folder / NODES_FILE)
+        if now == self._read:
+            return
+        addresses = read_addresses(self._folder)
+        if self._reader is not None:
+            self._reader.set_addresses(addresses)
+        elif addresses:
+            identity = load(self._folder / IDENTITY_FILE)
+            self._reader = NodesReader(addresses, identity, self._timeout, self._log, **self._rules)
+        self._read = now
+
+
+def _signature(file: Path) -> tuple[int, int] | None:
+    """Return what changes whenever a file is replaced; None if there is none."""
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def problem_of(folder: Path) -> str:
+    """Return why a hub can't ask the machines in its folder, for administrators; "" if it can."""
+    try:
+        if read_addresses(folder):
+            load(folder / IDENTITY_FILE)
+    except GPUSpawnerError as error:
+        return str(error)
+    return ""
