@@ -41,6 +41,7 @@ from .health_watch import HealthWatch
 from .nodes import NodeFacts
 from .reserved_hours import ReservedTimes
 from .switches import Switches
+from .week import WeekFacts
 
 # How long the log says nothing of a reading that fails for the same reason.
 LOG_AGAIN_SECONDS = 600.0
@@ -180,6 +181,7 @@ class HubState:
             self.turns,
             self.health,
             self.usage.where,
+            WeekFacts(self.courses, self.reserved),
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
