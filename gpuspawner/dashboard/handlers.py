@@ -534,7 +534,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
     """
     # They are handlers of this module's kind.
     from .usage_handlers import UsageAPI, UsagePage
-    from .week_handlers import WeekAPI, WeekPage
+    from .week_handlers import CalendarAPI, WeekAPI, WeekPage
 
     below = re.escape(prefix)
     of_api = f"(?:{below}|/{re.escape(prefix.removeprefix(base_url))})"
@@ -546,6 +546,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         ("api/usage", UsageAPI),
         ("week", WeekPage),
         ("api/week", WeekAPI),
+        (r"api/reserved\.ics", CalendarAPI),
         ("api/status", Status),
         ("api/openapi.yaml", Description),
         (server, Server),

@@ -15,12 +15,21 @@ from math import inf
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from ..courses import calendar_feed
 from ..courses.week import midnights, parse_day, zone_of
+from ..errors import Refused
+from ..gpus.allocation import gpu_count_phrase
 from ..hub import control_socket
-from ..i18n.lazy_text import restored
+from ..i18n.languages import Language
+from ..i18n.lazy_text import lazy_gettext, restored
+from .actions import NO_ANSWER
 from .facts import Person, iso_time, status
 from .monitor import Snapshot
 from .pages import Servers
+
+CALENDAR_NAME = lazy_gettext("Reserved GPUs")
+# How long a hub may compute it.
+CALENDAR_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -166,3 +175,36 @@ def _reserved(told: Sequence[Mapping[str, Any]], person: Person) -> Iterator[dic
 
 def _epoch(text: str | None, otherwise: float) -> float:
     return datetime.fromisoformat(text).timestamp() if text else otherwise
+
+
+async def ask_calendar(socket: str, person: Person, language: Language) -> str:
+    """Return the reserved hours that concern somebody as a calendar's text.
+
+    Args:
+        socket: the path of the hub's control socket.
+        person: who asks. An administrator is concerned by those of all courses.
+        language: theirs.
+
+    Raises:
+        Refused: the hub doesn't answer.
+    """
+    try:
+        told = await control_socket.ask(socket, {"do": "calendar"}, CALENDAR_SECONDS)
+        events = [
+            {
+                **each,
+                "category": each["course"],
+                "summary": f"{each['title']} ({_of(each, language)})",
+            }
+            for each in told["events"]
+            if person.administrator or not person.groups.isdisjoint(each["members"])
+        ]
+        name = language.say(CALENDAR_NAME)
+        return calendar_feed.calendar(name, told["zones"], events, time.time())
+    except (OSError, ValueError, KeyError, TypeError, asyncio.TimeoutError) as error:
+        raise Refused(NO_ANSWER, status=503) from error
+
+
+def _of(event: Mapping[str, Any], language: Language) -> str:
+    phrase = gpu_count_phrase(event["gpus"], event["model"], event["kind"])
+    return str(language.say(phrase))

@@ -13,7 +13,7 @@ from tornado import web
 from ..errors import Refused
 from ..i18n.phrases import wall_day, wall_time
 from .handlers import API, Handler
-from .week_facts import ToldWeek, ask_week, week
+from .week_facts import ToldWeek, ask_calendar, ask_week, week
 
 # More units than these are drawn only where they are held.
 MAX_IDLE_ROWS = 24
@@ -46,6 +46,18 @@ class WeekAPI(API, _Week):
     async def get(self) -> None:
         """Answer."""
         self.finish(await self.facts(await self.answer(self.told())))
+
+
+class CalendarAPI(API):
+    """The reserved hours as a calendar (.ics)."""
+
+    async def get(self) -> None:
+        """Send it."""
+        asking = ask_calendar(self.actions.socket, self.person, self.language)
+        text = await self.answer(asking)
+        self.set_header("Content-Type", "text/calendar; charset=utf-8")
+        self.set_header("Content-Disposition", 'attachment; filename="reserved.ics"')
+        self.finish(text)
 
 
 class WeekPage(_Week):

@@ -8,6 +8,7 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     GET  /status                                             -> {"queue": […], "leases": […], …}
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
     GET  /usage                                              -> {"url": "sqlite:///…", "hub": "…"}
+    GET  /calendar                                           -> {"zones": […], "events": […]}
     POST /week    {"day": "2026-11-30"}                      -> {"days": […], "reserved": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
@@ -74,7 +75,7 @@ MAX_REQUEST_BYTES = 16 * 1024
 MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
 # What is asked for without a body.
-READ_ONLY = ("status", "nodes", "usage")
+READ_ONLY = ("status", "nodes", "usage", "calendar")
 
 
 class ControlSocket:
@@ -173,6 +174,7 @@ class ControlSocket:
             [
                 ("/status", _Status, shared),
                 ("/week", _Week, shared),
+                ("/calendar", _Calendar, shared),
                 ("/extend", _Extend, shared),
                 ("/here", _KeepAlive, shared),
                 ("/devices", _Devices, shared),
@@ -380,6 +382,16 @@ class _Usage(_Handler):
         """Answer with that."""
         where = self._control.usage
         self.finish(dict(await where()) if where else {"url": "", "hub": ""})
+
+
+class _Calendar(_Handler):
+    """What is reserved, as events of a calendar."""
+
+    async def get(self) -> None:
+        """Answer with them."""
+        if self._control.week is None:
+            raise web.HTTPError(404)
+        self.finish(await self._control.week.calendar())
 
 
 class _Request(_Handler, ABC):

@@ -156,7 +156,9 @@ class HubState:
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
         )
         if spawner.control_socket:
-            state.control = state._make_control_socket(spawner.control_socket, log, reading)
+            state.control = state._make_control_socket(
+                spawner.control_socket, log, reading, spawner.hub_address
+            )
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, spawner.explain_unknown, log),
             state.notifier.check(spawner.notify_urls),
@@ -165,7 +167,7 @@ class HubState:
         return state
 
     def _make_control_socket(
-        self, path: str, log: Any, reading: Mapping[str, Any]
+        self, path: str, log: Any, reading: Mapping[str, Any], hub: str
     ) -> ControlSocket:
         return ControlSocket(
             path,
@@ -181,7 +183,7 @@ class HubState:
             self.turns,
             self.health,
             self.usage.where,
-            WeekFacts(self.courses, self.reserved),
+            WeekFacts(self.courses, self.reserved, hub),
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:

@@ -1,29 +1,35 @@
-"""What a hub tells of a week: the hours that are reserved in it."""
+"""What a hub tells of reserved hours: those of a week, and all of them for calendars."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping
-from math import isfinite
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import inf, isfinite
 from typing import Any
 
+from ..courses import calendar_feed
 from ..courses.catalogue import CourseCatalogue
+from ..courses.model import Course
 from ..courses.week import local_zone_name, midnights, parse_day, zone_of
 from ..i18n.lazy_text import kept
-from .reserved_hours import ReservedTimes
+from ..scheduling.reserved import ReservedTime
+from .reserved_hours import ReservedTimes, times_of
 
 
 class WeekFacts:
-    """Weeks of one hub.
+    """Weeks of one hub, and its calendar.
 
     Args:
         courses: the courses.
         reserved: the hours that are reserved for them.
+        hub: its address.
     """
 
-    def __init__(self, courses: CourseCatalogue, reserved: ReservedTimes) -> None:
+    def __init__(self, courses: CourseCatalogue, reserved: ReservedTimes, hub: str) -> None:
         self._courses = courses
         self._reserved = reserved
+        self._hub = hub
 
     def facts(self, day: str) -> dict[str, Any]:
         """Return the week from a day on, as a JSON value; times in seconds since the epoch.
@@ -64,3 +70,37 @@ class WeekFacts:
                 "missing": missing,
                 "refused": kept(refused),
             }
+
+    async def calendar(self) -> dict[str, Any]:
+        """Return what is reserved as events of a calendar: a JSON value."""
+        courses = list(self._courses.current().values())
+        refused = {each for each, _, why in self._reserved.between(-inf, inf) if why}
+        # Years of times are computed: not on the event loop.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, self._calendar, courses, refused)
+
+    def _calendar(
+        self, courses: Iterable[Course], refused: Collection[ReservedTime]
+    ) -> dict[str, Any]:
+        promised = [
+            (course, hours)
+            for course in courses
+            for hours, times in zip(course.reserved, times_of(course), strict=True)
+            if not refused or times[0] not in refused
+        ]
+        return {
+            "zones": [calendar_feed.zone_lines(each) for each in calendar_feed.spans(promised)],
+            "events": [
+                {
+                    **event,
+                    "course": course.key,
+                    "title": course.name,
+                    "members": [*course.group, *course.instructors],
+                    "gpus": hours.gpus,
+                    "kind": hours.kind,
+                    "model": hours.model or None,
+                }
+                for course, hours in promised
+                for event in calendar_feed.events_of(course, hours, self._hub)
+            ],
+        }

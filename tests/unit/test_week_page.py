@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from tornado.httpclient import HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
+from gpuspawner.courses.calendar_file import read_calendar
 from gpuspawner.courses.catalogue import CourseCatalogue
+from gpuspawner.courses.model import CourseCalendar
 from gpuspawner.courses.week import local_zone_name, midnights, parse_day
 from gpuspawner.dashboard.week_facts import ask_week
 from gpuspawner.dashboard.week_handlers import lanes
@@ -125,7 +128,7 @@ class Board:
         self.reserved = ReservedTimes(courses, self.ledger, self.hour_limit, LOG)
         queue: Any = SimpleNamespace(settings=SimpleNamespace(order="fifo"), waiting=self.waiting)
         orphans: Any = SimpleNamespace(facts=list)
-        week = WeekFacts(courses, self.reserved)
+        week = WeekFacts(courses, self.reserved, HUB)
         control = ControlSocket(
             self.path, queue, self._leases, LOG, {}, orphans, self._nodes_facts, {}, week=week
         )
@@ -246,6 +249,32 @@ async def test_what_cannot_be_kept_says_how_many_are_missing(board: Board, monke
     control.close()
     assert [each["missing"] for each in found["reserved"]] == [1]
     assert "1 of them can't be had as things are." in page
+
+
+async def test_the_calendar_has_the_hours_of_one_s_own_courses(ask) -> None:
+    events = {}
+    for who in ("boss", "prof", "ada", "eve", "culler"):
+        answer = await ask(who, "api/reserved.ics")
+        assert answer.code == 200
+        assert answer.headers["Content-Type"] == "text/calendar; charset=utf-8"
+        text = answer.body.decode()
+        assert text.startswith("BEGIN:VCALENDAR\r\n")
+        events[who] = re.findall(r"CATEGORIES:(\S+)", text)
+        found = read_calendar(answer.body, CourseCalendar("x.ics", 2), 0)
+        assert len(found) == len(events[who])
+    # That of cv isn't reserved: there are too few GPUs for it.
+    assert events == {"boss": ["ml"], "prof": ["ml"], "ada": ["ml"], "eve": [], "culler": []}
+    text = (await ask("ada", "api/reserved.ics")).body.decode()
+    assert f"RRULE:FREQ=WEEKLY;COUNT=3\r\nSUMMARY:{HOSTILE} (2 GPUs)" in text.replace("\r\n ", "")
+    chinese = await ask("ada", "api/reserved.ics", **{"Accept-Language": "zh-CN"})
+    assert "(2 个 GPU)" in chinese.body.decode()
+
+
+async def test_without_a_hub_there_is_no_calendar(tmp_path: Path, monkeypatch) -> None:
+    async with serving(str(tmp_path / "none.sock"), monkeypatch) as get:
+        answer = await get("ada", "api/reserved.ics")
+    assert answer.code == 503
+    assert check("Refusal", json.loads(answer.body))["status"] == 503
 
 
 @pytest.mark.parametrize(
