@@ -125,7 +125,7 @@ def overlap(
     """Return which two hours of the same kind of units overlap, by their numbers; None: no two.
 
     Args:
-        times: hours, and when they are.
+        times: hours, and when they are: `ReservedHours.times`, which don't overlap each other.
     """
     spans = sorted(
         (begin, end, number, hours.kind)
@@ -136,9 +136,9 @@ def overlap(
     last: dict[str, tuple[float, int]] = {}
     for begin, end, number, kind in spans:
         until, other = last.get(kind, (begin, number))
-        if begin < until and other != number:
+        if begin < until:
             return min(other, number), max(other, number)
-        last[kind] = max((until, other), (end, number))
+        last[kind] = end, number
     return None
 
 

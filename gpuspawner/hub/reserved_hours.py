@@ -139,10 +139,10 @@ class ReservedTimes:
                     declared += [(each, WITHOUT_ENDS) for each in times]
                     continue
                 still = [each for each in times if each.end > now]
-                together, refused = admitted([*kept, *still], gpus)
+                more, refused = admitted(still, gpus, kept)
                 declared += [(each, TOO_FEW if refused else "") for each in times]
                 if not refused:
-                    kept = together
+                    kept += more
                     continue
                 first = refused[0]
                 self._say(
