@@ -88,8 +88,8 @@ class CourseCatalogue:
             try:
                 if known.look(course):
                     self._say(course.key, set())
-                    path, number = one_line(course.calendar.file), len(known.hours)
-                    self._log.info("Events of %s, for course %s: %d", path, course.key, number)
+                    said = one_line(f"{course.calendar.file}, for course {course.key}")
+                    self._log.info("Events of %s: %d", said, len(known.hours))
             except ValueError as error:
                 kept = ". The hours of before stay" if known.hours else ". It reserves nothing"
                 self._say(course.key, {f"The calendar of course {course.key!r}: {error}{kept}"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
-from itertools import pairwise
 from typing import Any
 
 from tornado import web
@@ -19,8 +18,8 @@ from .week_facts import ToldWeek, ask_calendar, ask_week, week
 MAX_IDLE_ROWS = 24
 # The least width of a bar, in percent of the week: half an hour.
 LEAST_WIDTH = 0.3
-# For the lines between the days' quarters.
-QUARTERS = 4
+# The hours that have a line of their own.
+MARKED_HOURS = (6, 12, 18)
 
 Facts = Mapping[str, Any]
 
@@ -113,7 +112,7 @@ class Picture:
         self.bookings = lanes(facts["bookings"], "until")
         self.reserved = lanes(facts["reserved"], "end")
         self.days = [(self._at(_epoch(each)), each) for each in facts["days"]]
-        self.quarters = [self._at(each) for each in _quarters(told.days)]
+        self.hours = [(self._at(seconds), hour) for hour, seconds in _marked_hours(told)]
         self.now = self._at(self._now) if self._begin <= self._now < self._end else ""
 
     def _share(self, seconds: float) -> float:
@@ -166,10 +165,12 @@ def entries(facts: Facts) -> Iterator[dict[str, Any]]:
         yield {"what": "reserved", "begin": _epoch(each["begin"]), "facts": each, "gpu": None}
 
 
-def _quarters(days: Sequence[float]) -> Iterator[float]:
-    for begin, end in pairwise(days):
-        for number in range(1, QUARTERS):
-            yield begin + number * (end - begin) / QUARTERS
+def _marked_hours(told: ToldWeek) -> Iterator[tuple[int, float]]:
+    """Yield (hour, when it is) for the marked hours of each day, by the hub's clock."""
+    for begin in told.days[:-1]:
+        day = datetime.fromtimestamp(begin, told.clock)
+        for hour in MARKED_HOURS:
+            yield hour, day.replace(hour=hour, minute=0, fold=0).timestamp()
 
 
 def _other(day: date, days: int) -> str:

@@ -303,7 +303,15 @@ async def test_a_week_in_which_the_clock_changes_is_as_long_as_it_is(ask, first,
     begin, end = (datetime.fromisoformat(found[name]) for name in ("from", "to"))
     assert (end - begin).total_seconds() == length * HOUR
     page = BeautifulSoup((await ask("ada", f"week?from={first}")).body, "html.parser")
-    labels = [each.get_text() for each in page.select(".gs-week-head text")]
+    labels = [each.get_text() for each in page.select(".gs-week-head svg svg text")]
+    # Twelve is at noon, on the day too that is shorter or longer.
+    week = midnights(date.fromisoformat(first), ZONE)
+    noons = [each for each in page.select("text.gs-week-hour") if each.get_text() == "12"]
+    for noon, number in zip(noons, range(7), strict=True):
+        day = date.fromisoformat(first) + timedelta(days=number)
+        there = datetime(day.year, day.month, day.day, 12, tzinfo=ZONE).timestamp() - week[0]
+        share = 100 * there / (week[-1] - week[0])
+        assert float(noon["x"].rstrip("%")) == pytest.approx(share, abs=0.01)
     days = [date.fromisoformat(first) + timedelta(days=number) for number in range(7)]
     assert [f"{day:%a}" for day in days] == [each[:3] for each in labels]
 
