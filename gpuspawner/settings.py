@@ -148,7 +148,7 @@ class GPUTraits(SpawnerMixin):
     courses = Dict(
         help="""The courses: key -> a mapping with `group` (of its students) and, if wanted,
         `title`, `instructors`, `images`, `limits`, `material`, `shared`, `teams`, `repository`,
-        `reserved` and `required`. The same for all users.""",
+        `reserved`, `calendar` and `required`. The same for all users.""",
     ).tag(config=True)
 
     courses_file = Unicode(

@@ -6,7 +6,7 @@ ref: RFC 5545, 3.3.10 for the rules, of which those for lessons are taken.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import islice
@@ -32,6 +32,10 @@ PARTS = {
 }
 FORMAT = "%Y-%m-%dT%H:%M"
 
+Units = Annotated[int, Field(ge=1, le=100_000)]
+Kind = Annotated[str, Field(min_length=1, max_length=50)]
+Minutes = Annotated[float, Field(ge=0, le=7 * 24 * 60)]
+
 
 @dataclass(frozen=True)
 class ReservedHours:
@@ -53,13 +57,43 @@ class ReservedHours:
 
     begin: str
     end: str
-    gpus: Annotated[int, Field(ge=1, le=100_000)]
+    gpus: Units
     repeat: str = ""
     exceptions: tuple[str, ...] = ()
-    kind: Annotated[str, Field(min_length=1, max_length=50)] = "gpu"
+    kind: Kind = "gpu"
     model: str = ""
     zone: str = ""
-    unclaimed_minutes: Annotated[float, Field(ge=0, le=7 * 24 * 60)] = 15
+    unclaimed_minutes: Minutes = 15
+
+    def wall_times(self) -> tuple[list[datetime], timedelta]:
+        """Return each begin by the clock on the wall, exceptions too, and how long they are.
+
+        Raises:
+            ValueError: it can't be; the message says what and where.
+        """
+        begin, zone = _moment("begin", self.begin), _zone(self.zone)
+        length = _end(begin, self.end) - begin
+        if not timedelta() < length <= timedelta(hours=MAX_HOURS):
+            raise ValueError(
+                f"end: {self.end} has to come after begin, {self.begin}, within {MAX_HOURS} hours"
+            )
+        if not self.repeat:
+            return [begin], length
+        rule = rrulestr(_rule(self.repeat, begin, zone), dtstart=begin)
+        starts = list(islice(rule, MAX_TIMES + 1))
+        if len(starts) > MAX_TIMES:
+            raise ValueError(f"repeat: {self.repeat} means more than {MAX_TIMES} times")
+        return starts, length
+
+    def left_out(self) -> set[date]:
+        """Return the days of the exceptions; raises ValueError, which says what is none."""
+        return {_day(each) for each in self.exceptions}
+
+    def bounded_rule(self) -> str:
+        """Return the rule as it is understood, its UNTIL by the clock on the wall; "": once."""
+        if not self.repeat:
+            return ""
+        return _rule(self.repeat, _moment("begin", self.begin), _zone(self.zone))
 
     def times(self) -> Iterator[tuple[float, float]]:
         """Yield (begin, end) of each time, in seconds since the epoch.
@@ -67,20 +101,8 @@ class ReservedHours:
         Raises:
             ValueError: it can't be; the message says what and where.
         """
-        begin, zone = _moment("begin", self.begin), _zone(self.zone)
-        end = _end(begin, self.end)
-        length = end - begin
-        if not timedelta() < length <= timedelta(hours=MAX_HOURS):
-            raise ValueError(
-                f"end: {self.end} has to come after begin, {self.begin}, within {MAX_HOURS} hours"
-            )
-        left_out = {_day(each) for each in self.exceptions}
-        starts = [begin]
-        if self.repeat:
-            rule = rrulestr(_rule(self.repeat, begin, zone), dtstart=begin)
-            starts = list(islice(rule, MAX_TIMES + 1))
-            if len(starts) > MAX_TIMES:
-                raise ValueError(f"repeat: {self.repeat} means more than {MAX_TIMES} times")
+        (starts, length), left_out = self.wall_times(), self.left_out()
+        zone = _zone(self.zone)
         if unknown := left_out - {each.date() for each in starts}:
             raise ValueError(f"exceptions: on {min(unknown)} there are no such hours")
         starts = [each for each in starts if each.date() not in left_out]
@@ -95,6 +117,29 @@ class ReservedHours:
                 raise ValueError(f"end: on {each:%Y-%m-%d} the clock changes, and no time is left")
             last = until
             yield first, until
+
+
+def overlap(
+    times: Sequence[tuple[ReservedHours, Sequence[tuple[float, float]]]],
+) -> tuple[int, int] | None:
+    """Return which two hours of the same kind of units overlap, by their numbers; None: no two.
+
+    Args:
+        times: hours, and when they are: `ReservedHours.times`, which don't overlap each other.
+    """
+    spans = sorted(
+        (begin, end, number, hours.kind)
+        for number, (hours, each) in enumerate(times)
+        for begin, end in each
+    )
+    # Kind -> until when the hours last, and which they are.
+    last: dict[str, tuple[float, int]] = {}
+    for begin, end, number, kind in spans:
+        until, other = last.get(kind, (begin, number))
+        if begin < until:
+            return min(other, number), max(other, number)
+        last[kind] = end, number
+    return None
 
 
 def _moment(name: str, text: str) -> datetime:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from pydantic import ConfigDict, Field
 
-from .hours import ReservedHours
+from .hours import Kind, Minutes, ReservedHours, Units
 
 # The value of a choice that is for no course; no course can have that key.
 NO_COURSE = "none"
@@ -96,6 +96,31 @@ class CourseLimits:
 
 
 @dataclass(frozen=True)
+class CourseCalendar:
+    """A calendar's file (.ics), each of whose events reserves units for a course.
+
+    Args:
+        file: its path.
+        gpus, kind, model, unclaimed_minutes: as of `ReservedHours`, for each event.
+        zone: the time zone of events that name none; "": the machine's.
+    """
+
+    __pydantic_config__ = STRICT
+
+    file: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]+$")]
+    gpus: Units
+    kind: Kind = "gpu"
+    model: str = ""
+    zone: str = ""
+    unclaimed_minutes: Minutes = 15
+
+    def hours(self, begin: str, end: str, zone: str) -> ReservedHours:
+        """Return hours of one of its events."""
+        same = (self.kind, self.model, zone, self.unclaimed_minutes)
+        return ReservedHours(begin, end, self.gpus, "", (), *same)
+
+
+@dataclass(frozen=True)
 class Course:
     """A course.
 
@@ -112,6 +137,7 @@ class Course:
         repository: the notebooks that a link brings.
         required: whether a student's servers are always for a course.
         reserved: the hours in which units are reserved for it.
+        calendar: a file with more of them; what it has is in `reserved` of a catalogue's courses.
     """
 
     __pydantic_config__ = STRICT
@@ -128,6 +154,7 @@ class Course:
     repository: Repository | None = None
     required: bool = True
     reserved: tuple[ReservedHours, ...] = ()
+    calendar: CourseCalendar | None = None
 
     @property
     def name(self) -> str:

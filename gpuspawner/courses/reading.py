@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import pairwise
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..untrusted import Lines, bounded, parse_yaml_with_lines
-from .hours import ReservedHours
+from .hours import ReservedHours, overlap
 from .model import NO_COURSE, Course
 
 # Keys whose value may be one name, in place of a list of them.
@@ -136,22 +135,16 @@ def _check_against(course: Course, others: Any) -> None:
 
 def _check_hours(course: Course) -> None:
     """Raise Wrong if reserved hours can't be, or two of them of the same units overlap."""
-    known: list[tuple[float, float, int, ReservedHours]] = []
+    known: list[tuple[ReservedHours, list[tuple[float, float]]]] = []
     for number, hours in enumerate(course.reserved):
         try:
-            times = list(hours.times())
+            known.append((hours, list(hours.times())))
         except (ValueError, OverflowError, OSError) as error:
             raise Wrong(f"reserved.{number}: {error}", "reserved", number) from None
-        known += [(begin, end, number, hours) for begin, end in times]
-    known.sort(key=lambda each: each[:3])
-    for (_, end, one, first), (begin, _, other, second) in pairwise(known):
-        if begin < end and first.kind == second.kind and one != other:
-            number = max(one, other)
-            raise Wrong(
-                f"reserved.{number}: it overlaps reserved.{min(one, other)} of the same course",
-                "reserved",
-                number,
-            )
+    if found := overlap(known):
+        one, other = found
+        words = f"reserved.{other}: it overlaps reserved.{one} of the same course"
+        raise Wrong(words, "reserved", other)
 
 
 def _line_of(lines: Lines | None, path: tuple[Any, ...]) -> str:

@@ -32,11 +32,13 @@ class Person:
         name: the user's name; "" for a service of the hub.
         administrator: whether they may stop all servers.
         sees_names: whether they may see the names of other users.
+        groups: the user's groups.
     """
 
     name: str
     administrator: bool = False
     sees_names: bool = False
+    groups: frozenset[str] = frozenset()
 
     def is_user(self, name: str) -> bool:
         """Return whether they are this user."""

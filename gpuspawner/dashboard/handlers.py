@@ -94,7 +94,8 @@ class Handler(HubAuthenticated, web.RequestHandler):
         model = self.current_user
         administrator = ADMINISTRATORS_SCOPE in model.get("scopes", ())
         name = model["name"] if model.get("kind") == "user" else ""
-        return Person(name, administrator, administrator or self._names == "everybody")
+        sees_names = administrator or self._names == "everybody"
+        return Person(name, administrator, sees_names, frozenset(model.get("groups") or ()))
 
     @property
     def language(self) -> Language:
@@ -531,7 +532,9 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         prefix: as "/jupyter/services/gpus/".
         base_url: the hub's own of that, as "/jupyter/".
     """
-    from .usage_handlers import UsageAPI, UsagePage  # they are handlers of this module's kind
+    # They are handlers of this module's kind.
+    from .usage_handlers import UsageAPI, UsagePage
+    from .week_handlers import CalendarAPI, WeekAPI, WeekPage
 
     below = re.escape(prefix)
     of_api = f"(?:{below}|/{re.escape(prefix.removeprefix(base_url))})"
@@ -541,6 +544,9 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         ("live", LivePart),
         ("usage", UsagePage),
         ("api/usage", UsageAPI),
+        ("week", WeekPage),
+        ("api/week", WeekAPI),
+        (r"api/reserved\.ics", CalendarAPI),
         ("api/status", Status),
         ("api/openapi.yaml", Description),
         (server, Server),

@@ -16,7 +16,7 @@ MAX_SESSION_ID = 200
 MAX_KNOWN = 1000
 MAX_LOGINS = 5000
 # What stands after our address in those of the pages, and how long one may be to be kept.
-PAGES = ("", "usage")
+PAGES = ("", "usage", "week")
 MAX_NEXT = 300
 
 

@@ -45,7 +45,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         more: what else the template needs.
     """
     own: dict[str, Any] = {"gpus": facts.get("gpus", ()), "facts": facts, "page": ""}
-    servers = _Servers(facts)
+    servers = Servers(facts)
     divided = {gpu["parent"] for gpu in own["gpus"]}
     return _templates.get_template(template).render(
         {**language.context(), **own, **more},
@@ -82,7 +82,7 @@ def kind(gpu: Mapping[str, Any]) -> str:
     return str(gpu["state"])
 
 
-class _Servers:
+class Servers:
     """Which server holds which GPU, where the reader may know it."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     GET  /status                                             -> {"queue": […], "leases": […], …}
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
     GET  /usage                                              -> {"url": "sqlite:///…", "hub": "…"}
+    GET  /calendar                                           -> {"zones": […], "events": […]}
+    POST /week    {"day": "2026-11-30"}                      -> {"days": […], "reserved": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
     POST /here    {"user": "ada", "server": ""}              -> {}
     POST /devices {"user": "ada", "server": "", "gone": true}  -> {}
@@ -64,6 +66,7 @@ from ..untrusted import parse_json
 from .health_watch import HealthWatch
 from .nodes import NodeFacts
 from .switches import Switches
+from .week import WeekFacts
 
 # The longest name in JupyterHub's database.
 MAX_NAME_LENGTH = 255
@@ -72,7 +75,7 @@ MAX_REQUEST_BYTES = 16 * 1024
 MAX_READ_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 5.0
 # What is asked for without a body.
-READ_ONLY = ("status", "nodes", "usage")
+READ_ONLY = ("status", "nodes", "usage", "calendar")
 
 
 class ControlSocket:
@@ -93,6 +96,7 @@ class ControlSocket:
         health: watches the GPUs' health; None: nobody does.
         usage: returns where the store of the usage is (`url`, "" for none), and this hub's address
             in it; None: none is kept.
+        week: tells of the hours that are reserved; None: nobody does.
     """
 
     def __init__(
@@ -110,7 +114,9 @@ class ControlSocket:
         turns: Mapping[Holder, CheckIn] | None = None,
         health: HealthWatch | None = None,
         usage: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+        week: WeekFacts | None = None,
     ) -> None:
+        self.week = week
         self._health = health
         self.usage = usage
         self._homes = homes
@@ -167,6 +173,8 @@ class ControlSocket:
         return web.Application(
             [
                 ("/status", _Status, shared),
+                ("/week", _Week, shared),
+                ("/calendar", _Calendar, shared),
                 ("/extend", _Extend, shared),
                 ("/here", _KeepAlive, shared),
                 ("/devices", _Devices, shared),
@@ -303,6 +311,14 @@ class _OutOfServiceRequest(_InServiceRequest):
     why: str = ""
 
 
+class _WeekRequest(BaseModel):
+    """The body of a request for a week: its first day; "": today."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    day: str = Field(default="", max_length=32)
+
+
 class _Handler(web.RequestHandler):
     """Base class of the handlers, which answer with JSON, errors too."""
 
@@ -368,6 +384,16 @@ class _Usage(_Handler):
         self.finish(dict(await where()) if where else {"url": "", "hub": ""})
 
 
+class _Calendar(_Handler):
+    """What is reserved, as events of a calendar."""
+
+    async def get(self) -> None:
+        """Answer with them."""
+        if self._control.week is None:
+            raise web.HTTPError(404)
+        self.finish(await self._control.week.calendar())
+
+
 class _Request(_Handler, ABC):
     """Base class of requests with a body."""
 
@@ -387,6 +413,18 @@ class _Request(_Handler, ABC):
     @abstractmethod
     async def answer(self, asked: Any) -> dict[str, Any]:
         """Do it, and return the answer."""
+
+
+class _Week(_Request):
+    """A week's reserved hours."""
+
+    request_model = _WeekRequest
+
+    async def answer(self, asked: _WeekRequest) -> dict[str, Any]:
+        """Tell of them."""
+        if self._control.week is None:
+            raise web.HTTPError(404)
+        return self._control.week.facts(asked.day)
 
 
 class _StopOrphan(_Request):
@@ -564,6 +602,7 @@ def _entry(entry: QueueEntry) -> dict[str, Any]:
         "gpus": entry.waiting.request.gpus,
         "kind": entry.waiting.request.kind,
         "model": entry.waiting.request.model,
+        "seconds": entry.waiting.request.seconds,
         "since": entry.waiting.since,
         "place": turn.place if turn else None,
         "start": turn.start if turn else None,

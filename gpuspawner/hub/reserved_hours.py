@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -31,6 +31,9 @@ NO_ENDS = (
     "No hours are reserved for courses: without c.GPUSpawner.hour_limit servers have no end, and "
     "nobody can say when a GPU is free. Set c.GPUSpawner.hour_limit"
 )
+
+TOO_FEW = lazy_gettext("It isn't reserved: there are too few GPUs for it.")
+WITHOUT_ENDS = lazy_gettext("It isn't reserved: servers here have no end.")
 
 
 def times_of(course: Course) -> list[list[ReservedTime]]:
@@ -78,16 +81,19 @@ class ReservedTimes:
         # What the times were made of: the courses and the units.
         self._made_of: tuple[Mapping[str, Course] | None, Any] = (None, None)
         self._times: tuple[ReservedTime, ...] = ()
+        # All that is declared, what is over too, and why it isn't reserved; "" if it is.
+        self._declared: tuple[tuple[ReservedTime, str], ...] = ()
         self._said: set[str] = set()
-        self._missing: set[ReservedTime] = set()
+        # What can't be kept -> how many units are missing.
+        self._missing: dict[ReservedTime, int] = {}
 
     def __call__(self) -> Sequence[ReservedTime]:
         """Return what is promised, as of the last reading of the nodes."""
         courses, view = self._courses.current(), self._ledger.last_view
-        if view is None or not any(course.reserved for course in courses.values()):
+        if view is None:
             return ()
-        if not self._has_ends:
-            self._say(NO_ENDS)
+        if not any(course.reserved for course in courses.values()):
+            self._made_of, self._declared = (None, None), ()
             return ()
         units = frozenset(
             (gpu.node, gpu.id, gpu.kind, gpu.model)
@@ -99,6 +105,22 @@ class ReservedTimes:
             self._times = tuple(self._admit(courses, view.gpus))
         return self._times
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the nodes have been read, without which nothing is promised."""
+        return self._ledger.last_view is not None
+
+    def between(self, begin: float, end: float) -> Iterator[tuple[ReservedTime, int, str]]:
+        """Yield what is declared for a time: it, how many units it lacks, and why it isn't kept.
+
+        Args:
+            begin, end: the time, in seconds since the epoch.
+        """
+        self()
+        for each, refused in self._declared:
+            if each.begin < end and begin < each.end:
+                yield each, self._missing.get(each, 0), refused
+
     def running(self, courses: Iterable[str]) -> str:
         """Return the key of the first of these courses whose hours they are; "": of none."""
         now, times = time.time(), self()
@@ -108,13 +130,19 @@ class ReservedTimes:
     def _admit(self, courses: Mapping[str, Course], gpus: Sequence[GPU]) -> list[ReservedTime]:
         """Return the times of all hours that there are units for, in the order of the courses."""
         kept: list[ReservedTime] = []
+        declared: list[tuple[ReservedTime, str]] = []
         now = time.time()
         for course in courses.values():
             for number, times in enumerate(times_of(course)):
+                if not self._has_ends:
+                    self._say(NO_ENDS)
+                    declared += [(each, WITHOUT_ENDS) for each in times]
+                    continue
                 still = [each for each in times if each.end > now]
-                together, refused = admitted([*kept, *still], gpus)
+                more, refused = admitted(still, gpus, kept)
+                declared += [(each, TOO_FEW if refused else "") for each in times]
                 if not refused:
-                    kept = together
+                    kept += more
                     continue
                 first = refused[0]
                 self._say(
@@ -122,6 +150,7 @@ class ReservedTimes:
                     f"{datetime.fromtimestamp(first.reserved.begin):%Y-%m-%d %H:%M} there are "
                     f"{first.gpus} too few, with what is reserved before it"
                 )
+        self._declared = tuple(declared)
         return kept
 
     def _say(self, problem: str) -> None:
@@ -188,7 +217,7 @@ class ReservedTimes:
         for each in found:
             if each.reserved not in self._missing:
                 self._report(each)
-        self._missing = {each.reserved for each in found}
+        self._missing = {each.reserved: each.gpus for each in found}
         return found
 
     def _report(self, missing: Missing) -> None:

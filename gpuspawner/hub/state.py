@@ -40,6 +40,7 @@ from .health_watch import HealthWatch
 from .nodes import NodeFacts
 from .reserved_hours import ReservedTimes
 from .switches import Switches
+from .week import WeekFacts
 
 # How long the log says nothing of a reading that fails for the same reason.
 LOG_AGAIN_SECONDS = 600.0
@@ -154,7 +155,9 @@ class HubState:
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
         )
         if spawner.control_socket:
-            state.control = state._make_control_socket(spawner.control_socket, log, reading)
+            state.control = state._make_control_socket(
+                spawner.control_socket, log, reading, spawner.hub_address
+            )
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, spawner.explain_unknown, log),
             state.notifier.check(spawner.notify_urls),
@@ -163,7 +166,7 @@ class HubState:
         return state
 
     def _make_control_socket(
-        self, path: str, log: Any, reading: Mapping[str, Any]
+        self, path: str, log: Any, reading: Mapping[str, Any], hub: str
     ) -> ControlSocket:
         return ControlSocket(
             path,
@@ -179,6 +182,7 @@ class HubState:
             self.turns,
             self.health,
             self.usage.where,
+            WeekFacts(self.courses, self.reserved, hub),
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from fractions import Fraction
 from math import inf
 from typing import Any, Literal
@@ -62,6 +62,22 @@ def moment(seconds: float, language: Language, *, precise: bool = False) -> Mark
     )
 
 
+def wall_time(seconds: float, language: Language, zone: tzinfo | None) -> str:
+    """Return a day and a time by the clock of a zone; None: the machine's."""
+    then, now = (_wall(each, zone) for each in (seconds, time.time()))
+    text = format_skeleton(_CLOCK, then, locale=language.locale)
+    return _with_day(text, then, now, language.locale)
+
+
+def wall_day(seconds: float, language: Language, zone: tzinfo | None) -> str:
+    """Return the day that it is at a time in a zone; None: the machine's."""
+    return str(format_skeleton(_DAY, _wall(seconds, zone), locale=language.locale))
+
+
+def _wall(seconds: float, zone: tzinfo | None) -> datetime:
+    return datetime.fromtimestamp(seconds, zone).replace(tzinfo=None)
+
+
 def ordinal(number: int) -> str:
     """Return an ordinal number: "1st", "2nd", "11th"."""
     return lazy_gettext(_ORDINALS[Locale("en").ordinal_form(number)], number=number)
@@ -78,8 +94,10 @@ _ORDINALS = {
 def _format_time(seconds: float, locale: Any, clock: str = _CLOCK) -> str:
     then, now = datetime.fromtimestamp(seconds), datetime.fromtimestamp(time.time())
     text = format_skeleton(clock, then, locale=locale)
-    if then.date() == now.date():
-        return text
+    return text if then.date() == now.date() else _with_day(text, then, now, locale)
+
+
+def _with_day(text: str, then: datetime, now: datetime, locale: Any) -> str:
     skeleton = _DAY if then.year == now.year else _DAY_OF_ANOTHER_YEAR
     day = format_skeleton(skeleton, then, locale=locale)
     # Letters of a pattern's own are in quotes.

@@ -6,6 +6,7 @@ another one in the next plan. Who isn't in the course is booked around them.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -168,7 +169,7 @@ def _free_at(
 
 
 def admitted(
-    reserved: Sequence[ReservedTime], gpus: Sequence[GPU]
+    reserved: Sequence[ReservedTime], gpus: Sequence[GPU], before: Sequence[ReservedTime] = ()
 ) -> tuple[list[ReservedTime], list[Missing]]:
     """Return what the units that there are would do for, and what is beyond them.
 
@@ -176,27 +177,58 @@ def admitted(
         reserved: in the order of precedence; what comes later is refused first.
         gpus: every unit of every node. What is excluded doesn't count; what is leased, ill or
             used by others does, as it may be free by then.
+        before: what has been admitted with these units, and takes precedence over all of it.
 
     Returns:
-        What can be promised, and what can't, with how many units there are too few for it.
+        What of `reserved` can be promised, and what can't, with how many units there are too few.
     """
     kept: list[ReservedTime] = []
     refused: list[Missing] = []
     usable = [gpu for gpu in gpus if gpu.uuid and gpu.state not in ("excluded", "mig")]
+    units = Counter(gpu.kind for gpu in usable)
+    known = _ByBegin(before)
     for each in reserved:
-        overlapping = [other for other in kept if other.begin < each.end and each.begin < other.end]
-        now = min((other.begin for other in [*overlapping, each]), default=0.0)
-        nodes: dict[str, NodeCalendar] = {}
-        for gpu in usable:
-            node = nodes.setdefault(gpu.node, NodeCalendar(gpu.node, now))
-            node.add(replace(gpu, state="free"))
+        overlapping = known.overlapping(each)
         together = sorted([*overlapping, each], key=_order)
-        _, missing = place(together, nodes, (), now)
+        of_kind = [one for one in together if one.kind == each.kind]
+        # A year of a faculty's lessons would take minutes, were all of them placed.
+        are_plain = not any(one.model for one in of_kind)
+        if are_plain and sum(one.gpus for one in of_kind) <= units[each.kind]:
+            missing: list[Missing] = []
+        else:
+            now = together[0].begin
+            nodes: dict[str, NodeCalendar] = {}
+            for gpu in usable:
+                node = nodes.setdefault(gpu.node, NodeCalendar(gpu.node, now))
+                node.add(replace(gpu, state="free"))
+            _, missing = place(together, nodes, (), now)
         if missing:
             refused.append(Missing(each, sum(one.gpus for one in missing)))
         else:
             kept.append(each)
+            known.add(each)
     return kept, refused
+
+
+class _ByBegin:
+    """Reserved times, which can be asked which of them overlap another one."""
+
+    def __init__(self, reserved: Iterable[ReservedTime]) -> None:
+        self._times = sorted(reserved, key=_begin)
+        self._longest = max((each.end - each.begin for each in self._times), default=0.0)
+
+    def add(self, reserved: ReservedTime) -> None:
+        insort(self._times, reserved, key=_begin)
+        self._longest = max(self._longest, reserved.end - reserved.begin)
+
+    def overlapping(self, reserved: ReservedTime) -> list[ReservedTime]:
+        first = bisect_left(self._times, reserved.begin - self._longest, key=_begin)
+        last = bisect_left(self._times, reserved.end, key=_begin)
+        return [each for each in self._times[first:last] if reserved.begin < each.end]
+
+
+def _begin(reserved: ReservedTime) -> float:
+    return reserved.begin
 
 
 def _order(reserved: ReservedTime) -> tuple[float, bool, float, str]:

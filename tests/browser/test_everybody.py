@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -39,7 +40,16 @@ NAMES = r"GPUs?|CUDA|Python|NVIDIA|NVML|UUID|MIG|MiB|GB|JupyterHub|JupyterLab|Do
 NAMES += r"|A100-SXM4-40GB|Tesla"
 NAMES += r"|Plain|Next|NEXT|Old|Gone|Broken|UTC|ada|ben|boss|eve|fan|nvidia-smi|Unknown Error"
 NAMES += r"|SSH|VS Code|second|third"
-NAMES += r"|jupyter-fay|fay|zoe|docker stop"
+NAMES += r"|jupyter-fay|fay|zoe|docker stop|ML|JSON|ics|Etc"
+# Hours that no form looks ahead to.
+LESSON = date.today() + timedelta(days=20)
+COURSES = {
+    "ml": {
+        "title": "ML",
+        "group": "nobody",
+        "reserved": [{"begin": f"{LESSON}T10:00", "end": "14:00", "gpus": 4}],
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,7 @@ def _hub(hubs_of_run, minimal_image) -> Iterator[Hub]:
     hub = hubs_of_run(
         dashboards.lines(),
         f"c.GPUSpawner.images = {IMAGES!r}",
+        f"c.GPUSpawner.courses = {COURSES!r}",
         "c.GPUSpawner.pull_policy = 'never'",
         "c.GPUSpawner.user_gpu_limit = 3",
         "c.GPUSpawner.mem_limit = '16G'",
@@ -394,3 +405,30 @@ def test_the_dashboard_by_keyboard_alone(hub, readers):
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
     tab.get_by_text("The server stops, once what runs in it has saved.").wait_for()
+
+
+def test_the_week(hub, readers, looked_at):
+    hub.start_server("ada", {"gpus": 1, "hours": 2, "image": "minimal"})
+    hub.start_server("ben", {"gpus": 3, "hours": 8, "image": "minimal"})
+    hub.spawn("eve", {"gpus": 1, "hours": 4, "image": "minimal"})
+    for user in ("ada", "boss"):
+        tabs = readers(user)
+        with looked_at(tabs, f"week-{user}", "main"):
+            for tab in tabs.values():
+                tab.goto(f"{hub.url}/services/gpus/")
+                tab.get_by_role("navigation").locator("a[href$=week]").click()
+                tab.locator(".gs-week-bar.gs-week-booking").wait_for()
+                assert tab.locator(".gs-week-bar.gs-week-lease").count() == 3 + (user == "boss")
+                assert tab.locator(".gs-week-bar.gs-week-yours").count() == (user == "ada")
+        with looked_at(tabs, f"week-reserved-{user}", "main"):
+            for tab in tabs.values():
+                tab.goto(f"{hub.url}/services/gpus/week?from={LESSON - timedelta(days=2)}")
+                tab.locator(".gs-week-bar.gs-week-reserved").wait_for()
+                assert tab.get_by_role("row").filter(has_text="ML").count() == 1
+        # On a phone the picture is wider than the page, and the keyboard moves it.
+        tab = tabs["en"]
+        tab.set_viewport_size({"width": 375, "height": 700})
+        picture = tab.get_by_role("region", name="The week as a picture")
+        picture.focus()
+        tab.keyboard.press("ArrowRight")
+        tab.wait_for_function("document.activeElement.scrollLeft > 0")

@@ -174,7 +174,7 @@ async def test_it_tells_who_waits_and_whose_time_ends(hub: Hub) -> None:
     assert [each["user"] for each in answer["leases"]] == ["ada", "ben"]
     assert answer["queue"][0] == {
         "user": "eve", "server": "", "kind": "gpu",
-            "gpus": 2, "model": "A100", "since": 5.0,
+            "gpus": 2, "model": "A100", "seconds": None, "since": 5.0,
         "place": 1, "start": 60.0, "because": "gpus",
     }  # fmt: skip
     assert (answer["queue"][1]["place"], answer["queue"][1]["because"]) == (None, "")

@@ -100,6 +100,7 @@ def test_log_ins_that_nobody_finishes_are_forgotten_the_oldest_first(
         (f"{PREFIX}usage?by={'x' * 60_000}", PREFIX),
         (f"{PREFIX}oauth_callback?code=x", PREFIX),
         (f"{PREFIX}usage/../../../hub/logout", PREFIX),
+        (f"{PREFIX}week?from=2026-11-30", f"{PREFIX}week?from=2026-11-30"),
         ("//elsewhere.example/services/gpus/usage", PREFIX),
         ("https://elsewhere.example/", PREFIX),
         (None, PREFIX),

@@ -406,6 +406,20 @@ def test_what_can_be_placed_is_placed(drawn, letters: str) -> None:
     assert (refused == []) == can_be_placed(reserved, host)
 
 
+@given(small, st.sampled_from(["aa", "at", "aatt"]), st.integers(0, 6), st.booleans())
+def test_what_was_admitted_before_needs_no_second_look(drawn, letters, number, named) -> None:
+    host = gpus(letters)
+    reserved = [
+        hours(f"c{n}", begin, begin + length, count, model if named else "")
+        for n, (begin, length, count, model) in enumerate(drawn)
+    ]
+    kept, refused = admitted(reserved, host)
+    first, lost = admitted(reserved[:number], host)
+    more, later = admitted(reserved[number:], host, first)
+    assert [*first, *more] == kept
+    assert [*lost, *later] == refused
+
+
 @given(small, st.sampled_from(["at", "aat", "aatt"]))
 def test_what_is_admitted_can_be_placed_where_models_are_named(drawn, letters: str) -> None:
     host = gpus(letters)

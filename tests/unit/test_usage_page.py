@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-from argparse import Namespace
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,24 +14,21 @@ import jsonschema
 import pytest
 import pytest_asyncio
 from bs4 import BeautifulSoup
-from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpclient import HTTPResponse
 
-from gpuspawner.dashboard import command, usage_facts
+from gpuspawner.dashboard import usage_facts
 from gpuspawner.dashboard.facts import Person
-from gpuspawner.dashboard.login import Login
 from gpuspawner.dashboard.usage_facts import UsageReader
 from gpuspawner.errors import Refused
 from gpuspawner.hub.control_socket import ControlSocket
 
 from ..support.boards import HOSTILE
 from ..support.dashboards import OPENAPI
-from ..support.hubs import free_port
+from ..support.services import serving
 from ..support.usage import World, look
 
-PREFIX = "/services/gpus/"
 HOUR = 3600.0
 RANGE = "from=2026-01-01&to=2028-01-01"
-SCOPES = {"boss": ["delete:servers"]}
 
 
 @pytest.fixture
@@ -73,43 +69,9 @@ async def ask(
 
     control = ControlSocket(path, none, tuple, log, {}, none, none, {}, usage=where)
     await control.begin()
-    environment = {
-        "JUPYTERHUB_API_TOKEN": "secret",
-        "JUPYTERHUB_CLIENT_ID": "service-gpus",
-        "JUPYTERHUB_BASE_URL": "/",
-        "JUPYTERHUB_SERVICE_PREFIX": PREFIX,
-        "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    Login.clear_instance()
-
-    async def whose(self: Login, token: str, **_: Any) -> Any:
-        # What the hub answers: a token is its user's name here, or a service's.
-        kind = "service" if token == "culler" else "user"
-        scopes = ["access:services", *SCOPES.get(token, [f"delete:servers!user={token}"])]
-        return {"kind": kind, "name": token, "scopes": scopes, "admin": False, "groups": []}
-
-    monkeypatch.setattr(Login, "user_for_token", whose)
-    monkeypatch.setattr(Login, "check_scopes", lambda self, needed, user: user)
-    service = command.application(
-        Namespace(names="everybody", socket=path, from_hub=True), environment
-    )
-    server, port = command.server_of(service), free_port()
-    server.listen(port, "127.0.0.1")
-
-    async def get(who: str, path: str, **headers: str) -> HTTPResponse:
-        return await AsyncHTTPClient(force_instance=True).fetch(
-            f"http://127.0.0.1:{port}{PREFIX}{path}",
-            headers={"Authorization": f"token {who}", **headers},
-            raise_error=False,
-        )
-
-    yield get
-    server.stop()
-    await server.close_all_connections()
+    async with serving(path, monkeypatch) as get:
+        yield get
     control.close()
-    Login.clear_instance()
 
 
 def checked(answer: HTTPResponse) -> Any:
