@@ -163,10 +163,11 @@ class Recorder:
         """Learn when servers ran: from spawners, else from the backend."""
         known = self._known_runs()
         self._sightings.learn(known.get)
-        stored = self._stored or set()
+        # What has ended may have been started again, as another lease.
+        stored = (self._stored or set()) - {each.server.id for each in self._sightings.over}
         unknown = {
             each.server.id
-            for each in self._sightings.batch()
+            for each in self._sightings.unwritten
             if each.needs_run and (each.over_at is not None or each.server.id not in stored)
         }
         if unknown:
