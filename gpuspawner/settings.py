@@ -21,6 +21,7 @@ from .gpus.unit_names import MAX_SLOTS
 from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
 from .notifications import addresses
+from .scheduling.budgets import Budget, check_budgets
 from .scheduling.plan import ORDERS
 from .scheduling.queue import RequestLimits
 from .usage import database
@@ -71,6 +72,14 @@ class GPUTraits(SpawnerMixin):
         value_trait=Int(min=0),
         help="""The most GPUs that a group's members may hold at a time: {"students": 4}. A user in
         several of these groups counts in each.""",
+    ).tag(config=True)
+
+    gpu_hours = Dict(
+        help="""The GPU hours that users may have in a rolling window: group -> a mapping with
+        `hours` and `days`, {"students": {"hours": 40, "days": 7}}. Each of the group's members has
+        so many; with `together: True` all of them share them. The key "*" is for all users. What
+        runs or waits counts up to its end. Of several the strictest decides. Needs `usage_db`. The
+        same for all users.""",
     ).tag(config=True)
 
     allowed_models = List(
@@ -363,6 +372,11 @@ class GPUTraits(SpawnerMixin):
     def _check_courses(self, proposal: Any) -> Any:
         return checked(check_courses, proposal.value)
 
+    @validate("gpu_hours")
+    def _check_gpu_hours(self, proposal: Any) -> Any:
+        checked(check_budgets, proposal.value)
+        return proposal.value
+
     @validate("notify_urls")
     def _check_notify_urls(self, proposal: Any) -> Any:
         given = proposal.value
@@ -387,6 +401,29 @@ class GPUTraits(SpawnerMixin):
                 f"for no end, got {proposal.value}"
             )
         return proposal.value
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets of GPU hours."""
+        return check_budgets(self.gpu_hours)
+
+    def contradictions(self) -> list[str]:
+        """Return sentences about traits that can't be together. A hub doesn't start with one."""
+        longest, kept = (
+            max((each.days for each in self.budgets), default=0),
+            self.usage_retention_days,
+        )
+        if longest and not self.usage_db:
+            return [
+                "c.GPUSpawner.gpu_hours counts what users have had, and with an empty "
+                "c.GPUSpawner.usage_db nothing is kept of it"
+            ]
+        if kept is not None and kept < longest:
+            return [
+                f"c.GPUSpawner.gpu_hours looks back {longest:g} days, and "
+                f"c.GPUSpawner.usage_retention_days = {kept:g} removes what is older"
+            ]
+        return []
 
     @property
     def course_catalogue(self) -> CourseCatalogue:

@@ -130,10 +130,10 @@ def _sums(period: Period, scope: Scope, share: ColumnElement[Any], name: Any) ->
         func.max(case((is_new, leases.c.waited))).label("longest"),
     ]
     chosen: Any = select(*columns, *([] if name is None else [name.label("name")]))
-    return _in(chosen.select_from(leases), period, scope)
+    return held_in(chosen.select_from(leases), period, scope)
 
 
-def _in(chosen: Any, period: Period, scope: Scope) -> Any:
+def held_in(chosen: Any, period: Period, scope: Scope) -> Any:
     """Return a query of leases with those of a period and a scope alone."""
     for column in ("user", "hub", "course"):
         if (value := getattr(scope, column)) is not None:
@@ -186,7 +186,7 @@ def over_time(connection: Connection, period: Period, scope: Scope) -> list[tupl
     parts = spans(period)
     edges = [span.begin for span in parts]
     found = [_Part() for _ in parts]
-    for row in connection.execute(_in(select(leases), period, scope)):
+    for row in connection.execute(held_in(select(leases), period, scope)):
         first = max(0, bisect_right(edges, row.began) - 1)
         for number in range(first, len(parts)):
             if parts[number].begin >= row.until:

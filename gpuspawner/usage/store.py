@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..scheduling.budgets import Use
 from . import database
 from .database import StoreError, transaction
-from .report import Period, Scope, Sums, over_time, report, total
+from .lately import StoredUse
+from .report import Period, Scope, Sums, held_in, over_time, report, total
 from .schema import groups, leases, units
 from .writing import Added, Seen, write
 
@@ -70,6 +74,30 @@ class Store:
         with self._explained(), self.engine.begin() as connection:
             mine = select(leases.c.server_id).where(~leases.c.is_over, leases.c.hub == hub)
             return list(connection.execute(mine).scalars())
+
+    def uses(self, hub: str, since: float) -> list[StoredUse]:
+        """Return the leases of a hub that were held after a time, in seconds since the epoch."""
+        with self._explained(), self.engine.begin() as connection:
+            held = held_in(select(leases), Period(since, math.inf), Scope(hub=hub)).subquery()
+            of_leases = select(groups).join(held, held.c.id == groups.c.lease)
+            names: dict[int, list[str]] = defaultdict(list)
+            for row in connection.execute(of_leases):
+                names[row.lease].append(row.name)
+            return [
+                StoredUse(
+                    Use(
+                        row.user,
+                        frozenset(names.get(row.id, ())),
+                        row.share_part / row.share_of,
+                        row.began,
+                        row.until,
+                    ),
+                    row.server_id,
+                    row.started,
+                    row.is_over,
+                )
+                for row in connection.execute(select(held))
+            ]
 
     def write(self, seen: Seen) -> Added:
         """Write what a hub has seen, all of it or nothing; twice is as once."""

@@ -57,6 +57,7 @@ class World:
     Args:
         url: the address of the store.
         events: whether the engine remembers ends of servers that are gone.
+        window: how far back a hub looks for what users have had, in seconds.
     """
 
     url: str
@@ -67,6 +68,7 @@ class World:
     boxes: list[Box] = field(default_factory=list)
     gpus: list[GPU] = field(default_factory=list)
     retention_days: float | None = None
+    window: float = 0
 
     @property
     def wall(self) -> float:
@@ -113,7 +115,15 @@ class World:
         no_runs: dict[str, ServerRun] = {}
         days = self.retention_days
         return Recorder(
-            self.url, ledger, self.runs, lambda: no_runs, 5, days, lambda added: None, log
+            self.url,
+            ledger,
+            self.runs,
+            lambda: no_runs,
+            5,
+            days,
+            lambda added: None,
+            log,
+            self.window,
         )
 
 
