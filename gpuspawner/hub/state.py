@@ -283,6 +283,7 @@ def _make_recorder(
         metrics.count_usage,
         spawner.log,
         max((each.seconds for each in spawner.budgets), default=0.0),
+        [each.group for each in spawner.budgets if each.together],
     )
 
 

@@ -54,6 +54,7 @@ class Recorder:
         added: called with what has been written.
         log: a logger.
         window: how far back somebody asks for what users have had, in seconds; 0: nobody does.
+        shared: the groups of which somebody asks for what all members have had.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Recorder:
         added: Callable[[Added], None],
         log: Any,
         window: float = 0,
+        shared: Collection[str] = (),
     ) -> None:
         self.store = Store(url) if url else None
         self.hub = ledger.hub
@@ -79,7 +81,7 @@ class Recorder:
         self._log = log
         self._sightings = Sightings(ledger.hub)
         self.past = PastUses(ledger.hub, self._sightings, self._read_past)
-        self._window = window
+        self._window, self._shared = window, frozenset(shared)
         self._past_read_at = 0.0
         self._news = asyncio.Event()
         # One thread: what is written has an order, and SQLite one who writes.
@@ -179,7 +181,11 @@ class Recorder:
         if not self._window or not (added.ends or is_old or self.past.version is None):
             return added, None
         self._past_read_at = steady
-        return added, store.uses(self.hub, self._ledger.clock.wall() - self._window)
+        return added, self._uses(store)
+
+    def _uses(self, store: Store) -> Sequence[StoredUse]:
+        since = self._ledger.clock.wall() - self._window
+        return store.uses(self.hub, since, self._shared)
 
     async def _read_past(self) -> None:
         """Read what users have had.
@@ -187,13 +193,13 @@ class Recorder:
         Raises:
             Unknown: it can't be read.
         """
-        store, since = self.store, self._ledger.clock.wall() - self._window
+        store = self.store
         if store is None:
             raise Unknown(NEVER_READ)
 
         def read() -> Sequence[StoredUse]:
             store.open()
-            return store.uses(self.hub, since)
+            return self._uses(store)
 
         try:
             uses = await self._in_thread(read)

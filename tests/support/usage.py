@@ -58,6 +58,7 @@ class World:
         url: the address of the store.
         events: whether the engine remembers ends of servers that are gone.
         window: how far back a hub looks for what users have had, in seconds.
+        shared: the groups of which it looks for what all members have had.
     """
 
     url: str
@@ -69,6 +70,7 @@ class World:
     gpus: list[GPU] = field(default_factory=list)
     retention_days: float | None = None
     window: float = 0
+    shared: Sequence[str] = ()
 
     @property
     def wall(self) -> float:
@@ -124,6 +126,7 @@ class World:
             lambda added: None,
             log,
             self.window,
+            self.shared,
         )
 
 

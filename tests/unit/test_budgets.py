@@ -500,7 +500,7 @@ def test_the_times_of_the_form_are_within_the_budget() -> None:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     world = World(f"sqlite:///{tmp_path / 'usage.sqlite'}")
-    world.window = 7 * DAY
+    world.window, world.shared = 7 * DAY, ["students"]
     return world
 
 
