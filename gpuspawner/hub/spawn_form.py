@@ -75,6 +75,7 @@ class SpawnForm:
                     str(within),
                     own_claims(spawner.holder, queue.claims(seen.leases)),
                     queue.kept_place(spawner.holder),
+                    queue.share_of_user(spawner.holder, applicant.groups),
                     language.tag,
                     *more.items(),
                 ),

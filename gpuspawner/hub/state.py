@@ -33,8 +33,9 @@ from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..notifications.notifier import Notifier
-from ..scheduling.budgets import Budgets
+from ..scheduling.budgets import DAY, Budgets
 from ..scheduling.queue import Queue, QueueSettings
+from ..scheduling.shares import Shares
 from ..usage import endings as usage_endings
 from ..usage.recorder import Recorder
 from . import compat, http_errors, metrics, switch_page
@@ -130,7 +131,8 @@ class HubState:
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)
         budgets = Budgets(spawner.budgets, usage.past, lambda: _ends(leases))
-        queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved, budgets)
+        shares = _make_shares(spawner, usage)
+        queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved, budgets, shares)
         state = cls(
             backend=backend,
             ledger=ledger,
@@ -282,9 +284,15 @@ def _make_recorder(
         spawner.usage_retention_days,
         metrics.count_usage,
         spawner.log,
-        max((each.seconds for each in spawner.budgets), default=0.0),
+        spawner.looks_back,
         [each.group for each in spawner.budgets if each.together],
     )
+
+
+def _make_shares(spawner: Any, usage: Recorder) -> Shares | None:
+    if spawner.queue_order != "share":
+        return None
+    return Shares(usage.past, DAY * spawner.share_half_life, spawner.share_weights)
 
 
 def _ends(leases: Iterable[ServerLease]) -> dict[Holder, float | None]:

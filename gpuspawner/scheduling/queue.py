@@ -24,10 +24,29 @@ from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words, share_words
 from ..leases.ledger import Ledger, Reservation, View
 from ..timeouts import within
-from .budgets import Budgets, Promise, Standing, Use, latest_end, part_of_gpus, within_budgets
+from .budgets import (
+    Budgets,
+    Promise,
+    Standing,
+    Use,
+    latest_end,
+    part_of_gpus,
+    shown_hours,
+    within_budgets,
+)
 from .phrases import hours_words_of
-from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
+from .plan import (
+    NO_SHARES,
+    QueuedRequest,
+    QueueSnapshot,
+    Turn,
+    UserShare,
+    UserShares,
+    could_use,
+    plan,
+)
 from .reserved import ReservedTime
+from .shares import Shares
 
 # The logger of the hub's own handlers.
 log = logging.getLogger("tornado.application")
@@ -150,6 +169,7 @@ class Queue:
             watcher.
         reserved: returns the hours that are reserved for courses, as of the ledger's last reading.
         budgets: the GPU hours that users may have.
+        shares: what users have had lately, for the order "share"; None: in another order.
     """
 
     def __init__(
@@ -159,8 +179,10 @@ class Queue:
         watch: Callable[[Callable[[], None]], Any],
         reserved: Callable[[], Sequence[ReservedTime]] = lambda: (),
         budgets: Budgets | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.budgets = budgets or Budgets()
+        self._shares = shares
         self._reserved = reserved
         self._ledger = ledger
         self._settings = settings
@@ -299,7 +321,8 @@ class Queue:
         held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
         kept, later = self.kept_place(waiting.holder), waiting.not_before
-        key = (request, held, frozenset(limits.items()), mine, kept, later)
+        share = self.share_of_user(waiting.holder, waiting.groups)
+        key = (request, held, frozenset(limits.items()), mine, kept, later, share)
         known = self._forecasts[2]
         if key not in known:
             turn = self._snapshot.forecast_turn(waiting, limits) if self._snapshot else None
@@ -397,12 +420,30 @@ class Queue:
             part_policy=self._settings.part_policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
             reserved=self._reserved(),
+            shares=self._shares_of(waiting for waiting, _ in queue),
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
             turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places), of=of)
             for turn in turns
         }
+
+    def _shares_of(self, queue: Iterable[QueuedRequest]) -> UserShares:
+        people = ((each.holder, each.groups) for each in queue)
+        return self._shares.of(people, time.time()) if self._shares else NO_SHARES
+
+    def share_of_user(self, holder: Holder, groups: Collection[str]) -> UserShare | None:
+        """Return what a user has had lately, roughly, where the order goes by it; else None.
+
+        Args:
+            holder: a server of the user's.
+            groups: the user's groups.
+        """
+        if self._shares is None:
+            return None
+        found = self._shares.of([(holder, groups)], time.time())
+        share = found.get(holder.person, UserShare())
+        return replace(share, decayed=round(share.decayed, 1), week=round(share.week, 1))
 
     def _reserve(self, turn: Turn) -> Reservation:
         waiting = turn.waiting
@@ -634,7 +675,8 @@ def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return the part of a turn that users are notified of, to the minute."""
     start = None if turn.start is None else round(turn.start / 60)
     shorter = turn.hours and round(turn.hours.until_then / 60)
-    return turn.place, turn.of, turn.because, start, shorter
+    used = None if turn.used is None else shown_hours(turn.used)
+    return turn.place, turn.of, turn.because, start, shorter, used
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

@@ -79,6 +79,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "tls_config": ({"o": "1"}, {"h": "1"}),
     "mem_limit": (2 << 30, 3 << 30),
     "cpu_limit": (2.0, 3.0),
+    "share_weights": ({"o": 2}, {"h": 3}),
     "shared_gpus": ({"o": 1}, {"h": 2}),
     "ulimits": ({"o": 1}, {"h": 2}),
     "usage_db": ("sqlite:///override", "sqlite:///hook"),
