@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from gpuspawner.gpus.allocation import apply_leases, choose
 from gpuspawner.gpus.model import GPU, Holder, Lease, Request
-from gpuspawner.scheduling.plan import QueuedRequest, by_time, plan
+from gpuspawner.scheduling.budgets import Use
+from gpuspawner.scheduling.plan import QueuedRequest, UserShare, UserShares, by_time, plan
+from gpuspawner.scheduling.shares import decayed
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 STRICT = "strict: nobody passes"
@@ -110,6 +112,53 @@ def ours(order: str) -> Decide:
     ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
         turns = plan(queue, gpus, leases, now, order=order)
         return [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
+
+    return decide
+
+
+class SoFar:
+    """What users have had so far in a simulation, as the hub's store would say.
+
+    Args:
+        half_life: after how many seconds an hour counts as half of one.
+    """
+
+    def __init__(self, half_life: float = 7 * DAY) -> None:
+        self._half_life = half_life
+        self._at = 0.0
+        self._running: Sequence[Lease] = ()
+        # Person -> GPU hours, of which those of long ago count for less.
+        self._hours: dict[tuple[str, str], float] = {}
+
+    def shares(self, leases: Sequence[Lease], now: float) -> UserShares:
+        """Return what users have had, which is asked for whenever something begins or ends."""
+        fade = 2 ** (-(now - self._at) / self._half_life)
+        self._hours = {person: hours * fade for person, hours in self._hours.items()}
+        for each in self._running:
+            person = each.holder.person
+            had = Use(each.holder.user, each.groups, float(each.share), self._at, now)
+            more = decayed([had], now, self._half_life)
+            self._hours[person] = self._hours.get(person, 0.0) + more
+        self._at, self._running = now, leases
+        return {person: UserShare(hours) for person, hours in self._hours.items()}
+
+    def started(self, leases: Iterable[Lease]) -> None:
+        """Note what has begun by it."""
+        self._running = [*self._running, *leases]
+
+
+def by_shares() -> Decide:
+    """Return a function that decides as the hub does in the order "share", for one simulation."""
+    so_far = SoFar()
+
+    def decide(
+        queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
+    ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
+        shares = so_far.shares(leases, now)
+        turns = plan(queue, gpus, leases, now, order="share", shares=shares)
+        granted = [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
+        so_far.started(lease_of(*each, now) for each in granted)
+        return granted
 
     return decide
 
@@ -213,6 +262,7 @@ def compare(
     orders = {
         'ours, "fifo"': ours("fifo"),
         'ours, "fair"': ours("fair"),
+        'ours, "share"': by_shares(),
         STRICT: strict,
     }
     found = {name: (simulate(jobs, gpus, decide), 1.0) for name, decide in orders.items()}

@@ -30,7 +30,7 @@ from .courses.catalogue import CourseCatalogue
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
 from .gpus import share_hints
-from .gpus.model import Holder
+from .gpus.model import Holder, Lease
 from .group_overrides import GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
 from .hub.home_page import HomePage
@@ -359,7 +359,16 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             self.limits(),
             self.request_limits(),
             self.has_own_options(),
+            self.promised_seconds,
         )
+
+    @property
+    def promised_seconds(self) -> float | None:
+        """For how long the server is promised GPUs that it waits for, in seconds; None: unknown."""
+        switch, waits = self.hub_state.switches.get(self.holder), not self.attempt.is_up
+        asked = switch.asked.request if switch and switch.asked else None
+        request = asked or (self.attempt.request if waits else None)
+        return request.seconds if request else None
 
     async def check_choice(self, raw: Any, applicant: Applicant) -> CheckedChoice:
         """Check a choice by the rules that apply to an applicant."""
@@ -653,6 +662,14 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def latest_end(self, until: float) -> tuple[float, str]:
         """Return the latest end that the lease can have, and the course that is in the way."""
         return self.hub_state.reserved.latest_end(self.holder, until)
+
+    def budgeted_end(self, until: float) -> tuple[float, str]:
+        """Return the latest end within its user's budgets, and why there is none later."""
+        lease = Lease(self.holder, self.lease.units, self.lease.until, self.groups)
+        try:
+            return self.hub_state.queue.latest_end(lease, until)
+        except Unknown as error:
+            return 0.0, str(error)
 
     def on_extended(self, end: Deadline) -> None:
         """Have the backend keep the new end, which outlives the hub's database."""

@@ -22,8 +22,10 @@ from .gpus.unit_names import MAX_SLOTS
 from .group_overrides import common, lower
 from .images.catalogue import ImageVersion, as_fields, catalogue, default_key
 from .notifications import addresses
+from .scheduling.budgets import DAY, MAX_DAYS, Budget, check_budgets
 from .scheduling.plan import ORDERS
 from .scheduling.queue import RequestLimits
+from .scheduling.shares import HALF_LIVES, WEEK, check_weights
 from .usage import database
 
 if TYPE_CHECKING:
@@ -71,6 +73,14 @@ class GPUTraits(SpawnerMixin):
         least=0,
         help="""The most GPUs that a group's members may hold at a time: {"students": 4}. A user in
         several of these groups counts in each.""",
+    ).tag(config=True)
+
+    gpu_hours = Dict(
+        help="""The GPU hours that users may have in a rolling window: group -> a mapping with
+        `hours` and `days`, {"students": {"hours": 40, "days": 7}}. Each of the group's members has
+        so many; with `together: True` all of them share them. The key "*" is for all users. What
+        runs or waits counts up to its end. Of several the strictest decides. Needs `usage_db`. The
+        same for all users.""",
     ).tag(config=True)
 
     allowed_models = List(
@@ -224,8 +234,21 @@ class GPUTraits(SpawnerMixin):
         sorted(ORDERS),
         "fifo",
         help="""The order of the queue. `fifo`: first come, first served. `fair`: users who hold
-        fewer GPUs first; each GPU counts as having come half an hour later. In both, a later
-        request is granted before an earlier one if that delays nobody. The same for all users.""",
+        fewer GPUs first; each GPU counts as having come half an hour later. `share`: users who have
+        used less lately first; each GPU hour counts as having come ten minutes later, and half as
+        much after `share_half_life`. In all, a later request is granted before an earlier one if
+        that delays nobody. The same for all users.""",
+    ).tag(config=True)
+
+    share_half_life = Float(
+        7,
+        help="""For `queue_order = "share"`: after how many days a GPU hour counts as half of one.
+        The same for all users.""",
+    ).tag(config=True)
+
+    share_weights = Dict(
+        help="""For `queue_order = "share"`: group -> how many times as much as others its members
+        may have, {"staff": 2}. Of several groups the highest counts. The same for all users.""",
     ).tag(config=True)
 
     idle_minutes = Float(
@@ -364,6 +387,25 @@ class GPUTraits(SpawnerMixin):
     def _check_courses(self, proposal: Any) -> Any:
         return checked(check_courses, proposal.value)
 
+    @validate("share_half_life")
+    def _check_share_half_life(self, proposal: Any) -> Any:
+        if not 0 < proposal.value <= MAX_DAYS / HALF_LIVES:
+            raise TraitError(
+                f"c.GPUSpawner.share_half_life must be more than 0 and at most "
+                f"{MAX_DAYS / HALF_LIVES:g} days, got {proposal.value}"
+            )
+        return proposal.value
+
+    @validate("share_weights")
+    def _check_share_weights(self, proposal: Any) -> Any:
+        checked(check_weights, proposal.value)
+        return proposal.value
+
+    @validate("gpu_hours")
+    def _check_gpu_hours(self, proposal: Any) -> Any:
+        checked(check_budgets, proposal.value)
+        return proposal.value
+
     @validate("notify_urls")
     def _check_notify_urls(self, proposal: Any) -> Any:
         given = proposal.value
@@ -388,6 +430,42 @@ class GPUTraits(SpawnerMixin):
                 f"for no end, got {proposal.value}"
             )
         return proposal.value
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets of GPU hours."""
+        return check_budgets(self.gpu_hours)
+
+    @property
+    def looks_back(self) -> float:
+        """How far back it matters what users have had, in seconds; 0: it doesn't."""
+        windows = [each.seconds for each in self.budgets]
+        if self.queue_order == "share":
+            windows += [WEEK, HALF_LIVES * DAY * self.share_half_life]
+        return max(windows, default=0.0)
+
+    def contradictions(self) -> list[str]:
+        """Return sentences about traits that can't be together. A hub doesn't start with one."""
+        longest, kept = (
+            max((each.days for each in self.budgets), default=0),
+            self.usage_retention_days,
+        )
+        if self.queue_order == "share" and not self.usage_db:
+            return [
+                'c.GPUSpawner.queue_order = "share" goes by what users have had, and with an empty '
+                "c.GPUSpawner.usage_db nothing is kept of it"
+            ]
+        if longest and not self.usage_db:
+            return [
+                "c.GPUSpawner.gpu_hours counts what users have had, and with an empty "
+                "c.GPUSpawner.usage_db nothing is kept of it"
+            ]
+        if kept is not None and kept < longest:
+            return [
+                f"c.GPUSpawner.gpu_hours looks back {longest:g} days, and "
+                f"c.GPUSpawner.usage_retention_days = {kept:g} removes what is older"
+            ]
+        return []
 
     @property
     def course_catalogue(self) -> CourseCatalogue:

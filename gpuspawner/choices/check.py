@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Refused
+from ..errors import Refused, Unknown
 from ..gpus.allocation import most_on_one_node, request_phrase
 from ..gpus.model import WHOLE, Holder, Request, counted_in
 from ..leases.ledger import Ledger, View
@@ -30,6 +30,7 @@ class Applicant:
         limits: the limits of the choice.
         request_limits: the limits of its request in the queue.
         others_allowed: whether unknown keys are allowed, for the administrator's own hooks.
+        promised: for how long it was promised its GPUs before, in seconds, if it waits.
     """
 
     holder: Holder
@@ -37,6 +38,7 @@ class Applicant:
     limits: Limits
     request_limits: RequestLimits
     others_allowed: bool = False
+    promised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ async def check_choice(
 
     Raises:
         Refused: it can't be granted, now or later.
-        Unknown: it asks for GPUs, and the nodes couldn't be read.
+        Unknown: it asks for GPUs, and the nodes couldn't be read, or what its user has had.
     """
     if applicant.others_allowed and not applicant.limits.courses and isinstance(raw, Mapping):
         # Where there is no course, the key is the administrator's hooks', as any unknown one.
@@ -83,6 +85,7 @@ async def check_choice(
     view = EMPTY_VIEW
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
+        await queue.budgets.ensure_read(applicant.groups)
     request = _request(choice, applicant, queue, view)
     starts = later.not_before(choice.not_before, limits.ahead) if request.gpus else 0.0
     safe_mode, known = bool(choice.safe_mode), limits.versions.get(key)
@@ -109,7 +112,7 @@ def forecast_choice(
         if request.gpus == 0:
             return Forecast("now")
         starts = later.not_before(choice.not_before, applicant.limits.ahead)
-    except Refused as error:
+    except (Refused, Unknown) as error:
         return Forecast("no", count, refusal=str(error))
     groups, since = counted_in(applicant.groups, request.course), queue.join_time(applicant.holder)
     joining = QueuedRequest(applicant.holder, request, since, groups, starts)
@@ -141,4 +144,9 @@ def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: V
         held = held_by_other_servers(applicant.holder, queue.claims(view.leases))
         if held + request.share > limit:
             raise over_user_limit(request, held, limit)
-    return request
+    if not request.gpus:
+        return request
+    groups = counted_in(applicant.groups, request.course)
+    waiting = QueuedRequest(applicant.holder, request, 0.0, groups)
+    named = choice.hours is not None
+    return queue.within_budgets(waiting, view.leases, named, applicant.promised)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from ..gpus.links import Connection, connection
 from ..gpus.model import GPU, SHARED, WHOLE
 from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
+from ..group_overrides import lower
 from ..i18n.languages import ENGLISH, Language, templates_of
 from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import clock_time, hours_words, memory_words, moment, ordinal, share_words
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
+from ..scheduling.budgets import STEP_SECONDS
 from .course_choice import courses_offered, within_course
 from .forecast import UNKNOWN, Forecast, ForecastOf
 from .home_use import HomeUse
@@ -113,6 +116,7 @@ def render(
     keep: bool = False,
     picked: bool = False,
     safe_mode: bool = False,
+    budgets: Sequence[str] = (),
 ) -> str:
     """Return the form as HTML, or "" if there is nothing to choose.
 
@@ -129,12 +133,14 @@ def render(
         keep: show `last` unchanged even if it would be refused, so that the user can correct it.
         picked: `last` is the choice in an open form, whose script asks for an update.
         safe_mode: whether a server can be started without its user's settings.
+        budgets: sentences about what is left of the user's budgets of GPU hours.
     """
     courses, limits = course_items(limits, last), _within_course(limits, last)
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
     models = model_items(limits, last, view)
-    hours = hour_items(limits, last) if len(counts) > 1 else []
+    part = _part_of(limits, view, next(item for item in counts if item.checked))
+    hours = hour_items(limits, last, part) if len(counts) > 1 else []
     told = limits.any_image or trouble or notice or len(courses) > 1
     if len(images) <= 1 and len(counts) <= 1 and not told:
         return ""
@@ -159,6 +165,7 @@ def render(
         offered=_offered(view),
         notes=kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
         limits=limits.rules(),
+        budgets=budgets,
         size=size_phrase(limits),
         trouble=trouble,
         notice=notice,
@@ -251,7 +258,6 @@ def count_items(
     shares = kind_shares(usable) if may else {}
     parts = {kind: share for kind, share in shares.items() if kind != WHOLE}
     most = int(min(most_on_one_node(whole), may))
-    hours = next((float(item.value) for item in hour_items(limits, last) if item.checked), None)
     model = last.model if keep else _chosen_model(limits, last, view)
     amounts = [(0, WHOLE), *((1, kind) for kind in parts)]
     amounts += [(count, WHOLE) for count in range(1, most + 1)]
@@ -263,7 +269,7 @@ def count_items(
                 model=model if count else None,
                 # Where there is one kind alone nobody is asked for it.
                 kind=kind if count and parts else None,
-                hours=hours,
+                hours=_hours(limits, last, count * _part(usable, kind)),
                 not_before=last.not_before,
                 course=(limits.course or NO_COURSE) if limits.courses else None,
             )
@@ -427,12 +433,44 @@ def _chosen_model(limits: Limits, last: Choice, view: View | None) -> str | None
     return last.model if last.model and may and there and fits.takes(last.model) else None
 
 
-def hour_items(limits: Limits, last: Choice) -> list[Item]:
+def _hours(limits: Limits, last: Choice, part: Share) -> float | None:
+    """Return the time of a choice in hours, as the form has it for such a part of GPUs."""
+    items = hour_items(limits, last, part)
+    return next((float(item.value) for item in items if item.checked), None)
+
+
+def _part(usable: Sequence[GPU], kind: str) -> Share:
+    """Return the part of a GPU that one unit of a kind is at the most, whatever limits count."""
+    parts = [gpu.name.share for gpu in usable if gpu.name and gpu.kind == kind]
+    return max(parts, default=1)
+
+
+def _part_of(limits: Limits, view: View | None, count: Count) -> Share:
+    """Return the part of GPUs that an option of the form asks for."""
+    if count.value.isdigit():
+        return int(count.value)
+    return _part(_offered(view, limits.models, limits.kinds), count.value)
+
+
+def _within_budget(limits: Limits, part: Share) -> float | None:
+    """Return the longest time in hours of what is left of a budget; None: none, or too little."""
+    if limits.gpu_hours is None or not part:
+        return None
+    steps = math.floor(limits.gpu_hours * 3600 / float(part) / STEP_SECONDS)
+    return steps * STEP_SECONDS / 3600 or None
+
+
+def hour_items(limits: Limits, last: Choice, part: Share = 0) -> list[Item]:
     """Return the durations in hours: the usual ones up to the limit, the default and the limit.
 
     Empty if the administrator has set neither limit nor default: servers have no end then.
+
+    Args:
+        limits: the user's limits.
+        last: the choice that the form is filled with.
+        part: the part of GPUs for which there is to be enough of a budget; 0: for no budget.
     """
-    most = limits.hours
+    most = lower(limits.hours, _within_budget(limits, part))
     if most is None and limits.default_hours is None:
         return []
     offered = {float(each) for each in USUAL_HOURS if most is None or each < most}

@@ -60,6 +60,8 @@ class Limits:
             that can be.
         course: the key of the one that these limits are of; "": none.
         course_rules: its limits of a server's number of GPUs.
+        gpu_hours: the GPU hours that are left of the user's budgets, for a form; None: there are
+            none, or it isn't known.
         guard_seconds: how long a server may hold more than its part of a shared GPU's memory until
             it is warned; None: nothing limits it.
     """
@@ -89,6 +91,7 @@ class Limits:
     course_now: str = ""
     course: str = ""
     course_rules: tuple[Rule, ...] = ()
+    gpu_hours: float | None = None
     guard_seconds: float | None = None
 
     def rules(self) -> list[Rule]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -9,7 +11,7 @@ from ..choices import form, form_stream, options, start_link
 from ..choices.check import Applicant, forecast_choice
 from ..choices.limits import Limits, without_absent_versions
 from ..choices.open_forms import RECENT_SECONDS
-from ..errors import Refused
+from ..errors import Refused, Unknown
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..leases.ledger import View
 from ..scheduling.phrases import kept_words
@@ -57,25 +59,28 @@ class SpawnForm:
         applicant, pull_policy = await self.applicant()
         absent = await self._absent_versions(applicant.limits, pull_policy)
         limits = without_absent_versions(applicant.limits, absent)
-        queue, rules = spawner.hub_state.queue, str(limits)
+        queue = spawner.hub_state.queue
 
         async def form_for(choice: options.Choice, seconds: float, **more: Any) -> str:
             """Return the form for a choice, made once for all who see the same."""
             view, trouble = await open_forms.recent_view(spawner.holder, seconds)
             seen, language = view or View(), spawner.language()
             more["safe_mode"] = spawner.keeps_settings()
+            left, more["budgets"] = await self._budgets(applicant, seen)
+            within = replace(limits, gpu_hours=left)
             return open_forms.render_cache.get(
                 open_forms.visible_state(view, trouble),
                 (
                     choice,
-                    rules,
+                    str(within),
                     own_claims(spawner.holder, queue.claims(seen.leases)),
                     queue.kept_place(spawner.holder),
+                    queue.share_of_user(spawner.holder, applicant.groups),
                     language.tag,
                     *more.items(),
                 ),
                 lambda: form.render(
-                    limits,
+                    within,
                     choice,
                     view,
                     lambda each: forecast_choice(each, applicant, queue, seen),
@@ -97,6 +102,20 @@ class SpawnForm:
             lambda: spawner.active,
         )
         raise compat.answer_instead_of_page(answer)
+
+    async def _budgets(
+        self, applicant: Applicant, view: View
+    ) -> tuple[float | None, tuple[str, ...]]:
+        """Return the GPU hours that are left of the user's budgets, and sentences about each."""
+        queue = self._spawner.hub_state.queue
+        try:
+            await queue.budgets.ensure_read(applicant.groups)
+            standings = queue.standings(applicant.holder, applicant.groups, view.leases)
+        except Unknown as error:
+            return None, (str(error),)
+        # Hundredths, downwards: the form is made once for all who have as much left.
+        left = min((math.floor(each.left * 100) / 100 for each in standings), default=None)
+        return left, tuple(each.words for each in standings)
 
     def _filled_in(self) -> tuple[options.Choice, dict[str, Any]]:
         """Return the choice that the page's form is filled with, and what `form.render` is told."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
+from traitlets import TraitError
+
 from ..backends.base import Backend
 from ..backends.leftovers import Leftovers
 from ..check_in import CheckIn
@@ -30,7 +32,9 @@ from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
 from ..notifications.notifier import Notifier
+from ..scheduling.budgets import DAY, Budgets
 from ..scheduling.queue import Queue, QueueSettings
+from ..scheduling.shares import Shares
 from ..usage import endings as usage_endings
 from ..usage.recorder import Recorder
 from . import compat, http_errors, metrics, switch_page
@@ -124,9 +128,11 @@ class HubState:
         ledger = _make_ledger(spawner, backend, health)
         courses = CourseCatalogue(spawner.courses, spawner.courses_file, log)
         reserved = ReservedTimes(courses, ledger, spawner.hour_limit, log)
-        queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved)
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)
+        budgets = Budgets(spawner.budgets, usage.past, lambda: _ends(leases))
+        shares = _make_shares(spawner, usage)
+        queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved, budgets, shares)
         state = cls(
             backend=backend,
             ledger=ledger,
@@ -281,7 +287,20 @@ def _make_recorder(
         spawner.usage_retention_days,
         metrics.count_usage,
         spawner.log,
+        spawner.looks_back,
+        [each.group for each in spawner.budgets if each.together],
     )
+
+
+def _make_shares(spawner: Any, usage: Recorder) -> Shares | None:
+    if spawner.queue_order != "share":
+        return None
+    return Shares(usage.past, DAY * spawner.share_half_life, spawner.share_weights)
+
+
+def _ends(leases: Iterable[ServerLease]) -> dict[Holder, float | None]:
+    """Return when the leases of running servers end by now."""
+    return {lease.holder: lease.until for lease in list(leases) if lease.units}
 
 
 def _queue_settings(spawner: Any) -> QueueSettings:
@@ -367,6 +386,10 @@ def build_at_start(app: Any) -> None:
     try:
         with_ssl = bool(settings.get("internal_ssl"))
         spawner = cls(config=settings["config"], hub=app.hub, internal_ssl=with_ssl)
+    except TraitError as error:  # each start of a server would fail by it
+        app.log.critical("%s", one_line(error))
+        app.exit(1)
+        return
     except Exception:  # a subclass may need its user; who comes first has one
         if KEY not in settings:
             app.log.warning(
@@ -376,7 +399,7 @@ def build_at_start(app: Any) -> None:
                 exc_info=True,
             )
         return
-    if refused := spawner.refused_settings():
+    if refused := [*spawner.refused_settings(), *spawner.contradictions()]:
         for sentence in refused:
             app.log.critical("%s", one_line(sentence))
         app.exit(1)

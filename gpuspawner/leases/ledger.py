@@ -229,6 +229,11 @@ class Ledger:
             await asyncio.shield(self._recent)
         return self._last_view_without(except_for)
 
+    def leases_now(self) -> list[Lease]:
+        """Return the leases of the last read, with those of what was reserved since."""
+        known = list(self.last_view.leases) if self.last_view else []
+        return self._with_reserved(known, self._last_listing[0])
+
     def moment(self) -> int:
         """Return this moment, for `servers`."""
         return self._tick()

@@ -101,6 +101,12 @@ class LeasedServer(Protocol):
         And the course whose reserved hours are in the way of a later one; "": none.
         """
 
+    def budgeted_end(self, until: float) -> tuple[float, str]:
+        """Return the latest end within its user's budgets if it asks for this one, in seconds.
+
+        And sentences on why it can't be later; "": it can.
+        """
+
     def on_extended(self, end: Deadline) -> None:
         """Have the new end kept where it outlives the hub's database."""
 
@@ -352,7 +358,7 @@ class ServerLease:
 
         Raises:
             Refused: the lease has no end, it is too early, a request waits that could use the GPUs,
-                or no time can be added. Nothing has changed then.
+                no time can be added, or a budget has none left. Nothing has changed then.
         """
         self.refuse_if_ending()
         if self._announced:
@@ -370,13 +376,26 @@ class ServerLease:
             )
         if not over_all:
             self._refuse_extension(term)
-        seconds = self._before_reserved_hours(term, self._seconds_to_add(term, hours, over_all))
+        seconds = self._within_budgets(term, self._seconds_to_add(term, hours, over_all))
+        seconds = self._before_reserved_hours(term, seconds)
         term.extend(seconds)
         self._server.save_state()
         self._server.on_extended(term.deadline)
         who = by or audit_log.user(self.holder.user)
         self.log_event("extend", who, until=round(term.until), added=round(seconds), held=self.held)
         return term.until
+
+    def _within_budgets(self, term: Term, seconds: float) -> float:
+        """Return how much of the time can be added within the budgets of its user.
+
+        Raises:
+            Refused: none of it can.
+        """
+        latest, why = self._server.budgeted_end(term.until + seconds)
+        left = min(seconds, latest - term.until) if why else seconds
+        if left >= min(seconds, 60.0):
+            return left
+        raise Refused(why, status=403, key="hours")
 
     def _before_reserved_hours(self, term: Term, seconds: float) -> float:
         """Return how much of the time can be added before what is reserved for others.

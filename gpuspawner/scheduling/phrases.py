@@ -9,6 +9,7 @@ from ..gpus.allocation import request_phrase, units_phrase
 from ..gpus.model import GPU, Request
 from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
 from ..i18n.phrases import clock_time, hours_words, ordinal
+from .budgets import shown_hours
 from .plan import HoursInTheWay, Turn
 
 NO_GPU = lazy_gettext("no GPU")
@@ -49,7 +50,14 @@ def place_words(turn: Turn) -> str:
         when = lazy_gettext(
             "When they will be free isn't known: servers that have them have no end."
         )
-    return join_sentences(_place(turn), limit, when)
+    used = ""
+    if turn.used is not None:
+        used = lazy_gettext(
+            "You used %(hours)s GPU hours in the last 7 days: the less one has used lately, the "
+            "sooner it is one's turn.",
+            hours=shown_hours(turn.used),
+        )
+    return join_sentences(_place(turn), limit, when, used)
 
 
 def hours_words_of(hours: HoursInTheWay) -> str:

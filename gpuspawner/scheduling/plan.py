@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
@@ -20,6 +20,10 @@ from .reserved import ReservedTime, ahead
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
 FAIR_SECONDS = 1800
+# In the order "share", each GPU hour of a user's counts as having joined so many seconds later.
+USED_SECONDS = 600
+# What a request without an end counts for in that order, in seconds.
+ENDLESS_SECONDS = 24 * 3600.0
 # Who isn't to start for longer than that needs no GPUs back now.
 SOON_SECONDS = 3600
 
@@ -76,6 +80,7 @@ class Turn:
         several: whether there are several nodes, so that messages have to say so.
         of: how many requests wait in all; 0 if unknown.
         hours: the reserved hours that are in its way, if it waits for "reserved".
+        used: the GPU hours that its user had in the last 7 days, where the order goes by them.
     """
 
     waiting: QueuedRequest
@@ -86,43 +91,106 @@ class Turn:
     several: bool = False
     of: int = 0
     hours: HoursInTheWay | None = None
+    used: float | None = None
 
 
-Order = Callable[[Sequence[QueuedRequest], Sequence[Lease]], list[QueuedRequest]]
+@dataclass(frozen=True)
+class UserShare:
+    """What a user has had lately, as the order "share" counts it.
+
+    Args:
+        decayed: the user's GPU hours, which count for less the longer ago they were.
+        week: those of the last 7 days, as they were.
+        weight: how many times as much as others the user may have.
+    """
+
+    decayed: float = 0.0
+    week: float = 0.0
+    weight: float = 1.0
 
 
-def by_time(queue: Sequence[QueuedRequest], leases: Sequence[Lease] = ()) -> list[QueuedRequest]:
+# (hub, user) -> what the user has had lately; who isn't there has had nothing.
+UserShares = Mapping[tuple[str, str], UserShare]
+NO_SHARES: UserShares = {}
+Order = Callable[[Sequence[QueuedRequest], Sequence[Lease], UserShares], list[QueuedRequest]]
+
+
+def by_time(
+    queue: Sequence[QueuedRequest], leases: Sequence[Lease] = (), shares: UserShares = NO_SHARES
+) -> list[QueuedRequest]:
     """Return the queue in order of arrival: what users expect of a queue, and can verify."""
     return sorted(queue, key=lambda waiting: (waiting.since, waiting.holder))
 
 
-def by_share(queue: Sequence[QueuedRequest], leases: Sequence[Lease]) -> list[QueuedRequest]:
+def by_share(
+    queue: Sequence[QueuedRequest], leases: Sequence[Lease], shares: UserShares = NO_SHARES
+) -> list[QueuedRequest]:
     """Return the queue with the requests of users who hold fewer GPUs first.
 
     A user with many servers doesn't keep others waiting. Each GPU that a user holds, or gets by an
     earlier request in this order, counts as having joined FAIR_SECONDS later. No request can be
     overtaken for ever, as later requests join with a later time.
     """
-    held: dict[tuple[str, str], Share] = defaultdict(int)
+    held: dict[tuple[str, str], float | Share] = defaultdict(int)
     for lease in leases:
         held[lease.holder.person] += lease.share
+    return _by_debt(queue, held, lambda waiting: waiting.request.share, FAIR_SECONDS)
+
+
+def by_use(
+    queue: Sequence[QueuedRequest], leases: Sequence[Lease], shares: UserShares = NO_SHARES
+) -> list[QueuedRequest]:
+    """Return the queue with the requests of users first who have used less lately.
+
+    Each GPU hour that a user has had, or is promised by an earlier request in this order, counts as
+    having joined USED_SECONDS later, divided by the user's weight. So what was long ago and what
+    has a weight counts for less, and no request can be overtaken for ever.
+    """
+    nothing = UserShare()
+    debts: dict[tuple[str, str], float | Share] = defaultdict(float)
+    for each in queue:
+        share = shares.get(each.holder.person, nothing)
+        debts[each.holder.person] = share.decayed / share.weight
+
+    def cost(waiting: QueuedRequest) -> float:
+        seconds = min(seconds_of(waiting.request), ENDLESS_SECONDS)
+        weight = shares.get(waiting.holder.person, nothing).weight
+        return float(waiting.request.share) * seconds / 3600 / weight
+
+    return _by_debt(queue, debts, cost, USED_SECONDS)
+
+
+def _by_debt(
+    queue: Sequence[QueuedRequest],
+    debts: dict[tuple[str, str], float | Share],
+    cost: Callable[[QueuedRequest], float | Share],
+    seconds: float,
+) -> list[QueuedRequest]:
+    """Return the queue in order of arrival, later by so many seconds for each of a user's debts.
+
+    Args:
+        queue: the queue.
+        debts: person -> what the user has. It is changed.
+        cost: returns what a request adds to it.
+        seconds: how much later one of it is.
+    """
     users: dict[tuple[str, str], list[QueuedRequest]] = {}
     for waiting in reversed(by_time(queue)):
         users.setdefault(waiting.holder.person, []).append(waiting)
     # A user's turn changes only what that user holds, so the keys of the others stay valid.
-    keys = [(own[-1].since + float(held[user]) * FAIR_SECONDS, user) for user, own in users.items()]
+    keys = [(own[-1].since + float(debts[user]) * seconds, user) for user, own in users.items()]
     heapq.heapify(keys)
     order = []
     while keys:
         user = heapq.heappop(keys)[1]
         order.append(users[user].pop())
-        held[user] += order[-1].request.share
+        debts[user] += cost(order[-1])
         if users[user]:
-            heapq.heappush(keys, (users[user][-1].since + float(held[user]) * FAIR_SECONDS, user))
+            heapq.heappush(keys, (users[user][-1].since + float(debts[user]) * seconds, user))
     return order
 
 
-ORDERS: dict[str, Order] = {"fifo": by_time, "fair": by_share}
+ORDERS: dict[str, Order] = {"fifo": by_time, "fair": by_share, "share": by_use}
 
 
 def plan(
@@ -136,6 +204,7 @@ def plan(
     part_policy: str = "spread",
     group_limits: Mapping[str, int] | None = None,
     reserved: Sequence[ReservedTime] = (),
+    shares: UserShares = NO_SHARES,
 ) -> tuple[Turn, ...]:
     """Return the turn of each queued request, in the queue's order.
 
@@ -159,6 +228,7 @@ def plan(
         part_policy: the same for slots of shared GPUs and for MIG instances.
         group_limits: group -> the most GPUs that its members may hold at a time.
         reserved: the hours that are reserved for courses.
+        shares: what users have had lately, for the order "share".
 
     Raises:
         ValueError: there is no such order or policy, or two GPUs have the same UUID.
@@ -167,7 +237,7 @@ def plan(
     check_policy_and_gpus("policy", policy, POLICIES, gpus)
     check_policy_and_gpus("part_policy", part_policy, POLICIES, gpus)
     host = apply_leases(gpus, leases)
-    waiting = ORDERS[order](queue, leases)
+    waiting = ORDERS[order](queue, leases, shares)
     limits = group_limits or {}
     hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
 
@@ -186,9 +256,15 @@ def plan(
         if all(new.start <= old.start for new, old in zip(again, bookings, strict=True)):
             bookings = again
     reasons = _WaitReasons(calendar, host, leases, limits)
-    return tuple(
+    turns = [
         reasons.turn(each, place, booking, now)
         for place, (each, booking) in enumerate(zip(waiting, bookings, strict=True), 1)
+    ]
+    if order != "share":
+        return tuple(turns)
+    nothing = UserShare()
+    return tuple(
+        replace(turn, used=shares.get(turn.waiting.holder.person, nothing).week) for turn in turns
     )
 
 

@@ -19,14 +19,34 @@ from typing import Any
 from ..errors import Refused, Unknown
 from ..gpus.allocation import explain_shortage, request_phrase
 from ..gpus.model import WHOLE, Holder, Lease, Request, course_group
-from ..gpus.unit_names import Share
+from ..gpus.unit_names import Share, share_of
 from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import hours_words, share_words
 from ..leases.ledger import Ledger, Reservation, View
 from ..timeouts import within
+from .budgets import (
+    Budgets,
+    Promise,
+    Standing,
+    Use,
+    latest_end,
+    part_of_gpus,
+    shown_hours,
+    within_budgets,
+)
 from .phrases import hours_words_of
-from .plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
+from .plan import (
+    NO_SHARES,
+    QueuedRequest,
+    QueueSnapshot,
+    Turn,
+    UserShare,
+    UserShares,
+    could_use,
+    plan,
+)
 from .reserved import ReservedTime
+from .shares import Shares
 
 # The logger of the hub's own handlers.
 log = logging.getLogger("tornado.application")
@@ -148,6 +168,8 @@ class Queue:
         watch: `Backend.watch`: takes a callback for when a server may have ended, and returns a
             watcher.
         reserved: returns the hours that are reserved for courses, as of the ledger's last reading.
+        budgets: the GPU hours that users may have.
+        shares: what users have had lately, for the order "share"; None: in another order.
     """
 
     def __init__(
@@ -156,7 +178,11 @@ class Queue:
         settings: QueueSettings,
         watch: Callable[[Callable[[], None]], Any],
         reserved: Callable[[], Sequence[ReservedTime]] = lambda: (),
+        budgets: Budgets | None = None,
+        shares: Shares | None = None,
     ) -> None:
+        self.budgets = budgets or Budgets()
+        self._shares = shares
         self._reserved = reserved
         self._ledger = ledger
         self._settings = settings
@@ -295,7 +321,8 @@ class Queue:
         held = held_by_person(waiting.holder, claims)
         mine = frozenset(waiting.groups & limits.keys())
         kept, later = self.kept_place(waiting.holder), waiting.not_before
-        key = (request, held, frozenset(limits.items()), mine, kept, later)
+        share = self.share_of_user(waiting.holder, waiting.groups)
+        key = (request, held, frozenset(limits.items()), mine, kept, later, share)
         known = self._forecasts[2]
         if key not in known:
             turn = self._snapshot.forecast_turn(waiting, limits) if self._snapshot else None
@@ -393,12 +420,30 @@ class Queue:
             part_policy=self._settings.part_policy,
             group_limits=_strictest(request_limits for _, request_limits in queue),
             reserved=self._reserved(),
+            shares=self._shares_of(waiting for waiting, _ in queue),
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
             turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places), of=of)
             for turn in turns
         }
+
+    def _shares_of(self, queue: Iterable[QueuedRequest]) -> UserShares:
+        people = ((each.holder, each.groups) for each in queue)
+        return self._shares.of(people, time.time()) if self._shares else NO_SHARES
+
+    def share_of_user(self, holder: Holder, groups: Collection[str]) -> UserShare | None:
+        """Return what a user has had lately, roughly, where the order goes by it; else None.
+
+        Args:
+            holder: a server of the user's.
+            groups: the user's groups.
+        """
+        if self._shares is None:
+            return None
+        found = self._shares.of([(holder, groups)], time.time())
+        share = found.get(holder.person, UserShare())
+        return replace(share, decayed=round(share.decayed, 1), week=round(share.week, 1))
 
     def _reserve(self, turn: Turn) -> Reservation:
         waiting = turn.waiting
@@ -428,6 +473,7 @@ class Queue:
     def _refuse_over_limit(self, leases: Sequence[Lease]) -> None:
         """Refuse new requests of users who hold or wait for too many GPUs already."""
         claims = [(lease.holder, lease.share) for lease in leases]
+        before = [entry for entry in self._unanswered() if entry.has_place]
         for entry in self._unanswered():
             request = entry.waiting.request
             limit = entry.request_limits.most_of_user(request)
@@ -436,7 +482,93 @@ class Queue:
                 if held + request.share > limit:
                     entry.answer.set_exception(over_user_limit(request, held, limit))
                     continue
+            if not entry.has_place and (refused := self._over_budget(entry, leases, before)):
+                entry.answer.set_exception(refused)
+                continue
             claims.append((entry.holder, request.share))
+            before.append(entry)
+
+    def _over_budget(
+        self, entry: QueueEntry, leases: Sequence[Lease], before: Sequence[QueueEntry]
+    ) -> Exception | None:
+        """Return why a new request is over a budget by what has come since its check, if it is."""
+        waiting = entry.waiting
+        try:
+            standings = self.standings(waiting.holder, waiting.groups, leases, before)
+            within_budgets(waiting.request, self._part_of(waiting.request), standings, named=True)
+        except (Refused, Unknown) as error:
+            return error
+        return None
+
+    def standings(
+        self,
+        holder: Holder,
+        groups: Collection[str],
+        leases: Sequence[Lease],
+        waiting: Sequence[QueueEntry] | None = None,
+    ) -> list[Standing]:
+        """Return what a server's user has left of each budget, without what it is promised itself.
+
+        Args:
+            holder: the server.
+            groups: its user's groups.
+            leases: what is held, as of the last read.
+            waiting: the requests that count; None: all that wait.
+
+        Raises:
+            Unknown: what the user has had can't be read.
+        """
+        if not self.budgets:
+            return []
+        now = time.time()
+        promises = [
+            Promise(
+                entry.holder,
+                entry.waiting.groups,
+                self._part_of(entry.waiting.request),
+                entry.waiting.request.seconds and now + entry.waiting.request.seconds,
+            )
+            for entry in (self._unanswered() if waiting is None else waiting)
+        ]
+        return self.budgets.standings(holder, groups, leases, promises, now)
+
+    def _part_of(self, request: Request) -> Share:
+        return part_of_gpus(request, self._ledger.last_view.gpus if self._ledger.last_view else ())
+
+    def within_budgets(
+        self,
+        waiting: QueuedRequest,
+        leases: Sequence[Lease],
+        named: bool,
+        promised: float | None = None,
+    ) -> Request:
+        """Return a request with an end within its user's budgets; arguments as for that function.
+
+        Raises:
+            Refused: too little is left.
+            Unknown: what the user has had can't be read.
+        """
+        standings = self.standings(waiting.holder, waiting.groups, leases)
+        part = self._part_of(waiting.request)
+        return within_budgets(waiting.request, part, standings, named, promised)
+
+    def latest_end(self, lease: Lease, until: float) -> tuple[float, str]:
+        """Return the latest end within its user's budgets that a running server can have.
+
+        Args:
+            lease: the server's, with its end and its user's groups as they are now.
+            until: the end that it asks for, in seconds since the epoch.
+
+        Returns:
+            The end, and sentences on why it can't be later; "": it can.
+
+        Raises:
+            Unknown: what the user has had can't be read.
+        """
+        standings = self.standings(lease.holder, lease.groups, self._ledger.leases_now())
+        part, now = share_of(lease.gpus), time.time()
+        own = Use(lease.holder.user, lease.groups, float(part), now, max(now, lease.until or now))
+        return latest_end(standings, part, own, until)
 
     def claims(self, leases: Sequence[Lease]) -> list[tuple[Holder, Share]]:
         """Return (holder, number of GPUs) of every lease and every request in the queue."""
@@ -543,7 +675,8 @@ def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     """Return the part of a turn that users are notified of, to the minute."""
     start = None if turn.start is None else round(turn.start / 60)
     shorter = turn.hours and round(turn.hours.until_then / 60)
-    return turn.place, turn.of, turn.because, start, shorter
+    used = None if turn.used is None else shown_hours(turn.used)
+    return turn.place, turn.of, turn.because, start, shorter, used
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from ..leases.ledger import Ledger, Listing
 from ..leases.server_run import ServerRun
 from ..timeouts import within
 from .database import StoreError
+from .lately import NEVER_READ, PastUses, StoredUse
 from .sightings import Sightings
 from .store import Store
 from .writing import Added, Seen
@@ -35,6 +36,8 @@ PAUSE_SECONDS = 1.0
 SAMPLE_SECONDS = 60.0
 # How often what is too old is removed.
 EXPIRE_SECONDS = 3600.0
+# How often what users have had is read anew although nothing has ended.
+REREAD_SECONDS = 600.0
 DAY = 86400.0
 
 
@@ -50,6 +53,8 @@ class Recorder:
         retention_days: after how many days a lease that is over is removed; None: never.
         added: called with what has been written.
         log: a logger.
+        window: how far back somebody asks for what users have had, in seconds; 0: nobody does.
+        shared: the groups of which somebody asks for what all members have had.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class Recorder:
         retention_days: float | None,
         added: Callable[[Added], None],
         log: Any,
+        window: float = 0,
+        shared: Collection[str] = (),
     ) -> None:
         self.store = Store(url) if url else None
         self.hub = ledger.hub
@@ -73,6 +80,9 @@ class Recorder:
         self._added = added
         self._log = log
         self._sightings = Sightings(ledger.hub)
+        self.past = PastUses(ledger.hub, self._sightings, self._read_past)
+        self._window, self._shared = window, frozenset(shared)
+        self._past_read_at = 0.0
         self._news = asyncio.Event()
         # One thread: what is written has an order, and SQLite one who writes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
@@ -120,6 +130,9 @@ class Recorder:
 
     async def run(self) -> None:
         """Write periodically, and when a lease begins or ends; until cancelled."""
+        if self._window:
+            with suppress(Unknown):  # it is in the log, and tried again
+                await self.past.ensure_read()
         while self.store:
             with suppress(asyncio.TimeoutError):
                 await within(PERIOD_SECONDS, self._news.wait())
@@ -152,21 +165,59 @@ class Recorder:
         # Nothing is awaited between these.
         last, batch = self._sightings.last, self._sightings.batch()
         seen = Seen(self.hub, last, batch, self._sightings.ended, self._models())
-        added = await self._in_thread(lambda: store.write(seen))
+        added, uses = await self._in_thread(lambda: self._write(store, seen))
         self._sightings.written(batch)
+        if uses is not None:
+            self.past.take(uses)
         self._stored = {each.server.id for each in batch if each.over_at is None}
         self._tell("")
         self._added(added)
         await self._expire(store)
 
+    def _write(self, store: Store, seen: Seen) -> tuple[Added, Sequence[StoredUse] | None]:
+        """Write what was seen, and read what users have had; None where that is as it was."""
+        added, steady = store.write(seen), self._ledger.clock.steady()
+        is_old = steady - self._past_read_at > REREAD_SECONDS
+        if not self._window or not (added.ends or is_old or self.past.version is None):
+            return added, None
+        self._past_read_at = steady
+        return added, self._uses(store)
+
+    def _uses(self, store: Store) -> Sequence[StoredUse]:
+        since = self._ledger.clock.wall() - self._window
+        return store.uses(self.hub, since, self._shared)
+
+    async def _read_past(self) -> None:
+        """Read what users have had.
+
+        Raises:
+            Unknown: it can't be read.
+        """
+        store = self.store
+        if store is None:
+            raise Unknown(NEVER_READ)
+
+        def read() -> Sequence[StoredUse]:
+            store.open()
+            return self._uses(store)
+
+        try:
+            uses = await self._in_thread(read)
+        except StoreError as error:
+            self._tell(str(error))
+            raise Unknown(NEVER_READ) from error
+        if self.past.version is None:
+            self.past.take(uses)
+
     async def _learn(self) -> None:
         """Learn when servers ran: from spawners, else from the backend."""
         known = self._known_runs()
         self._sightings.learn(known.get)
-        stored = self._stored or set()
+        # What has ended may have been started again, as another lease.
+        stored = (self._stored or set()) - {each.server.id for each in self._sightings.over}
         unknown = {
             each.server.id
-            for each in self._sightings.batch()
+            for each in self._sightings.unwritten
             if each.needs_run and (each.over_at is not None or each.server.id not in stored)
         }
         if unknown:

@@ -77,6 +77,9 @@ class Sighting:
         ran_at: the moment of that listing.
         over_at: the moment of the first listing in which it didn't run any more; None: it runs.
         run: when it ran, as its backend knows it; None: that isn't known yet.
+        started: when it started, in seconds since the epoch, as the store was first told; None: it
+            hasn't been told. A lease is known there by it, so it stays: the store may have been
+            told although its answer was lost.
         why: why it ends, where the hub knows.
         is_first: whether the first listing of this process has shown it.
         samples: what its GPUs did.
@@ -90,6 +93,7 @@ class Sighting:
     ran_at: Moment | None = None
     over_at: Moment | None = None
     run: ServerRun | None = None
+    started: float | None = None
     why: str = ""
     is_first: bool = False
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
@@ -123,6 +127,11 @@ class Sightings:
     def last(self) -> Moment | None:
         """The last listing: its moment, with the beginning as `steady`; None: there was none."""
         return self._last
+
+    @property
+    def unwritten(self) -> list[Sighting]:
+        """What there is to write: what runs, and what has ended since."""
+        return [*self.over, *self.running.values()]
 
     def see(self, listing: Listing) -> bool:
         """Take in a listing, later than the last one; return whether a lease has begun or ended."""
@@ -223,7 +232,7 @@ class Sightings:
         Args:
             runs: returns when a server ran; None: unknown.
         """
-        for seen in [*self.running.values(), *self.over]:
+        for seen in self.unwritten:
             if seen.needs_run and (found := runs(seen.server.id)) is not None:
                 # One that was started again meanwhile has had its GPUs all the time.
                 started = (seen.run and seen.run.started) or found.started
@@ -231,15 +240,16 @@ class Sightings:
 
     def batch(self) -> list[Sighting]:
         """Return what there is to write, as it is now."""
-        return [
-            replace(seen, samples=deque(seen.samples))
-            for seen in [*self.over, *self.running.values()]
-        ]
+        for seen in self.unwritten:
+            if seen.started is None:
+                known = seen.run.started if seen.run else None
+                seen.started = float(seen.server.created if known is None else known)
+        return [replace(seen, samples=deque(seen.samples)) for seen in self.unwritten]
 
     def written(self, batch: Iterable[Sighting]) -> None:
         """Forget what has been written: `batch` as it was."""
         for done in batch:
-            for seen in [*self.over, *self.running.values()]:
+            for seen in self.unwritten:
                 if seen.server.id == done.server.id and seen.at == done.at:
                     for _ in done.samples:
                         seen.samples.popleft()

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..scheduling.budgets import Use
 from . import database
 from .database import StoreError, transaction
-from .report import Period, Scope, Sums, over_time, report, total
+from .lately import StoredUse
+from .report import Period, Scope, Sums, held_in, over_time, report, total
 from .schema import groups, leases, units
 from .writing import Added, Seen, write
+
+_OF_USES = (
+    leases.c.id,
+    leases.c.user,
+    leases.c.share_part,
+    leases.c.share_of,
+    leases.c.server_id,
+    leases.c.started,
+    leases.c.is_over,
+    leases.c.began,
+    leases.c.until,
+)
 
 
 class Store:
@@ -70,6 +86,34 @@ class Store:
         with self._explained(), self.engine.begin() as connection:
             mine = select(leases.c.server_id).where(~leases.c.is_over, leases.c.hub == hub)
             return list(connection.execute(mine).scalars())
+
+    def uses(self, hub: str, since: float, names: Collection[str]) -> list[StoredUse]:
+        """Return the leases of a hub that were held after a time.
+
+        Args:
+            hub: the hub's address.
+            since: the time, in seconds since the epoch.
+            names: the groups of which it is to be known whether a lease's user was in them.
+        """
+        period, scope = Period(since, math.inf), Scope(hub=hub)
+        of: dict[int, set[str]] = defaultdict(set)
+        no_groups = frozenset[str]()
+        with self._explained(), self.engine.begin() as connection:
+            if names:
+                in_one = select(groups.c.lease, groups.c.name).join(leases)
+                found = held_in(in_one.where(groups.c.name.in_(names)), period, scope)
+                for key, name in connection.execute(found):
+                    of[key].add(name)
+            held = connection.execute(held_in(select(*_OF_USES), period, scope))
+            return [
+                StoredUse(
+                    Use(user, frozenset(of[key]) if key in of else no_groups, part / whole, *times),
+                    server_id,
+                    started,
+                    is_over,
+                )
+                for key, user, part, whole, server_id, started, is_over, *times in held
+            ]
 
     def write(self, seen: Seen) -> Added:
         """Write what a hub has seen, all of it or nothing; twice is as once."""

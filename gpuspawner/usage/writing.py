@@ -103,8 +103,10 @@ class _Writing:
         done = self._settled()
         # What is over first, in its order: what comes after on the same GPU begins later.
         for each in sorted(self._seen.batch, key=_order):
-            row = open_rows.get(each.server.id)
-            had_ended = each.is_first and each.over_at is not None and row is None
+            # One that was started again since is another lease of the same server.
+            is_over = each.over_at is not None
+            row = (open_rows.pop if is_over else open_rows.get)(each.server.id, None)
+            had_ended = each.is_first and is_over and row is None
             # It had ended before this process came: it is settled, or of before the store.
             if had_ended and (mark is None or each.server.id in done):
                 continue
@@ -159,7 +161,7 @@ class _Writing:
     def _same_run(self, seen: Sighting) -> Row[Any] | None:
         """Return the row of a lease that is over, as far as is written; None: there is none."""
         mine = (leases.c.hub == self._seen.hub, leases.c.server_id == seen.server.id)
-        same = select(leases).where(*mine, leases.c.started == _started(seen))
+        same = select(leases).where(*mine, leases.c.started == seen.started)
         return self._connection.execute(same).one_or_none()
 
     def _insert(self, seen: Sighting, mark: Moment | None) -> Row[Any]:
@@ -176,7 +178,7 @@ class _Writing:
             insert(leases).values(
                 hub=hub,
                 server_id=seen.server.id,
-                started=_started(seen),
+                started=seen.started,
                 user=lease.holder.user,
                 server=lease.holder.server,
                 course=bounded(labels.get(LABEL_COURSE, ""), MAX_NAME) or None,
@@ -343,13 +345,8 @@ class _Writing:
             self._connection.execute(delete(settled).where(*gone))
 
 
-def _started(seen: Sighting) -> float:
-    known = seen.run.started if seen.run else None
-    return float(seen.server.created if known is None else known)
-
-
 def _order(seen: Sighting) -> tuple[bool, float]:
-    return seen.over_at is None, _started(seen)
+    return seen.over_at is None, seen.started or 0.0
 
 
 def _seconds(text: str | None) -> float | None:

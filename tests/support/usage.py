@@ -57,6 +57,8 @@ class World:
     Args:
         url: the address of the store.
         events: whether the engine remembers ends of servers that are gone.
+        window: how far back a hub looks for what users have had, in seconds.
+        shared: the groups of which it looks for what all members have had.
     """
 
     url: str
@@ -67,6 +69,8 @@ class World:
     boxes: list[Box] = field(default_factory=list)
     gpus: list[GPU] = field(default_factory=list)
     retention_days: float | None = None
+    window: float = 0
+    shared: Sequence[str] = ()
 
     @property
     def wall(self) -> float:
@@ -113,7 +117,16 @@ class World:
         no_runs: dict[str, ServerRun] = {}
         days = self.retention_days
         return Recorder(
-            self.url, ledger, self.runs, lambda: no_runs, 5, days, lambda added: None, log
+            self.url,
+            ledger,
+            self.runs,
+            lambda: no_runs,
+            5,
+            days,
+            lambda added: None,
+            log,
+            self.window,
+            self.shared,
         )
 
 

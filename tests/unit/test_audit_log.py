@@ -125,6 +125,9 @@ class Server:
     def on_lease_end(self) -> None:
         pass
 
+    def budgeted_end(self, until: float) -> tuple[float, str]:
+        return until, ""
+
     def latest_end(self, until: float) -> tuple[float, str]:
         return until, ""
 

@@ -51,6 +51,9 @@ class Server:
     def latest_end(self, until: float) -> tuple[float, str]:
         return until, ""
 
+    def budgeted_end(self, until: float) -> tuple[float, str]:
+        return until, ""
+
     def on_extended(self, end: Deadline) -> None:
         self.kept = end
 

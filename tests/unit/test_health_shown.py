@@ -195,6 +195,9 @@ class Server:
 
     def on_extended(self, end: Any) -> None: ...
 
+    def budgeted_end(self, until: float) -> tuple[float, str]:
+        return until, ""
+
     def latest_end(self, until: float) -> tuple[float, str]:
         return until, ""
 

@@ -63,6 +63,10 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "extra_host_config": ({"o": "1"}, {"h": "1"}),
     "format_volume_name": (str.lower, str.upper),
     "group_gpu_limits": ({"lab": 3}, {"lab": 2}),
+    "gpu_hours": (
+        {"o": {"hours": 9, "days": 1}},
+        {"h": {"hours": 9, "days": 1, "together": True}},
+    ),
     "home_volume": ("override-{username}", "hook-{username}"),
     "image": ("override", "hook"),
     "images": ({"o": {"image": "o"}}, {"h": {"image": "h"}}),
@@ -75,6 +79,7 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "tls_config": ({"o": "1"}, {"h": "1"}),
     "mem_limit": (2 << 30, 3 << 30),
     "cpu_limit": (2.0, 3.0),
+    "share_weights": ({"o": 2}, {"h": 3}),
     "shared_gpus": ({"o": 1}, {"h": 2}),
     "ulimits": ({"o": 1}, {"h": 2}),
     "usage_db": ("sqlite:///override", "sqlite:///hook"),

@@ -23,10 +23,14 @@ from gpuspawner.gpus.model import GPU, Holder, Lease, Request
 from gpuspawner.scheduling.plan import (
     FAIR_SECONDS,
     ORDERS,
+    USED_SECONDS,
     QueuedRequest,
     QueueSnapshot,
     Turn,
+    UserShare,
+    UserShares,
     by_share,
+    by_use,
     plan,
 )
 
@@ -90,6 +94,7 @@ class Scenario:
     leases: list[Lease] = field(default_factory=list)
     limits: dict[str, int] = field(default_factory=dict)
     order: str = "fifo"
+    shares: UserShares = field(default_factory=dict)
 
 
 SCENARIOS = [
@@ -256,6 +261,36 @@ SCENARIOS = [
         order="fair",
     ),
     Scenario(
+        "who used less lately goes first",
+        "a",
+        [waits("a", 1, 1), waits("b", 1, 1), waits("c", 1, 1)],
+        ["b in 4 h: gpus", "c in 5 h: gpus", "a in 6 h: gpus"],
+        leases=[holds("y", "0", 4)],
+        order="share",
+        shares={("", "a"): UserShare(31), ("", "c"): UserShare(2)},
+    ),
+    Scenario(
+        "but only for so long, and a weight makes it shorter",
+        "a",
+        [
+            waits("a", 1, 1),
+            waits("b", 1, 1, since=6 * USED_SECONDS - 1),
+            waits("c", 1, 1, since=3 * USED_SECONDS + 1),
+        ],
+        ["a in 4 h: gpus", "c in 5 h: gpus", "b in 6 h: gpus"],
+        leases=[holds("y", "0", 4)],
+        order="share",
+        shares={("", "a"): UserShare(6, weight=2)},
+    ),
+    Scenario(
+        "what one's earlier request is promised counts for the next",
+        "a",
+        [waits("a", 1, 2), waits("a", 1, 2, since=1), waits("b", 1, 1, since=USED_SECONDS)],
+        ["a in 4 h: gpus", "b in 6 h: gpus", "a in 7 h: gpus"],
+        leases=[holds("y", "0", 4)],
+        order="share",
+    ),
+    Scenario(
         "a group holds no more than it may, and others go on",
         "aaaa",
         [waits("a", 1, 1, groups="g"), waits("b", 1, 1, groups="other"), waits("c", 3, 1)],
@@ -326,12 +361,15 @@ def test_plan(scenario: Scenario) -> None:
         NOW,
         order=scenario.order,
         group_limits=scenario.limits,
+        shares=scenario.shares,
     )
     assert told(turns) == scenario.expected
     assert [turn.place for turn in turns] == list(range(1, len(turns) + 1))
 
 
-@pytest.mark.parametrize(("option", "known"), [("order", "fifo, fair"), ("policy", "pack, spread")])
+@pytest.mark.parametrize(
+    ("option", "known"), [("order", "fifo, fair, share"), ("policy", "pack, spread")]
+)
 def test_an_unknown_order_or_policy_is_named_together_with_the_known_ones(
     option: str, known: str
 ) -> None:
@@ -436,6 +474,7 @@ class ChangeWatcher:
     order: str = "fifo"
     policy: str = "pack"
     plans: list[tuple[float, tuple[Turn, ...]]] = field(default_factory=list)
+    so_far: bench.SoFar = field(default_factory=bench.SoFar)
 
     def run(self) -> list[Run]:
         """Run the day; it ends only if everybody is served."""
@@ -451,9 +490,12 @@ class ChangeWatcher:
             order=self.order,
             policy=self.policy,
             group_limits=self.day.limits,
+            shares=self.so_far.shares(leases, now),
         )
         self.plans.append((now, turns))
-        return [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
+        granted = [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
+        self.so_far.started(bench.lease_of(*each, now) for each in granted)
+        return granted
 
     def told(self) -> dict[Holder, list[Turn]]:
         """Return each one's turns, from the first until it started."""
@@ -650,6 +692,7 @@ class Moment:
     leases: list[Lease]
     queue: list[QueuedRequest]
     limits: dict[str, int]
+    shares: UserShares = field(default_factory=dict)
 
     def plan(self, order: str = "fifo", policy: str = "pack") -> tuple[Turn, ...]:
         """Return the turns."""
@@ -661,10 +704,14 @@ class Moment:
             order=order,
             policy=policy,
             group_limits=self.limits,
+            shares=self.shares,
         )
 
 
 members = st.frozensets(st.sampled_from("gh"), max_size=2)
+had_lately = st.builds(
+    UserShare, st.integers(0, 12), st.integers(0, 100), st.sampled_from([0.5, 1.0, 4.0])
+)
 spans = st.sampled_from([None, 0.0, 1.0, 2.0, 3.0, 3.5, 7.0])
 
 
@@ -690,8 +737,10 @@ def moments(draw: st.DrawFn) -> Moment:
         )
         for number in range(draw(st.integers(0, 8)))
     ]
+    limits = draw(st.dictionaries(st.sampled_from("gh"), st.integers(0, 4)))
+    shares = draw(st.dictionaries(st.sampled_from("abc"), had_lately, max_size=3))
     return Moment(
-        gpus, leases, queue, draw(st.dictionaries(st.sampled_from("gh"), st.integers(0, 4)))
+        gpus, leases, queue, limits, {("", user): share for user, share in shares.items()}
     )
 
 
@@ -799,6 +848,52 @@ def test_the_fair_order_passes_one_only_by_so_much(moment: Moment) -> None:
         assert all(each.since <= turn.waiting.since + gpus * FAIR_SECONDS for each in before)
 
 
+@given(moments())
+def test_the_order_by_use_is_what_it_says(moment: Moment) -> None:
+    """Of those who wait the one goes first who came first, later by what was used or promised."""
+    promised = Counter[str]()
+    left = list(moment.queue)
+    for waiting in by_use(moment.queue, moment.leases, moment.shares):
+
+        def key(each: QueuedRequest) -> float:
+            share = moment.shares.get(each.holder.person, UserShare())
+            hours = (share.decayed + promised[each.holder.user]) / share.weight
+            return each.since + hours * USED_SECONDS
+
+        assert key(waiting) <= min(map(key, left)) + 1e-3
+        seconds = waiting.request.seconds
+        hours = 24.0 if seconds is None else max(seconds, 1.0) / HOUR
+        promised[waiting.holder.user] += waiting.request.gpus * hours  # type: ignore[assignment]
+        left.remove(waiting)
+    assert left == []
+
+
+@given(moments())
+def test_of_two_equal_requests_that_with_less_use_goes_first(moment: Moment) -> None:
+    """Where users wait with one request each, that came together."""
+    first = {each.holder.user: each for each in moment.queue}
+    moment.queue = [replace(each, since=NOW) for each in first.values()]
+    used = [
+        (share.decayed / share.weight, turn.place)
+        for turn in moment.plan("share")
+        for share in [moment.shares.get(turn.waiting.holder.person, UserShare())]
+    ]
+    assert used == sorted(used)
+    assert all(turn.used is not None for turn in moment.plan("share"))
+
+
+@given(moments())
+def test_the_order_by_use_passes_one_only_by_so_much(moment: Moment) -> None:
+    """Who comes later than what one has used and is promised makes up for stays behind."""
+    moment.queue = [replace(each, holder=Holder(f"{n}")) for n, each in enumerate(moment.queue)]
+    moment.shares = {("", str(n)): share for n, share in enumerate(moment.shares.values())}
+    turns = moment.plan("share")
+    for turn in turns:
+        share = moment.shares.get(turn.waiting.holder.person, UserShare())
+        latest = turn.waiting.since + share.decayed / share.weight * USED_SECONDS
+        assert all(each.waiting.since <= latest for each in turns[: turn.place])
+
+
 # What `make bench` measures with.
 
 
@@ -831,6 +926,7 @@ def test_the_bench_prints_the_orders_side_by_side() -> None:
     assert [line[:22].strip() for line in lines] == [
         'ours, "fifo"',
         'ours, "fair"',
+        'ours, "share"',
         "strict: nobody passes",
         "no queue: try again",
     ]

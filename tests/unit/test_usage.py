@@ -30,7 +30,7 @@ from gpuspawner.usage.sightings import sample_of
 from gpuspawner.usage.spans import LONGEST_UNSEEN_SECONDS, Span, begin
 from gpuspawner.usage.store import Store, StoreError
 
-from ..support.usage import EPOCH, World, look, rows
+from ..support.usage import EPOCH, Killed, World, killed_after, look, rows
 
 HOUR = 3600.0
 RECORDED = Path(__file__).parent / "recorded" / "usage-0001.sql"
@@ -105,6 +105,31 @@ def test_sums_are_by_whoever_and_whatever_a_lease_was_for(world: World) -> None:
     # By whom it is asked.
     assert set(sums(world, "user", user="ben")) == {"ben"}
     assert sums(world, "user", hub="another") == {}
+
+
+def test_a_server_that_starts_again_before_its_end_was_written_has_two_leases(world: World) -> None:
+    async def run() -> None:
+        recorder = world.recorder()
+        await look(recorder)
+        box = world.start("hub")
+        world.steady += 100
+        await look(recorder)
+        world.steady += 10
+        world.end(box, is_listed=True)
+        with pytest.raises(Killed), killed_after(recorder, 0):
+            await look(recorder)
+        world.steady += 1000
+        box.over = box.ended = None
+        box.began, box.started = world.steady, world.wall
+        world.steady += 50
+        await look(recorder)
+        recorder.close()
+
+    asyncio.run(run())
+    assert [(row.seconds, row.is_over) for row in rows(world.url)] == [
+        (pytest.approx(110), True),
+        (pytest.approx(50), False),
+    ]
 
 
 def test_what_was_held_and_not_used_is_known_where_it_can_be_measured(world: World) -> None:
