@@ -20,6 +20,7 @@ from ..gpus.out_of_service import MAX_REASON_LENGTH
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases import audit_log
+from ..scheduling.queue import WAITS_NO_MORE
 from ..untrusted import parse_json
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
@@ -222,8 +223,7 @@ class Actions:
             await self.withdraw(person, user, server)
             return
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
-            words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
-            raise Refused(words, status=409)
+            raise Refused(WAITS_NO_MORE, status=409)
         await self._stop_through_hub(token, user, server)
 
     async def stop_orphan(self, person: Person, server_id: str) -> None:
