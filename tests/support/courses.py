@@ -17,6 +17,7 @@ from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub import compat
 from gpuspawner.hub.control_socket import ControlSocket
 from gpuspawner.hub.instructors import Instructors
+from gpuspawner.hub.nodes import NodeFacts
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.spawner import GPUSpawner
 
@@ -153,18 +154,24 @@ class Classroom(Hub):
         """Return the hub's control socket, which isn't open yet."""
         none: Any = None
         queue: Any = self.queue
-        quiet: Any = _NoOrphans()
+        orphans: Any = _NoOrphans()
+        nodes = NodeFacts(self.ledger, none)
         leases = [each.lease for each in self.spawners]
         return ControlSocket(
-            path, queue, lambda: leases, LOG, {}, quiet, none, {}, instructors=self.instructors
+            path, queue, lambda: leases, LOG, {}, orphans, nodes, {}, instructors=self.instructors
         )
 
-    async def close(self) -> None:
+    async def close_waits(self) -> None:
         """Give up what waits."""
-        for task in self.tasks:
+        while self.tasks:
+            task = self.tasks.pop()
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
+
+    async def close(self) -> None:
+        """End it."""
+        await self.close_waits()
         self.db.close()
 
 
