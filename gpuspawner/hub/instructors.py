@@ -323,7 +323,8 @@ class Instructors:
             raise Refused(str(error), status=503) from error
         # What was so before may not be any more; from here on nothing is awaited.
         course, _ = self._allowed(key, asker)
-        self._refuse_outsider(course, holder)
+        if holder.user not in self._members(course):
+            raise _no_server(course, holder)
         place = self._queue.move_to_front(holder, key, view)
         by = audit_log.user(asker.name)
         audit_log.record(self._log, "move", holder, by, course=key, place=place)
@@ -347,8 +348,6 @@ class Instructors:
         await self._apply_rules(key)
         # What was so before may not be any more; from here on nothing is awaited.
         course, rule = self._allowed(key, asker)
-        if holder:
-            self._refuse_outsider(course, holder)
         found = list(self._holding(course, holder))
         if holder and not found:
             raise _no_server(course, holder)
@@ -360,10 +359,6 @@ class Instructors:
             is_meant = holder in (None, spawner.holder)
             if is_meant and spawner.lease.units and spawner.holder.user in members:
                 yield spawner
-
-    def _refuse_outsider(self, course: Course, holder: Holder) -> None:
-        if holder.user not in self._members(course):
-            raise _no_server(course, holder)
 
 
 def _no_server(course: Course, holder: Holder) -> Refused:

@@ -45,6 +45,25 @@ PEOPLE: dict[str, tuple[str, ...]] = {
 }
 LOG = logging.getLogger("classroom")
 
+# The same for a real hub's configuration.
+LINES = """
+c.JupyterHub.load_groups = {
+    "students": {"users": ["ada", "ben"]},
+    "staff": {"users": ["prof"]},
+    "others": {"users": ["eve"]},
+}
+c.GPUSpawner.courses = {
+    "ml": {
+        "title": "Machine learning",
+        "group": "students",
+        "instructors": "staff",
+        "required": False,
+        "repository": {"url": "https://git.example/ml.git"},
+    },
+    "art": {"group": "others", "instructors": "others"},
+}
+"""
+
 
 class Classroom(Hub):
     """A hub with some GPUs; its engine is a list, its database is JupyterHub's own.

@@ -165,6 +165,8 @@ async def test_who_has_left_the_course_is_not_on_its_roster(room: Classroom) -> 
     await room.start("ada", course="ml")
     room.remove("ada", "students")
     assert "ada" not in await members(room)
+    assert (await room.instructors.extend("ml", PROF, None, None)) == {"servers": []}
+    assert await room.instructors.send("ml", PROF, None, "hello") == 0
     with pytest.raises(Refused, match="has no server"):
         await room.instructors.stop("ml", PROF, of("ada"), "", 0)
 
@@ -396,6 +398,18 @@ async def test_the_front_is_that_of_the_course_and_nobody_else_s_place_changes(
     with pytest.raises(Refused):
         await room.instructors.move_to_front("ml", Asker("rembrandt"), of("ada"))
     assert await room.planned() == ["eve", "ben", "rembrandt", "cyd", "ada"]
+
+
+async def test_who_has_left_the_course_is_not_moved(room: Classroom) -> None:
+    room.gpus = 1
+    await room.start("prof", course="none")
+    await room.wait("ada", course="ml")
+    await room.wait("ben", course="ml")
+    room.remove("ben", "students")
+    with pytest.raises(Refused, match="has no server") as refused:
+        await room.instructors.move_to_front("ml", PROF, of("ben"))
+    assert refused.value.status == 404
+    assert await room.planned() == ["ada", "ben"]
 
 
 async def test_who_waits_for_another_course_is_not_moved(room: Classroom) -> None:
