@@ -137,8 +137,9 @@ c.JupyterHub.services = [
             if name.startswith(("DOCKER_", "GPUSPAWNER_"))
         },
         # It may do nothing on the hub by itself. What it does is done as who asked for it, and all
-        # that it may do so is to stop servers: users their own, administrators everybody's.
-        "oauth_client_allowed_scopes": ["delete:servers"],
+        # that it may do so is to stop servers: users their own, administrators everybody's. The
+        # second lets it ask the hub which courses they teach.
+        "oauth_client_allowed_scopes": ["delete:servers", "read:users:groups"],
         # It is a part of the hub, so nobody is asked whether it may know who they are.
         "oauth_no_confirm": True,
     }

@@ -304,7 +304,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         user_options = self._without_time(user_options, checked)
         self._last_choice, self.refused_choice = user_options, None
         self.lease.notice = ""
-        self.hub_state.endings.pop(self.holder, None)
+        self.hub_state.forget_last(self.holder)
         return user_options
 
     def _without_time(self, user_options: Any, checked: CheckedChoice) -> Any:
@@ -338,7 +338,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             self.take(checked)
             kept = self._without_time(kept, checked)
             self.refused_choice, self.lease.notice = None, ""
-            self.hub_state.endings.pop(self.holder, None)
+            self.hub_state.forget_last(self.holder)
             if refusal:
                 self.user_options = kept
                 said = one_line(refusal.keyed)
@@ -385,7 +385,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def take(self, checked: CheckedChoice) -> None:
         """Make a checked choice the one that is started."""
         self.attempt.request, self.attempt.safe_mode = checked.request, checked.safe_mode
-        self.attempt.image_title = checked.title
+        self.attempt.image_title, self.attempt.course = checked.title, checked.request.course
         if checked.image is not None:
             self.overrides.choose("image", checked.image)
 
@@ -563,6 +563,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
             "image": self.attempt.image_title,
+            "course": self.attempt.course,
             "starting": (self.gpu_switch.starts_again and not self.server_id) or None,
             **self.gpu_switch.saved(),
             "hooks": self.kept_rules.saved(),
@@ -580,6 +581,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         self.lease.restore(ours)
         self.gpu_switch.restore(ours)
         self.attempt.image_title = str(ours.get("image") or "")
+        self.attempt.course = str(ours.get("course") or "")
         self.attempt.is_up = bool(self.server_id)
         is_between = ours.get("starting") or compat.has_begun_start(self)
         if is_between and not self.server_id:

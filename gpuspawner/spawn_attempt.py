@@ -35,6 +35,7 @@ class SpawnAttempt:
         pulled: the image that has been pulled or found on the engine.
         safe_mode: whether the server starts without what its user has set up at home.
         image_title: what users call the request's image; it is known after a restart, too.
+        course: the key of the course that the server is for, "" for none; also after a restart.
         changing_until: until when, by the monotonic clock, a request that leaves the queue keeps
             its place, as its user has said that they change their choice.
         is_refused: whether its choice was refused, so that nothing was begun.
@@ -58,5 +59,6 @@ class SpawnAttempt:
     pulled: str | None = None
     safe_mode: bool = False
     image_title: str = ""
+    course: str = ""
     changing_until: float = 0.0
     is_refused: bool = False

@@ -632,6 +632,8 @@ class GPUSpawner(ConfiguredContainer):
         if found["State"]["Running"] and not self.pending:
             self.on_found()
             lease = lease_of(ServerRecord(found["Id"], found_labels))
+            if lease:
+                self.attempt.course = lease.course
             if lease and lease.gpus and not self.lease.units:
                 self.lease.adopt(lease)
         return found

@@ -473,6 +473,8 @@ class GPUSwarmSpawner(ConfiguredContainer):
             return
         self.on_found()
         lease = lease_of(ServerRecord(str(service["ID"]), labels_of(service)))
+        if lease:
+            self.attempt.course = lease.course
         if lease and lease.gpus and not self.lease.units:
             self.lease.adopt(lease)
 

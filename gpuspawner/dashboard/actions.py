@@ -20,6 +20,7 @@ from ..gpus.out_of_service import MAX_REASON_LENGTH
 from ..hub import control_socket
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases import audit_log
+from ..scheduling.queue import WAITS_NO_MORE
 from ..untrusted import parse_json
 from .facts import Person
 from .monitor import ENGINE_SECONDS, Monitor
@@ -117,20 +118,37 @@ class Actions:
         self, person: Person, what: str, user: str, server: str, **more: Any
     ) -> dict[str, Any]:
         _require_right(person, user)
-        _check_names(user, server)
+        check_names(user, server)
         question = {"do": what, "user": user, "server": server, "by": _who(person), **more}
-        return await self._send(question, STOP_SECONDS)
+        return await self.send(question, STOP_SECONDS)
 
     async def _ask(
         self, person: Person, what: str, user: str, server: str, **more: Any
     ) -> dict[str, Any]:
         _require_right(person, user)
-        _check_names(user, server)
-        return await self._send({"do": what, "user": user, "server": server, **more})
+        check_names(user, server)
+        return await self.send({"do": what, "user": user, "server": server, **more})
 
-    async def _send(
+    async def send(
         self, question: Mapping[str, Any], seconds: float = control_socket.TIMEOUT_SECONDS
     ) -> dict[str, Any]:
+        """Have the hub do something, and return its answer.
+
+        Args:
+            question: as for `control_socket.ask`.
+            seconds: how long to wait for the answer.
+
+        Raises:
+            Refused: the hub refuses it, or doesn't answer.
+        """
+        answer = await self.ask(question, seconds)
+        await self.monitor.refresh()
+        return answer
+
+    async def ask(
+        self, question: Mapping[str, Any], seconds: float = control_socket.TIMEOUT_SECONDS
+    ) -> dict[str, Any]:
+        """Ask the hub for something that changes nothing; as `send` otherwise."""
         try:
             answer = await control_socket.ask(self.socket, question, seconds)
         except (OSError, ValueError, asyncio.TimeoutError):
@@ -141,7 +159,6 @@ class Actions:
                 status=int(answer.get("status", 500)),
                 key=str(answer.get("key", "")),
             )
-        await self.monitor.refresh()
         return answer
 
     async def stop(
@@ -164,14 +181,14 @@ class Actions:
         Raises:
             Refused: the hub refuses or doesn't answer, or only an administrator may do so.
         """
-        _check_names(user, server)  # the hub would log all of them
+        check_names(user, server)  # the hub would log all of them
         reasoned = bool(why or minutes)
         if reasoned:
             _require_administrator(person)
         if person.administrator and (reasoned or not person.is_user(user)):
             question = {"user": user, "server": server, "by": _who(person)}
             try:
-                await self._send(
+                await self.send(
                     {"do": "stop", **question, "why": why, "minutes": minutes}, STOP_SECONDS
                 )
                 return
@@ -184,10 +201,10 @@ class Actions:
     async def keep(self, person: Person, user: str, server: str) -> None:
         """Take back the stop of a server that an administrator has announced."""
         _require_administrator(person)
-        await self._send({"do": "keep", "user": user, "server": server, "by": _who(person)})
+        await self.send({"do": "keep", "user": user, "server": server, "by": _who(person)})
 
     async def _stop_through_hub(self, token: str, user: str, server: str) -> None:
-        _check_names(user, server)  # the hub would log all of them
+        check_names(user, server)  # the hub would log all of them
         path = f"/users/{quote(user, safe='')}" + (
             f"/servers/{quote(server, safe='')}" if server else "/server"
         )
@@ -222,8 +239,7 @@ class Actions:
             await self.withdraw(person, user, server)
             return
         if not any((each["user"], each["server"]) == (user, server) for each in answer["queue"]):
-            words = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
-            raise Refused(words, status=409)
+            raise Refused(WAITS_NO_MORE, status=409)
         await self._stop_through_hub(token, user, server)
 
     async def stop_orphan(self, person: Person, server_id: str) -> None:
@@ -233,8 +249,8 @@ class Actions:
             server_id: as in the status.
         """
         _require_administrator(person)
-        _check_names(server_id)
-        await self._send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
+        check_names(server_id)
+        await self.send({"do": "stop-orphan", "id": server_id, "by": person.name}, STOP_SECONDS)
 
     async def take_out(self, person: Person, uuid: str, why: str) -> None:
         """Take a GPU out of service.
@@ -249,7 +265,7 @@ class Actions:
             raise Refused(words, key="why")
         if self.from_hub:
             question = {"do": "out-of-service", "uuid": uuid, "by": person.name, "why": why}
-            await self._send(question, STOP_SECONDS)
+            await self.send(question, STOP_SECONDS)
             return
         await self._in_engine(
             lambda client: out_of_service.take_out(client, uuid, person.name, why)
@@ -259,7 +275,7 @@ class Actions:
         """Put a GPU back into service."""
         await self._require_known(person, uuid)
         if self.from_hub:
-            await self._send({"do": "in-service", "uuid": uuid}, STOP_SECONDS)
+            await self.send({"do": "in-service", "uuid": uuid}, STOP_SECONDS)
             return
         await self._in_engine(lambda client: out_of_service.put_back(client, uuid))
 
@@ -292,7 +308,7 @@ class Actions:
         await self.monitor.refresh()
 
 
-def _check_names(*names: str) -> None:
+def check_names(*names: str) -> None:
     """Refuse a name that is longer than any server's or user's."""
     if max(map(len, names)) > control_socket.MAX_NAME_LENGTH:
         raise Refused(NO_SUCH_SERVER, status=404)

@@ -33,12 +33,14 @@ class Person:
         administrator: whether they may stop all servers.
         sees_names: whether they may see the names of other users.
         groups: the user's groups.
+        may_teach: whether they may act as an instructor, where they are one: the hub knows that.
     """
 
     name: str
     administrator: bool = False
     sees_names: bool = False
     groups: frozenset[str] = frozenset()
+    may_teach: bool = False
 
     def is_user(self, name: str) -> bool:
         """Return whether they are this user."""
@@ -98,6 +100,7 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
         ],
         "queue": _queue(snapshot, person),
         "homes": _homes(snapshot, person),
+        "messages": _messages(snapshot, person),
         # Whose they are is in their containers' names too.
         "orphans": _orphans(snapshot) if person.administrator else [],
         "outsiders": _outsiders(snapshot) if person.administrator else [],
@@ -314,6 +317,11 @@ def _with_reason(stop: Mapping[str, Any], user: str, person: Person) -> dict[str
     """Return the facts of a stop; the reason is for the server's user and for administrators."""
     why = stop["why"] if person.administrator or person.is_user(user) else ""
     return {**stop, "at": iso_time(stop["at"]), "why": why}
+
+
+def _messages(snapshot: Snapshot, person: Person) -> list[dict[str, Any]]:
+    found = snapshot.hub.get("messages", []) if snapshot.hub else []
+    return [{**each, "at": iso_time(each["at"])} for each in found if person.is_user(each["user"])]
 
 
 def _orphans(snapshot: Snapshot) -> list[dict[str, Any]]:

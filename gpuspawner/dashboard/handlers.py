@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from ..i18n.phrases import clock_time
 from ..untrusted import parse_json
 from . import pages
 from .actions import Actions
+from .courses import CourseActions
 from .facts import Person, iso_time, request_facts, status
 from .login import Login
 from .monitor import PERIOD_SECONDS, Monitor
@@ -27,6 +29,9 @@ from .monitor import PERIOD_SECONDS, Monitor
 FOLDER = Path(__file__).parent
 # A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
+# Of those who have it for themselves the hub is asked whether they are instructors. A token of a
+# server's doesn't: what runs there, others may have written.
+INSTRUCTORS_SCOPE = "read:users:groups"
 # The largest request, and how much is read of a larger one, so that it is told so.
 MAX_BODY_BYTES = 64 * 1024
 MAX_READ_BYTES = 2 * MAX_BODY_BYTES
@@ -92,10 +97,17 @@ class Handler(HubAuthenticated, web.RequestHandler):
     def person(self) -> Person:
         """The user who asks."""
         model = self.current_user
-        administrator = ADMINISTRATORS_SCOPE in model.get("scopes", ())
+        scopes = model.get("scopes", ())
+        administrator = ADMINISTRATORS_SCOPE in scopes
         name = model["name"] if model.get("kind") == "user" else ""
-        sees_names = administrator or self._names == "everybody"
-        return Person(name, administrator, sees_names, frozenset(model.get("groups") or ()))
+        own = (INSTRUCTORS_SCOPE, f"{INSTRUCTORS_SCOPE}!user={name}")
+        return Person(
+            name,
+            administrator,
+            administrator or self._names == "everybody",
+            frozenset(model.get("groups") or ()),
+            bool(name) and any(scope in scopes for scope in own),
+        )
 
     @property
     def language(self) -> Language:
@@ -113,8 +125,43 @@ class Handler(HubAuthenticated, web.RequestHandler):
         token = self.xsrf_token
         return token.decode("ascii") if isinstance(token, bytes) else str(token)
 
+    @property
+    def courses(self) -> CourseActions:
+        """What is done with courses."""
+        return CourseActions(self.actions)
+
+    async def find_courses(self) -> None:
+        """Find out whose courses the page's bar leads to; none where the hub doesn't say."""
+        with suppress(Refused):
+            self._taught = await self.courses.of(self.person)
+
+    # The courses that the user may act in, where the page has asked for them.
+    _taught: Sequence[Mapping[str, Any]] = ()
+
+    def keep_message(self, how: str, words: str) -> None:
+        """Keep a message for the next page; `how`: "done" or "refused"."""
+        # In a signed cookie: another process may serve the next page.
+        self.set_secure_cookie(
+            "said", f"{how}:{words}"[:1000], path=self.hub_auth.base_url, expires_days=None,
+            httponly=True, samesite="Lax",
+        )  # fmt: skip
+
+    def take_message(self) -> dict[str, Any]:
+        """Return the message that was kept, for `page`."""
+        said = self.get_secure_cookie("said", max_age_days=1)
+        if said:
+            self.clear_cookie("said", path=self.hub_auth.base_url)
+        done, _colon, words = (said or b"").decode().partition(":")
+        return {"said": words, "done": done == "done"}
+
+    def minutes(self) -> int:
+        """Return in how many minutes a server is to be stopped, of those that the form offers."""
+        later = self.get_body_argument("when", "") == str(pages.STOP_MINUTES)
+        return pages.STOP_MINUTES if later else 0
+
     def page(self, template: str, facts: dict[str, Any], **more: Any) -> str:
         """Return a page's HTML."""
+        more = {"courses": self._taught, **more}
         return pages.render(
             template,
             self.language,
@@ -173,33 +220,18 @@ class Page(Handler):
     async def get(self) -> None:
         """Show it."""
         facts = status(await self.monitor.snapshot(), self.person)
-        said = self.get_secure_cookie("said", max_age_days=1)
-        if said:
-            self.clear_cookie("said", path=self.hub_auth.base_url)
-        done, _colon, words = (said or b"").decode().partition(":")
-        self.finish(self.page("page.html", facts, xsrf=self.xsrf, said=words, done=done == "done"))
+        await self.find_courses()
+        self.finish(self.page("page.html", facts, xsrf=self.xsrf, **self.take_message()))
 
     @web.authenticated
     async def post(self) -> None:
         """Perform a form's action, and show the page again with the result."""
         try:
             done = await self._do(self.get_body_argument("do", ""))
-            self._keep_message("done", self.language.say(done))
+            self.keep_message("done", self.language.say(done))
         except Refused as refusal:
-            self._keep_message("refused", self.language.say(str(refusal)))
+            self.keep_message("refused", self.language.say(str(refusal)))
         self.redirect(self.hub_auth.base_url, status=303)
-
-    def _keep_message(self, how: str, words: str) -> None:
-        # In a signed cookie: another process may serve the next page.
-        self.set_secure_cookie(
-            "said", f"{how}:{words}"[:1000], path=self.hub_auth.base_url, expires_days=None,
-            httponly=True, samesite="Lax",
-        )  # fmt: skip
-
-    def _minutes(self) -> int:
-        """Return in how many minutes a server is to be stopped, of those that the form offers."""
-        later = self.get_body_argument("when", "") == str(pages.STOP_MINUTES)
-        return pages.STOP_MINUTES if later else 0
 
     async def _do(self, what: str) -> str:
         user, server = self.get_body_argument("user", ""), self.get_body_argument("server", "")
@@ -217,7 +249,7 @@ class Page(Handler):
             await self.actions.keep_alive(self.person, user, server)
             return lazy_gettext("The server's GPUs stay yours.")
         if what == "stop":
-            why, minutes = self.get_body_argument("why", ""), self._minutes()
+            why, minutes = self.get_body_argument("why", ""), self.minutes()
             await self.actions.stop(self.person, self.token, user, server, why, minutes)
             if minutes:
                 return lazy_gettext(
@@ -533,6 +565,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         base_url: the hub's own of that, as "/jupyter/".
     """
     # They are handlers of this module's kind.
+    from .course_handlers import COURSE_ROUTES
     from .usage_handlers import UsageAPI, UsagePage
     from .week_handlers import CalendarAPI, WeekAPI, WeekPage
 
@@ -559,6 +592,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         (f"{server}/gpus", ServersGPUs),
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
         ("api/orphans/([^/]+)", OrphanServer),
+        *COURSE_ROUTES,
     ]
     return [
         (rf"{below}oauth_callback", Callback, shared),

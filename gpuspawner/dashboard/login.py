@@ -16,7 +16,7 @@ MAX_SESSION_ID = 200
 MAX_KNOWN = 1000
 MAX_LOGINS = 5000
 # What stands after our address in those of the pages, and how long one may be to be kept.
-PAGES = ("", "usage", "week")
+PAGES = re.compile(r"|usage|week|courses(/[A-Za-z0-9_.-]{1,63})?")
 MAX_NEXT = 300
 
 
@@ -48,7 +48,8 @@ class Login(HubOAuth):
         while len(self._logins) >= MAX_LOGINS:
             self.clear_oauth_state(self._logins.popleft())
         asked = next_url or ""
-        is_page = asked.partition("?")[0] in {f"{self.base_url}{page}" for page in PAGES}
+        path = asked.partition("?")[0]
+        is_page = path.startswith(self.base_url) and PAGES.fullmatch(path[len(self.base_url) :])
         leads_to = asked if is_page and len(asked) <= MAX_NEXT else self.base_url
         state: str = super().generate_state(leads_to, **extra_state)
         self._logins.append(state)

@@ -44,7 +44,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         facts: `facts.status`; {} for a page without.
         more: what else the template needs.
     """
-    own: dict[str, Any] = {"gpus": facts.get("gpus", ()), "facts": facts, "page": ""}
+    own: dict[str, Any] = {"gpus": facts.get("gpus", ()), "facts": facts, "page": "", "action": ""}
     servers = Servers(facts)
     divided = {gpu["parent"] for gpu in own["gpus"]}
     return _templates.get_template(template).render(

@@ -57,6 +57,7 @@ class UsagePage(_Usage):
         except Refused as error:
             self.set_status(error.status)
             refusal = self.language.say(str(error))
+        await self.find_courses()
         you = {"user": person.name, "administrator": person.administrator}
         self.finish(
             self.page(

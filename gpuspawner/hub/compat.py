@@ -7,13 +7,13 @@ and 6.1.1, and has a test that fails when JupyterHub changes it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from jupyterhub import orm
@@ -21,16 +21,21 @@ from jupyterhub.apihandlers.users import UserServerAPIHandler
 from jupyterhub.app import JupyterHub
 from jupyterhub.handlers import BaseHandler
 from jupyterhub.handlers.pages import SpawnPendingHandler
+from jupyterhub.scopes import get_scopes_for
 from sqlalchemy import event, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from tornado import web
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from traitlets import observe
 
+from ..errors import Refused
 from ..i18n.lazy_text import lazy_gettext
 from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
 
+T = TypeVar("T")
+
+NOT_READ = lazy_gettext("JupyterHub can't read its database now. Please try again.")
 # What users read whose start can't be written into the hub's database.
 NOT_WRITTEN = lazy_gettext(
     "JupyterHub can't write into its database, so your server was stopped again. An administrator "
@@ -325,6 +330,48 @@ async def may_have_server(handler: Any, user: Any, name: str) -> bool:
     names = {each.name for each in user.orm_user.orm_spawners.values() if each.name}
     limit = await handler.get_current_user_named_server_limit()
     return name in names or limit <= 0 or len(names) < limit
+
+
+class People:
+    """The users and groups of a hub, from its database as it is now.
+
+    The REST API has them for who has a token; the hub itself has no other way to them.
+
+    Args:
+        settings: those of the hub's web application, with its database's session.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+
+    def groups_of(self, user: str) -> frozenset[str]:
+        """Return the names of a user's groups; none for who is no user of this hub."""
+        return self._names(orm.Group.name, orm.Group.users, orm.User.name == user)
+
+    def members_of(self, groups: Iterable[str]) -> frozenset[str]:
+        """Return the names of the users in these groups."""
+        return self._names(orm.User.name, orm.User.groups, orm.Group.name.in_([*groups]))
+
+    def may_stop_all(self, user: str) -> bool:
+        """Return whether a user may stop everybody's servers, as administrators may."""
+        found = self._read(lambda db: orm.User.find(db, user))
+        return found is not None and "delete:servers" in get_scopes_for(found)
+
+    def _names(self, column: Any, through: Any, condition: Any) -> frozenset[str]:
+        return self._read(
+            lambda db: frozenset(
+                name for (name,) in db.query(column).join(through).filter(condition)
+            )
+        )
+
+    def _read(self, question: Callable[[Any], T]) -> T:
+        database = self._settings["db"]
+        try:
+            return question(database)
+        except SQLAlchemyError as error:
+            # Until then every other use of the session fails.
+            database.rollback()
+            raise Refused(NOT_READ, status=503) from error
 
 
 def url_of_service(spawner: Any, name: str) -> str:

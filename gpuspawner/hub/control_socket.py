@@ -19,6 +19,13 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     POST /leave   {"user": "ada", "by": "user:ada"}          -> {}
     POST /switch  {"user": "ada", "by": "user:ada"}          -> {}
     POST /give-back  {"user": "ada", "by": "user:ada"}       -> {}
+    POST /courses {"who": "prof"}                            -> {"courses": [{"key": "ml", …}]}
+    POST /course  {"who": "prof", "course": "ml"}            -> {"key": "ml", "members": […], …}
+    POST /course-extend  {…, "user": "ada", "hours": 1}      -> {"servers": [{"until": …}]}
+    POST /course-stop    {…, "user": "ada", "why": "…", "minutes": 10}  -> {}
+    POST /course-keep    {…, "user": "ada"}                  -> {}
+    POST /course-message {…, "text": "…"}                    -> {"sent": 12}
+    POST /course-front   {…, "user": "ada"}                  -> {"place": 2}
     POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
     POST /out-of-service  {"uuid": "GPU-…", "by": "boss", "why": "fan"}  -> {}
     POST /in-service  {"uuid": "GPU-…"}                      -> {}
@@ -28,6 +35,10 @@ Who extends it is `by`, "" for its user. `over_all` says that this is an adminis
 and `keep` takes that back. `ask` asks for GPUs for a server that runs without; `leave` withdraws
 that, `switch` restarts the server with what is reserved for it, and `give-back` one without what it
 has.
+
+What begins with `course` is for instructors, and the hub checks whether `who`, a user's name, is
+one (`instructors.Instructors`). `administrator` says that they may act as an administrator, if they
+are one. Without `user`, `course-extend` and `course-message` are for all servers of the course.
 
 An error has its status, and in the body {"error": "a sentence", "status": 409, "key": "hours",
 "sentence": …}: the key that is refused, "" if it isn't one's, and the sentence once more, as
@@ -64,6 +75,7 @@ from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
 from .health_watch import HealthWatch
+from .instructors import NO_SUCH_COURSE, Asker, Instructors
 from .nodes import NodeFacts
 from .switches import Switches
 from .week import WeekFacts
@@ -97,6 +109,7 @@ class ControlSocket:
         usage: returns where the store of the usage is (`url`, "" for none), and this hub's address
             in it; None: none is kept.
         week: tells of the hours that are reserved; None: nobody does.
+        instructors: the courses, for those who teach them; None: there are none.
     """
 
     def __init__(
@@ -115,8 +128,10 @@ class ControlSocket:
         health: HealthWatch | None = None,
         usage: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
         week: WeekFacts | None = None,
+        instructors: Instructors | None = None,
     ) -> None:
         self.week = week
+        self._instructors = instructors
         self._health = health
         self.usage = usage
         self._homes = homes
@@ -189,6 +204,13 @@ class ControlSocket:
                 ("/usage", _Usage, shared),
                 ("/out-of-service", _OutOfService, shared),
                 ("/in-service", _InService, shared),
+                ("/courses", _Courses, shared),
+                ("/course", _Course, shared),
+                ("/course-extend", _CourseExtend, shared),
+                ("/course-stop", _CourseStop, shared),
+                ("/course-keep", _CourseKeep, shared),
+                ("/course-message", _CourseMessage, shared),
+                ("/course-front", _CourseFront, shared),
             ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
@@ -214,7 +236,15 @@ class ControlSocket:
             ],
             "homes": [*await self._homes()] if self._homes else [],
             "health": self._health.facts() if self._health else [],
+            "messages": self._instructors.messages.facts() if self._instructors else [],
         }
+
+    @property
+    def instructors(self) -> Instructors:
+        """The courses, for those who teach them; raises Refused where there are none."""
+        if self._instructors is None:
+            raise Refused(NO_SUCH_COURSE, status=404)
+        return self._instructors
 
     def turn_of(self, holder: Holder) -> CheckIn | None:
         """Return the turn whose user is asked whether they are there; None: there is none."""
@@ -317,6 +347,69 @@ class _WeekRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     day: str = Field(default="", max_length=32)
+
+
+class _CoursesRequest(BaseModel):
+    """The body of an instructor's request: `who` asks; whether they may act as an administrator."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    who: str = Field(min_length=1, max_length=MAX_NAME_LENGTH)
+    administrator: bool = False
+
+    @property
+    def asker(self) -> Asker:
+        """Who asks."""
+        return Asker(self.who, self.administrator)
+
+
+class _CourseRequest(_CoursesRequest):
+    """The body of an instructor's request about a course."""
+
+    course: str = Field(max_length=MAX_NAME_LENGTH)
+
+
+class _CourseServerRequest(_CourseRequest):
+    """The body of an instructor's request about one server of a course."""
+
+    user: str = Field(max_length=MAX_NAME_LENGTH)
+    server: str = Field(default="", max_length=MAX_NAME_LENGTH)
+
+    @property
+    def holder(self) -> Holder:
+        """The server."""
+        return Holder(self.user, self.server)
+
+
+class _CourseStopRequest(_CourseServerRequest):
+    """The body of an instructor's request to stop a server; `minutes` from now, 0: at once."""
+
+    why: str = Field(default="", max_length=MAX_WHY)
+    minutes: int | float = Field(default=0, ge=0, le=MAX_MINUTES)
+
+
+class _CourseServersRequest(_CourseRequest):
+    """The body of an instructor's request about one server of a course, or all without `user`."""
+
+    user: str | None = Field(default=None, max_length=MAX_NAME_LENGTH)
+    server: str = Field(default="", max_length=MAX_NAME_LENGTH)
+
+    @property
+    def holder(self) -> Holder | None:
+        """The server; None: all."""
+        return None if self.user is None else Holder(self.user, self.server)
+
+
+class _CourseExtendRequest(_CourseServersRequest):
+    """The body of an instructor's request for more time: `hours`, or as much as each began with."""
+
+    hours: int | float | None = None
+
+
+class _CourseMessageRequest(_CourseServersRequest):
+    """The body of an instructor's message."""
+
+    text: str
 
 
 class _Handler(web.RequestHandler):
@@ -585,6 +678,82 @@ class _KeepAlive(_Server):
         """Reset the idle time."""
         server.keep_alive()
         return {}
+
+
+class _Courses(_Request):
+    """The courses that somebody teaches."""
+
+    request_model = _CoursesRequest
+
+    async def answer(self, asked: _CoursesRequest) -> dict[str, Any]:
+        """Return them."""
+        return {"courses": self._control.instructors.courses_of(asked.asker)}
+
+
+class _Course(_Request):
+    """A course's members, and what they run for it."""
+
+    request_model = _CourseRequest
+
+    async def answer(self, asked: _CourseRequest) -> dict[str, Any]:
+        """Return them."""
+        return await self._control.instructors.roster(asked.course, asked.asker)
+
+
+class _CourseExtend(_Request):
+    """More time for the servers of a course."""
+
+    request_model = _CourseExtendRequest
+
+    async def answer(self, asked: _CourseExtendRequest) -> dict[str, Any]:
+        """Give it."""
+        of, who = self._control.instructors, asked.asker
+        return await of.extend(asked.course, who, asked.holder, asked.hours)
+
+
+class _CourseStop(_Request):
+    """The stop of a course's server."""
+
+    request_model = _CourseStopRequest
+
+    async def answer(self, asked: _CourseStopRequest) -> dict[str, Any]:
+        """Stop it, or announce that."""
+        of, who = self._control.instructors, asked.asker
+        await of.stop(asked.course, who, asked.holder, asked.why, asked.minutes)
+        return {}
+
+
+class _CourseKeep(_Request):
+    """The announced stop of a course's server is taken back."""
+
+    request_model = _CourseServerRequest
+
+    async def answer(self, asked: _CourseServerRequest) -> dict[str, Any]:
+        """Do so."""
+        await self._control.instructors.keep(asked.course, asked.asker, asked.holder)
+        return {}
+
+
+class _CourseMessage(_Request):
+    """A message to those whose servers run for a course."""
+
+    request_model = _CourseMessageRequest
+
+    async def answer(self, asked: _CourseMessageRequest) -> dict[str, Any]:
+        """Send it."""
+        of, who = self._control.instructors, asked.asker
+        return {"sent": await of.send(asked.course, who, asked.holder, asked.text)}
+
+
+class _CourseFront(_Request):
+    """A place at the front of a course's."""
+
+    request_model = _CourseServerRequest
+
+    async def answer(self, asked: _CourseServerRequest) -> dict[str, Any]:
+        """Give it."""
+        of, who = self._control.instructors, asked.asker
+        return {"place": await of.move_to_front(asked.course, who, asked.holder)}
 
 
 def _first_error(error: ValidationError) -> str:

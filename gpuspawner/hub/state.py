@@ -23,6 +23,7 @@ from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.reader import HubReader
 from ..gpus.units import sharing_problems
+from ..images.catalogue import catalogue
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
 from ..leases.endings import Ending
@@ -41,6 +42,8 @@ from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
 from .health_watch import HealthWatch
+from .instructors import Instructors
+from .messages import Messages
 from .nodes import NodeFacts
 from .reserved_hours import ReservedTimes
 from .switches import Switches
@@ -79,6 +82,7 @@ class HubState:
         usage: writes who used what into a store.
         courses: the courses.
         reserved: the hours that are reserved for them.
+        messages: those of instructors, for JupyterLab.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
@@ -102,6 +106,7 @@ class HubState:
     usage: Recorder
     courses: CourseCatalogue
     reserved: ReservedTimes
+    messages: Messages = field(default_factory=Messages)
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -109,10 +114,14 @@ class HubState:
     endings: dict[Holder, Ending] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, spawner: Any) -> HubState:
+    def build(cls, spawner: Any, settings: Mapping[str, Any]) -> HubState:
         """Build the state from the traits of a spawner that hasn't spawned yet.
 
         Needs a running event loop.
+
+        Args:
+            spawner: the spawner.
+            settings: those of the hub's web application.
         """
         loop = asyncio.get_running_loop()
         log = spawner.log
@@ -161,8 +170,14 @@ class HubState:
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
         )
         if spawner.control_socket:
+            titles = {key: each.title for key, each in catalogue(spawner.images).items()}
+            people = compat.People(settings)
             state.control = state._make_control_socket(
-                spawner.control_socket, log, reading, spawner.hub_address
+                spawner.control_socket,
+                log,
+                reading,
+                spawner.hub_address,
+                state._make_instructors(people, titles, log),
             )
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, spawner.explain_unknown, log),
@@ -171,8 +186,27 @@ class HubState:
         state._begin(*checks)
         return state
 
+    def _make_instructors(
+        self, people: compat.People, titles: Mapping[str, str], log: Any
+    ) -> Instructors:
+        return Instructors(
+            self.courses,
+            people,
+            lambda: list(self.spawners),
+            self.queue,
+            self.ledger,
+            self.messages,
+            titles,
+            log,
+        )
+
     def _make_control_socket(
-        self, path: str, log: Any, reading: Mapping[str, Any], hub: str
+        self,
+        path: str,
+        log: Any,
+        reading: Mapping[str, Any],
+        hub: str,
+        instructors: Instructors,
     ) -> ControlSocket:
         return ControlSocket(
             path,
@@ -189,6 +223,7 @@ class HubState:
             self.health,
             self.usage.where,
             WeekFacts(self.courses, self.reserved, hub),
+            instructors,
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
@@ -216,6 +251,11 @@ class HubState:
             if spawner.holder.user not in told and course.is_taught_by(spawner.groups):
                 told.add(spawner.holder.user)
                 spawner.tell("reserved", words)
+
+    def forget_last(self, holder: Holder) -> None:
+        """Forget what its user was to be told of the last server, as the next one starts."""
+        self.endings.pop(holder, None)
+        self.messages.forget(holder)
 
     def remember_ending(self, holder: Holder, ending: Ending) -> None:
         """Remember for a while how a server was stopped: its JupyterLab may still be open."""
@@ -361,7 +401,7 @@ def hub_state_of(spawner: Any) -> HubState:
     """Return the state of a spawner's hub; the first call builds it."""
     settings = compat.process_wide(spawner)
     if KEY not in settings:
-        settings[KEY] = HubState.build(spawner)
+        settings[KEY] = HubState.build(spawner, settings)
     state: HubState = settings[KEY]
     return state
 
@@ -404,7 +444,7 @@ def build_at_start(app: Any) -> None:
             app.log.critical("%s", one_line(sentence))
         app.exit(1)
     if KEY not in settings:
-        settings[KEY] = HubState.build(spawner)
+        settings[KEY] = HubState.build(spawner, settings)
 
 
 def stay_off(settings: dict[str, Any], user: str, server: str) -> None:

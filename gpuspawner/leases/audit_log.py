@@ -13,7 +13,19 @@ from typing import Any, Literal
 from ..gpus.model import Holder, Request
 
 Event = Literal[
-    "grant", "wait", "leave", "refuse", "release", "extend", "warn", "keep", "end", "stop", "health"
+    "grant",
+    "wait",
+    "leave",
+    "refuse",
+    "release",
+    "extend",
+    "warn",
+    "keep",
+    "end",
+    "stop",
+    "health",
+    "message",
+    "move",
 ]
 
 # Who does it. A user is "user:NAME", which no name can be taken for.

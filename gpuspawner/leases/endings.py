@@ -1,4 +1,4 @@
-"""The stop of a server that an administrator has announced, and how a server has been stopped."""
+"""The stop of a server that somebody has announced, and how a server has been stopped."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from ..i18n.lazy_text import lazy_gettext
 from ..i18n.phrases import clock_time
 from .clock import Clock, Deadline
 
-# The rule in the audit log, where an administrator stops a server.
+# The rule in the audit log, where an administrator stops a server, or an instructor of its course.
 RULE = "an administrator"
+INSTRUCTOR = "an instructor"
 # The longest reason, in characters, and the longest time from the announcement to the stop.
 MAX_WHY = 200
 MAX_MINUTES = 24 * 60
@@ -19,27 +20,32 @@ MAX_MINUTES = 24 * 60
 
 @dataclass(frozen=True)
 class AnnouncedStop:
-    """A stop that an administrator has announced.
+    """A stop that an administrator or an instructor has announced.
 
     Args:
         deadline: when the server is stopped.
         by: who has it stopped, for the audit log.
-        why: the administrator's reason; "" for none.
+        why: the reason; "" for none.
+        rule: `RULE` or `INSTRUCTOR`.
     """
 
     deadline: Deadline
     by: str
     why: str
+    rule: str = RULE
 
     def saved(self) -> dict[str, Any]:
         """Return it as a JSON value for `restored`."""
-        return {"deadline": self.deadline.saved(), "by": self.by, "why": self.why}
+        facts = {"by": self.by, "why": self.why, "rule": self.rule}
+        return {"deadline": self.deadline.saved(), **facts}
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any], clock: Clock) -> AnnouncedStop:
         """Return the stop of a JSON value."""
         deadline = Deadline.restored(saved["deadline"], clock)
-        return cls(deadline, str(saved["by"]), str(saved["why"]))
+        # An earlier version knew of administrators alone.
+        rule = str(saved.get("rule", RULE))
+        return cls(deadline, str(saved["by"]), str(saved["why"]), rule)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,9 @@ class Ending:
 
     Args:
         at: when, in seconds since the epoch.
-        rule: the rule in the audit log: "time limit", "idle GPUs", "GPU memory" or `RULE`.
-        why: the administrator's reason; "" for none.
+        rule: the rule in the audit log: "time limit", "idle GPUs", "GPU memory", `RULE` or
+            `INSTRUCTOR`.
+        why: the reason of who has it stopped; "" for none.
     """
 
     at: float
@@ -61,29 +68,68 @@ class Ending:
         return {"at": self.at, "rule": self.rule, "why": self.why}
 
 
-def stopped_words(at: float, why: str) -> str:
-    """Return that an administrator has stopped a server, at a time in seconds since the epoch."""
-    time = clock_time(at)
+def stopped_words(at: float, why: str, rule: str = RULE) -> str:
+    """Return that somebody has stopped a server.
+
+    Args:
+        at: when, in seconds since the epoch.
+        why: the reason; "" for none.
+        rule: `RULE` or `INSTRUCTOR`.
+    """
+    facts = {"time": clock_time(at), "why": why.rstrip(".。 ")}
+    if rule == INSTRUCTOR:
+        if not why:
+            return lazy_gettext(
+                "An instructor of your course stopped your server at %(time)s. Your files are "
+                "kept.",
+                **facts,
+            )
+        return lazy_gettext(
+            "An instructor of your course stopped your server at %(time)s: %(why)s. Your files "
+            "are kept.",
+            **facts,
+        )
     if not why:
         return lazy_gettext(
-            "An administrator stopped your server at %(time)s. Your files are kept.", time=time
+            "An administrator stopped your server at %(time)s. Your files are kept.", **facts
         )
     return lazy_gettext(
-        "An administrator stopped your server at %(time)s: %(why)s. Your files are kept.",
-        time=time,
-        why=why.rstrip(".。 "),
+        "An administrator stopped your server at %(time)s: %(why)s. Your files are kept.", **facts
     )
 
 
-def announced_words(at: float, why: str) -> str:
-    """Return that an administrator will stop a server, at a time in seconds since the epoch."""
-    time = clock_time(at)
+def announced_words(at: float, why: str, rule: str = RULE) -> str:
+    """Return that somebody will stop a server; arguments as for `stopped_words`."""
+    facts = {"time": clock_time(at), "why": why.rstrip(".。 ")}
+    if rule == INSTRUCTOR:
+        if not why:
+            return lazy_gettext(
+                "An instructor of your course stops your server at %(time)s. Save your work "
+                "before.",
+                **facts,
+            )
+        return lazy_gettext(
+            "An instructor of your course stops your server at %(time)s: %(why)s. Save your work "
+            "before.",
+            **facts,
+        )
     if not why:
         return lazy_gettext(
-            "An administrator stops your server at %(time)s. Save your work before.", time=time
+            "An administrator stops your server at %(time)s. Save your work before.", **facts
         )
     return lazy_gettext(
-        "An administrator stops your server at %(time)s: %(why)s. Save your work before.",
-        time=time,
-        why=why.rstrip(".。 "),
+        "An administrator stops your server at %(time)s: %(why)s. Save your work before.", **facts
+    )
+
+
+def not_extended_words(at: float, rule: str) -> str:
+    """Return that a server can't be extended, as it is stopped; arguments as above."""
+    if rule == INSTRUCTOR:
+        return lazy_gettext(
+            "An instructor of its course stops this server at %(time)s, so it can't be extended.",
+            time=clock_time(at),
+        )
+    return lazy_gettext(
+        "An administrator stops this server at %(time)s, so it can't be extended.",
+        time=clock_time(at),
     )

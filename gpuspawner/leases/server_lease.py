@@ -18,7 +18,7 @@ from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
 from .clock import Clock, Deadline
 from .endings import RULE as ADMINISTRATOR
-from .endings import AnnouncedStop, Ending, announced_words, stopped_words
+from .endings import AnnouncedStop, Ending, announced_words, not_extended_words, stopped_words
 from .gpu_trouble import GPUTrouble
 from .idleness import Idleness
 from .memory_share import MemoryShare
@@ -148,7 +148,7 @@ class ServerLease:
         # Whether the lease was read from the database or from labels, which may not have the last
         # extension.
         self._may_end_later = False
-        # The stop that an administrator has announced.
+        # The stop that an administrator or an instructor has announced.
         self._announced: AnnouncedStop | None = None
         # What is wrong with its GPUs.
         self.trouble = GPUTrouble()
@@ -272,7 +272,7 @@ class ServerLease:
 
     @property
     def announced(self) -> AnnouncedStop | None:
-        """The stop that an administrator has announced; None: none."""
+        """The stop that an administrator or an instructor has announced; None: none."""
         return self._announced
 
     @property
@@ -318,6 +318,11 @@ class ServerLease:
         """The backend's id of the server; "" if there is none."""
         return self._server.server_id
 
+    @property
+    def waiting_requests(self) -> int:
+        """The number of requests in the queue that could use its GPUs."""
+        return self._server.waiting_requests
+
     def facts(self) -> dict[str, Any]:
         """Return the facts that pages show, as a JSON value."""
         idle, since = self._idleness.warned, self._idleness.since
@@ -342,7 +347,9 @@ class ServerLease:
 
     def _stop_facts(self) -> dict[str, Any] | None:
         stop = self._announced
-        return {"at": stop.deadline.until, "why": stop.why} if stop else None
+        if stop is None:
+            return None
+        return {"at": stop.deadline.until, "why": stop.why, "rule": stop.rule}
 
     # -- Actions of the user ---------------------------------------------------------------------
 
@@ -353,8 +360,8 @@ class ServerLease:
             hours: the time to add; None: as much as it began with. Afterwards at most `hour_limit`
                 hours are left.
             by: who extends it, for the audit log; "": its user.
-            over_all: whether an administrator extends another user's lease: at any time, and even
-                while requests wait.
+            over_all: whether an administrator or an instructor extends another user's lease: at any
+                time, and even while requests wait.
 
         Raises:
             Refused: the lease has no end, it is too early, a request waits that could use the GPUs,
@@ -362,13 +369,8 @@ class ServerLease:
         """
         self.refuse_if_ending()
         if self._announced:
-            raise Refused(
-                lazy_gettext(
-                    "An administrator stops this server at %(time)s, so it can't be extended.",
-                    time=clock_time(self._announced.deadline.until),
-                ),
-                status=409,
-            )
+            stop = self._announced
+            raise Refused(not_extended_words(stop.deadline.until, stop.rule), status=409)
         term = self._term
         if term is None:
             raise Refused(
@@ -515,16 +517,19 @@ class ServerLease:
             )
             self._server.tell("trouble", self.trouble.words)
 
-    # -- Actions of an administrator -------------------------------------------------------------
+    # -- Actions of an administrator, or of an instructor of its course ---------------------------
 
-    async def stop_for(self, by: str, why: str = "", minutes: float = 0) -> None:
-        """Stop the server for an administrator, now or later; its user reads the reason.
+    async def stop_for(
+        self, by: str, why: str = "", minutes: float = 0, rule: str = ADMINISTRATOR
+    ) -> None:
+        """Stop the server for somebody else, now or later; its user reads the reason.
 
         Args:
             by: who stops it, for the audit log.
             why: the reason; "" for none.
             minutes: in how many minutes; 0: now. It may not have ended yet when this returns,
                 where it takes its time to save.
+            rule: `endings.RULE` or `endings.INSTRUCTOR`.
 
         Raises:
             Refused: it is being stopped already, or couldn't be stopped.
@@ -533,14 +538,14 @@ class ServerLease:
         why = " ".join(why.split())
         if minutes > 0:
             deadline = Deadline.after(60 * minutes, self._clock)
-            self._announced = AnnouncedStop(deadline, by, why)
+            self._announced = AnnouncedStop(deadline, by, why, rule)
             self._server.save_state()
             until = round(deadline.until)
-            self.log_event("warn", by, rule=ADMINISTRATOR, why=why, until=until, held=self.held)
-            self._server.tell("announced", announced_words(deadline.until, why))
+            self.log_event("warn", by, rule=rule, why=why, until=until, held=self.held)
+            self._server.tell("announced", announced_words(deadline.until, why, rule))
             self._server.on_end_changed(self.until or deadline.until)
             return
-        task = self._stop_by(by, why)
+        task = self._stop_by(by, why, rule)
         await asyncio.wait([task], timeout=ANSWER_SECONDS)
         if task.done() and (task.cancelled() or task.exception()):
             words = lazy_gettext("It couldn't be stopped: the hub's log says why.")
@@ -560,12 +565,11 @@ class ServerLease:
         self._server.save_state()
         self.log_event("keep", by, until=self.until and round(self.until), held=self.held)
 
-    def _stop_by(self, by: str, why: str) -> asyncio.Task[None]:
-        sentence = stopped_words(self._clock.wall(), why)
-        return self._stop(ADMINISTRATOR, sentence, by, why)
+    def _stop_by(self, by: str, why: str, rule: str) -> asyncio.Task[None]:
+        return self._stop(rule, stopped_words(self._clock.wall(), why, rule), by, why)
 
     def refuse_if_ending(self) -> None:
-        """Raise Refused if a rule or an administrator is stopping the server."""
+        """Raise Refused if a rule or somebody is stopping the server."""
         if self._ending:
             raise Refused(lazy_gettext("It is too late: this server is being stopped."), status=409)
 
@@ -596,7 +600,7 @@ class ServerLease:
         if self.is_changing:
             return
         if self._announced and self._announced.deadline.remaining <= 0:
-            self._stop_by(self._announced.by, self._announced.why)
+            self._stop_by(self._announced.by, self._announced.why, self._announced.rule)
             return
         if self._term and (step := self._term.step(self._server.warning_minutes * 60)):
             self._handle_term_step(step, self._term)

@@ -31,6 +31,7 @@ Occasion = Literal[
     "stopped",
     "trouble",
     "reserved",
+    "message",
 ]
 
 # After a message, how long there is no other one of the same occasion for the same start.
@@ -50,10 +51,11 @@ TITLES: dict[Occasion, str] = {
     "idle": lazy_gettext("Your server's GPUs do nothing"),
     "memory": lazy_gettext("Your server takes too much of a shared GPU's memory"),
     "process ended": lazy_gettext("A process of your server was ended"),
-    "announced": lazy_gettext("An administrator stops your server soon"),
+    "announced": lazy_gettext("Your server is stopped soon"),
     "stopped": lazy_gettext("Your server was stopped"),
     "trouble": lazy_gettext("Something is wrong with your server's GPUs"),
     "reserved": lazy_gettext("Reserved hours can't be kept"),
+    "message": lazy_gettext("From your course's instructors"),
 }
 
 

@@ -32,7 +32,8 @@ SOON_SECONDS = 3600
 class QueuedRequest:
     """A request in the queue: its holder, when it joined (in seconds), and its user's groups.
 
-    It doesn't start before `not_before`, in seconds.
+    It doesn't start before `not_before`, in seconds. `moved`: an instructor has moved it to the
+    front of its course's, the later the higher; 0: nobody has.
     """
 
     holder: Holder
@@ -40,6 +41,7 @@ class QueuedRequest:
     since: float
     groups: frozenset[str] = frozenset()
     not_before: float = 0.0
+    moved: int = 0
 
 
 # How long before reserved hours a server ends that isn't the course's: it needs time to stop.
@@ -190,6 +192,26 @@ def _by_debt(
     return order
 
 
+def within_courses(queue: Sequence[QueuedRequest]) -> list[QueuedRequest]:
+    """Return the queue with those first in each course whom an instructor has moved to its front.
+
+    The places that a course's requests have among all of them stay the course's.
+
+    Args:
+        queue: in its order otherwise.
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for number, waiting in enumerate(queue):
+        if waiting.request.course:
+            places[waiting.request.course].append(number)
+    found = list(queue)
+    for numbers in places.values():
+        of_course = sorted((queue[number] for number in numbers), key=lambda each: -each.moved)
+        for number, waiting in zip(numbers, of_course, strict=True):
+            found[number] = waiting
+    return found
+
+
 ORDERS: dict[str, Order] = {"fifo": by_time, "fair": by_share, "share": by_use}
 
 
@@ -237,7 +259,7 @@ def plan(
     check_policy_and_gpus("policy", policy, POLICIES, gpus)
     check_policy_and_gpus("part_policy", part_policy, POLICIES, gpus)
     host = apply_leases(gpus, leases)
-    waiting = ORDERS[order](queue, leases, shares)
+    waiting = within_courses(ORDERS[order](queue, leases, shares))
     limits = group_limits or {}
     hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
 
@@ -319,7 +341,7 @@ class QueueSnapshot:
         host = apply_leases(gpus, leases)
         self._now = now
         self._limits = group_limits
-        self._queue = by_time(queue)
+        self._queue = within_courses(by_time(queue))
         longest = max((each.request.seconds or 0 for each in queue), default=0)
         hours = ahead(reserved, now, longest)
         self._calendar = Calendar(host, leases, now, group_limits, hours)
@@ -338,7 +360,7 @@ class QueueSnapshot:
             waiting: the request that would join.
             group_limits: the limits of its groups.
         """
-        last = self._queue[-1].since if self._queue else -inf
+        last = max((each.since for each in self._queue), default=-inf)
         known = all(self._limits.get(name, inf) <= most for name, most in group_limits.items())
         if not self._is_settled or not known or waiting.since <= last:
             return None

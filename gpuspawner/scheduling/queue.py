@@ -55,6 +55,9 @@ log = logging.getLogger("tornado.application")
 PERIOD_SECONDS = 5.0
 # For how long the place of a user is kept who has left the queue to change their choice.
 KEPT_PLACE_SECONDS = 600.0
+# Two plans that are made one after the other differ by so much at most where they are the same.
+SAME_SECONDS = 1.0
+WAITS_NO_MORE = lazy_gettext("It doesn't wait any more: it has got its GPUs, or was given up.")
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,9 @@ class Queue:
         self._last_join_time = 0.0
         # Holder -> the place that is kept for them.
         self._kept_places: dict[Holder, KeptPlace] = {}
+        # (holder, since when, course) -> how an instructor has moved it to the course's front. It
+        # outlives a request that comes again at its place.
+        self._moved: dict[tuple[Holder, float, str], int] = {}
         # Cache of forecasts: the view and the queue that they were made for, and key -> turn.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
@@ -252,6 +258,45 @@ class Queue:
         place = KeptPlace(waiting.since, now + KEPT_PLACE_SECONDS, waiting.not_before)
         self._kept_places = {**kept, waiting.holder: place}
 
+    def move_to_front(self, holder: Holder, course: str, view: View) -> int:
+        """Move a request to the front of those of its course; return its place among all.
+
+        The course's requests keep their places among all, and change them with each other. Nobody
+        else starts later for it by the known ends of the leases.
+
+        Args:
+            holder: whose request it is.
+            course: the key of the course.
+            view: the nodes and the leases, read since the last await.
+
+        Raises:
+            Refused: it doesn't wait for that course, or others would start later.
+        """
+        entries = self._unanswered()
+        of_course = [each for each in entries if each.waiting.request.course == course]
+        entry = next((each for each in of_course if each.holder == holder and each.turn), None)
+        if entry is None:
+            raise Refused(WAITS_NO_MORE, status=409)
+        moved = replace(entry.waiting, moved=1 + max(each.waiting.moved for each in of_course))
+        before = self._plan([(each.waiting, each.request_limits) for each in entries], view)
+        after = self._plan(
+            [(moved if each is entry else each.waiting, each.request_limits) for each in entries],
+            view,
+        )
+        others = [each.holder for each in entries if each not in of_course]
+        if any(_start(after[each]) > _start(before[each]) + SAME_SECONDS for each in others):
+            words = lazy_gettext(
+                "At the front of the course it would keep others waiting for longer who aren't in "
+                "the course: it asks for more, or for longer, than who is there now."
+            )
+            raise Refused(words, status=409)
+        entry.waiting = moved
+        known = {each.holder for each in entries} | self._kept_places.keys()
+        self._moved = {key: each for key, each in self._moved.items() if key[0] in known}
+        self._moved[_identity(moved)] = moved.moved
+        self.wake()
+        return after[holder].place
+
     async def wait(
         self,
         waiting: QueuedRequest,
@@ -277,6 +322,7 @@ class Queue:
         kept = self.kept_place(waiting.holder)
         has_place = waited is not None or (kept is not None and kept.since == waiting.since)
         self._kept_places.pop(waiting.holder, None)
+        waiting = replace(waiting, moved=self._moved.get(_identity(waiting), 0))
         entry = QueueEntry(waiting, request_limits, notify, answer, rules, has_place)
         longest = request_limits.max_wait_seconds
         # What it waits for its own time doesn't count.
@@ -608,6 +654,14 @@ class Queue:
         for entry in self._unanswered():
             if not entry.has_place:
                 entry.answer.set_exception(error)
+
+
+def _identity(waiting: QueuedRequest) -> tuple[Holder, float, str]:
+    return waiting.holder, waiting.since, waiting.request.course
+
+
+def _start(turn: Turn) -> float:
+    return math.inf if turn.start is None else turn.start
 
 
 def _strictest(request_limits: Iterable[RequestLimits]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from ..leases.server_run import ServerRun
 
 USER: Final = "user"
 ADMINISTRATOR: Final = "administrator"
+INSTRUCTOR: Final = "instructor"
 SERVICE: Final = "service"
 HUB: Final = "hub"
 TIME: Final = "time limit"
@@ -26,6 +27,7 @@ VANISHED: Final = "vanished"
 WHYS = {
     USER: lazy_gettext("stopped by its user"),
     ADMINISTRATOR: lazy_gettext("stopped by an administrator"),
+    INSTRUCTOR: lazy_gettext("stopped by an instructor"),
     SERVICE: lazy_gettext("stopped by a service, such as one that culls idle servers"),
     HUB: lazy_gettext("stopped by JupyterHub"),
     TIME: lazy_gettext("its time was over"),
@@ -48,6 +50,7 @@ OF_RULE = {
     "time limit": TIME,
     "idle GPUs": IDLE,
     "an administrator": ADMINISTRATOR,
+    "an instructor": INSTRUCTOR,
     "switched": SWITCHED,
     "given back": GIVEN_BACK,
 }

@@ -99,7 +99,8 @@ def test_an_administrator_stops_a_server_for_a_reason_that_its_user_reads(hub, e
     assert "An administrator stops it at <time" in page
     assert "The &lt;room&gt; is hot" in page
     found = Program(hub, "ada").status()["servers"][0]
-    assert found["stop"] == {"at": found["until"], "why": "The <room> is hot"}
+    rule = "an administrator"
+    assert found["stop"] == {"at": found["until"], "why": "The <room> is hot", "rule": rule}
     assert "An administrator stops this server at" in ada.said(do="extend", user="ada", server="")
     assert boss.said(do="keep", user="ada", server="") == "The server goes on."
     assert Program(hub, "ada").status()["servers"][0]["stop"] is None

@@ -15,6 +15,7 @@ from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.choices.open_forms import OpenForms
 from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.gpus.model import GPU, Holder, Node
+from gpuspawner.hub.messages import Messages
 from gpuspawner.hub.reserved_hours import ReservedTimes
 from gpuspawner.hub.switches import Switches
 from gpuspawner.leases.labels import ServerRecord, labels
@@ -44,6 +45,7 @@ class Hub:
         self.spawners: list[Any] = []
         self.switches = Switches(lambda: self.spawners)
         self.endings: dict[Holder, Any] = {}
+        self.messages = Messages()
         self.spawner_class: type[GPUSpawner] = Spawner
         self.turns: dict[Holder, Any] = {}
         self.pulled: list[str] = []
@@ -74,23 +76,32 @@ class Hub:
         self.servers.clear()
         self.queue.wake()
 
+    def forget_last(self, holder: Holder) -> None:
+        self.endings.pop(holder, None)
+        self.messages.forget(holder)
+
     def remember_ending(self, holder: Holder, ending: Any) -> None:
         self.endings[holder] = ending
 
     def spawner(
-        self, groups: tuple[str, ...] = (), row: orm.Spawner | None = None, **traits: Any
+        self,
+        groups: tuple[str, ...] = (),
+        row: orm.Spawner | None = None,
+        name: str = "ada",
+        **traits: Any,
     ) -> GPUSpawner:
         """Return a user's spawner on this hub, whose engine has nothing of theirs.
 
         Args:
             groups: the user's.
             row: what the hub's database has of it.
+            name: the user's.
             traits: its configuration.
         """
         user = SimpleNamespace(
-            name="ada",
+            name=name,
             groups=[SimpleNamespace(name=each) for each in groups],
-            public_url=lambda name: f"https://hub.example/user/ada/{name}",
+            public_url=lambda server: f"https://hub.example/user/{name}/{server}",
         )
         config = Config({"GPUSpawner": {"images": IMAGES, **traits}})
         # Traitlets' own logger is whatever application another test has made in this process.

@@ -528,3 +528,44 @@ async def test_a_running_server_asks_for_gpus_switches_and_gives_them_back(hub: 
     assert (await hub.ask("status"))["requests"] == []
     hub.cyd.has_news = True
     assert (await hub.ask("status"))["requests"] == [{"user": "cyd", "gpus": 4}]
+
+
+# -- Courses ---------------------------------------------------------------------------------------
+
+
+async def test_without_courses_nobody_teaches_one(hub: Hub) -> None:
+    for do, more in (("courses", {}), ("course", {"course": "ml"})):
+        answer = await hub.ask(do, who="prof", **more)
+        assert (answer["status"], answer["error"]) == (
+            404,
+            "There is no such course, or you don't teach it.",
+        )
+
+
+@pytest.mark.parametrize(
+    ("do", "fields"),
+    [
+        ("courses", {}),
+        ("courses", {"who": ""}),
+        ("courses", {"who": 1}),
+        ("courses", {"who": "prof", "administrator": "yes"}),
+        ("course", {"who": "prof"}),
+        ("course", {"who": "prof", "course": 1}),
+        ("course", {"who": "prof", "course": "x" * 256}),
+        ("course-extend", {"who": "prof", "course": "ml", "hours": "1"}),
+        ("course-extend", {"who": "prof", "course": "ml", "over_all": True}),
+        ("course-stop", {"who": "prof", "course": "ml"}),
+        ("course-stop", {"who": "prof", "course": "ml", "user": "ada", "minutes": -1}),
+        ("course-stop", {"who": "prof", "course": "ml", "user": "ada", "minutes": 1441}),
+        ("course-stop", {"who": "prof", "course": "ml", "user": "ada", "why": "x" * 201}),
+        ("course-stop", {"who": "prof", "course": "ml", "user": "ada", "by": "user:boss"}),
+        ("course-keep", {"who": "prof", "course": "ml"}),
+        ("course-message", {"who": "prof", "course": "ml"}),
+        ("course-message", {"who": "prof", "course": "ml", "text": 1}),
+        ("course-front", {"who": "prof", "course": "ml", "user": None}),
+    ],
+)
+async def test_a_question_of_an_instructor_s_that_is_none(hub: Hub, do: str, fields: Any) -> None:
+    answer = await hub.ask(do, **fields)
+    assert answer["status"] == 400
+    assert "error" in answer

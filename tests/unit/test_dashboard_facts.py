@@ -80,7 +80,7 @@ def test_a_server_s_image_and_since_when_it_runs_are_for_who_may_read_its_name()
     assert "Torch" not in render(status(seen, ADA))
 
 
-STOP = {"at": UNTIL, "why": "maintenance <1>"}
+STOP = {"at": UNTIL, "why": "maintenance <1>", "rule": "an administrator"}
 
 
 @pytest.mark.parametrize("mine", [True, False])

@@ -573,3 +573,47 @@ def test_every_chinese_sentence_of_the_extension_is_one_that_is_said() -> None:
     keys = re.findall(r'^  (?:"((?:[^"\\]|\\.)+)"|(\w+)):', catalogue, re.MULTILINE)
     assert len(keys) > 50
     assert [a or b for a, b in keys if f'"{a or b}"' not in said] == []
+
+
+INSTRUCTORS = """
+import { lease, messages } from "./static/lease.js";
+import { Warnings } from "./static/warnings.js";
+import { Words } from "./static/words.js";
+const hub = { user: "ada", server: "" };
+const at = new Date("2030-11-28T23:59:00Z").toISOString();
+const told = [];
+const said = {};
+for (const language of ["en", "zh-CN"]) {
+  const words = new Words({ languageCode: language, load: () => undefined });
+  const shown = [];
+  const notification = { emit: (message, type) => shown.push([message, type]) };
+  const warnings = new Warnings(notification, words, {});
+  const mine = (id, text, server = "", user = "ada") => ({ id, text, server, user, at });
+  const kept = [mine("1", "x".repeat(110)), mine("2", "no", "two"), mine("3", "no", "", "ben")];
+  // A hub of before says nothing of messages.
+  for (const answer of [null, {}, { messages: kept }, { messages: kept }, { messages: [] }]) {
+    warnings.tell(messages(hub, answer));
+  }
+  warnings.tell(messages(hub, { messages: [...kept, mine("4", "<b>again</b>")] }));
+  said[language] = shown;
+  const stop = { at: Date.parse(at), why: "", rule: "an instructor" };
+  told.push(words.stops(stop), words.stops({ ...stop, why: "over" }));
+  told.push(words.ended(stop), words.ended({ ...stop, why: "over" }));
+}
+console.log(JSON.stringify({ said, told }));
+"""
+
+
+def test_what_instructors_say_is_shown_once_to_whom_it_is_for(tmp_path: Path) -> None:
+    found = in_node(tmp_path, INSTRUCTORS)
+    english, chinese = found["said"]["en"], found["said"]["zh-CN"]
+    assert english == [
+        [f"From your instructors: {'x' * 110}", "info"],
+        ["From your instructors: <b>again</b>", "info"],
+    ]
+    assert [words for words, _ in chinese] == [f"课程教师：{'x' * 110}", "课程教师：<b>again</b>"]
+    assert max(len(words) for words, _ in english + chinese) <= LONGEST
+    told = found["told"]
+    assert len(set(told)) == 8
+    assert all("nstructor" in each for each in told[:4])
+    assert all("教师" in each for each in told[4:])

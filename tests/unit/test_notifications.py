@@ -319,7 +319,7 @@ async def test_a_user_is_told_of_the_end_of_idle_gpus_and_of_a_stop(hub, service
     await one.lease.stop_for("user:boss", "new driver", 5)
     assert await passes(1) == [
         (
-            "An administrator stops your server soon",
+            "Your server is stopped soon",
             f"An administrator stops your server at {clock(4)}: new driver. Save your work before.",
         )
     ]

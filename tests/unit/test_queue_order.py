@@ -32,6 +32,7 @@ from gpuspawner.scheduling.plan import (
     by_share,
     by_use,
     plan,
+    within_courses,
 )
 
 from ..support.drawn_hosts import A100, T4, host, requests
@@ -931,3 +932,54 @@ def test_the_bench_prints_the_orders_side_by_side() -> None:
         "no queue: try again",
     ]
     assert {len(line) for line in [heads, *lines]} == {len(heads)}
+
+
+# The front of a course ----------------------------------------------------------------------------
+
+
+@st.composite
+def queues_with_courses(draw: st.DrawFn) -> list[QueuedRequest]:
+    """Requests of three courses and of none, some of which were moved to their course's front."""
+    found = []
+    for number in range(draw(st.integers(0, 12))):
+        one = waits(f"u{draw(st.integers(0, 5))}", 1, 1, since=draw(st.integers(0, 3)))
+        course = draw(st.sampled_from(["", "a", "b", "c"]))
+        found.append(
+            replace(
+                one,
+                holder=Holder(one.holder.user, str(number)),
+                request=replace(one.request, course=course),
+                moved=draw(st.integers(0, 3)),
+            )
+        )
+    return found
+
+
+@given(queues_with_courses(), st.sampled_from(sorted(ORDERS)))
+def test_a_course_s_front_is_among_the_course_s_own_places(
+    queue: list[QueuedRequest], order: str
+) -> None:
+    before = ORDERS[order](queue, ())
+    after = within_courses(before)
+    assert [each.request.course for each in after] == [each.request.course for each in before]
+    for one, other in zip(before, after, strict=True):
+        assert one == other or one.request.course
+    for course in "abc":
+        mine = [each for each in after if each.request.course == course]
+        assert [each.moved for each in mine] == sorted((e.moved for e in mine), reverse=True)
+        # Who wasn't moved keeps the order of the others.
+        still = [each for each in mine if not each.moved]
+        assert still == [e for e in before if e.request.course == course and not e.moved]
+
+
+@given(queues_with_courses(), st.sampled_from(["", "a", "b"]))
+def test_a_forecast_with_a_course_s_front_is_the_plan_s(
+    queue: list[QueuedRequest], course: str
+) -> None:
+    gpus, leases = host("aa"), [holds("x", "01", 1)]
+    joining = waits("new", 1, 1, since=10)
+    joining = replace(joining, request=replace(joining.request, course=course))
+    known = QueueSnapshot(queue, gpus, leases, NOW, {}).forecast_turn(joining, {})
+    planned = plan([*queue, joining], gpus, leases, NOW)
+    (expected,) = [turn for turn in planned if turn.waiting == joining]
+    assert known is None or (known.start, known.place) == (expected.start, expected.place)

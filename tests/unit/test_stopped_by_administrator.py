@@ -112,7 +112,8 @@ async def test_later_it_is_announced_first_and_its_end_is_known(events) -> None:
     await ada.lease.stop_for("user:boss", "maintenance", 10)
     at = ada.now + 600
     assert (ada.stops, ada.lease.until, ada.saved) == (0, at, 1)
-    assert ada.lease.facts()["stop"] == {"at": at, "why": "maintenance"}
+    rule = "an administrator"
+    assert ada.lease.facts()["stop"] == {"at": at, "why": "maintenance", "rule": rule}
     assert ada.lease.facts()["until"] == ada.ends[-1] == at
     event, by, facts = events[0]
     assert (event, by, facts["rule"], facts["why"]) == (

@@ -109,6 +109,17 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// What a button copies is in a field beside it, from where it can be taken without this too.
+for (const button of document.querySelectorAll("button[data-copies]")) {
+  const field = document.getElementById(button.dataset.copies);
+  button.hidden = !navigator.clipboard;
+  button.addEventListener("click", async () => {
+    field.select();
+    await navigator.clipboard.writeText(field.value);
+    news.textContent = button.textContent = button.dataset.done;
+  });
+}
+
 localise(live);
 setInterval(refresh, Number(live.dataset.seconds) * 1000);
 document.addEventListener("visibilitychange", refresh);

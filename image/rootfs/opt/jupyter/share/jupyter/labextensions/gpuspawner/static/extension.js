@@ -4,7 +4,7 @@ import { GetGPU, givesBack, Restart } from "./get_gpu.js";
 import { HomeWarning, home } from "./home.js";
 import { Hub, Watch } from "./hub.js";
 import { Indicator, withoutGpus } from "./indicator.js";
-import { lease } from "./lease.js";
+import { lease, messages } from "./lease.js";
 import { intoStatusBar, widget } from "./place.js";
 import { Warnings } from "./warnings.js";
 import { Words } from "./words.js";
@@ -76,6 +76,7 @@ function start(app, page, lab, statusBar, words) {
     const kept = home(hub, watch.answer);
     indicator.show({ ...facts, home: kept });
     warnings.show(facts);
+    warnings.tell(messages(hub, watch.answer));
     files.show(kept);
   }
 

@@ -24,7 +24,7 @@ const WARN_MS = 15 * 60_000;
  * - `memory`: what it holds of the memory of a GPU that it shares: `guarded`, whether it is kept to its
  *   part, `used` and `part` (MiB), `next` ("end" or "stop") and when that is done, `at`, and `ended`, the
  *   `process` that was ended last, `at` and what it `held` (MiB); null: it shares none, or nobody knows.
- * - `stop`: the stop that an administrator has announced, with `at` and `why`; null: none.
+ * - `stop`: the stop that somebody has announced, with `at`, `why` and `rule`; null: none.
  * - `failed`: its GPUs that are out of order, each with `number`, null where it isn't known.
  * - `ended`: how the server was stopped by now, with `at`, `rule` and `why`; null: it wasn't.
  * - `live`: whether the hub answers; only then can something be done. `at`: when it answered last.
@@ -35,6 +35,12 @@ export function lease(hub, start, answer) {
   if (server) return fromAnswer(server, answer);
   const ended = answer?.stopped?.find(ours);
   return { ...fromStart(start), ended: ended ? at(ended, byClock(answer)) : null };
+}
+
+/** Return what instructors have to say to this server's user: messages with `id` and `text`. */
+export function messages(hub, answer) {
+  const ours = (each) => each.user === hub.user && each.server === hub.server;
+  return answer?.messages?.filter(ours) ?? [];
 }
 
 /** Return what makes a moment by the browser's clock of one of an answer's. */

@@ -20,6 +20,9 @@ export class Warnings {
     this._stop = new Notice(notification);
     this._ended = new Notice(notification);
     this._failed = new Notice(notification);
+    this._notification = notification;
+    // The ids of the messages that were shown. Each stays until its reader closes it.
+    this._told = new Set();
     this._actions = actions;
     this._refusal = "";
   }
@@ -35,6 +38,16 @@ export class Warnings {
     const memory = facts.ended ? null : facts.memory;
     this._memory.show(memory?.next && memory.at !== null ? this._takesTooMuch(memory) : null);
     this._process.show(memory?.ended ? { message: processEnded(this._words, memory) } : null);
+  }
+
+  /** Show each message that is new. */
+  tell(messages) {
+    for (const { id, text } of messages) {
+      if (this._told.has(id)) continue;
+      this._told.add(id);
+      const message = this._words.say("From your instructors: {text}", { text });
+      this._notification.emit(message, "info", { autoClose: false });
+    }
   }
 
   _fails([{ number }]) {

@@ -7,6 +7,9 @@ export const WAITED_FOR = "Others wait for its GPUs ({count}), so it can't be ex
 export const GPUS_GONE =
   "This server has lost its GPUs: programs that start now don't find them. Save your work, and restart it.";
 
+// The rule of a stop by an instructor of the server's course.
+const INSTRUCTOR = "an instructor";
+
 // By the English words. A number or a name stands where {…} is.
 const CHINESE = {
   "{count} × {model}": "{count} × {model}",
@@ -104,6 +107,14 @@ const CHINESE = {
   "An administrator stopped this server at {moment}.": "管理员已在 {moment} 停止此服务器。",
   "An administrator stopped this server at {moment}: {why}":
     "管理员已在 {moment} 停止此服务器：{why}",
+  "Save your work: an instructor stops this server at {moment}.":
+    "请保存工作：课程教师将在 {moment} 停止此服务器。",
+  "Save your work: an instructor stops this server at {moment}: {why}":
+    "请保存工作：课程教师将在 {moment} 停止此服务器：{why}",
+  "An instructor stopped this server at {moment}.": "课程教师已在 {moment} 停止此服务器。",
+  "An instructor stopped this server at {moment}: {why}":
+    "课程教师已在 {moment} 停止此服务器：{why}",
+  "From your instructors: {text}": "课程教师：{text}",
   "This server was stopped at {moment}: its time was over.":
     "此服务器已在 {moment} 停止：使用时间已到。",
   "This server was stopped at {moment}: its GPUs did nothing.":
@@ -219,9 +230,17 @@ export class Words {
     return kind === "shared" ? this.say("shared GPU") : this.say("{kind} instance", { kind });
   }
 
-  /** Return that an administrator stops the server, when and why. */
-  stops({ at, why }) {
+  /** Return that somebody stops the server, when and why. */
+  stops({ at, why, rule }) {
     const moment = this.moment(at);
+    if (rule === INSTRUCTOR) {
+      return why
+        ? this.say("Save your work: an instructor stops this server at {moment}: {why}", {
+            moment,
+            why,
+          })
+        : this.say("Save your work: an instructor stops this server at {moment}.", { moment });
+    }
     return why
       ? this.say("Save your work: an administrator stops this server at {moment}: {why}", {
           moment,
@@ -244,6 +263,11 @@ export class Words {
         "This server was stopped at {moment}: it held too much of a shared GPU's memory.",
         { moment }
       );
+    }
+    if (rule === INSTRUCTOR) {
+      return why
+        ? this.say("An instructor stopped this server at {moment}: {why}", { moment, why })
+        : this.say("An instructor stopped this server at {moment}.", { moment });
     }
     return why
       ? this.say("An administrator stopped this server at {moment}: {why}", { moment, why })
