@@ -9,7 +9,7 @@ import pytest
 from ..support import courses, dashboards
 from ..support.browsers import assert_accessible
 from ..support.hubs import PASSWORD, until
-from ..support.queues import ask, control
+from ..support.queues import ask
 
 pytestmark = [pytest.mark.engine, pytest.mark.browser, pytest.mark.thorough]
 
@@ -27,7 +27,7 @@ def test_a_professor_in_a_browser(hub, browser):
     hub.start_server("ada", {"gpus": 3, "hours": 1, "course": "ml"})
     hub.start_server("eve", {"gpus": 1, "hours": 1})
     ask(hub, "ben", {"gpus": 1, "hours": 1, "course": "ml"})
-    until(lambda: control(hub, do="status")["queue"], "ben waits", log=hub.log)
+    until(lambda: hub.server("ben").get("pending") == "spawn", "ben waits", log=hub.log)
     complaints: list[str] = []
     for language, scheme, size, script in (
         ("en", "light", (1280, 900), True),
