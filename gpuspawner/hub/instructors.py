@@ -130,10 +130,15 @@ class Instructors:
         self._allowed(key, asker)
         await self._apply_rules(key)
         course, rule = self._allowed(key, asker)
+        waiting = {
+            entry.holder: entry
+            for entry in self._queue.waiting
+            if entry.waiting.request.course == key
+        }
         servers: dict[str, list[dict[str, Any]]] = {}
         for spawner in self._of_course(key):
-            if facts := self._server(spawner, key, rule):
-                servers.setdefault(spawner.holder.user, []).append(facts)
+            facts = self._server(spawner, waiting.get(spawner.holder), rule)
+            servers.setdefault(spawner.holder.user, []).append(facts)
         teaching = self._people.members_of(course.instructors)
         known = self._ledger.last_view
         return {
@@ -166,15 +171,8 @@ class Instructors:
             if spawner.attempt.course == key and spawner.active and compat.is_current(spawner)
         ]
 
-    def _entry(self, holder: Holder, key: str) -> QueueEntry | None:
-        """Return the request with which somebody waits for a course; None if they don't."""
-        for entry in self._queue.waiting:
-            if entry.holder == holder and entry.waiting.request.course == key:
-                return entry
-        return None
-
-    def _server(self, spawner: Any, key: str, rule: str) -> dict[str, Any]:
-        entry, lease = self._entry(spawner.holder, key), spawner.lease
+    def _server(self, spawner: Any, entry: QueueEntry | None, rule: str) -> dict[str, Any]:
+        lease = spawner.lease
         facts: dict[str, Any] = {
             "server": spawner.holder.server,
             "state": _state_of(spawner, entry),
