@@ -158,7 +158,7 @@ class Recorder:
         await self._sample()
         await self._in_thread(store.open)
         if self._stored is None:
-            stored = await self._in_thread(lambda: store.open_ids(self.hub))
+            stored = await self._in_thread(lambda: store.open_leases(self.hub))
             self._sightings.expect(stored)
             self._stored = set(stored)
         await self._learn()

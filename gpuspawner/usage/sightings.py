@@ -171,20 +171,22 @@ class Sightings:
         )
         return True
 
-    def expect(self, server_ids: Collection[str]) -> None:
+    def expect(self, stored: Mapping[str, float]) -> None:
         """Take in what an earlier process has seen to run: what isn't listed is over.
 
         Args:
-            server_ids: the servers. There has to have been a listing.
+            stored: server's id -> when it started, as the store was told then. There has to have
+                been a listing.
         """
         last = self._last
         assert last is not None
-        known = self.running.keys() | {each.server.id for each in self.over}
-        for name in server_ids:
-            if name not in known:
-                server = ServerRecord(name, {})
-                gone = Sighting(server, None, last, last.steady, over_at=last, is_first=True)
-                self.over.append(gone)
+        known = {each.server.id for each in self.unwritten}
+        for name in stored.keys() - known:
+            server = ServerRecord(name, {})
+            gone = Sighting(server, None, last, last.steady, over_at=last, is_first=True)
+            self.over.append(gone)
+        for each in self.unwritten:
+            each.started = stored.get(each.server.id)
 
     def _begin(self, server: ServerRecord, listing: Listing) -> Sighting:
         last, why = self._last, self._whys.pop(server.id, "")

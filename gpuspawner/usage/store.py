@@ -81,11 +81,15 @@ class Store:
         """Close its connections."""
         self.engine.dispose()
 
-    def open_ids(self, hub: str) -> list[str]:
-        """Return the ids of a hub's servers whose leases aren't over, as far as is written."""
+    def open_leases(self, hub: str) -> dict[str, float]:
+        """Return which of a hub's leases aren't over, as far as is written: server's id -> start.
+
+        The start is `started` of the schema, by which the lease is known.
+        """
         with self._explained(), self.engine.begin() as connection:
-            mine = select(leases.c.server_id).where(~leases.c.is_over, leases.c.hub == hub)
-            return list(connection.execute(mine).scalars())
+            mine = select(leases.c.server_id, leases.c.started)
+            found = connection.execute(mine.where(~leases.c.is_over, leases.c.hub == hub))
+            return {row.server_id: row.started for row in found}
 
     def uses(self, hub: str, since: float, names: Collection[str]) -> list[StoredUse]:
         """Return the leases of a hub that were held after a time.

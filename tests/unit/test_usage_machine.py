@@ -213,11 +213,25 @@ LEARNT_LATER = [
     ("look", "one"),
 ]
 
+# The next process never asks when it started, as the store has it, and then can't be told.
+FORGOTTEN = [
+    ("start", "one", "GPU-a", True),
+    ("look", "one"),
+    ("kill", "one"),
+    ("come_back", "one"),
+    ("look", "one"),
+    ("end", "GPU-a", False),
+    ("remember", False),
+    ("lose_answer", "one"),
+    ("look", "one"),
+]
+
 orders = st.lists(st.one_of(*often * 3, *usual * 2, *rare), min_size=20, max_size=60)
 
 
 @settings(EXAMPLES, max_examples=8)
 @example(LEARNT_LATER)
+@example(FORGOTTEN)
 @given(orders)
 def test_no_time_is_lost_or_doubled_by_a_few_orders_of_kills(steps: list[Any]) -> None:
     play(steps)

@@ -140,5 +140,5 @@ def test_hubs_that_come_at_once_make_the_tables_once(world: World) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(Store.open, stores))
     for store in stores:
-        assert store.open_ids("one") == []
+        assert store.open_leases("one") == {}
         store.close()
