@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,19 @@ def beside_the_building_of_an_image(items: list[pytest.Item]) -> list[pytest.Ite
     needing_no_engine = [item for item in items if not {"engine", "browser"} & {*item.keywords}]
     first = [*wanting[:1], *needing_no_engine[:MEANWHILE]]
     return list(dict.fromkeys([*first, *items]))
+
+
+@pytest.fixture
+def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Set this machine's time zone, for the C library too, until the test is over."""
+
+    def set_zone(zone: str) -> None:
+        patch.setenv("TZ", zone)
+        time.tzset()
+
+    with monkeypatch.context() as patch:
+        yield set_zone
+    time.tzset()
 
 
 @pytest.fixture(scope="session")

@@ -167,19 +167,14 @@ def test_lines_are_short_and_no_letter_is_torn_apart(title: str) -> None:
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", text)
 
 
-def test_a_machine_s_zone_without_a_name_is_written_as_well(monkeypatch) -> None:
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    try:
-        hours = ReservedHours("2030-10-07T10:00", "12:00", 2, "FREQ=WEEKLY;COUNT=6")
-        text = written(hours)
-        assert "TZID:local" in text
-        assert understood(text) == meant(hours)
-        begins = [datetime.fromtimestamp(each, ZoneInfo(BERLIN)) for each, _ in meant(hours)]
-        assert {each.hour for each in begins} == {10}
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+def test_a_machine_s_zone_without_a_name_is_written_as_well(in_zone) -> None:
+    in_zone("CET-1CEST,M3.5.0,M10.5.0/3")
+    hours = ReservedHours("2030-10-07T10:00", "12:00", 2, "FREQ=WEEKLY;COUNT=6")
+    text = written(hours)
+    assert "TZID:local" in text
+    assert understood(text) == meant(hours)
+    begins = [datetime.fromtimestamp(each, ZoneInfo(BERLIN)) for each, _ in meant(hours)]
+    assert {each.hour for each in begins} == {10}
 
 
 # A timetable's file -------------------------------------------------------------------------------

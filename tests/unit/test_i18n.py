@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -324,13 +324,9 @@ def test_a_catalogue_that_is_wrong_is_english(translation: str) -> None:
 
 
 @pytest.fixture
-def in_nepal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_nepal(in_zone: Callable[[str], None]) -> None:
     """A hub whose clock is 5 hours and 45 minutes ahead of UTC."""
-    monkeypatch.setenv("TZ", "Asia/Kathmandu")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+    in_zone("Asia/Kathmandu")
 
 
 def at(*date: int) -> float:

@@ -103,7 +103,7 @@ def test_what_comes_back_is_looked_up(
 
 def test_the_gpus_of_a_server_are_found_by_all_that_they_were_called() -> None:
     facts = status(seen_of(3, "GPU-{}#0/8"), BOSS)
-    servers = pages._Servers(facts)
+    servers = pages.Servers(facts)
     second = facts["servers"][1]
     assert [gpu["id"] for gpu in servers.gpus(second)] == ["GPU-1#0/4"]
     assert servers.of(servers.gpus(second)[0]) == second

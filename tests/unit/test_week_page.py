@@ -137,8 +137,8 @@ class Board:
 
 
 @pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
+def board(tmp_path: Path, in_zone: Callable[[str], None]) -> Board:
+    in_zone("Europe/Berlin")
     made = Board(str(tmp_path / "hub.sock"))
     made.holders = {"GPU-0": Holder("ada"), "GPU-1": Holder(HOSTILE)}
     weekly = hours(monday(), repeat="FREQ=WEEKLY;COUNT=3")
@@ -470,8 +470,8 @@ def test_today_is_the_hub_s() -> None:
         ("../../etc/passwd", ""),
     ],
 )
-def test_the_machine_s_zone_has_a_name(monkeypatch, tz: str, name: str) -> None:
-    monkeypatch.setenv("TZ", tz)
+def test_the_machine_s_zone_has_a_name(in_zone, tz: str, name: str) -> None:
+    in_zone(tz)
     assert local_zone_name() == name
 
 
