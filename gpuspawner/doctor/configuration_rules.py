@@ -529,6 +529,26 @@ def encrypted_dashboard(given: Configuration, gpus: Sequence[GPU] | None) -> Ite
         yield Finding("failure", what, advice)
 
 
+def instructors(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
+    """Courses with instructors, and a dashboard through which they can't act as such."""
+    courses = given.spawner.get("courses")
+    taught = isinstance(courses, dict) and any(
+        isinstance(each, dict) and each.get("instructors") for each in courses.values()
+    )
+    if not taught or not given.hub.get("has_dashboard"):
+        return
+    if not any(each.partition("!")[0] in TEACHING for each in given.hub["dashboard_scopes"]):
+        what = (
+            f"{given.where('courses')}: instructors don't see their courses on the dashboard, "
+            "which isn't allowed to learn their groups"
+        )
+        advice = (
+            'add "read:users:groups" to oauth_client_allowed_scopes of the dashboard in '
+            "c.JupyterHub.services (docs/how-to/courses.md)"
+        )
+        yield Finding("warning", what, advice)
+
+
 def messages(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Addresses to which no message can be sent. They have passwords in them, and aren't shown."""
     value = given.spawner.get("notify_urls")
@@ -546,6 +566,10 @@ def check_in(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Findi
         advice = "write c.JupyterHub.template_paths = [gpuspawner.TEMPLATES]"
         yield Finding("failure", what, advice)
 
+
+# The scopes of which one is that a user's groups are known.
+# ref: https://jupyterhub.readthedocs.io/en/stable/rbac/scopes.html
+TEACHING = frozenset({"admin:users", "inherit", "read:users", "read:users:groups"})
 
 Rule = Callable[[Configuration, Sequence[GPU] | None], Iterator[Finding]]
 RULES: tuple[Rule, ...] = (
@@ -570,6 +594,7 @@ RULES: tuple[Rule, ...] = (
     shared_address,
     encrypted_servers,
     encrypted_dashboard,
+    instructors,
     messages,
     check_in,
     kept_containers,

@@ -156,7 +156,7 @@ def describe(config: Config) -> dict[str, Any]:
                 or config.SharedPasswordAuthenticator.get("user_password")
             ),
             "has_our_pages": TEMPLATES in hub.template_paths,
-            "has_dashboard": _has_dashboard(hub.services),
+            **_dashboard(hub.services),
             "has_administrators": _has_administrators(config),
             "proxy": _class_name(config.JupyterHub.get("proxy_class", "")),
             "proxy_command": json_value(_proxy_command(config)),
@@ -172,11 +172,15 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
-def _has_dashboard(services: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether the hub starts our dashboard."""
-    commands = [each.get("command") or () for each in services]
-    words = [each.split() if isinstance(each, str) else each for each in commands]
-    return any({"gpuspawner", "dashboard"} <= {*map(str, each)} for each in words)
+def _dashboard(services: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return whether the hub starts our dashboard, and what users may do through it."""
+    for service in services:
+        command = service.get("command") or ()
+        words = command.split() if isinstance(command, str) else command
+        if {"gpuspawner", "dashboard"} <= {*map(str, words)}:
+            scopes = service.get("oauth_client_allowed_scopes") or ()
+            return {"has_dashboard": True, "dashboard_scopes": [*map(str, scopes)]}
+    return {"has_dashboard": False, "dashboard_scopes": []}
 
 
 def _set(cls: Any, config: Config, name: str) -> Any:

@@ -781,6 +781,7 @@ def test_the_interpreter_is_the_hub_s(tmp_path: Path) -> None:
     assert sys.executable in told.found
 
 
+SCOPES = "oauth_client_allowed_scopes"
 DASHBOARD = """
 c.JupyterHub.services = [
     {"name": "gpus", "url": "http://10.0.0.1:1", "command": %s},
@@ -817,3 +818,25 @@ def test_a_dashboard_that_cannot_start_with_internal_ssl_is_told(
     assert ["the dashboard" in each for each in told] == [False] * (not in_container) + [
         True
     ] * is_ours
+
+
+@pytest.mark.parametrize(
+    ("scopes", "knows"),
+    [
+        ([], False),
+        (["delete:servers"], False),
+        (["delete:servers", "read:users:groups"], True),
+        (["read:users!user"], True),
+    ],
+)
+def test_instructors_whom_the_dashboard_may_not_know_are_told(
+    tmp_path: Path, scopes: list[str], knows: bool
+) -> None:
+    command = '["gpuspawner", "dashboard"]'
+    service = (DASHBOARD % command).replace('"command"', f'"{SCOPES}": {scopes}, "command"')
+    course = 'c.GPUSpawner.courses = {"ml": {"group": "ml", "instructors": "staff"}}'
+    told = [each for each in settings(tmp_path, service, course) if each.state == "warning"]
+    assert [SCOPES in each.advice for each in told] == [True] * (not knows)
+    assert "c.GPUSpawner.courses (line " in "".join(each.found for each in told) or knows
+    alone = course.replace(', "instructors": "staff"', "")
+    assert [each for each in settings(tmp_path, service, alone) if each.state == "warning"] == []
