@@ -26,6 +26,7 @@ from .choices.check import (
     CheckedChoice,
     check_choice,
 )
+from .choices.course_choice import longest_hours
 from .courses.catalogue import CourseCatalogue
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
@@ -618,6 +619,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def image_title(self) -> str:
         """What users call the image of the server, or of its start; "" if that isn't known."""
         return self.attempt.image_title
+
+    @property
+    def longest_hours(self) -> float | None:
+        """The most hours that it may have left, by its user's limits; None: any."""
+        course = self.course_catalogue.current().get(self.attempt.course)
+        return longest_hours(self.hour_limit, course, self.groups)
 
     @property
     def waiting_requests(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..courses.model import NO_COURSE, Course
@@ -95,6 +95,21 @@ def within_course(named: str | None, limits: Limits) -> Limits:
         hours=lower(limits.hours, of_course.hours),
         default_hours=lower(limits.default_hours, of_course.hours),
     )
+
+
+def longest_hours(
+    hours: float | None, course: Course | None, groups: Collection[str]
+) -> float | None:
+    """Return the most hours of a server: the stricter limit of its user's and of its course's.
+
+    Args:
+        hours: the user's limit; None: there is none.
+        course: what the server runs for; None: no course.
+        groups: the user's groups. Who teaches a course has no limit by it.
+    """
+    if course is None or course.is_taught_by(groups):
+        return hours
+    return lower(hours, course.limits.hours)
 
 
 def _with_images(limits: Limits, course: Course) -> Limits:

@@ -48,7 +48,6 @@ class LeasedServer(Protocol):
     """The server of a lease, as its spawner implements it, with the rules for its user now."""
 
     log: Any
-    hour_limit: float | None
     warning_minutes: float
     extend_minutes: float | None
     idle_minutes: float
@@ -70,6 +69,10 @@ class LeasedServer(Protocol):
     @property
     def groups(self) -> frozenset[str]:
         """The names of its user's groups."""
+
+    @property
+    def longest_hours(self) -> float | None:
+        """The most hours that it may have left, by its user's limits; None: any."""
 
     @property
     def image_title(self) -> str:
@@ -334,7 +337,7 @@ class ServerLease:
             "since": self._began.until if self._began else None,
             "until": self.until,
             "hours": self._term.seconds / 3600 if self._term else None,
-            "hour_limit": self._server.hour_limit,
+            "hour_limit": self._server.longest_hours,
             "warned": bool(self._term and self._term.warned),
             "extend_from": self.extend_from,
             "waited_for": self._server.waiting_requests,
@@ -357,8 +360,8 @@ class ServerLease:
         """Extend the lease; return its new end, in seconds since the epoch.
 
         Args:
-            hours: the time to add; None: as much as it began with. Afterwards at most `hour_limit`
-                hours are left.
+            hours: the time to add; None: as much as it began with. Afterwards at most the server's
+                `longest_hours` are left.
             by: who extends it, for the audit log; "": its user.
             over_all: whether an administrator or an instructor extends another user's lease: at any
                 time, and even while requests wait.
@@ -469,7 +472,7 @@ class ServerLease:
         asked = term.seconds if hours is None else hours * 3600.0
         if asked < 1:
             raise Refused(lazy_gettext("The time to add is less than a second."), key="hours")
-        limit = self._server.hour_limit
+        limit = self._server.longest_hours
         most = 3600 * (MAX_HOURS if limit is None else limit)
         seconds = term.extension(asked, most)
         if seconds >= 1:

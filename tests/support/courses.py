@@ -32,7 +32,12 @@ COURSES = {
         "images": ["plain"],
         "repository": {"url": "https://git.example/ml.git", "open": "week 1.ipynb"},
     },
-    "art": {"group": "artists", "instructors": "painters", "required": False},
+    "art": {
+        "group": "artists",
+        "instructors": "painters",
+        "required": False,
+        "limits": {"hours": 3},
+    },
 }
 # Who is in which groups.
 PEOPLE: dict[str, tuple[str, ...]] = {

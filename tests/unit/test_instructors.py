@@ -265,6 +265,19 @@ async def test_nobody_is_extended_over_those_who_wait_or_over_the_limit(room: Cl
     assert ben.lease.units
 
 
+async def test_nobody_has_more_hours_left_than_the_course_allows(room: Classroom) -> None:
+    cyd = await room.start("cyd", course="art", hours=1)
+    assert cyd.lease.facts()["hour_limit"] == 3
+    began = cyd.lease.until - 3600
+    assert cyd.lease.extend(8, over_all=True) == pytest.approx(began + 3 * 3600, abs=2)
+    teacher = Asker("rembrandt")
+    with pytest.raises(Refused, match="its limit is 3 hours"):
+        await room.instructors.extend("art", teacher, of("cyd"), 1)
+    # Who teaches it is bound by their own limit alone.
+    own = await room.start("rembrandt", course="art", hours=1)
+    assert own.lease.facts()["hour_limit"] == 12
+
+
 @pytest.mark.parametrize("hours", [0, -1, float("nan"), 1e9])
 async def test_hours_that_make_no_sense_change_nothing(room: Classroom, hours: float) -> None:
     ada = await room.start("ada", course="ml", hours=1)
