@@ -150,10 +150,10 @@ def test_secrets_are_made_once_and_readable_by_the_hub_alone(shipped):
         assert len(file.read_text()) >= 12
 
 
-def test_a_mistake_in_the_configuration_is_named_in_the_log(make_hub):
-    hub = make_hub('c.GPUSpawner.home_volume = "{raw_username}"', doctor=("isn't escaped",))
-    assert hub.spawn("ada", {"gpus": 0}).status_code == 500
-    assert "c.GPUSpawner.home_volume = '{raw_username}': {raw_username} isn't" in hub.log()
+def test_a_hub_with_a_mistake_in_its_configuration_ends_and_names_it(make_hub):
+    named = r"c\.GPUSpawner\.home_volume = '{raw_username}': {raw_username} isn't escaped"
+    with pytest.raises(AssertionError, match=rf"the hub ended \(1\)[\s\S]*{named}"):
+        make_hub('c.GPUSpawner.home_volume = "{raw_username}"')
 
 
 def test_what_docker_py_refuses_is_told_with_its_words_and_the_setting(make_hub):

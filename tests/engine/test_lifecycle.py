@@ -48,7 +48,7 @@ GROUPS = {
     },
     "without-image": {"images": {"gone": "gpuspawner/no-such:image"}},
     "by-cdi": {"gpu_injection": "cdi"},
-    "silent": {"cmd": ["sleep", "1000"]},
+    "silent": {"cmd": ["sleep", "1000"], "http_timeout": 200},
     "silent-briefly": {"cmd": ["sleep", "1000"], "start_timeout": 3},
     "ending": {"cmd": ["bash", "-c", "echo no licence; exit 4"], "post_start_cmd": "sleep 1"},
 }

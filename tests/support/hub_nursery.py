@@ -165,6 +165,8 @@ def serve(path: str) -> None:
     import gpuspawner.network
     import gpuspawner.spawner  # noqa: F401
 
+    # What is registered for a configuration to name, each hub loads at its start.
+    assert jupyterhub.app.JupyterHub().classes
     # What SQLAlchemy makes at a process's first use of a database, it keeps.
     database = sqlalchemy.create_engine("sqlite:///:memory:")
     jupyterhub.orm.Base.metadata.create_all(database)
