@@ -301,6 +301,10 @@ class HealthWatch:
             await self._forget({*self._notes.lifted} & self._anew)
             self._anew.clear()
             due = health.changes(self.marks, self._notes.lifted, self._now())
+            if due.put and self._looked_at < self._read_at:
+                # Another hub may have ended these by what it has read since.
+                await self._read()
+                due = health.changes(self.marks, self._notes.lifted, self._now())
             self._add(due.put)
             await self._write()
             # What is read of a GPU says that an event's is over: the event's mark goes first.

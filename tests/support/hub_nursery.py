@@ -153,6 +153,7 @@ def _examine(folder: Path) -> int:
 def serve(path: str) -> None:
     """Fork a hub for each connection, until standard input ends."""
     import faulthandler
+    import functools
     import gc
 
     faulthandler.enable()
@@ -160,13 +161,20 @@ def serve(path: str) -> None:
     import jupyterhub.app
     import jupyterhub.authenticators.shared
     import jupyterhub.orm
+    import jupyterhub.traitlets
     import sqlalchemy.orm
 
+    import gpuspawner.doctor.configuration
+    import gpuspawner.doctor.loading
     import gpuspawner.network
     import gpuspawner.spawner  # noqa: F401
+    from gpuspawner.choices import form
 
-    # What is registered for a configuration to name, each hub loads at its start.
+    # What is registered for a configuration to name, each hub looks for and loads at its start.
+    jupyterhub.traitlets.entry_points = functools.cache(jupyterhub.traitlets.entry_points)
     assert jupyterhub.app.JupyterHub().classes
+    for template in form._templates.list_templates():
+        form._templates.get_template(template)
     # What SQLAlchemy makes at a process's first use of a database, it keeps.
     database = sqlalchemy.create_engine("sqlite:///:memory:")
     jupyterhub.orm.Base.metadata.create_all(database)

@@ -106,7 +106,7 @@ class Server:
         self.groups: frozenset[str] = frozenset()
         self.log = logging.getLogger("hub")
         self.pending = None
-        self.hour_limit, self.extend_minutes, self.warning_minutes = 8, None, 15
+        self.longest_hours, self.extend_minutes, self.warning_minutes = 8, None, 15
         self.idle_minutes, self.idle_warning_minutes, self.idle_utilization = 0, 10, 5
         self.idle_exempt_groups: list[str] = []
         self.idle_only_while_waiting, self.waiting_requests = False, 0

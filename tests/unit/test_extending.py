@@ -25,7 +25,7 @@ class Server:
         self.now = 1_800_000_000.0
         self.waiting_requests = 0
         self.holder = Holder("ada")
-        self.hour_limit: float | None = 12
+        self.longest_hours: float | None = 12
         self.warning_minutes, self.extend_minutes = 15.0, 60.0
         self.idle_minutes = 0.0
         self.pending = None
@@ -116,7 +116,7 @@ def test_at_any_time_where_extend_minutes_is_none(events) -> None:
         ({}, 1e-5),
         ({}, 0),
         ({}, 1e9),
-        ({"hour_limit": 0.05}, 1),
+        ({"longest_hours": 0.05}, 1),
         ({"waiting_requests": 2}, 1),
     ],
 )

@@ -584,6 +584,23 @@ async def test_what_a_hub_has_read_before_it_knew_of_a_mark_ends_nothing(
     other.close()
 
 
+async def test_what_another_hub_has_ended_is_not_marked_again_by_an_older_reading(
+    hub: Hub, engine: Engine, machine: Machine
+) -> None:
+    machine.causes[ONE] = {"remap-pending"}
+    await hub.look()
+    other = Hub(engine, machine)
+    await other.look()
+    machine.causes[ONE] = set()
+    await other.look()
+    assert engine.kept == {}
+    await hub.watch.read_notes()
+    await hub.watch.settled()
+    assert engine.kept == {}
+    assert hub.watch.marks == []
+    other.close()
+
+
 async def test_a_reading_that_took_long_says_nothing_against_a_later_one(
     hub: Hub, engine: Engine, machine: Machine
 ) -> None:

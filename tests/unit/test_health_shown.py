@@ -176,7 +176,7 @@ def test_doctor_names_what_is_out_and_what_to_do() -> None:
 class Server:
     """A server with a lease, and what its user was told."""
 
-    hour_limit, extend_minutes, warning_minutes, idle_minutes = 12, None, 15, 0
+    longest_hours, extend_minutes, warning_minutes, idle_minutes = 12, None, 15, 0
     waiting_requests, pending = 0, None
     holder, image_title = ADAS, "Torch"
 

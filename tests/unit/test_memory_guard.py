@@ -37,7 +37,7 @@ class Server:
     """A server in a container, whose time a test lets pass."""
 
     groups, pending, image_title = frozenset[str](), None, "Plain"
-    hour_limit, extend_minutes, warning_minutes, waiting_requests = None, None, 15.0, 0
+    longest_hours, extend_minutes, warning_minutes, waiting_requests = None, None, 15.0, 0
     idle_minutes = 0.0
     memory_guard, memory_guard_seconds = True, SECONDS
     broken = False

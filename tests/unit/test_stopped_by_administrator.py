@@ -23,7 +23,7 @@ CHINESE = language_for("zh-CN")
 class Server:
     """A server of ada's, of which a test lets some time pass, and that ends when it is stopped."""
 
-    hour_limit: float | None = 12
+    longest_hours: float | None = 12
     warning_minutes, extend_minutes = 15.0, None
     idle_minutes, waiting_requests = 0.0, 0
     holder, groups, pending = Holder("ada"), frozenset[str](), None
