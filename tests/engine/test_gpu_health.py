@@ -62,8 +62,11 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     (uuid,) = labelled(engine)["ada"]
     number = index_of(host, uuid)
     until(lambda: listens(hub), "the hub listens", log=hub.log)
-    change(host, f"gpu {number} xid 79", f"gpu {number} recovery gpu_reset")
     ada, boss = Visitor(hub, "ada"), Visitor(hub, "boss")
+    change(host, f"gpu {number} xid 79")
+    # A hub that has read that a reset is due hears of no more events.
+    until(lambda: "(Xid 79)" in boss.page(), "the event is heard", log=hub.log)
+    change(host, f"gpu {number} recovery gpu_reset")
     until(lambda: health(boss.status(), uuid)["verdict"] == "quarantine", "it is seen", log=hub.log)
     # Nothing has NVML open now: `nvidia-smi --gpu-reset` would be let.
     until(lambda: not listens(hub), "the hub lets go", log=hub.log)
@@ -74,12 +77,13 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     assert hub.ready("ada")
     assert "A GPU of your server is out of order" in ada.page()
     assert "A GPU of your server is out of order" in ada.session.get(f"{hub.url}/hub/home").text
+    until(lambda: cli_causes(uuid) == {"xid-79", "recovery-reset"}, "both are kept", log=hub.log)
     # The administrator reads why, and what to do; others only why.
+    said = "It has fallen off the bus (Xid 79)."
+    until(lambda: said in boss.page(), "the dashboard knows both", log=hub.log)
     page = boss.page()
-    assert "It has fallen off the bus (Xid 79)." in page
     assert "it comes back by itself" in page
     assert "it comes back by itself" not in ada.page()
-    until(lambda: cli_causes(uuid) == {"xid-79", "recovery-reset"}, "both are kept", log=hub.log)
     (entry,) = [each for each in gpus() if each["uuid"] == uuid]
     assert entry["health"]["todo"] == "Restart the machine; it comes back by itself."
     events = [line for line in audit_lines(hub) if line["event"] == "health"]
