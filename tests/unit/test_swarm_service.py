@@ -78,6 +78,7 @@ def test_all_of_it(client):
         "Labels": LABELS,
         "TaskTemplate": {
             "ContainerSpec": {
+                "HealthCheck": {"Test": ["NONE"]},
                 "Image": "sha256:abc",
                 "Args": ["jupyterhub-singleuser"],
                 "User": "1000",
@@ -160,6 +161,12 @@ def test_other_traits_that_a_service_can_not_carry_are_named(client):
     with pytest.raises(NotForServices) as refused:
         spec({"image": "i", "mac_address": "02:42:ac:11:00:02"})
     assert refused.value.setting == "extra_create_kwargs"
+
+
+def test_no_server_is_judged_by_its_image_s_health_check():
+    """Else Swarm has it wait for the check, and ends it where the check fails."""
+    container = spec({"image": "lab"})["TaskTemplate"]["ContainerSpec"]
+    assert container["HealthCheck"] == {"Test": ["NONE"]}
 
 
 def test_a_start_and_a_label_change_nothing_else():

@@ -155,6 +155,10 @@ def _container(
     """Return what the arguments of a container say of the containers of a service."""
     environment = with_gpu_variables(create.get("environment"), uuids)
     container: Spec = {
+        # Swarm calls a task running once its image's health check has passed, a minute later with
+        # ours, and ends one whose check fails, with its user's work. The hub asks servers itself.
+        # ref: https://docs.docker.com/reference/compose-file/services/#healthcheck
+        "HealthCheck": {"Test": ["NONE"]},
         "Env": [key if value is None else f"{key}={value}" for key, value in environment.items()],
         **_named(create, _CONTAINER),
         **_named(host, _HOST),
