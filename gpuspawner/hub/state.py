@@ -170,15 +170,7 @@ class HubState:
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
         )
         if spawner.control_socket:
-            titles = {key: each.title for key, each in catalogue(spawner.images).items()}
-            people = compat.People(settings)
-            state.control = state._make_control_socket(
-                spawner.control_socket,
-                log,
-                reading,
-                spawner.hub_address,
-                state._make_instructors(people, titles, log),
-            )
+            state.control = state._make_control_socket(spawner, settings, reading)
         checks = (
             _warn_of_gpus(reader, backend, spawner.shared_gpus, spawner.explain_unknown, log),
             state.notifier.check(spawner.notify_urls),
@@ -186,33 +178,24 @@ class HubState:
         state._begin(*checks)
         return state
 
-    def _make_instructors(
-        self, people: compat.People, titles: Mapping[str, str], log: Any
-    ) -> Instructors:
-        return Instructors(
+    def _make_control_socket(
+        self, spawner: Any, settings: Mapping[str, Any], reading: Mapping[str, Any]
+    ) -> ControlSocket:
+        instructors = Instructors(
             self.courses,
-            people,
+            compat.People(settings),
             lambda: list(self.spawners),
             self.queue,
             self.ledger,
             self.messages,
-            titles,
-            log,
+            {key: each.title for key, each in catalogue(spawner.images).items()},
+            spawner.log,
         )
-
-    def _make_control_socket(
-        self,
-        path: str,
-        log: Any,
-        reading: Mapping[str, Any],
-        hub: str,
-        instructors: Instructors,
-    ) -> ControlSocket:
         return ControlSocket(
-            path,
+            spawner.control_socket,
             self.queue,
             lambda: list(self.leases),
-            log,
+            spawner.log,
             reading,
             self.reconciler,
             NodeFacts(self.ledger, self.backend),
@@ -222,7 +205,7 @@ class HubState:
             self.turns,
             self.health,
             self.usage.where,
-            WeekFacts(self.courses, self.reserved, hub),
+            WeekFacts(self.courses, self.reserved, spawner.hub_address),
             instructors,
         )
 

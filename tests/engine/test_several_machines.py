@@ -12,18 +12,15 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from gpuspawner.simulation.cluster import SimulatedCluster
-from gpuspawner.simulation.programs import SimulationError
 from gpuspawner.simulation.state import STATE_PATH_VARIABLE, describe
 
 from ..support import plain_image
-from ..support.engine_roots import cache_of, engine_root
+from ..support.engine_roots import engine_root
 from ..support.forms import submit
 from ..support.hubs import ALWAYS, PASSWORD, TOKEN, free_port, until
 from ..support.labs import left_by, simulate
 from ..support.paths import ROOT
-from ..support.requirements import cannot
-from ..support.swarms import ADDRESSES, Swarm, SwarmHub, every_gpu, held_twice
+from ..support.swarms import ADDRESSES, Swarm, SwarmHub, every_gpu, held_twice, open_swarm
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough, pytest.mark.timeout(600)]
 
@@ -55,16 +52,8 @@ c.GPUSwarmSpawner.poll_interval = 2
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory) -> Iterator[Swarm]:
-    root = engine_root("trixie")
-    try:
-        with SimulatedCluster(STATES, cache_of("trixie"), root) as cluster:
-            made = Swarm(cluster, tmp_path_factory.mktemp("swarm"))
-            try:
-                yield made
-            finally:
-                made.close()
-    except SimulationError as error:
-        cannot(str(error))
+    with open_swarm(STATES, tmp_path_factory.mktemp("swarm")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -15,18 +15,14 @@ import requests
 
 from gpuspawner.leases.clock import Clock, Deadline
 from gpuspawner.nodes.resources import kind_of
-from gpuspawner.simulation.cluster import SimulatedCluster
-from gpuspawner.simulation.programs import SimulationError
 from gpuspawner.simulation.state import describe
 from gpuspawner.simulation.switch import plug
 
 from ..support import plain_image
-from ..support.engine_roots import cache_of, engine_root
 from ..support.flaky import flaky_engine
 from ..support.hubs import Hub, until
 from ..support.kills import at_call, is_dead
-from ..support.requirements import cannot
-from ..support.swarms import Swarm, every_gpu, held_twice
+from ..support.swarms import Swarm, every_gpu, held_twice, open_swarm
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough, pytest.mark.timeout(600)]
 
@@ -41,16 +37,8 @@ STATES = (
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory) -> Iterator[Swarm]:
-    root, folder = engine_root("trixie"), tmp_path_factory.mktemp("swarm")
-    try:
-        with SimulatedCluster(STATES, cache_of("trixie"), root, hub_on=3) as cluster:
-            made = Swarm(cluster, folder)
-            try:
-                yield made
-            finally:
-                made.close()
-    except SimulationError as error:
-        cannot(str(error))
+    with open_swarm(STATES, tmp_path_factory.mktemp("swarm"), hub_on=3) as made:
+        yield made
 
 
 @pytest.fixture

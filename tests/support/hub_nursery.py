@@ -150,13 +150,10 @@ def _examine(folder: Path) -> int:
     return 0
 
 
-def serve(path: str) -> None:
-    """Fork a hub for each connection, until standard input ends."""
-    import faulthandler
+def _load() -> None:
+    """Load what every hub loads at its start."""
     import functools
-    import gc
 
-    faulthandler.enable()
     import alembic.command  # noqa: F401
     import jupyterhub.app
     import jupyterhub.authenticators.shared
@@ -181,6 +178,17 @@ def serve(path: str) -> None:
     with sqlalchemy.orm.Session(database) as session:
         session.query(jupyterhub.orm.User).all()
     database.dispose()
+
+
+def serve(path: str) -> None:
+    """Fork a hub for each connection, until standard input ends."""
+    import faulthandler
+    import gc
+
+    faulthandler.enable()
+    _load()
+    import jupyterhub.app
+
     # Nothing of all this is looked through, and so copied, by the forks' collectors of garbage.
     gc.collect()
     gc.freeze()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ import docker
 
 from gpuspawner.backends.swarm.backend import SwarmBackend
 from gpuspawner.simulation.cluster import NETWORK, SimulatedCluster, name_of
+from gpuspawner.simulation.programs import SimulationError
+from gpuspawner.simulation.state import State
 
 from . import plain_image
+from .engine_roots import cache_of, engine_root
 from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port
+from .requirements import cannot
 
 CONFIG = """
 c = get_config()
@@ -192,3 +198,24 @@ def held_twice(swarm: Swarm) -> list[str]:
             )
             given += [uuid for uuid in value.split(",") if uuid != "void"]
     return sorted({uuid for uuid in given if given.count(uuid) > 1})
+
+
+@contextmanager
+def open_swarm(states: Sequence[State], folder: Path, **how: Any) -> Iterator[Swarm]:
+    """Have a cluster with the engine of Debian trixie, or skip the test where it can't be had.
+
+    Args:
+        states: what the GPUs of each node are.
+        folder: where to compile the image.
+        how: more arguments of the cluster.
+    """
+    root = engine_root("trixie")
+    try:
+        with SimulatedCluster(states, cache_of("trixie"), root, **how) as cluster:
+            made = Swarm(cluster, folder)
+            try:
+                yield made
+            finally:
+                made.close()
+    except SimulationError as error:
+        cannot(str(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,14 @@ import pytest_asyncio
 from bs4 import BeautifulSoup
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
-from gpuspawner.dashboard import command
 from gpuspawner.dashboard.courses import course_facts
-from gpuspawner.dashboard.login import Login
 from gpuspawner.hub.messages import MAX_LENGTH
 
 from ..support.boards import HOSTILE
 from ..support.courses import PEOPLE, Classroom
 from ..support.dashboards import check
-from ..support.hubs import free_port
+from ..support.services import PREFIX, served
 
-PREFIX = "/services/gpus/"
 ML = "api/courses/ml"
 NO_SUCH = "There is no such course, or you don't teach it."
 
@@ -32,8 +28,8 @@ NO_SUCH = "There is no such course, or you don't teach it."
 class Service:
     """The dashboard beside a classroom's hub, and who asks it, with a token that is their name."""
 
-    def __init__(self, room: Classroom, port: int) -> None:
-        self.room, self._url = room, f"http://127.0.0.1:{port}{PREFIX}"
+    def __init__(self, room: Classroom, url: str) -> None:
+        self.room, self._url = room, url
         self._client = AsyncHTTPClient(force_instance=True)
 
     async def send(
@@ -72,6 +68,18 @@ class Service:
         return page.select_one("p.alert[role=status]:not([hidden])").get_text()  # type: ignore[union-attr]
 
 
+def model_of(token: str) -> Any:
+    """Return what the hub says of a token, the name of a user, of their server or of a service."""
+    name = token.removeprefix("server-of-")
+    scopes = ["access:services!service=gpus"]
+    if token == name:
+        scopes += [f"delete:servers!user={name}", f"read:users:groups!user={name}"]
+    if name == "boss":
+        scopes += ["delete:servers"]
+    kind = "service" if name == "culler" else "user"
+    return {"kind": kind, "name": name, "scopes": scopes, "admin": False, "groups": []}
+
+
 @pytest_asyncio.fixture
 async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     """The service, as its application is, beside a hub's control socket."""
@@ -79,43 +87,10 @@ async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     path = str(tmp_path / "hub.sock")
     control = room.control(path)
     await control.begin()
-    environment = {
-        "JUPYTERHUB_API_TOKEN": "secret",
-        "JUPYTERHUB_CLIENT_ID": "service-gpus",
-        "JUPYTERHUB_BASE_URL": "/",
-        "JUPYTERHUB_SERVICE_PREFIX": PREFIX,
-        "JUPYTERHUB_API_URL": "http://127.0.0.1:1/hub/api",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    Login.clear_instance()
-
-    async def whose(self: Login, token: str, **_: Any) -> Any:
-        # What the hub answers. A token is a name here: a user's, of their server's, a service's.
-        name = token.removeprefix("server-of-")
-        scopes = ["access:services!service=gpus"]
-        if token == name:
-            scopes += [f"delete:servers!user={name}", f"read:users:groups!user={name}"]
-        if name == "boss":
-            scopes += ["delete:servers"]
-        kind = "service" if name == "culler" else "user"
-        return {"kind": kind, "name": name, "scopes": scopes, "admin": False, "groups": []}
-
-    monkeypatch.setattr(Login, "user_for_token", whose)
-    monkeypatch.setattr(Login, "check_scopes", lambda self, needed, user: user)
-    application = command.application(
-        Namespace(names="admins", socket=path, from_hub=True), environment
-    )
-    # JupyterHub reads it from the environment as it is imported.
-    Login.instance().base_url = PREFIX
-    server, port = command.server_of(application), free_port()
-    server.listen(port, "127.0.0.1")
-    yield Service(room, port)
-    server.stop()
-    await server.close_all_connections()
+    async with served(path, monkeypatch, "admins", model_of) as url:
+        yield Service(room, url)
     control.close()
     await room.close()
-    Login.clear_instance()
 
 
 def answered(answer: HTTPResponse, name: str, code: int = 200) -> Any:
