@@ -22,7 +22,7 @@ from .backends.docker.stopping import GRACE
 from .backends.swarm import errors, refusals
 from .backends.swarm.backend import SwarmBackend
 from .backends.swarm.listing import LABEL_NODE, labels_of, replicas_of
-from .backends.swarm.reader import SwarmReader
+from .backends.swarm.reader import NodesInventory, SwarmReader
 from .backends.swarm.service_spec import NotForServices, service_spec
 from .backends.swarm.tasks import (
     AWAY,
@@ -33,6 +33,7 @@ from .backends.swarm.tasks import (
     Task,
     address_of,
     away_words,
+    end_of,
     exit_code,
     explain_end,
     explain_refusal,
@@ -46,7 +47,7 @@ from .backends.swarm.tasks import (
 from .configured_container import ConfiguredContainer
 from .errors import Contested, GPUSpawnerError
 from .gpus.model import Request
-from .gpus.reader import HubReader, NodeReader
+from .gpus.reader import HubReader
 from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
 from .leases import audit_log
@@ -161,9 +162,11 @@ class GPUSwarmSpawner(ConfiguredContainer):
     def make_reader(self, backend: Backend, settings: Mapping[str, Any]) -> HubReader:
         """Make the reader of all nodes of the Swarm."""
         assert isinstance(backend, SwarmBackend)
-        return SwarmReader(self.make_inventory(settings), backend.list_nodes, self.log)
+        reader = SwarmReader(self.make_inventory(settings), backend.list_nodes, self.log)
+        backend.containers = reader.containers
+        return reader
 
-    def make_inventory(self, settings: Mapping[str, Any]) -> NodeReader:
+    def make_inventory(self, settings: Mapping[str, Any]) -> NodesInventory:
         """Make the reader of the nodes' GPUs, each of which bears its node's hostname.
 
         Args:
@@ -453,16 +456,15 @@ class GPUSwarmSpawner(ConfiguredContainer):
             attempt.taskless_since = attempt.taskless_since or now
             return None if now - attempt.taskless_since < TASK_SECONDS else 0
         attempt.taskless_since = 0.0
-        if attempt.task_id not in ("", task.get("ID")):
+        ended = end_of(tasks, attempt.task_id)
+        if ended == RESTARTED:
             self._note_cause(RESTARTED)
-            return "restarted"
+            return ended
         attempt.task, attempt.task_id = task, str(task.get("ID") or "")
-        if is_terminal(task):
-            self._note_cause(await self._cause_of(task, len(tasks) > 1))
-            return f"{state_of(task)}: {words_of(task)}"
-        self._note_running(service)
+        if ended is None:
+            self._note_running(service)
         self._note_cause(await self._cause_of(task, len(tasks) > 1))
-        return None
+        return ended
 
     async def _cause_of(self, task: Task, has_others: bool) -> str:
         """Return why Swarm ends a task, or has ended it; "" if it doesn't, or nothing says so."""

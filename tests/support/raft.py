@@ -14,6 +14,7 @@ from docker.errors import APIError, NotFound
 
 from gpuspawner.backends.swarm.tasks import is_terminal, state_of
 from gpuspawner.leases.labels import LABEL_GPUS
+from gpuspawner.nodes.reports import NodeContainer
 
 
 def refusal(status: int, words: str) -> APIError:
@@ -182,6 +183,8 @@ class RaftInMemory(docker.APIClient):
         """Give the first task that waits its node, if what it reserves is there."""
         for task in self.all_tasks:
             if state_of(task) in ("new", "pending") and not _is_given_up(task):
+                if any(_is_given_up(each) for each in self._siblings(task)):
+                    continue  # it starts once the one that it is in place of has ended
                 if self.state != "ready" or self.availability != "active":
                     said = "no suitable node (1 node not available for new tasks)"
                     task["Status"] = {"State": "pending", "Err": said}
@@ -201,6 +204,16 @@ class RaftInMemory(docker.APIClient):
                 self.containers[task["ID"]] = [each for each in found.split(",") if each]
                 return
 
+    def _siblings(self, task: Any) -> list[Any]:
+        """The other tasks of its service that have containers."""
+        return [
+            each
+            for each in self.all_tasks
+            if each is not task
+            and each["ServiceID"] == task["ServiceID"]
+            and each["ID"] in self.containers
+        ]
+
     def finish(self) -> None:
         """Have the first container end that isn't wanted any more, where its node is reached."""
         if self.state != "ready":
@@ -210,11 +223,11 @@ class RaftInMemory(docker.APIClient):
             del self.containers[forgotten]
             return
         for task in self.all_tasks:
-            if _is_given_up(task) and (state_of(task) == "orphaned" or not is_terminal(task)):
+            if _is_given_up(task) and (task["ID"] in self.containers or not is_terminal(task)):
                 self.containers.pop(task["ID"], None)
-                if task["ServiceID"] not in self.kept or state_of(task) == "orphaned":
+                if task["ServiceID"] not in self.kept:
                     self.all_tasks.remove(task)
-                else:
+                elif not is_terminal(task):
                     task["Status"] = {"State": "shutdown", "ContainerStatus": {"ExitCode": 143}}
                 return
 
@@ -232,8 +245,22 @@ class RaftInMemory(docker.APIClient):
         return {each["DiscreteResourceSpec"]["Kind"] for each in wanted}
 
     def running(self) -> list[str]:
-        """The GPUs of the containers that run."""
-        return [uuid for uuids in self.containers.values() for uuid in uuids]
+        """The GPUs of the containers that run, each as often as services have it."""
+        of = {each["ID"]: each["ServiceID"] for each in self.all_tasks}
+        held = {
+            (of.get(task_id, task_id), uuid)
+            for task_id, uuids in self.containers.items()
+            for uuid in uuids
+        }
+        return [uuid for _, uuid in held]
+
+    def as_told(self) -> tuple[NodeContainer, ...]:
+        """The containers as the node's daemon tells a hub of them."""
+        return tuple(
+            NodeContainer(f"of-{task_id}", task_id, frozenset(uuids))
+            for task_id, uuids in self.containers.items()
+            if uuids
+        )
 
     # -- what happens to it, and what administrators do
 

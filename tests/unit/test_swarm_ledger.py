@@ -17,12 +17,13 @@ from gpuspawner.backends.swarm.cluster import (
     parse_nodes,
     with_swarm,
 )
-from gpuspawner.backends.swarm.listing import LABEL_END, read, server_state
+from gpuspawner.backends.swarm.listing import LABEL_END, beside_tasks, read, server_state
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.gpus.unit_names import parse
 from gpuspawner.leases.labels import LABEL_HUB, labels, leases_of
 from gpuspawner.leases.ledger import outsiders_of
 from gpuspawner.nodes.oldest_engine import is_too_old
+from gpuspawner.nodes.reports import NodeContainer
 from gpuspawner.nodes.resources import as_words, kind_of, offers, reservations
 
 HUB = "http://hub:8081/hub/api"
@@ -177,6 +178,26 @@ def test_a_container_that_still_stops_is_its_users_after_its_service_is_gone():
     (found,) = leases_of(listed.servers, hub=HUB)
     assert (found.holder, found.gpus) == (Holder("ann"), frozenset({UUIDS[0]}))
     assert outsiders_of(listed.servers, NODES) == ()
+
+
+def test_what_runs_on_a_machine_and_is_no_task_that_may_run_is_an_outsider():
+    containers = [
+        ("one", NodeContainer("by-hand", "", frozenset({UUIDS[0]}))),
+        ("one", NodeContainer("left", "old", frozenset({UUIDS[1]}))),
+        ("two", NodeContainer("ours", "new", frozenset({UUIDS[2]}))),
+        ("two", NodeContainer("gone", "orphan", frozenset({UUIDS[3]}))),
+        ("two", NodeContainer("without", "", frozenset())),
+    ]
+    ran = [
+        {**task("s", "running"), "ID": "new"},
+        {**task("s", "orphaned"), "ID": "orphan"},
+    ]
+    found = outsiders_of(beside_tasks(containers, ran), NODES)
+    assert {(each.name, *each.gpus) for each in found} == {
+        ("by-hand (one)", UUIDS[0]),
+        ("left (one)", UUIDS[1]),
+        ("gone (two)", UUIDS[3]),
+    }
 
 
 def test_a_service_that_reserves_more_than_its_lease_holds_that_too():

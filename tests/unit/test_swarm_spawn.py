@@ -42,7 +42,12 @@ class Inventory:
 
     lets_go = False
 
+    def __init__(self, swarm: RaftInMemory) -> None:
+        self.swarm = swarm
+        self.containers: Any = {}
+
     async def __call__(self) -> tuple[Node, ...]:
+        self.containers = {"one": self.swarm.as_told()} if self.swarm.state == "ready" else {}
         return (Node("one", "570.133.20", "12.8", GPUS),)
 
 
@@ -54,7 +59,9 @@ class SwarmHub(Hub):
         self.address = HubServer()
         self.swarm = RaftInMemory(offers(GPUS))
         self.backend: Any = SwarmBackend(lambda: self.swarm, logging.getLogger("swarm"))
-        reader = SwarmReader(Inventory(), self.backend.list_nodes, logging.getLogger("tests"))
+        inventory = Inventory(self.swarm)
+        reader = SwarmReader(inventory, self.backend.list_nodes, logging.getLogger("tests"))
+        self.backend.containers = reader.containers
         self.ledger = Ledger(
             self.backend.list,
             reader,
@@ -160,6 +167,7 @@ async def test_a_server_that_dies_gives_its_gpus_back_and_its_user_reads_why(hub
         "Err": "task: non-zero exit (3)",
         "ContainerStatus": {"ExitCode": 3},
     }
+    hub.swarm.containers.clear()
     assert str(await one.poll()).startswith("failed")
     await one.run_post_stop_hook()
     assert "exit 3" in one.lease.notice
@@ -322,6 +330,34 @@ async def test_who_is_on_a_machine_that_is_away_reads_it_and_what_becomes_of_it(
     assert one.lease.trouble.words == ""
     assert released(lines) == [("swarm", "machine away")]
     assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["free", "free"]
+
+
+async def test_what_a_machine_that_was_away_has_not_ended_yet_keeps_its_gpus(hub, port):
+    """Swarm has forgotten it, and would give the GPU to another one."""
+    one = hub.server_of(port)
+    await spawned(one, gpus=2)
+    hub.swarm.go_down()
+    hub.swarm.orphan()
+    assert "has been away for too long" in await ended(one)
+    finish, hub.swarm.finish = hub.swarm.finish, lambda: None
+    hub.swarm.come_back()
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["foreign", "foreign"]
+    with pytest.raises(web.HTTPError) as refused:
+        await spawned(hub.server_of(port), gpus=1)
+    assert refused.value.status_code == 503
+    hub.swarm.finish = finish
+    await until(lambda: not hub.swarm.containers)
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["free", "free"]
+
+
+async def test_a_container_that_somebody_has_made_on_a_machine_keeps_its_gpu(hub, port):
+    hub.swarm.containers["by-hand"] = UUIDS[:1]
+    one = hub.server_of(port)
+    hub.swarm.finish = lambda: None
+    await spawned(one, gpus=1)
+    assert one.lease.units == frozenset(UUIDS[1:])
+    (outsider,) = (await hub.ledger.read()).outsiders
+    assert outsider.name == "of-by-hand (one)"
 
 
 async def test_who_is_on_a_machine_that_is_emptied_reads_that(hub, port, lines):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
 from ...leases.notes import Notes
 from ...leases.server_run import ServerRun
+from ...nodes.reports import NodeContainer
 from ..base import Report
 from ..docker.engine_client import EngineClient
 from ..docker.poll_interval import PollInterval
@@ -65,6 +66,8 @@ class SwarmBackend(EngineClient):
         self.nodes: Sequence[SwarmNode] = ()
         self.listed = Listed([])
         self.poll_interval = PollInterval()
+        # What runs with GPUs on the nodes, each with its node, as their daemons have told.
+        self.containers: Callable[[], Iterable[tuple[str, NodeContainer]]] = tuple
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -100,7 +103,7 @@ class SwarmBackend(EngineClient):
         services = await self.call("services")
         of_node = {node.id: list(node.offered) for node in self.nodes}
         self.listed = listing.read(services, tasks, of_node)
-        servers: Sequence[ServerRecord] = self.listed.servers
+        servers = [*self.listed.servers, *listing.beside_tasks(self.containers(), tasks)]
         self._reaper.reap(servers)
         return servers
 

@@ -6,7 +6,7 @@ ref: https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -58,6 +58,21 @@ def first(tasks: Iterable[Task]) -> Task | None:
     a user has in the first one isn't in those.
     """
     return min(tasks, key=made, default=None)
+
+
+def end_of(tasks: Collection[Task], own: str = "") -> str | None:
+    """Return how a server has ended, by all tasks of its service; None: it hasn't, or has none yet.
+
+    Args:
+        tasks: those that Swarm remembers.
+        own: Swarm's id of the server's own task; "": not known.
+    """
+    task = first(tasks)
+    if task is None:
+        return None
+    if own not in ("", str(task.get("ID"))):
+        return RESTARTED
+    return f"{state_of(task)}: {words_of(task)}" if is_terminal(task) else None
 
 
 def made(task: Task) -> tuple[float, str]:
