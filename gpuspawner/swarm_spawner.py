@@ -22,27 +22,35 @@ from .backends.docker.stopping import GRACE
 from .backends.swarm import errors, refusals
 from .backends.swarm.backend import SwarmBackend
 from .backends.swarm.listing import LABEL_NODE, labels_of, replicas_of
-from .backends.swarm.reader import SwarmReader
+from .backends.swarm.reader import NodesInventory, SwarmReader
 from .backends.swarm.service_spec import NotForServices, service_spec
 from .backends.swarm.tasks import (
+    AWAY,
+    DRAINED,
+    REMOVED,
+    RESTARTED,
     WAITING,
     Task,
     address_of,
+    away_words,
+    end_of,
     exit_code,
     explain_end,
     explain_refusal,
+    first,
+    is_given_up,
     is_terminal,
     never_ran,
-    newest,
     state_of,
     words_of,
 )
 from .configured_container import ConfiguredContainer
 from .errors import Contested, GPUSpawnerError
 from .gpus.model import Request
-from .gpus.reader import HubReader, NodeReader
+from .gpus.reader import HubReader
 from .hub import http_errors
 from .i18n.lazy_text import lazy_gettext
+from .leases import audit_log
 from .leases.audit_log import one_line
 from .leases.labels import (
     LABEL_HUB,
@@ -79,7 +87,9 @@ class ServiceAttempt(SpawnAttempt):
 
     Args:
         node: the name of its node; "": none is chosen yet.
-        task: its newest task, when it was last looked for; None: none was there.
+        task: its task, when it was last looked for; None: none was there.
+        task_id: Swarm's id of that, also after a restart of the hub; "": not known.
+        cause: why Swarm ends it, one of the rules in `tasks`; "": it doesn't, or nobody knows.
         memory: its limit of memory, in bytes; 0: none, or it was never seen.
         output: the last lines of its output, if it has ended as it started.
         taskless_since: since when it has no task, by the monotonic clock; 0: it has one.
@@ -87,6 +97,8 @@ class ServiceAttempt(SpawnAttempt):
 
     node: str = ""
     task: Task | None = None
+    task_id: str = ""
+    cause: str = ""
     memory: int = 0
     output: tuple[str, ...] = ()
     taskless_since: float = 0.0
@@ -150,9 +162,11 @@ class GPUSwarmSpawner(ConfiguredContainer):
     def make_reader(self, backend: Backend, settings: Mapping[str, Any]) -> HubReader:
         """Make the reader of all nodes of the Swarm."""
         assert isinstance(backend, SwarmBackend)
-        return SwarmReader(self.make_inventory(settings), backend.list_nodes, self.log)
+        reader = SwarmReader(self.make_inventory(settings), backend.list_nodes, self.log)
+        backend.containers = reader.containers
+        return reader
 
-    def make_inventory(self, settings: Mapping[str, Any]) -> NodeReader:
+    def make_inventory(self, settings: Mapping[str, Any]) -> NodesInventory:
         """Make the reader of the nodes' GPUs, each of which bears its node's hostname.
 
         Args:
@@ -192,13 +206,15 @@ class GPUSwarmSpawner(ConfiguredContainer):
     def get_state(self) -> dict[str, Any]:
         """Return the state for `load_state`, with the node of the last server."""
         state = super().get_state()
-        return {**state, "node": self._last_node} if self._last_node else state
+        ours = {"node": self._last_node, "task": self.attempt.task_id}
+        return {**state, **{name: each for name, each in ours.items() if each}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore the state that an earlier hub process saved."""
         super().load_state(state)
         self._last_node = str(state.get("node") or "")
         self.attempt.node = self._last_node
+        self.attempt.task_id = str(state.get("task") or "")
 
     async def service(self, reservation: Reservation) -> dict[str, Any]:
         """Return the service that is created, as the engine's API has it.
@@ -316,7 +332,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
         await self._wait_for_task(server_id, lambda task: state_of(task) not in WAITING)
 
     async def _wait_for_task(self, server_id: str, is_enough: Callable[[Task], bool]) -> Task:
-        """Wait until the newest task of the service is as is wanted; return it.
+        """Wait until the task of the service is as is wanted; return it.
 
         Raises:
             Contested: it waits for what another service has, or for a node.
@@ -351,13 +367,13 @@ class GPUSwarmSpawner(ConfiguredContainer):
                 await self._raise_end(server_id, self.attempt.task)
         finally:
             watching.cancel()
-        self._last_node = self.attempt.node
+        self._last_node, self.attempt.task_id = self.attempt.node, str(task.get("ID") or "")
         return ip, self.port
 
     async def _set_at_end(self, server_id: str, ended: asyncio.Event) -> None:
         while True:
             with suppress(*errors.UNREACHABLE):
-                task = newest(await self.backend.tasks_of(server_id))
+                task = first(await self.backend.tasks_of(server_id))
                 self.attempt.task = task or self.attempt.task
                 if task is None or is_terminal(task):
                     break
@@ -427,22 +443,56 @@ class GPUSwarmSpawner(ConfiguredContainer):
     async def _status(self) -> Any:
         service = await self._own_service()
         if service is None:
+            self._note_cause(REMOVED)
             self.object_id, self.attempt.task = "", None
             return 0
-        task = newest(await self.backend.tasks_of(self.object_id))
-        self.attempt.task = task or self.attempt.task
+        attempt, tasks = self.attempt, await self.backend.tasks_of(self.object_id)
+        task = first(tasks)
         if task is None and not replicas_of(service):
             return 0  # its hub was killed before it started it
         if task is None:
             # It has none for a moment after its start, and none if Swarm keeps no history of them.
             now = time.monotonic()
-            self.attempt.taskless_since = self.attempt.taskless_since or now
-            return None if now - self.attempt.taskless_since < TASK_SECONDS else 0
-        self.attempt.taskless_since = 0.0
-        if is_terminal(task):
-            return f"{state_of(task)}: {words_of(task)}"
-        self._note_running(service)
-        return None
+            attempt.taskless_since = attempt.taskless_since or now
+            return None if now - attempt.taskless_since < TASK_SECONDS else 0
+        attempt.taskless_since = 0.0
+        ended = end_of(tasks, attempt.task_id)
+        if ended == RESTARTED:
+            self._note_cause(RESTARTED)
+            return ended
+        attempt.task, attempt.task_id = task, str(task.get("ID") or "")
+        if ended is None:
+            self._note_running(service)
+        self._note_cause(await self._cause_of(task, len(tasks) > 1))
+        return ended
+
+    async def _cause_of(self, task: Task, has_others: bool) -> str:
+        """Return why Swarm ends a task, or has ended it; "" if it doesn't, or nothing says so."""
+        if not is_given_up(task) and state_of(task) not in ("shutdown", "orphaned", "remove"):
+            return ""
+        if has_others:
+            return RESTARTED
+        nodes = {node.id: node for node in await self.backend.list_nodes()}
+        node = nodes.get(str(task.get("NodeID")))
+        if node is None or node.state != "ready":
+            return AWAY
+        return DRAINED if node.availability == "drain" else ""
+
+    def _note_cause(self, cause: str) -> None:
+        """Note why Swarm ends the server, and tell its user and administrators, once."""
+        if not cause or self.attempt.cause or not self.attempt.is_up or self.lease.cause:
+            return
+        self.attempt.cause = cause
+        node = self.attempt.node
+        self.log.warning(
+            "Docker Swarm ends the server of %s on %s: %s",
+            self.log_name,
+            one_line(node),
+            one_line(cause),
+        )
+        self.lease.note_ended_by(audit_log.SWARM, cause)
+        if cause == AWAY:
+            self.lease.note_away(away_words(node))
 
     async def _own_service(self) -> Mapping[str, Any] | None:
         """Return this server's service, by its id, else by its name; None if there is none.
@@ -481,7 +531,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
         try:
-            task = newest(await self.backend.tasks_of(self.object_id))
+            task = first(await self.backend.tasks_of(self.object_id))
             ip = address_of(task, self.network_name) if task else ""
         except Exception:  # the Swarm can't be read: use the URL in the database
             ip = ""
@@ -500,7 +550,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
     def explain_end(self) -> str:
         """Return why the server has ended by itself, as sentences for its user."""
         attempt = self.attempt
-        return explain_end(attempt.task, time.time(), attempt.node, attempt.memory)
+        return explain_end(attempt.task, time.time(), attempt.node, attempt.memory, attempt.cause)
 
     async def clean_up_ended(self) -> None:
         """Remove the services of a server that has ended, for whatever reason."""

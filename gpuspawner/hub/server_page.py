@@ -124,9 +124,9 @@ class ServerPage:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with its GPUs, as a sentence; "" if nothing is, or it is off."""
+        """What is wrong with its GPUs or machine, as a sentence; "" if nothing is, or it is off."""
         words: str = self._spawner.lease.trouble.words
-        return words if self._spawner.lease.units else ""
+        return words if self._spawner.active else ""
 
     @property
     def memory_words(self) -> str:

@@ -33,6 +33,7 @@ RULES = "gpuspawner"
 HUB = "jupyterhub"
 SERVER = "server"
 SERVICE = "service"
+SWARM = "swarm"
 
 # Below the hub's own logger, so that its lines can be told from all others by the logger's name.
 LOGGER = "gpuspawner"

@@ -24,10 +24,12 @@ class GPUTrouble:
         gpus: for each GPU with a verdict its name (`gpu`), number (`index`), `verdict` and `cause`.
         devices_gone_since: since when the container can't open its GPUs' devices, in seconds since
             the epoch; None: it can, or nobody has said.
+        away: what becomes of it, as its machine is away; "": it isn't.
     """
 
     gpus: tuple[Mapping[str, Any], ...] = ()
     devices_gone_since: float | None = None
+    away: str = ""
 
     @property
     def has_failed(self) -> bool:
@@ -48,6 +50,8 @@ class GPUTrouble:
     @property
     def words(self) -> str:
         """A sentence for the server's user; "" if nothing is wrong that they should know."""
+        if self.away:
+            return self.away
         if self.devices_gone_since is not None:
             return DEVICES_GONE
         if self.has_failed:

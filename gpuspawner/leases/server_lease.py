@@ -146,6 +146,8 @@ class ServerLease:
         self._began: Deadline | None = None
         # Who has the server stopped, and why.
         self._cause: tuple[str, str] | None = None
+        # Who ends it that nobody on this hub stops, and why, where that is known.
+        self._ended_by = (audit_log.SERVER, "it ended by itself")
         # Whether it is recorded that its GPUs are free, before the hub knows that the server ended.
         self._is_released = False
         # Whether the lease was read from the database or from labels, which may not have the last
@@ -196,6 +198,7 @@ class ServerLease:
         self.note_release()
         self._is_released = False
         self._term = self._began = self._cause = self._announced = None
+        self._ended_by = (audit_log.SERVER, "it ended by itself")
         self._may_end_later = False
         self._units = frozenset()
         self.trouble = GPUTrouble()
@@ -206,7 +209,7 @@ class ServerLease:
     def note_release(self) -> None:
         """Record that its GPUs are free, if that isn't recorded yet."""
         if self._units and not self._is_released:
-            by, rule = self._cause or (audit_log.SERVER, "it ended by itself")
+            by, rule = self._cause or self._ended_by
             self.log_event("release", by, gpus=self._units, held=self.held, rule=rule)
             self._is_released = True
 
@@ -243,6 +246,11 @@ class ServerLease:
     def will_stop(self, by: str, rule: str) -> None:
         """Record who stops the server, and why; only the first call counts."""
         self._cause = self._cause or (by, rule)
+
+    def note_ended_by(self, by: str, rule: str) -> None:
+        """Record who ends the server without having it stopped, and why: for the audit log."""
+        self._ended_by = (by, rule)
+        self.log_event("warn", by, rule=rule, held=self.held)
 
     @property
     def cause(self) -> tuple[str, str] | None:
@@ -507,6 +515,11 @@ class ServerLease:
             causes = ", ".join(str(each["cause"]) for each in trouble)
             self.log_event("warn", rule="health", why=causes, held=self.held)
             self._server.tell("trouble", words)
+
+    def note_away(self, words: str) -> None:
+        """Note that its machine is away, and tell its user; `words`: what becomes of the server."""
+        self.trouble.away = words
+        self._server.tell("trouble", words)
 
     def note_devices(self, gone: bool) -> None:
         """Note whether its container has lost its GPUs' devices, as its own program says."""

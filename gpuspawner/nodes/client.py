@@ -26,7 +26,14 @@ from ..untrusted import parse_json, printable
 from .addresses import NodeAddress
 from .exchange import Connection, NodeError, connected, silent, strange
 from .identity import Identity, client_context
-from .reports import MAX_REPORT_BYTES, NodeReport, OtherVersion, read_report, read_sentence
+from .reports import (
+    MAX_REPORT_BYTES,
+    NodeContainer,
+    NodeReport,
+    OtherVersion,
+    read_report,
+    read_sentence,
+)
 
 # How long a node may take. One that has taken longer isn't waited for until it has answered.
 TIMEOUT_SECONDS = 5.0
@@ -92,6 +99,9 @@ class NodesReader:
         self._nodes: dict[str, _Known] = {}
         # Whether the nodes shut NVML down after each read, so that GPUs can be reset.
         self.lets_go = False
+        # Name -> what runs with GPUs on a node, of those that answered the last read; None: its
+        # engine can't be asked.
+        self.containers: Mapping[str, Sequence[NodeContainer] | None] = {}
         # UUID -> the nodes that say they have it, where several do, as of the last read.
         self.contested: Mapping[str, Sequence[str]] = {}
         self.set_addresses(addresses)
@@ -134,6 +144,11 @@ class NodesReader:
         """
         known = list(self._nodes.values())
         found = await asyncio.gather(*map(self._read, known))
+        self.containers = {
+            each.address.name: each.report.containers
+            for each in known
+            if each.report and not each.problem
+        }
         contested = shared_uuids(found)
         for uuid in contested.keys() - self.contested.keys():
             names = contested[uuid]

@@ -38,7 +38,7 @@ from ..leases.ledger import SharedRead
 from ..untrusted import parse_json
 from .engine_link import EngineLink, EnginePartError
 from .identity import Identity, certificates_in, fingerprint_of, server_context
-from .reports import NodeReport, written
+from .reports import NodeContainer, NodeReport, of_engine, written
 
 # A little less than a hub waits.
 NVML_SECONDS = 4.0
@@ -97,19 +97,34 @@ class Inventory:
 
     async def report(self, settings: _Settings) -> NodeReport:
         """Return what is true now, or why it can't be read."""
-        about = await self._engine.about()
+        about, containers, read = await asyncio.gather(
+            self._engine.about(), self._containers(), self._read(settings)
+        )
         common: dict[str, Any] = {
             "version": __version__,
             "boot_id": boot_id(),
             "toolkit": about.get("toolkit"),
             "engine": about.get("engine"),
+            "containers": containers,
         }
-        try:
-            read_at, (node,) = await self._reader(settings)()
-        except InventoryError as error:
-            return NodeReport(Node(), time=time.time(), unread=str(error), **common)
+        if isinstance(read, InventoryError):
+            return NodeReport(Node(), time=time.time(), unread=str(read), **common)
+        read_at, (node,) = read
         age = max(0.0, time.monotonic() - read_at)
         return NodeReport(node, time=time.time(), age=age, **common)
+
+    async def _containers(self) -> tuple[NodeContainer, ...] | None:
+        """Return what runs with GPUs; None if the engine can't be asked."""
+        try:
+            return tuple(map(of_engine, await self._engine.containers()))
+        except (EnginePartError, AttributeError, KeyError, TypeError, ValueError):
+            return None
+
+    async def _read(self, settings: _Settings) -> tuple[float, tuple[Node, ...]] | InventoryError:
+        try:
+            return await self._reader(settings)()
+        except InventoryError as error:
+            return error
 
     def _reader(self, settings: _Settings) -> SharedRead[tuple[float, tuple[Node, ...]]]:
         key = settings.model_dump_json()

@@ -1,7 +1,7 @@
 """How the daemon asks the part of it that may ask the engine: a line of JSON on a Unix socket.
 
 Whoever may use the engine's socket is root on the machine. So what listens on the network may not;
-the other part, `engine_part`, does three things for it and nothing else.
+the other part, `engine_part`, does a few things for it and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 1_048_576
 # How long what the engine says of itself is kept.
 ABOUT_SECONDS = 60.0
 ABOUT_TIMEOUT = 1.0
-IMAGES_TIMEOUT = 4.0
+IMAGES_TIMEOUT = CONTAINERS_TIMEOUT = 4.0
 DOCTOR_TIMEOUT = 80.0
 
 
@@ -61,6 +61,14 @@ class EngineLink:
             self._about = {}
         finally:
             self._asking = None
+
+    async def containers(self) -> list[Mapping[str, Any]]:
+        """Return the containers that run with GPUs, as `given.GivenContainers` does.
+
+        Raises:
+            EnginePartError: it can't be asked.
+        """
+        return list(await self._answer({"do": "containers"}, CONTAINERS_TIMEOUT))
 
     async def images(self, references: Sequence[str]) -> Mapping[str, Any]:
         """Return reference -> {"id": …, "digests": […]}, or None if the engine hasn't got it.

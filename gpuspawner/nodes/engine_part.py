@@ -1,7 +1,8 @@
 """The part of a node's daemon that may ask the engine, and doesn't listen on the network.
 
-It says which images there are, has the engine get one, and runs the doctor's checks of a machine;
-nothing that it is sent makes a container, names a file or changes the engine.
+It says which containers have GPUs and which images there are, has the engine get one, and runs the
+doctor's checks of a machine; nothing that it is sent makes a container, names a file or changes
+the engine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import docker
 import docker.errors
 
 from ..backends.docker import errors as engine_errors
+from ..backends.docker.given import GivenContainers
 from ..backends.docker.pull import PullFailed, Pulls
 from ..doctor.command import entry
 from ..doctor.findings import Context, examine
@@ -49,6 +51,7 @@ class EnginePart:
         self._client: docker.APIClient | None = None
         self._pulls = Pulls()
         self._examining = asyncio.Lock()
+        self._given = GivenContainers()
 
     async def serve(self, listening: socket.socket) -> None:
         """Answer on a socket for ever."""
@@ -78,6 +81,8 @@ class EnginePart:
         match request["do"]:
             case "about":
                 send({"done": await asyncio.to_thread(self._versions)})
+            case "containers":
+                send({"done": await asyncio.to_thread(self._containers)})
             case "images":
                 names = [str(each) for each in request["references"]]
                 send({"done": await asyncio.to_thread(self._images, names)})
@@ -105,6 +110,9 @@ class EnginePart:
         with suppress(docker.errors.DockerException, OSError):
             found["engine"] = str(self._engine().version().get("Version") or "") or None
         return found
+
+    def _containers(self) -> list[dict[str, Any]]:
+        return self._given(self._engine())
 
     def _images(self, references: list[str]) -> dict[str, Any]:
         return {each: self._image(each) for each in references}

@@ -5,6 +5,7 @@ Who is invited or forgotten while the hub runs is, so, without a restart of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .addresses import NODES_FILE, read_addresses
 from .client import NodesReader
 from .exchange import NodeError
 from .identity import IDENTITY_FILE, load
+from .reports import NodeContainer
 
 
 class InvitedNodes:
@@ -38,6 +40,11 @@ class InvitedNodes:
         self._problem = ""
         # Whether the nodes shut NVML down after each read.
         self.lets_go = False
+
+    @property
+    def containers(self) -> Mapping[str, Sequence[NodeContainer] | None]:
+        """Name -> what runs with GPUs on a node that has answered; see `NodesReader`."""
+        return self._reader.containers if self._reader else {}
 
     async def __call__(self) -> tuple[Node, ...]:
         """Read all nodes at once; () if none was invited.

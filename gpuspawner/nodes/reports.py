@@ -15,18 +15,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..gpus.device_ids import gpus_named
 from ..gpus.model import GPU, NAMELESS, SHARED, WHOLE, Node
 from ..gpus.unit_names import MAX_SLOTS, PROFILE
 from ..i18n.lazy_text import LazyText, kept, restored
 from ..untrusted import printable
 
 # Changes whenever an older hub or daemon would misunderstand what it is told.
-PROTOCOL = 1
+PROTOCOL = 2
 # The largest answer: 256 GPUs in 64 slots, with their links, are below it.
 MAX_REPORT_BYTES = 8 * 2**20
 MAX_REASON = 500
 # As many as `nvml.read` accepts.
 MAX_GPUS = 256
+MAX_CONTAINERS = 4096
 
 _UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _GPU_UUID = rf"GPU-{_UUID}"
@@ -44,6 +46,21 @@ Version = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+~_-]{0,63}$")]
 
 
 @dataclass(frozen=True)
+class NodeContainer:
+    """A container that runs on a node with GPUs, or may have some.
+
+    Args:
+        name: what the node's engine calls it.
+        task: Swarm's id of the task that it is; "": it is none.
+        gpus: as the engine names them, and UUIDs of the node's units once a hub has read it.
+    """
+
+    name: str
+    task: str
+    gpus: frozenset[str]
+
+
+@dataclass(frozen=True)
 class NodeReport:
     """What a node's daemon has told.
 
@@ -56,6 +73,7 @@ class NodeReport:
         toolkit: the version of its NVIDIA Container Toolkit; None if there is none.
         engine: the version of its Docker Engine; None if that can't be asked.
         unread: why NVML can't be read, as a sentence for users; "" if it was.
+        containers: those that run with GPUs; None if the engine there can't be asked.
     """
 
     node: Node
@@ -66,6 +84,7 @@ class NodeReport:
     toolkit: str | None = None
     engine: str | None = None
     unread: str = ""
+    containers: tuple[NodeContainer, ...] | None = None
 
 
 class _Strict(BaseModel):
@@ -95,6 +114,14 @@ class _Unit(_Strict):
     ]
 
 
+class _Container(_Strict):
+    name: Annotated[str, Field(max_length=255)]
+    task: Annotated[str, Field(pattern=r"^[0-9A-Za-z]{0,64}$")]
+    gpus: Annotated[
+        list[Annotated[str, Field(max_length=255)]], Field(max_length=MAX_GPUS * MAX_SLOTS)
+    ]
+
+
 class _Report(_Strict):
     protocol: int
     version: Version
@@ -107,6 +134,7 @@ class _Report(_Strict):
     toolkit: Version | None
     engine: Version | None
     unread: Any
+    containers: Annotated[list[_Container], Field(max_length=MAX_CONTAINERS)] | None
 
 
 class OtherVersion(ValueError):
@@ -121,13 +149,24 @@ def written(report: NodeReport) -> dict[str, Any]:
     """Return a report as a JSON value for `read_report`."""
     found = {**asdict(report), "protocol": PROTOCOL, "unread": kept(report.unread)}
     del found["node"]
-    node = report.node
+    node, containers = report.node, report.containers
     return {
         **found,
         "driver": node.driver,
         "cuda": node.cuda,
         "gpus": [_written(gpu) for gpu in node.gpus],
+        "containers": containers
+        and [{**asdict(each), "gpus": sorted(each.gpus)} for each in containers],
     }
+
+
+def of_engine(value: Mapping[str, Any]) -> NodeContainer:
+    """Return a container as `backends.docker.given` lists it.
+
+    Raises:
+        LookupError, TypeError: it isn't one.
+    """
+    return NodeContainer(str(value["name"]), str(value["task"]), frozenset(value["gpus"]))
 
 
 def _written(gpu: GPU) -> dict[str, Any]:
@@ -185,6 +224,17 @@ def read_report(value: Any, name: str) -> NodeReport:
         found.toolkit,
         found.engine,
         read_sentence(found.unread),
+        _read_containers(found, gpus),
+    )
+
+
+def _read_containers(report: _Report, gpus: Sequence[GPU]) -> tuple[NodeContainer, ...] | None:
+    """Return the containers; whatever a node calls their GPUs, it speaks of its own."""
+    if report.containers is None:
+        return None
+    return tuple(
+        NodeContainer(printable(each.name, 255), each.task, gpus_named(each.gpus, gpus))
+        for each in report.containers
     )
 
 

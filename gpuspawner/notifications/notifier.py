@@ -53,7 +53,7 @@ TITLES: dict[Occasion, str] = {
     "process ended": lazy_gettext("A process of your server was ended"),
     "announced": lazy_gettext("Your server is stopped soon"),
     "stopped": lazy_gettext("Your server was stopped"),
-    "trouble": lazy_gettext("Something is wrong with your server's GPUs"),
+    "trouble": lazy_gettext("Something is wrong with your server"),
     "reserved": lazy_gettext("Reserved hours can't be kept"),
     "message": lazy_gettext("From your course's instructors"),
 }

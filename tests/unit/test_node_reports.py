@@ -19,6 +19,7 @@ from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import LazyText, kept, lazy_gettext, lazy_ngettext
 from gpuspawner.nodes.reports import (
     PROTOCOL,
+    NodeContainer,
     NodeReport,
     OtherVersion,
     read_report,
@@ -39,7 +40,14 @@ GPUS = (
     GPU(None, 4, "unknown GPU", state="unhealthy", reason="It has fallen off the bus."),
 )
 REPORT = NodeReport(
-    Node("", "570.133.20", "12.8", GPUS), "0.1", "b-1", 1.5, 0.1, "1.17.8", "28.5.2"
+    Node("", "570.133.20", "12.8", GPUS),
+    "0.1",
+    "b-1",
+    1.5,
+    0.1,
+    "1.17.8",
+    "28.5.2",
+    containers=(NodeContainer("by-hand", "", frozenset({UUIDS[0], UUIDS[1]})),),
 )
 
 
@@ -55,6 +63,25 @@ def test_a_report_comes_back_as_it_was_with_the_hubs_name_for_the_node():
     assert [gpu.links for gpu in found.node.gpus] == [gpu.links for gpu in GPUS]
     assert {type(gpu.share) for gpu in found.node.gpus} <= {int, Fraction}
     assert isinstance(found.node.gpus[1].reason, LazyText)
+
+
+def test_what_a_containers_gpus_are_called_is_read_by_the_gpus_of_its_machine():
+    def named(*names: str) -> frozenset[str]:
+        value = written(REPORT)
+        value["containers"] = [{"name": "x\ny", "task": "abc", "gpus": [*names]}]
+        found = read(value).containers
+        assert found
+        assert found[0].name.isprintable()
+        return found[0].gpus
+
+    assert named(UUIDS[1].lower()) == {UUIDS[1]}
+    # Another machine's is none of its own, and nobody else's either.
+    assert named("gpu-ffffffff-aaaa-bbbb-cccc-0123456789ab") == frozenset()
+    assert named("all") == {gpu.uuid for gpu in GPUS if gpu.uuid}
+    assert read({**written(REPORT), "containers": None}).containers is None
+    for wrong in ([{}], "all", [{"name": "x", "task": "a b", "gpus": []}], [None]):
+        with pytest.raises(ValueError, match="containers"):
+            read({**written(REPORT), "containers": wrong})
 
 
 def test_what_a_later_version_tells_beside_is_left_alone():

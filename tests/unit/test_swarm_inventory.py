@@ -173,8 +173,9 @@ class Inventory:
 
     lets_go = False
 
-    def __init__(self, *nodes: Node) -> None:
+    def __init__(self, *nodes: Node, **containers: Any) -> None:
         self.nodes = nodes
+        self.containers = containers
 
     async def __call__(self) -> tuple[Node, ...]:
         return self.nodes
@@ -193,6 +194,20 @@ async def test_the_log_says_once_what_differs_and_again_if_it_comes_back(caplog)
         assert {gpu.state for gpu in found[0].gpus} == ({"free"} if swarm else {"unknown"})
         if expected is not None:
             assert caplog.text.count("one was invited and isn't in the Swarm") == expected
+
+
+async def test_a_machine_whose_engine_can_not_be_asked_what_runs_there_gives_no_gpu(caplog):
+    async def listed() -> list[SwarmNode]:
+        return [swarm_node()]
+
+    inventory = Inventory(ONE, one=None)
+    read = SwarmReader(inventory, listed, logging.getLogger("swarm"))
+    (node,) = await read()
+    assert {gpu.state for gpu in node.gpus} == {"unknown"}
+    assert node.gpus[0].reason == "Which containers its machine has can't be read."
+    assert list(read.containers()) == []
+    inventory.containers = {"one": ()}
+    assert {gpu.state for gpu in (await read())[0].gpus} == {"free"}
 
 
 async def test_a_hub_without_machines_says_how_one_joins_and_not_that_it_has_no_driver(caplog):

@@ -17,12 +17,13 @@ from gpuspawner.backends.swarm.cluster import (
     parse_nodes,
     with_swarm,
 )
-from gpuspawner.backends.swarm.listing import LABEL_END, read, server_state
+from gpuspawner.backends.swarm.listing import LABEL_END, beside_tasks, read, server_state
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.gpus.unit_names import parse
 from gpuspawner.leases.labels import LABEL_HUB, labels, leases_of
 from gpuspawner.leases.ledger import outsiders_of
 from gpuspawner.nodes.oldest_engine import is_too_old
+from gpuspawner.nodes.reports import NodeContainer
 from gpuspawner.nodes.resources import as_words, kind_of, offers, reservations
 
 HUB = "http://hub:8081/hub/api"
@@ -179,6 +180,26 @@ def test_a_container_that_still_stops_is_its_users_after_its_service_is_gone():
     assert outsiders_of(listed.servers, NODES) == ()
 
 
+def test_what_runs_on_a_machine_and_is_no_task_that_may_run_is_an_outsider():
+    containers = [
+        ("one", NodeContainer("by-hand", "", frozenset({UUIDS[0]}))),
+        ("one", NodeContainer("left", "old", frozenset({UUIDS[1]}))),
+        ("two", NodeContainer("ours", "new", frozenset({UUIDS[2]}))),
+        ("two", NodeContainer("gone", "orphan", frozenset({UUIDS[3]}))),
+        ("two", NodeContainer("without", "", frozenset())),
+    ]
+    ran = [
+        {**task("s", "running"), "ID": "new"},
+        {**task("s", "orphaned"), "ID": "orphan"},
+    ]
+    found = outsiders_of(beside_tasks(containers, ran), NODES)
+    assert {(each.name, *each.gpus) for each in found} == {
+        ("by-hand (one)", UUIDS[0]),
+        ("left (one)", UUIDS[1]),
+        ("gone (two)", UUIDS[3]),
+    }
+
+
 def test_a_service_that_reserves_more_than_its_lease_holds_that_too():
     made = service("s", [UUIDS[0]])
     ran = task("s", "running", kind_of(UUIDS[0]), kind_of(UUIDS[2]))
@@ -233,10 +254,40 @@ def test_why_a_server_has_ended(state, code, words):
     assert words in task_states.explain_end(ended, 0.0, "one", 2**30)
 
 
-def test_the_newest_task_counts():
-    older, newer = task("s", "failed", index=9), task("s", "running", index=12)
-    assert task_states.newest([newer, older]) is newer
-    assert task_states.newest([]) is None
+def test_the_first_task_is_the_server_whichever_has_changed_last():
+    older, newer = task("s", "running", index=12), task("s", "running", index=9)
+    newer["CreatedAt"] = "2030-01-31T12:00:01.05Z"
+    older["CreatedAt"] = "2030-01-31T12:00:01.005Z"
+    assert task_states.first([newer, older]) is older
+    assert task_states.first([]) is None
+
+
+def test_what_swarm_wants_to_end_and_has_not_ended_yet_still_runs():
+    ran = {**task("s", "running"), "DesiredState": "shutdown"}
+    assert task_states.is_given_up(ran)
+    assert not task_states.is_terminal(ran)
+    assert not task_states.is_given_up({**ran, "DesiredState": "running"})
+    assert not task_states.is_given_up({**task("s", "shutdown"), "DesiredState": "shutdown"})
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (task_states.AWAY, "one was out of reach for too long"),
+        (task_states.DRAINED, "an administrator has emptied its machine one"),
+        (task_states.RESTARTED, "restarted it in the Swarm by hand"),
+        (task_states.REMOVED, "removed it from the Swarm by hand"),
+    ],
+)
+def test_why_swarm_has_ended_a_server(cause, words):
+    for state, code in (("shutdown", 0), ("shutdown", 143), ("failed", 137), ("failed", None)):
+        ended = task("s", state)
+        ended["Status"]["ContainerStatus"] = {"ExitCode": code}
+        assert words in task_states.explain_end(ended, 0.0, "one", 2**30, cause)
+    assert words in task_states.explain_end(None, 0.0, "one", 2**30, cause)
+    own = task("s", "failed")
+    own["Status"]["ContainerStatus"] = {"ExitCode": 3}
+    assert "exit 3" in task_states.explain_end(own, 0.0, "one", 2**30, cause)
 
 
 def test_the_address_is_the_one_in_the_servers_network():

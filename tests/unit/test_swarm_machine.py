@@ -11,10 +11,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from docker.errors import APIError
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -23,11 +25,11 @@ from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.backends.swarm.backend import SwarmBackend
 from gpuspawner.backends.swarm.reader import SwarmReader
 from gpuspawner.backends.swarm.service_spec import service_spec
-from gpuspawner.backends.swarm.tasks import state_of
+from gpuspawner.backends.swarm.tasks import end_of, is_terminal, state_of
 from gpuspawner.errors import Refused, StartAgain
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.leases.clock import Clock, Deadline
-from gpuspawner.leases.labels import LABEL_HUB, labels
+from gpuspawner.leases.labels import LABEL_HUB, LABEL_REMOVE, labels
 from gpuspawner.leases.ledger import Ledger, Reservation
 from gpuspawner.nodes.resources import offers, reservations
 
@@ -100,12 +102,19 @@ class Calls(Executor):
 
 
 class Inventory:
-    """What the nodes' daemons say: all GPUs are there, and idle."""
+    """What the node's daemon says while it is reached: all GPUs are there, and idle."""
 
     lets_go = False
 
+    def __init__(self, swarm: RaftInMemory) -> None:
+        self.swarm = swarm
+        self.containers: Any = {}
+
     async def __call__(self) -> tuple[Node, ...]:
-        return (Node("one", "570.133.20", "12.8", GPUS),)
+        is_silent = self.swarm.state != "ready"
+        self.containers = {} if is_silent else {"one": self.swarm.as_told()}
+        gpus = tuple(replace(gpu, state="unknown") if is_silent else gpu for gpu in GPUS)
+        return (Node("one", "570.133.20", "12.8", gpus),)
 
 
 class Hub:
@@ -117,7 +126,8 @@ class Hub:
         self.backend = SwarmBackend(lambda: swarm, logging.getLogger("tests"))
         self.backend.executor.shutdown()
         self.backend.executor = self.calls  # type: ignore[assignment]
-        reader = SwarmReader(Inventory(), self.backend.list_nodes, logging.getLogger("tests"))
+        reader = SwarmReader(Inventory(swarm), self.backend.list_nodes, logging.getLogger("tests"))
+        self.backend.containers = reader.containers
         self.ledger = Ledger(self.backend.list, reader, str, name, read_notes=self.backend.notes)
         self.leftovers = Leftovers()
         self.servers: list[Server] = []
@@ -127,6 +137,7 @@ class Hub:
         server = Server(self, Holder(user), gpus)
         self.servers.append(server)
         server.task = self.loop.create_task(launch(server, self.ledger, self.leftovers))
+        server.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 @dataclass(eq=False)
@@ -138,6 +149,7 @@ class Server:
     gpus: int
     task: asyncio.Task[Any] | None = None
     id: str = ""
+    own: str = ""
     units: list[str] = field(default_factory=list)
     stopped: asyncio.Task[None] | None = None
 
@@ -171,7 +183,7 @@ class Server:
         spec = service_spec(
             {"image": "sha256:1"},
             name=f"{self.hub.name}-{self.holder}",
-            labels={**lease, LABEL_HUB: self.hub.name},
+            labels={**lease, LABEL_HUB: self.hub.name, LABEL_REMOVE: "1"},
             uuids=reservation.uuids,
             kinds=reservations(reservation.units, OFFERED),
             node_id="n1",
@@ -184,10 +196,32 @@ class Server:
 
     async def start_server(self, server_id: str) -> None:
         await self.hub.backend.start(server_id)
-        await self.hub.backend.await_task(server_id, lambda task: state_of(task) == "running")
+        task = await self.hub.backend.await_task(
+            server_id, lambda task: state_of(task) == "running"
+        )
+        if task is None or is_terminal(task):
+            raise RuntimeError("it ended as it started")
+        self.own = str(task["ID"])
 
     async def await_server(self, server_id: str) -> None:
         await self.hub.backend.keep_end(server_id, Deadline.after(7200, Clock()))
+
+    async def look(self) -> None:
+        """Do as JupyterHub does now and then: clean up after a server that has ended."""
+        with suppress(APIError):
+            service = await self.hub.backend.inspect(self.id)
+            tasks = await self.hub.backend.tasks_of(self.id)
+            if service is None or not tasks or end_of(tasks, self.own) is not None:
+                self.stop()
+
+    def stop(self) -> None:
+        """Do as its user who stops it, or as JupyterHub at its end."""
+        if self.is_up:
+            self.stopped = self.hub.loop.create_task(self._remove())
+
+    async def _remove(self) -> None:
+        backend, leftovers = self.hub.backend, self.hub.leftovers
+        await leftovers.remove_later(self.server_key, backend.remove, self.id)
 
     def discarder(self) -> Callable[[str], Awaitable[None]]:
         return self.hub.backend.remove
@@ -216,14 +250,45 @@ class Story:
 
     def happen(self, data: st.DataObject) -> None:
         """Let one thing happen, as hypothesis has it."""
-        what = data.draw(st.sampled_from("cccccccooppfwxksse"))
+        what = data.draw(st.sampled_from("cccccccaaaooppfwxksslduurriggte"))
         hub = data.draw(st.sampled_from(self.hubs))
         if what == "c" and hub.calls.waiting:
             hub.calls.act(data.draw(st.integers(0, len(hub.calls.waiting) - 1)), hub.is_alive)
         elif what == "p":
             self.swarm.place()
+        elif what == "a":
+            containers_end = data.draw(st.booleans())
+            for _ in range(data.draw(st.integers(1, 6))):
+                self.pass_second(containers_end)
+        elif what == "o":
+            self.swarm.orchestrate()
         elif what == "f":
             self.swarm.finish()
+        elif what == "d":
+            self.swarm.go_down()
+        elif what == "u":
+            self.swarm.come_back()
+        elif what == "g":
+            self.swarm.go_down()
+            self.swarm.orphan()
+        elif what == "i":
+            self.swarm.make_available(data.draw(st.sampled_from(("drain", "pause", "active"))))
+        elif what == "l":
+            self.swarm.has_leader = not self.swarm.has_leader
+        elif what == "t" and self.swarm.kept:
+            service = data.draw(st.sampled_from(list(self.swarm.kept.values())))
+            self.swarm.force(service)
+        elif what == "e" and self.swarm.kept:
+            service = data.draw(st.sampled_from(list(self.swarm.kept.values())))
+            self.swarm.scale(service, data.draw(st.integers(0, 2)))
+        elif what == "s" and hub.is_alive:
+            server = data.draw(st.sampled_from(hub.servers))
+            self._in_loop(server.stop)
+        elif what == "r" and hub.is_alive:
+            server = data.draw(st.sampled_from(hub.servers))
+            if server.is_over:
+                hub.servers.remove(server)
+                self._in_loop(lambda: hub.start(server.holder.user, 1))
         elif what == "w":
             self.loop.now += data.draw(st.sampled_from((0.05, 0.5, 6.0, 200.0)))
         elif what == "x" and hub.is_alive:
@@ -241,21 +306,34 @@ class Story:
     def come_to_rest(self) -> None:
         """Let everything take its course, while a hub that lives reads the ledger now and then."""
         living = next(hub for hub in self.hubs if hub.is_alive)
+        self.swarm.has_leader = True
+        self.swarm.come_back()
+        self.swarm.make_available("active")
         for second in range(A_WHILE):
             if second % 50 == 0:
                 self.reading = self.loop.create_task(living.ledger.read())
-            self.loop.now += 1.0
-            self.loop.settle()
-            # By turns, so that each sees as little of the other as it can.
-            while waiting := [hub for hub in self.hubs if hub.calls.waiting]:
-                for hub in waiting:
-                    hub.calls.act(0, hub.is_alive)
-                    self.loop.settle()
-                    self.check()
-            self.swarm.orchestrate()
-            self.swarm.place()
+                self.looks = [
+                    self.loop.create_task(server.look())
+                    for server in self.servers
+                    if server.hub.is_alive and server.is_up
+                ]
+            self.pass_second()
+
+    def pass_second(self, containers_end: bool = True) -> None:
+        """Let a second pass in which all does what it is about to do."""
+        self.loop.now += 1.0
+        self.loop.settle()
+        # By turns, so that each sees as little of the other as it can.
+        while waiting := [hub for hub in self.hubs if hub.calls.waiting]:
+            for hub in waiting:
+                hub.calls.act(0, hub.is_alive)
+                self.loop.settle()
+                self.check()
+        self.swarm.orchestrate()
+        self.swarm.place()
+        if containers_end:
             self.swarm.finish()
-            self.check()
+        self.check()
 
     def check(self) -> None:
         held = self.swarm.running()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,18 +15,22 @@ from jupyterhub.user import User
 from tornado import web
 from traitlets.config import Config
 
+from gpuspawner.backends.swarm import backend as backend_module
 from gpuspawner.backends.swarm.backend import SwarmBackend
+from gpuspawner.backends.swarm.errors import explain_unknown
 from gpuspawner.backends.swarm.listing import LABEL_NODE
 from gpuspawner.backends.swarm.reader import SwarmReader
+from gpuspawner.backends.swarm.tasks import state_of
 from gpuspawner.errors import Contested
 from gpuspawner.gpus.model import GPU, Node
+from gpuspawner.leases import audit_log
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.nodes.resources import offers
 from gpuspawner.scheduling.queue import Queue, QueueSettings
 from gpuspawner.swarm_spawner import GPUSwarmSpawner
 
 from ..support.ledgers import NoWatcher
-from ..support.raft import RaftInMemory
+from ..support.raft import RaftInMemory, refusal
 from ..support.spawns import Hub, begin
 
 UUIDS = [f"GPU-{n}1b2c3d4-0000-0000-0000-000000000000" for n in range(2)]
@@ -38,7 +42,12 @@ class Inventory:
 
     lets_go = False
 
+    def __init__(self, swarm: RaftInMemory) -> None:
+        self.swarm = swarm
+        self.containers: Any = {}
+
     async def __call__(self) -> tuple[Node, ...]:
+        self.containers = {"one": self.swarm.as_told()} if self.swarm.state == "ready" else {}
         return (Node("one", "570.133.20", "12.8", GPUS),)
 
 
@@ -50,9 +59,15 @@ class SwarmHub(Hub):
         self.address = HubServer()
         self.swarm = RaftInMemory(offers(GPUS))
         self.backend: Any = SwarmBackend(lambda: self.swarm, logging.getLogger("swarm"))
-        reader = SwarmReader(Inventory(), self.backend.list_nodes, logging.getLogger("tests"))
+        inventory = Inventory(self.swarm)
+        reader = SwarmReader(inventory, self.backend.list_nodes, logging.getLogger("tests"))
+        self.backend.containers = reader.containers
         self.ledger = Ledger(
-            self.backend.list, reader, str, self.address.api_url, read_notes=self.backend.notes
+            self.backend.list,
+            reader,
+            explain_unknown,
+            self.address.api_url,
+            read_notes=self.backend.notes,
         )
         self.queue = Queue(self.ledger, QueueSettings(), NoWatcher)
         self.usage = SimpleNamespace(note_why=lambda server_id, why: None)
@@ -152,6 +167,7 @@ async def test_a_server_that_dies_gives_its_gpus_back_and_its_user_reads_why(hub
         "Err": "task: non-zero exit (3)",
         "ContainerStatus": {"ExitCode": 3},
     }
+    hub.swarm.containers.clear()
     assert str(await one.poll()).startswith("failed")
     await one.run_post_stop_hook()
     assert "exit 3" in one.lease.notice
@@ -259,3 +275,278 @@ async def test_what_a_service_can_not_carry_is_refused_also_where_a_function_set
     assert "can't have Privileged" in refused.value.jupyterhub_message
     assert hub.swarm.services() == []
     assert hub.held() == 0
+
+
+# -- What Swarm, or somebody by hand, does to a server ---------------------------------------------
+
+
+async def ended(one: GPUSwarmSpawner) -> str:
+    """Have JupyterHub notice that a server has ended; return why, as its user reads it."""
+    for _ in range(500):
+        if await one.poll() is not None:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        raise AssertionError("it goes on")
+    await one.run_post_stop_hook()
+    return one.lease.notice
+
+
+def warned(lines: list[Any]) -> list[str]:
+    """The rules of Swarm's warnings in the audit log."""
+    return [each["rule"] for each in lines if (each["event"], each["by"]) == ("warn", "swarm")]
+
+
+def released(lines: list[Any]) -> list[tuple[str, str]]:
+    """By whom and why GPUs came back, as the audit log has it."""
+    return [(each["by"], each["rule"]) for each in lines if each["event"] == "release"]
+
+
+@pytest.fixture
+def lines(monkeypatch) -> list[Any]:
+    """What the audit log has."""
+    found: list[Any] = []
+
+    def note(log: Any, event: str, holder: Any, by: str, **facts: Any) -> None:
+        found.append({"event": event, "by": by, **facts})
+
+    monkeypatch.setattr(audit_log, "record", note)
+    return found
+
+
+async def test_who_is_on_a_machine_that_is_away_reads_it_and_what_becomes_of_it(hub, port, lines):
+    one = hub.server_of(port)
+    await spawned(one, gpus=2)
+    hub.swarm.go_down()
+    assert await one.poll() is None
+    assert await one.poll() is None
+    assert "Machine one, on which your server runs, is out of reach" in one.lease.trouble.words
+    assert warned(lines) == ["machine away"]
+    # Nobody else has the GPUs meanwhile: its container goes on.
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] != ["free", "free"]
+    hub.swarm.come_back()
+    assert "its machine one was out of reach for too long" in await ended(one)
+    one.clear_state()
+    assert one.lease.trouble.words == ""
+    assert released(lines) == [("swarm", "machine away")]
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["free", "free"]
+
+
+async def test_what_a_machine_that_was_away_has_not_ended_yet_keeps_its_gpus(hub, port):
+    """Swarm has forgotten it, and would give the GPU to another one."""
+    one = hub.server_of(port)
+    await spawned(one, gpus=2)
+    hub.swarm.go_down()
+    hub.swarm.orphan()
+    assert "has been away for too long" in await ended(one)
+    finish, hub.swarm.finish = hub.swarm.finish, lambda: None
+    hub.swarm.come_back()
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["foreign", "foreign"]
+    with pytest.raises(web.HTTPError) as refused:
+        await spawned(hub.server_of(port), gpus=1)
+    assert refused.value.status_code == 503
+    hub.swarm.finish = finish
+    await until(lambda: not hub.swarm.containers)
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["free", "free"]
+
+
+async def test_a_container_that_somebody_has_made_on_a_machine_keeps_its_gpu(hub, port):
+    hub.swarm.containers["by-hand"] = UUIDS[:1]
+    one = hub.server_of(port)
+    hub.swarm.finish = lambda: None
+    await spawned(one, gpus=1)
+    assert one.lease.units == frozenset(UUIDS[1:])
+    (outsider,) = (await hub.ledger.read()).outsiders
+    assert outsider.name == "of-by-hand (one)"
+
+
+async def test_who_is_on_a_machine_that_is_emptied_reads_that(hub, port, lines):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    hub.swarm.make_available("drain")
+    assert "an administrator has emptied its machine one" in await ended(one)
+    one.clear_state()
+    assert released(lines) == [("swarm", "machine drained")]
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["excluded", "excluded"]
+
+
+async def test_a_machine_that_takes_no_more_servers_keeps_those_that_run(hub, port):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    hub.swarm.make_available("pause")
+    await asyncio.sleep(0.1)
+    assert await one.poll() is None
+    assert one.lease.trouble.words == ""
+
+
+async def test_a_service_that_is_restarted_by_hand_is_no_longer_its_users_server(hub, port, lines):
+    """What runs in the new container has nothing of the old one's, nor its address."""
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    (service,) = hub.swarm.kept.values()
+    hub.swarm.force(service)
+    assert "somebody restarted it in the Swarm by hand" in await ended(one)
+    assert hub.swarm.kept == {}
+    one.clear_state()
+    assert released(lines) == [("swarm", "service restarted")]
+
+
+async def test_that_is_known_also_where_swarm_keeps_no_history_and_the_hub_is_restarted(hub, port):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    state = one.get_state()
+    (service,) = hub.swarm.kept.values()
+    hub.swarm.force(service)
+    del hub.swarm.all_tasks[0]
+    found = hub.server_of(port)
+    found.load_state(state)
+    assert "somebody restarted it in the Swarm by hand" in await ended(found)
+
+
+async def test_a_second_task_of_a_service_takes_nothing_from_the_first(hub, port):
+    one = hub.server_of(port)
+    await spawned(one, gpus=0)
+    (service,) = hub.swarm.kept.values()
+    hub.swarm.scale(service, 2)
+    await asyncio.sleep(0.1)
+    first, second = hub.swarm.all_tasks
+    assert state_of(second) == "running"
+    second["NetworksAttachments"][0]["Addresses"] = ["127.0.0.9/24"]
+    assert await one.poll() is None
+    assert await one.get_url() == f"http://127.0.0.1:{port}"
+    first["Status"] = {"State": "failed", "ContainerStatus": {"ExitCode": 3}}
+    assert "exit 3" in await ended(one)
+    await until(lambda: not hub.swarm.containers.keys() - {first["ID"]})
+
+
+async def test_a_service_that_is_removed_by_hand_ends_its_server(hub, port, lines):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    hub.swarm.remove_service(one.server_id)
+    assert "somebody removed it from the Swarm by hand" in await ended(one)
+    one.clear_state()
+    assert released(lines) == [("swarm", "service removed")]
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["free", "free"]
+
+
+async def test_who_stops_a_server_is_not_told_that_somebody_else_did(hub, port, lines):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    hub.swarm.finish = lambda: None
+    stopping = asyncio.ensure_future(one.stop())
+    await until(lambda: not hub.swarm.kept)
+    await one.poll()
+    hub.swarm.containers.clear()
+    hub.swarm.all_tasks.clear()
+    await stopping
+    assert warned(lines) == []
+    assert released(lines) == [("jupyterhub", "stopped")]
+
+
+@pytest.mark.parametrize("number", [0, 2])
+async def test_a_service_that_is_scaled_as_it_starts_is_started_once_or_not_at_all(
+    hub, port, number
+):
+    one = hub.server_of(port)
+    orchestrate = hub.swarm.orchestrate
+
+    def scale() -> None:
+        for service in hub.swarm.kept.values():
+            if service["Spec"]["Mode"]["Replicated"]["Replicas"] and not service.get("Scaled"):
+                service["Scaled"] = True
+                hub.swarm.scale(service, number)
+        orchestrate()
+
+    hub.swarm.orchestrate = scale
+    if number:
+        await spawned(one, gpus=1)
+        assert await one.poll() is None
+    else:
+        with pytest.raises(web.HTTPError):
+            await spawned(one, gpus=1)
+    assert len(hub.swarm.running()) == (1 if number else 0)
+
+
+# -- A start while something fails -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["tasks", "inspect_service", "nodes"])
+async def test_a_start_outlives_a_moment_without_a_leader(hub, port, monkeypatch, moment):
+    one = hub.server_of(port)
+    ask, place, asked = getattr(hub.swarm, moment), hub.swarm.place, [0]
+    hub.swarm.place = lambda: None
+
+    def flaky(*words: Any, **more: Any) -> Any:
+        started = [each for each in hub.swarm.kept.values() if each.get("HasHad")]
+        if started and asked[0] < 3:
+            asked[0] += 1
+            raise refusal(500, "The swarm does not have a leader")
+        hub.swarm.place = place
+        return ask(*words, **more)
+
+    monkeypatch.setattr(backend_module, "SOON_SECONDS", 0.0)
+    setattr(hub.swarm, moment, flaky)
+    if moment != "tasks":
+        await asyncio.sleep(0)
+        hub.swarm.place = place
+    await spawned(one, gpus=1)
+    assert await one.poll() is None
+
+
+async def test_a_swarm_without_a_leader_for_long_fails_a_start_and_says_why(hub, port, monkeypatch):
+    monkeypatch.setattr(backend_module, "UNREADABLE_SECONDS", 0.3)
+    one, place = hub.server_of(port), hub.swarm.place
+
+    def lose() -> None:
+        hub.swarm.has_leader = not hub.swarm.all_tasks
+
+    hub.swarm.place = lose
+    with pytest.raises(web.HTTPError) as failed:
+        await spawned(one, gpus=1)
+    assert "The Swarm has no leader" in failed.value.jupyterhub_message
+    # What is left of it is removed once there is one, and holds the GPU until then.
+    assert len(hub.swarm.kept) == 1
+    hub.swarm.place, hub.swarm.has_leader = place, True
+    assert await hub.leftovers.wait_until_cleared(one.server_key)
+    assert hub.swarm.kept == {}
+
+
+async def test_a_machine_that_goes_away_as_a_server_starts_there_is_left_at_once(
+    hub, port, monkeypatch
+):
+    """Not only once the time for the start is over."""
+    monkeypatch.setattr(backend_module, "SOON_SECONDS", 0.0)
+    one, place = hub.server_of(port), hub.swarm.place
+
+    def place_and_lose() -> None:
+        place()
+        for task in hub.swarm.all_tasks:
+            if state_of(task) == "running":
+                task["Status"] = {"State": "preparing"}
+                hub.swarm.go_down()
+
+    hub.swarm.place = place_and_lose
+    with pytest.raises(web.HTTPError) as refused:
+        await spawned(one, gpus=1)
+    assert refused.value.status_code == 503
+    assert "free" not in {gpu.state for gpu in (await hub.ledger.read()).gpus}
+
+
+@pytest.mark.parametrize("state", ["rejected", "failed", "orphaned", "shutdown", "complete"])
+async def test_whatever_ends_a_task_as_it_starts_ends_the_start(hub, port, state):
+    hub.swarm.place = lambda: [
+        each.update(Status={"State": state, "Err": "why not"}) for each in hub.swarm.all_tasks
+    ]
+    with pytest.raises(web.HTTPError):
+        await spawned(hub.server_of(port), gpus=1)
+    assert hub.swarm.services() == []
+    assert hub.held() == 0
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never is")

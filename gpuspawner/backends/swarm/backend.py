@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,16 +24,17 @@ from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
 from ...leases.notes import Notes
 from ...leases.server_run import ServerRun
+from ...nodes.reports import NodeContainer
 from ..base import Report
 from ..docker.engine_client import EngineClient
 from ..docker.poll_interval import PollInterval
 from ..leftovers import StaleServerReaper
 from . import health_marks, listing, out_of_service
 from .cluster import SwarmNode, parse_nodes
-from .errors import is_out_of_sequence
+from .errors import UNREACHABLE, is_out_of_sequence
 from .listing import LABEL_END, TASK, Listed
 from .service_spec import labelled, started
-from .tasks import Task, is_contested, is_refused, is_terminal, made, newest, run_of, words_of
+from .tasks import Task, first, is_contested, is_refused, is_terminal, made, run_of, words_of
 from .watcher import TaskWatcher
 
 # A service with it isn't started any more: whoever removes it has said so.
@@ -46,6 +47,9 @@ REMOVAL_SECONDS = 60
 PAUSE_SECONDS = 0.2
 # Pauses between two looks at a starting task, in seconds: the first, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
+# From when on a starting task's node is looked at as well, and for how long a start goes on while
+# the Swarm can't be read, in seconds: managers choose a leader within ten.
+SOON_SECONDS, UNREADABLE_SECONDS = 3.0, 30.0
 
 
 class SwarmBackend(EngineClient):
@@ -62,6 +66,8 @@ class SwarmBackend(EngineClient):
         self.nodes: Sequence[SwarmNode] = ()
         self.listed = Listed([])
         self.poll_interval = PollInterval()
+        # What runs with GPUs on the nodes, each with its node, as their daemons have told.
+        self.containers: Callable[[], Iterable[tuple[str, NodeContainer]]] = tuple
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -97,7 +103,7 @@ class SwarmBackend(EngineClient):
         services = await self.call("services")
         of_node = {node.id: list(node.offered) for node in self.nodes}
         self.listed = listing.read(services, tasks, of_node)
-        servers: Sequence[ServerRecord] = self.listed.servers
+        servers = [*self.listed.servers, *listing.beside_tasks(self.containers(), tasks)]
         self._reaper.reap(servers)
         return servers
 
@@ -224,7 +230,8 @@ class SwarmBackend(EngineClient):
     async def runs(self, server_ids: Collection[str]) -> Mapping[str, ServerRun]:
         """Return when servers ran, as far as the Swarm remembers their tasks."""
         found: dict[str, ServerRun] = {}
-        for task in sorted(await self.tasks(), key=made):
+        # The first one is the server, and so comes last.
+        for task in sorted(await self.tasks(), key=made, reverse=True):
             for server_id in (str(task.get("ServiceID")), f"{TASK}{task.get('ID')}"):
                 if server_id in server_ids:
                     found[server_id] = run_of(task)
@@ -251,28 +258,55 @@ class SwarmBackend(EngineClient):
         return [each for each in await self.tasks() if each.get("ServiceID") == server_id]
 
     async def await_task(self, server_id: str, is_enough: Callable[[Task], bool]) -> Task | None:
-        """Wait until the newest task of a service is as is wanted, or ends.
+        """Wait until the task of a service is as is wanted, or ends.
+
+        While the Swarm can't be read for a moment, as when its managers choose a leader, what it
+        was told goes on all the same, and so does this.
 
         Returns:
-            The task; None if the service is gone.
+            The task; None if the service is gone, or isn't to have one any more.
 
         Raises:
-            Contested: it waits for what another service has, or no node takes it.
+            Contested: it waits for what another service has, or no node takes it, or its own has
+                gone away.
         """
-        pause = FIRST_PAUSE
+        pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
+        began = readable_at = loop.time()
         while True:
-            task = newest(await self.tasks_of(server_id))
-            if task is None:
-                if await self.inspect(server_id) is None:
+            try:
+                task = first(await self.tasks_of(server_id))
+                if task is None and not await self._is_to_run(server_id):
                     return None
-            elif is_contested(task):
-                raise Contested(f"another service has one of these GPUs: {words_of(task)}")
-            elif is_refused(task):
-                raise Contested(f"its machine takes no servers: {words_of(task)}")
-            elif is_terminal(task) or is_enough(task):
-                return task
+                if task and (is_terminal(task) or is_enough(task)):
+                    return task
+                if task:
+                    await self._check_waiting(task, loop.time() - began > SOON_SECONDS)
+                readable_at = loop.time()
+            except UNREACHABLE:
+                if loop.time() - readable_at > UNREADABLE_SECONDS:
+                    raise
             await asyncio.sleep(pause)
             pause = min(LONGEST_PAUSE, pause * 1.5)
+
+    async def _is_to_run(self, server_id: str) -> bool:
+        service = await self.inspect(server_id)
+        return service is not None and bool(listing.replicas_of(service))
+
+    async def _check_waiting(self, task: Task, with_node: bool) -> None:
+        """Raise `Contested` if what a task waits for doesn't come.
+
+        Args:
+            task: one that may run.
+            with_node: whether to look at its node as well.
+        """
+        if is_contested(task):
+            raise Contested(f"another service has one of these GPUs: {words_of(task)}")
+        if is_refused(task):
+            raise Contested(f"its machine takes no servers: {words_of(task)}")
+        if with_node and (node_id := task.get("NodeID")):
+            there = {node.id for node in await self.list_nodes() if node.state != "down"}
+            if node_id not in there:
+                raise Contested("its machine doesn't answer the Swarm")
 
     async def image_reference(self, image: str) -> str:
         """Return the name of an image by which a machine that has it doesn't ask a registry.

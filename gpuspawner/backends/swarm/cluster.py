@@ -7,7 +7,7 @@ can reserve there. Both have to agree: unknown is never free.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,9 @@ def check_managers(nodes: Iterable[SwarmNode]) -> None:
             raise EngineTooOld(node.name, node.version)
 
 
-def with_swarm(inventory: Sequence[Node], nodes: Sequence[SwarmNode]) -> tuple[Node, ...]:
+def with_swarm(
+    inventory: Sequence[Node], nodes: Sequence[SwarmNode], silent: Collection[str] = ()
+) -> tuple[Node, ...]:
     """Return the nodes of the inventory as Swarm lets them be used.
 
     What has a holder keeps it: states are of GPUs that could be handed out else. A node of Swarm
@@ -106,22 +108,28 @@ def with_swarm(inventory: Sequence[Node], nodes: Sequence[SwarmNode]) -> tuple[N
     Args:
         inventory: by the nodes' hostnames.
         nodes: those of Swarm.
+        silent: the names of nodes whose engines can't be asked what runs there.
     """
     times = Counter(each.name for each in nodes)
     by_name = {each.name: each for each in nodes}
     found = []
     for node in inventory:
         known = by_name.get(node.name) if times[node.name] == 1 else None
-        found.append(replace(node, gpus=tuple(_gpu(each, known) for each in node.gpus)))
+        is_silent = node.name in silent
+        gpus = tuple(_gpu(each, known, is_silent) for each in node.gpus)
+        found.append(replace(node, gpus=gpus))
     there = {node.name for node in inventory}
     return (*found, *(Node(each.name) for each in nodes if each.name not in there))
 
 
-def _gpu(gpu: GPU, node: SwarmNode | None) -> GPU:
+def _gpu(gpu: GPU, node: SwarmNode | None, is_silent: bool) -> GPU:
     """Return a unit with why it can't be handed out on its node, if it could be else."""
     if gpu.state not in ("free", "foreign"):
         return gpu
     state, reason = _trouble(gpu, node)
+    if state is None and is_silent:
+        state = "unknown"
+        reason = lazy_gettext("Which containers its machine has can't be read.")
     return replace(gpu, state=state, reason=reason) if state else gpu
 
 

@@ -17,6 +17,7 @@ from ...gpus.device_ids import ALL
 from ...gpus.unit_names import parse
 from ...leases.clock import Clock, Deadline
 from ...leases.labels import LABEL_GPUS, MAX_LABEL, MAX_NAME, ServerRecord, ServerState
+from ...nodes.reports import NodeContainer
 from ...nodes.resources import is_kind, kind_of
 from ...untrusted import bounded, parse_json
 from ..docker.container_config import VISIBLE_DEVICES
@@ -170,6 +171,24 @@ def _of_gone_service(
             made = seconds_of(task.get("CreatedAt")) or 0.0
             yield ServerRecord(server_id, labels, "running", made, service_id)
         yield from _outsiders(server_id, service_id, labels, [task], of_node)
+
+
+def beside_tasks(
+    containers: Iterable[tuple[str, NodeContainer]], tasks: Iterable[Task]
+) -> Iterator[ServerRecord]:
+    """Yield what runs on nodes with GPUs and is no task that may run.
+
+    Somebody has made it by hand, or a machine that was away hasn't ended it yet.
+
+    Args:
+        containers: what the nodes' daemons have told, each with its node.
+        tasks: all of them, from a listing that began after that.
+    """
+    alive = {str(task.get("ID")) for task in tasks if not is_terminal(task)}
+    for node, each in containers:
+        if each.gpus and each.task not in alive:
+            name = bounded(f"{each.name} ({node})", MAX_NAME)
+            yield ServerRecord(f"{node}:{each.name}", {}, "running", 0.0, name, each.gpus)
 
 
 def _container_of(task: Task) -> Mapping[str, Any]:

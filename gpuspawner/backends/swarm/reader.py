@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ...gpus.memory import GPUMemory
 from ...gpus.model import Node
 from ...gpus.reader import NodeReader
 from ...leases.audit_log import one_line
+from ...nodes.reports import NodeContainer
 from .cluster import SwarmNode, check_managers, disagreements, with_swarm
+
+
+class NodesInventory(NodeReader, Protocol):
+    """A reader of all nodes that knows what runs there with GPUs."""
+
+    @property
+    def containers(self) -> Mapping[str, Sequence[NodeContainer] | None]:
+        """Node -> what runs there with GPUs; None: its engine can't be asked."""
 
 
 class SwarmReader:
@@ -24,7 +33,7 @@ class SwarmReader:
 
     def __init__(
         self,
-        inventory: NodeReader,
+        inventory: NodesInventory,
         list_nodes: Callable[[], Awaitable[Sequence[SwarmNode]]],
         log: Any,
     ) -> None:
@@ -32,6 +41,12 @@ class SwarmReader:
         self._list_nodes = list_nodes
         self._log = log
         self._told: frozenset[str] = frozenset()
+
+    def containers(self) -> Iterable[tuple[str, NodeContainer]]:
+        """Yield what runs with GPUs on the nodes, each with its node, as of the last reading."""
+        for node, found in self._inventory.containers.items():
+            for each in found or ():
+                yield node, each
 
     @property
     def lets_go(self) -> bool:
@@ -63,7 +78,8 @@ class SwarmReader:
         nodes, inventory = await asyncio.gather(self._list_nodes(), self._inventory())
         check_managers(nodes)
         self._tell(disagreements(inventory, nodes))
-        return with_swarm(inventory, nodes)
+        silent = [node for node, each in self._inventory.containers.items() if each is None]
+        return with_swarm(inventory, nodes, silent)
 
     def _tell(self, sentences: Iterable[str]) -> None:
         found = list(sentences)

@@ -6,9 +6,9 @@ ref: https://docs.docker.com/engine/swarm/how-swarm-mode-works/swarm-task-states
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from ...i18n.lazy_text import lazy_gettext
 from ...i18n.phrases import clock_time, memory_words
@@ -24,9 +24,16 @@ WAITING = frozenset({"", "new", "allocated", "pending"})
 
 # What Swarm's scheduler says of a node that lacks what a task reserves. ref: swarmkit, filter.go
 INSUFFICIENT = "insufficient resources"
-# What a program ends with on SIGKILL and SIGTERM.
-FROM_OUTSIDE = (137, 143)
+# What a program ends with on SIGKILL and SIGTERM, and what an engine notes if it wasn't there.
+FROM_OUTSIDE = (137, 143, 255)
 KILLED = 137
+
+# Why Swarm ends a server by itself, or for somebody who has changed it by hand: the rules in the
+# audit log.
+AWAY: Final = "machine away"
+DRAINED: Final = "machine drained"
+RESTARTED: Final = "service restarted"
+REMOVED: Final = "service removed"
 
 
 def state_of(task: Task) -> str:
@@ -39,15 +46,38 @@ def is_terminal(task: Task) -> bool:
     return state_of(task) in TERMINAL
 
 
-def newest(tasks: Iterable[Task]) -> Task | None:
-    """Return the task that was made last; None of none."""
-    return max(tasks, key=made, default=None)
+def is_given_up(task: Task) -> bool:
+    """Return whether Swarm wants a task to end that hasn't yet, as far as its machine has said."""
+    return not is_terminal(task) and str(task.get("DesiredState") or "").lower() in TERMINAL
 
 
-def made(task: Task) -> tuple[int, str]:
-    """Return what orders tasks by when they were made."""
-    index = (task.get("Version") or {}).get("Index")
-    return index if isinstance(index, int) else 0, str(task.get("CreatedAt") or "")
+def first(tasks: Iterable[Task]) -> Task | None:
+    """Return the task that was made first, which is the server; None of none.
+
+    Swarm makes no second one. Who updates a service by force, or scales it, has it make more: what
+    a user has in the first one isn't in those.
+    """
+    return min(tasks, key=made, default=None)
+
+
+def end_of(tasks: Collection[Task], own: str = "") -> str | None:
+    """Return how a server has ended, by all tasks of its service; None: it hasn't, or has none yet.
+
+    Args:
+        tasks: those that Swarm remembers.
+        own: Swarm's id of the server's own task; "": not known.
+    """
+    task = first(tasks)
+    if task is None:
+        return None
+    if own not in ("", str(task.get("ID"))):
+        return RESTARTED
+    return f"{state_of(task)}: {words_of(task)}" if is_terminal(task) else None
+
+
+def made(task: Task) -> tuple[float, str]:
+    """Return what orders tasks by when they were made. Their index is that of the last change."""
+    return seconds_of(task.get("CreatedAt")) or 0.0, str(task.get("ID"))
 
 
 def run_of(task: Task) -> ServerRun:
@@ -119,14 +149,17 @@ def exit_code(task: Task) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def explain_end(task: Task | None, now: float, node: str = "", memory: int = 0) -> str:
+def explain_end(
+    task: Task | None, now: float, node: str = "", memory: int = 0, cause: str = ""
+) -> str:
     """Return why a server has ended that nobody on its hub stopped, as sentences for its user.
 
     Args:
-        task: its newest task; None: its service is gone.
+        task: its task; None: its service is gone.
         now: the time, in seconds since the epoch.
         node: the name of its node.
         memory: its limit of memory, in bytes; 0: none.
+        cause: why Swarm has ended it, one of the rules above; "" if it hasn't, or that isn't known.
     """
     state = state_of(task) if task else ""
     code = exit_code(task) if task else None
@@ -134,10 +167,12 @@ def explain_end(task: Task | None, now: float, node: str = "", memory: int = 0) 
     if state == "orphaned":
         return lazy_gettext(
             "Your server is given up since %(time)s: its machine %(node)s has been away for too "
-            "long. Your files are kept.",
+            "long, or was removed from the Swarm. Your files are kept.",
             time=time,
             node=node,
         )
+    if cause and (state != "failed" or code is None or code in FROM_OUTSIDE):
+        return _explain_cause(cause, time, node)
     if state == "failed" and code == KILLED and memory:
         return lazy_gettext(
             "Your server ended at %(time)s: it was killed, as where its memory of %(size)s is "
@@ -160,6 +195,43 @@ def explain_end(task: Task | None, now: float, node: str = "", memory: int = 0) 
         "Your server ended at %(time)s: its program stopped (exit %(code)s). Your files are kept.",
         time=time,
         code=code,
+    )
+
+
+def _explain_cause(cause: str, time: Any, node: str) -> str:
+    if cause == AWAY:
+        return lazy_gettext(
+            "Your server ended at %(time)s: its machine %(node)s was out of reach for too long, "
+            "and Docker Swarm ends what ran on such a machine. Your files are kept.",
+            time=time,
+            node=node,
+        )
+    if cause == DRAINED:
+        return lazy_gettext(
+            "Your server ended at %(time)s: an administrator has emptied its machine %(node)s. "
+            "Your files are kept.",
+            time=time,
+            node=node,
+        )
+    if cause == RESTARTED:
+        return lazy_gettext(
+            "Your server ended at %(time)s: somebody restarted it in the Swarm by hand. Your files "
+            "are kept.",
+            time=time,
+        )
+    return lazy_gettext(
+        "Your server ended at %(time)s: somebody removed it from the Swarm by hand. Your files are "
+        "kept.",
+        time=time,
+    )
+
+
+def away_words(node: str) -> str:
+    """Return what becomes of a server whose machine is away, for its user."""
+    return lazy_gettext(
+        "Machine %(node)s, on which your server runs, is out of reach. When it comes back, Docker "
+        "Swarm ends the server. You can stop it now and start another one; your files are kept.",
+        node=node,
     )
 
 
