@@ -59,7 +59,7 @@ from .scheduling.phrases import runs_words
 from .settings import GPUTraits
 from .spawn_attempt import SpawnAttempt
 from .usage import endings as usage_endings
-from .wait_in_queue import WaitInQueue
+from .wait_in_queue import UNUSED, WaitInQueue
 
 # The longest pause between tries to keep an extension.
 KEEP_END_SECONDS = 10
@@ -444,12 +444,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     # -- Before start_timeout's clock starts -----------------------------------------------------
 
     async def run_pre_spawn_hook(self) -> None:
-        """Run the administrator's hook, pull the image, and wait for GPUs."""
+        """Run the administrator's hook, wait for GPUs, and have the image where they are."""
         await maybe_future(super().run_pre_spawn_hook())
         try:
             await self.pull_image(self.image)
             await ensure_cleared(self.server_key, self.hub_state.leftovers)
-            self.attempt.reservation = await self.waiting.for_turn()
+            self.attempt.reservation = await self._reserve_on_node()
         except Exception as error:
             self._tell_failure(error)
             raise self.to_http_error(error) from error
@@ -458,12 +458,28 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """Pull the image if needed, once per spawn, and show the progress."""
         if self.attempt.pulled == image:
             return
-
-        def report(fraction: float, words: str) -> None:
-            self.progress_steps.add(5 + int(55 * fraction), words, about="image")
-
-        await self.backend.pull(image, self.pull_policy, report)
+        await self.backend.pull(image, self.pull_policy, self.report_pull)
         self.attempt.pulled = image
+
+    def report_pull(self, fraction: float, words: str) -> None:
+        """Show how far the pull of the image is."""
+        self.progress_steps.add(5 + int(55 * fraction), words, about="image")
+
+    async def _reserve_on_node(self) -> Reservation:
+        """Wait for the turn, and have the node ready; what is reserved is given back if it isn't.
+
+        Not a step of the start: who gives up while the node gets an image leaves at once.
+        """
+        reservation = await self.waiting.for_turn()
+        try:
+            await self.prepare_node(reservation)
+        except Exception as error:
+            self.waiting.give_back(reservation, f"the machine isn't ready: {error}")
+            raise
+        except asyncio.CancelledError:
+            self.waiting.give_back(reservation, UNUSED)
+            raise
+        return reservation
 
     # -- Start -----------------------------------------------------------------------------------
 
@@ -502,7 +518,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         """Return the reservation made before the start; for another try, wait for a new one."""
         reservation, self.attempt.reservation = self.attempt.reservation, None
         if reservation is None:
-            reservation = await self.waiting.for_turn()
+            reservation = await self._reserve_on_node()
         self.attempt.reserved_at = time.monotonic()
         self.progress_steps.add(20, form.granted_phrase(reservation.gpus))
         return reservation

@@ -22,7 +22,7 @@ from .backends.docker.stopping import GRACE
 from .backends.swarm import errors, refusals
 from .backends.swarm.backend import SwarmBackend
 from .backends.swarm.listing import LABEL_NODE, labels_of, replicas_of
-from .backends.swarm.reader import NodesInventory, SwarmReader
+from .backends.swarm.reader import SwarmReader
 from .backends.swarm.service_spec import NotForServices, service_spec
 from .backends.swarm.tasks import (
     AWAY,
@@ -87,6 +87,7 @@ class ServiceAttempt(SpawnAttempt):
 
     Args:
         node: the name of its node; "": none is chosen yet.
+        image: by what its service names its image there.
         task: its task, when it was last looked for; None: none was there.
         task_id: Swarm's id of that, also after a restart of the hub; "": not known.
         cause: why Swarm ends it, one of the rules in `tasks`; "": it doesn't, or nobody knows.
@@ -96,6 +97,7 @@ class ServiceAttempt(SpawnAttempt):
     """
 
     node: str = ""
+    image: str = ""
     task: Task | None = None
     task_id: str = ""
     cause: str = ""
@@ -162,11 +164,12 @@ class GPUSwarmSpawner(ConfiguredContainer):
     def make_reader(self, backend: Backend, settings: Mapping[str, Any]) -> HubReader:
         """Make the reader of all nodes of the Swarm."""
         assert isinstance(backend, SwarmBackend)
-        reader = SwarmReader(self.make_inventory(settings), backend.list_nodes, self.log)
+        backend.daemons = inventory = self.make_inventory(settings)
+        reader = SwarmReader(inventory, backend.list_nodes, self.log)
         backend.containers = reader.containers
         return reader
 
-    def make_inventory(self, settings: Mapping[str, Any]) -> NodesInventory:
+    def make_inventory(self, settings: Mapping[str, Any]) -> InvitedNodes:
         """Make the reader of the nodes' GPUs, each of which bears its node's hostname.
 
         Args:
@@ -224,12 +227,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
             StartRefused: the node doesn't offer a GPU any more.
         """
         units = [gpu.id for gpu in reservation.gpus if gpu.id]
-        nodes = {gpu.node for gpu in reservation.gpus}
-        node = (
-            self.backend.node_named(nodes.pop())
-            if nodes
-            else await self.backend.place(self._last_node)
-        )
+        node = self.backend.node_named(self.attempt.node)
         if node is None:
             raise Contested("the machine of these GPUs isn't in the Swarm any more")
         try:
@@ -237,10 +235,9 @@ class GPUSwarmSpawner(ConfiguredContainer):
         except ValueError as error:
             raise Contested(f"{node.name} doesn't offer {error} to the Swarm") from error
         create = with_kept_folders(await self.plan())
-        create["image"] = await self.backend.image_reference(self.image)
+        create["image"] = self.attempt.image
         if self.log_driver:
             create = with_log(create, self.log_driver, self.log_options)
-        self.attempt.node = node.name
         try:
             return service_spec(
                 create,
@@ -269,6 +266,28 @@ class GPUSwarmSpawner(ConfiguredContainer):
 
     # -- The steps of a start, in their order ------------------------------------------------------
 
+    async def prepare_node(self, reservation: Reservation) -> None:
+        """Choose the node of a server without GPUs, and have the node get the image.
+
+        Raises:
+            Unknown: no node takes servers.
+            images.ImageError: the node can't get the image.
+        """
+        nodes = {gpu.node for gpu in reservation.gpus}
+        if nodes:
+            (self.attempt.node,) = nodes
+        else:
+            self.attempt.node = (await self.backend.place(self._last_node)).name
+        await self._get_image()
+
+    async def _get_image(self) -> None:
+        attempt, image = self.attempt, self.image
+
+        attempt.image = await self.backend.image_on(
+            attempt.node, image, self.pull_policy, self.report_pull
+        )
+        attempt.pulled = image
+
     async def remove_leftovers(self, request: Request) -> None:
         """Remove the services of earlier starts of this server."""
         since, self.attempt.began = self.attempt.began, None
@@ -291,6 +310,8 @@ class GPUSwarmSpawner(ConfiguredContainer):
     async def create_server(self, reservation: Reservation) -> str:
         """Create the service, which has no task yet."""
         await self.apply_image_option()
+        if self.attempt.pulled != self.image:  # a subclass or a hook has changed it
+            await self._get_image()
         self.progress_steps.add(40, lazy_gettext("Creating the service"))
         spec = await self.service(reservation)
         limits = spec["TaskTemplate"]["Resources"]["Limits"]

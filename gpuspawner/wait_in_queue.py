@@ -24,6 +24,8 @@ from .scheduling.plan import QueuedRequest, Turn
 from .scheduling.queue import PERIOD_SECONDS
 from .spawn_attempt import SpawnAttempt
 
+UNUSED = "other rules, or given up before the start"
+
 
 class WaitInQueue:
     """How the spawns of one server wait for their turn.
@@ -62,14 +64,13 @@ class WaitInQueue:
                     if asked != request or (request.gpus and rules != granted_by):
                         # By the current rules it is another request, or in another group's share.
                         # Nothing awaits until it is back in the queue, at its place.
-                        self._give_back(reservation)
+                        self.give_back(reservation, UNUSED)
                         continue
                     attempt.waiting_since = None
                 attempt.granted, attempt.waited = reservation, self._waited
                 compat.save_state(spawner)
             except BaseException:  # refused by a new rule, or cancelled
-                attempt.granted = None
-                self._give_back(reservation)
+                self.give_back(reservation, UNUSED)
                 raise
             return reservation
 
@@ -181,10 +182,16 @@ class WaitInQueue:
         )
         return reservation
 
-    def _give_back(self, reservation: Reservation) -> None:
-        spawner = self._spawner
-        spawner.ledger.release(reservation)
-        self.note_unused(spawner.attempt, reservation, "other rules, or given up before the start")
+    def give_back(self, reservation: Reservation, rule: str) -> None:
+        """Release GPUs whose server isn't started.
+
+        Args:
+            reservation: of the GPUs.
+            rule: why, for the log.
+        """
+        self._spawner.attempt.granted = None
+        self._spawner.ledger.release(reservation)
+        self.note_unused(self._spawner.attempt, reservation, rule)
 
     def note_unused(
         self, attempt: SpawnAttempt, granted: Reservation, rule: str, by: str = audit_log.RULES

@@ -62,6 +62,9 @@ class ServerOfBackend:
     async def remove_leftovers(self, request: Request) -> None:
         """Remove the containers of earlier starts of this server before its GPUs are reserved."""
 
+    async def prepare_node(self, reservation: Reservation) -> None:
+        """Have the node of a reservation ready for the server, before its start."""
+
     @abstractmethod
     async def create_server(self, reservation: Reservation) -> str:
         """Create the server and return its id. A step of `launch`, as are the next ones."""

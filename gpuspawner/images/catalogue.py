@@ -19,10 +19,14 @@ MAX_TEXT = 200
 # ref: https://pkg.go.dev/github.com/distribution/reference
 _DIGEST = r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
 _PART = r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*"
-_DOMAIN = r"([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?/"
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_DOMAIN = rf"({_LABEL}(\.{_LABEL})*|\[[0-9a-fA-F:]+\])(:[0-9]+)?/"
 _REFERENCE = re.compile(
     rf"({_DOMAIN})?{_PART}(/{_PART})*(:[\w][\w.-]{{0,127}})?(@{_DIGEST})?|{_DIGEST}", re.ASCII
 )
+
+# The engine refuses longer ones.
+MAX_REFERENCE = 512
 
 # A text that isn't a version would silently be no limit.
 Driver = Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)*)?$")]
@@ -65,6 +69,11 @@ class ImageVersion(BaseModel):
         return " · ".join(filter(None, known))
 
 
+def is_reference(text: str) -> bool:
+    """Return whether a text is an image reference as the engine reads it, or an image's id."""
+    return len(text) <= MAX_REFERENCE and _REFERENCE.fullmatch(text) is not None
+
+
 def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
     """Check a configured catalogue (key -> image reference or mapping); return its versions.
 
@@ -85,7 +94,7 @@ def catalogue(entries: Mapping[str, Any]) -> dict[str, ImageVersion]:
             version = ImageVersion(**{"title": key, **fields})
         except (ValidationError, TypeError) as error:
             raise ValueError(f"images[{key!r}]: {_first_error(error)}") from None
-        if not _REFERENCE.fullmatch(version.image):
+        if not is_reference(version.image):
             expected = "must name an image, as name:tag or name@sha256:…"
             raise ValueError(f"images[{key!r}]: image: {expected}, got {version.image!r}")
         versions[key] = version

@@ -12,7 +12,8 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from .. import __version__
@@ -26,44 +27,19 @@ from ..untrusted import parse_json, printable
 from .addresses import NodeAddress
 from .exchange import Connection, NodeError, connected, silent, strange
 from .identity import Identity, client_context
-from .reports import (
-    MAX_REPORT_BYTES,
-    NodeContainer,
-    NodeReport,
-    OtherVersion,
-    read_report,
-    read_sentence,
-)
+from .node_images import LocalImage, follow, read_image
+from .reports import MAX_REPORT_BYTES, NodeContainer, NodeReport, OtherVersion, read_report
 
 # How long a node may take. One that has taken longer isn't waited for until it has answered.
 TIMEOUT_SECONDS = 5.0
 # The oldest reading that counts.
 MAX_AGE_SECONDS = 30.0
-# From here on a pull that says nothing is given up; the engine reports every few seconds.
-PULL_SILENCE_SECONDS = 120.0
 DOCTOR_SECONDS = 90.0
 # From here on a clock is wrong enough to say so: the ends of servers are by the hub's.
 CLOCK_SECONDS = 30.0
 MAX_IMAGES = 1000
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LocalImage:
-    """An image that a node has.
-
-    Args:
-        id: the engine's id of it, "sha256:…", by which a server is started without a registry.
-        digests: its names with the digests that registries know it by.
-    """
-
-    id: str
-    digests: tuple[str, ...] = ()
-
-
-class PullRefused(NodeError):
-    """A node can't get an image. `str()` is a sentence for users."""
 
 
 class NodesReader:
@@ -220,12 +196,14 @@ class NodesReader:
             self._json(address, "/v1/images", {"references": list(references)[:MAX_IMAGES]}),
         )
         try:
-            return {each: _image(value["images"][each]) for each in references}
+            return {each: read_image(value["images"][each]) for each in references}
         except (KeyError, TypeError, ValueError):
             raise strange(address, "what it says of its images isn't that") from None
 
-    async def pull(self, name: str, image: str, report: Report, policy: str = "always") -> None:
-        """Have a node get an image; return when it has it.
+    async def pull(
+        self, name: str, image: str, report: Report, policy: str = "always"
+    ) -> LocalImage:
+        """Have a node get an image; return it when the node has it.
 
         The pull goes on if this is cancelled, as others may wait for it.
 
@@ -237,35 +215,18 @@ class NodesReader:
 
         Raises:
             PullRefused: the node can't get it.
-            NodeError: the node can't be asked.
+            NodeError: the node can't be asked, or its answer can't be used.
         """
         address = self._address(name)
-        async with connected(address, self._tls) as connection:
-            body = {"reference": image, "policy": policy}
-            await self._within(address, self._timeout, connection.ask("/v1/pull", body, "1.0"))
-            await self._follow(address, connection, report)
+        async with AsyncExitStack() as stack:
 
-    async def _follow(self, address: NodeAddress, connection: Connection, report: Report) -> None:
-        events = connection.lines()
-        while True:
-            event = await self._within(
-                address, PULL_SILENCE_SECONDS, _next(events), "its pull says nothing"
-            )
-            if event is None:
-                raise silent(address, "it broke off in the middle of a pull")
-            if not isinstance(event, Mapping):
-                raise strange(address, "what it says of a pull isn't that")
-            if "error" in event:
-                raise PullRefused(
-                    read_sentence(event["error"])
-                    or lazy_gettext("Machine %(node)s can't get the image.", node=address.name),
-                    printable(str(event.get("said", "")), 500),
-                )
-            if event.get("done") is True:
-                return
-            fraction, sentence = event.get("fraction"), read_sentence(event.get("sentence"))
-            if isinstance(fraction, int | float) and 0 <= fraction <= 1 and sentence:
-                report(float(fraction), sentence)
+            async def ask() -> Connection:
+                connection = await stack.enter_async_context(connected(address, self._tls))
+                await connection.ask("/v1/pull", {"reference": image, "policy": policy}, "1.0")
+                return connection
+
+            connection = await self._within(address, self._timeout, ask())
+            return await follow(address, connection, report)
 
     async def doctor(self, name: str) -> list[dict[str, str]]:
         """Return what a node's own doctor finds, as `doctor.command.entry` writes each finding.
@@ -298,8 +259,7 @@ class NodesReader:
     def _address(self, name: str) -> NodeAddress:
         known = self._nodes.get(name)
         if known is None:
-            sentence = lazy_gettext("This hub knows no machine %(node)s.", node=name)
-            raise NodeError(sentence, str(sentence))
+            raise unknown_node(name)
         return known.address
 
     async def _within(
@@ -314,17 +274,10 @@ class NodesReader:
 _STATES = ("ok", "note", "warning", "failure", "skipped")
 
 
-async def _next(events: Any) -> Any:
-    return await anext(events, None)
-
-
-def _image(value: Any) -> LocalImage | None:
-    if value is None:
-        return None
-    digests = value["digests"]
-    if not isinstance(value["id"], str) or not all(isinstance(each, str) for each in digests):
-        raise TypeError("no image")
-    return LocalImage(value["id"], tuple(digests))
+def unknown_node(name: str) -> NodeError:
+    """Return the error of a node that this hub doesn't know."""
+    sentence = lazy_gettext("This hub knows no machine %(node)s.", node=name)
+    return NodeError(sentence, str(sentence))
 
 
 def other_version(address: NodeAddress, version: str) -> NodeError:

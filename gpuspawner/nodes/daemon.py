@@ -3,7 +3,7 @@
     POST /v1/node    {"excluded": […], "shared": {…}, …}    -> the report, see `reports`
     POST /v1/images  {"references": ["lab:1"]}              -> {"images": {"lab:1": {"id": …}}}
     POST /v1/pull    {"reference": "lab:1", "policy": "…"}  -> lines: {"fraction": …, …}, at last
-                                                               {"done": true} or {"error": …}
+                                                               {"done": {"id": …}} or {"error": …}
     GET  /v1/doctor                                         -> {"findings": […]}
 
 It has no rights: what needs the engine, it asks the part that has them (`engine_part`, by
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
@@ -33,6 +33,7 @@ from ..gpus.model import Node
 from ..gpus.nvml import InventoryError
 from ..gpus.reader import Reader
 from ..i18n.lazy_text import kept
+from ..images.catalogue import is_reference
 from ..leases.audit_log import one_line
 from ..leases.ledger import SharedRead
 from ..untrusted import parse_json
@@ -79,8 +80,14 @@ class _References(_Body):
     ]
 
 
+def _checked_reference(text: str) -> str:
+    if not is_reference(text):
+        raise ValueError("it is no image reference")
+    return text
+
+
 class _Pull(_Body):
-    reference: Annotated[str, Field(min_length=1, max_length=512)]
+    reference: Annotated[str, AfterValidator(_checked_reference)]
     policy: Annotated[str, Field(pattern="^(always|ifnotpresent|never)$")] = "always"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +27,7 @@ from ..doctor.findings import Context, examine
 from ..doctor.node_checks import NODE_CHECKS
 from ..doctor.toolkit import installed_version
 from ..i18n.lazy_text import kept
+from ..images.catalogue import is_reference
 from ..timeouts import within
 from ..untrusted import parse_json
 from .engine_link import MAX_LINE_BYTES
@@ -37,9 +37,8 @@ FIRST_SOCKET = 3
 REQUEST_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 10.0
 ENGINE_SECONDS = 20
-# An image's name, with tag or digest, or its id. It begins with no "-": some programs would take
-# that for an option.
-_REFERENCE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@+-]{0,511}")
+# The most images that are fetched at a time: a hub asks for those that its users start.
+MAX_PULLS = 32
 
 Send = Callable[[Mapping[str, Any]], None]
 
@@ -118,7 +117,7 @@ class EnginePart:
         return {each: self._image(each) for each in references}
 
     def _image(self, reference: str) -> dict[str, Any] | None:
-        if not _REFERENCE.fullmatch(reference):
+        if not is_reference(reference):
             return None
         try:
             found = self._engine().inspect_image(reference)
@@ -127,7 +126,7 @@ class EnginePart:
         return {"id": found["Id"], "digests": list(found.get("RepoDigests") or [])}
 
     async def _pull(self, reference: str, policy: str, send: Send) -> None:
-        if not _REFERENCE.fullmatch(reference):
+        if not is_reference(reference):
             raise ValueError("no image reference")
 
         async def inspect(image: str) -> Any:
@@ -144,11 +143,10 @@ class EnginePart:
         beating = asyncio.ensure_future(_keep_alive(send))
         try:
             await asyncio.to_thread(self._engine)
-            await self._pulls.ensure(reference, policy, inspect, stream, report)
+            await self._pulls.ensure(reference, policy, inspect, stream, report, MAX_PULLS)
+            send({"done": await asyncio.to_thread(self._image, reference)})
         except PullFailed as error:
             send({"error": kept(str(error)), "said": error.said[:500]})
-        else:
-            send({"done": True})
         finally:
             beating.cancel()
 

@@ -50,8 +50,7 @@ def strange(address: NodeAddress, technical: str) -> NodeError:
     """Return the error of a node whose answer can't be used."""
     return NodeError(
         lazy_gettext(
-            "What machine %(node)s says of its GPUs can't be trusted: an administrator has to "
-            "look at it.",
+            "What machine %(node)s says can't be trusted: an administrator has to look at it.",
             node=address.name,
         ),
         technical,

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..backends.base import Report
 from ..errors import GPUSpawnerError
 from ..gpus.model import Node
 from ..i18n.lazy_text import lazy_gettext
 from ..leases.audit_log import one_line
 from .addresses import NODES_FILE, read_addresses
-from .client import NodesReader
+from .client import NodesReader, unknown_node
 from .exchange import NodeError
 from .identity import IDENTITY_FILE, load
+from .node_images import LocalImage
 from .reports import NodeContainer
 
 
@@ -70,6 +72,23 @@ class InvitedNodes:
             return ()
         self._reader.lets_go = self.lets_go
         return await self._reader()
+
+    async def images(self, name: str, references: Sequence[str]) -> Mapping[str, LocalImage | None]:
+        """Return reference -> the image that a node has by that name; None: it has none.
+
+        Raises:
+            NodeError: it can't be asked.
+        """
+        return await self._known(name).images(name, references)
+
+    async def pull(self, name: str, image: str, report: Report) -> LocalImage:
+        """Have a node get an image; return it when the node has it. See `NodesReader.pull`."""
+        return await self._known(name).pull(name, image, report)
+
+    def _known(self, name: str) -> NodesReader:
+        if self._reader is None:
+            raise unknown_node(name)
+        return self._reader
 
     def _follow_folder(self) -> None:
         """Take up the list of nodes, if it has changed; raises `GPUSpawnerError` if that fails."""

@@ -302,6 +302,11 @@ def test_a_restart_that_does_not_come_back_is_told_of_at_once(hub, page, picture
     asks = page.get_by_role("dialog", name="A GPU for this server")
     asks.get_by_text("The server isn't running: the home page says why.").wait_for()
     picture(page, "lab-not-back")
+    # JupyterLab itself asks whether to start the server again, above all else, once it has looked.
+    page.add_locator_handler(
+        page.get_by_role("dialog", name="Server unavailable"),
+        lambda dialog: dialog.get_by_role("button", name="Dismiss").click(),
+    )
     told.get_by_role("button", name="Home page").click()
     page.wait_for_url("**/hub/home")
     page.locator(".gs-state", has_text="not running").wait_for()

@@ -187,7 +187,7 @@ def test_a_program_asks_and_what_is_not_claimed_the_next_has(hub, engine):
     until(lambda: hub.ready("cyd"), "cyd has what ada didn't claim", log=hub.log)
     until(lambda: ada.status()["requests"][0]["notice"], "ada is told", log=hub.log)
     (told,) = ada.status()["requests"]
-    assert told["notice"].startswith("A GPU was reserved for you until ")
+    assert told["notice"].startswith("4 GPUs were reserved for you until ")
     assert hub.ready("ada")
     assert ada.ask("DELETE", "/users/ada/server/gpu-request").status_code == 204
     assert ada.status()["requests"] == []

@@ -63,13 +63,20 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     number = index_of(host, uuid)
     until(lambda: listens(hub), "the hub listens", log=hub.log)
     ada, boss = Visitor(hub, "ada"), Visitor(hub, "boss")
-    change(host, f"gpu {number} xid 79")
-    # A hub that has read that a reset is due hears of no more events.
-    until(lambda: "(Xid 79)" in boss.page(), "the event is heard", log=hub.log)
-    change(host, f"gpu {number} recovery gpu_reset")
-    until(lambda: health(boss.status(), uuid)["verdict"] == "quarantine", "it is seen", log=hub.log)
-    # Nothing has NVML open now: `nvidia-smi --gpu-reset` would be let.
-    until(lambda: not listens(hub), "the hub lets go", log=hub.log)
+    while cli_causes(uuid) != {"xid-79", "recovery-reset"}:
+        # A hub that reads between the two that the GPU is well again ends the mark of the event, and
+        # one that has read that a reset is due hears of no more events.
+        change(host, f"gpu {number} reset")
+        until(lambda: listens(hub), "the hub listens", log=hub.log)
+        change(host, f"gpu {number} xid 79")
+        until(lambda: "(Xid 79)" in boss.page(), "the event is heard", log=hub.log)
+        change(host, f"gpu {number} recovery gpu_reset")
+        # Nothing has NVML open now: `nvidia-smi --gpu-reset` would be let.
+        until(lambda: not listens(hub), "the hub lets go", log=hub.log)
+        until(
+            lambda: "recovery-reset" in cli_causes(uuid), "it is seen that it is due", log=hub.log
+        )
+    assert health(boss.status(), uuid)["verdict"] == "quarantine"
     # Its holder is told, and goes on.
     until(lambda: ada.status()["servers"][0]["trouble"]["words"], "ada is told", log=hub.log)
     (trouble,) = ada.status()["servers"][0]["trouble"]["gpus"]
@@ -77,7 +84,6 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     assert hub.ready("ada")
     assert "A GPU of your server is out of order" in ada.page()
     assert "A GPU of your server is out of order" in ada.session.get(f"{hub.url}/hub/home").text
-    until(lambda: cli_causes(uuid) == {"xid-79", "recovery-reset"}, "both are kept", log=hub.log)
     # The administrator reads why, and what to do; others only why.
     said = "It has fallen off the bus (Xid 79)."
     until(lambda: said in boss.page(), "the dashboard knows both", log=hub.log)

@@ -37,12 +37,19 @@ def log_in(page, hub, user, password=""):
     page.get_by_role("button", name=re.compile("sign in", re.I)).click()
 
 
+# A button that fades in has other colours meanwhile. What turns for ever isn't waited for.
+SETTLED = """() => Promise.all(document.getAnimations()
+  .filter(each => each.effect.getComputedTiming().endTime !== Infinity)
+  .map(each => each.finished.catch(() => null)))"""
+
+
 def assert_accessible(page, *selectors):
     """Fail where axe-core finds something on a page, or in those parts of one that isn't ours."""
     if not page.evaluate("'axe' in window"):
         page.add_script_tag(path=str(AXE))
     parts = {"include": [[each] for each in selectors or ("html",)]}
     how = {"runOnly": {"type": "tag", "values": RULES}}
+    page.evaluate(SETTLED)
     found = page.evaluate("([parts, how]) => axe.run(parts, how)", [parts, how])
     assert found["passes"], "axe-core has looked at nothing"
     said = [
@@ -50,4 +57,4 @@ def assert_accessible(page, *selectors):
         for each in found["violations"]
         for node in each["nodes"]
     ]
-    assert said == []
+    assert said == [], "\n".join(said)

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from gpuspawner.nodes.addresses import NodeAddress
 from gpuspawner.nodes.daemon import HUBS_FILE
-from gpuspawner.nodes.identity import Identity, load_or_make
+from gpuspawner.nodes.identity import Identity, load_or_make, server_context
 from gpuspawner.simulation.state import State
 
 from .nvml import environment
 from .paths import ROOT
+
+Talk = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def lying_daemon(
+    hub: Identity, node: Identity, talk: Talk, name: str = "atlas"
+) -> AsyncIterator[NodeAddress]:
+    """A daemon with the right certificate that does whatever it likes; yields its address.
+
+    Args:
+        hub: who may ask it.
+        node: its own identity.
+        talk: is given the head of each request, and answers.
+    """
+    talking: set[asyncio.Task[None] | None] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talking.add(asyncio.current_task())
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            await talk(await reader.readuntil(b"\r\n\r\n"), writer)
+        writer.close()
+
+    tls = server_context(node, [hub.certificate])
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    async with server:
+        yield NodeAddress(name, "127.0.0.1", server.sockets[0].getsockname()[1], node.fingerprint)
+        for task in talking:
+            if task:
+                task.cancel()
 
 
 class NodeDaemon:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import docker.errors
 import pytest
 from jupyterhub import orm
 from jupyterhub.objects import Hub as HubServer
@@ -25,6 +26,8 @@ from gpuspawner.errors import Contested
 from gpuspawner.gpus.model import GPU, Node
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.ledger import Ledger
+from gpuspawner.nodes.exchange import NodeError
+from gpuspawner.nodes.node_images import LocalImage, PullRefused
 from gpuspawner.nodes.resources import offers
 from gpuspawner.scheduling.queue import Queue, QueueSettings
 from gpuspawner.swarm_spawner import GPUSwarmSpawner
@@ -51,6 +54,32 @@ class Inventory:
         return (Node("one", "570.133.20", "12.8", GPUS),)
 
 
+BUILT = LocalImage("sha256:1")
+
+
+class Daemons:
+    """What the nodes' daemons say of images: `has` there are, and `gets` can be had."""
+
+    def __init__(self) -> None:
+        self.has: dict[str, LocalImage] = {BUILT.id: BUILT}
+        self.gets: dict[str, LocalImage | Exception] = {}
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.pulling: list[tuple[str, str]] = []
+
+    async def images(self, name: str, references: Any) -> Mapping[str, LocalImage | None]:
+        return {each: self.has.get(each) for each in references}
+
+    async def pull(self, name: str, image: str, report: Any) -> LocalImage:
+        self.pulling.append((name, image))
+        report(0.5, "Getting the image: 50 %, 5.0 of 10.0 MB")
+        await self.goes_on.wait()
+        found = self.gets[image]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
 class SwarmHub(Hub):
     """What a hub's spawners share, on a Swarm."""
 
@@ -62,6 +91,7 @@ class SwarmHub(Hub):
         inventory = Inventory(self.swarm)
         reader = SwarmReader(inventory, self.backend.list_nodes, logging.getLogger("tests"))
         self.backend.containers = reader.containers
+        self.backend.daemons = self.daemons = Daemons()
         self.ledger = Ledger(
             self.backend.list,
             reader,
@@ -550,3 +580,115 @@ async def until(holds: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it never is")
+
+
+# -- The image, which the server's machine has before there is a service ---------------------------
+
+
+PULLED = LocalImage(f"sha256:{'2' * 64}", (f"ref/plain@sha256:{'3' * 64}",))
+
+
+def without_image(hub: SwarmHub) -> None:
+    """Have neither the hub's engine nor a machine have the image, and a registry have it."""
+
+    def none(image: str) -> Any:
+        raise docker.errors.ImageNotFound("No such image")
+
+    hub.swarm.inspect_image = none
+    hub.daemons.has = {}
+    hub.daemons.gets = {"ref/plain": PULLED}
+
+
+def said(one: GPUSwarmSpawner) -> list[str]:
+    return [each["message"] for each in one.progress_steps.so_far()]
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+async def test_a_machine_gets_the_image_before_there_is_a_service(hub, port, gpus):
+    without_image(hub)
+    hub.daemons.goes_on.clear()
+    one = hub.server_of(port, cmd="/server")
+    starting = asyncio.ensure_future(spawned(one, gpus=gpus))
+    while not hub.daemons.pulling:
+        await asyncio.sleep(0.01)
+    assert hub.daemons.pulling == [("one", "ref/plain")]
+    assert "Getting the image: 50 %, 5.0 of 10.0 MB" in said(one)
+    assert hub.swarm.services() == []
+    assert hub.held() == (1 if gpus else 0)
+    hub.daemons.goes_on.set()
+    await starting
+    (service,) = hub.swarm.services()
+    assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == PULLED.id
+    assert len(hub.daemons.pulling) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PullRefused("The disk is full.", "no space"), "The disk is full. That is machine one."),
+        (NodeError("Machine one doesn't answer.", "cut off"), "Machine one doesn't answer. So"),
+    ],
+)
+async def test_a_pull_that_fails_ends_the_start_and_nothing_is_held(hub, port, error, words):
+    without_image(hub)
+    hub.daemons.gets["ref/plain"] = error
+    one = hub.server_of(port)
+    with pytest.raises(web.HTTPError) as failed:
+        await spawned(one, gpus=2)
+    assert words in failed.value.jupyterhub_message
+    assert hub.held() == 0
+    assert hub.swarm.services() == []
+    assert one.attempt.granted is None
+    assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["free", "free"]
+
+
+async def test_who_gives_up_during_a_pull_holds_nothing(hub, port):
+    without_image(hub)
+    hub.daemons.goes_on.clear()
+    one = hub.server_of(port)
+    starting = asyncio.ensure_future(spawned(one, gpus=2))
+    while not hub.daemons.pulling:
+        await asyncio.sleep(0.01)
+    assert hub.held() == 1
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert hub.held() == 0
+    assert hub.swarm.services() == []
+
+
+async def test_another_try_has_the_image_on_its_machine_too(hub, port, monkeypatch):
+    without_image(hub)
+    one = hub.server_of(port, cmd="/server")
+    await begin(one, gpus=1)
+    await one.run_pre_spawn_hook()
+    first = one.attempt.reservation
+    create = hub.swarm.create_service
+
+    def quicker(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(hub.swarm, "create_service", create)
+        raise Contested("somebody was quicker")
+
+    monkeypatch.setattr(hub.swarm, "create_service", quicker)
+    hub.daemons.gets["ref/plain"] = PullRefused("The disk is full.", "no space")
+    with pytest.raises(web.HTTPError, match="The disk is full"):
+        await one.start()
+    assert first
+    assert hub.held() == 0
+
+
+async def test_an_image_that_may_not_be_pulled_is_the_administrators_to_bring(hub, port):
+    without_image(hub)
+    with pytest.raises(web.HTTPError) as failed:
+        await spawned(hub.server_of(port, pull_policy="never"), gpus=1)
+    assert 'and pull_policy is "never"' in failed.value.jupyterhub_message
+    assert hub.daemons.pulling == []
+    assert hub.held() == 0
+
+
+async def test_with_skip_no_machine_is_asked(hub, port):
+    without_image(hub)
+    hub.backend.daemons = None
+    await spawned(hub.server_of(port, cmd="/server", pull_policy="skip"), gpus=1)
+    (service,) = hub.swarm.services()
+    assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "ref/plain"

@@ -225,7 +225,13 @@ class Pulls:
         self._running: dict[tuple[str, str], _Pull] = {}
 
     async def ensure(
-        self, image: str, policy: str, inspect: Callable[[str], Any], stream: Stream, report: Report
+        self,
+        image: str,
+        policy: str,
+        inspect: Callable[[str], Any],
+        stream: Stream,
+        report: Report,
+        most: int | None = None,
     ) -> None:
         """Pull an image if the policy requires it.
 
@@ -235,6 +241,7 @@ class Pulls:
             inspect: `await inspect(image)` raises docker.errors.NotFound if it isn't on the engine.
             stream: begins the pull.
             report: called with the progress.
+            most: how many images are pulled at a time; None: any number.
 
         Raises:
             PullFailed: the image can't be pulled.
@@ -255,6 +262,8 @@ class Pulls:
                             image=image,
                         )
                     ) from None
+        if most is not None and split(image) not in self._running and len(self._running) >= most:
+            raise PullFailed(lazy_gettext("Too many images are pulled there now."))
         await self.pull(image, stream, report)
 
     async def pull(self, image: str, stream: Stream, report: Report) -> None:

@@ -24,12 +24,13 @@ from ...leases.labels import ServerRecord
 from ...leases.ledger import SharedRead
 from ...leases.notes import Notes
 from ...leases.server_run import ServerRun
+from ...nodes.node_images import LocalImage
 from ...nodes.reports import NodeContainer
 from ..base import Report
 from ..docker.engine_client import EngineClient
 from ..docker.poll_interval import PollInterval
 from ..leftovers import StaleServerReaper
-from . import health_marks, listing, out_of_service
+from . import health_marks, images, listing, out_of_service
 from .cluster import SwarmNode, parse_nodes
 from .errors import UNREACHABLE, is_out_of_sequence
 from .listing import LABEL_END, TASK, Listed
@@ -68,6 +69,8 @@ class SwarmBackend(EngineClient):
         self.poll_interval = PollInterval()
         # What runs with GPUs on the nodes, each with its node, as their daemons have told.
         self.containers: Callable[[], Iterable[tuple[str, NodeContainer]]] = tuple
+        # Who asks the nodes for images.
+        self.daemons: images.NodeDaemons | None = None
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -242,7 +245,7 @@ class SwarmBackend(EngineClient):
         return True
 
     async def pull(self, image: str, policy: str, report: Report) -> None:
-        """Do nothing: the engine of a server's machine gets the image as the server starts."""
+        """Do nothing: the node that is chosen for the server gets it, by `image_on`."""
 
     # -- Swarm only ------------------------------------------------------------------------------
 
@@ -308,19 +311,30 @@ class SwarmBackend(EngineClient):
             if node_id not in there:
                 raise Contested("its machine doesn't answer the Swarm")
 
-    async def image_reference(self, image: str) -> str:
-        """Return the name of an image by which a machine that has it doesn't ask a registry.
-
-        That is its digest, or its id where no registry knows it; the name itself if the manager
-        doesn't have it.
-        """
+    async def find_image(self, image: str) -> LocalImage | None:
+        """Return the image that the hub's engine has by a name; None: it has none."""
         with suppress(docker.errors.NotFound):
             found = await self.call("inspect_image", image)
-            repository = image.rpartition(":")[0] or image
-            digests = [str(each) for each in found.get("RepoDigests") or []]
-            of_image = (each for each in digests if each.startswith(f"{repository}@"))
-            return next(of_image, str(found["Id"]) if not digests else digests[0])
-        return image
+            return LocalImage(str(found["Id"]), tuple(map(str, found.get("RepoDigests") or ())))
+        return None
+
+    async def image_on(self, node: str, image: str, policy: str, report: Report) -> str:
+        """Have a node have an image; return by what a service names it there.
+
+        Args:
+            node: the node's name.
+            image: the image reference.
+            policy: "always", "ifnotpresent" or "never"; with "skip" the node's engine gets it as
+                the server starts, without a word.
+            report: called with the progress.
+
+        Raises:
+            images.ImageError: the node can't have it.
+        """
+        if policy == "skip":
+            return (await images.wanted(image, policy, self.find_image)).names[0]
+        assert self.daemons
+        return await images.ensure(self.daemons, node, image, policy, self.find_image, report)
 
     def node_named(self, name: str) -> SwarmNode | None:
         """Return the node of a name, as of the last reading; None if none or several have it."""

@@ -1,0 +1,168 @@
+"""The images of a Swarm's nodes: each has its own, and a server's node has its image before it.
+
+What the hub's engine has by a name is that image on every machine, by its digest, or by its id
+where no registry knows it. So a machine can't run another one by that name, and a service never
+has its engine ask a registry: Swarm shows no progress, and asks for minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ...errors import GPUSpawnerError
+from ...i18n.lazy_text import join_sentences, lazy_gettext
+from ...nodes.exchange import NodeError
+from ...nodes.node_images import LocalImage, PullRefused
+from ..base import Report
+
+Find = Callable[[str], Awaitable[LocalImage | None]]
+
+
+class ImageError(GPUSpawnerError):
+    """A node hasn't got an image. `str()` is a sentence for users, `said` is for the log."""
+
+    def __init__(self, sentence: str, said: str = "") -> None:
+        super().__init__(sentence)
+        self.said = said
+
+
+class NodeDaemons(Protocol):
+    """Asks the daemons of nodes for images."""
+
+    async def images(self, name: str, references: Sequence[str]) -> Mapping[str, LocalImage | None]:
+        """Return reference -> the image that a node has by that name; None: it has none."""
+
+    async def pull(self, name: str, image: str, report: Report) -> LocalImage:
+        """Have a node get an image; return it."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image that a node is to have.
+
+    Args:
+        name: as it is configured.
+        exact: the names of exactly that image, the best first: its digest, its id. () if the hub
+            doesn't know more than its name.
+        source: what a registry knows it by; "": none does.
+    """
+
+    name: str
+    exact: tuple[str, ...]
+    source: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By what a node is asked for it."""
+        return self.exact or (self.name,)
+
+    def reference(self, found: Mapping[str, LocalImage | None]) -> str:
+        """Return by what a service names it on a node; "" if the node hasn't got it.
+
+        Args:
+            found: what the node says that it has.
+        """
+        for name in self.exact:
+            if found.get(name) is not None:
+                return name
+        image = None if self.exact else found.get(self.name)
+        return image.id if image else ""
+
+
+def is_id(name: str) -> bool:
+    """Return whether an image is named by its id."""
+    return name.startswith("sha256:")
+
+
+async def wanted(image: str, policy: str, find: Find) -> Wanted:
+    """Return what a name means.
+
+    Args:
+        image: the image reference.
+        policy: DockerSpawner's `pull_policy`; with "always" it means what the registry has now.
+        find: returns what the hub's own engine has by a name.
+    """
+    if is_id(image):
+        return Wanted(image, (image,), "")
+    here = None if policy == "always" and "@" not in image else await find(image)
+    if "@" in image:
+        return Wanted(image, (image, *([here.id] if here else ())), image)
+    if here is None:
+        return Wanted(image, (), image)
+    repository = image.rpartition(":")[0] if ":" in image.rpartition("/")[2] else image
+    own = [each for each in here.digests if each.startswith(f"{repository}@")]
+    digest = next(iter((*own, *here.digests)), "")
+    return Wanted(image, tuple(filter(None, (digest, here.id))), digest)
+
+
+async def ensure(
+    daemons: NodeDaemons, node: str, image: str, policy: str, find: Find, report: Report
+) -> str:
+    """Have a node have an image; return by what a service names it there.
+
+    Args:
+        daemons: ask the nodes.
+        node: the node's name.
+        image: the image reference.
+        policy: DockerSpawner's `pull_policy`, but "skip".
+        find: returns what the hub's own engine has by a name.
+        report: called with the progress.
+
+    Raises:
+        ImageError: it can't have it.
+    """
+    about = await wanted(image, policy, find)
+    try:
+        if policy != "always" or not about.source:
+            found = await daemons.images(node, about.names)
+            if reference := about.reference(found):
+                return reference
+            if policy == "never" or not about.source:
+                raise ImageError(_explain_missing(about, node, policy))
+        pulled = await daemons.pull(node, about.source, report)
+    except PullRefused as error:
+        where = lazy_gettext("That is machine %(node)s.", node=node)
+        raise ImageError(join_sentences(str(error), where), error.technical) from None
+    except NodeError as error:
+        again = lazy_gettext("So your server's image can't be had there. Please try again later.")
+        raise ImageError(join_sentences(str(error), again), error.technical) from None
+    return _checked(about, node, pulled)
+
+
+def _checked(about: Wanted, node: str, pulled: LocalImage) -> str:
+    """Return by what a service names an image that was pulled; raises `ImageError` if it isn't."""
+    if not about.exact:
+        return pulled.id
+    digest = about.source.rpartition("@")[2]
+    if pulled.id not in (digest, *about.exact) and all(
+        each.rpartition("@")[2] != digest for each in pulled.digests
+    ):
+        raise ImageError(
+            lazy_gettext(
+                "Machine %(node)s has got another image than %(image)s: an administrator has to "
+                "look at it.",
+                node=node,
+                image=about.name,
+            ),
+            f"it says that it has {pulled.id}, {', '.join(pulled.digests)[:500]}",
+        )
+    return about.source
+
+
+def _explain_missing(about: Wanted, node: str, policy: str) -> str:
+    if about.source:
+        return lazy_gettext(
+            'The image %(image)s isn\'t on machine %(node)s, and pull_policy is "%(policy)s": an '
+            "administrator can put it there, with `docker pull` or `gpuspawner image spread`.",
+            image=about.name,
+            node=node,
+            policy=policy,
+        )
+    return lazy_gettext(
+        "The image %(image)s isn't on machine %(node)s, and no registry has it: an administrator "
+        "can put it there, with `gpuspawner image spread`.",
+        image=about.name,
+        node=node,
+    )

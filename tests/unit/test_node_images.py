@@ -1,0 +1,344 @@
+"""What nodes say of their images and pulls, over real TLS: daemons that are honest, and others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from gpuspawner.backends.swarm import images
+from gpuspawner.backends.swarm.images import ImageError, ensure
+from gpuspawner.nodes import node_images
+from gpuspawner.nodes.client import NodesReader
+from gpuspawner.nodes.exchange import NodeError
+from gpuspawner.nodes.identity import Identity, load_or_make
+from gpuspawner.nodes.node_images import LocalImage, PullRefused
+from gpuspawner.simulation.state import describe
+
+from ..support.nodes import NodeDaemon, lying_daemon
+
+# Longer than an answer takes on a machine that is busy.
+SECONDS = 20.0
+ID, OTHER, DIGEST = (f"sha256:{number * 64}" for number in "123")
+NAMED = f"lab@{DIGEST}"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson; json\r\n\r\n"
+HALF = {"fraction": 0.5, "sentence": "Getting the image: 50 %, 5.0 of 10.0 MB"}
+DONE = {"done": {"id": ID, "digests": []}}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> Identity:
+    return load_or_make(tmp_path_factory.mktemp("hub"), "hub")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory) -> Identity:
+    return load_or_make(tmp_path_factory.mktemp("node"), "node")
+
+
+Told = list[tuple[float, str]]
+
+
+async def pulled(hub: Identity, node: Identity, talk: Any) -> tuple[LocalImage | Exception, Told]:
+    """What a pull at a daemon returns or raises, and what its user is told meanwhile."""
+    told: Told = []
+    async with lying_daemon(hub, node, talk) as address:
+        reader = NodesReader([address], hub, SECONDS)
+        try:
+            return await reader.pull("atlas", "lab:1", lambda *each: told.append(each)), told
+        except NodeError as error:
+            return error, told
+
+
+def says(*events: Any, ends: bool = True) -> Callable[[bytes, asyncio.StreamWriter], Any]:
+    async def talk(_head: bytes, writer: asyncio.StreamWriter) -> None:
+        lines = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in events]
+        writer.write(HEAD + b"".join(line + b"\n" for line in lines))
+        await writer.drain()
+        if not ends:
+            await asyncio.Event().wait()
+
+    return talk
+
+
+async def test_a_pull_says_how_far_it_is_and_what_it_has_got(hub, node):
+    image, told = await pulled(hub, node, says({}, HALF, HALF, {}, DONE))
+    assert image == LocalImage(ID)
+    assert told == [(HALF["fraction"], HALF["sentence"])]
+
+
+async def test_progress_never_goes_back(hub, node):
+    back = {"fraction": 0.1, "sentence": "Unpacking the image"}
+    _, told = await pulled(hub, node, says(HALF, back, DONE))
+    assert told == [(0.5, HALF["sentence"]), (0.5, "Unpacking the image")]
+
+
+LIES: Mapping[str, list[Any]] = {
+    "no JSON": [b"{"],
+    "deep JSON": [b"[" * 60_000],
+    "a line without an end": [b"a" * 10**6],
+    "a list": [[1]],
+    "done, and no image": [{"done": True}],
+    "done, and there is none": [{"done": None}],
+    "a name in place of an id": [{"done": {"id": "evil/image:1", "digests": []}}],
+    "an id with more": [{"done": {"id": f"{ID}\n", "digests": []}}],
+    "digests that are none": [{"done": {"id": ID, "digests": ["lab:1"]}}],
+    "digests of any number": [{"done": {"id": ID, "digests": [NAMED] * 1001}}],
+    "digests as a text": [{"done": {"id": ID, "digests": NAMED}}],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_lie_about_a_pull_is_said_and_believed_by_nobody(hub, node, lie):
+    error, _ = await pulled(hub, node, says(HALF, *LIES[lie]))
+    assert str(error).startswith("What machine atlas says can't be trusted"), error
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"fraction": 7, "sentence": "More than all"},
+        {"fraction": -1, "sentence": "Less than nothing"},
+        {"fraction": "0.5", "sentence": "A text"},
+        {"fraction": float("nan"), "sentence": "No number"},
+        {"fraction": 0.5, "sentence": {"one": "%(x)999999999s", "values": {}}},
+        {"fraction": 0.5, "sentence": 5},
+    ],
+)
+async def test_progress_that_makes_no_sense_is_passed_over(hub, node, event):
+    image, told = await pulled(hub, node, says(event, DONE))
+    assert (image, told) == (LocalImage(ID), [])
+
+
+async def test_a_sentence_has_a_size(hub, node):
+    _, told = await pulled(hub, node, says({"fraction": 0.5, "sentence": "a" * 5000}, DONE))
+    assert [len(words) for _, words in told] == [500]
+
+
+async def test_a_pull_that_fails_says_why(hub, node):
+    error, _ = await pulled(hub, node, says({"error": "It isn't there.", "said": "not\x1b found"}))
+    assert isinstance(error, PullRefused)
+    assert str(error) == "It isn't there."
+    assert error.technical == "not\N{REPLACEMENT CHARACTER} found"
+    error, _ = await pulled(hub, node, says({"error": 5}))
+    assert str(error) == "Machine atlas can't get the image."
+
+
+async def test_a_daemon_that_dies_in_the_middle_of_a_pull_is_said(hub, node):
+    error, told = await pulled(hub, node, says(HALF))
+    assert str(error) == "Machine atlas doesn't answer."
+    assert told == [(HALF["fraction"], HALF["sentence"])]
+
+
+@pytest.mark.parametrize("constant", ["SILENCE_SECONDS", "STANDSTILL_SECONDS", "LONGEST_SECONDS"])
+async def test_a_daemon_that_hangs_is_not_waited_for(hub, node, monkeypatch, constant):
+    monkeypatch.setattr(node_images, constant, 0.2)
+    error, _ = await pulled(hub, node, says(HALF, ends=False))
+    assert str(error) == "Machine atlas doesn't answer."
+
+
+async def repeats(event: Callable[[int], Any], writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    number = 0
+    while not writer.is_closing():
+        number += 1
+        writer.write(json.dumps(event(number)).encode() + b"\n")
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def test_a_daemon_that_says_the_same_for_ever_is_not_waited_for(hub, node, monkeypatch):
+    monkeypatch.setattr(node_images, "STANDSTILL_SECONDS", 0.2)
+    monkeypatch.setattr(node_images, "MAX_LINES", 10**9)
+    error, _ = await pulled(hub, node, lambda _, writer: repeats(lambda _: HALF, writer))
+    assert "its pull doesn't go on" in error.technical
+
+
+async def test_progress_without_an_end_has_one(hub, node, monkeypatch):
+    def creeps(number: int) -> Any:
+        return {"fraction": 1 - 1 / (number + 1), "sentence": f"{number} of {number + 1} bytes"}
+
+    monkeypatch.setattr(node_images, "LONGEST_SECONDS", 0.3)
+    error, told = await pulled(hub, node, lambda _, writer: repeats(creeps, writer))
+    assert str(error) == "Machine atlas doesn't answer."
+    assert told
+    monkeypatch.setattr(node_images, "LONGEST_SECONDS", 3600.0)
+    monkeypatch.setattr(node_images, "MAX_LINES", 50)
+    error, told = await pulled(hub, node, lambda _, writer: repeats(creeps, writer))
+    assert len(told) == 50
+    assert "has no end" in error.technical
+
+
+async def test_who_can_not_be_connected_to_is_not_waited_for(hub):
+    """As a machine that is cut off: what it is sent, nobody answers."""
+
+    async def silent_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    server = await asyncio.start_server(silent_one, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        address = node_images.NodeAddress("atlas", "127.0.0.1", port, "0" * 64)
+        reader = NodesReader([address], hub, 0.2)
+        with pytest.raises(NodeError, match=r"^Machine atlas doesn't answer\.$"):
+            await reader.pull("atlas", "lab:1", print)
+
+
+async def test_what_a_node_says_of_its_images_is_checked(hub, node):
+    async def answer(found: Any) -> Any:
+        async def talk(_head: bytes, writer: asyncio.StreamWriter) -> None:
+            body = json.dumps(found).encode()
+            head = (
+                f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            )
+            writer.write(head.encode() + b"\r\n\r\n" + body)
+            await writer.drain()
+
+        async with lying_daemon(hub, node, talk) as address:
+            return await NodesReader([address], hub, SECONDS).images("atlas", ["lab:1"])
+
+    good = {"images": {"lab:1": {"id": ID, "digests": [NAMED]}, "more": 5}}
+    assert await answer(good) == {"lab:1": LocalImage(ID, (NAMED,))}
+    for bad in (None, {}, {"images": {}}, {"images": {"lab:1": {"id": "lab", "digests": []}}}):
+        with pytest.raises(NodeError, match="can't be trusted"):
+            await answer(bad)
+
+
+# -- The daemon itself: hostile questions ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def daemon(binaries, hub, tmp_path_factory) -> Iterator[NodeDaemon]:
+    """A real one, whose other part doesn't run."""
+    folder = tmp_path_factory.mktemp("atlas")
+    with NodeDaemon(folder, binaries.directory, [hub], describe([])) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "",
+        "-x",
+        "--help",
+        "a b",
+        "lab:1\n",
+        "../lab",
+        "-x/lab",
+        "/lab",
+        "LAB:1",
+        "lab@sha256:1",
+        "a" * 513,
+        "é",
+    ],
+)
+async def test_a_daemon_gets_nothing_by_what_is_no_reference(daemon, hub, reference):
+    with pytest.raises(NodeError) as refused:
+        await NodesReader([daemon.address], hub, SECONDS).pull("atlas", reference, print)
+    assert "it answers 400" in refused.value.technical
+
+
+async def test_a_daemon_whose_other_part_is_gone_says_so(daemon, hub):
+    reader = NodesReader([daemon.address], hub, SECONDS)
+    with pytest.raises(PullRefused, match="that asks Docker doesn't run"):
+        await reader.pull("atlas", "lab:1", print)
+
+
+# -- What a node has to have -------------------------------------------------------------------------
+
+
+class Node:
+    """A node's daemon: what its engine has, and what it gets when it is asked for a name."""
+
+    def __init__(self, has: Mapping[str, LocalImage], gets: Mapping[str, LocalImage]) -> None:
+        self.has = has
+        self.gets = gets
+        self.asked: list[str] = []
+
+    async def images(self, name: str, references: Any) -> Mapping[str, LocalImage | None]:
+        return {each: self.has.get(each) for each in references}
+
+    async def pull(self, name: str, image: str, report: Any) -> LocalImage:
+        self.asked.append(image)
+        if image not in self.gets:
+            raise PullRefused("The registry has no such image.", "manifest unknown")
+        return self.gets[image]
+
+
+def finds(image: LocalImage | None) -> Callable[[str], Awaitable[LocalImage | None]]:
+    async def find(name: str) -> LocalImage | None:
+        return image
+
+    return find
+
+
+BUILT, KNOWN = LocalImage(ID), LocalImage(ID, (NAMED, f"else/lab@{OTHER}"))
+
+
+@pytest.mark.parametrize(
+    ("image", "policy", "here", "has", "gets", "asked", "reference"),
+    [
+        # The hub has it from a registry: that one, by its digest.
+        ("lab:1", "ifnotpresent", KNOWN, {NAMED: KNOWN}, {}, [], NAMED),
+        ("lab:1", "ifnotpresent", KNOWN, {ID: BUILT}, {}, [], ID),
+        (
+            "lab:1",
+            "ifnotpresent",
+            KNOWN,
+            {"lab:1": LocalImage(OTHER)},
+            {NAMED: KNOWN},
+            [NAMED],
+            NAMED,
+        ),
+        # It was built there: by its id, and no other one of that name.
+        ("lab:1", "ifnotpresent", BUILT, {ID: BUILT, "lab:1": LocalImage(OTHER)}, {}, [], ID),
+        # The hub hasn't got it: each node has its own.
+        ("lab:1", "ifnotpresent", None, {"lab:1": LocalImage(OTHER)}, {}, [], OTHER),
+        ("lab:1", "ifnotpresent", None, {}, {"lab:1": LocalImage(OTHER)}, ["lab:1"], OTHER),
+        ("lab:1", "never", None, {"lab:1": LocalImage(OTHER)}, {}, [], OTHER),
+        # The newest, whatever the hub has.
+        ("lab:1", "always", KNOWN, {NAMED: KNOWN}, {"lab:1": LocalImage(OTHER)}, ["lab:1"], OTHER),
+        # By digest or id.
+        (NAMED, "ifnotpresent", None, {NAMED: KNOWN}, {}, [], NAMED),
+        (NAMED, "ifnotpresent", BUILT, {ID: BUILT}, {}, [], ID),
+        (NAMED, "always", None, {}, {NAMED: KNOWN}, [NAMED], NAMED),
+        (ID, "always", None, {ID: BUILT}, {}, [], ID),
+    ],
+)
+async def test_what_a_node_has_or_gets(image, policy, here, has, gets, asked, reference):
+    one = Node(has, gets)
+    assert await ensure(one, "atlas", image, policy, finds(here), print) == reference
+    assert one.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("image", "policy", "here", "has", "words"),
+    [
+        ("lab:1", "never", KNOWN, {"lab:1": LocalImage(OTHER)}, 'pull_policy is "never"'),
+        ("lab:1", "ifnotpresent", BUILT, {"lab:1": LocalImage(OTHER)}, "gpuspawner image spread"),
+        (ID, "ifnotpresent", None, {}, "no registry has it"),
+        ("lab:1", "ifnotpresent", None, {}, "no such image. That is machine atlas."),
+    ],
+)
+async def test_what_a_node_can_not_have_is_said_with_the_machine(image, policy, here, has, words):
+    with pytest.raises(ImageError) as failed:
+        await ensure(Node(has, {}), "atlas", image, policy, finds(here), print)
+    assert words in str(failed.value)
+    assert "atlas" in str(failed.value)
+
+
+async def test_a_node_that_has_got_another_image_is_found_out():
+    liar = Node({}, {NAMED: LocalImage(OTHER, (f"lab@{OTHER}",))})
+    with pytest.raises(ImageError, match="has got another image than lab:1") as failed:
+        await ensure(liar, "atlas", "lab:1", "ifnotpresent", finds(KNOWN), print)
+    assert OTHER in failed.value.said
+
+
+async def test_a_name_with_a_port_has_its_own_digest_taken():
+    found = LocalImage(ID, (f"a/lab@{OTHER}", f"reg:5000/lab@{DIGEST}"))
+    for name in ("reg:5000/lab:1", "reg:5000/lab"):
+        about = await images.wanted(name, "ifnotpresent", finds(found))
+        assert about.source == f"reg:5000/lab@{DIGEST}"
