@@ -64,8 +64,8 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
     until(lambda: listens(hub), "the hub listens", log=hub.log)
     ada, boss = Visitor(hub, "ada"), Visitor(hub, "boss")
     while cli_causes(uuid) != {"xid-79", "recovery-reset"}:
-        # A hub that reads between the two that the GPU is well again ends the mark of the event, and
-        # one that has read that a reset is due hears of no more events.
+        # A hub that reads between the two that the GPU is well ends the mark of the event, and one
+        # that has read that a reset is due hears of no more events.
         change(host, f"gpu {number} reset")
         until(lambda: listens(hub), "the hub listens", log=hub.log)
         change(host, f"gpu {number} xid 79")

@@ -207,7 +207,7 @@ async def test_what_a_node_says_of_its_images_is_checked(hub, node):
             await answer(bad)
 
 
-# -- The daemon itself: hostile questions ------------------------------------------------------------
+# -- The daemon itself: hostile questions ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ async def test_a_daemon_whose_other_part_is_gone_says_so(daemon, hub):
         await reader.pull("atlas", "lab:1", print)
 
 
-# -- What a node has to have -------------------------------------------------------------------------
+# -- What a node has to have -----------------------------------------------------------------------
 
 
 class Node:
