@@ -102,6 +102,7 @@ class SimulatedCluster(Simulation):
         managers: how many of the hosts decide.
         hub_on: the number of the host, from 1, on which the hub's container is.
         offers: what a host offers to the Swarm, in words of daemon.json.
+        heartbeat: after three times as many seconds a host that is cut off is down.
     """
 
     def __init__(
@@ -113,10 +114,12 @@ class SimulatedCluster(Simulation):
         managers: int = 1,
         hub_on: int = 1,
         offers: Callable[[State], list[str]] = offered_by,
+        heartbeat: int = HEARTBEAT,
     ) -> None:
         self._root = Path(engine_root) if engine_root is not None else None
         self._managers = managers
         self._hub_on = hub_on
+        self._heartbeat = heartbeat
         self._all = ExitStack()
         self._hub_pid = 0
         self._switch: Switch | None = None
@@ -189,7 +192,7 @@ class SimulatedCluster(Simulation):
             "ListenAddr": f"{first}:2377",
             "DefaultAddrPool": [OVERLAYS],
             "SubnetSize": 24,
-            "Spec": {"Dispatcher": {"HeartbeatPeriod": HEARTBEAT * 10**9}},
+            "Spec": {"Dispatcher": {"HeartbeatPeriod": self._heartbeat * 10**9}},
         }
         self.ask(1, "POST", "/swarm/init", about)
         tokens = self.ask(1, "GET", "/swarm")["JoinTokens"]

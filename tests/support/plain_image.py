@@ -14,6 +14,8 @@ import docker
 
 IMAGE = "gpuspawner-test/plain:1"
 COMMAND = ["/server"]
+# One that SIGTERM doesn't end.
+DEAF = ["/server", "deaf"]
 
 SERVER = r"""
 #include <arpa/inet.h>
@@ -27,12 +29,13 @@ static const char words[] =
 
 static void leave(int number) { (void)number; _exit(0); }
 
-int main(void)
+int main(int count, char **given)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(8888)};
     int yes = 1, s = socket(AF_INET, SOCK_STREAM, 0);
     char request[65536];
-    signal(SIGTERM, leave);
+    (void)given;
+    signal(SIGTERM, count > 1 ? SIG_IGN : leave);
     signal(SIGPIPE, SIG_IGN);
     setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
     if (bind(s, (struct sockaddr *)&address, sizeof address) || listen(s, 64))

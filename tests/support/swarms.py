@@ -158,6 +158,39 @@ class Swarm:
         listed = self.inside(user, "nvidia-smi", "-L").splitlines()
         return [line.split("UUID: ")[1].rstrip(")") for line in listed if "UUID: " in line]
 
+    def availability(self, node: int, word: str) -> None:
+        """Do as `docker node update --availability` with a node, by its number from 1."""
+        found = self.manager.inspect_node(self.node_ids[name_of(node)])
+        spec = {**found["Spec"], "Availability": word}
+        self.manager.update_node(found["ID"], found["Version"]["Index"], spec)
+
+    def state(self, node: int) -> str:
+        """Return what Swarm says of a node, by its number from 1: "ready" or "down"."""
+        found = self.manager.inspect_node(self.node_ids[name_of(node)])
+        return str(found["Status"]["State"])
+
+    def update(self, user: str, **changes: Any) -> None:
+        """Change the service of a user by hand: `force`, or `replicas`."""
+        (service,) = (
+            each
+            for each in self.services().values()
+            if each["Spec"]["Labels"].get("gpuspawner.user") == user
+        )
+        spec = service["Spec"]
+        template = spec["TaskTemplate"]
+        if changes.get("force"):
+            template = {**template, "ForceUpdate": template.get("ForceUpdate", 0) + 1}
+        mode = {"Replicated": {"Replicas": changes.get("replicas", 1)}}
+        self.manager.update_service(
+            service["ID"],
+            service["Version"]["Index"],
+            task_template=template,
+            name=spec["Name"],
+            labels=spec["Labels"],
+            mode=mode,
+            endpoint_spec=spec["EndpointSpec"],
+        )
+
     def running(self) -> list[Any]:
         """Return the tasks that run, or may."""
         over = {"complete", "shutdown", "failed", "rejected", "orphaned", "remove"}

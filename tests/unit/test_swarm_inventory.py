@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,29 @@ async def test_the_log_says_once_what_differs_and_again_if_it_comes_back(caplog)
         assert {gpu.state for gpu in found[0].gpus} == ({"free"} if swarm else {"unknown"})
         if expected is not None:
             assert caplog.text.count("one was invited and isn't in the Swarm") == expected
+
+
+async def test_the_log_says_which_machines_take_no_servers_and_why(caplog):
+    swarm = [swarm_node()]
+
+    async def listed() -> list[SwarmNode]:
+        return swarm
+
+    read = SwarmReader(Inventory(ONE), listed, logging.getLogger("swarm"))
+    await read()
+    assert caplog.text == ""
+    for changes, words in (
+        ({"state": "down"}, "Machine one is down for the Swarm"),
+        ({"availability": "drain"}, "docker node update --availability active one"),
+        ({"availability": "pause"}, "its availability is pause"),
+    ):
+        swarm[:] = [replace(swarm_node(), **changes)]
+        for _ in range(2):
+            await read()
+        assert caplog.text.count(words) == 1
+        swarm[:] = [swarm_node()]
+        await read()
+        caplog.clear()
 
 
 async def test_a_machine_whose_engine_can_not_be_asked_what_runs_there_gives_no_gpu(caplog):

@@ -149,6 +149,22 @@ def _trouble(gpu: GPU, node: SwarmNode | None) -> tuple[GPUState | None, str]:
     return None, ""
 
 
+def unusable(nodes: Iterable[SwarmNode]) -> Iterator[str]:
+    """Yield why nodes take no servers now, as sentences for administrators."""
+    for each in sorted(nodes, key=lambda node: node.name):
+        if each.state != "ready":
+            yield (
+                f"Machine {each.name} is {each.state} for the Swarm: nothing is handed out there. "
+                "What runs there goes on, and is ended when it comes back, if it was away for "
+                "longer than three heartbeats"
+            )
+        elif each.availability != "active":
+            yield (
+                f"Machine {each.name} takes no servers, as its availability is "
+                f"{each.availability}: docker node update --availability active {each.name}"
+            )
+
+
 def disagreements(inventory: Sequence[Node], nodes: Sequence[SwarmNode]) -> Iterator[str]:
     """Yield what daemons and Swarm say differently, as sentences for administrators.
 

@@ -11,7 +11,7 @@ from ...gpus.model import Node
 from ...gpus.reader import NodeReader
 from ...leases.audit_log import one_line
 from ...nodes.reports import NodeContainer
-from .cluster import SwarmNode, check_managers, disagreements, with_swarm
+from .cluster import SwarmNode, check_managers, disagreements, unusable, with_swarm
 
 
 class NodesInventory(NodeReader, Protocol):
@@ -77,7 +77,7 @@ class SwarmReader:
         """
         nodes, inventory = await asyncio.gather(self._list_nodes(), self._inventory())
         check_managers(nodes)
-        self._tell(disagreements(inventory, nodes))
+        self._tell((*unusable(nodes), *disagreements(inventory, nodes)))
         silent = [node for node, each in self._inventory.containers.items() if each is None]
         return with_swarm(inventory, nodes, silent)
 
