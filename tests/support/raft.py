@@ -87,8 +87,12 @@ class RaftInMemory(docker.APIClient):
     def services(self, filters: Any = None) -> list[Any]:
         return copy.deepcopy(list(self.kept.values()))
 
-    def tasks(self) -> list[Any]:
-        return copy.deepcopy(self.all_tasks)
+    def tasks(self, filters: Any = None) -> list[Any]:
+        found = self.all_tasks
+        for service in (filters or {}).get("service", []):
+            self.inspect_service(service)  # as the engine does, which refuses one that is gone
+            found = [each for each in found if each["ServiceID"] == service]
+        return copy.deepcopy(found)
 
     def inspect_service(self, id: str) -> Any:
         for service in self.kept.values():
