@@ -1,14 +1,14 @@
 """`python -m bench`: the times of starts, the cost of open pages, the waiting times of a queue.
 
-`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue`, `planner` and `usage` are
-one of them, with options (`--help`).
+`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue`, `planner`, `usage` and
+`cluster` are one of them, with options (`--help`).
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import costs, handover, load, pages, planner, queue, starts, usage
+from . import cluster, costs, handover, load, pages, planner, queue, starts, usage
 
 
 def main() -> int:
@@ -23,6 +23,7 @@ def main() -> int:
         "queue": queue.main,
         "planner": planner.main,
         "usage": usage.main,
+        "cluster": cluster.main,
     }
     if name in parts:
         return parts[name](options)
@@ -34,6 +35,7 @@ def main() -> int:
         queue.main,
         planner.main,
         usage.main,
+        cluster.main,
     )
     return starts.main(sys.argv[1:]) or next(filter(None, (main([]) for main in others)), 0)
 

@@ -94,6 +94,7 @@ class ServiceAttempt(SpawnAttempt):
         memory: its limit of memory, in bytes; 0: none, or it was never seen.
         output: the last lines of its output, if it has ended as it started.
         taskless_since: since when it has no task, by the monotonic clock; 0: it has one.
+        is_noted: whether it was seen to run since it started, with its labels.
     """
 
     node: str = ""
@@ -104,6 +105,7 @@ class ServiceAttempt(SpawnAttempt):
     memory: int = 0
     output: tuple[str, ...] = ()
     taskless_since: float = 0.0
+    is_noted: bool = False
 
 
 class GPUSwarmSpawner(ConfiguredContainer):
@@ -394,7 +396,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
     async def _set_at_end(self, server_id: str, ended: asyncio.Event) -> None:
         while True:
             with suppress(*errors.UNREACHABLE):
-                task = first(await self.backend.tasks_of(server_id))
+                task = first(await self.backend.tasks.of(server_id))
                 self.attempt.task = task or self.attempt.task
                 if task is None or is_terminal(task):
                     break
@@ -462,12 +464,14 @@ class GPUSwarmSpawner(ConfiguredContainer):
             return None
 
     async def _status(self) -> Any:
+        if self.attempt.is_noted and await self._ran_lately():
+            return None
         service = await self._own_service()
         if service is None:
             self._note_cause(REMOVED)
             self.object_id, self.attempt.task = "", None
             return 0
-        attempt, tasks = self.attempt, await self.backend.tasks_of(self.object_id)
+        attempt, tasks = self.attempt, await self.backend.tasks.of(self.object_id)
         task = first(tasks)
         if task is None and not replicas_of(service):
             return 0  # its hub was killed before it started it
@@ -515,6 +519,15 @@ class GPUSwarmSpawner(ConfiguredContainer):
         if cause == AWAY:
             self.lease.note_away(away_words(node))
 
+    async def _ran_lately(self) -> bool:
+        """Return whether a server that is known ran a moment ago: hubs ask for each of them."""
+        attempt, tasks = self.attempt, (await self.backend.tasks.recent()).get(self.object_id, ())
+        if attempt.cause or len(tasks) != 1:
+            return False  # or it is newer than that: the Swarm is asked
+        (task,) = tasks
+        own = str(task.get("ID")) == attempt.task_id
+        return own and state_of(task) == "running" and not is_given_up(task)
+
     async def _own_service(self) -> Mapping[str, Any] | None:
         """Return this server's service, by its id, else by its name; None if there is none.
 
@@ -542,6 +555,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
         self.attempt.memory = limits.get("MemoryBytes") or 0
         if self.pending:
             return
+        self.attempt.is_noted = True
         self.on_found()
         lease = lease_of(ServerRecord(str(service["ID"]), labels_of(service)))
         if lease:
@@ -552,7 +566,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
     async def get_url(self) -> str:
         """Return a running server's URL, for a hub that was killed while the server started."""
         try:
-            task = first(await self.backend.tasks_of(self.object_id))
+            task = first(await self.backend.tasks.of(self.object_id))
             ip = address_of(task, self.network_name) if task else ""
         except Exception:  # the Swarm can't be read: use the URL in the database
             ip = ""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from ..gpus.model import Holder, Lease, course_group
@@ -121,20 +122,32 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
     found = server.labels
     if LABEL_GPUS not in found or server.state == "ended":
         return None
-    gpus = frozenset(
-        filter(None, (part.strip() for part in bounded(found[LABEL_GPUS], MAX_LABEL).split(",")))
-    )
     of_hub = found.get(LABEL_HUB, hub)
-    course = bounded(found.get(LABEL_COURSE, ""), MAX_NAME)
+    lease = _lease_of(
+        bounded(found[LABEL_GPUS], MAX_LABEL),
+        bounded(found.get(LABEL_USER, "?"), MAX_NAME),
+        bounded(found.get(LABEL_SERVER, ""), MAX_NAME),
+        of_hub if hub and of_hub != hub else "",
+        bounded(found.get(LABEL_UNTIL, ""), MAX_NAME),
+        bounded(found.get(LABEL_GROUPS, ""), MAX_LABEL),
+        bounded(found.get(LABEL_COURSE, ""), MAX_NAME),
+    )
+    if lease.until is None or server.extended is None:
+        return lease  # a lease without an end isn't extended
+    return replace(lease, until=max(lease.until, server.extended.until))  # nor to an earlier one
+
+
+# Labels never change, and each of a cluster's servers is read for each decision.
+@lru_cache(maxsize=4096)
+def _lease_of(
+    gpus: str, user: str, server: str, hub: str, until: str, groups: str, course: str
+) -> Lease:
+    """Return the lease of these labels, as their backend lists them."""
     return Lease(
-        Holder(
-            bounded(found.get(LABEL_USER, "?"), MAX_NAME),
-            bounded(found.get(LABEL_SERVER, ""), MAX_NAME),
-            of_hub if hub and of_hub != hub else "",
-        ),
-        gpus,
-        until=_end(_seconds(found.get(LABEL_UNTIL, "")), server.extended),
-        groups=_names(found.get(LABEL_GROUPS, "")) | ({course_group(course)} if course else set()),
+        Holder(user, server, hub),
+        frozenset(filter(None, (part.strip() for part in gpus.split(",")))),
+        until=_seconds(until),
+        groups=_names(groups) | ({course_group(course)} if course else set()),
     )
 
 
@@ -158,13 +171,6 @@ def leases_of(
     ]
 
 
-def _end(labelled: float | None, extended: Deadline | None) -> float | None:
-    # A lease without an end isn't extended, nor one to an earlier end.
-    if labelled is None or extended is None:
-        return labelled
-    return max(labelled, extended.until)
-
-
 def _seconds(text: str) -> float | None:
     # More digits would be a year that `datetime` doesn't know.
     return float(text) if re.fullmatch(r"[0-9]{1,11}", text) else None
@@ -172,7 +178,7 @@ def _seconds(text: str) -> float | None:
 
 def _names(text: str) -> frozenset[str]:
     with suppress(ValueError):
-        found = parse_json(bounded(text, MAX_LABEL))
+        found = parse_json(text)
         if isinstance(found, list):
             return frozenset(name for name in found if isinstance(name, str))
     return frozenset()

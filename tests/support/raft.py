@@ -101,9 +101,13 @@ class RaftInMemory(docker.APIClient):
         self._check_leader()
         return copy.deepcopy(list(self.kept.values()))
 
-    def tasks(self) -> list[Any]:
+    def tasks(self, filters: Any = None) -> list[Any]:
         self._check_leader()
-        return copy.deepcopy(self.all_tasks)
+        found = self.all_tasks
+        for service in (filters or {}).get("service", []):
+            self.inspect_service(service)  # as the engine does, which refuses one that is gone
+            found = [each for each in found if each["ServiceID"] == service]
+        return copy.deepcopy(found)
 
     def inspect_service(self, id: str) -> Any:
         self._check_leader()

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from gpuspawner.backends.base import Backend
+from gpuspawner.backends.server import ServerOfBackend
+
 from ..support.imports import MODULES, all_that_loads, imports, imports_of, ours, top
 from ..support.paths import ROOT
 
@@ -185,3 +188,15 @@ def test_the_folders_of_the_tests() -> None:
         path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")
     }
     assert {str(each) for each in folders} == {"unit", "engine", "browser", "simulated"}
+
+
+def test_the_page_on_another_backend_names_each_method_of_the_interface() -> None:
+    text = (ROOT / "docs" / "explanation" / "kubernetes.md").read_text()
+    methods = {
+        name
+        for cls in (Backend, ServerOfBackend)
+        for name, value in vars(cls).items()
+        if not name.startswith("_") and (callable(value) or isinstance(value, property))
+    }
+    assert {"list", "create_server", "server_id"} < methods
+    assert [name for name in sorted(methods) if f"`{name}`" not in text] == []

@@ -210,7 +210,7 @@ class Server:
         """Do as JupyterHub does now and then: clean up after a server that has ended."""
         with suppress(APIError):
             service = await self.hub.backend.inspect(self.id)
-            tasks = await self.hub.backend.tasks_of(self.id)
+            tasks = await self.hub.backend.tasks.of(self.id)
             if service is None or not tasks or end_of(tasks, self.own) is not None:
                 self.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -685,3 +686,31 @@ async def test_with_skip_no_machine_is_asked(hub, port):
     await spawned(hub.server_of(port, cmd="/server", pull_policy="skip"), gpus=1)
     (service,) = hub.swarm.services()
     assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "ref/plain"
+
+
+async def test_a_hub_that_asks_for_each_server_lists_them_once(hub, port):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    assert await one.poll() is None
+    asked: Counter[str] = Counter()
+    for name in ("tasks", "inspect_service"):
+        real = getattr(hub.swarm, name)
+        setattr(hub.swarm, name, lambda *a, r=real, n=name, **k: (asked.update([n]), r(*a, **k))[1])
+    for _ in range(20):
+        assert await one.poll() is None
+    assert asked.keys() <= {"tasks"}
+    assert asked["tasks"] <= 2
+    # One that has ended is asked for, as soon as a list shows it.
+    hub.swarm.all_tasks[0]["Status"] = {"State": "complete"}
+    await hub.backend.tasks.now()
+    assert str(await one.poll()).startswith("complete")
+
+
+async def test_what_was_running_a_moment_ago_and_is_gone_by_hand_is_no_server_soon(hub, port):
+    one = hub.server_of(port)
+    await spawned(one, gpus=1)
+    assert await one.poll() is None
+    hub.swarm.remove_service(one.server_id)
+    while await one.poll() is None:
+        await asyncio.sleep(0.05)
+    assert await one.poll() == 0

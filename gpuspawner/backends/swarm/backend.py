@@ -35,6 +35,7 @@ from .cluster import SwarmNode, parse_nodes
 from .errors import UNREACHABLE, is_out_of_sequence
 from .listing import LABEL_END, TASK, Listed
 from .service_spec import labelled, started
+from .task_list import TaskList
 from .tasks import Task, first, is_contested, is_refused, is_terminal, made, run_of, words_of
 from .watcher import TaskWatcher
 
@@ -74,13 +75,8 @@ class SwarmBackend(EngineClient):
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
-        # Of many who wait for a task, the engine lists all of them for all.
-        self.tasks = SharedRead(self._list_tasks)
+        self.tasks = TaskList(self.call)
         self.list_nodes = SharedRead(self._list_nodes)
-
-    async def _list_tasks(self) -> Sequence[Task]:
-        found: Sequence[Task] = await self.call("tasks")
-        return found
 
     async def _list_nodes(self) -> Sequence[SwarmNode]:
         self.nodes = parse_nodes(await self.call("nodes"))
@@ -102,7 +98,7 @@ class SwarmBackend(EngineClient):
         if not self.nodes:
             await self.list_nodes()
         # What is created in between has a service, and what is removed in between a task.
-        tasks = await self.tasks()
+        tasks = await self.tasks.now()
         services = await self.call("services")
         of_node = {node.id: list(node.offered) for node in self.nodes}
         self.listed = listing.read(services, tasks, of_node)
@@ -162,7 +158,7 @@ class SwarmBackend(EngineClient):
                 await self.call("remove_service", server_id)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while remaining := [each for each in await self.tasks() if _is_of(each, server_id)]:
+        while remaining := [each for each in await self.tasks.now() if _is_of(each, server_id)]:
             there = {node.id for node in await self.list_nodes() if node.state == "ready"}
             # One without a node runs nowhere, and has nobody to say so.
             if not any(each.get("NodeID") in there for each in remaining):
@@ -188,7 +184,7 @@ class SwarmBackend(EngineClient):
         with suppress(docker.errors.NotFound):
             await self._update(server_id, change)
             service = await self.call("inspect_service", server_id)
-            own = [each for each in await self.tasks() if each.get("ServiceID") == server_id]
+            own = await self.tasks.of(server_id)
             if listing.server_state(service, own) != "running":
                 await self.call("remove_service", server_id)
 
@@ -208,7 +204,7 @@ class SwarmBackend(EngineClient):
 
     def watch(self, notice: Callable[[], None]) -> TaskWatcher:
         """Return a watcher that calls `notice` when a task may have ended."""
-        return TaskWatcher(self.tasks, notice)
+        return TaskWatcher(self.tasks.recent, notice)
 
     async def take_out_of_service(self, uuid: str, by: str, why: str) -> None:
         """Mark a GPU as out of service, by a config."""
@@ -234,7 +230,7 @@ class SwarmBackend(EngineClient):
         """Return when servers ran, as far as the Swarm remembers their tasks."""
         found: dict[str, ServerRun] = {}
         # The first one is the server, and so comes last.
-        for task in sorted(await self.tasks(), key=made, reverse=True):
+        for task in sorted(await self.tasks.now(), key=made, reverse=True):
             for server_id in (str(task.get("ServiceID")), f"{TASK}{task.get('ID')}"):
                 if server_id in server_ids:
                     found[server_id] = run_of(task)
@@ -256,10 +252,6 @@ class SwarmBackend(EngineClient):
             return found
         return None
 
-    async def tasks_of(self, server_id: str) -> Sequence[Task]:
-        """Return the tasks of a service, from a listing that begins now."""
-        return [each for each in await self.tasks() if each.get("ServiceID") == server_id]
-
     async def await_task(self, server_id: str, is_enough: Callable[[Task], bool]) -> Task | None:
         """Wait until the task of a service is as is wanted, or ends.
 
@@ -277,7 +269,7 @@ class SwarmBackend(EngineClient):
         began = readable_at = loop.time()
         while True:
             try:
-                task = first(await self.tasks_of(server_id))
+                task = first(await self.tasks.of(server_id))
                 if task is None and not await self._is_to_run(server_id):
                     return None
                 if task and (is_terminal(task) or is_enough(task)):
@@ -354,7 +346,7 @@ class SwarmBackend(EngineClient):
         if not nodes:
             raise Unknown(lazy_gettext("No machine of the Swarm takes servers now."))
         running = Counter(
-            each.get("NodeID") for each in await self.tasks() if not is_terminal(each)
+            each.get("NodeID") for each in await self.tasks.now() if not is_terminal(each)
         )
         return min(nodes, key=lambda node: (node.name != preferred, running[node.id], node.name))
 

@@ -7,7 +7,8 @@ ref: https://github.com/moby/moby/issues/37403
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 
 from .tasks import Task, is_terminal
 
@@ -19,14 +20,14 @@ class TaskWatcher:
     """A watcher that calls back on the event loop when a task may have ended.
 
     Args:
-        list_tasks: lists all tasks.
+        list_tasks: returns service id -> its tasks.
         notice: the callback.
         period: the pause between two listings, in seconds.
     """
 
     def __init__(
         self,
-        list_tasks: Callable[[], Awaitable[Sequence[Task]]],
+        list_tasks: Callable[[], Awaitable[Mapping[str, Sequence[Task]]]],
         notice: Callable[[], None],
         period: float = PERIOD_SECONDS,
     ) -> None:
@@ -48,7 +49,7 @@ class TaskWatcher:
         last = None
         while True:
             try:
-                tasks = await self._list_tasks()
+                tasks = chain.from_iterable((await self._list_tasks()).values())
                 now = frozenset(str(each.get("ID")) for each in tasks if not is_terminal(each))
             except Exception:  # the Swarm can't be read: what comes back may have changed
                 now = None
