@@ -42,7 +42,7 @@ from .errors import Contested, GPUSpawnerError
 from .gpus.model import Request
 from .gpus.reader import HubReader, NodeReader
 from .hub import http_errors
-from .i18n.lazy_text import lazy_gettext
+from .i18n.lazy_text import MachineText, lazy_gettext, lazy_ngettext
 from .leases.audit_log import one_line
 from .leases.labels import (
     LABEL_HUB,
@@ -332,7 +332,14 @@ class GPUSwarmSpawner(ConfiguredContainer):
 
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return its (ip, port)."""
-        where = lazy_gettext("Starting on machine %(node)s", node=self.attempt.node)
+        where = MachineText(
+            lazy_gettext("Starting on machine %(node)s", node=self.attempt.node),
+            lazy_ngettext(
+                "Starting on %(num)s machine",
+                "Starting on one of %(num)s machines",
+                len(self.backend.nodes),
+            ),
+        )
         self.progress_steps.add(60, where)
         task = await self._wait_for_task(server_id, lambda task: state_of(task) == "running")
         ip = self._address(task)

@@ -21,9 +21,9 @@ from ..gpus.allocation import (
     model_counts,
     most_on_one_node,
     offered_nodes,
-    span_several_nodes,
 )
 from ..gpus.links import Connection, connection
+from ..gpus.machine_names import MachineNames
 from ..gpus.model import GPU, SHARED, WHOLE
 from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
@@ -160,8 +160,8 @@ def render(
         ends=_expected_end(forecast, hours),
         forecast=forecast,
         without=forecast.kind == "wait" and counts[0].forecast.kind == "now",
-        gpus=view.gpus if view else (),
-        several=span_several_nodes(view.gpus) if view else False,
+        gpus=view.machines.gpus(view.gpus) if view else (),
+        machines=view.machines if view else MachineNames(()),
         offered=_offered(view),
         notes=kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
         limits=limits.rules(),
@@ -551,7 +551,7 @@ def granted_phrase(gpus: Sequence[GPU]) -> str:
         return lazy_gettext("No GPU was asked for")
     parts = []
     if gpus[0].kind != WHOLE:
-        named = gpu_names(gpus, several=False)
+        named = gpu_names(gpus, MachineNames(()))
         return lazy_gettext("Set aside for you: %(which)s", which=named)
     for model in dict.fromkeys(gpu.model for gpu in gpus):
         indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..backends.base import Report
 from ..gpus.model import GPU, Node
-from ..i18n.lazy_text import lazy_gettext, listed
+from ..i18n.lazy_text import MachineText, lazy_gettext, listed
 from ..i18n.phrases import clock_time
 from ..leases.audit_log import one_line
 from ..timeouts import within
@@ -243,7 +243,10 @@ class NodesReader:
             if "error" in event:
                 raise PullRefused(
                     read_sentence(event["error"])
-                    or lazy_gettext("Machine %(node)s can't get the image.", node=address.name),
+                    or MachineText(
+                        lazy_gettext("Machine %(node)s can't get the image.", node=address.name),
+                        lazy_gettext("The machine can't get the image."),
+                    ),
                     printable(str(event.get("said", "")), 500),
                 )
             if event.get("done") is True:
@@ -283,8 +286,11 @@ class NodesReader:
     def _address(self, name: str) -> NodeAddress:
         known = self._nodes.get(name)
         if known is None:
-            sentence = lazy_gettext("This hub knows no machine %(node)s.", node=name)
-            raise NodeError(sentence, str(sentence))
+            sentence = MachineText(
+                lazy_gettext("This hub knows no machine %(node)s.", node=name),
+                lazy_gettext("This hub doesn't know the machine."),
+            )
+            raise NodeError(sentence, f"this hub knows no machine {name}")
         return known.address
 
     async def _within(
@@ -315,10 +321,16 @@ def _image(value: Any) -> LocalImage | None:
 def other_version(address: NodeAddress, version: str) -> NodeError:
     """Return the error of a node whose daemon speaks another protocol than this hub."""
     return NodeError(
-        lazy_gettext(
-            "Machine %(node)s runs another version of gpuspawner than the hub: an administrator "
-            "has to update one of them.",
-            node=address.name,
+        MachineText(
+            lazy_gettext(
+                "Machine %(node)s runs another version of gpuspawner than the hub: an "
+                "administrator has to update one of them.",
+                node=address.name,
+            ),
+            lazy_gettext(
+                "The machine runs another version of gpuspawner than the hub: an administrator "
+                "has to update one of them."
+            ),
         ),
         f"gpuspawner {version or 'of an unknown version'} runs there, and {__version__} here: "
         "install the same version on both",
@@ -437,8 +449,11 @@ def _without(gpus: Sequence[GPU], contested: Mapping[str, Sequence[str]]) -> tup
 def _contested(gpu: GPU, contested: Mapping[str, Sequence[str]]) -> GPU:
     for uuid in _uuids_of(gpu):
         if names := contested.get(uuid.lower()):
-            reason = lazy_gettext(
-                "Machines %(nodes)s both say that they have it.", nodes=listed(names, "and")
+            reason = MachineText(
+                lazy_gettext(
+                    "Machines %(nodes)s both say that they have it.", nodes=listed(names, "and")
+                ),
+                lazy_gettext("Another machine says that it has it, too."),
             )
             return replace(gpu, uuid=None, state="unknown", reason=reason)
     return gpu

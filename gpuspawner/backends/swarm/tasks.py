@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from ...i18n.lazy_text import lazy_gettext
+from ...i18n.lazy_text import MachineText, lazy_gettext
 from ...i18n.phrases import clock_time, memory_words
 from ...leases.server_run import ServerRun
 from ..docker.runs import seconds
@@ -96,21 +96,38 @@ def explain_refusal(task: Task, node: str) -> str:
         node: the name of its node.
     """
     words = words_of(task)
+    said = MachineText(words, without(words, node))
     if is_refused(task) and "not available" in words:
-        return lazy_gettext(
-            "Machine %(node)s takes no servers now. An administrator can see why with "
-            "docker node ls.",
-            node=node,
+        return MachineText(
+            lazy_gettext(
+                "Machine %(node)s takes no servers now. An administrator can see why with "
+                "docker node ls.",
+                node=node,
+            ),
+            lazy_gettext(
+                "The machine takes no servers now. An administrator can see why with docker node "
+                "ls."
+            ),
         )
     if re.search("no such image|pull access denied|manifest unknown", words, re.IGNORECASE):
-        return lazy_gettext(
-            "The image isn't on machine %(node)s: %(words)s.", node=node, words=words
+        return MachineText(
+            lazy_gettext("The image isn't on machine %(node)s: %(words)s.", node=node, words=said),
+            lazy_gettext("The image isn't on the machine: %(words)s.", words=said),
         )
     if "no space left" in words:
-        return lazy_gettext(
-            "The disk of machine %(node)s is full: %(words)s.", node=node, words=words
+        return MachineText(
+            lazy_gettext("The disk of machine %(node)s is full: %(words)s.", node=node, words=said),
+            lazy_gettext("The disk of the machine is full: %(words)s.", words=said),
         )
-    return lazy_gettext("Machine %(node)s refused: %(words)s.", node=node, words=words)
+    return MachineText(
+        lazy_gettext("Machine %(node)s refused: %(words)s.", node=node, words=said),
+        lazy_gettext("The machine refused: %(words)s.", words=said),
+    )
+
+
+def without(words: str, node: str) -> str:
+    """Return an engine's words without the name of a machine."""
+    return re.sub(re.escape(node), "…", words, flags=re.IGNORECASE) if node else words
 
 
 def exit_code(task: Task) -> int | None:
@@ -132,11 +149,18 @@ def explain_end(task: Task | None, now: float, node: str = "", memory: int = 0) 
     code = exit_code(task) if task else None
     time = clock_time((task and _ended(task)) or now)
     if state == "orphaned":
-        return lazy_gettext(
-            "Your server is given up since %(time)s: its machine %(node)s has been away for too "
-            "long. Your files are kept.",
-            time=time,
-            node=node,
+        return MachineText(
+            lazy_gettext(
+                "Your server is given up since %(time)s: its machine %(node)s has been away for "
+                "too long. Your files are kept.",
+                time=time,
+                node=node,
+            ),
+            lazy_gettext(
+                "Your server is given up since %(time)s: its machine has been away for too long. "
+                "Your files are kept.",
+                time=time,
+            ),
         )
     if state == "failed" and code == KILLED and memory:
         return lazy_gettext(
