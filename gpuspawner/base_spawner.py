@@ -388,6 +388,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             self.request_limits(),
             self.has_own_options(),
             self.promised_seconds,
+            self.home_node(),
         )
 
     @property

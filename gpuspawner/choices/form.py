@@ -183,13 +183,16 @@ def render(
     )
 
 
-def page(shared: str, home: HomeUse | None, language: Language = ENGLISH) -> str:
+def page(
+    shared: str, home: HomeUse | None, language: Language = ENGLISH, home_words: str = ""
+) -> str:
     """Return the form for one user's page, with its style and script; "" if there is none.
 
     Args:
         shared: what `render` has returned.
         home: how much the user keeps at home; None: that isn't known.
         language: the user's.
+        home_words: where the user's files are; "" where that makes no difference.
     """
     if not shared:
         return ""
@@ -198,6 +201,7 @@ def page(shared: str, home: HomeUse | None, language: Language = ENGLISH) -> str
         before=Markup(before),  # noqa: S704 # from our own template
         after=Markup(after),  # noqa: S704 # from our own template
         home=home,
+        home_words=home_words,
         style=_read_static("form.css"),
         script=_read_static("form.js"),
         **language.context(),

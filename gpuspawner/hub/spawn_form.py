@@ -95,7 +95,7 @@ class SpawnForm:
             choice, told = self._filled_in()
             shared = await form_for(choice, RECENT_SECONDS, **told)
             home = spawner.home_use(applicant.limits.files)
-            return form.page(shared, home, form_language)
+            return form.page(shared, home, form_language, spawner.home_words())
         picked = options.restore_choice(asked)
         answer = await form_stream.answer(
             lambda seconds: form_for(picked, seconds, picked=True),
