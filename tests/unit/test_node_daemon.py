@@ -461,7 +461,9 @@ async def test_what_two_nodes_say_they_have_is_neithers(daemon, hub, stranger):
         ("free", TWO.gpus[1].uuid),
         ("unknown", None),
     ]
-    assert other.gpus[0].reason == "Machines atlas and borea both say that they have it."
+    reason = other.gpus[0].reason
+    assert reason == "Another machine says that it has it, too."
+    assert LOG.say(reason) == "Machines atlas and borea both say that they have it."
     assert reader.contested == {stolen.lower(): ["atlas", "borea"]}
 
 
