@@ -31,6 +31,7 @@ from .courses.catalogue import CourseCatalogue
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
 from .gpus import share_hints
+from .gpus.machine_names import may_know
 from .gpus.model import Holder, Lease
 from .group_overrides import GroupOverrides, OverrideError
 from .hub import compat, http_errors, metrics
@@ -46,8 +47,8 @@ from .hub.state import (
     hub_state_of,
     stay_off,
 )
-from .i18n.languages import ENGLISH, Language, language_for, translations
-from .i18n.lazy_text import join_sentences, lazy_gettext
+from .i18n.languages import ENGLISH, LOG, Language, language_for, translations
+from .i18n.lazy_text import LazyText, MachineText, join_sentences, lazy_gettext
 from .kept_rules import KeptRules
 from .leases import audit_log
 from .leases.audit_log import one_line
@@ -118,7 +119,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         super().__init__(*args, **kwargs)
         self.attempt = self.new_attempt()
         self.lease = ServerLease(self)
-        self.progress_steps = Steps(translations)
+        self.progress_steps = Steps(self._translations)
         self.overrides = GroupOverrides(self)
         self.kept_rules = KeptRules(self)
         self.waiting = WaitInQueue(self)
@@ -232,13 +233,39 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     language_seen = ENGLISH
 
     def language(self, static_url: Any = None) -> Language:
-        """Return the language of the user's browser.
+        """Return the language of the user's browser, in which pages name machines if it may know.
+
+        What outlives the request, as why a start has failed, names them only if everybody may know.
 
         Args:
             static_url: a template's `static_url`, in a page that is rendered without `handler` set.
         """
         handler = compat.handler_of_page(static_url)
-        return language_for(form_stream.accept_language_of(handler) or self._accept_language)
+        said = language_for(form_stream.accept_language_of(handler) or self._accept_language)
+        return said.naming(self.names_machines_for(handler))
+
+    def language_of_form(self) -> Language:
+        """Return the language of who reads the form that is made now, and nobody else."""
+        handler = form_stream.current_request()
+        return self.language().naming(self.names_machines_for(handler))
+
+    def names_machines_for(self, handler: Any = None) -> bool:
+        """Return whether who has sent a request may know the machines' names.
+
+        Args:
+            handler: the request's, whose answer nobody else reads; None: everybody is asked of.
+        """
+        state = self._hub_state
+        audience = state.name_machines if state else self.name_machines
+        return may_know(audience, handler is not None and compat.is_by_administrator(handler))
+
+    def _translations(self, text: str) -> dict[str, str]:
+        """Return language tag -> what all who see this server read, English among them."""
+        named = self.names_machines_for()
+        if named and isinstance(text, LazyText):
+            # For programs, which read it as it is.
+            text = MachineText(text, LOG.say(text))
+        return {"en": text, **translations(text, named)}
 
     async def apply_group_overrides(self) -> None:
         """Apply the group overrides to the configured values, so that rights end with membership.
@@ -361,6 +388,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             self.request_limits(),
             self.has_own_options(),
             self.promised_seconds,
+            self.home_node(),
         )
 
     @property
@@ -545,7 +573,10 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         if isinstance(error, GPUSpawnerError):
             said = getattr(error, "said", "")  # the engine's own words
             self.log.error(
-                "Starting %s failed: %s %s", self.log_name, one_line(error), one_line(said)
+                "Starting %s failed: %s %s",
+                self.log_name,
+                one_line(LOG.say(str(error))),
+                one_line(said),
             )
             return http_errors.failure(str(error))
         self.log.error("Starting %s failed", self.log_name, exc_info=error)

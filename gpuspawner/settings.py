@@ -17,6 +17,7 @@ from .counts import Counts
 from .courses.catalogue import CourseCatalogue, check_courses
 from .courses.model import Course
 from .gpus.allocation import POLICIES
+from .gpus.machine_names import AUDIENCES
 from .gpus.model import Request, counted_in
 from .gpus.unit_names import MAX_SLOTS
 from .group_overrides import common, lower
@@ -311,6 +312,15 @@ class GPUTraits(SpawnerMixin):
         help="""The path, in the hub's folder, of a Unix socket through which services that the hub
         starts can read the queue and extend leases. Only the hub's account can open it. Empty:
         none.""",
+    ).tag(config=True)
+
+    name_machines = Enum(
+        AUDIENCES,
+        "administrators",
+        help="""Who reads the names of the machines, where there are several: only `administrators`,
+        as they tell of a network, or `everybody`. Others read "machine 2" or "on one of 3
+        machines", on all pages, in the REST API, in live updates and in messages. The same for
+        everybody: a group override changes nothing.""",
     ).tag(config=True)
 
     usage_db = Unicode(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyterhub.utils import url_path_join
-from traitlets import Dict, Unicode, default
+from traitlets import Bool, Dict, Unicode, default
 
 from .backends.base import Backend
 from .backends.docker import errors as engine_errors
@@ -19,7 +19,7 @@ from .backends.docker.backend import UlimitRefused, connect
 from .backends.docker.container_config import refused_ulimit, with_kept_folders, with_log
 from .backends.docker.readiness import QUICK_START, wait_until_answering
 from .backends.docker.stopping import GRACE
-from .backends.swarm import errors, refusals
+from .backends.swarm import errors, homes, refusals
 from .backends.swarm.backend import SwarmBackend
 from .backends.swarm.listing import LABEL_NODE, labels_of, replicas_of
 from .backends.swarm.reader import SwarmReader
@@ -48,8 +48,8 @@ from .configured_container import ConfiguredContainer
 from .errors import Contested, GPUSpawnerError
 from .gpus.model import Request
 from .gpus.reader import HubReader
-from .hub import http_errors
-from .i18n.lazy_text import lazy_gettext
+from .hub import compat, http_errors
+from .i18n.lazy_text import MachineText, lazy_gettext, lazy_ngettext
 from .leases import audit_log
 from .leases.audit_log import one_line
 from .leases.labels import (
@@ -73,6 +73,8 @@ PAUSE_SECONDS = 0.5
 # After this time a service without any task has lost it, in seconds.
 TASK_SECONDS = 30
 LAST_LINES = 12
+# Tells JupyterLab that what is kept is on this server's machine alone.
+ON_ONE_MACHINE = "GPUSPAWNER_KEPT_ON_ONE_MACHINE"
 # Sockets and the like of a running server: off the home, which may be full, or hold another's.
 RUNTIME = {"JUPYTER_RUNTIME_DIR": "/tmp/jupyter-runtime"}  # noqa: S108 - a container's own
 
@@ -126,6 +128,16 @@ class GPUSwarmSpawner(ConfiguredContainer):
         help="""Options of `volume_driver`, as {"type": "nfs", "o": "addr=nas", "device":
         ":/homes/{volume}"} for "local", with which every node has the same files. {volume} is the
         volume's name; without it, all volumes would be one folder.""",
+    ).tag(config=True)
+
+    shared_homes = Bool(
+        None,
+        allow_none=True,
+        help="""Whether users' files are the same on all machines. None: that is decided from
+        `volume_driver`, `volume_driver_options` and `volumes`: the engine's own volumes are on one
+        machine each, folders and a file server on all. Where a folder is each machine's own, or a
+        driver's volumes are, this is False: form and JupyterLab say so then, and servers start
+        where their user's files are, if they can.""",
     ).tag(config=True)
 
     nodes_folder = Unicode(
@@ -206,7 +218,25 @@ class GPUSwarmSpawner(ConfiguredContainer):
         """Return the server's environment; the administrator's variables override ours."""
         kept = RUNTIME if self.home_volume else {}
         grace = {GRACE: f"{self.stop_grace:g}"}
-        return {**QUICK_START, **grace, **kept, **super().get_env()}
+        apart = {ON_ONE_MACHINE: "1"} if self.homes_are_apart() else {}
+        return {**QUICK_START, **grace, **kept, **apart, **super().get_env()}
+
+    def homes_are_apart(self) -> bool:
+        """Return whether there are several machines, and users' files are on one of them each."""
+        nodes = self.backend.nodes if self._hub_state else ()
+        return len(nodes) > 1 and homes.homes_of(self).local
+
+    def home_node(self) -> str:
+        """Return the name of the node of the user's last server, where files are on one each."""
+        if not self.homes_are_apart():
+            return ""
+        others = compat.servers_of(self.user) if self.user else ()
+        known = (each._last_node for each in (self, *others) if isinstance(each, GPUSwarmSpawner))
+        return next(filter(None, known), "")
+
+    def home_words(self) -> str:
+        """Return where the user's files are, as sentences; "" where that makes no difference."""
+        return homes.words(self.home_node()) if self.homes_are_apart() else ""
 
     def get_state(self) -> dict[str, Any]:
         """Return the state for `load_state`, with the node of the last server."""
@@ -279,7 +309,7 @@ class GPUSwarmSpawner(ConfiguredContainer):
         if nodes:
             (self.attempt.node,) = nodes
         else:
-            self.attempt.node = (await self.backend.place(self._last_node)).name
+            self.attempt.node = (await self.backend.place(self.home_node())).name
         await self._get_image()
 
     async def _get_image(self) -> None:
@@ -371,7 +401,14 @@ class GPUSwarmSpawner(ConfiguredContainer):
 
     async def await_server(self, server_id: str) -> tuple[str, int]:
         """Wait for the server's first answer; return its (ip, port)."""
-        where = lazy_gettext("Starting on machine %(node)s", node=self.attempt.node)
+        where = MachineText(
+            lazy_gettext("Starting on machine %(node)s", node=self.attempt.node),
+            lazy_ngettext(
+                "Starting on %(num)s machine",
+                "Starting on one of %(num)s machines",
+                len(self.backend.nodes),
+            ),
+        )
         self.progress_steps.add(60, where)
         task = await self._wait_for_task(server_id, lambda task: state_of(task) == "running")
         ip = self._address(task)

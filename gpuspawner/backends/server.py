@@ -101,6 +101,14 @@ class ServerOfBackend:
         """
         return None
 
+    def home_node(self) -> str:
+        """Return the name of the node with the user's files; "": they are on all, or on none."""
+        return ""
+
+    def home_words(self) -> str:
+        """Return where the user's files are, as sentences; "" where that makes no difference."""
+        return ""
+
     def home_facts(self) -> dict[str, Any] | None:
         """Return the same as a JSON value, for a server that runs."""
         return None

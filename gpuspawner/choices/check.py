@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import Refused, Unknown
@@ -31,6 +31,7 @@ class Applicant:
         request_limits: the limits of its request in the queue.
         others_allowed: whether unknown keys are allowed, for the administrator's own hooks.
         promised: for how long it was promised its GPUs before, in seconds, if it waits.
+        home_node: the name of the node with its user's files; "": they are on all, or on none.
     """
 
     holder: Holder
@@ -39,6 +40,7 @@ class Applicant:
     request_limits: RequestLimits
     others_allowed: bool = False
     promised: float | None = None
+    home_node: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def forecast_choice(
 
 def _request(choice: options.Choice, applicant: Applicant, queue: Queue, view: View) -> Request:
     request = options.request(choice, applicant.limits, view.nodes)
+    request = replace(request, home_node=applicant.home_node)
     limit = applicant.request_limits.most_of_user(request)
     if limit is not None and request.gpus:
         # The queue would refuse it later: too many GPUs with those of the user's other servers.

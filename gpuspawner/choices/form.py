@@ -21,9 +21,9 @@ from ..gpus.allocation import (
     model_counts,
     most_on_one_node,
     offered_nodes,
-    span_several_nodes,
 )
 from ..gpus.links import Connection, connection
+from ..gpus.machine_names import MachineNames
 from ..gpus.model import GPU, SHARED, WHOLE
 from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
@@ -160,8 +160,8 @@ def render(
         ends=_expected_end(forecast, hours),
         forecast=forecast,
         without=forecast.kind == "wait" and counts[0].forecast.kind == "now",
-        gpus=view.gpus if view else (),
-        several=span_several_nodes(view.gpus) if view else False,
+        gpus=view.machines.gpus(view.gpus) if view else (),
+        machines=view.machines if view else MachineNames(()),
         offered=_offered(view),
         notes=kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
         limits=limits.rules(),
@@ -183,13 +183,16 @@ def render(
     )
 
 
-def page(shared: str, home: HomeUse | None, language: Language = ENGLISH) -> str:
+def page(
+    shared: str, home: HomeUse | None, language: Language = ENGLISH, home_words: str = ""
+) -> str:
     """Return the form for one user's page, with its style and script; "" if there is none.
 
     Args:
         shared: what `render` has returned.
         home: how much the user keeps at home; None: that isn't known.
         language: the user's.
+        home_words: where the user's files are; "" where that makes no difference.
     """
     if not shared:
         return ""
@@ -198,6 +201,7 @@ def page(shared: str, home: HomeUse | None, language: Language = ENGLISH) -> str
         before=Markup(before),  # noqa: S704 # from our own template
         after=Markup(after),  # noqa: S704 # from our own template
         home=home,
+        home_words=home_words,
         style=_read_static("form.css"),
         script=_read_static("form.js"),
         **language.context(),
@@ -551,7 +555,7 @@ def granted_phrase(gpus: Sequence[GPU]) -> str:
         return lazy_gettext("No GPU was asked for")
     parts = []
     if gpus[0].kind != WHOLE:
-        named = gpu_names(gpus, several=False)
+        named = gpu_names(gpus, MachineNames(()))
         return lazy_gettext("Set aside for you: %(which)s", which=named)
     for model in dict.fromkeys(gpu.model for gpu in gpus):
         indexes = listed([str(gpu.index) for gpu in gpus if gpu.model == model], "and")

@@ -48,6 +48,11 @@ def remember_request(handler: Any) -> None:
     _handler.set(handler)
 
 
+def current_request() -> Any:
+    """Return the handler of `remember_request`; None: there is no request."""
+    return _handler.get()
+
+
 def has_request() -> bool:
     """Return whether a request is being handled that `remember_request` was called for."""
     return _handler.get() is not None

@@ -64,8 +64,10 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
     ends = {uuid: each["until"] for each in leases for uuid in each["gpus"]}
     offers = _offers(snapshot)
     is_ours, holders = _ours(snapshot, offers), _Holders(leases)
+    names_machines = snapshot.names_machines_for(person.administrator)
     # With one node this is all that there is to say of it.
-    first = next((node for node in snapshot.nodes if node.driver), Node())
+    nodes = snapshot.machines.nodes(snapshot.nodes)
+    first = next((node for node in nodes if node.driver), Node())
     return {
         "now": iso_time(now),
         "read_at": iso_time(snapshot.at),
@@ -74,7 +76,12 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
         "driver": first.driver,
         "cuda": first.cuda,
         "nodes": [
-            {"name": node.name, "driver": node.driver, "cuda": node.cuda} for node in snapshot.nodes
+            {
+                "name": snapshot.machines.known_as(node.name, names_machines),
+                "driver": node.driver,
+                "cuda": node.cuda,
+            }
+            for node in nodes
         ],
         "you": {
             "user": person.name,
@@ -91,7 +98,7 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
                 now,
                 history,
             )
-            for gpu in snapshot.gpus
+            for gpu in snapshot.machines.gpus(snapshot.gpus)
         ],
         "servers": [_server(each, person) for each in leases if person.sees(each["user"])],
         "stopped": _stopped(snapshot, person),
@@ -124,6 +131,7 @@ def _gpu(
     history: bool,
 ) -> dict[str, Any]:
     known = snapshot.is_known(now)
+    names_machines = snapshot.names_machines_for(person.administrator)
     mark = snapshot.marks.get(gpu.uuid or "") or snapshot.marks.get(gpu.parent)
     holder = gpu.holder
     held_here = holder is not None and ours is not None and not holder.hub
@@ -135,7 +143,7 @@ def _gpu(
     if holder and not held_here and person.sees_names:
         seen.insert(0, holder)
     facts = {
-        "node": gpu.node,
+        "node": snapshot.machines.known_as(gpu.node, names_machines),
         "id": gpu.id,
         "uuid": gpu.uuid,
         "kind": gpu.kind,

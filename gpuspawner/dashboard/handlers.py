@@ -14,6 +14,7 @@ from jupyterhub.services.auth import HubAuthenticated, HubOAuthCallbackHandler
 from tornado import web
 
 from ..errors import Refused
+from ..gpus.machine_names import is_administrator
 from ..gpus.model import Holder
 from ..i18n.languages import Language, language_for
 from ..i18n.lazy_text import lazy_gettext
@@ -27,8 +28,6 @@ from .login import Login
 from .monitor import PERIOD_SECONDS, Monitor
 
 FOLDER = Path(__file__).parent
-# A user with this scope for all servers is an administrator; for own servers it has "!user=NAME".
-ADMINISTRATORS_SCOPE = "delete:servers"
 # Of those who have it for themselves the hub is asked whether they are instructors. A token of a
 # server's doesn't: what runs there, others may have written.
 INSTRUCTORS_SCOPE = "read:users:groups"
@@ -98,7 +97,7 @@ class Handler(HubAuthenticated, web.RequestHandler):
         """The user who asks."""
         model = self.current_user
         scopes = model.get("scopes", ())
-        administrator = ADMINISTRATORS_SCOPE in scopes
+        administrator = is_administrator(scopes)
         name = model["name"] if model.get("kind") == "user" else ""
         own = (INSTRUCTORS_SCOPE, f"{INSTRUCTORS_SCOPE}!user={name}")
         return Person(
@@ -111,8 +110,10 @@ class Handler(HubAuthenticated, web.RequestHandler):
 
     @property
     def language(self) -> Language:
-        """The user's language."""
-        return language_for(self.request.headers.get("Accept-Language", ""))
+        """The user's language, in which machines are named as far as the user may know that."""
+        of_browser = language_for(self.request.headers.get("Accept-Language", ""))
+        administrator = bool(self.current_user) and self.person.administrator
+        return of_browser.naming(self.monitor.last.names_machines_for(administrator))
 
     @property
     def token(self) -> str:
@@ -420,6 +421,10 @@ class Status(API):
         facts = status(await self.monitor.snapshot(), self.person, history=history == "true")
         for request in facts["requests"]:
             request["notice"] = self.language.say(request["notice"])
+        for gpu in facts["gpus"]:
+            gpu["node"] = self.language.say(gpu["node"])
+        for node in facts["nodes"]:
+            node["name"] = self.language.say(node["name"])
         self.finish(facts)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import docker
@@ -16,6 +17,7 @@ from ..backends.docker import errors as engine_errors
 from ..backends.docker import notes
 from ..backends.docker.listing import Listing
 from ..errors import Unknown
+from ..gpus.machine_names import MachineNames, may_know
 from ..gpus.model import GPU, Node, Outsider
 from ..gpus.out_of_service import OutOfServiceMark
 from ..gpus.reader import Reader
@@ -75,6 +77,15 @@ class Snapshot:
     def gpus(self) -> tuple[GPU, ...]:
         """The GPUs of all nodes."""
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
+    @cached_property
+    def machines(self) -> MachineNames:
+        """What the nodes are called, by who reads it."""
+        return MachineNames(self.nodes)
+
+    def names_machines_for(self, is_administrator: bool) -> bool:
+        """Return whether somebody may know the machines' names, as the hub has it."""
+        return may_know(str((self.hub or {}).get("name_machines", "")), is_administrator)
 
     def is_known(self, now: float) -> bool:
         """Return whether the nodes' state is known at a time (in seconds since the epoch)."""
@@ -238,6 +249,11 @@ class Monitor:
         self._task: asyncio.Task[None] | None = None
         # Set, and replaced by a new event, when a reading ends.
         self._news = asyncio.Event()
+
+    @property
+    def last(self) -> Snapshot:
+        """The last snapshot, however old."""
+        return self._snapshot
 
     async def snapshot(self) -> Snapshot:
         """Return the last snapshot, or the next one if it is too old."""

@@ -36,6 +36,9 @@ class _Week(Handler):
         facts = week(await self.monitor.snapshot(), self.person, told)
         for each in facts["reserved"]:
             each["refused"] = self.language.say(each["refused"])
+        facts["nodes"] = [self.language.say(each) for each in facts["nodes"]]
+        for gpu in facts["gpus"]:
+            gpu["node"] = self.language.say(gpu["node"])
         return facts
 
 

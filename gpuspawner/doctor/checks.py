@@ -14,6 +14,8 @@ from . import (
     memory_guard,
     networks,
     outsiders,
+    swarm,
+    swarm_node,
     toolkit,
 )
 from .findings import Check
@@ -24,6 +26,7 @@ CONFIGURATION, SETTINGS = "Configuration", "Settings"
 IMAGES, PROXY, NETWORK, HUB = "Images", "Proxy", "Network", "Hub's address"
 INJECTION = "GPUs into containers"
 MACHINES = "Other machines"
+SWARM, SWARM_NODE = "Docker Swarm", "In the Swarm"
 WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
 
 CHECKS = (
@@ -36,7 +39,9 @@ CHECKS = (
     Check(GPUS, gpus.gpus, needs=(DRIVER,)),
     Check(INJECTION, injection.injection, needs=(DRIVER, ENGINE, TOOLKIT)),
     Check("Memory guard", memory_guard.memory_guard, needs=(ENGINE, CONFIGURATION)),
+    Check(SWARM_NODE, swarm_node.swarm_node, needs=(ENGINE,)),
     Check(MACHINES, machines.machines, is_slow=True),
+    Check(SWARM, swarm.swarm, needs=(ENGINE, CONFIGURATION)),
     Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
     Check(PROXY, hub_machine.proxy, is_slow=True),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import docker
 
-from ..gpus.model import GPU
+from ..gpus.model import GPU, Node
 from ..gpus.nvml import Inventory
 from ..images.catalogue import ImageVersion
 
@@ -101,6 +101,8 @@ class Context:
     engine_is_here: bool = False
     # The inspection of the container that doctor runs in; None: it runs in none.
     own_container: Mapping[str, Any] | None = None
+    # What the machines' daemons say of their GPUs; None: there are none, or they weren't asked.
+    nodes: Sequence[Node] | None = None
     # Whether the toolkit accepts GPUs by the variable NVIDIA_VISIBLE_DEVICES; None: unknown.
     variable_accepted: bool | None = None
     configuration: Configuration | None = None

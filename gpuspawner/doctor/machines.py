@@ -27,5 +27,6 @@ def machines(context: Context) -> Iterator[Finding]:
         yield Finding("failure", str(error))
         return
     if addresses:
-        for found in import_module(EXAMINATION).examine(addresses, identity):
+        context.nodes, findings = import_module(EXAMINATION).examine(addresses, identity)
+        for found in findings:
             yield Finding(*found)

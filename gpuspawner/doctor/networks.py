@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..backends.docker.network import BETWEEN_CONTAINERS
+from . import swarm
 from .findings import Context, Finding
 
 OUR_NETWORK = (
@@ -18,6 +19,9 @@ def network(context: Context) -> Iterator[Finding]:
     """Check the network that the configuration names."""
     given, client = context.configuration, context.engine
     if given is None or client is None:
+        return
+    if swarm.is_of_swarm(given):
+        yield from swarm.network(context)
         return
     if given.network_error:
         words = given.network_error.partition(": ")[2]

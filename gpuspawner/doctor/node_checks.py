@@ -16,6 +16,7 @@ _OF_A_HUB = {
     checks.NETWORK,
     checks.HUB,
     checks.MACHINES,
+    checks.SWARM,
     checks.WITH_GPU,
     checks.WITHOUT_GPU,
     "Connections",

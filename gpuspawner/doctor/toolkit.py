@@ -139,7 +139,10 @@ def setting(context: Context) -> Iterator[Finding]:
     context.variable_accepted = accepts_variable(text)
     yield from _control_groups(context, text)
     by_hook = find_program("nvidia-container-runtime-hook") is not None
-    if context.variable_accepted and context.engine_info.get("DefaultRuntime") == "nvidia":
+    is_default = context.engine_info.get("DefaultRuntime") == "nvidia"
+    in_swarm = (context.engine_info.get("Swarm") or {}).get("LocalNodeState") == "active"
+    # A service can have GPUs in no other way.
+    if context.variable_accepted and is_default and not in_swarm:
         yield Finding(
             "warning",
             "Docker's default runtime is `nvidia`: every container of an image that asks for GPUs "

@@ -23,6 +23,7 @@ from jupyterhub.traitlets import ByteSpecification, EntryPointType
 from traitlets import TraitError
 from traitlets.config import Config
 
+from ..backends.swarm.homes import homes_of
 from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
 from ..pages import TEMPLATES
@@ -128,6 +129,11 @@ def describe(config: Config) -> dict[str, Any]:
     problems += _unknown_sections(config, cls)
     problems += _overrides(cls, spawner.group_overrides, given)
     is_ours = issubclass(cls, BaseGPUSpawner)
+    if is_ours:
+        problems += [
+            {"state": "failure", "found": sentence, "advice": "a hub with it doesn't start"}
+            for sentence in spawner.refused_settings()
+        ]
     known = {
         # A function may return something else for each user.
         name: each if callable(each := _set(cls, config, name)) else getattr(spawner, name, None)
@@ -141,7 +147,10 @@ def describe(config: Config) -> dict[str, Any]:
     return {
         "spawner_class": f"{cls.__module__}.{cls.__qualname__}",
         "is_ours": is_ours,
-        "spawner": {name: json_value(value) for name, value in {**known, **called}.items()},
+        "spawner": {
+            **{name: json_value(value) for name, value in {**known, **called}.items()},
+            **_of_swarm(spawner),
+        },
         "called": list(called),
         "plan": example_user.plan(cls, valid, given) if is_ours else {},
         "versions": _versions(spawner) if is_ours else {},
@@ -318,6 +327,14 @@ _OF_TRAITLETS = re.compile(
     r"(?:The |Values of the |Keys of the |Element(?: \d+)? of the |The value of the )"
     r"'\w+' trait of an? \w+ instance"
 )
+
+
+def _of_swarm(spawner: Any) -> dict[str, Any]:
+    """Return where users' files are, if servers are services of a Swarm; else {}."""
+    if not spawner.has_trait("shared_homes"):
+        return {}
+    found = homes_of(spawner)
+    return {"homes": {"local": found.local, "why": found.why}}
 
 
 def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:

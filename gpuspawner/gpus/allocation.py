@@ -45,7 +45,7 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
         name: [gpu for gpu in node if _is_free(gpu) and request.takes(gpu)]
         for name, node in nodes.items()
     }
-    name = choose_node(free, request.gpus, policy)
+    name = choose_node(free, request.gpus, policy, request.home_node)
     return (
         None
         if name is None
@@ -53,18 +53,24 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
     )
 
 
-def choose_node(free: Mapping[str, Sequence[GPU]], count: int, policy: str = "pack") -> str | None:
+def choose_node(
+    free: Mapping[str, Sequence[GPU]], count: int, policy: str = "pack", preferred: str = ""
+) -> str | None:
     """Choose the node for a request; return None if no node has enough free GPUs.
 
-    Nodes with enough GPUs of one model come before nodes that would have to mix models. Among
-    those, "pack" takes the node with the fewest free GPUs, so that whole nodes stay free, and
-    "spread" the one with the most; the node's name decides a tie.
+    The preferred node comes before all others. Nodes with enough GPUs of one model come before
+    nodes that would have to mix models. Among those, "pack" takes the node with the fewest free
+    GPUs, so that whole nodes stay free, and "spread" the one with the most; the node's name decides
+    a tie.
 
     Args:
         free: node name -> the free GPUs that the request could have.
         count: how many GPUs it asks for, at least 1.
         policy: a key of `POLICIES`.
+        preferred: the name of the node with the user's files; "": none.
     """
+    if len(free.get(preferred, ())) >= count:
+        return preferred
     least = 1 if policy == "pack" else -1
     fitting = sorted((least * len(gpus), name) for name, gpus in free.items() if len(gpus) >= count)
     names = [name for _, name in fitting]

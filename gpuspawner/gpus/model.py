@@ -198,7 +198,8 @@ class Request:
     the node, as with different drivers, `places` are the pairs (node name, model) that it runs on;
     None if it doesn't. `seconds` is for how long they are requested; None: without an end.
     `unit_share` is how much of a GPU limits count each of them. `course` is the key of the course
-    that it is for; "": none.
+    that it is for; "": none. `home_node` is the name of the node with its user's files, which is
+    preferred; "": none is. Requests that differ in nothing else are the same.
     """
 
     image: str
@@ -210,6 +211,7 @@ class Request:
     kind: str = WHOLE
     unit_share: Share = 1
     course: str = ""
+    home_node: str = field(default="", compare=False)
 
     @property
     def accepts(self) -> Hashable:

@@ -29,6 +29,7 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from traitlets import observe
 
 from ..errors import Refused
+from ..gpus.machine_names import is_administrator
 from ..i18n.lazy_text import lazy_gettext
 from ..leases.audit_log import one_line
 from ..settings import SpawnerMixin
@@ -292,6 +293,14 @@ def handler_of_page(static_url: Any) -> Any:
     knows the language. `static_url` is one of the handler's methods.
     """
     return getattr(static_url, "__self__", None)
+
+
+def is_by_administrator(handler: Any) -> bool:
+    """Return whether a request is an administrator's, by the scopes that the hub found it to have.
+
+    Every handler of the hub's has them before it answers; `needs_scope` alone is documented.
+    """
+    return is_administrator(getattr(handler, "expanded_scopes", ()))
 
 
 def start_link(spawn_url: str, static_url: Any) -> str:

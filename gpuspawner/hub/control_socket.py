@@ -110,6 +110,7 @@ class ControlSocket:
             in it; None: none is kept.
         week: tells of the hours that are reserved; None: nobody does.
         instructors: the courses, for those who teach them; None: there are none.
+        name_machines: who may know the machines' names; services go by it too.
     """
 
     def __init__(
@@ -129,7 +130,9 @@ class ControlSocket:
         usage: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
         week: WeekFacts | None = None,
         instructors: Instructors | None = None,
+        name_machines: str = "administrators",
     ) -> None:
+        self._name_machines = name_machines
         self.week = week
         self._instructors = instructors
         self._health = health
@@ -226,6 +229,7 @@ class ControlSocket:
             "now": time.time(),
             "order": self._queue.settings.order,
             "reading": dict(self._reading),
+            "name_machines": self._name_machines,
             "queue": [_entry(entry) for entry in self._queue.waiting],
             "leases": [server.facts() for server in servers],
             "requests": self.switches.facts(),

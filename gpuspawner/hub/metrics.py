@@ -90,7 +90,9 @@ class HostMetrics:
         queue: Queue,
         loop: asyncio.AbstractEventLoop,
         verdicts: Callable[[], Mapping[str, int]] = dict,
+        names_machines: bool = True,
     ) -> None:
+        self._names_machines = names_machines
         self._ledger = ledger
         self._queue = queue
         self._loop = loop
@@ -118,7 +120,7 @@ class HostMetrics:
         gpus, leases, queue, age, health = self.describe()
         seen = self._ledger.last_view
         if seen:
-            several = len(seen.nodes) > 1
+            machines, several = seen.machines, len(seen.nodes) > 1
             if several:
                 # With one node there is no label for it, so that existing series continue.
                 gpus = GaugeMetricFamily(gpus.name, gpus.documentation, labels=NODE_LABELS)
@@ -127,7 +129,11 @@ class HostMetrics:
             divided = {gpu.parent for gpu in seen.gpus}
             for gpu in seen.gpus:
                 if gpu.uuid not in divided:
-                    key = (gpu.state, gpu.model, *([gpu.node] if several else []))
+                    key = (
+                        gpu.state,
+                        gpu.model,
+                        *([machines.known_as(gpu.node, self._names_machines)] if several else []),
+                    )
                     counts[key] += gpu.name.share if gpu.name else 1
             for values, number in sorted(counts.items()):
                 gpus.add_metric(values, float(number))

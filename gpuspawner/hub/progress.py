@@ -12,11 +12,12 @@ class Steps:
     """The progress events of a spawn.
 
     Args:
-        translate: returns language tag -> translation of a sentence.
+        translate: returns language tag -> translation of a sentence, English as "en" among them.
+            They are for all who may see the start.
     """
 
     def __init__(self, translate: Callable[[str], dict[str, str]] | None = None) -> None:
-        self._translate = translate or (lambda message: {})
+        self._translate = translate or (lambda message: {"en": message})
         # (number, subject, event). Numbers are never reused, not even after `begin`.
         self._steps: list[tuple[int, str, dict[str, Any]]] = []
         self._said = 0
@@ -42,8 +43,10 @@ class Steps:
             if about and self._steps[-1][1] == about:
                 self._steps.pop()
         self._said += 1
-        ours = {"about": about, "at": time.time(), "said": self._translate(message), **facts}
-        event = {"progress": percent, "message": message, "gpuspawner": ours}
+        said = self._translate(message)
+        english = said.pop("en")
+        ours = {"about": about, "at": time.time(), "said": said, **facts}
+        event = {"progress": percent, "message": english, "gpuspawner": ours}
         self._steps.append((self._said, about, event))
         self._wake()
 

@@ -18,8 +18,8 @@ from ..gpus.allocation import (
     most_on_one_node,
     names_phrase,
     offered_nodes,
-    span_several_nodes,
 )
+from ..gpus.machine_names import MachineNames
 from ..gpus.model import WHOLE
 from ..gpus.names import gpu_names
 from ..i18n.languages import Language
@@ -108,7 +108,7 @@ class ServerPage:
         known = [gpu for gpu in view.gpus if gpu.id in held] if view else []
         if len(known) < len(held):
             return names_phrase(held)
-        return gpu_names(known, span_several_nodes(view.gpus) if view else False)
+        return gpu_names(known, view.machines if view else MachineNames(()))
 
     @property
     def until(self) -> float | None:

@@ -60,11 +60,12 @@ class SpawnForm:
         absent = await self._absent_versions(applicant.limits, pull_policy)
         limits = without_absent_versions(applicant.limits, absent)
         queue = spawner.hub_state.queue
+        form_language = spawner.language_of_form()
 
         async def form_for(choice: options.Choice, seconds: float, **more: Any) -> str:
             """Return the form for a choice, made once for all who see the same."""
             view, trouble = await open_forms.recent_view(spawner.holder, seconds)
-            seen, language = view or View(), spawner.language()
+            seen, language = view or View(), form_language
             more["safe_mode"] = spawner.keeps_settings()
             left, more["budgets"] = await self._budgets(applicant, seen)
             within = replace(limits, gpu_hours=left)
@@ -76,7 +77,7 @@ class SpawnForm:
                     own_claims(spawner.holder, queue.claims(seen.leases)),
                     queue.kept_place(spawner.holder),
                     queue.share_of_user(spawner.holder, applicant.groups),
-                    language.tag,
+                    language,
                     *more.items(),
                 ),
                 lambda: form.render(
@@ -94,7 +95,7 @@ class SpawnForm:
             choice, told = self._filled_in()
             shared = await form_for(choice, RECENT_SECONDS, **told)
             home = spawner.home_use(applicant.limits.files)
-            return form.page(shared, home, spawner.language())
+            return form.page(shared, home, form_language, spawner.home_words())
         picked = options.restore_choice(asked)
         answer = await form_stream.answer(
             lambda seconds: form_for(picked, seconds, picked=True),

@@ -19,10 +19,12 @@ from ..choices.open_forms import OpenForms
 from ..courses.catalogue import CourseCatalogue
 from ..courses.model import Course
 from ..errors import Refused
+from ..gpus.machine_names import may_know
 from ..gpus.model import Holder
 from ..gpus.nvml import InventoryError
 from ..gpus.reader import HubReader
 from ..gpus.units import sharing_problems
+from ..i18n.languages import LOG
 from ..images.catalogue import catalogue
 from ..images.local_images import LocalImages
 from ..leases.audit_log import one_line
@@ -86,6 +88,7 @@ class HubState:
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         endings: how servers were lately stopped that haven't been started since.
+        name_machines: who may know the machines' names, as `gpus.machine_names.may_know` takes it.
     """
 
     backend: Backend
@@ -112,6 +115,7 @@ class HubState:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     turns: dict[Holder, CheckIn] = field(default_factory=dict)
     endings: dict[Holder, Ending] = field(default_factory=dict)
+    name_machines: str = "administrators"
 
     @classmethod
     def build(cls, spawner: Any, settings: Mapping[str, Any]) -> HubState:
@@ -156,13 +160,16 @@ class HubState:
             reconciler=_make_reconciler(spawner, backend, ledger, spawners, usage),
             open_forms=OpenForms(ledger, queue),
             local_images=LocalImages(backend.has_image),
-            host_metrics=metrics.HostMetrics(ledger, queue, loop, health.count),
+            host_metrics=metrics.HostMetrics(
+                ledger, queue, loop, health.count, _metrics_name_machines(spawner, settings)
+            ),
             switches=Switches(lambda: list(spawners)),
             notifier=Notifier(log),
             health=health,
             usage=usage,
             courses=courses,
             reserved=reserved,
+            name_machines=spawner.name_machines,
         )
         reserved.tell = state.tell_instructors
         bounded = not spawner.has_own_options()
@@ -207,6 +214,7 @@ class HubState:
             self.usage.where,
             WeekFacts(self.courses, self.reserved, spawner.hub_address),
             instructors,
+            spawner.name_machines,
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
@@ -332,6 +340,14 @@ def _queue_settings(spawner: Any) -> QueueSettings:
     )
 
 
+def _metrics_name_machines(spawner: Any, settings: Mapping[str, Any]) -> bool:
+    """Return whether the metrics' readers may know the machines' names.
+
+    Who may read them has been given a scope for it by an administrator, but where nobody is asked.
+    """
+    return may_know(spawner.name_machines, settings.get("authenticate_prometheus", True))
+
+
 async def _homes(spawners: Iterable[Any]) -> list[Mapping[str, Any]]:
     """Return how much the users of the servers that run keep at home; one entry for each home."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -356,7 +372,7 @@ async def _warn_of_gpus(
         log.warning("No GPUs are handed out: %s", one_line(error))
         return
     except Exception as error:  # the backend's, which knows of the nodes
-        log.warning("No GPUs are handed out: %s", one_line(explain(error)))
+        log.warning("No GPUs are handed out: %s", one_line(LOG.say(explain(error))))
         return
     if all(node.driver is None for node in nodes):
         log.warning("Servers get no GPUs: %s", one_line(read.why_no_driver()))
@@ -479,7 +495,7 @@ class TroubleLog:
         sentence = self._explain(error)
         if sentence != self._logged:
             self._logged = sentence
-            self._log.warning("No GPUs are handed out: %s", one_line(sentence))
+            self._log.warning("No GPUs are handed out: %s", one_line(LOG.say(sentence)))
         return sentence
 
     def on_read(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gettext
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,25 @@ _TAG = re.compile(r"\s*([A-Za-z0-9-]+)\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]{0,3})?)\
 
 @dataclass(frozen=True)
 class Language:
-    """A language with its catalogue and locale.
+    """A reader's language, with its catalogue and locale, and what the reader may know.
 
     Args:
         tag: the language tag, as in HTML's `lang`.
         catalogue: the translations of English sentences.
         locale: Babel's locale, for times, durations and plurals.
+        names_machines: whether the reader may know the machines' names; `naming` sets it.
     """
 
     tag: str
     catalogue: gettext.NullTranslations
     locale: Locale = field(default_factory=lambda: Locale("en"))
+    names_machines: bool = False
+
+    def naming(self, names_machines: bool) -> Language:
+        """Return the language for a reader who may, or may not, know the machines' names."""
+        if names_machines == self.names_machines:
+            return self
+        return replace(self, names_machines=names_machines)
 
     def say(self, text: Any) -> Any:
         """Translate lazy text to this language; return anything else as it is."""
@@ -107,6 +115,8 @@ def templates_of(package: str) -> jinja2.Environment:
 
 ENGLISH = Language("en", gettext.NullTranslations())
 TRANSLATED = (_load("zh-CN"),)
+# Of the hub's log, which administrators read.
+LOG = ENGLISH.naming(True)
 
 
 def languages() -> list[Language]:
@@ -114,11 +124,16 @@ def languages() -> list[Language]:
     return [ENGLISH, *TRANSLATED]
 
 
-def translations(text: str) -> dict[str, str]:
-    """Return language tag -> translation of lazy text, without English; {} for other text."""
+def translations(text: str, names_machines: bool = False) -> dict[str, str]:
+    """Return language tag -> translation of lazy text, without English; {} for other text.
+
+    Args:
+        text: the text.
+        names_machines: whether all who read it may know the machines' names.
+    """
     if not isinstance(text, LazyText):
         return {}
-    return {language.tag: language.say(text) for language in TRANSLATED}
+    return {each.tag: each.naming(names_machines).say(text) for each in TRANSLATED}
 
 
 def language_for(accept_language: str = "") -> Language:

@@ -24,6 +24,10 @@ class Translator(Protocol):
     def locale(self) -> Any:
         """A `babel.Locale`."""
 
+    @property
+    def names_machines(self) -> bool:
+        """Whether who reads it may know the machines' names."""
+
 
 class LazyText(str, ABC):
     """Text that can be translated to the language of whoever reads it."""
@@ -131,6 +135,41 @@ class Quantity(LazyText):
         return {"form": self.form, "number": self.number}
 
 
+class MachineText(LazyText):
+    """Text that names a machine, and what those read instead who may not know its name.
+
+    As a `str` it is the latter: whatever forgets to ask who reads it, as JSON does, names nothing.
+
+    Args:
+        named: with the name.
+        unnamed: without.
+    """
+
+    __slots__ = ("named", "unnamed")
+
+    named: str
+    unnamed: str
+
+    def __new__(cls, named: str, unnamed: str) -> MachineText:
+        """Make it."""
+        self = super().__new__(cls, unnamed)
+        self.named, self.unnamed = named, unnamed
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as what it was made of."""
+        return MachineText, (self.named, self.unnamed)
+
+    def in_language(self, language: Translator) -> str:
+        """Return the text for who reads it, in their language."""
+        text = self.named if language.names_machines else self.unnamed
+        return text.in_language(language) if isinstance(text, LazyText) else text
+
+    def kept(self) -> dict[str, Any]:
+        """Return both texts as a JSON value, for the hub's own services and its database."""
+        return {"named": kept(self.named), "unnamed": kept(self.unnamed)}
+
+
 def lazy_gettext(sentence: str, /, **values: Any) -> Sentence:
     """Return a sentence that is translated when it is shown."""
     return Sentence(sentence, values)
@@ -180,6 +219,11 @@ def restored(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     try:
+        if "named" in value:
+            named, unnamed = restored(value["named"]), restored(value["unnamed"])
+            if isinstance(named, str) and isinstance(unnamed, str):
+                return MachineText(named, unnamed)
+            return ""
         if "form" in value:
             return Quantity(value["form"], float(value["number"]))
         values = {name: restored(each) for name, each in value["values"].items()}

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import Contested, Unknown
 from ..gpus.allocation import with_leases
 from ..gpus.device_ids import gpus_named
+from ..gpus.machine_names import MachineNames
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
 from ..gpus.out_of_service import with_marks
 from ..gpus.unit_names import Share, exclude_each_other, uuids_of
@@ -78,6 +79,11 @@ class View:
     def gpus(self) -> tuple[GPU, ...]:
         """The GPUs of all nodes."""
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
+    @cached_property
+    def machines(self) -> MachineNames:
+        """What the nodes are called, by who reads it."""
+        return MachineNames(self.nodes)
 
     def with_leases(self, leases: Sequence[Lease]) -> View:
         """Return the view with more leases, of units that are free in it."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from .. import __version__
 from ..backends.base import Report
 from ..gpus.model import GPU, Node
-from ..i18n.lazy_text import lazy_gettext, listed
+from ..i18n.lazy_text import MachineText, lazy_gettext, listed
 from ..i18n.phrases import clock_time
 from ..leases.audit_log import one_line
 from ..timeouts import within
@@ -276,17 +276,26 @@ _STATES = ("ok", "note", "warning", "failure", "skipped")
 
 def unknown_node(name: str) -> NodeError:
     """Return the error of a node that this hub doesn't know."""
-    sentence = lazy_gettext("This hub knows no machine %(node)s.", node=name)
-    return NodeError(sentence, str(sentence))
+    sentence = MachineText(
+        lazy_gettext("This hub knows no machine %(node)s.", node=name),
+        lazy_gettext("This hub doesn't know the machine."),
+    )
+    return NodeError(sentence, f"this hub knows no machine {name}")
 
 
 def other_version(address: NodeAddress, version: str) -> NodeError:
     """Return the error of a node whose daemon speaks another protocol than this hub."""
     return NodeError(
-        lazy_gettext(
-            "Machine %(node)s runs another version of gpuspawner than the hub: an administrator "
-            "has to update one of them.",
-            node=address.name,
+        MachineText(
+            lazy_gettext(
+                "Machine %(node)s runs another version of gpuspawner than the hub: an "
+                "administrator has to update one of them.",
+                node=address.name,
+            ),
+            lazy_gettext(
+                "The machine runs another version of gpuspawner than the hub: an administrator "
+                "has to update one of them."
+            ),
         ),
         f"gpuspawner {version or 'of an unknown version'} runs there, and {__version__} here: "
         "install the same version on both",
@@ -405,8 +414,11 @@ def _without(gpus: Sequence[GPU], contested: Mapping[str, Sequence[str]]) -> tup
 def _contested(gpu: GPU, contested: Mapping[str, Sequence[str]]) -> GPU:
     for uuid in _uuids_of(gpu):
         if names := contested.get(uuid.lower()):
-            reason = lazy_gettext(
-                "Machines %(nodes)s both say that they have it.", nodes=listed(names, "and")
+            reason = MachineText(
+                lazy_gettext(
+                    "Machines %(nodes)s both say that they have it.", nodes=listed(names, "and")
+                ),
+                lazy_gettext("Another machine says that it has it, too."),
             )
             return replace(gpu, uuid=None, state="unknown", reason=reason)
     return gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from ..gpus.model import Node
 from .addresses import NodeAddress
 from .client import CLOCK_SECONDS, NodesReader
 from .exchange import NodeError
@@ -14,8 +15,10 @@ from .identity import Identity
 Found = tuple[str, str, str]
 
 
-def examine(addresses: Sequence[NodeAddress], identity: Identity) -> list[Found]:
-    """Return the findings of all machines.
+def examine(
+    addresses: Sequence[NodeAddress], identity: Identity
+) -> tuple[tuple[Node, ...], list[Found]]:
+    """Return what all machines say of their GPUs, and the findings.
 
     Args:
         addresses: the machines.
@@ -24,8 +27,10 @@ def examine(addresses: Sequence[NodeAddress], identity: Identity) -> list[Found]
     return asyncio.run(_examine(NodesReader(addresses, identity), addresses))
 
 
-async def _examine(reader: NodesReader, addresses: Sequence[NodeAddress]) -> list[Found]:
-    await reader()
+async def _examine(
+    reader: NodesReader, addresses: Sequence[NodeAddress]
+) -> tuple[tuple[Node, ...], list[Found]]:
+    nodes = await reader()
     found: list[Found] = []
     for address in addresses:
         problem = reader.problems.get(address.name)
@@ -42,7 +47,7 @@ async def _examine(reader: NodesReader, addresses: Sequence[NodeAddress]) -> lis
         )
         for uuid, names in reader.contested.items()
     ]
-    return found
+    return nodes, found
 
 
 async def _of_one(reader: NodesReader, address: NodeAddress) -> list[Found]:

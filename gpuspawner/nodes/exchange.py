@@ -16,7 +16,7 @@ from typing import Any
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_line
 
 from ..errors import GPUSpawnerError
-from ..i18n.lazy_text import lazy_gettext
+from ..i18n.lazy_text import MachineText, lazy_gettext
 from ..untrusted import parse_json
 from .addresses import NodeAddress
 from .identity import peer_fingerprint
@@ -42,19 +42,26 @@ class NodeError(GPUSpawnerError):
 
 def silent(address: NodeAddress, technical: str) -> NodeError:
     """Return the error of a node that doesn't answer."""
-    sentence = lazy_gettext("Machine %(node)s doesn't answer.", node=address.name)
+    sentence = MachineText(
+        lazy_gettext("Machine %(node)s doesn't answer.", node=address.name),
+        lazy_gettext("The machine doesn't answer."),
+    )
     return NodeError(sentence, technical)
 
 
 def strange(address: NodeAddress, technical: str) -> NodeError:
     """Return the error of a node whose answer can't be used."""
-    return NodeError(
+    sentence = MachineText(
         lazy_gettext(
             "What machine %(node)s says can't be trusted: an administrator has to look at it.",
             node=address.name,
         ),
-        technical,
+        lazy_gettext(
+            "What the machine says of its GPUs can't be trusted: an administrator has to look at "
+            "it."
+        ),
     )
+    return NodeError(sentence, technical)
 
 
 class Connection:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backends.base import Report
-from ..i18n.lazy_text import lazy_gettext
+from ..i18n.lazy_text import MachineText, lazy_gettext
 from ..timeouts import within
 from ..untrusted import printable
 from .addresses import NodeAddress
@@ -132,7 +132,10 @@ class _Followed:
         if "error" in event:
             raise PullRefused(
                 read_sentence(event["error"])
-                or lazy_gettext("Machine %(node)s can't get the image.", node=self._address.name),
+                or MachineText(
+                    lazy_gettext("Machine %(node)s can't get the image.", node=self._address.name),
+                    lazy_gettext("The machine can't get the image."),
+                ),
                 printable(str(event.get("said", "")), 500),
             )
         if "done" in event:

@@ -118,6 +118,13 @@ class StartSearch:
                 break
         return best[0], found
 
+    def at_home(self, node: str, seconds: float, start: float) -> NodePool | None:
+        """Return the pool of a node if a booking can start there at `start`; None if it can't."""
+        pool = next((each for each in self._pools if each.node.name == node), None)
+        if pool is None or pool.earliest(self._count, seconds, start) != start:
+            return None
+        return pool
+
     def largest_pool(self) -> NodePool | None:
         """Return the pool with the most GPUs that become free for good; None if no GPU does."""
         heap = self._by_eventually_free
@@ -282,7 +289,9 @@ class Calendar:
         while start < inf:
             allowed = _first_allowed(shares, request.share, seconds, start)
             if allowed == start:
-                return start, pool
+                home = request.home_node
+                at_home = search.at_home(home, seconds, start) if home and among is None else None
+                return start, at_home or pool
             if allowed == inf:
                 break
             start, pool = search.earliest_after(seconds, allowed, among)
@@ -378,7 +387,7 @@ class Calendar:
                 for pool in self._pools(request)
             }
             policy = whole_policy if request.kind == WHOLE else part_policy
-            name = choose_node(free, request.gpus, policy)
+            name = choose_node(free, request.gpus, policy, request.home_node)
             assert name is not None, "its own booking would do"
             node = self._nodes[name].gpus
             busy = busy_indexes(node) + [gpu.index for gpu in node if gpu.id in given]

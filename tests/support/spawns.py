@@ -32,6 +32,8 @@ IMAGES = {"plain": "ref/plain", "secret": {"image": "ref/secret", "default": Tru
 class Hub:
     """What a hub's spawners share, with two GPUs, and what runs on them."""
 
+    name_machines = "administrators"
+
     def __init__(self) -> None:
         self.servers: list[ServerRecord] = []
         self.ledger = Ledger(self._list, self._read)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -553,9 +554,19 @@ def test_the_launcher_says_what_a_terminal_says_of_what_is_kept(
 ) -> None:
     kept = importlib.import_module("gpuspawner_packages.kept")
     each = [("", False), ("/home/jovyan:/data", True), ("/home/jovyan/work:/data", False)]
-    facts = [kept.kept({"HOME": "/home/jovyan", "GPUSPAWNER_KEPT": folders}) for folders, _ in each]
-    assert [fact.home for fact in facts] == [home for _, home in each]
-    given = [{"home": fact.home, "folders": fact.folders} for fact in facts]
+    each = [(*one, apart) for one in each for apart in (False, True)]
+    facts = [
+        kept.kept(
+            {
+                "HOME": "/home/jovyan",
+                "GPUSPAWNER_KEPT": folders,
+                **({"GPUSPAWNER_KEPT_ON_ONE_MACHINE": "1"} if apart else {}),
+            }
+        )
+        for folders, _, apart in each
+    ]
+    assert [fact.home for fact in facts] == [home for _, home, _ in each]
+    given = [asdict(fact) for fact in facts]
     said = in_node(tmp_path, KEPT % json.dumps(given))
     for language, locale in (("en", "C.UTF-8"), ("zh-CN", "zh_CN.UTF-8")):
         monkeypatch.setenv("LANGUAGE", locale)

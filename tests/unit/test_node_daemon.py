@@ -19,6 +19,7 @@ from cryptography import x509
 from gpuspawner.doctor.findings import Context
 from gpuspawner.doctor.machines import machines
 from gpuspawner.gpus.model import GPU, Node
+from gpuspawner.i18n.languages import LOG
 from gpuspawner.nodes import identity
 from gpuspawner.nodes.addresses import FOLDER, NodeAddress, add_address, remove_address
 from gpuspawner.nodes.client import NodesReader
@@ -300,7 +301,9 @@ async def test_a_killed_daemon_is_unknown_until_it_runs_again(binaries, hub, tmp
         (node,) = await reader()
         assert states(node) == ["unknown", "unknown"]
         assert [gpu.id for gpu in node.gpus] == [gpu.id for gpu in before.gpus]
-        assert node.gpus[0].reason.startswith("Machine atlas doesn't answer. Its GPUs were last")
+        reason = node.gpus[0].reason
+        assert reason.startswith("The machine doesn't answer. Its GPUs were last")
+        assert LOG.say(reason).startswith("Machine atlas doesn't answer. Its GPUs were last")
         assert "Connect" in reader.problems["atlas"] or "refused" in reader.problems["atlas"]
         daemon.start()
         assert states((await reader())[0]) == ["free", "free"]
@@ -458,7 +461,9 @@ async def test_what_two_nodes_say_they_have_is_neithers(daemon, hub, stranger):
         ("free", TWO.gpus[1].uuid),
         ("unknown", None),
     ]
-    assert other.gpus[0].reason == "Machines atlas and borea both say that they have it."
+    reason = other.gpus[0].reason
+    assert reason == "Another machine says that it has it, too."
+    assert LOG.say(reason) == "Machines atlas and borea both say that they have it."
     assert reader.contested == {stolen.lower(): ["atlas", "borea"]}
 
 

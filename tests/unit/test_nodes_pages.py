@@ -269,8 +269,8 @@ def test_as_many_gpus_are_offered_as_the_largest_node_has() -> None:
     soup = form(View(BOTH))
     assert [each["value"] for each in soup.select('input[name="gpus"]')] == list("01234")
     assert "6 of 6 free now" in soup.text
-    assert "p · GPU 0" in words(soup, "#gpuspawner-machine")
-    assert "q · GPU 1" in words(soup, "#gpuspawner-machine")
+    machines = words(soup, "#gpuspawner-machine")
+    assert machines.count("machine 1 · GPU 0") == machines.count("machine 2 · GPU 0") == 1
 
 
 def test_models_are_counted_over_all_nodes() -> None:
@@ -326,7 +326,7 @@ def test_who_waits_for_what_no_machine_has_is_told_so() -> None:
 BOSS = Person("boss", administrator=True, sees_names=True)
 
 
-def facts(*nodes: Node) -> dict[str, Any]:
+def facts(*nodes: Node, administrator: bool = True) -> dict[str, Any]:
     holder = Holder("ada")
     found = []
     for each in nodes:
@@ -341,7 +341,7 @@ def facts(*nodes: Node) -> dict[str, Any]:
             ours=frozenset(str(each.gpus[0].uuid) for each in found),
             hub={"queue": [], "leases": [lease], "order": "fifo"},
         ),
-        Person("ada"),
+        Person("ada", administrator),
     )
 
 
@@ -357,6 +357,8 @@ def test_the_api_tells_each_node_and_each_gpu_s() -> None:
         {"name": "q", "driver": OLD, "cuda": "12.2"},
     ]
     assert [gpu["node"] for gpu in seen["gpus"]] == list("ppppq")
+    told = check("Status", facts(*BOTH, administrator=False))
+    assert {gpu["node"] for gpu in told["gpus"]} == {"machine 1", "machine 2"}
     assert (seen["driver"], seen["cuda"]) == (NEW, "12.8")
     assert json.dumps(seen)
 
@@ -368,9 +370,10 @@ def test_the_page_tells_gpus_of_several_nodes_apart() -> None:
     assert "Default server q · GPU 0 without an end" in seen
 
 
-def test_the_page_of_one_node_never_names_it() -> None:
+@pytest.mark.parametrize("administrator", [False, True])
+def test_the_page_of_one_node_never_names_it(administrator: bool) -> None:
     named = node("the-only-one", A100, A100)
-    seen = drawn(facts(named))
+    seen = drawn(facts(named, administrator=administrator))
     assert "the-only-one" not in seen
     assert "Default server GPU 0 without an end" in seen
     assert "the-only-one" not in form(View((named,))).text

@@ -11,9 +11,10 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from gpuspawner.gpus.model import GPU, Holder, Request
+from gpuspawner.gpus.machine_names import MachineNames
+from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.gpus.names import gpu_names
-from gpuspawner.i18n.languages import language_for
+from gpuspawner.i18n.languages import LOG, language_for
 from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.scheduling.phrases import asked_words, turn_words, while_away_words
 from gpuspawner.scheduling.plan import QueuedRequest, Turn
@@ -210,9 +211,13 @@ async def test_the_gpus_of_a_server_have_the_dashboard_s_names(hub):
 
 def test_gpus_of_several_nodes_and_models_are_told_apart() -> None:
     gpus = [GPU("a", 0, "A100", node="p"), GPU("b", 1, "T4", node="p"), GPU("c", 2, "A100")]
-    assert gpu_names(gpus[:2], several=True) == "p · GPU 0 (A100), p · GPU 1 (T4)"
-    assert gpu_names(gpus, several=False) == "GPU 0, GPU 2 (A100), GPU 1 (T4)"
-    assert gpu_names([], several=False) == ""
+    alone, two = MachineNames(()), MachineNames((Node("p", gpus=(gpus[0],)), Node("", gpus=gpus)))
+    said = gpu_names(gpus[:2], two)
+    assert LOG.say(said) == "p · GPU 0 (A100), p · GPU 1 (T4)"
+    number = said.split()[1]
+    assert said == f"machine {number} · GPU 0 (A100), machine {number} · GPU 1 (T4)"
+    assert gpu_names(gpus, alone) == "GPU 0, GPU 2 (A100), GPU 1 (T4)"
+    assert gpu_names([], alone) == ""
 
 
 @pytest.mark.parametrize(

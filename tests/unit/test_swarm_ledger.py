@@ -20,6 +20,7 @@ from gpuspawner.backends.swarm.cluster import (
 from gpuspawner.backends.swarm.listing import LABEL_END, beside_tasks, read, server_state
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.gpus.unit_names import parse
+from gpuspawner.i18n.languages import LOG
 from gpuspawner.leases.labels import LABEL_HUB, labels, leases_of
 from gpuspawner.leases.ledger import outsiders_of
 from gpuspawner.nodes.oldest_engine import is_too_old
@@ -234,7 +235,16 @@ def test_what_a_task_waits_for():
         task("s", "pending", error=drained), "one"
     )
     missing = task("s", "rejected", error="No such image: nobody/nothing:1")
-    assert task_states.explain_refusal(missing, "one").startswith("The image isn't on machine one")
+    said = task_states.explain_refusal(missing, "one")
+    assert said.startswith("The image isn't on the machine: No such image")
+    assert LOG.say(said).startswith("The image isn't on machine one: No such image")
+
+
+def test_the_engine_s_own_words_name_no_machine_to_users():
+    refused = task("s", "rejected", error="dial tcp: lookup nowhere on ATLAS-7: no such host")
+    said = task_states.explain_refusal(refused, "atlas-7")
+    assert "atlas" not in said.lower()
+    assert "lookup nowhere on ATLAS-7" in LOG.say(said)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +254,7 @@ def test_what_a_task_waits_for():
         ("failed", 3, "exit 3"),
         ("failed", 137, "memory of 1 GB"),
         ("shutdown", 143, "stopped or removed"),
-        ("orphaned", None, "one has been away"),
+        ("orphaned", None, "its machine has been away"),
         ("rejected", None, "stopped or removed"),
     ],
 )

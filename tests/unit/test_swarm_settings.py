@@ -41,7 +41,8 @@ def test_what_most_hubs_have_is_carried():
         == []
     )
     assert refused(extra_host_config=lambda spawner: {"privileged": True}) == []
-    assert refused(volume_driver_options={"device": ":/homes/{volume}"}) == []
+    nfs = {"device": ":/homes/{volume}"}
+    assert refused(volume_driver="local", volume_driver_options=nfs) == []
     assert refused(volume_driver="rexray", volume_driver_options={"size": "10"}) == []
 
 
@@ -110,7 +111,12 @@ def test_a_hub_does_not_start_with_one():
 def test_both_spawners_are_siblings_with_the_same_traits():
     assert not issubclass(GPUSwarmSpawner, GPUSpawner)
     ours, theirs = (set(each.class_traits(config=True)) for each in (GPUSwarmSpawner, GPUSpawner))
-    assert ours - theirs == {"nodes_folder", "volume_driver", "volume_driver_options"}
+    assert ours - theirs == {
+        "nodes_folder",
+        "shared_homes",
+        "volume_driver",
+        "volume_driver_options",
+    }
     assert theirs - ours == set()
 
 

@@ -25,6 +25,7 @@ from gpuspawner.backends.swarm.reader import SwarmReader
 from gpuspawner.backends.swarm.tasks import state_of
 from gpuspawner.errors import Contested
 from gpuspawner.gpus.model import GPU, Node
+from gpuspawner.i18n.languages import LOG
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.nodes.exchange import NodeError
@@ -239,7 +240,7 @@ async def test_what_swarm_gives_to_another_is_chosen_anew_or_refused(hub, port):
         await one.service(reservation)
 
 
-async def test_a_node_that_rejects_a_server_is_named(hub, port):
+async def test_a_node_that_rejects_a_server_is_named_to_administrators(hub, port):
     hub.swarm.place = lambda: [
         each.update(Status={"State": "rejected", "Err": "No such image: sha256:1"})
         for each in hub.swarm.all_tasks
@@ -247,7 +248,9 @@ async def test_a_node_that_rejects_a_server_is_named(hub, port):
     ]
     with pytest.raises(web.HTTPError) as refused:
         await spawned(hub.server_of(port), gpus=1)
-    assert "The image isn't on machine one" in refused.value.jupyterhub_message
+    said = refused.value.jupyterhub_message
+    assert "The image isn't on the machine" in said
+    assert "The image isn't on machine one" in LOG.say(said)
     assert hub.swarm.services() == []
 
 

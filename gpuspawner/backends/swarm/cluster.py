@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import GPUSpawnerError
 from ...gpus.model import GPU, GPUState, Node
-from ...i18n.lazy_text import lazy_gettext
+from ...i18n.lazy_text import MachineText, lazy_gettext
 from ...nodes.oldest_engine import OLDEST_WORDS, is_too_old
 from ...nodes.resources import is_kind, kind_of, offers
 from ...untrusted import bounded
@@ -26,13 +26,20 @@ class EngineTooOld(GPUSpawnerError):
     """An engine that decides for the Swarm is too old. `str()` is a sentence."""
 
     def __init__(self, name: str, version: str) -> None:
+        said = {"version": version or "?", "oldest": OLDEST_WORDS}
         super().__init__(
-            lazy_gettext(
-                "Docker Engine %(version)s of machine %(node)s ends running servers with GPUs "
-                "whenever a machine of the Swarm changes: it takes %(oldest)s or newer.",
-                version=version or "?",
-                node=name,
-                oldest=OLDEST_WORDS,
+            MachineText(
+                lazy_gettext(
+                    "Docker Engine %(version)s of machine %(node)s ends running servers with GPUs "
+                    "whenever a machine of the Swarm changes: it takes %(oldest)s or newer.",
+                    node=name,
+                    **said,
+                ),
+                lazy_gettext(
+                    "Docker Engine %(version)s of one machine ends running servers with GPUs "
+                    "whenever a machine of the Swarm changes: it takes %(oldest)s or newer.",
+                    **said,
+                ),
             )
         )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...errors import GPUSpawnerError
-from ...i18n.lazy_text import join_sentences, lazy_gettext
+from ...i18n.lazy_text import MachineText, join_sentences, lazy_gettext
 from ...nodes.exchange import NodeError
 from ...nodes.node_images import LocalImage, PullRefused
 from ..base import Report
@@ -123,7 +123,7 @@ async def ensure(
                 raise ImageError(_explain_missing(about, node, policy))
         pulled = await daemons.pull(node, about.source, report)
     except PullRefused as error:
-        where = lazy_gettext("That is machine %(node)s.", node=node)
+        where = MachineText(lazy_gettext("That is machine %(node)s.", node=node), "")
         raise ImageError(join_sentences(str(error), where), error.technical) from None
     except NodeError as error:
         again = lazy_gettext("So your server's image can't be had there. Please try again later.")
@@ -140,11 +140,18 @@ def _checked(about: Wanted, node: str, pulled: LocalImage) -> str:
         each.rpartition("@")[2] != digest for each in pulled.digests
     ):
         raise ImageError(
-            lazy_gettext(
-                "Machine %(node)s has got another image than %(image)s: an administrator has to "
-                "look at it.",
-                node=node,
-                image=about.name,
+            MachineText(
+                lazy_gettext(
+                    "Machine %(node)s has got another image than %(image)s: an administrator has "
+                    "to look at it.",
+                    node=node,
+                    image=about.name,
+                ),
+                lazy_gettext(
+                    "The machine has got another image than %(image)s: an administrator has to "
+                    "look at it.",
+                    image=about.name,
+                ),
             ),
             f"it says that it has {pulled.id}, {', '.join(pulled.digests)[:500]}",
         )
@@ -153,16 +160,32 @@ def _checked(about: Wanted, node: str, pulled: LocalImage) -> str:
 
 def _explain_missing(about: Wanted, node: str, policy: str) -> str:
     if about.source:
-        return lazy_gettext(
-            'The image %(image)s isn\'t on machine %(node)s, and pull_policy is "%(policy)s": an '
-            "administrator can put it there, with `docker pull` or `gpuspawner image spread`.",
+        return MachineText(
+            lazy_gettext(
+                'The image %(image)s isn\'t on machine %(node)s, and pull_policy is "%(policy)s": '
+                "an administrator can put it there, with `docker pull` or `gpuspawner image "
+                "spread`.",
+                image=about.name,
+                node=node,
+                policy=policy,
+            ),
+            lazy_gettext(
+                'The image %(image)s isn\'t on the machine, and pull_policy is "%(policy)s": an '
+                "administrator can put it there, with `docker pull` or `gpuspawner image spread`.",
+                image=about.name,
+                policy=policy,
+            ),
+        )
+    return MachineText(
+        lazy_gettext(
+            "The image %(image)s isn't on machine %(node)s, and no registry has it: an "
+            "administrator can put it there, with `gpuspawner image spread`.",
             image=about.name,
             node=node,
-            policy=policy,
-        )
-    return lazy_gettext(
-        "The image %(image)s isn't on machine %(node)s, and no registry has it: an administrator "
-        "can put it there, with `gpuspawner image spread`.",
-        image=about.name,
-        node=node,
+        ),
+        lazy_gettext(
+            "The image %(image)s isn't on the machine, and no registry has it: an administrator "
+            "can put it there, with `gpuspawner image spread`.",
+            image=about.name,
+        ),
     )

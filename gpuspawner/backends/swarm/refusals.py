@@ -57,6 +57,11 @@ def refused(spawner: Any) -> Iterator[str]:
     if problem := problem_of(Path(spawner.nodes_folder)):
         yield f"{section}.nodes_folder = {spawner.nodes_folder!r}: {problem}"
     options = spawner.volume_driver_options
+    if options and not spawner.volume_driver:
+        yield (
+            f"{section}.volume_driver_options = {options!r} would be ignored while "
+            f'{section}.volume_driver is empty: set that, to "local" for the engine\'s own.'
+        )
     if VOLUME not in options.get("device", VOLUME):
         yield (
             f"{section}.volume_driver_options = {options!r}: all volumes would be one folder, and "

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from ...i18n.lazy_text import lazy_gettext
+from ...i18n.lazy_text import MachineText, lazy_gettext
 from ...i18n.phrases import clock_time, memory_words
 from ...leases.server_run import ServerRun
 from ..docker.runs import seconds
@@ -126,21 +126,38 @@ def explain_refusal(task: Task, node: str) -> str:
         node: the name of its node.
     """
     words = words_of(task)
+    said = MachineText(words, without(words, node))
     if is_refused(task) and "not available" in words:
-        return lazy_gettext(
-            "Machine %(node)s takes no servers now. An administrator can see why with "
-            "docker node ls.",
-            node=node,
+        return MachineText(
+            lazy_gettext(
+                "Machine %(node)s takes no servers now. An administrator can see why with "
+                "docker node ls.",
+                node=node,
+            ),
+            lazy_gettext(
+                "The machine takes no servers now. An administrator can see why with docker node "
+                "ls."
+            ),
         )
     if re.search("no such image|pull access denied|manifest unknown", words, re.IGNORECASE):
-        return lazy_gettext(
-            "The image isn't on machine %(node)s: %(words)s.", node=node, words=words
+        return MachineText(
+            lazy_gettext("The image isn't on machine %(node)s: %(words)s.", node=node, words=said),
+            lazy_gettext("The image isn't on the machine: %(words)s.", words=said),
         )
     if "no space left" in words:
-        return lazy_gettext(
-            "The disk of machine %(node)s is full: %(words)s.", node=node, words=words
+        return MachineText(
+            lazy_gettext("The disk of machine %(node)s is full: %(words)s.", node=node, words=said),
+            lazy_gettext("The disk of the machine is full: %(words)s.", words=said),
         )
-    return lazy_gettext("Machine %(node)s refused: %(words)s.", node=node, words=words)
+    return MachineText(
+        lazy_gettext("Machine %(node)s refused: %(words)s.", node=node, words=said),
+        lazy_gettext("The machine refused: %(words)s.", words=said),
+    )
+
+
+def without(words: str, node: str) -> str:
+    """Return an engine's words without the name of a machine."""
+    return re.sub(re.escape(node), "…", words, flags=re.IGNORECASE) if node else words
 
 
 def exit_code(task: Task) -> int | None:
@@ -165,11 +182,18 @@ def explain_end(
     code = exit_code(task) if task else None
     time = clock_time((task and _ended(task)) or now)
     if state == "orphaned":
-        return lazy_gettext(
-            "Your server is given up since %(time)s: its machine %(node)s has been away for too "
-            "long, or was removed from the Swarm. Your files are kept.",
-            time=time,
-            node=node,
+        return MachineText(
+            lazy_gettext(
+                "Your server is given up since %(time)s: its machine %(node)s has been away for "
+                "too long, or was removed from the Swarm. Your files are kept.",
+                time=time,
+                node=node,
+            ),
+            lazy_gettext(
+                "Your server is given up since %(time)s: its machine has been away for too long, "
+                "or was removed from the Swarm. Your files are kept.",
+                time=time,
+            ),
         )
     if cause and (state != "failed" or code is None or code in FROM_OUTSIDE):
         return _explain_cause(cause, time, node)
@@ -200,18 +224,32 @@ def explain_end(
 
 def _explain_cause(cause: str, time: Any, node: str) -> str:
     if cause == AWAY:
-        return lazy_gettext(
-            "Your server ended at %(time)s: its machine %(node)s was out of reach for too long, "
-            "and Docker Swarm ends what ran on such a machine. Your files are kept.",
-            time=time,
-            node=node,
+        return MachineText(
+            lazy_gettext(
+                "Your server ended at %(time)s: its machine %(node)s was out of reach for too "
+                "long, and Docker Swarm ends what ran on such a machine. Your files are kept.",
+                time=time,
+                node=node,
+            ),
+            lazy_gettext(
+                "Your server ended at %(time)s: its machine was out of reach for too long, and "
+                "Docker Swarm ends what ran on such a machine. Your files are kept.",
+                time=time,
+            ),
         )
     if cause == DRAINED:
-        return lazy_gettext(
-            "Your server ended at %(time)s: an administrator has emptied its machine %(node)s. "
-            "Your files are kept.",
-            time=time,
-            node=node,
+        return MachineText(
+            lazy_gettext(
+                "Your server ended at %(time)s: an administrator has emptied its machine %(node)s. "
+                "Your files are kept.",
+                time=time,
+                node=node,
+            ),
+            lazy_gettext(
+                "Your server ended at %(time)s: an administrator has emptied its machine. Your "
+                "files are kept.",
+                time=time,
+            ),
         )
     if cause == RESTARTED:
         return lazy_gettext(
@@ -228,10 +266,17 @@ def _explain_cause(cause: str, time: Any, node: str) -> str:
 
 def away_words(node: str) -> str:
     """Return what becomes of a server whose machine is away, for its user."""
-    return lazy_gettext(
-        "Machine %(node)s, on which your server runs, is out of reach. When it comes back, Docker "
-        "Swarm ends the server. You can stop it now and start another one; your files are kept.",
-        node=node,
+    return MachineText(
+        lazy_gettext(
+            "Machine %(node)s, on which your server runs, is out of reach. When it comes back, "
+            "Docker Swarm ends the server. You can stop it now and start another one; your files "
+            "are kept.",
+            node=node,
+        ),
+        lazy_gettext(
+            "The machine on which your server runs is out of reach. When it comes back, Docker "
+            "Swarm ends the server. You can stop it now and start another one; your files are kept."
+        ),
     )
 
 

@@ -7,7 +7,8 @@ import { Words } from "./words.js";
 /**
  * Return the plugin.
  *
- * @param kept - `home`, whether all of the user's home is kept, and `folders`, what else is.
+ * @param kept - `home`, whether all of the user's home is kept, `folders`, what else is, and
+ *   `on_one_machine`, whether a server on another machine doesn't have them.
  * @param lab - the parts of JupyterLab that are needed; in some applications some aren't there.
  */
 export function keptPlugin(kept, lab) {
@@ -35,13 +36,13 @@ export function keptPlugin(kept, lab) {
 }
 
 /** Return what is kept as a sentence. */
-export function keptWords(words, { home, folders }) {
+export function keptWords(words, { home, folders, on_one_machine: apart }) {
   if (!home && !folders.length) {
     return words.say("Nothing is kept when this server stops. Download what you need before.");
   }
   const named = [...(home ? [words.say("your home (~)")] : []), ...folders];
   const listed = named.join(words.say(", "));
-  return home
+  const line = home
     ? words.say(
         "Kept when this server stops: {folders}. Gone then: everything else, such as /tmp and what apt installs.",
         { folders: listed }
@@ -50,4 +51,9 @@ export function keptWords(words, { home, folders }) {
         "Kept when this server stops: {folders}. Gone then: everything else, also the rest of your home and what pip installs.",
         { folders: listed }
       );
+  if (!apart) return line;
+  const where = words.say(
+    "Your files are on the machine of this server: with a server on another machine you don't see them."
+  );
+  return `${line} ${where}`;
 }

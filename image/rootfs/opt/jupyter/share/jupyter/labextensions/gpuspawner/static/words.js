@@ -158,6 +158,8 @@ const CHINESE = {
     "此服务器停止后会保留：{folders}。其余都会消失，例如 /tmp 和用 apt 安装的软件。",
   "Kept when this server stops: {folders}. Gone then: everything else, also the rest of your home and what pip installs.":
     "此服务器停止后会保留：{folders}。其余都会消失，包括主目录的其他部分和用 pip 安装的软件包。",
+  "Your files are on the machine of this server: with a server on another machine you don't see them.":
+    "您的文件在此服务器所在的机器上：服务器在另一台机器上启动时看不到它们。",
   "Nothing is kept when this server stops. Download what you need before.":
     "此服务器停止后不保留任何文件，请提前下载需要的内容。",
   "your home (~)": "主目录（~）",
