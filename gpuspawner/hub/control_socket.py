@@ -75,8 +75,9 @@ from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
 from .health_watch import HealthWatch
-from .instructors import NO_SUCH_COURSE, Asker, Instructors
+from .instructors import Instructors
 from .nodes import NodeFacts
+from .rights import NO_SUCH_COURSE, Asker
 from .switches import Switches
 from .week import WeekFacts
 
