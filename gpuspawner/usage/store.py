@@ -52,14 +52,14 @@ class Store:
         """Make the tables, or bring them up to date, if this object hasn't yet."""
         if self._is_open:
             return
-        with self._explained():
+        with self.explained():
             database.create_file(self.url)
             database.migrate(self.engine)
         self._is_open = True
 
     def check_revision(self) -> None:
         """Raise StoreError unless the tables are of this version."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             found = database.revision_of(connection)
         if found != (known := database.newest_revision()):
             raise StoreError(
@@ -69,12 +69,12 @@ class Store:
 
     def report(self, period: Period, by: str, scope: Scope) -> tuple[list[Sums], Sums]:
         """Return the rows of a report, and the sums over all leases."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             return report(connection, period, by, scope), total(connection, period, scope)
 
     def over_time(self, period: Period, scope: Scope) -> list[tuple[Period, Sums]]:
         """Return the sums of each of a period's spans."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             return over_time(connection, period, scope)
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Store:
 
         The start is `started` of the schema, by which the lease is known.
         """
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             mine = select(leases.c.server_id, leases.c.started)
             found = connection.execute(mine.where(~leases.c.is_over, leases.c.hub == hub))
             return {row.server_id: row.started for row in found}
@@ -102,7 +102,7 @@ class Store:
         period, scope = Period(since, math.inf), Scope(hub=hub)
         of: dict[int, set[str]] = defaultdict(set)
         no_groups = frozenset[str]()
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             if names:
                 in_one = select(groups.c.lease, groups.c.name).join(leases)
                 found = held_in(in_one.where(groups.c.name.in_(names)), period, scope)
@@ -121,12 +121,12 @@ class Store:
 
     def write(self, seen: Seen) -> Added:
         """Write what a hub has seen, all of it or nothing; twice is as once."""
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             return write(connection, seen)
 
     def expire(self, before: float) -> int:
         """Remove leases that were over before a time; return how many."""
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             return self._remove(connection, leases.c.is_over & (leases.c.until < before))
 
     def forget(self, user: str, hub: str | None = None) -> tuple[int, int]:
@@ -136,7 +136,7 @@ class Store:
             user: the user's name.
             hub: the address of the user's hub; None: of all that share the store.
         """
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             whose = _whose(user, hub)
             removed = self._remove(connection, leases.c.is_over & whose)
             left = connection.execute(select(func.count()).select_from(leases).where(whose))
@@ -144,7 +144,7 @@ class Store:
 
     def rows_of(self, user: str, hub: str | None = None) -> list[dict[str, Any]]:
         """Return all that is kept of a user, a JSON value for each lease, oldest first."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             whose = _whose(user, hub)
             rows = connection.execute(select(leases).where(whose).order_by(leases.c.began))
             found = {row.id: {**row._mapping, "units": [], "groups": []} for row in rows}
@@ -165,7 +165,7 @@ class Store:
         return int(connection.execute(delete(leases).where(which)).rowcount)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """Raise `StoreError` for what the database or its file raises."""
         try:
             yield
