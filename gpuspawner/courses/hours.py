@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from dateutil.rrule import rrulestr
 from pydantic import ConfigDict, Field
 
-from ..i18n.lazy_text import N_, lazy_gettext
+from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import bounded
 
 # The most times that a rule may mean, and the longest hours.
@@ -44,13 +44,12 @@ class HoursError(ValueError):
     Args:
         key: the field of `ReservedHours` that is wrong.
         sentence: what is wrong, for everybody.
-        values: the sentence's.
     """
 
-    def __init__(self, key: str, sentence: str, **values: Any) -> None:
+    def __init__(self, key: str, sentence: str) -> None:
         self.key = key
-        self.sentence = lazy_gettext(sentence, **values)
-        super().__init__(f"{key}: {self.sentence}")
+        self.sentence = sentence
+        super().__init__(f"{key}: {sentence}")
 
 
 Units = Annotated[int, Field(ge=1, le=100_000)]
@@ -99,18 +98,22 @@ class ReservedHours:
         if not timedelta() < length <= timedelta(hours=MAX_HOURS):
             raise HoursError(
                 "end",
-                N_("%(end)s has to come after begin, %(begin)s, within %(most)s hours"),
-                end=self.end,
-                begin=self.begin,
-                most=MAX_HOURS,
+                lazy_gettext(
+                    "%(end)s has to come after begin, %(begin)s, within %(most)s hours",
+                    end=self.end,
+                    begin=self.begin,
+                    most=MAX_HOURS,
+                ),
             )
         if not self.repeat:
             return [begin], length
         rule = rrulestr(_rule(self.repeat, begin, zone), dtstart=begin)
         starts = list(islice(rule, MAX_TIMES + 1))
         if len(starts) > MAX_TIMES:
-            words = N_("%(rule)s means more than %(most)s times")
-            raise HoursError("repeat", words, rule=self.repeat, most=MAX_TIMES)
+            words = lazy_gettext(
+                "%(rule)s means more than %(most)s times", rule=self.repeat, most=MAX_TIMES
+            )
+            raise HoursError("repeat", words)
         return starts, length
 
     def left_out(self) -> set[date]:
@@ -132,21 +135,25 @@ class ReservedHours:
         (starts, length), left_out = self.wall_times(), self.left_out()
         zone = _zone(self.zone)
         if unknown := left_out - {each.date() for each in starts}:
-            words = N_("on %(day)s there are no such hours")
-            raise HoursError("exceptions", words, day=str(min(unknown)))
+            words = lazy_gettext("on %(day)s there are no such hours", day=str(min(unknown)))
+            raise HoursError("exceptions", words)
         starts = [each for each in starts if each.date() not in left_out]
         if not starts:
             rule = self.repeat or "once"
-            raise HoursError("repeat", N_("%(rule)s means no time at all"), rule=rule)
+            raise HoursError("repeat", lazy_gettext("%(rule)s means no time at all", rule=rule))
         last = float("-inf")
         for each in starts:
             first, until = _epoch("begin", each, zone), _epoch("end", each + length, zone)
             if first < last:
-                words = N_("the hours of %(day)s begin before the last end")
-                raise HoursError("repeat", words, day=f"{each:%Y-%m-%d}")
+                words = lazy_gettext(
+                    "the hours of %(day)s begin before the last end", day=f"{each:%Y-%m-%d}"
+                )
+                raise HoursError("repeat", words)
             if first >= until:
-                words = N_("on %(day)s the clock changes, and no time is left")
-                raise HoursError("end", words, day=f"{each:%Y-%m-%d}")
+                words = lazy_gettext(
+                    "on %(day)s the clock changes, and no time is left", day=f"{each:%Y-%m-%d}"
+                )
+                raise HoursError("end", words)
             last = until
             yield first, until
 
@@ -183,10 +190,10 @@ def _moment(name: str, text: str) -> datetime:
     try:
         found = datetime.strptime(text, FORMAT)
     except ValueError:
-        words = N_("a time is written as 2026-10-05T10:00, got %(got)s")
-        raise HoursError(name, words, got=shown(text)) from None
+        words = lazy_gettext("a time is written as 2026-10-05T10:00, got %(got)s", got=shown(text))
+        raise HoursError(name, words) from None
     if not 2000 <= found.year < 2100:
-        raise HoursError(name, N_("%(time)s isn't in this century"), time=text)
+        raise HoursError(name, lazy_gettext("%(time)s isn't in this century", time=text))
     return found
 
 
@@ -195,16 +202,18 @@ def _end(begin: datetime, text: str) -> datetime:
         return _moment("end", text)
     if re.fullmatch(r"[0-9]{2}:[0-9]{2}", text):
         return _moment("end", f"{begin:%Y-%m-%d}T{text}")
-    words = N_("a time is written as 12:00 or 2026-10-05T12:00, got %(got)s")
-    raise HoursError("end", words, got=shown(text))
+    words = lazy_gettext(
+        "a time is written as 12:00 or 2026-10-05T12:00, got %(got)s", got=shown(text)
+    )
+    raise HoursError("end", words)
 
 
 def _day(text: str) -> date:
     try:
         return datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
-        words = N_("a day is written as 2026-12-21, got %(got)s")
-        raise HoursError("exceptions", words, got=shown(text)) from None
+        words = lazy_gettext("a day is written as 2026-12-21, got %(got)s", got=shown(text))
+        raise HoursError("exceptions", words) from None
 
 
 def _zone(name: str) -> ZoneInfo | None:
@@ -213,8 +222,8 @@ def _zone(name: str) -> ZoneInfo | None:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        words = N_("there is no time zone %(name)s")
-        raise HoursError("zone", words, name=shown(name)) from None
+        words = lazy_gettext("there is no time zone %(name)s", name=shown(name))
+        raise HoursError("zone", words) from None
 
 
 def _rule(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
@@ -225,19 +234,21 @@ def _rule(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
         if name not in PARTS or not re.fullmatch(PARTS[name], value) or name in parts:
             raise HoursError(
                 "repeat",
-                N_(
+                lazy_gettext(
                     "%(part)s isn't understood; a rule is like FREQ=WEEKLY;UNTIL=20270208, of "
-                    "%(parts)s"
+                    "%(parts)s",
+                    part=shown(part),
+                    parts=", ".join(PARTS),
                 ),
-                part=shown(part),
-                parts=", ".join(PARTS),
             )
         parts[name] = value
     if "FREQ" not in parts:
-        raise HoursError("repeat", N_("%(rule)s lacks FREQ, as FREQ=WEEKLY"), rule=shown(text))
+        raise HoursError(
+            "repeat", lazy_gettext("%(rule)s lacks FREQ, as FREQ=WEEKLY", rule=shown(text))
+        )
     if ("COUNT" in parts) == ("UNTIL" in parts):
-        words = N_("%(rule)s needs an end, UNTIL or COUNT, and not both")
-        raise HoursError("repeat", words, rule=text)
+        words = lazy_gettext("%(rule)s needs an end, UNTIL or COUNT, and not both", rule=text)
+        raise HoursError("repeat", words)
     if until := parts.get("UNTIL"):
         parts["UNTIL"] = _until(until, begin, zone)
     return ";".join(f"{name}={value}" for name, value in parts.items())
@@ -254,11 +265,13 @@ def _until(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
             whole = text if "T" in text else f"{text}T235959"
             found = datetime.strptime(whole, "%Y%m%dT%H%M%S")
     except ValueError:
-        words = N_("UNTIL=%(until)s is no time")
-        raise HoursError("repeat", words, until=text) from None
+        words = lazy_gettext("UNTIL=%(until)s is no time", until=text)
+        raise HoursError("repeat", words) from None
     if found < begin:
-        words = N_("UNTIL=%(until)s is before the begin, %(begin)s")
-        raise HoursError("repeat", words, until=text, begin=f"{begin:{FORMAT}}")
+        words = lazy_gettext(
+            "UNTIL=%(until)s is before the begin, %(begin)s", until=text, begin=f"{begin:{FORMAT}}"
+        )
+        raise HoursError("repeat", words)
     return f"{found:%Y%m%dT%H%M%S}"
 
 
@@ -270,6 +283,10 @@ def _epoch(name: str, wall: datetime, zone: ZoneInfo | None) -> float:
     """
     seconds = wall.replace(tzinfo=zone).timestamp()
     if datetime.fromtimestamp(seconds, zone).replace(tzinfo=None) != wall:
-        words = N_("on %(day)s there is no %(time)s: the clock changes")
-        raise HoursError(name, words, day=f"{wall:%Y-%m-%d}", time=f"{wall:%H:%M}")
+        words = lazy_gettext(
+            "on %(day)s there is no %(time)s: the clock changes",
+            day=f"{wall:%Y-%m-%d}",
+            time=f"{wall:%H:%M}",
+        )
+        raise HoursError(name, words)
     return seconds

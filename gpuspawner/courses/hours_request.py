@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import Refused
-from ..i18n.lazy_text import N_, lazy_gettext
+from ..i18n.lazy_text import lazy_gettext
 from .hours import HoursError, ReservedHours, shown
 
 State = Literal["asked", "granted", "refused", "withdrawn", "ended"]
@@ -115,27 +115,38 @@ def read_hours(fields: Mapping[str, Any]) -> ReservedHours:
 def _refusal(error: Any) -> Refused:
     """Return the refusal for the first error that pydantic has found."""
     key = ".".join(map(str, error["loc"]))[:100]
-    bounds = error.get("ctx", {})
-    words = _WRONG.get(error["type"], _WRONG["other"])
-    values = {"least": bounds.get("ge"), "most": bounds.get("le") or bounds.get("max_length")}
-    said = lazy_gettext(words, key=key, got=shown(error["input"]), **values)
-    return Refused(said, key=key)
-
-
-# The kind of an error -> what is said of it.
-_WRONG = {
-    "missing": N_("%(key)s is missing."),
-    "unexpected_keyword_argument": N_("There is no %(key)s here."),
-    "greater_than_equal": N_("%(key)s can't be %(got)s: it is at least %(least)s."),
-    "less_than_equal": N_("%(key)s can't be %(got)s: it is at most %(most)s."),
-    "string_too_long": N_("%(key)s is too long: at most %(most)s characters."),
-    "too_long": N_("%(key)s has too many: at most %(most)s."),
-    "int_type": N_("%(key)s can't be %(got)s: it is a whole number."),
-    "float_type": N_("%(key)s can't be %(got)s: it is a number."),
-    "string_type": N_("%(key)s can't be %(got)s: it is text."),
-    "tuple_type": N_("%(key)s can't be %(got)s: it is a list."),
-    "other": N_("%(key)s can't be %(got)s."),
-}
+    kind, bounds, got = error["type"], error.get("ctx", {}), shown(error["input"])
+    if kind == "missing":
+        words = lazy_gettext("%(key)s is missing.", key=key)
+    elif kind == "unexpected_keyword_argument":
+        words = lazy_gettext("There is no %(key)s here.", key=key)
+    elif kind == "greater_than_equal":
+        words = lazy_gettext(
+            "%(key)s can't be %(got)s: it is at least %(least)s.",
+            key=key,
+            got=got,
+            least=f"{bounds['ge']:g}",
+        )
+    elif kind == "less_than_equal":
+        words = lazy_gettext(
+            "%(key)s can't be %(got)s: it is at most %(most)s.",
+            key=key,
+            got=got,
+            most=f"{bounds['le']:g}",
+        )
+    elif kind == "string_too_long":
+        words = lazy_gettext(
+            "%(key)s is too long: at most %(most)s characters.", key=key, most=bounds["max_length"]
+        )
+    elif kind == "int_type":
+        words = lazy_gettext("%(key)s can't be %(got)s: it is a whole number.", key=key, got=got)
+    elif kind == "float_type":
+        words = lazy_gettext("%(key)s can't be %(got)s: it is a number.", key=key, got=got)
+    elif kind == "string_type":
+        words = lazy_gettext("%(key)s can't be %(got)s: it is text.", key=key, got=got)
+    else:
+        words = lazy_gettext("%(key)s can't be %(got)s.", key=key, got=got)
+    return Refused(words, key=key)
 
 
 def hours_as_text(hours: ReservedHours) -> str:

@@ -28,7 +28,7 @@ from ..courses.model import Course
 from ..courses.week import local_zone_name
 from ..errors import Refused, Unknown
 from ..gpus.model import GPU, Holder
-from ..i18n.lazy_text import N_, kept, lazy_gettext
+from ..i18n.lazy_text import kept, lazy_gettext
 from ..i18n.phrases import clock_time
 from ..leases import audit_log
 from ..leases.audit_log import one_line
@@ -64,15 +64,6 @@ NOT_KEPT = lazy_gettext(
 NO_STORE = lazy_gettext("It couldn't be kept, and nothing has changed. Please try again later.")
 NOT_READ = lazy_gettext("What is reserved can't be read now. Please try again later.")
 NO_SUCH_HOURS = lazy_gettext("There are no such hours, or you don't teach the course.")
-
-# What whom it concerns is told.
-TOLD: Mapping[State, str] = {
-    "asked": N_("%(user)s asks for reserved hours for %(course)s, from %(begin)s on."),
-    "granted": N_("Hours are reserved for %(course)s, from %(begin)s on."),
-    "refused": N_("The hours asked for %(course)s, from %(begin)s on, aren't reserved."),
-    "withdrawn": N_("Reserved hours for %(course)s, from %(begin)s on, aren't asked for any more."),
-    "ended": N_("The hours of %(course)s, from %(begin)s on, aren't reserved any more."),
-}
 
 
 class HoursDesk:
@@ -214,7 +205,7 @@ class HoursDesk:
             Refused: they act in no course, or it can't be read.
         """
         mine = {each["key"] for each in self._rights.courses_of(asker)}
-        is_administrator = self._rights.is_administrator(asker)
+        is_administrator, taught = self._rights.is_administrator(asker), self._taught(asker)
         if not mine and not is_administrator:
             raise Refused(NO_SUCH_COURSE, status=404)
         found: Sequence[HoursRequest] = ()
@@ -236,7 +227,10 @@ class HoursDesk:
             "kinds": sorted({gpu.kind for gpu in usable}),
             "models": sorted({gpu.model for gpu in usable}),
             "reserved_hours": [
-                _facts(each, courses.get(each.course), troubles.get(each.id, ""))
+                {
+                    **_facts(each, courses.get(each.course), troubles.get(each.id, "")),
+                    "yours": each.course in taught,
+                }
                 for each in found
                 if is_administrator or each.course in mine
             ],
@@ -365,8 +359,7 @@ class HoursDesk:
     async def _decide(
         self, asker: Asker, number: int, state: State, rule: str, why: str = ""
     ) -> dict[str, Any]:
-        courses = self._courses.current().values()
-        taught = {each.key for each in courses if self._rights.rule_of(each, asker) == INSTRUCTOR}
+        taught = self._taught(asker)
 
         def decide(known: Sequence[HoursRequest]) -> HoursRequest:
             found = _find(known, number)
@@ -375,6 +368,13 @@ class HoursDesk:
             return found.becomes(state, asker.name, time.time(), why)
 
         return await self._change(decide, asker, rule)
+
+    def _taught(self, asker: Asker) -> frozenset[str]:
+        """Return the keys of the courses that somebody teaches."""
+        courses = self._courses.current().values()
+        return frozenset(
+            each.key for each in courses if self._rights.rule_of(each, asker) == INSTRUCTOR
+        )
 
     def _hours(self, fields: Mapping[str, Any]) -> ReservedHours:
         """Return hours that can be reserved; raises Refused."""
@@ -462,18 +462,46 @@ class HoursDesk:
     def _tell_of(self, changed: HoursRequest, course: Course | None) -> None:
         if course is None:
             return
-        words = lazy_gettext(
-            TOLD[changed.state],
-            user=changed.asked_by,
-            course=course.name,
-            begin=clock_time(_next(changed, time.time())[0]),
-        )
+        words = _told(changed, course)
         if changed.why:
             words = lazy_gettext("%(sentence)s Why: %(why)s", sentence=words, why=changed.why)
         if changed.state in ("asked", "withdrawn"):
             self.tell_administrators(words)
         else:
             self.tell_instructors(course, words)
+
+
+def _told(changed: HoursRequest, course: Course) -> str:
+    """Return what they are told whom it concerns."""
+    name, begin = course.name, clock_time(_next(changed, time.time())[0])
+    if changed.state == "asked":
+        return lazy_gettext(
+            "%(user)s asks for reserved hours for %(course)s, from %(begin)s on.",
+            user=changed.asked_by,
+            course=name,
+            begin=begin,
+        )
+    if changed.state == "granted":
+        return lazy_gettext(
+            "Hours are reserved for %(course)s, from %(begin)s on.", course=name, begin=begin
+        )
+    if changed.state == "refused":
+        return lazy_gettext(
+            "The hours asked for %(course)s, from %(begin)s on, aren't reserved.",
+            course=name,
+            begin=begin,
+        )
+    if changed.state == "withdrawn":
+        return lazy_gettext(
+            "Reserved hours for %(course)s, from %(begin)s on, aren't asked for any more.",
+            course=name,
+            begin=begin,
+        )
+    return lazy_gettext(
+        "The hours of %(course)s, from %(begin)s on, aren't reserved any more.",
+        course=name,
+        begin=begin,
+    )
 
 
 def _find(known: Sequence[HoursRequest], number: int) -> HoursRequest:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Connection, Engine, delete, func, select, true, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..scheduling.budgets import Use
@@ -16,7 +16,7 @@ from . import database
 from .database import StoreError, transaction
 from .lately import StoredUse
 from .report import Period, Scope, Sums, held_in, over_time, report, total
-from .schema import groups, leases, units
+from .schema import groups, leases, reserved_hours, units
 from .writing import Added, Seen, write
 
 _OF_USES = (
@@ -132,6 +132,8 @@ class Store:
     def forget(self, user: str, hub: str | None = None) -> tuple[int, int]:
         """Remove a user's leases that are over; return how many, and how many aren't yet.
 
+        Of reserved hours that the user has asked for or decided the name is removed, and the note.
+
         Args:
             user: the user's name.
             hub: the address of the user's hub; None: of all that share the store.
@@ -139,6 +141,7 @@ class Store:
         with self.explained(), transaction(self.engine) as connection:
             whose = _whose(user, hub)
             removed = self._remove(connection, leases.c.is_over & whose)
+            forget_in_hours(connection, user, hub)
             left = connection.execute(select(func.count()).select_from(leases).where(whose))
             return removed, int(left.scalar_one())
 
@@ -156,6 +159,14 @@ class Store:
         for each in found.values():
             del each["id"]
         return list(found.values())
+
+    def hours_of(self, user: str, hub: str | None = None) -> list[dict[str, Any]]:
+        """Return the reserved hours that a user has asked for or decided, a JSON value each."""
+        with self.explained(), self.engine.begin() as connection:
+            asked = reserved_hours.c.asked_by == user
+            mine = asked | (reserved_hours.c.decided_by == user)
+            found = select(reserved_hours).where(mine & _of_hub(hub))
+            return [dict(row._mapping) for row in connection.execute(found)]
 
     @staticmethod
     def _remove(connection: Any, which: Any) -> int:
@@ -177,6 +188,18 @@ class Store:
 def _whose(user: str, hub: str | None) -> Any:
     mine = leases.c.user == user
     return mine if hub is None else mine & (leases.c.hub == hub)
+
+
+def _of_hub(hub: str | None) -> Any:
+    return true() if hub is None else reserved_hours.c.hub == hub
+
+
+def forget_in_hours(connection: Connection, user: str, hub: str | None) -> None:
+    """Remove a user's name, and what they wrote, from reserved hours, which stay."""
+    columns = reserved_hours.c
+    for column, written in ((columns.asked_by, columns.note), (columns.decided_by, columns.why)):
+        mine = update(reserved_hours).where((column == user) & _of_hub(hub))
+        connection.execute(mine.values({column: "", written: ""}))
 
 
 def _unit(row: Any) -> dict[str, Any]:

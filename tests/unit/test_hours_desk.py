@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
+from gpuspawner.__main__ import main
 from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.courses.hours_request import TRANSITIONS
 from gpuspawner.errors import Refused
@@ -389,6 +390,23 @@ async def test_a_row_of_another_version_costs_itself_alone(
     assert await listed(room) == [(2, "art", "granted")]
     await listed(room)
     assert len([each for each in caplog.messages if "number 1 of the dashboard" in each]) == 1
+
+
+async def test_who_is_forgotten_is_named_nowhere_and_the_hours_stay(
+    room: Classroom, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = await room.hours.ask(PROF, "ml", hours(), "a note of the prof's")
+    await room.hours.grant(BOSS, asked["id"], None)
+    db = ["usage", "--db", url]
+    assert main([*db, "--give-out", "prof"]) == 0
+    (given,) = json.loads(capsys.readouterr().out)
+    assert (given["asked_by"], given["note"]) == ("prof", "a note of the prof's")
+    for name in ("prof", "boss"):
+        assert main([*db, "--forget", name, "--yes"]) == 0
+        assert main([*db, "--forget", name, "--yes"]) == 1
+    (seen,) = (await room.hours.facts(BOSS))["reserved_hours"]
+    assert (seen["asked_by"], seen["note"], seen["decided_by"]) == ("", "", None)
+    assert promised(room) == [("ml", 2)]
 
 
 async def test_a_start_waits_for_the_first_reading_and_no_longer(url: str, monkeypatch) -> None:
