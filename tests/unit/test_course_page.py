@@ -344,7 +344,7 @@ def test_who_does_nothing_for_long_is_idle() -> None:
 
 async def test_where_the_hub_is_silent_the_page_says_so(service: Service) -> None:
     for path in ("courses", "courses/ml"):
-        service.room.instructors._courses = None  # type: ignore[assignment]
+        service.room.instructors._rights._courses = None  # type: ignore[assignment]
         answer = await service.get("prof", path)
         assert answer.code >= 500
         assert "Traceback" not in answer.body.decode()
@@ -353,7 +353,7 @@ async def test_where_the_hub_is_silent_the_page_says_so(service: Service) -> Non
 def test_a_log_in_leads_back_to_a_course_and_nowhere_else() -> None:
     from gpuspawner.dashboard.login import PAGES
 
-    for page in ("", "usage", "courses", "courses/ml-101"):
+    for page in ("", "usage", "reserved", "courses", "courses/ml-101"):
         assert PAGES.fullmatch(page)
     for page in ("courses/", "courses/ml/live", "courses/../x", "courses/%2e", "api/status", "x"):
         assert not PAGES.fullmatch(page)

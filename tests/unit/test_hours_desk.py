@@ -550,7 +550,7 @@ def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(url: st
     @settings(deadline=None)
     @given(
         st.lists(
-            st.tuples(st.integers(0, 1), st.booleans(), STEPS, st.none() | st.integers(0, 3)),
+            st.tuples(st.integers(0, 1), st.booleans(), STEPS, st.none() | st.integers(0, 2)),
             max_size=8,
         )
     )
@@ -563,11 +563,13 @@ def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(url: st
             assert store
             engine, left = store._store.engine, dies_at
 
-            def die(*_: Any) -> None:
+            def die(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
                 nonlocal left
-                if left is not None:
+                if left is not None and not statement.startswith("BEGIN"):
                     left -= 1
                     if left < 0:
+                        # A process that ends leaves no statement open, as this one would.
+                        cursor.close()
                         raise Killed
 
             event.listen(engine, "after_cursor_execute", die)
