@@ -130,8 +130,12 @@ class HoursDesk:
     async def run(self) -> None:
         """Read again and again what is kept; until cancelled."""
         while self._store:
-            with suppress(StoreError):  # it is in the log
+            try:
                 await self._read(self._store)
+            except StoreError:
+                pass  # it is in the log
+            except Exception:
+                self._log.exception("What was reserved on the dashboard can't be read")
             self._tried.set()
             await asyncio.sleep(READ_SECONDS)
 

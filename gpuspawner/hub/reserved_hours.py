@@ -45,6 +45,7 @@ class ReservedTimes:
         log: a logger.
         granted: returns the hours that were granted on the dashboard: the same object until one
             changes.
+        granted_known: returns whether these could be read.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class ReservedTimes:
         hour_limit: float | None,
         log: Any,
         granted: Callable[[], Sequence[HoursRequest]] = tuple,
+        granted_known: Callable[[], bool] = lambda: True,
     ) -> None:
         self._courses = courses
         self._granted = granted
+        self._granted_known = granted_known
         self._ledger = ledger
         self._has_ends = hour_limit is not None
         self._log = log
@@ -97,8 +100,8 @@ class ReservedTimes:
 
     @property
     def is_known(self) -> bool:
-        """Whether the nodes have been read, without which nothing is promised."""
-        return self._ledger.last_view is not None
+        """Whether the nodes have been read, without which nothing is promised, and the grants."""
+        return self._ledger.last_view is not None and self._granted_known()
 
     def between(self, begin: float, end: float) -> Iterator[tuple[ReservedTime, int, str]]:
         """Yield what is declared for a time: it, how many units it lacks, and why it isn't kept.
@@ -114,7 +117,7 @@ class ReservedTimes:
 
     def promised(self) -> list[Claim]:
         """Return the hours that are promised; all there are where that isn't known."""
-        if not self.is_known:
+        if self._ledger.last_view is None:
             return list(claims_of(self._courses.current(), self._granted()))
         self()
         return [each.claim for each in self._verdicts if not each.refused]

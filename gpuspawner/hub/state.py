@@ -149,7 +149,9 @@ class HubState:
             spawner.hour_limit,
             log,
         )
-        reserved = ReservedTimes(courses, ledger, spawner.hour_limit, log, hours.granted)
+        reserved = ReservedTimes(
+            courses, ledger, spawner.hour_limit, log, hours.granted, lambda: hours.is_known
+        )
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)
         budgets = Budgets(spawner.budgets, usage.past, lambda: _ends(leases))

@@ -114,7 +114,12 @@ class Classroom(Hub):
         )
         self.granted = self.hours.granted
         self.reserved = ReservedTimes(
-            self.courses, self.ledger, hour_limit, LOG, self.hours.granted
+            self.courses,
+            self.ledger,
+            hour_limit,
+            LOG,
+            self.hours.granted,
+            lambda: self.hours.is_known,
         )
         self.instructors = Instructors(
             self.courses,

@@ -420,7 +420,8 @@ async def test_a_start_waits_for_the_first_reading_and_no_longer(url: str, monke
     monkeypatch.setattr(room.hours._store, "read", fail)
     task = asyncio.ensure_future(room.hours.run())
     await room.hours.ensure_read()
-    assert not room.hours.is_known
+    await room.ledger.read()
+    assert not room.reserved.is_known
     task.cancel()
     await room.close()
 
