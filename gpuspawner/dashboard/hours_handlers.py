@@ -160,6 +160,14 @@ class _HoursAPI(API, HoursHandler):
         self.set_status(status)
         self.finish(found)
 
+    @staticmethod
+    def fields(body: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the hours of a request's JSON; None where there are none."""
+        found = body.get("hours")
+        if found is not None and not isinstance(found, dict):
+            raise web.HTTPError(400, "hours must be a JSON object.")
+        return found
+
     def said(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return a request in the reader's language."""
         return {**found, "trouble": self.language.say(found["trouble"])}
@@ -179,9 +187,8 @@ class HoursAPI(_HoursAPI):
     async def post(self) -> None:
         """Reserve hours, as an administrator."""
         body = self.body()
-        course = self.text(body, "course")
-        fields = {name: value for name, value in body.items() if name != "course"}
-        await self.finish_with(self.hours.make(self.person, course, fields), 201)
+        course, hours = self.text(body, "course"), self.fields(body) or {}
+        await self.finish_with(self.hours.make(self.person, course, hours), 201)
 
 
 class CourseHoursAPI(_HoursAPI):
@@ -190,9 +197,8 @@ class CourseHoursAPI(_HoursAPI):
     async def post(self, key: str) -> None:
         """Ask for hours, as an instructor."""
         body = self.body()
-        note = self.text(body, "note")
-        fields = {name: value for name, value in body.items() if name != "note"}
-        await self.finish_with(self.hours.ask(self.person, key, fields, note), 201)
+        note, hours = self.text(body, "note"), self.fields(body) or {}
+        await self.finish_with(self.hours.ask(self.person, key, hours, note), 201)
 
 
 class HoursGrantAPI(_HoursAPI):
@@ -200,8 +206,8 @@ class HoursGrantAPI(_HoursAPI):
 
     async def post(self, number: str) -> None:
         """Grant it, or other hours in its place."""
-        fields = self.body() or None
-        await self.finish_with(self.hours.grant(self.person, int(number), fields))
+        hours = self.fields(self.body())
+        await self.finish_with(self.hours.grant(self.person, int(number), hours))
 
 
 class HoursDecisionAPI(_HoursAPI):

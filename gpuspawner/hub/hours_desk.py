@@ -167,13 +167,17 @@ class HoursDesk:
         """Say in the log once that the database can't be read, and once that it can be again."""
         if bool(trouble) == bool(self._trouble):
             return
-        if trouble:
+        if trouble and self._known is None:
             self._log.warning(
-                "c.GPUSpawner.usage_db can't be read (%s): what was reserved on the dashboard %s",
+                "c.GPUSpawner.usage_db can't be read (%s): what was reserved on the dashboard "
+                "isn't kept free until it can be",
                 one_line(trouble),
-                "stays as it was known"
-                if self._known is not None
-                else "isn't kept free until it can be",
+            )
+        elif trouble:
+            self._log.warning(
+                "c.GPUSpawner.usage_db can't be read (%s): what was reserved on the dashboard "
+                "stays as it was known",
+                one_line(trouble),
             )
         else:
             self._log.warning("What was reserved on the dashboard can be read again")

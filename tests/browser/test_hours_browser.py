@@ -89,6 +89,9 @@ def test_hours_are_asked_for_by_keyboard_and_granted(hub, browser):
         "it answers again",
         log=hub.log,
     )
+    # Who looks has the hub read its GPUs.
+    page.goto(f"{hub.url}/services/gpus/courses/ml")
+    page.locator("#hours-1").get_by_text("reserved", exact=True).wait_for()
     ada = hub.log_in("ada")
     ada.get(f"{hub.url}/services/gpus/week")
     answer = ada.get(f"{hub.url}/services/gpus/api/week?from={DAY}").json()
