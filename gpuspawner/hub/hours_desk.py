@@ -148,6 +148,7 @@ class HoursDesk:
             raise
         self._tell("")
         self._known = tuple(found)
+        self._tried.set()
         granted = tuple(each for each in found if each.state == "granted")
         if granted != self._granted:
             self._granted = granted

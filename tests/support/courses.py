@@ -23,8 +23,10 @@ from gpuspawner.hub.reserved_hours import ReservedTimes
 from gpuspawner.hub.rights import CourseRights
 from gpuspawner.hub.week import WeekFacts
 from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.scheduling.queue import Queue, QueueSettings
 from gpuspawner.spawner import GPUSpawner
 
+from .ledgers import NoWatcher
 from .spawns import Hub, Spawner, begin
 
 COURSES = {
@@ -120,6 +122,13 @@ class Classroom(Hub):
             LOG,
             self.hours.granted,
             lambda: self.hours.is_known,
+        )
+        self.queue = Queue(
+            self.ledger,
+            QueueSettings(),
+            NoWatcher,
+            lambda: self.reserved(),
+            ready=self.hours.ensure_read,
         )
         self.instructors = Instructors(
             self.courses,

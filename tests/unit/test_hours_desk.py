@@ -409,6 +409,24 @@ async def test_who_is_forgotten_is_named_nowhere_and_the_hours_stay(
     assert promised(room) == [("ml", 2)]
 
 
+async def test_no_start_is_granted_before_it_is_known_what_was_reserved(
+    room: Classroom, url: str
+) -> None:
+    soon = datetime.fromtimestamp(time.time() + 1800)
+    end = soon + timedelta(hours=2)
+    fields = {"begin": f"{soon:%Y-%m-%dT%H:%M}", "end": f"{end:%Y-%m-%dT%H:%M}", "gpus": 4}
+    await room.hours.make(BOSS, "ml", fields)
+    again = Classroom(usage_db=url)
+    eve = asyncio.ensure_future(again.wait("eve", hours=2))
+    await asyncio.sleep(0.05)
+    assert not eve.done()
+    reading = asyncio.ensure_future(again.hours.run())
+    assert not (await eve).attempt.reservation
+    assert [each.holder.user for each in again.queue.waiting] == ["eve"]
+    reading.cancel()
+    await again.close()
+
+
 async def test_a_start_waits_for_the_first_reading_and_no_longer(url: str, monkeypatch) -> None:
     monkeypatch.setattr("gpuspawner.hub.hours_desk.FIRST_SECONDS", 0.01)
     room = Classroom(usage_db=url)
