@@ -87,7 +87,7 @@ async def check_choice(
     view = EMPTY_VIEW
     if options.gpu_count(choice, limits) > 0:
         view = await ledger.read(except_for=applicant.holder)
-        await queue.budgets.ensure_read(applicant.groups)
+        await queue.ensure_read(applicant.groups)
     request = _request(choice, applicant, queue, view)
     starts = later.not_before(choice.not_before, limits.ahead) if request.gpus else 0.0
     safe_mode, known = bool(choice.safe_mode), limits.versions.get(key)

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dateutil.rrule import rrulestr
 from pydantic import ConfigDict, Field
+
+from ..i18n.lazy_text import lazy_gettext
+from ..untrusted import bounded
 
 # The most times that a rule may mean, and the longest hours.
 MAX_TIMES = 1000
@@ -30,10 +33,29 @@ PARTS = {
     "BYDAY": rf"{DAYS}(,{DAYS})*",
     "WKST": r"MO|TU|WE|TH|FR|SA|SU",
 }
+# How much of a wrong value a sentence quotes, in characters.
+MAX_SHOWN = 80
 FORMAT = "%Y-%m-%dT%H:%M"
+
+
+class HoursError(ValueError):
+    """Hours that can't be. `str()` is "key: sentence", for who writes a configuration.
+
+    Args:
+        key: the field of `ReservedHours` that is wrong.
+        sentence: what is wrong, for everybody.
+    """
+
+    def __init__(self, key: str, sentence: str) -> None:
+        self.key = key
+        self.sentence = sentence
+        super().__init__(f"{key}: {sentence}")
+
 
 Units = Annotated[int, Field(ge=1, le=100_000)]
 Kind = Annotated[str, Field(min_length=1, max_length=50)]
+Time = Annotated[str, Field(max_length=40)]
+Name = Annotated[str, Field(max_length=255)]
 Minutes = Annotated[float, Field(ge=0, le=7 * 24 * 60)]
 
 
@@ -55,14 +77,14 @@ class ReservedHours:
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 
-    begin: str
-    end: str
+    begin: Time
+    end: Time
     gpus: Units
-    repeat: str = ""
-    exceptions: tuple[str, ...] = ()
+    repeat: Annotated[str, Field(max_length=200)] = ""
+    exceptions: Annotated[tuple[Time, ...], Field(max_length=MAX_TIMES)] = ()
     kind: Kind = "gpu"
-    model: str = ""
-    zone: str = ""
+    model: Name = ""
+    zone: Name = ""
     unclaimed_minutes: Minutes = 15
 
     def wall_times(self) -> tuple[list[datetime], timedelta]:
@@ -74,15 +96,24 @@ class ReservedHours:
         begin, zone = _moment("begin", self.begin), _zone(self.zone)
         length = _end(begin, self.end) - begin
         if not timedelta() < length <= timedelta(hours=MAX_HOURS):
-            raise ValueError(
-                f"end: {self.end} has to come after begin, {self.begin}, within {MAX_HOURS} hours"
+            raise HoursError(
+                "end",
+                lazy_gettext(
+                    "%(end)s has to come after begin, %(begin)s, within %(most)s hours",
+                    end=self.end,
+                    begin=self.begin,
+                    most=MAX_HOURS,
+                ),
             )
         if not self.repeat:
             return [begin], length
         rule = rrulestr(_rule(self.repeat, begin, zone), dtstart=begin)
         starts = list(islice(rule, MAX_TIMES + 1))
         if len(starts) > MAX_TIMES:
-            raise ValueError(f"repeat: {self.repeat} means more than {MAX_TIMES} times")
+            words = lazy_gettext(
+                "%(rule)s means more than %(most)s times", rule=self.repeat, most=MAX_TIMES
+            )
+            raise HoursError("repeat", words)
         return starts, length
 
     def left_out(self) -> set[date]:
@@ -104,17 +135,25 @@ class ReservedHours:
         (starts, length), left_out = self.wall_times(), self.left_out()
         zone = _zone(self.zone)
         if unknown := left_out - {each.date() for each in starts}:
-            raise ValueError(f"exceptions: on {min(unknown)} there are no such hours")
+            words = lazy_gettext("on %(day)s there are no such hours", day=str(min(unknown)))
+            raise HoursError("exceptions", words)
         starts = [each for each in starts if each.date() not in left_out]
         if not starts:
-            raise ValueError(f"repeat: {self.repeat or 'once'} means no time at all")
+            rule = self.repeat or "once"
+            raise HoursError("repeat", lazy_gettext("%(rule)s means no time at all", rule=rule))
         last = float("-inf")
         for each in starts:
             first, until = _epoch("begin", each, zone), _epoch("end", each + length, zone)
             if first < last:
-                raise ValueError(f"repeat: the hours of {each:%Y-%m-%d} begin before the last end")
+                words = lazy_gettext(
+                    "the hours of %(day)s begin before the last end", day=f"{each:%Y-%m-%d}"
+                )
+                raise HoursError("repeat", words)
             if first >= until:
-                raise ValueError(f"end: on {each:%Y-%m-%d} the clock changes, and no time is left")
+                words = lazy_gettext(
+                    "on %(day)s the clock changes, and no time is left", day=f"{each:%Y-%m-%d}"
+                )
+                raise HoursError("end", words)
             last = until
             yield first, until
 
@@ -142,13 +181,19 @@ def overlap(
     return None
 
 
+def shown(value: Any) -> str:
+    """Return of a value that is wrong as much as a sentence quotes."""
+    return bounded(repr(value), MAX_SHOWN)
+
+
 def _moment(name: str, text: str) -> datetime:
     try:
         found = datetime.strptime(text, FORMAT)
     except ValueError:
-        raise ValueError(f"{name}: a time is written as 2026-10-05T10:00, got {text!r}") from None
+        words = lazy_gettext("a time is written as 2026-10-05T10:00, got %(got)s", got=shown(text))
+        raise HoursError(name, words) from None
     if not 2000 <= found.year < 2100:
-        raise ValueError(f"{name}: {text} isn't in this century")
+        raise HoursError(name, lazy_gettext("%(time)s isn't in this century", time=text))
     return found
 
 
@@ -157,14 +202,18 @@ def _end(begin: datetime, text: str) -> datetime:
         return _moment("end", text)
     if re.fullmatch(r"[0-9]{2}:[0-9]{2}", text):
         return _moment("end", f"{begin:%Y-%m-%d}T{text}")
-    raise ValueError(f"end: a time is written as 12:00 or 2026-10-05T12:00, got {text!r}")
+    words = lazy_gettext(
+        "a time is written as 12:00 or 2026-10-05T12:00, got %(got)s", got=shown(text)
+    )
+    raise HoursError("end", words)
 
 
 def _day(text: str) -> date:
     try:
         return datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
-        raise ValueError(f"exceptions: a day is written as 2026-12-21, got {text!r}") from None
+        words = lazy_gettext("a day is written as 2026-12-21, got %(got)s", got=shown(text))
+        raise HoursError("exceptions", words) from None
 
 
 def _zone(name: str) -> ZoneInfo | None:
@@ -173,7 +222,8 @@ def _zone(name: str) -> ZoneInfo | None:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"zone: there is no time zone {name!r}") from None
+        words = lazy_gettext("there is no time zone %(name)s", name=shown(name))
+        raise HoursError("zone", words) from None
 
 
 def _rule(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
@@ -182,15 +232,23 @@ def _rule(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
     for part in text.upper().removeprefix("RRULE:").split(";"):
         name, _, value = part.partition("=")
         if name not in PARTS or not re.fullmatch(PARTS[name], value) or name in parts:
-            raise ValueError(
-                f"repeat: {part!r} isn't understood; a rule is like FREQ=WEEKLY;UNTIL=20270208, of "
-                f"{', '.join(PARTS)}"
+            raise HoursError(
+                "repeat",
+                lazy_gettext(
+                    "%(part)s isn't understood; a rule is like FREQ=WEEKLY;UNTIL=20270208, of "
+                    "%(parts)s",
+                    part=shown(part),
+                    parts=", ".join(PARTS),
+                ),
             )
         parts[name] = value
     if "FREQ" not in parts:
-        raise ValueError(f"repeat: {text} lacks FREQ, as FREQ=WEEKLY")
+        raise HoursError(
+            "repeat", lazy_gettext("%(rule)s lacks FREQ, as FREQ=WEEKLY", rule=shown(text))
+        )
     if ("COUNT" in parts) == ("UNTIL" in parts):
-        raise ValueError(f"repeat: {text} needs an end, UNTIL or COUNT, and not both")
+        words = lazy_gettext("%(rule)s needs an end, UNTIL or COUNT, and not both", rule=text)
+        raise HoursError("repeat", words)
     if until := parts.get("UNTIL"):
         parts["UNTIL"] = _until(until, begin, zone)
     return ";".join(f"{name}={value}" for name, value in parts.items())
@@ -207,9 +265,13 @@ def _until(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
             whole = text if "T" in text else f"{text}T235959"
             found = datetime.strptime(whole, "%Y%m%dT%H%M%S")
     except ValueError:
-        raise ValueError(f"repeat: UNTIL={text} is no time") from None
+        words = lazy_gettext("UNTIL=%(until)s is no time", until=text)
+        raise HoursError("repeat", words) from None
     if found < begin:
-        raise ValueError(f"repeat: UNTIL={text} is before the begin, {begin:{FORMAT}}")
+        words = lazy_gettext(
+            "UNTIL=%(until)s is before the begin, %(begin)s", until=text, begin=f"{begin:{FORMAT}}"
+        )
+        raise HoursError("repeat", words)
     return f"{found:%Y%m%dT%H%M%S}"
 
 
@@ -221,5 +283,10 @@ def _epoch(name: str, wall: datetime, zone: ZoneInfo | None) -> float:
     """
     seconds = wall.replace(tzinfo=zone).timestamp()
     if datetime.fromtimestamp(seconds, zone).replace(tzinfo=None) != wall:
-        raise ValueError(f"{name}: on {wall:%Y-%m-%d} there is no {wall:%H:%M}: the clock changes")
+        words = lazy_gettext(
+            "on %(day)s there is no %(time)s: the clock changes",
+            day=f"{wall:%Y-%m-%d}",
+            time=f"{wall:%H:%M}",
+        )
+        raise HoursError(name, words)
     return seconds

@@ -10,14 +10,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..untrusted import Lines, bounded, parse_yaml_with_lines
-from .hours import ReservedHours, overlap
+from ..untrusted import Lines, parse_yaml_with_lines
+from .hours import ReservedHours, overlap, shown
 from .model import NO_COURSE, Course
 
 # Keys whose value may be one name, in place of a list of them.
 NAMES = ("group", "instructors", "images")
-# How much of a wrong value a sentence quotes, in characters; how large a file may be, in bytes.
-MAX_SHOWN = 80
+# How large a file may be, in bytes.
 MAX_FILE = 4 * 1024 * 1024
 
 _course = TypeAdapter(Course)
@@ -50,7 +49,7 @@ def read_courses(entries: Any, where: str, lines: Lines | None = None) -> ReadCo
     if entries is None:
         entries = {}
     if not isinstance(entries, Mapping):
-        raise ValueError(f"{where} must be a mapping of keys to courses, got {_shown(entries)}")
+        raise ValueError(f"{where} must be a mapping of keys to courses, got {shown(entries)}")
     found: dict[str, Course] = {}
     problems: dict[str, str] = {}
     for key, entry in entries.items():
@@ -94,7 +93,7 @@ class Wrong(ValueError):
 
 def _read(key: Any, entry: Any) -> Course:
     if not isinstance(entry, Mapping):
-        raise Wrong(f"a course must be a mapping with 'group', got {_shown(entry)}")
+        raise Wrong(f"a course must be a mapping with 'group', got {shown(entry)}")
     if "key" in entry:
         raise Wrong("'key' is what stands before the entry", "key")
     if key == NO_COURSE:
@@ -112,7 +111,7 @@ def _read(key: Any, entry: Any) -> Course:
         words = first["msg"].removeprefix("Value error, ")
         words = words[:1].lower() + words[1:]
         name = ".".join(map(str, path))
-        got = "" if first["type"] == "missing" else f", got {_shown(first['input'])}"
+        got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
         raise Wrong(f"{name}: {words}{got}", *path) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise Wrong(str(error)) from None
@@ -155,16 +154,12 @@ def _line_of(lines: Lines | None, path: tuple[Any, ...]) -> str:
     return f"line {lines[path]}: " if path in lines else ""
 
 
-def _shown(value: Any) -> str:
-    return bounded(repr(value), MAX_SHOWN)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, date):
         return value.isoformat()
     if isinstance(value, set | frozenset):
         return sorted(value)
-    raise TypeError(f"{_shown(value)} is no text, number, list or mapping")
+    raise TypeError(f"{shown(value)} is no text, number, list or mapping")
 
 
 def problems_of(read: ReadCourses) -> Iterator[str]:

@@ -17,6 +17,7 @@ from ..i18n.phrases import clock_time
 from .courses import link_choice, qr_code, start_link
 from .facts import iso_time
 from .handlers import API, Handler
+from .hours_handlers import WITH_FIELDS, HoursHandler
 
 
 class CoursesPage(Handler):
@@ -27,7 +28,7 @@ class CoursesPage(Handler):
         """Show it, or why not."""
         refusal = ""
         try:
-            self._taught = await self.courses.of(self.person)
+            self._taught, self._open_hours = await self.courses.taught(self.person)
         except Refused as error:
             self.set_status(error.status)
             refusal = self.language.say(str(error))
@@ -35,7 +36,7 @@ class CoursesPage(Handler):
         self.finish(self.page("courses.html", {"you": you}, page="courses", refusal=refusal))
 
 
-class _Course(Handler):
+class _Course(HoursHandler):
     """What all parts of a course's page have."""
 
     async def _shown(self, template: str, key: str, **more: Any) -> str:
@@ -47,7 +48,9 @@ class _Course(Handler):
         person = self.person
         course = await self.courses.roster(person, key)
         you = {"user": person.name, "administrator": person.administrator}
-        link = self._link(course) if template == "course.html" else {}
+        form, refusal = more.pop("form", None), more.pop("hours_refusal", "")
+        if template == "course.html":
+            more |= {**self._link(course), **await self.hours_shown(key, form, refusal)}
         return self.page(
             template,
             {"you": you},
@@ -56,7 +59,6 @@ class _Course(Handler):
             action=self._address(key),
             xsrf=self.xsrf,
             longest=MAX_LENGTH,
-            **link,
             **more,
         )
 
@@ -92,9 +94,12 @@ class CoursePage(_Course):
     @web.authenticated
     async def get(self, key: str) -> None:
         """Show it."""
+        await self._show(key, **self.take_message())
+
+    async def _show(self, key: str, **more: Any) -> None:
         await self.find_courses()
         try:
-            shown = await self._shown("course.html", key, **self.take_message())
+            shown = await self._shown("course.html", key, **more)
         except Refused as refusal:
             raise web.HTTPError(refusal.status, "%s", self.language.say(str(refusal))) from None
         self.finish(shown)
@@ -102,11 +107,18 @@ class CoursePage(_Course):
     @web.authenticated
     async def post(self, key: str) -> None:
         """Perform a form's action, and show the page again with the result."""
+        what = self.get_body_argument("do", "")
         try:
-            done = await self._do(key, self.get_body_argument("do", ""))
+            done = await self._do(key, what)
             self.keep_message("done", self.language.say(done))
         except Refused as refusal:
-            self.keep_message("refused", self.language.say(str(refusal)))
+            said = self.language.say(str(refusal))
+            if what in WITH_FIELDS and refusal.status != 404:
+                self.set_status(refusal.status)
+                form = self.hours_form()
+                await self._show(key, form=form, hours_refusal=said, said="")
+                return
+            self.keep_message("refused", said)
         self.redirect(self._address(key), status=303)
 
     async def _do(self, key: str, what: str) -> str:
@@ -147,7 +159,7 @@ class CoursePage(_Course):
                 name=who,
                 place=place,
             )
-        raise Refused(lazy_gettext("That can't be done here."))
+        return await self.do_hours(what)
 
     async def _extend_all(self, key: str) -> str:
         found = await self.courses.extend_all(self.person, key, None)

@@ -42,10 +42,14 @@ class CourseActions:
 
     async def of(self, person: Person) -> list[dict[str, Any]]:
         """Return the courses that somebody teaches, or of an administrator all: `key`, `title`."""
+        return (await self.taught(person))[0]
+
+    async def taught(self, person: Person) -> tuple[list[dict[str, Any]], int]:
+        """Return the same, and how many requests for reserved hours wait for their decision."""
         if not may_ask(person):
-            return []
-        answer = await self.actions.ask({"do": "courses", **_asker(person)})
-        return list(answer["courses"])
+            return [], 0
+        answer = await self.actions.ask({"do": "courses", **asker(person)})
+        return list(answer["courses"]), int(answer.get("open_hours", 0))
 
     async def roster(self, person: Person, key: str) -> dict[str, Any]:
         """Return a course as a JSON value of the API.
@@ -113,11 +117,13 @@ def may_ask(person: Person) -> bool:
     return bool(person.name) and (person.may_teach or person.administrator)
 
 
-def _asker(person: Person) -> dict[str, Any]:
+def asker(person: Person) -> dict[str, Any]:
+    """Return who asks, for a question to the hub."""
     return {"who": person.name, "administrator": person.administrator}
 
 
-def _question(person: Person, key: str, *names: str) -> dict[str, Any]:
+def require_instructor(person: Person) -> None:
+    """Raise Refused where the hub isn't asked for what somebody teaches."""
     if not person.name:
         raise Refused(lazy_gettext("A service teaches no course: ask as a user."), status=403)
     if not may_ask(person):
@@ -125,8 +131,12 @@ def _question(person: Person, key: str, *names: str) -> dict[str, Any]:
             "To act as an instructor a token needs the scope %(scope)s.", scope="read:users:groups"
         )
         raise Refused(words, status=403)
+
+
+def _question(person: Person, key: str, *names: str) -> dict[str, Any]:
+    require_instructor(person)
     check_names(key, *names)
-    return {"course": key, **_asker(person)}
+    return {"course": key, **asker(person)}
 
 
 # -- Facts -----------------------------------------------------------------------------------------

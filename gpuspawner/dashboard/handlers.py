@@ -134,10 +134,12 @@ class Handler(HubAuthenticated, web.RequestHandler):
     async def find_courses(self) -> None:
         """Find out whose courses the page's bar leads to; none where the hub doesn't say."""
         with suppress(Refused):
-            self._taught = await self.courses.of(self.person)
+            self._taught, self._open_hours = await self.courses.taught(self.person)
 
     # The courses that the user may act in, where the page has asked for them.
     _taught: Sequence[Mapping[str, Any]] = ()
+    # How many requests for reserved hours wait for an administrator's decision.
+    _open_hours = 0
 
     def keep_message(self, how: str, words: str) -> None:
         """Keep a message for the next page; `how`: "done" or "refused"."""
@@ -162,7 +164,7 @@ class Handler(HubAuthenticated, web.RequestHandler):
 
     def page(self, template: str, facts: dict[str, Any], **more: Any) -> str:
         """Return a page's HTML."""
-        more = {"courses": self._taught, **more}
+        more = {"courses": self._taught, "open_hours": self._open_hours, **more}
         return pages.render(
             template,
             self.language,
@@ -571,6 +573,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
     """
     # They are handlers of this module's kind.
     from .course_handlers import COURSE_ROUTES
+    from .hours_handlers import HOURS_ROUTES
     from .usage_handlers import UsageAPI, UsagePage
     from .week_handlers import CalendarAPI, WeekAPI, WeekPage
 
@@ -598,6 +601,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         ("api/gpus/([^/]+)/out-of-service", OutOfService),
         ("api/orphans/([^/]+)", OrphanServer),
         *COURSE_ROUTES,
+        *HOURS_ROUTES,
     ]
     return [
         (rf"{below}oauth_callback", Callback, shared),

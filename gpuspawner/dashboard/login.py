@@ -16,7 +16,7 @@ MAX_SESSION_ID = 200
 MAX_KNOWN = 1000
 MAX_LOGINS = 5000
 # What stands after our address in those of the pages, and how long one may be to be kept.
-PAGES = re.compile(r"|usage|week|courses(/[A-Za-z0-9_.-]{1,63})?")
+PAGES = re.compile(r"|usage|week|reserved|courses(/[A-Za-z0-9_.-]{1,63})?")
 MAX_NEXT = 300
 
 

@@ -75,6 +75,7 @@ class WeekPage(_Week):
             refusal = self.language.say(str(error))
             told = await ask_week(self.actions.socket, "")
         facts = await self.facts(told)
+        await self.find_courses()
         first = datetime.fromtimestamp(told.days[0], told.clock).date()
         self.finish(
             self.page(

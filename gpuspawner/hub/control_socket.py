@@ -19,13 +19,20 @@ engine asks for the nodes as well, and has GPUs taken out of service.
     POST /leave   {"user": "ada", "by": "user:ada"}          -> {}
     POST /switch  {"user": "ada", "by": "user:ada"}          -> {}
     POST /give-back  {"user": "ada", "by": "user:ada"}       -> {}
-    POST /courses {"who": "prof"}                            -> {"courses": [{"key": "ml", …}]}
+    POST /courses {"who": "prof"}                            -> {"courses": […], "open_hours": 0}
     POST /course  {"who": "prof", "course": "ml"}            -> {"key": "ml", "members": […], …}
     POST /course-extend  {…, "user": "ada", "hours": 1}      -> {"servers": [{"until": …}]}
     POST /course-stop    {…, "user": "ada", "why": "…", "minutes": 10}  -> {}
     POST /course-keep    {…, "user": "ada"}                  -> {}
     POST /course-message {…, "text": "…"}                    -> {"sent": 12}
     POST /course-front   {…, "user": "ada"}                  -> {"place": 2}
+    POST /hours          {"who": "prof"}                     -> {"reserved_hours": […], …}
+    POST /hours-ask      {"who": "prof", "course": "ml", "hours": {…}, "note": "…"}  -> {"id": 7, …}
+    POST /hours-make     {"who": "boss", "course": "ml", "hours": {…}}  -> {"id": 8, …}
+    POST /hours-grant    {"who": "boss", "id": 7, "hours": null}  -> {"id": 7, …}
+    POST /hours-refuse   {"who": "boss", "id": 7, "why": "…"}  -> {"id": 7, …}
+    POST /hours-withdraw {"who": "prof", "id": 7}            -> {"id": 7, …}
+    POST /hours-end      {"who": "boss", "id": 8, "why": ""}  -> {"id": 8, …}
     POST /stop-orphan  {"id": "7f3a…", "by": "boss"}         -> {}
     POST /out-of-service  {"uuid": "GPU-…", "by": "boss", "why": "fan"}  -> {}
     POST /in-service  {"uuid": "GPU-…"}                      -> {}
@@ -37,8 +44,9 @@ that, `switch` restarts the server with what is reserved for it, and `give-back`
 has.
 
 What begins with `course` is for instructors, and the hub checks whether `who`, a user's name, is
-one (`instructors.Instructors`). `administrator` says that they may act as an administrator, if they
-are one. Without `user`, `course-extend` and `course-message` are for all servers of the course.
+one (`instructors.Instructors`), and so with `hours` (`hours_desk.HoursDesk`). `administrator` says
+that they may act as an administrator, if they are one. Without `user`, `course-extend` and
+`course-message` are for all servers of the course.
 
 An error has its status, and in the body {"error": "a sentence", "status": 409, "key": "hours",
 "sentence": …}: the key that is refused, "" if it isn't one's, and the sentence once more, as
@@ -75,8 +83,10 @@ from ..leases.reconciler import Reconciler
 from ..scheduling.queue import Queue, QueueEntry
 from ..untrusted import parse_json
 from .health_watch import HealthWatch
-from .instructors import NO_SUCH_COURSE, Asker, Instructors
+from .hours_desk import HoursDesk
+from .instructors import Instructors
 from .nodes import NodeFacts
+from .rights import NO_SUCH_COURSE, Asker
 from .switches import Switches
 from .week import WeekFacts
 
@@ -111,6 +121,7 @@ class ControlSocket:
         week: tells of the hours that are reserved; None: nobody does.
         instructors: the courses, for those who teach them; None: there are none.
         name_machines: who may know the machines' names; services go by it too.
+        hours: where reserved hours are asked for; None: nowhere.
     """
 
     def __init__(
@@ -131,8 +142,10 @@ class ControlSocket:
         week: WeekFacts | None = None,
         instructors: Instructors | None = None,
         name_machines: str = "administrators",
+        hours: HoursDesk | None = None,
     ) -> None:
         self._name_machines = name_machines
+        self._hours = hours
         self.week = week
         self._instructors = instructors
         self._health = health
@@ -187,6 +200,9 @@ class ControlSocket:
             self._server = None
 
     def _application(self) -> web.Application:
+        # They are handlers of this module's kind.
+        from .hours_handlers import HOURS_ROUTES
+
         shared = {"control": self}
         return web.Application(
             [
@@ -214,6 +230,7 @@ class ControlSocket:
                 ("/course-keep", _CourseKeep, shared),
                 ("/course-message", _CourseMessage, shared),
                 ("/course-front", _CourseFront, shared),
+                *((path, handler, shared) for path, handler in HOURS_ROUTES),
             ],
             default_handler_class=_Unknown,
             default_handler_args=shared,
@@ -249,6 +266,17 @@ class ControlSocket:
         if self._instructors is None:
             raise Refused(NO_SUCH_COURSE, status=404)
         return self._instructors
+
+    @property
+    def hours(self) -> HoursDesk:
+        """Where reserved hours are asked for; raises Refused where they aren't."""
+        if self._hours is None:
+            raise Refused(NO_SUCH_COURSE, status=404)
+        return self._hours
+
+    def open_hours_for(self, asker: Asker) -> int:
+        """Return how many requests for reserved hours wait for an administrator's decision."""
+        return self._hours.open_for(asker) if self._hours else 0
 
     def turn_of(self, holder: Holder) -> CheckIn | None:
         """Return the turn whose user is asked whether they are there; None: there is none."""
@@ -353,7 +381,7 @@ class _WeekRequest(BaseModel):
     day: str = Field(default="", max_length=32)
 
 
-class _CoursesRequest(BaseModel):
+class CoursesRequest(BaseModel):
     """The body of an instructor's request: `who` asks; whether they may act as an administrator."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -367,7 +395,7 @@ class _CoursesRequest(BaseModel):
         return Asker(self.who, self.administrator)
 
 
-class _CourseRequest(_CoursesRequest):
+class _CourseRequest(CoursesRequest):
     """The body of an instructor's request about a course."""
 
     course: str = Field(max_length=MAX_NAME_LENGTH)
@@ -491,7 +519,7 @@ class _Calendar(_Handler):
         self.finish(await self._control.week.calendar())
 
 
-class _Request(_Handler, ABC):
+class JSONRequest(_Handler, ABC):
     """Base class of requests with a body."""
 
     request_model: type[BaseModel]
@@ -512,7 +540,7 @@ class _Request(_Handler, ABC):
         """Do it, and return the answer."""
 
 
-class _Week(_Request):
+class _Week(JSONRequest):
     """A week's reserved hours."""
 
     request_model = _WeekRequest
@@ -524,7 +552,7 @@ class _Week(_Request):
         return self._control.week.facts(asked.day)
 
 
-class _StopOrphan(_Request):
+class _StopOrphan(JSONRequest):
     """The end of a server that the hub doesn't know."""
 
     request_model = _OrphanRequest
@@ -535,7 +563,7 @@ class _StopOrphan(_Request):
         return {}
 
 
-class _OutOfService(_Request):
+class _OutOfService(JSONRequest):
     """The start of a GPU's time out of service."""
 
     request_model = _OutOfServiceRequest
@@ -546,7 +574,7 @@ class _OutOfService(_Request):
         return {}
 
 
-class _InService(_Request):
+class _InService(JSONRequest):
     """The end of it."""
 
     request_model = _InServiceRequest
@@ -557,7 +585,7 @@ class _InService(_Request):
         return {}
 
 
-class _Stop(_Request):
+class _Stop(JSONRequest):
     """The stop of a server by an administrator."""
 
     request_model = _StopRequest
@@ -569,7 +597,7 @@ class _Stop(_Request):
         return {}
 
 
-class _Keep(_Request):
+class _Keep(JSONRequest):
     """An announced stop is taken back."""
 
     request_model = _KeepRequest
@@ -581,7 +609,7 @@ class _Keep(_Request):
         return {}
 
 
-class _Ask(_Request):
+class _Ask(JSONRequest):
     """GPUs for a server that runs."""
 
     request_model = _AskRequest
@@ -594,7 +622,7 @@ class _Ask(_Request):
         return facts
 
 
-class _OfSwitch(_Request):
+class _OfSwitch(JSONRequest):
     """What is done with a server's request for GPUs, or with its GPUs."""
 
     request_model = _SwitchRequest
@@ -625,7 +653,7 @@ class _GiveBack(_OfSwitch):
     action = "give_back"
 
 
-class _Server(_Request):
+class _Server(JSONRequest):
     """What is done with one server."""
 
     request_model: type[BaseModel] = _ServerRequest
@@ -684,17 +712,19 @@ class _KeepAlive(_Server):
         return {}
 
 
-class _Courses(_Request):
+class _Courses(JSONRequest):
     """The courses that somebody teaches."""
 
-    request_model = _CoursesRequest
+    request_model = CoursesRequest
 
-    async def answer(self, asked: _CoursesRequest) -> dict[str, Any]:
+    async def answer(self, asked: CoursesRequest) -> dict[str, Any]:
         """Return them."""
-        return {"courses": self._control.instructors.courses_of(asked.asker)}
+        asker = asked.asker
+        courses = self._control.instructors.courses_of(asker)
+        return {"courses": courses, "open_hours": self._control.open_hours_for(asker)}
 
 
-class _Course(_Request):
+class _Course(JSONRequest):
     """A course's members, and what they run for it."""
 
     request_model = _CourseRequest
@@ -704,7 +734,7 @@ class _Course(_Request):
         return await self._control.instructors.roster(asked.course, asked.asker)
 
 
-class _CourseExtend(_Request):
+class _CourseExtend(JSONRequest):
     """More time for the servers of a course."""
 
     request_model = _CourseExtendRequest
@@ -715,7 +745,7 @@ class _CourseExtend(_Request):
         return await of.extend(asked.course, who, asked.holder, asked.hours)
 
 
-class _CourseStop(_Request):
+class _CourseStop(JSONRequest):
     """The stop of a course's server."""
 
     request_model = _CourseStopRequest
@@ -727,7 +757,7 @@ class _CourseStop(_Request):
         return {}
 
 
-class _CourseKeep(_Request):
+class _CourseKeep(JSONRequest):
     """The announced stop of a course's server is taken back."""
 
     request_model = _CourseServerRequest
@@ -738,7 +768,7 @@ class _CourseKeep(_Request):
         return {}
 
 
-class _CourseMessage(_Request):
+class _CourseMessage(JSONRequest):
     """A message to those whose servers run for a course."""
 
     request_model = _CourseMessageRequest
@@ -749,7 +779,7 @@ class _CourseMessage(_Request):
         return {"sent": await of.send(asked.course, who, asked.holder, asked.text)}
 
 
-class _CourseFront(_Request):
+class _CourseFront(JSONRequest):
     """A place at the front of a course's."""
 
     request_model = _CourseServerRequest

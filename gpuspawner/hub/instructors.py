@@ -8,8 +8,7 @@ this course. A service that asks for somebody has authenticated them, and says n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..courses.catalogue import CourseCatalogue
 from ..courses.model import Course
@@ -18,42 +17,13 @@ from ..gpus.memory import parts_of
 from ..gpus.model import SHARED, WHOLE, Holder
 from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext
 from ..leases import audit_log
-from ..leases.endings import INSTRUCTOR
 from ..leases.endings import RULE as ADMINISTRATOR
 from ..leases.ledger import Ledger
 from ..leases.server_lease import ServerLease
 from ..scheduling.queue import Queue, QueueEntry
 from . import compat
 from .messages import MAX_LENGTH, Messages
-
-# Whether there is such a course isn't told to those who don't teach it.
-NO_SUCH_COURSE = lazy_gettext("There is no such course, or you don't teach it.")
-
-
-@dataclass(frozen=True)
-class Asker:
-    """Who asks, as a service has authenticated them.
-
-    Args:
-        name: the user's name.
-        as_administrator: whether they may act as an administrator, if they are one.
-    """
-
-    name: str
-    as_administrator: bool = False
-
-
-class People(Protocol):
-    """The users and groups of the hub: `compat.People`."""
-
-    def groups_of(self, user: str) -> frozenset[str]:
-        """Return the names of a user's groups."""
-
-    def members_of(self, groups: Iterable[str]) -> frozenset[str]:
-        """Return the names of the users in these groups."""
-
-    def may_stop_all(self, user: str) -> bool:
-        """Return whether a user may stop everybody's servers."""
+from .rights import Asker, CourseRights, People
 
 
 class Instructors:
@@ -81,7 +51,7 @@ class Instructors:
         images: Mapping[str, str],
         log: Any,
     ) -> None:
-        self._courses = courses
+        self._rights = CourseRights(courses, people)
         self._people = people
         self._spawners = spawners
         self._queue = queue
@@ -90,31 +60,9 @@ class Instructors:
         self._images = images
         self._log = log
 
-    # -- Who may ---------------------------------------------------------------------------------
-
     def courses_of(self, asker: Asker) -> list[dict[str, Any]]:
         """Return the courses that somebody may act in, as JSON values."""
-        courses = self._courses.current().values()
-        return [
-            {"key": course.key, "title": course.name}
-            for course in courses
-            if self._rule_of(course, asker)
-        ]
-
-    def _rule_of(self, course: Course, asker: Asker) -> str:
-        """Return as what somebody may act in a course: a rule of the audit log; "": they mayn't."""
-        if course.is_taught_by(self._people.groups_of(asker.name)):
-            return INSTRUCTOR
-        is_administrator = asker.as_administrator and self._people.may_stop_all(asker.name)
-        return ADMINISTRATOR if is_administrator else ""
-
-    def _allowed(self, key: str, asker: Asker) -> tuple[Course, str]:
-        """Return a course, and as what somebody acts in it; raises Refused if they mayn't."""
-        course = self._courses.current().get(key)
-        rule = self._rule_of(course, asker) if course else ""
-        if course is None or not rule:
-            raise Refused(NO_SUCH_COURSE, status=404)
-        return course, rule
+        return self._rights.courses_of(asker)
 
     def _members(self, course: Course) -> frozenset[str]:
         return self._people.members_of([*course.group, *course.instructors])
@@ -127,9 +75,9 @@ class Instructors:
         Raises:
             Refused: there is no such course for them.
         """
-        self._allowed(key, asker)
+        self._rights.of(key, asker)
         await self._apply_rules(key)
-        course, rule = self._allowed(key, asker)
+        course, rule = self._rights.of(key, asker)
         waiting = {
             entry.holder: entry
             for entry in self._queue.waiting
@@ -287,7 +235,7 @@ class Instructors:
             Refused: they mayn't, or there is nothing in it, or too much.
         """
         text = " ".join(audit_log.one_line(" ".join(text.split())).split())
-        course, _ = self._allowed(key, asker)
+        course, _ = self._rights.of(key, asker)
         if not text:
             raise Refused(lazy_gettext("The message is empty."), key="text")
         if len(text) > MAX_LENGTH:
@@ -314,13 +262,13 @@ class Instructors:
         Raises:
             Refused: they mayn't, it doesn't wait, or others than the course's would start later.
         """
-        self._allowed(key, asker)
+        self._rights.of(key, asker)
         try:
             view = await self._ledger.read()
         except Unknown as error:
             raise Refused(str(error), status=503) from error
         # What was so before may not be any more; from here on nothing is awaited.
-        course, _ = self._allowed(key, asker)
+        course, _ = self._rights.of(key, asker)
         if holder.user not in self._members(course):
             raise _no_server(course, holder)
         place = self._queue.move_to_front(holder, key, view)
@@ -342,10 +290,10 @@ class Instructors:
         Raises:
             Refused: they mayn't, or the one isn't such a server.
         """
-        self._allowed(key, asker)
+        self._rights.of(key, asker)
         await self._apply_rules(key)
         # What was so before may not be any more; from here on nothing is awaited.
-        course, rule = self._allowed(key, asker)
+        course, rule = self._rights.of(key, asker)
         found = list(self._holding(course, holder))
         if holder and not found:
             raise _no_server(course, holder)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from ..courses.catalogue import CourseCatalogue
+from ..courses.hours_request import HoursRequest
 from ..courses.model import Course
 from ..errors import Unknown
 from ..gpus.allocation import apply_leases, gpu_count_phrase
@@ -21,7 +22,8 @@ from ..leases.audit_log import one_line
 from ..leases.ledger import Ledger, View
 from ..scheduling.calendar import Calendar
 from ..scheduling.plan import MARGIN_SECONDS
-from ..scheduling.reserved import Missing, ReservedTime, admitted, ahead
+from ..scheduling.reserved import Missing, ReservedTime, ahead
+from .admission import Claim, Verdict, claims_of, judge
 
 # How often it is looked whether what is promised can be kept, and how far ahead.
 LOOK_SECONDS = 30.0
@@ -32,28 +34,6 @@ NO_ENDS = (
     "nobody can say when a GPU is free. Set c.GPUSpawner.hour_limit"
 )
 
-TOO_FEW = lazy_gettext("It isn't reserved: there are too few GPUs for it.")
-WITHOUT_ENDS = lazy_gettext("It isn't reserved: servers here have no end.")
-
-
-def times_of(course: Course) -> list[list[ReservedTime]]:
-    """Return the times of each of a course's reserved hours."""
-    return [
-        [
-            ReservedTime(
-                course.key,
-                begin,
-                end,
-                hours.gpus,
-                hours.kind,
-                hours.model,
-                60 * hours.unclaimed_minutes,
-            )
-            for begin, end in hours.times()
-        ]
-        for hours in course.reserved
-    ]
-
 
 class ReservedTimes:
     """What is reserved for a hub's courses, as far as there are units for it.
@@ -63,6 +43,9 @@ class ReservedTimes:
         ledger: the nodes, and who holds what.
         hour_limit: the longest time of a server, in hours; None: servers have no end.
         log: a logger.
+        granted: returns the hours that were granted on the dashboard: the same object until one
+            changes.
+        granted_known: returns whether these could be read.
     """
 
     def __init__(
@@ -71,44 +54,54 @@ class ReservedTimes:
         ledger: Ledger,
         hour_limit: float | None,
         log: Any,
+        granted: Callable[[], Sequence[HoursRequest]] = tuple,
+        granted_known: Callable[[], bool] = lambda: True,
     ) -> None:
         self._courses = courses
+        self._granted = granted
+        self._granted_known = granted_known
         self._ledger = ledger
         self._has_ends = hour_limit is not None
         self._log = log
         # Called with a course and a sentence if something can't be kept.
         self.tell: Callable[[Course, str], None] = lambda course, words: None
-        # What the times were made of: the courses and the units.
-        self._made_of: tuple[Mapping[str, Course] | None, Any] = (None, None)
+        # What the times were made of: the courses, what was granted, and the units.
+        self._made_of: tuple[Any, Any, Any] = (None, None, None)
         self._times: tuple[ReservedTime, ...] = ()
-        # All that is declared, what is over too, and why it isn't reserved; "" if it is.
-        self._declared: tuple[tuple[ReservedTime, str], ...] = ()
+        self._verdicts: tuple[Verdict, ...] = ()
         self._said: set[str] = set()
         # What can't be kept -> how many units are missing.
         self._missing: dict[ReservedTime, int] = {}
 
     def __call__(self) -> Sequence[ReservedTime]:
         """Return what is promised, as of the last reading of the nodes."""
-        courses, view = self._courses.current(), self._ledger.last_view
+        courses, granted = self._courses.current(), self._granted()
+        view = self._ledger.last_view
         if view is None:
             return ()
-        if not any(course.reserved for course in courses.values()):
-            self._made_of, self._declared = (None, None), ()
+        if not self._has_any():
+            self._made_of, self._times, self._verdicts = (None, None, None), (), ()
             return ()
         units = frozenset(
             (gpu.node, gpu.id, gpu.kind, gpu.model)
             for gpu in view.gpus
             if gpu.state not in ("excluded", "mig")
         )
-        if self._made_of[0] is not courses or self._made_of[1] != units:
-            self._made_of = courses, units
-            self._times = tuple(self._admit(courses, view.gpus))
+        made_of = self._made_of
+        if made_of[0] is not courses or made_of[1] is not granted or made_of[2] != units:
+            self._made_of = courses, granted, units
+            self._judge(claims_of(courses, granted), view.gpus)
         return self._times
+
+    def _has_any(self) -> bool:
+        return bool(self._granted()) or any(
+            course.reserved for course in self._courses.current().values()
+        )
 
     @property
     def is_known(self) -> bool:
-        """Whether the nodes have been read, without which nothing is promised."""
-        return self._ledger.last_view is not None
+        """Whether the nodes have been read, without which nothing is promised, and the grants."""
+        return self._ledger.last_view is not None and self._granted_known()
 
     def between(self, begin: float, end: float) -> Iterator[tuple[ReservedTime, int, str]]:
         """Yield what is declared for a time: it, how many units it lacks, and why it isn't kept.
@@ -117,9 +110,17 @@ class ReservedTimes:
             begin, end: the time, in seconds since the epoch.
         """
         self()
-        for each, refused in self._declared:
-            if each.begin < end and begin < each.end:
-                yield each, self._missing.get(each, 0), refused
+        for verdict in self._verdicts:
+            for each in verdict.times:
+                if each.begin < end and begin < each.end:
+                    yield each, self._missing.get(each, 0), verdict.refused
+
+    def promised(self) -> list[Claim]:
+        """Return the hours that are promised; all there are where that isn't known."""
+        if self._ledger.last_view is None:
+            return list(claims_of(self._courses.current(), self._granted()))
+        self()
+        return [each.claim for each in self._verdicts if not each.refused]
 
     def running(self, courses: Iterable[str]) -> str:
         """Return the key of the first of these courses whose hours they are; "": of none."""
@@ -127,31 +128,27 @@ class ReservedTimes:
         keys = {each.course for each in times if each.begin <= now < each.end}
         return next((key for key in courses if key in keys), "")
 
-    def _admit(self, courses: Mapping[str, Course], gpus: Sequence[GPU]) -> list[ReservedTime]:
-        """Return the times of all hours that there are units for, in the order of the courses."""
-        kept: list[ReservedTime] = []
-        declared: list[tuple[ReservedTime, str]] = []
+    def _judge(self, claims: Iterable[Claim], gpus: Sequence[GPU]) -> None:
+        """Find out which hours there are units for, and say in the log which there aren't."""
         now = time.time()
-        for course in courses.values():
-            for number, times in enumerate(times_of(course)):
-                if not self._has_ends:
-                    self._say(NO_ENDS)
-                    declared += [(each, WITHOUT_ENDS) for each in times]
-                    continue
-                still = [each for each in times if each.end > now]
-                more, refused = admitted(still, gpus, kept)
-                declared += [(each, TOO_FEW if refused else "") for each in times]
-                if not refused:
-                    kept += more
-                    continue
-                first = refused[0]
+        self._verdicts = tuple(judge(claims, gpus, now, has_ends=self._has_ends))
+        self._times = tuple(
+            each
+            for verdict in self._verdicts
+            for each in verdict.times
+            if not verdict.refused and each.end > now
+        )
+        for verdict in self._verdicts:
+            where = f"Nothing is reserved by {verdict.claim.where}"
+            if first := verdict.missing:
                 self._say(
-                    f"Nothing is reserved by courses[{course.key!r}] reserved.{number}: on "
-                    f"{datetime.fromtimestamp(first.reserved.begin):%Y-%m-%d %H:%M} there are "
-                    f"{first.gpus} too few, with what is reserved before it"
+                    f"{where}: on {datetime.fromtimestamp(first.reserved.begin):%Y-%m-%d %H:%M} "
+                    f"there are {first.gpus} too few, with what is reserved before it"
                 )
-        self._declared = tuple(declared)
-        return kept
+            elif verdict.clash:
+                self._say(f"{where}: it overlaps the course's hours of {verdict.clash.begin}")
+            elif verdict.refused:
+                self._say(NO_ENDS)
 
     def _say(self, problem: str) -> None:
         if problem not in self._said:
@@ -200,7 +197,7 @@ class ReservedTimes:
         """Look again and again whether what is promised soon can be kept, and tell what can't."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if not any(course.reserved for course in self._courses.current().values()):
+            if not self._has_any():
                 continue
             try:
                 view = await self._ledger.read_recent(LOOK_SECONDS)

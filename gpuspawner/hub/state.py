@@ -34,7 +34,7 @@ from ..leases.memory_guard import MemoryGuard
 from ..leases.reclaimer import Reclaimer
 from ..leases.reconciler import KnownServer, Reconciler
 from ..leases.server_lease import ServerLease
-from ..notifications.notifier import Notifier
+from ..notifications.notifier import Notifier, Occasion
 from ..scheduling.budgets import DAY, Budgets
 from ..scheduling.queue import Queue, QueueSettings
 from ..scheduling.shares import Shares
@@ -44,10 +44,12 @@ from . import compat, http_errors, metrics, switch_page
 from .connections import allow_many_connections
 from .control_socket import ControlSocket
 from .health_watch import HealthWatch
+from .hours_desk import HoursDesk
 from .instructors import Instructors
 from .messages import Messages
 from .nodes import NodeFacts
 from .reserved_hours import ReservedTimes
+from .rights import CourseRights
 from .switches import Switches
 from .week import WeekFacts
 
@@ -84,6 +86,7 @@ class HubState:
         usage: writes who used what into a store.
         courses: the courses.
         reserved: the hours that are reserved for them.
+        hours: where such hours are asked for and granted.
         messages: those of instructors, for JupyterLab.
         tasks: strong references to tasks, as the event loop holds them only weakly.
         turns: the turns that have come, and whose users haven't said yet that they are there.
@@ -109,6 +112,7 @@ class HubState:
     usage: Recorder
     courses: CourseCatalogue
     reserved: ReservedTimes
+    hours: HoursDesk
     messages: Messages = field(default_factory=Messages)
     control: ControlSocket | None = None
     unguard: Callable[[], None] | None = None
@@ -140,12 +144,31 @@ class HubState:
         health = HealthWatch(reader, backend, lambda: list(leases), log)
         ledger = _make_ledger(spawner, backend, health)
         courses = CourseCatalogue(spawner.courses, spawner.courses_file, log)
-        reserved = ReservedTimes(courses, ledger, spawner.hour_limit, log)
+        people = compat.People(settings)
+        hours = HoursDesk(
+            spawner.usage_db,
+            courses,
+            CourseRights(courses, people),
+            ledger,
+            spawner.hour_limit,
+            log,
+        )
+        reserved = ReservedTimes(
+            courses, ledger, spawner.hour_limit, log, hours.granted, lambda: hours.is_known
+        )
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)
         budgets = Budgets(spawner.budgets, usage.past, lambda: _ends(leases))
         shares = _make_shares(spawner, usage)
-        queue = Queue(ledger, _queue_settings(spawner), backend.watch, reserved, budgets, shares)
+        queue = Queue(
+            ledger,
+            _queue_settings(spawner),
+            backend.watch,
+            reserved,
+            budgets,
+            shares,
+            hours.ensure_read,
+        )
         state = cls(
             backend=backend,
             ledger=ledger,
@@ -170,8 +193,14 @@ class HubState:
             courses=courses,
             reserved=reserved,
             name_machines=spawner.name_machines,
+            hours=hours,
         )
         reserved.tell = state.tell_instructors
+        hours.on_change = queue.wake
+        hours.tell_instructors = lambda course, words: state.tell_instructors(
+            course, words, "hours"
+        )
+        hours.tell_administrators = lambda words: state.tell_administrators(people, words)
         bounded = not spawner.has_own_options()
         state.unguard = compat.guard_saved_options(
             lambda choice: not (bounded and options.is_too_large(choice)), _too_large
@@ -215,6 +244,7 @@ class HubState:
             WeekFacts(self.courses, self.reserved, spawner.hub_address),
             instructors,
             spawner.name_machines,
+            self.hours,
         )
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
@@ -229,19 +259,32 @@ class HubState:
             self.health.run(),
             self.usage.run(),
             self.reserved.watch(),
+            self.hours.run(),
         ]
         if self.control:
             work.append(self.control.begin())
         self.tasks += [asyncio.ensure_future(each) for each in work]
 
-    def tell_instructors(self, course: Course, words: str) -> None:
+    def tell_instructors(self, course: Course, words: str, occasion: Occasion = "reserved") -> None:
         """Send a message to a course's instructors, as far as this hub has servers of theirs."""
+        self._tell_each(lambda one: course.is_taught_by(one.groups), words, occasion)
+
+    def tell_administrators(self, people: compat.People, words: str) -> None:
+        """Send a message to administrators, as far as this hub has servers of theirs.
+
+        Args:
+            people: the hub's users.
+            words: a sentence.
+        """
+        self._tell_each(lambda one: people.may_stop_all(one.holder.user), words, "hours")
+
+    def _tell_each(self, is_meant: Callable[[Any], bool], words: str, occasion: Occasion) -> None:
         told: set[str] = set()
         spawners: list[Any] = list(self.spawners)
         for spawner in spawners:
-            if spawner.holder.user not in told and course.is_taught_by(spawner.groups):
+            if spawner.holder.user not in told and is_meant(spawner):
                 told.add(spawner.holder.user)
-                spawner.tell("reserved", words)
+                spawner.tell(occasion, words)
 
     def forget_last(self, holder: Holder) -> None:
         """Forget what its user was to be told of the last server, as the next one starts."""
@@ -265,6 +308,7 @@ class HubState:
             self.control.close()
         self.health.close()
         self.usage.close()
+        self.hours.close()
         self.backend.close()
         for task in self.tasks:
             task.cancel()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from math import inf, isfinite
+from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from ..courses import calendar_feed
 from ..courses.catalogue import CourseCatalogue
-from ..courses.model import Course
 from ..courses.week import local_zone_name, midnights, parse_day, zone_of
 from ..i18n.lazy_text import kept
-from ..scheduling.reserved import ReservedTime
-from .reserved_hours import ReservedTimes, times_of
+from .admission import Claim
+from .reserved_hours import ReservedTimes
 
 
 class WeekFacts:
@@ -73,21 +72,13 @@ class WeekFacts:
 
     async def calendar(self) -> dict[str, Any]:
         """Return what is reserved as events of a calendar: a JSON value."""
-        courses = list(self._courses.current().values())
-        refused = {each for each, _, why in self._reserved.between(-inf, inf) if why}
+        promised = self._reserved.promised()
         # Years of times are computed: not on the event loop.
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._calendar, courses, refused)
+        return await loop.run_in_executor(None, self._calendar, promised)
 
-    def _calendar(
-        self, courses: Iterable[Course], refused: Collection[ReservedTime]
-    ) -> dict[str, Any]:
-        promised = [
-            (course, hours)
-            for course in courses
-            for hours, times in zip(course.reserved, times_of(course), strict=True)
-            if not refused or times[0] not in refused
-        ]
+    def _calendar(self, claims: Iterable[Claim]) -> dict[str, Any]:
+        promised = [(each.course, each.hours) for each in claims]
         return {
             "zones": [calendar_feed.zone_lines(each) for each in calendar_feed.spans(promised)],
             "events": [

@@ -26,6 +26,7 @@ Event = Literal[
     "health",
     "message",
     "move",
+    "reserve",
 ]
 
 # Who does it. A user is "user:NAME", which no name can be taken for.

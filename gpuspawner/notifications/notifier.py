@@ -31,11 +31,14 @@ Occasion = Literal[
     "stopped",
     "trouble",
     "reserved",
+    "hours",
     "message",
 ]
 
 # After a message, how long there is no other one of the same occasion for the same start.
 AGAIN_SECONDS = 300.0
+# Those each of which says something else.
+ALWAYS_NEWS: frozenset[Occasion] = frozenset({"hours"})
 # How long a message may take, and how many are sent at a time.
 SEND_SECONDS = 60.0
 AT_A_TIME = 4
@@ -55,6 +58,7 @@ TITLES: dict[Occasion, str] = {
     "stopped": lazy_gettext("Your server was stopped"),
     "trouble": lazy_gettext("Something is wrong with your server"),
     "reserved": lazy_gettext("Reserved hours can't be kept"),
+    "hours": lazy_gettext("Reserved hours of a course"),
     "message": lazy_gettext("From your course's instructors"),
 }
 
@@ -109,7 +113,9 @@ class Notifier:
             words: sentences for the user.
         """
         try:
-            if not server.notify_urls or not self._is_news(server.holder, occasion):
+            if not server.notify_urls:
+                return
+            if occasion not in ALWAYS_NEWS and not self._is_news(server.holder, occasion):
                 return
             language = server.language_seen
             title = str(language.say(_title(server.holder, occasion)))

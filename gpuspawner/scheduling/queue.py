@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -173,6 +173,7 @@ class Queue:
         reserved: returns the hours that are reserved for courses, as of the ledger's last reading.
         budgets: the GPU hours that users may have.
         shares: what users have had lately, for the order "share"; None: in another order.
+        ready: waits until `reserved` knows of the hours that were granted, if they can be read.
     """
 
     def __init__(
@@ -183,8 +184,10 @@ class Queue:
         reserved: Callable[[], Sequence[ReservedTime]] = lambda: (),
         budgets: Budgets | None = None,
         shares: Shares | None = None,
+        ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.budgets = budgets or Budgets()
+        self._ready = ready
         self._shares = shares
         self._reserved = reserved
         self._ledger = ledger
@@ -203,6 +206,19 @@ class Queue:
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
         ledger.on_release = self.wake
+
+    async def ensure_read(self, groups: Collection[str]) -> None:
+        """Read what a plan needs to know of the past and of reserved hours, if it never was.
+
+        Args:
+            groups: those of the user who asks.
+
+        Raises:
+            Unknown: there is a budget for the user, and what they have had can't be read.
+        """
+        await self.budgets.ensure_read(groups)
+        if self._ready:
+            await self._ready()
 
     @property
     def settings(self) -> QueueSettings:

@@ -81,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.forget:
                 _forget(store, arguments)
             elif arguments.give_out:
-                rows = store.rows_of(arguments.give_out, arguments.hub)
+                of = arguments.give_out, arguments.hub
+                rows = [*store.rows_of(*of), *store.hours_of(*of)]
                 print(json.dumps(rows, indent=2))
             else:
                 print(_report(store, period, arguments), end="")
@@ -179,7 +180,7 @@ def _forget(store: Store, arguments: argparse.Namespace) -> None:
     user = arguments.forget
     kept = store.rows_of(user, arguments.hub)
     named = printable(user, MAX_SHOWN)
-    if not kept:
+    if not kept and not store.hours_of(user, arguments.hub):
         raise NotDone(f"nothing is kept of {named}")
     if not arguments.yes and not _agreed(f"Remove {len(kept)} leases of {named} from the usage?"):
         print("they stay")

@@ -16,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
     text,
 )
@@ -121,5 +122,28 @@ settled = Table(
     Column("server_id", String(255), primary_key=True),
 )
 
+# Reserved hours that were asked for or made on the dashboard. What was decided stays.
+reserved_hours = Table(
+    f"{PREFIX}reserved_hours",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hub", String(255), nullable=False),
+    Column("course", String(255), nullable=False),
+    # A `ReservedHours`, as JSON.
+    Column("hours", Text, nullable=False),
+    # One of `hours_request.STATES`.
+    Column("state", String(16), nullable=False),
+    Column("asked_by", String(255), nullable=False),
+    Column("asked_at", Float(53), nullable=False),
+    Column("over_at", Float(53), nullable=False),
+    Column("note", String(1000), nullable=False),
+    Column("decided_by", String(255), nullable=False),
+    Column("decided_at", Float(53)),
+    Column("why", String(1000), nullable=False),
+    # The order in which they were granted, of each hub's.
+    Column("rank", Integer, nullable=False),
+    Index(f"{PREFIX}reserved_hours_hub", "hub", "state"),
+)
+
 # What the migrations are compared with.
-TABLES: tuple[Table, ...] = (leases, units, groups, readings, settled)
+TABLES: tuple[Table, ...] = (leases, units, groups, readings, settled, reserved_hours)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Connection, Engine, delete, func, select, true, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..scheduling.budgets import Use
@@ -16,7 +16,7 @@ from . import database
 from .database import StoreError, transaction
 from .lately import StoredUse
 from .report import Period, Scope, Sums, held_in, over_time, report, total
-from .schema import groups, leases, units
+from .schema import groups, leases, reserved_hours, units
 from .writing import Added, Seen, write
 
 _OF_USES = (
@@ -52,14 +52,14 @@ class Store:
         """Make the tables, or bring them up to date, if this object hasn't yet."""
         if self._is_open:
             return
-        with self._explained():
+        with self.explained():
             database.create_file(self.url)
             database.migrate(self.engine)
         self._is_open = True
 
     def check_revision(self) -> None:
         """Raise StoreError unless the tables are of this version."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             found = database.revision_of(connection)
         if found != (known := database.newest_revision()):
             raise StoreError(
@@ -69,12 +69,12 @@ class Store:
 
     def report(self, period: Period, by: str, scope: Scope) -> tuple[list[Sums], Sums]:
         """Return the rows of a report, and the sums over all leases."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             return report(connection, period, by, scope), total(connection, period, scope)
 
     def over_time(self, period: Period, scope: Scope) -> list[tuple[Period, Sums]]:
         """Return the sums of each of a period's spans."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             return over_time(connection, period, scope)
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class Store:
 
         The start is `started` of the schema, by which the lease is known.
         """
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             mine = select(leases.c.server_id, leases.c.started)
             found = connection.execute(mine.where(~leases.c.is_over, leases.c.hub == hub))
             return {row.server_id: row.started for row in found}
@@ -102,7 +102,7 @@ class Store:
         period, scope = Period(since, math.inf), Scope(hub=hub)
         of: dict[int, set[str]] = defaultdict(set)
         no_groups = frozenset[str]()
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             if names:
                 in_one = select(groups.c.lease, groups.c.name).join(leases)
                 found = held_in(in_one.where(groups.c.name.in_(names)), period, scope)
@@ -121,30 +121,33 @@ class Store:
 
     def write(self, seen: Seen) -> Added:
         """Write what a hub has seen, all of it or nothing; twice is as once."""
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             return write(connection, seen)
 
     def expire(self, before: float) -> int:
         """Remove leases that were over before a time; return how many."""
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             return self._remove(connection, leases.c.is_over & (leases.c.until < before))
 
     def forget(self, user: str, hub: str | None = None) -> tuple[int, int]:
         """Remove a user's leases that are over; return how many, and how many aren't yet.
 
+        Of reserved hours that the user has asked for or decided the name is removed, and the note.
+
         Args:
             user: the user's name.
             hub: the address of the user's hub; None: of all that share the store.
         """
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             whose = _whose(user, hub)
             removed = self._remove(connection, leases.c.is_over & whose)
+            forget_in_hours(connection, user, hub)
             left = connection.execute(select(func.count()).select_from(leases).where(whose))
             return removed, int(left.scalar_one())
 
     def rows_of(self, user: str, hub: str | None = None) -> list[dict[str, Any]]:
         """Return all that is kept of a user, a JSON value for each lease, oldest first."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             whose = _whose(user, hub)
             rows = connection.execute(select(leases).where(whose).order_by(leases.c.began))
             found = {row.id: {**row._mapping, "units": [], "groups": []} for row in rows}
@@ -157,6 +160,14 @@ class Store:
             del each["id"]
         return list(found.values())
 
+    def hours_of(self, user: str, hub: str | None = None) -> list[dict[str, Any]]:
+        """Return the reserved hours that a user has asked for or decided, a JSON value each."""
+        with self.explained(), self.engine.begin() as connection:
+            asked = reserved_hours.c.asked_by == user
+            mine = asked | (reserved_hours.c.decided_by == user)
+            found = select(reserved_hours).where(mine & _of_hub(hub))
+            return [dict(row._mapping) for row in connection.execute(found)]
+
     @staticmethod
     def _remove(connection: Any, which: Any) -> int:
         ids = select(leases.c.id).where(which)
@@ -165,7 +176,7 @@ class Store:
         return int(connection.execute(delete(leases).where(which)).rowcount)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """Raise `StoreError` for what the database or its file raises."""
         try:
             yield
@@ -177,6 +188,18 @@ class Store:
 def _whose(user: str, hub: str | None) -> Any:
     mine = leases.c.user == user
     return mine if hub is None else mine & (leases.c.hub == hub)
+
+
+def _of_hub(hub: str | None) -> Any:
+    return true() if hub is None else reserved_hours.c.hub == hub
+
+
+def forget_in_hours(connection: Connection, user: str, hub: str | None) -> None:
+    """Remove a user's name, and what they wrote, from reserved hours, which stay."""
+    columns = reserved_hours.c
+    for column, written in ((columns.asked_by, columns.note), (columns.decided_by, columns.why)):
+        mine = update(reserved_hours).where((column == user) & _of_hub(hub))
+        connection.execute(mine.values({column: "", written: ""}))
 
 
 def _unit(row: Any) -> dict[str, Any]:

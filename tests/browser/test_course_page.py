@@ -58,7 +58,7 @@ def test_a_professor_in_a_browser(hub, browser):
         if script:
             assert_accessible(page)
             # Each pop-up opens and closes by the keyboard, and fits.
-            summaries = page.locator("summary")
+            summaries = page.locator(".gs-more > summary")
             assert summaries.count() == 3
             for number in range(summaries.count()):
                 summaries.nth(number).focus()

@@ -16,11 +16,17 @@ from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub import compat
 from gpuspawner.hub.control_socket import ControlSocket
+from gpuspawner.hub.hours_desk import HoursDesk
 from gpuspawner.hub.instructors import Instructors
 from gpuspawner.hub.nodes import NodeFacts
+from gpuspawner.hub.reserved_hours import ReservedTimes
+from gpuspawner.hub.rights import CourseRights
+from gpuspawner.hub.week import WeekFacts
 from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.scheduling.queue import Queue, QueueSettings
 from gpuspawner.spawner import GPUSpawner
 
+from .ledgers import NoWatcher
 from .spawns import Hub, Spawner, begin
 
 COURSES = {
@@ -76,9 +82,17 @@ class Classroom(Hub):
     Args:
         gpus: how many GPUs there are.
         people: name -> groups.
+        usage_db: where requests for reserved hours are kept; "": nowhere.
+        hour_limit: the longest time of a server, in hours; None: it has no end.
     """
 
-    def __init__(self, gpus: int = 4, people: dict[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        gpus: int = 4,
+        people: dict[str, tuple[str, ...]] | None = None,
+        usage_db: str = "",
+        hour_limit: float | None = 12,
+    ) -> None:
         self.gpus, self.engine_is_down = gpus, False
         super().__init__()
         self.spawner_class = CourseSpawner
@@ -91,9 +105,34 @@ class Classroom(Hub):
         for name, groups in (PEOPLE if people is None else people).items():
             self.add(name, *groups)
         self.add("boss", administrator=True)
+        known = compat.People({"db": self.db})
+        self.hours = HoursDesk(
+            usage_db,
+            self.courses,
+            CourseRights(self.courses, known),
+            self.ledger,
+            hour_limit,
+            LOG,
+        )
+        self.granted = self.hours.granted
+        self.reserved = ReservedTimes(
+            self.courses,
+            self.ledger,
+            hour_limit,
+            LOG,
+            self.hours.granted,
+            lambda: self.hours.is_known,
+        )
+        self.queue = Queue(
+            self.ledger,
+            QueueSettings(),
+            NoWatcher,
+            lambda: self.reserved(),
+            ready=self.hours.ensure_read,
+        )
         self.instructors = Instructors(
             self.courses,
-            compat.People({"db": self.db}),
+            known,
             lambda: list(self.spawners),
             self.queue,
             self.ledger,
@@ -182,7 +221,17 @@ class Classroom(Hub):
         nodes = NodeFacts(self.ledger, none)
         leases = [each.lease for each in self.spawners]
         return ControlSocket(
-            path, queue, lambda: leases, LOG, {}, orphans, nodes, {}, instructors=self.instructors
+            path,
+            queue,
+            lambda: leases,
+            LOG,
+            {},
+            orphans,
+            nodes,
+            {},
+            week=WeekFacts(self.courses, self.reserved, "http://hub"),
+            instructors=self.instructors,
+            hours=self.hours,
         )
 
     async def close_waits(self) -> None:
@@ -196,6 +245,7 @@ class Classroom(Hub):
     async def close(self) -> None:
         """End it."""
         await self.close_waits()
+        self.hours.close()
         self.db.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from traitlets.config import Config
 from gpuspawner.backends.leftovers import Leftovers
 from gpuspawner.choices.open_forms import OpenForms
 from gpuspawner.courses.catalogue import CourseCatalogue
+from gpuspawner.courses.hours_request import HoursRequest
 from gpuspawner.gpus.model import GPU, Holder, Node
 from gpuspawner.hub.messages import Messages
 from gpuspawner.hub.reserved_hours import ReservedTimes
@@ -39,7 +41,8 @@ class Hub:
         self.ledger = Ledger(self._list, self._read)
         log = logging.getLogger("hub-of-one-spawn")
         self.courses = CourseCatalogue({}, "", log)
-        self.reserved = ReservedTimes(self.courses, self.ledger, 12, log)
+        self.granted: Callable[[], Sequence[HoursRequest]] = tuple
+        self.reserved = ReservedTimes(self.courses, self.ledger, 12, log, lambda: self.granted())
         self.queue = Queue(self.ledger, QueueSettings(), NoWatcher, lambda: self.reserved())
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
@@ -112,7 +115,9 @@ class Hub:
         one = self.spawner_class(user=user, config=config, log=log, **known)
         if one.courses or one.courses_file:
             self.courses = CourseCatalogue(one.courses, one.courses_file, log)
-            self.reserved = ReservedTimes(self.courses, self.ledger, one.hour_limit, log)
+            self.reserved = ReservedTimes(
+                self.courses, self.ledger, one.hour_limit, log, lambda: self.granted()
+            )
         one._hub_state = self  # type: ignore[assignment]
         self.spawners.append(one)
         user.spawners = {"": one}

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 import pytest_asyncio
 from bs4 import BeautifulSoup
-from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpclient import HTTPResponse
 
 from gpuspawner.dashboard.courses import course_facts
 from gpuspawner.hub.messages import MAX_LENGTH
@@ -19,65 +19,10 @@ from gpuspawner.hub.messages import MAX_LENGTH
 from ..support.boards import HOSTILE
 from ..support.courses import PEOPLE, Classroom
 from ..support.dashboards import check
-from ..support.services import PREFIX, served
+from ..support.services import PREFIX, Service, model_of, served
 
 ML = "api/courses/ml"
 NO_SUCH = "There is no such course, or you don't teach it."
-
-
-class Service:
-    """The dashboard beside a classroom's hub, and who asks it, with a token that is their name."""
-
-    def __init__(self, room: Classroom, url: str) -> None:
-        self.room, self._url = room, url
-        self._client = AsyncHTTPClient(force_instance=True)
-
-    async def send(
-        self, method: str, who: str, path: str, body: Any = None, **headers: str
-    ) -> HTTPResponse:
-        """Send a request; `body`: JSON, or a form's text."""
-        sent = body if body is None or isinstance(body, str) else json.dumps(body)
-        return await self._client.fetch(
-            f"{self._url}{path}",
-            method=method,
-            headers={"Authorization": f"token {who}", **headers},
-            body=sent if sent is not None or method in ("GET", "DELETE") else "",
-            allow_nonstandard_methods=True,
-            follow_redirects=False,
-            raise_error=False,
-        )
-
-    async def get(self, who: str, path: str, **headers: str) -> HTTPResponse:
-        """Get a page."""
-        return await self.send("GET", who, path, **headers)
-
-    async def page(self, who: str, path: str, **headers: str) -> BeautifulSoup:
-        """Return a page that must be there."""
-        answer = await self.get(who, path, **headers)
-        assert answer.code == 200, answer.body
-        return BeautifulSoup(answer.body, "html.parser")
-
-    async def press(self, who: str, path: str, **fields: str) -> str:
-        """Send a form of a page; return the sentence on the next one."""
-        kind = "application/x-www-form-urlencoded"
-        answer = await self.send("POST", who, path, urlencode(fields), **{"Content-Type": kind})
-        assert answer.code == 303, answer.body
-        cookie = "; ".join(each.split(";")[0] for each in answer.headers.get_list("Set-Cookie"))
-        leads_to = answer.headers["Location"].removeprefix(PREFIX)
-        page = await self.page(who, leads_to, Cookie=cookie)
-        return page.select_one("p.alert[role=status]:not([hidden])").get_text()  # type: ignore[union-attr]
-
-
-def model_of(token: str) -> Any:
-    """Return what the hub says of a token, the name of a user, of their server or of a service."""
-    name = token.removeprefix("server-of-")
-    scopes = ["access:services!service=gpus"]
-    if token == name:
-        scopes += [f"delete:servers!user={name}", f"read:users:groups!user={name}"]
-    if name == "boss":
-        scopes += ["delete:servers"]
-    kind = "service" if name == "culler" else "user"
-    return {"kind": kind, "name": name, "scopes": scopes, "admin": False, "groups": []}
 
 
 @pytest_asyncio.fixture
@@ -399,7 +344,7 @@ def test_who_does_nothing_for_long_is_idle() -> None:
 
 async def test_where_the_hub_is_silent_the_page_says_so(service: Service) -> None:
     for path in ("courses", "courses/ml"):
-        service.room.instructors._courses = None  # type: ignore[assignment]
+        service.room.instructors._rights._courses = None  # type: ignore[assignment]
         answer = await service.get("prof", path)
         assert answer.code >= 500
         assert "Traceback" not in answer.body.decode()
@@ -408,7 +353,7 @@ async def test_where_the_hub_is_silent_the_page_says_so(service: Service) -> Non
 def test_a_log_in_leads_back_to_a_course_and_nowhere_else() -> None:
     from gpuspawner.dashboard.login import PAGES
 
-    for page in ("", "usage", "courses", "courses/ml-101"):
+    for page in ("", "usage", "reserved", "courses", "courses/ml-101"):
         assert PAGES.fullmatch(page)
     for page in ("courses/", "courses/ml/live", "courses/../x", "courses/%2e", "api/status", "x"):
         assert not PAGES.fullmatch(page)

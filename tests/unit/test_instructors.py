@@ -14,8 +14,8 @@ from sqlalchemy import text as sql
 
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import Holder
-from gpuspawner.hub.instructors import Asker
 from gpuspawner.hub.messages import KEPT_SECONDS, MAX_KEPT, MAX_LENGTH, Messages
+from gpuspawner.hub.rights import Asker
 from gpuspawner.leases.labels import LABEL_COURSE, LABEL_HUB, ServerRecord, labels
 
 from ..support.boards import HOSTILE

@@ -1,0 +1,101 @@
+"""Reserved hours in a real browser and a real hub: asked for by keyboard, granted, kept."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+import pytest
+
+from ..support import courses, dashboards
+from ..support.browsers import assert_accessible
+from ..support.hubs import PASSWORD, until
+
+pytestmark = [pytest.mark.engine, pytest.mark.browser, pytest.mark.thorough]
+
+DAY = datetime.now().date() + timedelta(days=30)
+
+
+@pytest.fixture
+def hub(make_hub):
+    made = make_hub(dashboards.lines(), courses.LINES)
+    static = f"{made.url}/services/gpus/static/dashboard.css"
+    until(lambda: ".gs-page" in made.log_in("prof").get(static).text, "it answers", log=made.log)
+    return made
+
+
+def log_in(hub, browser, user: str, path: str, **context):
+    """Open a page as somebody; return it, and what its console complains of."""
+    complaints: list[str] = []
+    opened = browser.new_context(bypass_csp=True, **context)
+    opened.set_default_timeout(60_000)
+    page = opened.new_page()
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{hub.url}/services/gpus/{path}")
+    page.get_by_label("Username").fill(user)
+    password = dashboards.ADMIN_PASSWORD if user == "boss" else PASSWORD
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name=re.compile("sign in", re.I)).click()
+    page.wait_for_url(f"**/services/gpus/{path}")
+    return page, complaints
+
+
+def test_hours_are_asked_for_by_keyboard_and_granted(hub, browser):
+    page, complaints = log_in(
+        hub, browser, "prof", "courses/ml", viewport={"width": 390, "height": 844}
+    )
+    page.get_by_text("Ask for hours…").focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("day", exact=True).fill(str(DAY))
+    page.get_by_label("begin", exact=True).fill("10:00")
+    page.get_by_label("end", exact=True).fill("12:00")
+    page.get_by_label("number", exact=True).fill("99")
+    page.get_by_label("What is it for?").fill("the exam")
+    assert_accessible(page)
+    assert page.locator("html").evaluate("each => each.scrollWidth") <= 390
+    page.keyboard.press("Enter")
+    page.get_by_text("You have asked for it. An administrator decides.").wait_for()
+    page.get_by_text("too few for it").wait_for()
+    assert_accessible(page)
+    # In Chinese, dark, and without what only a script does.
+    boss, more = log_in(
+        hub,
+        browser,
+        "boss",
+        "reserved",
+        locale="zh-CN",
+        color_scheme="dark",
+        viewport={"width": 1280, "height": 900},
+    )
+    assert_accessible(boss)
+    boss.get_by_role("button", name="批准", exact=True).click()
+    boss.locator("[role=status]", has_text="GPU").wait_for()
+    boss.locator("#hours-1 details.gs-wide > summary").focus()
+    boss.keyboard.press("Enter")
+    number = boss.locator("#hours-1 input[name=gpus]")
+    number.fill("2")
+    assert_accessible(boss)
+    number.press("Enter")
+    boss.get_by_text("已按您的修改批准。").wait_for()
+    assert boss.locator("nav .badge").count() == 0
+    page.reload()
+    page.locator("#hours-1", has_text="2 GPUs").get_by_text("reserved", exact=True).wait_for()
+    # It outlives the hub, also one that is killed.
+    hub.kill()
+    hub.start()
+    until(
+        lambda: hub.log_in("ada").get(f"{hub.url}/services/gpus/week").status_code == 200,
+        "it answers again",
+        log=hub.log,
+    )
+    # Who looks has the hub read its GPUs.
+    page.goto(f"{hub.url}/services/gpus/courses/ml")
+    page.locator("#hours-1").get_by_text("reserved", exact=True).wait_for()
+    ada = hub.log_in("ada")
+    ada.get(f"{hub.url}/services/gpus/week")
+    answer = ada.get(f"{hub.url}/services/gpus/api/week?from={DAY}").json()
+    assert [(each["course"], each["gpus"], each["refused"]) for each in answer["reserved"]] == [
+        ("ml", 2, "")
+    ]
+    assert [each for each in complaints + more if "409" not in each] == []
