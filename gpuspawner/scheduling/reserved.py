@@ -14,6 +14,7 @@ from math import inf
 
 from ..gpus.model import GPU, WHOLE, Lease
 from .node_calendar import NodeCalendar, free_from
+from .placement import Search, Want, could_be
 
 # How far ahead a plan looks at least, in seconds.
 HORIZON_SECONDS = 7 * 24 * 3600.0
@@ -102,7 +103,8 @@ def place(
     What begins earlier is placed first. All units that are free at its begin are equally good for
     what begins later, so a placement is found where there is one, but that a model may be asked
     for: units that nothing else names come first. Of these, those that become free last, which is
-    best for who isn't in the course; then those of a node that has holds already.
+    best for who isn't in the course; then those of a node that has holds already. Where that leaves
+    too few for something and models are named, all other ways are tried.
 
     Args:
         reserved: as `ahead` returns it.
@@ -122,7 +124,7 @@ def place(
             there = [(free, units[each]) for each in sorted(lease.gpus) if each in units]
             of_course.setdefault(lease.course, []).extend(there)
     holds: list[Hold] = []
-    missing: list[Missing] = []
+    given: list[_Given] = []
     held_on: Counter[str] = Counter()
     for each in reserved:
         begin = max(each.begin, now)
@@ -144,14 +146,100 @@ def place(
                 (0 if each.model else named[one[1].model], -one[0], -held_on[one[1].node])
             )
         )
-        places += [(gpu, begin) for _, gpu in free_then[:need]]
-        for gpu, since in places:
+        given.append(_Given(each, begin, need, [gpu for _, gpu in free_then[:need]]))
+        for gpu, since in [*places, *((gpu, begin) for gpu in given[-1].gpus)]:
             nodes[gpu.node].take([gpu], since, each.end)
-            holds.append(Hold(each.course, gpu, since, each.end))
             held_on[gpu.node] += 1
-        if len(free_then) < need:
-            missing.append(Missing(each, need - len(free_then)))
-    return holds, missing
+        holds += [Hold(each.course, gpu, since, each.end) for gpu, since in places]
+    if named and any(each.missing for each in given):
+        given = _tried_otherwise(given, nodes)
+    for one in given:
+        times = one.reserved.course, one.begin, one.reserved.end
+        holds += [Hold(times[0], gpu, times[1], times[2]) for gpu in one.gpus]
+    return holds, [Missing(one.reserved, one.missing) for one in given if one.missing]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The units that a placement gives reserved hours, beside those of the course's servers.
+
+    Args:
+        reserved: the hours.
+        begin: from when, in seconds.
+        need: how many they need.
+        gpus: the units.
+    """
+
+    reserved: ReservedTime
+    begin: float
+    need: int
+    gpus: Sequence[GPU]
+
+    @property
+    def missing(self) -> int:
+        """How many there are too few."""
+        return max(0, self.need - len(self.gpus))
+
+
+def _tried_otherwise(given: list[_Given], nodes: Mapping[str, NodeCalendar]) -> list[_Given]:
+    """Return a placement in which nothing is missing that needn't be, as far as one is found."""
+    found = {id(each): each for each in given}
+    seen: set[int] = set()
+    for each in given:
+        if not each.missing or id(each) in seen:
+            continue
+        together = _beside(each, [one for one in given if one.need > 0])
+        seen |= {id(one) for one in together}
+        if not any(one.reserved.model for one in together):
+            continue
+        for one in together:
+            _book(one, nodes, free=True)
+        wants = [_want(one, nodes) for one in together]
+        ways = Search(wants, nodes).find() if could_be(wants, nodes) else None
+        if ways is None:
+            for one in together:
+                _book(one, nodes)
+        else:
+            found |= {
+                id(one): replace(one, gpus=gpus) for one, gpus in zip(together, ways, strict=True)
+            }
+    return [found[id(each)] for each in given]
+
+
+def _beside(each: _Given, others: Sequence[_Given]) -> list[_Given]:
+    """Return what has to be placed together: what overlaps, what overlaps that, and so on."""
+    begin, end, together = each.begin, each.reserved.end, 0
+    while True:
+        found = [
+            one
+            for one in others
+            if one.reserved.kind == each.reserved.kind
+            and one.begin < end
+            and begin < one.reserved.end
+        ]
+        if len(found) == together:
+            return found
+        together = len(found)
+        begin = min(one.begin for one in found)
+        end = max(one.reserved.end for one in found)
+
+
+def _book(given: _Given, nodes: Mapping[str, NodeCalendar], free: bool = False) -> None:
+    """Book what was given; `free`: undo that."""
+    for gpu in given.gpus:
+        node = nodes[gpu.node]
+        if free:
+            node.release(gpu, given.begin, given.reserved.end)
+        else:
+            node.take([gpu], given.begin, given.reserved.end)
+
+
+def _want(given: _Given, nodes: Mapping[str, NodeCalendar]) -> Want:
+    reserved = given.reserved
+    among = [
+        gpu for node in nodes.values() for gpu in node.gpus if gpu.uuid and reserved.takes(gpu)
+    ]
+    return Want(given.begin, reserved.end, given.need, among, reserved.model)
 
 
 def _free_at(
@@ -188,12 +276,12 @@ def admitted(
     units = Counter(gpu.kind for gpu in usable)
     known = _ByBegin(before)
     for each in reserved:
-        overlapping = known.overlapping(each)
-        together = sorted([*overlapping, each], key=_order)
+        together = known.together_with(each)
         of_kind = [one for one in together if one.kind == each.kind]
         # A year of a faculty's lessons would take minutes, were all of them placed.
         are_plain = not any(one.model for one in of_kind)
-        if are_plain and sum(one.gpus for one in of_kind) <= units[each.kind]:
+        beside = [one for one in of_kind if one.begin < each.end and each.begin < one.end]
+        if are_plain and sum(one.gpus for one in beside) <= units[each.kind]:
             missing: list[Missing] = []
         else:
             now = together[0].begin
@@ -221,10 +309,20 @@ class _ByBegin:
         insort(self._times, reserved, key=_begin)
         self._longest = max(self._longest, reserved.end - reserved.begin)
 
-    def overlapping(self, reserved: ReservedTime) -> list[ReservedTime]:
-        first = bisect_left(self._times, reserved.begin - self._longest, key=_begin)
-        last = bisect_left(self._times, reserved.end, key=_begin)
-        return [each for each in self._times[first:last] if reserved.begin < each.end]
+    def together_with(self, reserved: ReservedTime) -> list[ReservedTime]:
+        """Return what has to be placed together with it, in that order: no plan looks further."""
+        begin, end = reserved.begin, reserved.end
+        earliest, latest = begin - HORIZON_SECONDS, end + HORIZON_SECONDS
+        found: list[ReservedTime] = []
+        while True:
+            first = bisect_left(self._times, max(begin - self._longest, earliest), key=_begin)
+            last = bisect_left(self._times, min(end, latest), key=_begin)
+            more = [each for each in self._times[first:last] if begin < each.end]
+            if len(more) == len(found):
+                return sorted([*found, reserved], key=_order)
+            found = more
+            begin = min(begin, *(each.begin for each in found))
+            end = max(end, *(each.end for each in found))
 
 
 def _begin(reserved: ReservedTime) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpuspawner.gpus.model import GPU, Holder, Lease, Request, course_group
@@ -421,6 +421,8 @@ def test_what_was_admitted_before_needs_no_second_look(drawn, letters, number, n
 
 
 @given(small, st.sampled_from(["at", "aat", "aatt"]))
+# What takes any unit has to leave the one that a later hour names, and share with an earlier hour.
+@example([(0, 1, 1, ""), (0, 2, 2, ""), (1, 1, 1, "A100")], "aat")
 def test_what_is_admitted_can_be_placed_where_models_are_named(drawn, letters: str) -> None:
     host = gpus(letters)
     reserved = [
@@ -429,6 +431,7 @@ def test_what_is_admitted_can_be_placed_where_models_are_named(drawn, letters: s
     ]
     kept, refused = admitted(reserved, host)
     assert can_be_placed(kept, host)
+    assert (refused == []) == can_be_placed(reserved, host)
     nodes: dict[str, NodeCalendar] = {}
     for gpu in host:
         nodes.setdefault(gpu.node, NodeCalendar(gpu.node, NOW)).add(gpu)
