@@ -283,8 +283,8 @@ def test_what_swarm_wants_to_end_and_has_not_ended_yet_still_runs():
 @pytest.mark.parametrize(
     ("cause", "words"),
     [
-        (task_states.AWAY, "one was out of reach for too long"),
-        (task_states.DRAINED, "an administrator has emptied its machine one"),
+        (task_states.AWAY, "its machine was out of reach for too long"),
+        (task_states.DRAINED, "an administrator has emptied its machine."),
         (task_states.RESTARTED, "restarted it in the Swarm by hand"),
         (task_states.REMOVED, "removed it from the Swarm by hand"),
     ],

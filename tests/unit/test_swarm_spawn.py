@@ -354,12 +354,12 @@ async def test_who_is_on_a_machine_that_is_away_reads_it_and_what_becomes_of_it(
     hub.swarm.go_down()
     assert await one.poll() is None
     assert await one.poll() is None
-    assert "Machine one, on which your server runs, is out of reach" in one.lease.trouble.words
+    assert "The machine on which your server runs is out of reach" in one.lease.trouble.words
     assert warned(lines) == ["machine away"]
     # Nobody else has the GPUs meanwhile: its container goes on.
     assert [gpu.state for gpu in (await hub.ledger.read()).gpus] != ["free", "free"]
     hub.swarm.come_back()
-    assert "its machine one was out of reach for too long" in await ended(one)
+    assert "its machine was out of reach for too long" in await ended(one)
     one.clear_state()
     assert one.lease.trouble.words == ""
     assert released(lines) == [("swarm", "machine away")]
@@ -398,7 +398,7 @@ async def test_who_is_on_a_machine_that_is_emptied_reads_that(hub, port, lines):
     one = hub.server_of(port)
     await spawned(one, gpus=1)
     hub.swarm.make_available("drain")
-    assert "an administrator has emptied its machine one" in await ended(one)
+    assert "an administrator has emptied its machine." in await ended(one)
     one.clear_state()
     assert released(lines) == [("swarm", "machine drained")]
     assert [gpu.state for gpu in (await hub.ledger.read()).gpus] == ["excluded", "excluded"]
@@ -622,7 +622,7 @@ async def test_a_machine_gets_the_image_before_there_is_a_service(hub, port, gpu
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (PullRefused("The disk is full.", "no space"), "The disk is full. That is machine one."),
+        (PullRefused("The disk is full.", "no space"), "The disk is full."),
         (NodeError("Machine one doesn't answer.", "cut off"), "Machine one doesn't answer. So"),
     ],
 )

@@ -123,8 +123,8 @@ async def ensure(
                 raise ImageError(_explain_missing(about, node, policy))
         pulled = await daemons.pull(node, about.source, report)
     except PullRefused as error:
-        where = MachineText(lazy_gettext("That is machine %(node)s.", node=node), "")
-        raise ImageError(join_sentences(str(error), where), error.technical) from None
+        where = join_sentences(str(error), lazy_gettext("That is machine %(node)s.", node=node))
+        raise ImageError(MachineText(where, str(error)), error.technical) from None
     except NodeError as error:
         again = lazy_gettext("So your server's image can't be had there. Please try again later.")
         raise ImageError(join_sentences(str(error), again), error.technical) from None
