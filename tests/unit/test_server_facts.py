@@ -41,5 +41,8 @@ def test_a_server_knows_how_many_gpus_it_has(server, environment: dict[str, str]
 
 def test_a_server_knows_what_is_kept_where_the_hub_says_it(server) -> None:
     told = {"HOME": "/home/jovyan", "GPUSPAWNER_KEPT": "/home/jovyan/work:/data"}
-    assert server.start_facts(told)["kept"] == {"home": False, "folders": ("/data", "~/work")}
+    kept = {"home": False, "folders": ("/data", "~/work"), "on_one_machine": False}
+    assert server.start_facts(told)["kept"] == kept
+    told["GPUSPAWNER_KEPT_ON_ONE_MACHINE"] = "1"
+    assert server.start_facts(told)["kept"] == {**kept, "on_one_machine": True}
     assert server.start_facts({})["kept"] is None
