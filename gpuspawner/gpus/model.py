@@ -198,7 +198,8 @@ class Request:
     the node, as with different drivers, `places` are the pairs (node name, model) that it runs on;
     None if it doesn't. `seconds` is for how long they are requested; None: without an end.
     `unit_share` is how much of a GPU limits count each of them. `course` is the key of the course
-    that it is for; "": none.
+    that it is for; "": none. `preferred` are sets of nodes' names, the most important first: nodes
+    in them come first. Requests that differ in that alone are the same.
     """
 
     image: str
@@ -210,6 +211,11 @@ class Request:
     kind: str = WHOLE
     unit_share: Share = 1
     course: str = ""
+    preferred: tuple[frozenset[str], ...] = field(default=(), compare=False)
+
+    def rank(self, node: str) -> tuple[bool, ...]:
+        """Return a key of a node's name that is the less the more the node is preferred."""
+        return tuple(node not in names for names in self.preferred)
 
     @property
     def accepts(self) -> Hashable:

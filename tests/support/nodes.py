@@ -20,7 +20,6 @@ from gpuspawner.simulation.state import State
 from .nvml import environment
 from .paths import ROOT
 
-
 Talk = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
