@@ -21,6 +21,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,7 +154,9 @@ class _Handler(web.RequestHandler):
 
     def prepare(self) -> None:
         # TLS lets nobody else in; this is what holds if its settings are ever changed.
-        certificate = self.request.get_ssl_certificate(binary_form=True)
+        certificate = None
+        with suppress(AttributeError):  # who asked has left already
+            certificate = self.request.get_ssl_certificate(binary_form=True)
         if not isinstance(certificate, bytes) or fingerprint_of(certificate) not in self.hubs:
             raise web.HTTPError(403, "this machine doesn't know you")
 
@@ -227,7 +230,8 @@ class _Loads(_Handler):
 
     async def prepare(self) -> None:  # type: ignore[override]
         super().prepare()
-        image_id, size = self.get_query_argument("id", ""), self.get_query_argument("size", "")
+        image_id = self.get_query_argument("id", "", strip=False)
+        size = self.get_query_argument("size", "", strip=False)
         if not is_image_id(image_id) or not re.fullmatch("[1-9][0-9]{0,12}", size):
             raise web.HTTPError(400, "no image's id and size")
         connection: Any = self.request.connection
