@@ -21,6 +21,10 @@ MAX_MEMBERS = 10_000
 # What names images, in the two forms that engines write beside each other.
 _MANIFEST, _INDEX, _REPOSITORIES = "manifest.json", "index.json", "repositories"
 _LISTS = (_MANIFEST, _INDEX, _REPOSITORIES)
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+# Stands for the header before a member, whatever that is called: no member has this name.
+_EXTENDED = "/"
+MAX_EXTENDED_BYTES = 4096
 _NAMING = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*/?")
 
@@ -40,6 +44,8 @@ class ArchiveCheck:
         self._content = b""
         self._members = 0
         self._seen: set[str] = set()
+        # The size of the next member, where an extended header has it.
+        self._next_size: int | None = None
 
     def feed(self, data: bytes) -> None:
         """Look at the next bytes; raises `ArchiveRefused` before they may be passed on."""
@@ -47,7 +53,7 @@ class ArchiveCheck:
             if self._left:
                 part, data = data[: self._left], data[self._left :]
                 self._left -= len(part)
-                if self._name in _LISTS:
+                if self._name in (*_LISTS, _EXTENDED):
                     self._content += part
                 if not self._left:
                     self._end_member()
@@ -71,42 +77,76 @@ class ArchiveCheck:
         header, self._header = self._header, b""
         if not any(header):
             return
-        self._members += 1
         try:
             member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         except (tarfile.HeaderError, UnicodeError):
             raise ArchiveRefused("it is no archive") from None
-        # No header of another one's name, and no link by which a list is written elsewhere.
-        is_layer_link = member.type == tarfile.SYMTYPE and member.name.endswith("/layer.tar")
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and (
-            not is_layer_link
-        ):
-            raise ArchiveRefused("it has members that no image has")
-        if not _MEMBER.fullmatch(member.name) or self._members > MAX_MEMBERS or member.size < 0:
-            raise ArchiveRefused("it has members that no image has")
-        name = member.name.rstrip("/")
-        if name in _LISTS and (name in self._seen or member.type == tarfile.DIRTYPE):
-            raise ArchiveRefused("it has two lists of its images")
-        if name in _LISTS and member.size > MAX_LIST_BYTES:
-            raise ArchiveRefused("its list of images is too long")
-        self._seen.add(name) if name in _LISTS else None
-        self._name, self._content = name, b""
-        has_content = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-        self._left = member.size if has_content else 0
+        given, self._next_size = self._next_size, None
+        if given is not None and member.type == tarfile.XHDTYPE:
+            raise ArchiveRefused("it is no archive")
+        size = member.size if given is None else given
+        self._check_member(member, size)
+        has_content = member.type in (*_FILES, tarfile.XHDTYPE)
+        self._name = _EXTENDED if member.type == tarfile.XHDTYPE else member.name.rstrip("/")
+        self._content = b""
+        self._left = size if has_content else 0
         self._padding = -self._left % BLOCK
         if has_content and not self._left:
             self._end_member()
 
+    def _check_member(self, member: tarfile.TarInfo, size: int) -> None:
+        self._members += 1
+        # No header of another one's name, and no link by which a list is written elsewhere. What
+        # has no content has no size: not all who read an archive agree on what that would mean.
+        is_layer_link = member.type == tarfile.SYMTYPE and member.name.endswith("/layer.tar")
+        is_plain = member.type in _FILES and not member.name.endswith("/")
+        is_empty = (member.type == tarfile.DIRTYPE or is_layer_link) and not size
+        is_extended = member.type == tarfile.XHDTYPE and size <= MAX_EXTENDED_BYTES
+        is_known = is_plain or is_empty or is_extended
+        if not is_known or size < 0 or not _MEMBER.fullmatch(member.name):
+            raise ArchiveRefused("it has members that no image has")
+        if self._members > MAX_MEMBERS:
+            raise ArchiveRefused("it has too many members")
+        name = member.name.rstrip("/")
+        if name in _LISTS and member.type != tarfile.XHDTYPE:
+            if name in self._seen or not is_plain:
+                raise ArchiveRefused("it has two lists of its images")
+            if size > MAX_LIST_BYTES:
+                raise ArchiveRefused("its list of images is too long")
+            self._seen.add(name)
+
     def _end_member(self) -> None:
-        if self._name not in _LISTS:
-            return
-        try:
-            _check_list(self._name, parse_json(self._content))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ArchiveRefused):
+        content, self._content = self._content, b""
+        if self._name == _EXTENDED:
+            self._next_size = _extended_size(content)
+        elif self._name in _LISTS:
+            try:
+                _check_list(self._name, parse_json(content))
+            except ArchiveRefused:
                 raise
-            raise ArchiveRefused("its list of images can't be read") from None
-        self._content = b""
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise ArchiveRefused("its list of images can't be read") from None
+
+
+def _extended_size(content: bytes) -> int | None:
+    """Return the size that an extended header gives the next member; None: it gives none.
+
+    A layer of more than 8 GiB has one. ref: pax(1), "pax Extended Header"
+    """
+    size = None
+    while content:
+        length, _, _ = content.partition(b" ")
+        if not re.fullmatch(rb"[1-9][0-9]{0,4}", length) or int(length) > len(content):
+            raise ArchiveRefused("it is no archive")
+        record, content = content[: int(length)], content[int(length) :]
+        found = re.fullmatch(rb"[0-9]+ (mtime|atime|ctime|size)=([0-9.]{1,30})\n", record)
+        if found is None:
+            raise ArchiveRefused("it has members that no image has")
+        if found[1] == b"size":
+            if size is not None or not re.fullmatch(rb"[0-9]{1,15}", found[2]):
+                raise ArchiveRefused("it is no archive")
+            size = int(found[2])
+    return size
 
 
 def _check_list(name: str, found: Any) -> None:

@@ -68,7 +68,54 @@ def listing(**changes: Any) -> Member:
     return "manifest.json", as_json([{**MANIFEST[0], **changes}])
 
 
+def sized(about: tarfile.TarInfo, size: int, content: bytes) -> bytes:
+    """A member whose header says a size, and what follows."""
+    about.size = size
+    return about.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+def extended(**records: str) -> bytes:
+    """An extended header."""
+    text = b""
+    for key, value in records.items():
+        line = f" {key}={value}\n".encode()
+        length = next(n for n in range(1, 999) if n == len(str(n)) + len(line))
+        text += str(length).encode() + line
+    about = tarfile.TarInfo("PaxHeaders.0/x")
+    about.type = tarfile.XHDTYPE
+    return sized(about, len(text), text)
+
+
+NAMED = archive(("manifest.json", as_json([{**MANIFEST[0], "RepoTags": ["lab:1"]}])))
+
+
+def hidden(kind: bytes, name: str) -> bytes:
+    """A list with a name in what some take for a member's content, and others for members."""
+    about = tarfile.TarInfo(name)
+    about.type = kind
+    return sized(about, len(NAMED), NAMED) + archive(*GOOD)
+
+
+def test_a_layer_of_any_size_is_passed_on():
+    large = tarfile.TarInfo("blobs/sha256/3")
+    check = ArchiveCheck()
+    check.feed(extended(size=str(9 * 2**30), mtime="1.5") + large.tobuf(tarfile.USTAR_FORMAT))
+    for _ in range(9):
+        check._left -= 2**30 - 1  # as if it had gone by
+        check.feed(b"x")
+    check.feed(archive(*GOOD))
+    check.finish()
+
+
 BAD: dict[str, bytes] = {
+    "a folder with content": hidden(tarfile.DIRTYPE, "blobs"),
+    "a folder of the oldest kind": hidden(tarfile.AREGTYPE, "blobs/"),
+    "a link with content": hidden(tarfile.SYMTYPE, "blobs/layer.tar"),
+    "a list that another header makes longer": extended(size="5000000") + archive(*GOOD),
+    "a name by another header": extended(path="manifest.json") + archive(*GOOD),
+    "two headers": extended(size="1") + extended(size="1") + archive(*GOOD),
+    "a size twice": extended(size="1").replace(b"\0" * 20, b"10 size=2\n", 1) + archive(*GOOD),
+    "a header for all": archive(link("g", "", tarfile.XGLTYPE), *GOOD),
     "a name": archive(*GOOD[:1], listing(RepoTags=["lab:1"])),
     "two images": archive(*GOOD[:1], ("manifest.json", as_json(MANIFEST * 2))),
     "no image": archive(*GOOD[:1], ("manifest.json", as_json([]))),
