@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,32 @@ def _progress(node: str, what: Spread) -> Callable[[int], None]:
             _tell(f"  {node}: {what.name}: {size_of(done)} of about {size_of(what.size)}")
 
     return report
+
+
+def built_here() -> Sequence[Spread]:
+    """Return the images of the catalogue that are on this machine; () if no engine answers."""
+    with suppress(BuildingError), engine() as client:
+        return tuple(_images(client, (), None))
+    return ()
+
+
+async def words_of(reader: NodesReader, node: str, images: Sequence[Spread]) -> str:
+    """Return how many of some images a node has, and which are missing; "" if there are none.
+
+    Args:
+        reader: asks the nodes.
+        node: the node's name.
+        images: those that are on this machine.
+    """
+    if not images:
+        return ""
+    try:
+        found = await reader.images(node, [each.id for each in images])
+    except NodeError as error:
+        return f"its images aren't known: {error.technical}"
+    missing = [each.name for each in images if found[each.id] is None]
+    there = f"{len(images) - len(missing)} of {len(images)} images that are built here"
+    return f"{there}, without {', '.join(missing)}: gpuspawner image spread" if missing else there
 
 
 def push(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from gpuspawner.backends.swarm import images
 from gpuspawner.backends.swarm.images import ImageError, ensure
+from gpuspawner.image_builder.spreading import Spread, words_of
 from gpuspawner.nodes import node_images
 from gpuspawner.nodes.client import NodesReader
 from gpuspawner.nodes.exchange import NodeError
@@ -386,6 +387,20 @@ async def test_the_nodes_that_have_an_image_are_known_and_nobody_waits_for_the_o
     monkeypatch.setattr(images, "PLACES_SECONDS", 0.0)
     assert await places.nodes_with(nodes, ["has", "hasn't"], "lab:1", "ifnotpresent") == {"has"}
     assert len(nodes.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("has", "1 of 1 images that are built here"),
+        ("hasn't", "0 of 1 images that are built here, without lab:1: gpuspawner image spread"),
+        ("broken", "its images aren't known: broken"),
+    ],
+)
+async def test_status_says_which_images_a_node_has(node, words):
+    reader: Any = Nodes({}, {})
+    assert await words_of(reader, node, [Spread("lab:1", ID, 1)]) == words
+    assert await words_of(reader, node, []) == ""
 
 
 async def test_where_there_is_one_machine_nobody_asks_it():
