@@ -110,6 +110,9 @@ def test_a_layer_of_any_size_is_passed_on():
 BAD: dict[str, bytes] = {
     "a folder with content": hidden(tarfile.DIRTYPE, "blobs"),
     "a folder of the oldest kind": hidden(tarfile.AREGTYPE, "blobs/"),
+    "a file that ends as a folder does": archive(*GOOD[:1])[:-10240]
+    + sized(tarfile.TarInfo("blobs/sha256/4/"), 5, b"hello")
+    + archive(*GOOD[1:]),
     "a link with content": hidden(tarfile.SYMTYPE, "blobs/layer.tar"),
     "a list that another header makes longer": extended(size="5000000") + archive(*GOOD),
     "a name by another header": extended(path="manifest.json") + archive(*GOOD),
