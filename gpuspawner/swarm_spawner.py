@@ -298,6 +298,10 @@ class GPUSwarmSpawner(ConfiguredContainer):
 
     # -- The steps of a start, in their order ------------------------------------------------------
 
+    async def nodes_with_image(self) -> frozenset[str]:
+        """Return the names of the nodes that have the server's image, as far as that is known."""
+        return await self.backend.nodes_with(self.image, self.pull_policy)
+
     async def prepare_node(self, reservation: Reservation) -> None:
         """Choose the node of a server without GPUs, and have the node get the image.
 
@@ -309,7 +313,8 @@ class GPUSwarmSpawner(ConfiguredContainer):
         if nodes:
             (self.attempt.node,) = nodes
         else:
-            self.attempt.node = (await self.backend.place(self.home_node())).name
+            having = await self.nodes_with_image()
+            self.attempt.node = (await self.backend.place(self.home_node(), having)).name
         await self._get_image()
 
     async def _get_image(self) -> None:

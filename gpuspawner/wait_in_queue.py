@@ -146,6 +146,7 @@ class WaitInQueue:
         queue, since = spawner.hub_state.queue, spawner.attempt.since
         assert since is not None
         later = spawner.attempt.not_before
+        request = replace(request, preferred=(await spawner.nodes_with_image(),))
         waiting = QueuedRequest(spawner.holder, request, since, spawner.groups_for(request), later)
         try:
             reservation = await queue.wait(

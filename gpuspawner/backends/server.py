@@ -62,6 +62,10 @@ class ServerOfBackend:
     async def remove_leftovers(self, request: Request) -> None:
         """Remove the containers of earlier starts of this server before its GPUs are reserved."""
 
+    async def nodes_with_image(self) -> frozenset[str]:
+        """Return the names of the nodes that have the server's image, as far as that is known."""
+        return frozenset()
+
     async def prepare_node(self, reservation: Reservation) -> None:
         """Have the node of a reservation ready for the server, before its start."""
 

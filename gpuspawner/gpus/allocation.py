@@ -45,7 +45,7 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
         name: [gpu for gpu in node if _is_free(gpu) and request.takes(gpu)]
         for name, node in nodes.items()
     }
-    name = choose_node(free, request.gpus, policy, request.home_node)
+    name = choose_node(free, request.gpus, policy, request.home_node, request.rank)
     return (
         None
         if name is None
@@ -54,26 +54,33 @@ def choose(request: Request, gpus: Sequence[GPU], policy: str = "pack") -> tuple
 
 
 def choose_node(
-    free: Mapping[str, Sequence[GPU]], count: int, policy: str = "pack", preferred: str = ""
+    free: Mapping[str, Sequence[GPU]],
+    count: int,
+    policy: str = "pack",
+    home: str = "",
+    rank: Callable[[str], tuple[bool, ...]] = lambda name: (),
 ) -> str | None:
     """Choose the node for a request; return None if no node has enough free GPUs.
 
-    The preferred node comes before all others. Nodes with enough GPUs of one model come before
-    nodes that would have to mix models. Among those, "pack" takes the node with the fewest free
-    GPUs, so that whole nodes stay free, and "spread" the one with the most; the node's name decides
-    a tie.
+    The node with the user's files comes before all others. Nodes with enough GPUs of one model come
+    before nodes that would have to mix models, and among those the ones that the request prefers.
+    Of what is left, "pack" takes the node with the fewest free GPUs, so that whole nodes stay free,
+    and "spread" the one with the most; the node's name decides a tie.
 
     Args:
         free: node name -> the free GPUs that the request could have.
         count: how many GPUs it asks for, at least 1.
         policy: a key of `POLICIES`.
-        preferred: the name of the node with the user's files; "": none.
+        home: the name of the node with the user's files; "": none.
+        rank: returns a key of a node's name that is the less the more it is preferred.
     """
-    if len(free.get(preferred, ())) >= count:
-        return preferred
+    if len(free.get(home, ())) >= count:
+        return home
     least = 1 if policy == "pack" else -1
-    fitting = sorted((least * len(gpus), name) for name, gpus in free.items() if len(gpus) >= count)
-    names = [name for _, name in fitting]
+    fitting = sorted(
+        (rank(name), least * len(gpus), name) for name, gpus in free.items() if len(gpus) >= count
+    )
+    names = [name for _, _, name in fitting]
     of_one_model = (name for name in names if _has_pool(free[name], count))
     return next(of_one_model, names[0] if names else None)
 

@@ -199,7 +199,8 @@ class Request:
     None if it doesn't. `seconds` is for how long they are requested; None: without an end.
     `unit_share` is how much of a GPU limits count each of them. `course` is the key of the course
     that it is for; "": none. `home_node` is the name of the node with its user's files, which is
-    preferred; "": none is. Requests that differ in nothing else are the same.
+    preferred; "": none is. `preferred` are sets of nodes' names, the most important first: nodes
+    in them come next. Requests that differ in these two alone are the same.
     """
 
     image: str
@@ -212,6 +213,11 @@ class Request:
     unit_share: Share = 1
     course: str = ""
     home_node: str = field(default="", compare=False)
+    preferred: tuple[frozenset[str], ...] = field(default=(), compare=False)
+
+    def rank(self, node: str) -> tuple[bool, ...]:
+        """Return a key of a node's name that is the less the more the node is preferred."""
+        return tuple(node not in names for names in self.preferred)
 
     @property
     def accepts(self) -> Hashable:

@@ -1,4 +1,4 @@
-"""`gpuspawner image`: list, build, verify, sbom, lock and hub."""
+"""`gpuspawner image`: list, build, verify, sbom, lock, hub, push and spread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import docker
 import docker.errors
 
-from . import base, bom, buildkit, checks, failures, hub_image, locks
+from ..nodes.addresses import hub_folder
+from . import base, bom, buildkit, checks, failures, hub_image, locks, spreading
 from .engine import engine, image, remove_unnamed
 from .recipe import (
     BuildingError,
@@ -35,7 +36,7 @@ LABEL_AS_OF = "gpuspawner.build.as-of"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `list`, `build`, `verify`, `sbom`, `lock` and `hub`."""
+    """Declare the actions of `gpuspawner image`."""
     parser.add_argument(
         "--folder", type=Path, help="a folder of your own made like image/, with its catalogue"
     )
@@ -66,6 +67,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "hub", help="build the image of the hub itself, from a checkout: see image/hub/compose.yaml"
     )
     _add_build_arguments(hub)
+    _add_other_machines(actions)
+
+
+def _add_other_machines(actions: Any) -> None:
+    pushing = actions.add_parser(
+        "push", help="push images into a registry, for other machines, and print their digests"
+    )
+    pushing.add_argument("keys", nargs="+", metavar="NAME", help="a version's KEY, or an image")
+    pushing.add_argument(
+        "--registry", required=True, metavar="REGISTRY", help="as registry.example.org/lab"
+    )
+    spreading_out = actions.add_parser(
+        "spread", help="on the hub's machine: send images to the other machines that lack them"
+    )
+    spreading_out.add_argument(
+        "keys",
+        nargs="*",
+        metavar="NAME",
+        help="a version's KEY, or an image (default: the versions that are built here)",
+    )
+    spreading_out.add_argument(
+        "--node", action="append", default=[], metavar="NODE", help="only there; may be repeated"
+    )
+    spreading_out.add_argument(
+        "--hub-folder",
+        type=Path,
+        default=hub_folder(),
+        metavar="FOLDER",
+        help="the hub's key and its list of machines (default: %(default)s in this folder, which "
+        "should be the hub's)",
+    )
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         "sbom": _write_bills,
         "lock": _lock,
         "hub": _build_hub,
+        "push": spreading.push,
+        "spread": spreading.spread,
     }
     try:
         return actions[arguments.action](arguments)

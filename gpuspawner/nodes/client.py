@@ -11,10 +11,11 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from .. import __version__
 from ..backends.base import Report
@@ -25,8 +26,9 @@ from ..leases.audit_log import one_line
 from ..timeouts import within
 from ..untrusted import parse_json, printable
 from .addresses import NodeAddress
-from .exchange import Connection, NodeError, connected, silent, strange
+from .exchange import MAX_LINE_BYTES, Connection, NodeError, connected, silent, strange
 from .identity import Identity, client_context
+from .last_known import LastKnown
 from .node_images import LocalImage, follow, read_image
 from .reports import MAX_REPORT_BYTES, NodeContainer, NodeReport, OtherVersion, read_report
 
@@ -35,6 +37,9 @@ TIMEOUT_SECONDS = 5.0
 # The oldest reading that counts.
 MAX_AGE_SECONDS = 30.0
 DOCTOR_SECONDS = 90.0
+# How long a node may take for a part of an image that it is sent, and to unpack it.
+PART_SECONDS = 150.0
+UNPACK_SECONDS = 4000.0
 # From here on a clock is wrong enough to say so: the ends of servers are by the hub's.
 CLOCK_SECONDS = 30.0
 MAX_IMAGES = 1000
@@ -107,6 +112,22 @@ class NodesReader:
     def reports(self) -> Mapping[str, NodeReport]:
         """Name -> the last answer of each node that has ever answered, however old."""
         return {name: known.report for name, known in self._nodes.items() if known.report}
+
+    @property
+    def last_known(self) -> Sequence[LastKnown]:
+        """What each node has told at last that has ever answered."""
+        return [
+            LastKnown(known.address, known.report, known.answered)
+            for known in self._nodes.values()
+            if known.report
+        ]
+
+    def restore(self, found: Mapping[str, LastKnown]) -> None:
+        """Take up what an earlier hub process knew of the nodes that haven't answered this one."""
+        for name, last in found.items():
+            known = self._nodes.get(name)
+            if known is not None and known.report is None and known.address == last.address:
+                known.report, known.answered = last.report, last.at
 
     def clock_offset(self, name: str) -> float | None:
         """Return by how many seconds a node's clock is ahead of this one's; None if unknown."""
@@ -183,6 +204,10 @@ class NodesReader:
 
     # -- Of one node -------------------------------------------------------------------------------
 
+    def knows(self, name: str) -> bool:
+        """Return whether there is a node of that name."""
+        return name in self._nodes
+
     async def images(self, name: str, references: Sequence[str]) -> Mapping[str, LocalImage | None]:
         """Return reference -> the image that a node has by that name; None: it has none.
 
@@ -227,6 +252,38 @@ class NodesReader:
 
             connection = await self._within(address, self._timeout, ask())
             return await follow(address, connection, report)
+
+    async def load(
+        self, name: str, image_id: str, size: int, parts: AsyncIterator[bytes]
+    ) -> LocalImage:
+        """Send a node an image; return it when the node has it.
+
+        Args:
+            name: the node's.
+            image_id: the image's id, which the node checks.
+            size: its size in bytes.
+            parts: its archive, without names, as `docker save` writes it for an id.
+
+        Raises:
+            NodeError: the node doesn't take it, or can't be asked.
+        """
+        address = self._address(name)
+        path = f"/v1/load?id={quote(image_id)}&size={size}"
+        async with AsyncExitStack() as stack:
+            entering = stack.enter_async_context(connected(address, self._tls))
+            connection: Connection = await self._within(address, self._timeout, entering)
+            try:
+                headers = await connection.send(path, parts, PART_SECONDS, UNPACK_SECONDS)
+                body = await within(self._timeout, connection.read_body(headers, MAX_LINE_BYTES))
+            except asyncio.TimeoutError:
+                raise silent(address, "it doesn't take the image in time") from None
+        try:
+            image = read_image(parse_json(body)["image"])
+        except (KeyError, TypeError, ValueError):
+            image = None
+        if image is None or image.id != image_id:
+            raise strange(address, "what it says it has isn't the image that was sent")
+        return image
 
     async def doctor(self, name: str) -> list[dict[str, str]]:
         """Return what a node's own doctor finds, as `doctor.command.entry` writes each finding.
@@ -314,7 +371,7 @@ class _Known:
         self.report: NodeReport | None = None
         self.clock_offset = 0.0
         self.problem = ""
-        self._answered = -math.inf
+        self.answered = -math.inf
         # A question that has taken too long, until it is answered or given up.
         self._late: asyncio.Task[NodeReport] | None = None
         self._was_late = False
@@ -352,7 +409,7 @@ class _Known:
         self._was_late = False
         # It was read between the question and the answer.
         self.clock_offset = report.time - (began + time.time()) / 2
-        self.report, self._answered = report, time.time()
+        self.report, self.answered = report, time.time()
         return report
 
     def as_unknown(self, reason: str) -> Node:
@@ -362,7 +419,7 @@ class _Known:
         since = lazy_gettext(
             "%(reason)s Its GPUs were last known at %(time)s.",
             reason=reason,
-            time=clock_time(self._answered),
+            time=clock_time(self.answered),
         )
         node = self.report.node
         return replace(

@@ -4,6 +4,7 @@
     POST /v1/images  {"references": ["lab:1"]}              -> {"images": {"lab:1": {"id": …}}}
     POST /v1/pull    {"reference": "lab:1", "policy": "…"}  -> lines: {"fraction": …, …}, at last
                                                                {"done": {"id": …}} or {"error": …}
+    POST /v1/load?id=…&size=…  an archive of that image     -> {"image": {"id": …}}
     GET  /v1/doctor                                         -> {"findings": […]}
 
 It has no rights: what needs the engine, it asks the part that has them (`engine_part`, by
@@ -15,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +40,9 @@ from ..images.catalogue import is_reference
 from ..leases.audit_log import one_line
 from ..leases.ledger import SharedRead
 from ..untrusted import parse_json
-from .engine_link import EngineLink, EnginePartError
+from .engine_link import EngineLink, EnginePartError, ImageLink
 from .identity import Identity, certificates_in, fingerprint_of, server_context
+from .node_images import is_image_id, largest_archive
 from .reports import NodeContainer, NodeReport, of_engine, written
 
 # A little less than a hub waits.
@@ -47,6 +51,8 @@ MAX_REQUEST_BYTES = 1_048_576
 MAX_HEADER_BYTES = 16_384
 # Who has connected and says nothing, also in the middle of the handshake, is cut off.
 IDLE_SECONDS = 30
+# In which a hub has to have sent an image.
+LOAD_SECONDS = 4 * 3600
 # Each hub has settings of its own.
 MAX_READERS = 8
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -163,7 +169,9 @@ class _Handler(web.RequestHandler):
 
     def prepare(self) -> None:
         # TLS lets nobody else in; this is what holds if its settings are ever changed.
-        certificate = self.request.get_ssl_certificate(binary_form=True)
+        certificate = None
+        with suppress(AttributeError):  # who asked has left already
+            certificate = self.request.get_ssl_certificate(binary_form=True)
         if not isinstance(certificate, bytes) or fingerprint_of(certificate) not in self.hubs:
             raise web.HTTPError(403, "this machine doesn't know you")
 
@@ -224,6 +232,71 @@ class _Pulls(_Handler):
         await self.flush()
 
 
+@web.stream_request_body
+class _Loads(_Handler):
+    """Passes an image on as it comes.
+
+    It may answer before the end, if the image isn't needed or isn't taken. The rest is still read:
+    a connection that is closed with something unread loses the answer. Who asks leaves then.
+    """
+
+    _link: ImageLink | None = None
+    _has_answered = False
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        super().prepare()
+        image_id = self.get_query_argument("id", "", strip=False)
+        size = self.get_query_argument("size", "", strip=False)
+        if not is_image_id(image_id) or not re.fullmatch("[1-9][0-9]{0,12}", size):
+            raise web.HTTPError(400, "no image's id and size")
+        connection: Any = self.request.connection
+        connection.set_max_body_size(largest_archive(int(size)))
+        connection.set_body_timeout(LOAD_SECONDS)
+        try:
+            self._link = await self.engine.load(image_id, int(size))
+        except EnginePartError as error:
+            self._refuse(error)
+        else:
+            if self._link.image is not None:
+                self._answer({"image": self._link.image})
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self._link is None or self._has_answered:
+            return
+        try:
+            await self._link.send(chunk)
+        except EnginePartError as error:
+            self._refuse(error)
+
+    async def post(self) -> None:
+        if self._link is None or self._has_answered:
+            self.finish()
+            return
+        try:
+            self._answer({"image": await self._link.end()})
+        except EnginePartError as error:
+            self._refuse(error)
+        self.finish()
+
+    def _refuse(self, error: EnginePartError) -> None:
+        self.set_status(503)
+        self._answer({"error": str(error)[:500]})
+
+    def _answer(self, value: Mapping[str, Any]) -> None:
+        self._has_answered = True
+        body = json.dumps(value).encode()
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Length", str(len(body)))
+        self.write(body)
+        self.flush()
+
+    def on_finish(self) -> None:
+        if self._link is not None:
+            self._link.close()
+
+    on_connection_close = on_finish
+
+
 class _Doctor(_Handler):
     async def get(self) -> None:
         try:
@@ -248,6 +321,7 @@ def make_application(
             ("/v1/node", _Node, rest),
             ("/v1/images", _Images, rest),
             ("/v1/pull", _Pulls, rest),
+            ("/v1/load", _Loads, rest),
             ("/v1/doctor", _Doctor, rest),
             (".*", _NotFound, rest),
         ],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GPUSpawnerError
-from ..i18n.lazy_text import lazy_gettext
+from ..i18n.lazy_text import lazy_gettext, restored
 from ..timeouts import within
 from ..untrusted import parse_json
 
@@ -25,6 +25,10 @@ ABOUT_SECONDS = 60.0
 ABOUT_TIMEOUT = 1.0
 IMAGES_TIMEOUT = CONTAINERS_TIMEOUT = 4.0
 DOCTOR_TIMEOUT = 80.0
+# For an image that is sent: until it may come, for each part of it, and until it is unpacked.
+BEGIN_TIMEOUT = 60.0
+PART_TIMEOUT = 120.0
+UNPACK_TIMEOUT = 3700.0
 
 
 class EnginePartError(GPUSpawnerError):
@@ -96,6 +100,29 @@ class EngineLink:
                 return
         raise _gone()
 
+    async def load(self, image_id: str, size: int) -> ImageLink:
+        """Begin to have the engine take an image; raises `EnginePartError` if it doesn't.
+
+        Args:
+            image_id: the image's id.
+            size: its size in bytes.
+        """
+        link = ImageLink(*await self._connect())
+        try:
+            await link.begin({"do": "load", "id": image_id, "size": size})
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._socket is None:
+            raise _gone()
+        try:
+            return await asyncio.open_unix_connection(str(self._socket), limit=MAX_LINE_BYTES)
+        except OSError:
+            raise _gone() from None
+
     async def _answer(self, request: Mapping[str, Any], seconds: float) -> Any:
         async def first() -> Any:
             async for event in self._events(request):
@@ -115,13 +142,8 @@ class EngineLink:
             ) from None
 
     async def _events(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
-        if self._socket is None:
-            raise _gone()
-        writer = None
+        reader, writer = await self._connect()
         try:
-            reader, writer = await asyncio.open_unix_connection(
-                str(self._socket), limit=MAX_LINE_BYTES
-            )
             writer.write(json.dumps(request).encode() + b"\n")
             await writer.drain()
             while line := await reader.readline():
@@ -129,9 +151,66 @@ class EngineLink:
         except (OSError, TypeError, ValueError):
             raise _gone() from None
         finally:
-            if writer is not None:
-                with suppress(OSError, RuntimeError):
-                    writer.close()
+            with suppress(OSError, RuntimeError):
+                writer.close()
+
+
+class ImageLink:
+    """An image on its way to the part that may ask the engine.
+
+    Args:
+        reader, writer: the connection.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # What the engine has, once it has it.
+        self.image: Any = None
+        # It may say at any time that it won't, and then it reads no more.
+        self._answering: asyncio.Task[bytes] | None = None
+
+    async def begin(self, request: Mapping[str, Any]) -> None:
+        """Ask; the image is there already if `image` is set then."""
+        self._writer.write(json.dumps(request).encode() + b"\n")
+        await self._take(BEGIN_TIMEOUT)
+        self._answering = asyncio.ensure_future(self._reader.readline())
+
+    async def send(self, part: bytes) -> None:
+        """Send the next part of the archive; raises `EnginePartError` if it isn't taken."""
+        try:
+            if self._answering is not None and self._answering.done():
+                raise ConnectionResetError
+            self._writer.write(len(part).to_bytes(4, "big") + part)
+            await within(PART_TIMEOUT, self._writer.drain())
+        except (OSError, asyncio.TimeoutError):
+            await self._take(IMAGES_TIMEOUT)  # why it was broken off
+            raise _gone() from None
+
+    async def end(self) -> Any:
+        """Return what the engine has when it has unpacked the archive."""
+        await self.send(b"")
+        await self._take(UNPACK_TIMEOUT)
+        return self.image
+
+    async def _take(self, seconds: float) -> None:
+        """Take the next answer; raises `EnginePartError` if it is that it won't."""
+        try:
+            answering, self._answering = self._answering or self._reader.readline(), None
+            answer = dict(parse_json(await within(seconds, answering)))
+        except (OSError, TypeError, ValueError, asyncio.TimeoutError):
+            raise _gone() from None
+        if "error" in answer:
+            raise EnginePartError(str(restored(answer["error"])))
+        self.image = answer.get("done")
+
+    def close(self) -> None:
+        """End it, whole or not."""
+        answering = self._answering
+        if answering is not None and not answering.cancel() and not answering.cancelled():
+            answering.exception()  # retrieved: nobody asks for it
+        with suppress(OSError, RuntimeError):
+            self._writer.close()
 
 
 def _gone() -> EnginePartError:

@@ -1,8 +1,8 @@
 """The part of a node's daemon that may ask the engine, and doesn't listen on the network.
 
-It says which containers have GPUs and which images there are, has the engine get one, and runs the
-doctor's checks of a machine; nothing that it is sent makes a container, names a file or changes
-the engine.
+It says which containers have GPUs and which images there are, has the engine get one or take one
+that is sent, and runs the doctor's checks of a machine; nothing that it is sent makes a container,
+names a file or changes the engine.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..images.catalogue import is_reference
 from ..timeouts import within
 from ..untrusted import parse_json
 from .engine_link import MAX_LINE_BYTES
+from .image_loading import ImageLoader, LoadRefused
 
 # What systemd passes a service whose socket it listens on. ref: sd_listen_fds(3)
 FIRST_SOCKET = 3
@@ -51,6 +52,7 @@ class EnginePart:
         self._pulls = Pulls()
         self._examining = asyncio.Lock()
         self._given = GivenContainers()
+        self._loader = ImageLoader(_connect)
 
     async def serve(self, listening: socket.socket) -> None:
         """Answer on a socket for ever."""
@@ -65,9 +67,11 @@ class EnginePart:
 
         try:
             line = await within(REQUEST_SECONDS, reader.readline())
-            await self._answer(parse_json(line), send)
+            await self._answer(parse_json(line), reader, send)
         except (KeyError, TypeError, ValueError, asyncio.TimeoutError):
             send({"error": "this can't be asked"})
+        except LoadRefused as error:
+            send({"error": str(error)})
         except (docker.errors.DockerException, OSError) as error:
             self._client = None
             send({"error": kept(engine_errors.explain(error))})
@@ -76,7 +80,9 @@ class EnginePart:
                 await writer.drain()
                 writer.close()
 
-    async def _answer(self, request: Mapping[str, Any], send: Send) -> None:
+    async def _answer(
+        self, request: Mapping[str, Any], reader: asyncio.StreamReader, send: Send
+    ) -> None:
         match request["do"]:
             case "about":
                 send({"done": await asyncio.to_thread(self._versions)})
@@ -90,14 +96,16 @@ class EnginePart:
                     send({"done": await asyncio.to_thread(_examine)})
             case "pull":
                 await self._pull(str(request["reference"]), str(request["policy"]), send)
+            case "load":
+                wanted = request["id"], request["size"]
+                loaded = await self._loader.load(*wanted, reader, send)
+                send({"done": await asyncio.to_thread(self._image, loaded)})
             case _:
                 raise ValueError("no such thing")
 
     def _engine(self) -> docker.APIClient:
         if self._client is None:
-            self._client = docker.APIClient(
-                os.environ.get("DOCKER_HOST"), version="auto", timeout=ENGINE_SECONDS
-            )
+            self._client = _connect(ENGINE_SECONDS)
         return self._client
 
     def _versions(self) -> dict[str, str | None]:
@@ -149,6 +157,10 @@ class EnginePart:
             send({"error": kept(str(error)), "said": error.said[:500]})
         finally:
             beating.cancel()
+
+
+def _connect(seconds: int) -> docker.APIClient:
+    return docker.APIClient(os.environ.get("DOCKER_HOST"), version="auto", timeout=seconds)
 
 
 async def _keep_alive(send: Send) -> None:

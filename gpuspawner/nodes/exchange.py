@@ -17,6 +17,7 @@ from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_l
 
 from ..errors import GPUSpawnerError
 from ..i18n.lazy_text import MachineText, lazy_gettext
+from ..timeouts import within
 from ..untrusted import parse_json
 from .addresses import NodeAddress
 from .identity import peer_fingerprint
@@ -101,6 +102,47 @@ class Connection:
         ]
         self._writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + sent)
         await self._writer.drain()
+        return await self._read_head()
+
+    async def send(
+        self, path: str, parts: AsyncIterator[bytes], part_seconds: float, answer_seconds: float
+    ) -> HTTPHeaders:
+        """Send a request with a body of any length; return the headers of its answer.
+
+        Args:
+            path: what is asked for.
+            parts: the body.
+            part_seconds: how long the node may take for a part of it.
+            answer_seconds: how long it may take afterwards.
+
+        Raises:
+            NodeError: it is refused, or what answers is no daemon.
+            OSError, asyncio.IncompleteReadError: the connection broke.
+            asyncio.TimeoutError: it takes too long.
+        """
+        head = [f"POST {path} HTTP/1.1", "Host: node", "Transfer-Encoding: chunked"]
+        self._writer.write("\r\n".join([*head, "Connection: close"]).encode() + b"\r\n\r\n")
+        answer = asyncio.ensure_future(self._read_head())
+        try:
+            # Who refuses it doesn't wait for its end.
+            with suppress(ConnectionResetError, BrokenPipeError):
+                async for part in parts:
+                    self._writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+                    await within(part_seconds, self._writer.drain())
+                    if answer.done():
+                        break
+                else:
+                    self._writer.write(b"0\r\n\r\n")
+                    await within(part_seconds, self._writer.drain())
+            await asyncio.wait([answer], timeout=answer_seconds)
+            if not answer.done():
+                raise asyncio.TimeoutError
+            return answer.result()
+        finally:
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # retrieved, as nobody else may do so
+
+    async def _read_head(self) -> HTTPHeaders:
         try:
             raw = await self._reader.readuntil(b"\r\n\r\n")
             text = raw.decode("latin-1")

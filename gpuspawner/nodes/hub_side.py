@@ -86,11 +86,23 @@ def status(folder: Path) -> int:
     if not addresses:
         print("No machine was invited yet: gpuspawner node invite")
         return 0
+    from ..image_builder.spreading import built_here, words_of
+
     reader = NodesReader(addresses, load(folder / IDENTITY_FILE), log=_Quiet())
-    asyncio.run(reader())
+    images = built_here()
+
+    async def read() -> dict[str, str]:
+        await reader()
+        known = [each.name for each in addresses if each.name not in reader.problems]
+        words = await asyncio.gather(*(words_of(reader, name, images) for name in known))
+        return dict(zip(known, words, strict=True))
+
+    of_images = asyncio.run(read())
     for address in addresses:
         for line in describe(address, reader):
             print(line)
+        if words := of_images.get(address.name):
+            print(f"  {words}")
     for uuid, names in reader.contested.items():
         print(f"! {uuid} is on {' and '.join(names)}, as they say: it isn't handed out on any")
     return int(bool(reader.problems or reader.contested))

@@ -5,6 +5,7 @@ Who is invited or forgotten while the hub runs is, so, without a restart of it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .addresses import NODES_FILE, read_addresses
 from .client import NodesReader, unknown_node
 from .exchange import NodeError
 from .identity import IDENTITY_FILE, load
+from .last_known import LastKnown, read_last_known, write_last_known
 from .node_images import LocalImage
 from .reports import NodeContainer
 
@@ -40,6 +42,7 @@ class InvitedNodes:
         self._reader: NodesReader | None = None
         self._read: tuple[int, int] | None = None
         self._problem = ""
+        self._written: Sequence[Any] = ()
         # Whether the nodes shut NVML down after each read.
         self.lets_go = False
 
@@ -71,7 +74,29 @@ class InvitedNodes:
         if self._reader is None:
             return ()
         self._reader.lets_go = self.lets_go
-        return await self._reader()
+        nodes = await self._reader()
+        await self._write_down(self._reader.last_known)
+        return nodes
+
+    async def _write_down(self, known: Sequence[LastKnown]) -> None:
+        """Have the next hub process know what there is, where that has changed."""
+        hardware = [each.hardware for each in known]
+        if hardware == self._written:
+            return
+        self._written = hardware
+        try:
+            await asyncio.to_thread(write_last_known, self._folder, known)
+        except OSError as error:
+            self._log.warning(
+                "What GPUs the machines have isn't known after a restart, as it can't be written "
+                "into %s: %s",
+                one_line(self._folder),
+                one_line(error),
+            )
+
+    def knows(self, name: str) -> bool:
+        """Return whether a node is among those that were invited, as of the last read."""
+        return self._reader is not None and self._reader.knows(name)
 
     async def images(self, name: str, references: Sequence[str]) -> Mapping[str, LocalImage | None]:
         """Return reference -> the image that a node has by that name; None: it has none.
@@ -101,6 +126,8 @@ class InvitedNodes:
         elif addresses:
             identity = load(self._folder / IDENTITY_FILE)
             self._reader = NodesReader(addresses, identity, self._timeout, self._log, **self._rules)
+        if self._reader is not None:
+            self._reader.restore(read_last_known(self._folder, addresses))
         self._read = now
 
 

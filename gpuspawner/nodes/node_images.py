@@ -47,6 +47,20 @@ class PullRefused(NodeError):
     """A node can't get an image. `str()` is a sentence for users."""
 
 
+def is_image_id(text: str) -> bool:
+    """Return whether a text is an engine's id of an image, as `docker inspect` has it."""
+    return _ID.fullmatch(text) is not None
+
+
+def largest_archive(size: int) -> int:
+    """Return how many bytes the archive of an image may have.
+
+    Args:
+        size: the image's size in bytes, as its engine says.
+    """
+    return 2 * size + 16 * 2**20
+
+
 def read_image(value: Any) -> LocalImage | None:
     """Return an image as a node tells it; None: it hasn't got it.
 
@@ -58,7 +72,7 @@ def read_image(value: Any) -> LocalImage | None:
     if not isinstance(value, Mapping):
         raise ValueError("no image")
     name, digests = value.get("id"), value.get("digests")
-    if not isinstance(name, str) or not _ID.fullmatch(name):
+    if not isinstance(name, str) or not is_image_id(name):
         raise ValueError("no id of an image")
     if not isinstance(digests, list) or len(digests) > MAX_DIGESTS:
         raise ValueError("no digests of an image")

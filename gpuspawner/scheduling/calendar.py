@@ -387,7 +387,7 @@ class Calendar:
                 for pool in self._pools(request)
             }
             policy = whole_policy if request.kind == WHOLE else part_policy
-            name = choose_node(free, request.gpus, policy, request.home_node)
+            name = choose_node(free, request.gpus, policy, request.home_node, request.rank)
             assert name is not None, "its own booking would do"
             node = self._nodes[name].gpus
             busy = busy_indexes(node) + [gpu.index for gpu in node if gpu.id in given]

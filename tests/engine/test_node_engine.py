@@ -15,9 +15,10 @@ import pytest
 
 from gpuspawner.gpus.model import GPU
 from gpuspawner.nodes import engine_config, joining
-from gpuspawner.nodes.client import LocalImage, NodesReader, PullRefused
+from gpuspawner.nodes.client import NodesReader
 from gpuspawner.nodes.identity import load_or_make
 from gpuspawner.nodes.joining import JoinError
+from gpuspawner.nodes.node_images import LocalImage, PullRefused
 from gpuspawner.nodes.resources import kind_of, offers
 from gpuspawner.nodes.services import ServiceError
 from gpuspawner.simulation.engine import write_runtime

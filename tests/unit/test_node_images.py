@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gpuspawner.backends.swarm import images
 from gpuspawner.backends.swarm.images import ImageError, ensure
 from gpuspawner.i18n.languages import LOG
+from gpuspawner.image_builder.spreading import Spread, words_of
 from gpuspawner.nodes import node_images
 from gpuspawner.nodes.client import NodesReader
 from gpuspawner.nodes.exchange import NodeError
@@ -259,6 +261,9 @@ class Node:
         self.gets = gets
         self.asked: list[str] = []
 
+    def knows(self, name: str) -> bool:
+        return name == "atlas"
+
     async def images(self, name: str, references: Any) -> Mapping[str, LocalImage | None]:
         return {each: self.has.get(each) for each in references}
 
@@ -316,6 +321,15 @@ async def test_what_a_node_has_or_gets(image, policy, here, has, gets, asked, re
 
 
 @pytest.mark.parametrize(
+    ("policy", "reference"), [("never", ID), ("ifnotpresent", NAMED), ("skip", NAMED)]
+)
+async def test_a_machine_without_a_daemon_gets_it_by_its_engine(policy, reference):
+    one = Node({}, {})
+    assert await ensure(one, "borea", "lab:1", policy, finds(KNOWN), print) == reference
+    assert one.asked == []
+
+
+@pytest.mark.parametrize(
     ("image", "policy", "here", "has", "words"),
     [
         ("lab:1", "never", KNOWN, {"lab:1": LocalImage(OTHER)}, 'pull_policy is "never"'),
@@ -344,3 +358,198 @@ async def test_a_name_with_a_port_has_its_own_digest_taken():
     for name in ("reg:5000/lab:1", "reg:5000/lab"):
         about = await images.wanted(name, "ifnotpresent", finds(found))
         assert about.source == f"reg:5000/lab@{DIGEST}"
+
+
+# -- Where it is already ---------------------------------------------------------------------------
+
+
+class Nodes(Node):
+    """Several nodes, of which some have the image, and one says nothing."""
+
+    def knows(self, name: str) -> bool:
+        return name != "guest"
+
+    async def images(self, name: str, references: Any) -> Mapping[str, LocalImage | None]:
+        self.asked.append(name)
+        if name == "silent":
+            await asyncio.Event().wait()
+        if name == "broken":
+            raise NodeError("It is broken.", "broken")
+        return dict.fromkeys(references, BUILT if name == "has" else None)
+
+
+async def test_the_nodes_that_have_an_image_are_known_and_nobody_waits_for_the_others(monkeypatch):
+    monkeypatch.setattr(images, "WAIT_SECONDS", 0.2)
+    nodes, places = Nodes({}, {}), images.ImagePlaces(finds(BUILT))
+    names = ["has", "hasn't", "broken", "silent", "guest"]
+    for _ in range(2):
+        assert await places.nodes_with(nodes, names, "lab:1", "ifnotpresent") == {"has"}
+    # What was asked a moment ago isn't asked again.
+    assert sorted(nodes.asked) == sorted(names[:-1])
+    monkeypatch.setattr(images, "PLACES_SECONDS", 0.0)
+    assert await places.nodes_with(nodes, ["has", "hasn't"], "lab:1", "ifnotpresent") == {"has"}
+    assert len(nodes.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("has", "1 of 1 images that are built here"),
+        ("hasn't", "0 of 1 images that are built here, without lab:1: gpuspawner image spread"),
+        ("broken", "its images aren't known: broken"),
+    ],
+)
+async def test_status_says_which_images_a_node_has(node, words):
+    reader: Any = Nodes({}, {})
+    assert await words_of(reader, node, [Spread("lab:1", ID, 1)]) == words
+    assert await words_of(reader, node, []) == ""
+
+
+async def test_where_there_is_one_machine_nobody_asks_it():
+    nodes = Nodes({}, {})
+    assert await images.ImagePlaces(finds(BUILT)).nodes_with(nodes, ["has"], "lab:1", "x") == set()
+    assert nodes.asked == []
+
+
+# -- An image that is sent -------------------------------------------------------------------------
+
+
+class Engine:
+    """The other part of a daemon, which takes what it is sent as a test says.
+
+    Args:
+        socket: where it answers.
+        says: what it says at first, and at the end.
+        most: how many bytes it takes before it says `says[-1]` and no more.
+    """
+
+    def __init__(self, socket: Path, says: Sequence[Any], most: float = float("inf")) -> None:
+        self.socket = socket
+        self.says = says
+        self.most = most
+        self.asked: list[Any] = []
+        self.came = b""
+        self.broken = 0
+
+    async def __aenter__(self) -> Engine:
+        self._server = await asyncio.start_unix_server(self._take, str(self.socket))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.socket.unlink(missing_ok=True)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = json.loads(await reader.readline())
+        if request["do"] != "load":
+            writer.close()
+            return
+        self.asked.append(request)
+        writer.write(json.dumps(self.says[0]).encode() + b"\n")
+        try:
+            while "go" in self.says[0] and len(self.came) < self.most:
+                length = int.from_bytes(await reader.readexactly(4), "big")
+                if not length:
+                    break
+                self.came += await reader.readexactly(length)
+            writer.write(json.dumps(self.says[-1]).encode() + b"\n")
+        except (asyncio.IncompleteReadError, OSError):
+            self.broken += 1
+        writer.close()
+
+
+async def in_parts(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def socket(daemon) -> Path:
+    return daemon.folder / "none.sock"
+
+
+GO = {"go": True}
+PARTS = [bytes([number]) * 300_000 for number in range(20)]
+
+
+async def test_an_image_that_is_sent_comes_to_the_engine_byte_by_byte(daemon, hub, socket):
+    reader = NodesReader([daemon.address], hub, SECONDS)
+    async with Engine(socket, [GO, DONE]) as engine:
+        assert await reader.load("atlas", ID, 5_000_000, in_parts(*PARTS)) == LocalImage(ID)
+    assert engine.asked == [{"do": "load", "id": ID, "size": 5_000_000}]
+    assert engine.came == b"".join(PARTS)
+
+
+async def test_an_image_that_is_there_is_not_sent(daemon, hub, socket):
+    sent = 0
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for part in PARTS * 100:
+            sent += len(part)
+            yield part
+
+    async with Engine(socket, [DONE]) as engine:
+        reader = NodesReader([daemon.address], hub, SECONDS)
+        assert await reader.load("atlas", ID, 600_000_000, parts()) == LocalImage(ID)
+    assert engine.came == b""
+    assert sent < 600_000_000
+
+
+@pytest.mark.parametrize(
+    "says", [[{"error": "the disk is full"}], [GO, {"error": "the disk is full"}]]
+)
+@pytest.mark.parametrize("most", [0, 1_000_000])
+async def test_why_an_image_is_not_taken_is_said_before_all_of_it_is_sent(
+    daemon, hub, socket, says, most
+):
+    async with Engine(socket, says, most):
+        reader = NodesReader([daemon.address], hub, SECONDS)
+        with pytest.raises(NodeError) as refused:
+            await reader.load("atlas", ID, 60_000_000, in_parts(*PARTS * 10))
+    assert "the disk is full" in refused.value.technical
+
+
+async def test_an_image_that_is_larger_than_was_said_is_broken_off(daemon, hub, socket):
+    async with Engine(socket, [GO, DONE]) as engine:
+        reader = NodesReader([daemon.address], hub, SECONDS)
+        with pytest.raises(NodeError):
+            await reader.load("atlas", ID, 1, in_parts(*PARTS * 4))
+    assert len(engine.came) <= node_images.largest_archive(1)
+
+
+async def test_another_image_than_was_sent_is_not_believed(daemon, hub, socket):
+    async with Engine(socket, [GO, {"done": {"id": OTHER, "digests": []}}]):
+        reader = NodesReader([daemon.address], hub, SECONDS)
+        with pytest.raises(NodeError, match="can't be trusted"):
+            await reader.load("atlas", ID, 5_000_000, in_parts(b"x"))
+
+
+async def test_a_hub_that_leaves_in_the_middle_leaves_nothing_open(daemon, hub, socket):
+    reader = NodesReader([daemon.address], hub, SECONDS)
+    async with Engine(socket, [GO, DONE]) as engine:
+
+        async def leaves() -> AsyncIterator[bytes]:
+            yield b"x"
+            while not engine.came:
+                await asyncio.sleep(0.01)
+            raise RuntimeError("the hub was stopped")
+
+        with pytest.raises(RuntimeError):
+            await reader.load("atlas", ID, 5_000_000, leaves())
+        while not engine.broken:
+            await asyncio.sleep(0.01)
+        # What came isn't taken for the whole: the other part hears of no end, and the next one can.
+        assert await reader.load("atlas", ID, 5_000_000, in_parts(b"y")) == LocalImage(ID)
+
+
+@pytest.mark.parametrize("image_id", ["", "lab:1", "sha256:1", f"{ID}\n", "../x"])
+@pytest.mark.parametrize("size", [5, 0, -1, 10**14])
+async def test_what_is_no_image_is_not_taken(daemon, hub, image_id, size):
+    if image_id == "" and size == 5:
+        image_id = f"{ID}&size=7&id=lab"
+    reader = NodesReader([daemon.address], hub, SECONDS)
+    with pytest.raises(NodeError) as refused:
+        await reader.load("atlas", image_id, size, in_parts(b"x"))
+    assert "it answers 400" in refused.value.technical

@@ -785,3 +785,51 @@ def test_the_policy_decides_between_nodes_also_after_what_is_handed_out_just_now
         [waits("a", 1, 1), waits("b", 1, 1)], cluster("aaaaa", "aaa"), [], NOW, policy=policy
     )
     assert [turn.gpus[0].node for turn in turns] == [first, second]
+
+
+P, Q, R = (frozenset(each) for each in "pqr")
+
+
+@pytest.mark.parametrize("policy", ["pack", "spread"])
+@pytest.mark.parametrize(
+    ("nodes", "count", "preferred", "chosen"),
+    [
+        # Before the policy, and in their order.
+        (("aaa", "aa", "a"), 1, (Q,), "q"),
+        (("aaa", "aa", "a"), 1, (R, P), "r"),
+        (("aaa", "aa", "a"), 1, (P | Q, Q), "q"),
+        (("aaa", "aa", "LL"), 1, (R, P), "p"),
+        # Only where there are enough of them, of one model if that can be.
+        (("aaa", "aa", "a"), 2, (R, Q), "q"),
+        (("aaa", "at", "a"), 2, (Q,), "p"),
+        (("at", "a", "a"), 2, (Q,), "p"),
+        # A node that isn't there is none.
+        (("aa", "LL", "LL"), 1, (frozenset({"elsewhere"}),), "p"),
+    ],
+)
+def test_a_request_has_the_node_that_it_prefers_if_that_will_do(
+    nodes: tuple[str, ...],
+    count: int,
+    preferred: tuple[frozenset[str], ...],
+    chosen: str,
+    policy: str,
+) -> None:
+    request = Request("torch", count, preferred=preferred)
+    found = choose(request, cluster(*nodes), policy)
+    assert found is not None
+    assert {gpu.node for gpu in found} == {chosen}
+    waiting = replace(waits("a", count, 1), request=request)
+    (turn,) = plan([waiting], cluster(*nodes), [], NOW, policy=policy)
+    assert {gpu.node for gpu in turn.gpus} == {chosen}
+
+
+def test_what_one_prefers_delays_nobody() -> None:
+    """The other can only have q."""
+    first = replace(waits("a", 1, 1), request=Request("torch", 1, preferred=(Q,)))
+    second = waits("b", 2, 1)
+    turns = plan([first, second], cluster("a", "aa"), [], NOW)
+    assert [{gpu.node for gpu in turn.gpus} for turn in turns] == [{"p"}, {"q"}]
+
+
+def test_requests_that_differ_in_what_they_prefer_are_the_same() -> None:
+    assert Request("torch", 1, preferred=(Q,)) == Request("torch", 1)

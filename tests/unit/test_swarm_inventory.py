@@ -15,12 +15,20 @@ from traitlets.config import Config
 from gpuspawner.backends.swarm import errors
 from gpuspawner.backends.swarm.cluster import SwarmNode, disagreements
 from gpuspawner.backends.swarm.reader import SwarmReader
-from gpuspawner.gpus.model import GPU, Node
+from gpuspawner.gpus.allocation import explain_shortage
+from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.hub.state import _warn_of_gpus
-from gpuspawner.nodes.addresses import FOLDER, FOLDER_VARIABLE, add_address, remove_address
+from gpuspawner.nodes.addresses import (
+    FOLDER,
+    FOLDER_VARIABLE,
+    NodeAddress,
+    add_address,
+    remove_address,
+)
 from gpuspawner.nodes.exchange import NodeError
 from gpuspawner.nodes.identity import load_or_make
 from gpuspawner.nodes.invited import InvitedNodes
+from gpuspawner.nodes.last_known import LAST_KNOWN_FILE
 from gpuspawner.nodes.oldest_engine import OLDEST
 from gpuspawner.nodes.resources import offers
 from gpuspawner.simulation import cluster as simulated
@@ -31,6 +39,7 @@ from ..support.nodes import NodeDaemon
 from ..support.paths import ROOT
 
 TWO = describe([("A100-40GB", 2)])
+TWO_MODEL = "NVIDIA A100-SXM4-40GB"
 UUIDS = [f"GPU-{n}1b2c3d4-0000-0000-0000-000000000000" for n in range(3)]
 GPUS = tuple(GPU(uuid, number, "T4", node="one") for number, uuid in enumerate(UUIDS[:2]))
 ONE = Node("one", "570.133.20", "12.8", GPUS)
@@ -75,7 +84,8 @@ async def test_a_machine_without_a_fresh_answer_is_unknown_and_never_free(daemon
     assert states(await read()) == {"atlas": ["free", "free"]}
     daemon.kill()
     assert states(await read()) == {"atlas": ["unknown", "unknown"]}
-    # A hub that was started since has never known them.
+    # A hub that was started since, and has never known them.
+    (tmp_path / "hub" / LAST_KNOWN_FILE).unlink()
     assert states(await inventory_of(tmp_path / "hub")()) == {"atlas": []}
     daemon.start()
     assert states(await read()) == {"atlas": ["free", "free"]}
@@ -252,3 +262,68 @@ def test_its_entry_point_names_it_and_a_simulated_one_has_an_engine_that_it_take
     (named,) = re.findall(r'^gpu-swarm = "(.*)"$', text, re.MULTILINE)
     assert named == f"{GPUSwarmSpawner.__module__}:{GPUSwarmSpawner.__name__}"
     assert OLDEST[:2] == simulated.OLDEST_ENGINE
+
+
+# -- What is known of a machine that hasn't answered yet -------------------------------------------
+
+
+async def test_after_a_restart_of_the_hub_a_silent_machine_has_gpus_that_are_not_known(
+    daemon, tmp_path
+):
+    folder = tmp_path / "hub"
+    add_address(folder, daemon.address)
+    assert states(await inventory_of(folder)()) == {"atlas": ["free", "free"]}
+    daemon.kill()
+    (node,) = await inventory_of(folder)()
+    assert states((node,)) == {"atlas": ["unknown", "unknown"]}
+    assert [gpu.uuid for gpu in node.gpus] == [gpu.uuid for gpu in TWO.gpus]
+    assert {gpu.model for gpu in node.gpus} == {TWO_MODEL}
+    assert node.driver == TWO.driver
+    assert node.gpus[0].reason.startswith("Machine atlas doesn't answer. Its GPUs were last known")
+    # Who asks for one is told that, and not that there is none.
+    said = explain_shortage(Request("plain", 1, TWO_MODEL), node.gpus)
+    assert said.endswith("and 0 of 2 are free now (2 in an unknown state).")
+    daemon.start()
+    assert states(await inventory_of(folder)()) == {"atlas": ["free", "free"]}
+
+
+async def test_another_machine_of_the_name_has_nothing_of_the_earlier_ones(daemon, tmp_path):
+    folder = tmp_path / "hub"
+    add_address(folder, daemon.address)
+    await inventory_of(folder)()
+    daemon.kill()
+    add_address(folder, replace(daemon.address, fingerprint="0" * 64))
+    assert states(await inventory_of(folder)()) == {"atlas": []}
+
+
+@pytest.mark.parametrize("state", ["free", "foreign"])
+async def test_what_is_written_down_is_never_free(daemon, tmp_path, state):
+    folder = tmp_path / "hub"
+    add_address(folder, daemon.address)
+    await inventory_of(folder)()
+    daemon.kill()
+    file = folder / LAST_KNOWN_FILE
+    assert '"free"' not in file.read_text()
+    file.write_text(file.read_text().replace('"unknown"', f'"{state}"'))
+    assert states(await inventory_of(folder)()) == {"atlas": []}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[" * 100_000, "[]", '{"nodes": 5}', '{"nodes": [5]}', '{"nodes": [{}]}']
+)
+async def test_a_broken_file_of_what_was_known_is_as_none(tmp_path, content):
+    folder = tmp_path / "hub"
+    load_or_make(folder, "hub")
+    add_address(folder, NodeAddress("atlas", "127.0.0.1", 1, "0" * 64))
+    (folder / LAST_KNOWN_FILE).write_text(content)
+    assert states(await inventory_of(folder)()) == {"atlas": []}
+
+
+async def test_where_it_can_not_be_written_gpus_are_read_all_the_same(daemon, tmp_path, caplog):
+    folder = tmp_path / "hub"
+    add_address(folder, daemon.address)
+    (folder / LAST_KNOWN_FILE).mkdir()
+    read = inventory_of(folder)
+    assert states(await read()) == {"atlas": ["free", "free"]}
+    assert states(await read()) == {"atlas": ["free", "free"]}
+    assert caplog.text.count("isn't known after a restart") == 1

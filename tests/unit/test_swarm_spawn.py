@@ -63,11 +63,15 @@ class Daemons:
     """What the nodes' daemons say of images: `has` there are, and `gets` can be had."""
 
     def __init__(self) -> None:
+        self.known = {"one"}
         self.has: dict[str, LocalImage] = {BUILT.id: BUILT}
         self.gets: dict[str, LocalImage | Exception] = {}
         self.goes_on = asyncio.Event()
         self.goes_on.set()
         self.pulling: list[tuple[str, str]] = []
+
+    def knows(self, name: str) -> bool:
+        return name in self.known
 
     async def images(self, name: str, references: Any) -> Mapping[str, LocalImage | None]:
         return {each: self.has.get(each) for each in references}
@@ -683,10 +687,13 @@ async def test_an_image_that_may_not_be_pulled_is_the_administrators_to_bring(hu
     assert hub.held() == 0
 
 
-async def test_with_skip_no_machine_is_asked(hub, port):
+@pytest.mark.parametrize("policy", ["skip", "ifnotpresent"])
+async def test_with_skip_and_without_a_daemon_no_machine_is_asked(hub, port, policy):
     without_image(hub)
-    hub.backend.daemons = None
-    await spawned(hub.server_of(port, cmd="/server", pull_policy="skip"), gpus=1)
+    if policy != "skip":
+        hub.daemons.known = set()
+    await spawned(hub.server_of(port, cmd="/server", pull_policy=policy), gpus=1)
+    assert hub.daemons.pulling == []
     (service,) = hub.swarm.services()
     assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == "ref/plain"
 

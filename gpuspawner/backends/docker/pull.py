@@ -403,7 +403,22 @@ def explain_pull_failure(image: str, error: Exception) -> str:
     """Return why a pull failed, as a sentence for users."""
     if not isinstance(error, docker.errors.APIError):
         return engine_errors.explain(error)
-    said, repository = engine_errors.engine_message(error), split(image)[0]
+    reason = _reason(image, engine_errors.engine_message(error))
+    return lazy_gettext("The image %(image)s can't be had: %(reason)s.", image=image, reason=reason)
+
+
+def explain_push_failure(image: str, said: str) -> str:
+    """Return why a push failed, as a sentence for administrators.
+
+    Args:
+        image: the image reference.
+        said: what the engine says.
+    """
+    return f"the image {image} can't be pushed: {_reason(image, said)}"
+
+
+def _reason(image: str, said: str) -> str:
+    repository = split(image)[0]
     registry, name = lazy_gettext("the registry"), repository
     with suppress(docker.errors.DockerException):
         host, name = docker.auth.resolve_repository_name(repository)
@@ -412,8 +427,5 @@ def explain_pull_failure(image: str, error: Exception) -> str:
     words = said.replace(name, "")
     for pattern, meaning in REASONS:
         if re.search(pattern, words, re.IGNORECASE):
-            meant = lazy_gettext(meaning, registry=registry)
-            return lazy_gettext(
-                "The image %(image)s can't be had: %(reason)s.", image=image, reason=meant
-            )
-    return lazy_gettext("The image %(image)s can't be had: %(reason)s.", image=image, reason=said)
+            return lazy_gettext(meaning, registry=registry)
+    return said

@@ -72,6 +72,7 @@ class SwarmBackend(EngineClient):
         self.containers: Callable[[], Iterable[tuple[str, NodeContainer]]] = tuple
         # Who asks the nodes for images.
         self.daemons: images.NodeDaemons | None = None
+        self._places = images.ImagePlaces(self.find_image)
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -316,15 +317,12 @@ class SwarmBackend(EngineClient):
         Args:
             node: the node's name.
             image: the image reference.
-            policy: "always", "ifnotpresent" or "never"; with "skip" the node's engine gets it as
-                the server starts, without a word.
+            policy: DockerSpawner's `pull_policy`.
             report: called with the progress.
 
         Raises:
             images.ImageError: the node can't have it.
         """
-        if policy == "skip":
-            return (await images.wanted(image, policy, self.find_image)).names[0]
         assert self.daemons
         return await images.ensure(self.daemons, node, image, policy, self.find_image, report)
 
@@ -333,11 +331,24 @@ class SwarmBackend(EngineClient):
         found = [node for node in self.nodes if node.name == name]
         return found[0] if len(found) == 1 else None
 
-    async def place(self, preferred: str) -> SwarmNode:
+    async def nodes_with(self, image: str, policy: str) -> frozenset[str]:
+        """Return the names of the nodes that have an image, of those that can be asked at once.
+
+        Args:
+            image: the image reference.
+            policy: DockerSpawner's `pull_policy`.
+        """
+        if self.daemons is None:
+            return frozenset()
+        names = [each.name for each in self.nodes]
+        return await self._places.nodes_with(self.daemons, names, image, policy)
+
+    async def place(self, preferred: str, having: Collection[str] = ()) -> SwarmNode:
         """Return the node for a server without GPUs: the preferred one, or the emptiest.
 
         Args:
             preferred: a node's name; "": none.
+            having: the nodes that have its image: they come before the emptiest.
 
         Raises:
             Unknown: no node takes servers.
@@ -348,7 +359,15 @@ class SwarmBackend(EngineClient):
         running = Counter(
             each.get("NodeID") for each in await self.tasks.now() if not is_terminal(each)
         )
-        return min(nodes, key=lambda node: (node.name != preferred, running[node.id], node.name))
+        return min(
+            nodes,
+            key=lambda node: (
+                node.name != preferred,
+                node.name not in having,
+                running[node.id],
+                node.name,
+            ),
+        )
 
     async def _update(
         self,

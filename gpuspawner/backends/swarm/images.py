@@ -7,7 +7,9 @@ has its engine ask a registry: Swarm shows no progress, and asks for minutes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +18,10 @@ from ...i18n.lazy_text import MachineText, join_sentences, lazy_gettext
 from ...nodes.exchange import NodeError
 from ...nodes.node_images import LocalImage, PullRefused
 from ..base import Report
+
+# How old what is known of a node's images may be where a node is chosen, and how long that takes.
+PLACES_SECONDS = 15.0
+WAIT_SECONDS = 1.0
 
 Find = Callable[[str], Awaitable[LocalImage | None]]
 
@@ -30,6 +36,9 @@ class ImageError(GPUSpawnerError):
 
 class NodeDaemons(Protocol):
     """Asks the daemons of nodes for images."""
+
+    def knows(self, name: str) -> bool:
+        """Return whether a node has a daemon that this hub may ask."""
 
     async def images(self, name: str, references: Sequence[str]) -> Mapping[str, LocalImage | None]:
         """Return reference -> the image that a node has by that name; None: it has none."""
@@ -106,7 +115,8 @@ async def ensure(
         daemons: ask the nodes.
         node: the node's name.
         image: the image reference.
-        policy: DockerSpawner's `pull_policy`, but "skip".
+        policy: DockerSpawner's `pull_policy`. With "skip", and on a node without a daemon, the
+            node's engine gets it as the server starts, without a word.
         find: returns what the hub's own engine has by a name.
         report: called with the progress.
 
@@ -114,6 +124,9 @@ async def ensure(
         ImageError: it can't have it.
     """
     about = await wanted(image, policy, find)
+    if policy == "skip" or not daemons.knows(node):
+        # By its id an engine asks no registry, ever.
+        return about.names[-1 if policy == "never" else 0]
     try:
         if policy != "always" or not about.source:
             found = await daemons.images(node, about.names)
@@ -189,3 +202,50 @@ def _explain_missing(about: Wanted, node: str, policy: str) -> str:
             image=about.name,
         ),
     )
+
+
+class ImagePlaces:
+    """Which nodes have an image, for the choice of a node: of each a little old, or unknown.
+
+    Args:
+        find: returns what the hub's own engine has by a name.
+    """
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+        # (node, image) -> when it was asked, and the question.
+        self._asked: dict[tuple[str, str], tuple[float, asyncio.Task[bool]]] = {}
+
+    async def nodes_with(
+        self, daemons: NodeDaemons, nodes: Iterable[str], image: str, policy: str
+    ) -> frozenset[str]:
+        """Return the names of the nodes that have an image, of those that have said so in time.
+
+        Args:
+            daemons: ask the nodes.
+            nodes: the names of all nodes.
+            image: the image reference.
+            policy: DockerSpawner's `pull_policy`.
+        """
+        asked = [name for name in nodes if daemons.knows(name)]
+        if len(asked) < 2:
+            return frozenset()  # there is nothing to choose
+        now = time.monotonic()
+        self._asked = {
+            key: each for key, each in self._asked.items() if now - each[0] < PLACES_SECONDS
+        }
+        for name in asked:
+            if (name, image) not in self._asked:
+                question = asyncio.ensure_future(self._has(daemons, name, image, policy))
+                self._asked[name, image] = (now, question)
+        questions = {name: self._asked[name, image][1] for name in asked}
+        # Nobody waits for long for a node that is only to be preferred.
+        await asyncio.wait(questions.values(), timeout=WAIT_SECONDS)
+        return frozenset(name for name, each in questions.items() if each.done() and each.result())
+
+    async def _has(self, daemons: NodeDaemons, node: str, image: str, policy: str) -> bool:
+        try:
+            about = await wanted(image, policy, self._find)
+            return bool(about.reference(await daemons.images(node, about.names)))
+        except Exception:  # it is asked again when it is chosen, and that one says why
+            return False

@@ -1,0 +1,168 @@
+"""An image on its way to a node's engine, as `docker save` writes it: one image, and no names.
+
+An archive can bring other images and give any of them any name, also one that servers are started
+by. So it is looked at while it goes by: before the part of it that says otherwise reaches the
+engine, it is broken off, and the engine has nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+from ..untrusted import parse_json
+
+BLOCK = 512
+# Larger than the list of an image's layers.
+MAX_LIST_BYTES = 1_048_576
+MAX_MEMBERS = 10_000
+# What names images, in the two forms that engines write beside each other.
+_MANIFEST, _INDEX, _REPOSITORIES = "manifest.json", "index.json", "repositories"
+_LISTS = (_MANIFEST, _INDEX, _REPOSITORIES)
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+# Stands for the header before a member, whatever that is called: no member has this name.
+_EXTENDED = "/"
+MAX_EXTENDED_BYTES = 4096
+_NAMING = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*/?")
+
+
+class ArchiveRefused(ValueError):
+    """An archive isn't that of one image without a name. `str()` says why."""
+
+
+class ArchiveCheck:
+    """Looks at the bytes of an archive in their order, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        # Of the member that goes by: how many bytes are to come, with and without its padding.
+        self._left = self._padding = 0
+        self._name = ""
+        self._content = b""
+        self._members = 0
+        self._seen: set[str] = set()
+        # The size of the next member, where an extended header has it.
+        self._next_size: int | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Look at the next bytes; raises `ArchiveRefused` before they may be passed on."""
+        while data:
+            if self._left:
+                part, data = data[: self._left], data[self._left :]
+                self._left -= len(part)
+                if self._name in (*_LISTS, _EXTENDED):
+                    self._content += part
+                if not self._left:
+                    self._end_member()
+            elif self._padding:
+                skipped = min(self._padding, len(data))
+                self._padding, data = self._padding - skipped, data[skipped:]
+            else:
+                taken = BLOCK - len(self._header)
+                self._header, data = self._header + data[:taken], data[taken:]
+                if len(self._header) == BLOCK:
+                    self._begin_member()
+
+    def finish(self) -> None:
+        """Raise `ArchiveRefused` unless the archive has ended, and is an image's."""
+        if self._left or self._padding or self._header:
+            raise ArchiveRefused("it is broken off")
+        if _MANIFEST not in self._seen:
+            raise ArchiveRefused("it has no list of its images")
+
+    def _begin_member(self) -> None:
+        header, self._header = self._header, b""
+        if not any(header):
+            return
+        try:
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        except (tarfile.HeaderError, UnicodeError):
+            raise ArchiveRefused("it is no archive") from None
+        given, self._next_size = self._next_size, None
+        if given is not None and member.type == tarfile.XHDTYPE:
+            raise ArchiveRefused("it is no archive")
+        size = member.size if given is None else given
+        self._check_member(member, size)
+        has_content = member.type in (*_FILES, tarfile.XHDTYPE)
+        self._name = _EXTENDED if member.type == tarfile.XHDTYPE else member.name.rstrip("/")
+        self._content = b""
+        self._left = size if has_content else 0
+        self._padding = -self._left % BLOCK
+        if has_content and not self._left:
+            self._end_member()
+
+    def _check_member(self, member: tarfile.TarInfo, size: int) -> None:
+        self._members += 1
+        # No header of another one's name, and no link by which a list is written elsewhere. What
+        # has no content has no size: not all who read an archive agree on what that would mean.
+        is_layer_link = member.type == tarfile.SYMTYPE and member.name.endswith("/layer.tar")
+        is_plain = member.type in _FILES and not member.name.endswith("/")
+        is_empty = (member.type == tarfile.DIRTYPE or is_layer_link) and not size
+        is_extended = member.type == tarfile.XHDTYPE and size <= MAX_EXTENDED_BYTES
+        is_known = is_plain or is_empty or is_extended
+        if not is_known or size < 0 or not _MEMBER.fullmatch(member.name):
+            raise ArchiveRefused("it has members that no image has")
+        if self._members > MAX_MEMBERS:
+            raise ArchiveRefused("it has too many members")
+        name = member.name.rstrip("/")
+        if name in _LISTS and member.type != tarfile.XHDTYPE:
+            if name in self._seen or not is_plain:
+                raise ArchiveRefused("it has two lists of its images")
+            if size > MAX_LIST_BYTES:
+                raise ArchiveRefused("its list of images is too long")
+            self._seen.add(name)
+
+    def _end_member(self) -> None:
+        content, self._content = self._content, b""
+        if self._name == _EXTENDED:
+            self._next_size = _extended_size(content)
+        elif self._name in _LISTS:
+            try:
+                _check_list(self._name, parse_json(content))
+            except ArchiveRefused:
+                raise
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise ArchiveRefused("its list of images can't be read") from None
+
+
+def _extended_size(content: bytes) -> int | None:
+    """Return the size that an extended header gives the next member; None: it gives none.
+
+    A layer of more than 8 GiB has one. ref: pax(1), "pax Extended Header"
+    """
+    size = None
+    while content:
+        length, _, _ = content.partition(b" ")
+        if not re.fullmatch(rb"[1-9][0-9]{0,4}", length) or int(length) > len(content):
+            raise ArchiveRefused("it is no archive")
+        record, content = content[: int(length)], content[int(length) :]
+        found = re.fullmatch(rb"[0-9]+ (mtime|atime|ctime|size)=([0-9.]{1,30})\n", record)
+        if found is None:
+            raise ArchiveRefused("it has members that no image has")
+        if found[1] == b"size":
+            if size is not None or not re.fullmatch(rb"[0-9]{1,15}", found[2]):
+                raise ArchiveRefused("it is no archive")
+            size = int(found[2])
+    return size
+
+
+def _check_list(name: str, found: Any) -> None:
+    """Raise `ArchiveRefused` if a list of an archive's images has several, or a name."""
+    if name == _REPOSITORIES:
+        if found:
+            raise ArchiveRefused("it gives images names")
+        return
+    listed = found if name == _MANIFEST else found["manifests"]
+    if not isinstance(listed, list) or len(listed) != 1:
+        raise ArchiveRefused("it isn't of one image")
+    (image,) = listed
+    named = image.get("RepoTags") if name == _MANIFEST else _names(image.get("annotations"))
+    if named:
+        raise ArchiveRefused("it gives images names")
+
+
+def _names(annotations: Mapping[str, Any] | None) -> list[str]:
+    return [key for key in _NAMING if (annotations or {}).get(key)]
