@@ -119,6 +119,7 @@ def test_what_comes_when_its_time_is_thinned_adds_nothing_to_it(store: Store) ->
     store.thin_history(now, 400)
     (before,) = rows(store)
     store.write_history([busy(120, 100)], now)
+    assert [tuple(row) for row in rows(store)] == [tuple(before)]
     # And where the clock was set back meanwhile.
     store.write_history([busy(120, 100)], START + 120)
     store.thin_history(now, 400)
