@@ -82,6 +82,7 @@ class WeekPage(_Week):
                 page="week",
                 week=facts,
                 refusal=refusal,
+                has_calendar=told.has_calendar_for(self.person),
                 picture=Picture(facts, told),
                 entries=sorted(entries(facts), key=lambda each: each["begin"]),
                 day=first.isoformat(),

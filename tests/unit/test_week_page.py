@@ -361,7 +361,7 @@ async def test_a_hub_that_says_nothing_is_said_to(tmp_path: Path, monkeypatch) -
 
 
 TOKYO = midnights(date(2026, 11, 30), ZoneInfo("Asia/Tokyo"))
-TOLD = {"days": list(TOKYO), "zone": "Asia/Tokyo", "known": True, "reserved": []}
+TOLD = {"days": list(TOKYO), "zone": "Asia/Tokyo", "known": True, "reserved": [], "members": []}
 
 
 @pytest.mark.parametrize(
@@ -388,6 +388,16 @@ async def test_the_week_is_the_hub_s_whatever_the_time_is_here(
     assert told.known is understood
     assert told.days == (list(TOKYO) if understood else midnights(date(2026, 11, 30), None))
     assert told.clock == (ZoneInfo("Asia/Tokyo") if understood else None)
+
+
+async def test_a_calendar_is_offered_to_whom_its_hours_concern(ask) -> None:
+    async def is_offered(who: str) -> bool:
+        page = BeautifulSoup((await ask(who, "week")).body, "html.parser")
+        return bool(page.select("a[href$='api/reserved.ics']"))
+
+    # Also in a week without any of its hours.
+    offered = {who: await is_offered(who) for who in ("boss", "prof", "ada", "eve", "culler")}
+    assert offered == {"boss": True, "prof": True, "ada": True, "eve": False, "culler": False}
 
 
 async def test_a_service_or_a_stranger_reads_no_page(ask) -> None:
