@@ -1,14 +1,14 @@
 """`python -m bench`: the times of starts, the cost of open pages, the waiting times of a queue.
 
-`python -m bench starts`, `handover`, `pages`, `load`, `costs`, `queue`, `planner`, `usage` and
-`cluster` are one of them, with options (`--help`).
+`python -m bench starts`, `handover`, `pages`, `load`, `class`, `costs`, `queue`, `planner`, `usage`
+and `cluster` are one of them, with options (`--help`).
 """
 
 from __future__ import annotations
 
 import sys
 
-from . import cluster, costs, handover, load, pages, planner, queue, starts, usage
+from . import cluster, costs, handover, lesson, load, pages, planner, queue, starts, usage
 
 
 def main() -> int:
@@ -19,6 +19,7 @@ def main() -> int:
         "handover": handover.main,
         "pages": pages.main,
         "load": load.main,
+        "class": lesson.main,
         "costs": costs.main,
         "queue": queue.main,
         "planner": planner.main,
@@ -31,6 +32,7 @@ def main() -> int:
         handover.main,
         pages.main,
         load.main,
+        lesson.main,
         costs.main,
         queue.main,
         planner.main,

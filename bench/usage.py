@@ -1,4 +1,4 @@
-"""The store of the usage after a year of 200,000 leases: its size, and a month's report.
+"""The store of the usage after a year of 200,000 leases: its size, a month's report, the history.
 
 No server is started: the leases are drawn at random, and in the order of no time. The file is as
 large as after a year in which each lease was written several times. Times are the processor's, the
@@ -21,15 +21,18 @@ from sqlalchemy import insert
 from gpuspawner.gpus.model import Holder
 from gpuspawner.leases.labels import ServerRecord
 from gpuspawner.scheduling.budgets import Budget, Budgets
+from gpuspawner.usage.history import LONG, SHORT, SHORT_KEPT_SECONDS
 from gpuspawner.usage.lately import PastUses
 from gpuspawner.usage.report import DIMENSIONS, Period, Scope, parse_period
-from gpuspawner.usage.schema import groups, leases, units
+from gpuspawner.usage.schema import groups, history, leases, units
 from gpuspawner.usage.sightings import Sightings
 from gpuspawner.usage.store import Store
 
 # The goals, in seconds and MB.
 REPORT_GOAL, SIZE_GOAL = 1.0, 200.0
 READ_GOAL, FORM_GOAL = 1.0, 0.05
+# What eight GPUs did in a year, and what its page reads of it.
+HISTORY_GPUS, HISTORY_SIZE_GOAL, HISTORY_GOAL = 8, 20.0, 0.25
 DAY = 86400.0
 LEASES = 200_000
 YEAR, MONTH = ("2026-01-01", "2027-01-01"), ("2026-11-01", "2026-12-01")
@@ -113,7 +116,7 @@ def measure(number: int, rounds: int) -> dict[str, tuple[float, float, str]]:
         store.open()
         fill(store, number)
         store.close()
-        size = sum(each.stat().st_size for each in Path(folder).iterdir()) / 1e6
+        size = _bytes_in(folder) / 1e6
         found = {f"the store after {number} leases": (size, SIZE_GOAL, "MB")}
         store = Store(f"sqlite:///{path}", writes=False)
         month = parse_period(*MONTH, now=0)
@@ -125,6 +128,61 @@ def measure(number: int, rounds: int) -> dict[str, tuple[float, float, str]]:
         found |= _budgets(store, parse_period(*YEAR, now=0).end, rounds)
         store.close()
         return found
+
+
+def measure_history(rounds: int) -> dict[str, tuple[float, float, str]]:
+    """Return the same of what GPUs did in a year."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(f"sqlite:///{Path(folder) / 'usage.sqlite'}")
+        store.open()
+        empty = _bytes_in(folder)
+        year = parse_period(*YEAR, now=0)
+        edge = int((year.end - SHORT_KEPT_SECONDS) // LONG) * LONG
+        first = int(year.begin // LONG) * LONG
+        for span, begin, end in ((LONG, first, edge), (SHORT, edge, int(year.end))):
+            fill_history(store, span, range(begin, end, span))
+        store.close()
+        size = (_bytes_in(folder) - empty) / 1e6
+        store = Store(f"sqlite:///{Path(folder) / 'usage.sqlite'}", writes=False)
+        name = f"a year of what {HISTORY_GPUS} GPUs did"
+        found = {name: (size, HISTORY_SIZE_GOAL, "MB")}
+        for days, step in ((1, SHORT), (30, 7200)):
+            taken = []
+            for _ in range(rounds):
+                began = time.process_time()
+                store.curves(Period(year.end - days * DAY, year.end), step)
+                store.curves(Period(year.end - 7 * DAY, year.end), LONG)
+                taken.append(time.process_time() - began)
+            found[f"what its page reads, {days} days"] = (max(taken), HISTORY_GOAL, "s")
+        store.close()
+        return found
+
+
+def fill_history(store: Store, span: int, begins: Sequence[int], seed: int = 1) -> None:
+    """Write what GPUs did in spans of so many seconds."""
+    chance = random.Random(seed)  # noqa: S311 # a simulation, no secret
+    gpus = [f"GPU-{uuid.UUID(int=number << 64)}" for number in range(HISTORY_GPUS)]
+    for at in range(0, len(begins), AT_ONCE):
+        rows = [
+            {
+                "seconds": span,
+                "began": began,
+                "gpu": gpu,
+                "until": began + span - chance.uniform(0, 60),
+                "used_of": span - chance.uniform(0, 60),
+                "used": chance.uniform(0, span),
+                "memory_of": span - chance.uniform(0, 60),
+                "memory": chance.uniform(0, span) * 40_000,
+            }
+            for began in begins[at : at + AT_ONCE]
+            for gpu in gpus
+        ]
+        with store.engine.begin() as connection:
+            connection.execute(insert(history), rows)
+
+
+def _bytes_in(folder: str) -> int:
+    return sum(each.stat().st_size for each in Path(folder).iterdir())
 
 
 def _budgets(store: Store, now: float, rounds: int) -> dict[str, tuple[float, float, str]]:
@@ -167,7 +225,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     options = parser.parse_args(arguments)
     print("\nThe usage, a year of leases in SQLite")
     print(f"{'':55} {'is':>8} {'goal':>8}")
-    for name, (found, goal, unit) in measure(options.leases, options.rounds).items():
+    measured = {**measure(options.leases, options.rounds), **measure_history(options.rounds)}
+    for name, (found, goal, unit) in measured.items():
         verdict = "" if goal == float("inf") else "met" if found <= goal else "missed"
         said = "" if goal == float("inf") else f"{goal:g}"
         print(f"{name:55} {found:8.2f} {said:>8} {unit:2} {verdict}")

@@ -607,6 +607,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
 
     def get_state(self) -> dict[str, Any]:
         """Return the state for `load_state`, with the lease or since when the server waits."""
+        hub_state = self._hub_state or built_state_of(self)
         ours = {
             **self.lease.saved(),
             "waiting_since": self.attempt.waiting_since,
@@ -615,6 +616,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             "starting": (self.gpu_switch.starts_again and not self.server_id) or None,
             **self.gpu_switch.saved(),
             "hooks": self.kept_rules.saved(),
+            "messages": hub_state.messages.saved(self.holder) if hub_state else [],
         }
         if not any(ours.values()):
             return super().get_state()
@@ -631,6 +633,9 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
         self.attempt.image_title = str(ours.get("image") or "")
         self.attempt.course = str(ours.get("course") or "")
         self.attempt.is_up = bool(self.server_id)
+        hub_state = self._hub_state or built_state_of(self)
+        if hub_state and self.server_id and (said := ours.get("messages")):
+            hub_state.messages.restore(self.holder, said)
         is_between = ours.get("starting") or compat.has_begun_start(self)
         if is_between and not self.server_id:
             self.lease.notice = lazy_gettext(

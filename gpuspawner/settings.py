@@ -338,6 +338,14 @@ class GPUTraits(SpawnerMixin):
         for everybody.""",
     ).tag(config=True)
 
+    usage_history_days = Float(
+        400,
+        min=0,
+        help="""For how many days what each GPU did is kept there, for the dashboard's history:
+        utilization and memory in use, of two days every five minutes and of older ones every half
+        hour. Eight GPUs take about 17 MB a year. 0: nothing. The same for everybody.""",
+    ).tag(config=True)
+
     unknown_server_minutes = Float(
         5,
         min=0,

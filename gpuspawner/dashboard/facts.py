@@ -50,6 +50,10 @@ class Person:
         """Return whether they may read this user's name."""
         return self.sees_names or self.is_user(name)
 
+    def sees_holder(self, name: str, *, other_hub: bool) -> bool:
+        """Return whether they may read whose a lease is; another hub's users are other people."""
+        return self.sees_names if other_hub else self.sees(name)
+
 
 def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[str, Any]:
     """Return all facts as a JSON value; `openapi.yaml` describes it.
@@ -140,7 +144,7 @@ def _gpu(
     found = [each for each in ours or () if holder and each != holder]
     mine = [holder, *found] if holder and held_here else found
     seen = [each for each in mine if person.sees(each.user)]
-    if holder and not held_here and person.sees_names:
+    if holder and not held_here and person.sees_holder(holder.user, other_hub=True):
         seen.insert(0, holder)
     facts = {
         "node": snapshot.machines.known_as(gpu.node, names_machines),

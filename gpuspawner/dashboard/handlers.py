@@ -573,6 +573,7 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
     """
     # They are handlers of this module's kind.
     from .course_handlers import COURSE_ROUTES
+    from .history_handlers import HistoryAPI, HistoryPage
     from .hours_handlers import HOURS_ROUTES
     from .usage_handlers import UsageAPI, UsagePage
     from .week_handlers import CalendarAPI, WeekAPI, WeekPage
@@ -585,6 +586,8 @@ def routes(prefix: str, base_url: str, shared: dict[str, Any]) -> list[Any]:
         ("live", LivePart),
         ("usage", UsagePage),
         ("api/usage", UsageAPI),
+        ("history", HistoryPage),
+        ("api/history", HistoryAPI),
         ("week", WeekPage),
         ("api/week", WeekAPI),
         (r"api/reserved\.ics", CalendarAPI),

@@ -148,6 +148,23 @@ def cards_of(gpus: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(cards.values())
 
 
+def lanes(spans: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return as few rows as there must be for things none of which covers another of its row.
+
+    Args:
+        spans: what to draw, with its `begin` and `end` in seconds.
+    """
+    rows: list[list[Mapping[str, Any]]] = []
+    for each in sorted(spans, key=lambda one: one["begin"]):
+        for row in rows:
+            if row[-1]["end"] <= each["begin"]:
+                row.append(each)
+                break
+        else:
+            rows.append([each])
+    return rows
+
+
 def _time_in(language: Language) -> Callable[..., Markup]:
     """Return what makes HTML of a time as `facts` have it, ISO 8601."""
 
@@ -164,20 +181,23 @@ def gigabytes(mib: int | None) -> str:
     return f"{mib / 1024:.1f}" if 0 < mib < 10 * 1024 else f"{mib / 1024:.0f}"
 
 
-def line_points(values: Sequence[int | None], top: float) -> list[str]:
+def line_points(
+    values: Sequence[int | None], top: float, width: int = WIDTH, height: int = HEIGHT
+) -> list[str]:
     """Return the points of SVG lines; where a value isn't known, a line ends.
 
     Args:
         values: oldest first.
         top: what is drawn at the upper edge.
+        width, height: of the picture.
     """
-    step = WIDTH / max(1, len(values) - 1)
+    step = width / max(1, len(values) - 1)
     found: list[list[str]] = [[]]
     for number, value in enumerate(values):
         if value is None:
             found.append([])
         else:
-            y = HEIGHT - 1 - (HEIGHT - 2) * min(1.0, value / top if top else 0.0)
+            y = height - 1 - (height - 2) * min(1.0, value / top if top else 0.0)
             found[-1].append(f"{number * step:.0f},{y:.1f}")
     # One point alone would not be seen.
     return [str(escape(" ".join(each if len(each) > 1 else each * 2))) for each in found if each]

@@ -97,17 +97,29 @@ class UsageReader:
         Raises:
             Refused: it isn't kept, or can't be read.
         """
+
+        def answer(store: Store, hub: str) -> Answer:
+            # A user of another hub that has this one's name is somebody else.
+            scope = Scope(None if asked.whose == ALL else person.name, hub)
+            rows, total = store.report(asked.period, asked.by, scope)
+            return Answer(rows, total, store.over_time(asked.period, scope) if days else [])
+
+        return await self.read(answer)
+
+    async def read(self, question: Callable[[Store, str], T]) -> T:
+        """Return what a question reads from the store, given the hub's address in it.
+
+        Raises:
+            Refused: nothing is kept, or it can't be read.
+        """
         where = await self._where()
         if not where.get("url"):
             raise Refused(NOTHING_KEPT, status=404)
-        # A user of another hub that has this one's name is somebody else.
-        scope = Scope(None if asked.whose == ALL else person.name, str(where["hub"]))
 
-        def read() -> Answer:
+        def read() -> T:
             store = self._store_at(str(where["url"]))
             store.check_revision()
-            rows, total = store.report(asked.period, asked.by, scope)
-            return Answer(rows, total, store.over_time(asked.period, scope) if days else [])
+            return question(store, str(where["hub"]))
 
         try:
             return await self._in_thread(read)

@@ -30,8 +30,8 @@ TITLES = {
 }
 
 
-class _Usage(Handler):
-    """What both have."""
+class UsageHandler(Handler):
+    """What all have that read the store."""
 
     @property
     def usage(self) -> UsageReader:
@@ -44,7 +44,7 @@ class _Usage(Handler):
         return self.get_query_argument(name, "")
 
 
-class UsagePage(_Usage):
+class UsagePage(UsageHandler):
     """Charts and tables."""
 
     @web.authenticated
@@ -87,7 +87,7 @@ class UsagePage(_Usage):
         return {**given, **dates, "by": asked.by, "whose": asked.whose}
 
 
-class UsageAPI(API, _Usage):
+class UsageAPI(API, UsageHandler):
     """JSON or CSV."""
 
     async def get(self) -> None:

@@ -41,12 +41,18 @@ class ToldWeek:
         zone: the name of the hub's time zone; "": the machine's.
         known: whether it is known what is reserved.
         reserved: that, as the hub's JSON values.
+        members: the groups of courses that have reserved hours, in whatever week.
     """
 
     days: Sequence[float]
     zone: str = ""
     known: bool = False
     reserved: Sequence[Mapping[str, Any]] = ()
+    members: frozenset[str] = frozenset()
+
+    def has_calendar_for(self, person: Person) -> bool:
+        """Return whether there are hours that concern somebody, as `ask_calendar` has them."""
+        return person.administrator or not person.groups.isdisjoint(self.members)
 
     @property
     def clock(self) -> ZoneInfo | None:
@@ -72,6 +78,7 @@ async def ask_week(socket: str, day: str) -> ToldWeek:
             str(answer["zone"]),
             bool(answer["known"]),
             answer["reserved"],
+            frozenset(map(str, answer["members"])),
         )
     except (OSError, ValueError, KeyError, TypeError, asyncio.TimeoutError):
         return ToldWeek(here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
+from math import inf
 from typing import Any
 
 from tornado import web
@@ -12,6 +13,7 @@ from tornado import web
 from ..errors import Refused
 from ..i18n.phrases import wall_day, wall_time
 from .handlers import API, Handler
+from .pages import lanes
 from .week_facts import ToldWeek, ask_calendar, ask_week, week
 
 # More units than these are drawn only where they are held.
@@ -84,6 +86,7 @@ class WeekPage(_Week):
                 page="week",
                 week=facts,
                 refusal=refusal,
+                has_calendar=told.has_calendar_for(self.person),
                 picture=Picture(facts, told),
                 entries=sorted(entries(facts), key=lambda each: each["begin"]),
                 day=first.isoformat(),
@@ -113,8 +116,8 @@ class Picture:
         self.gpus = [
             (gpu, [each for each in facts["leases"] if each["gpu"] == gpu["id"]]) for gpu in drawn
         ]
-        self.bookings = lanes(facts["bookings"], "until")
-        self.reserved = lanes(facts["reserved"], "end")
+        self.bookings = _lanes(facts["bookings"], "until")
+        self.reserved = _lanes(facts["reserved"], "end")
         self.days = [(self._at(_epoch(each)), each) for each in facts["days"]]
         self.hours = [(self._at(seconds), hour) for hour, seconds in _marked_hours(told)]
         self.now = self._at(self._now) if self._begin <= self._now < self._end else ""
@@ -138,22 +141,12 @@ class Picture:
         return {"x": f"{min(first, 100 - width):.3f}%", "width": f"{width:.3f}%"}
 
 
-def lanes(found: Sequence[Facts], end: str) -> list[list[Facts]]:
-    """Return as few rows as there must be for things none of which covers another of its row.
-
-    Args:
-        found: what to draw; each has `begin`.
-        end: the key of its end, which is None for one without.
-    """
-    rows: list[list[Facts]] = []
-    for each in sorted(found, key=lambda one: _epoch(one["begin"])):
-        for row in rows:
-            if row[-1][end] is not None and _epoch(row[-1][end]) <= _epoch(each["begin"]):
-                row.append(each)
-                break
-        else:
-            rows.append([each])
-    return rows
+def _lanes(found: Sequence[Facts], end: str) -> list[list[Facts]]:
+    spans = [
+        {"begin": _epoch(each["begin"]), "end": _epoch(each[end]) if each[end] else inf, "of": each}
+        for each in found
+    ]
+    return [[each["of"] for each in row] for row in lanes(spans)]
 
 
 def entries(facts: Facts) -> Iterator[dict[str, Any]]:

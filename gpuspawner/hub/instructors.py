@@ -246,6 +246,7 @@ class Instructors:
         spawners, _ = await self._running(key, asker, holder)
         for spawner in spawners:
             self.messages.send(spawner.holder, text, course.name)
+            spawner.save_state()
             by = audit_log.user(asker.name)
             spawner.lease.log_event("message", by, course=course.key, text=text)
             spawner.tell(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..gpus.model import Holder
@@ -36,7 +36,7 @@ class Message:
 
 
 class Messages:
-    """The messages of this hub process: they end with it, as with their server.
+    """The messages for servers, which end with them; spawners' states keep them over restarts.
 
     Args:
         now: the time, in seconds since the epoch.
@@ -60,6 +60,15 @@ class Messages:
     def forget(self, holder: Holder) -> None:
         """Forget those for a server, which is started anew."""
         self._kept.pop(holder, None)
+
+    def saved(self, holder: Holder) -> list[dict[str, Any]]:
+        """Return those for a server that aren't old as JSON values for `restore`."""
+        oldest = self._now() - KEPT_SECONDS
+        return [asdict(each) for each in self._kept.get(holder, ()) if each.at > oldest]
+
+    def restore(self, holder: Holder, saved: Iterable[Mapping[str, Any]]) -> None:
+        """Restore what an earlier hub process saved; what this one has is newer, and stays."""
+        self._kept.setdefault(holder, tuple(Message(**each) for each in saved))
 
     def facts(self) -> list[dict[str, Any]]:
         """Return those that aren't old, as JSON values."""

@@ -364,6 +364,7 @@ def _make_recorder(
         spawner.log,
         spawner.looks_back,
         [each.group for each in spawner.budgets if each.together],
+        spawner.usage_history_days,
     )
 
 

@@ -47,6 +47,15 @@ class WeekFacts:
             "days": list(days),
             "known": self._reserved.is_known,
             "reserved": list(self._hours(days[0], days[-1])),
+            # Whom the calendar concerns, in whatever week.
+            "members": sorted(
+                {
+                    name
+                    for course in self._courses.current().values()
+                    if course.reserved
+                    for name in (*course.group, *course.instructors)
+                }
+            ),
         }
 
     def _hours(self, begin: float, end: float) -> Iterator[Mapping[str, Any]]:

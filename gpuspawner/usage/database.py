@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +143,28 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def _quiet_alembic() -> Iterator[None]:
+    """Keep what Alembic has to say of each step out of the log, in this thread and this block.
+
+    Whoever has given its loggers a level wants to read it.
+    """
+    loggers = [logging.getLogger(name) for name in ("alembic", "alembic.runtime.migration")]
+    if any(each.level for each in loggers):
+        yield
+        return
+    here = threading.get_ident()
+
+    def matters(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.thread != here
+
+    loggers[1].addFilter(matters)
+    try:
+        yield
+    finally:
+        loggers[1].removeFilter(matters)
+
+
 def migrations() -> Config:
     """Return Alembic's configuration of our migrations."""
     config = Config()
@@ -163,7 +187,8 @@ def migrate(engine: Engine, to: str = "head") -> None:
         _refuse_newer(connection)
         config = migrations()
         config.attributes["connection"] = connection
-        alembic.command.upgrade(config, to)
+        with _quiet_alembic():
+            alembic.command.upgrade(config, to)
 
 
 def _refuse_newer(connection: Connection) -> None:
@@ -182,5 +207,6 @@ def newest_revision() -> str | None:
 
 def revision_of(connection: Connection) -> str | None:
     """Return the revision of a database's tables; None: it has none."""
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    with _quiet_alembic():
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        return context.get_current_revision()

@@ -23,6 +23,7 @@ from ..leases.server_run import ServerRun
 from ..timeouts import within
 from .database import StoreError
 from .lately import NEVER_READ, PastUses, StoredUse
+from .readings import Readings, reading_of
 from .sightings import Sightings
 from .store import Store
 from .writing import Added, Seen
@@ -32,8 +33,11 @@ T = TypeVar("T")
 # How often there is something to write at least, and the pause after it, in seconds.
 PERIOD_SECONDS = 15.0
 PAUSE_SECONDS = 1.0
-# After how long GPUs that are held are read for the samples if nobody else has read them.
+# After how long GPUs are read for the samples, and for the history, if nobody else has read them.
 SAMPLE_SECONDS = 60.0
+# How often the history is written. Nothing is lost with a hub that is killed meanwhile, and comes
+# back before `history.LONGEST_SECONDS` are over.
+HISTORY_SECONDS = 60.0
 # How often what is too old is removed.
 EXPIRE_SECONDS = 3600.0
 # How often what users have had is read anew although nothing has ended.
@@ -55,6 +59,7 @@ class Recorder:
         log: a logger.
         window: how far back somebody asks for what users have had, in seconds; 0: nobody does.
         shared: the groups of which somebody asks for what all members have had.
+        history_days: for how many days it is kept what GPUs did; 0: it isn't.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Recorder:
         log: Any,
         window: float = 0,
         shared: Collection[str] = (),
+        history_days: float = 0,
     ) -> None:
         self.store = Store(url) if url else None
         self.hub = ledger.hub
@@ -90,6 +96,9 @@ class Recorder:
         # Ids of servers whose leases the store has; None: it hasn't been asked yet.
         self._stored: set[str] | None = None
         self._sampled_view_at = 0.0
+        self._history_days = history_days
+        self._readings = Readings()
+        self._history_written_at: float | None = None
         self._expired_at: float | None = None
         if self.store:
             ledger.on_listing = self._see
@@ -172,6 +181,7 @@ class Recorder:
         self._stored = {each.server.id for each in batch if each.over_at is None}
         self._tell("")
         self._added(added)
+        await self._keep_history(store)
         await self._expire(store)
 
     def _write(self, store: Store, seen: Seen) -> tuple[Added, Sequence[StoredUse] | None]:
@@ -226,14 +236,17 @@ class Recorder:
     async def _sample(self) -> None:
         """Add a sample of the last reading of the GPUs, which is made for it only if none is."""
         ledger = self._ledger
-        if self._sightings.running:
+        if self._sightings.running or self._history_days:
             with suppress(Unknown):  # whoever wants a GPU reads why
                 await ledger.read_recent(SAMPLE_SECONDS)
         if ledger.last_view is None or ledger.last_view_at == self._sampled_view_at:
             return
         self._sampled_view_at = ledger.last_view_at
-        if time.monotonic() - ledger.last_view_at > SAMPLE_SECONDS:
+        age = time.monotonic() - ledger.last_view_at
+        if age > SAMPLE_SECONDS:
             return
+        if self._history_days:
+            self._readings.add(reading_of(ledger.clock.wall() - age, ledger.last_view.gpus))
         found: dict[str, GPU] = {}
         for gpu in ledger.last_view.gpus:
             found |= {name: gpu for name in (gpu.uuid, gpu.id) if name}
@@ -243,14 +256,26 @@ class Recorder:
         view = self._ledger.last_view
         return {gpu.gpu_uuid: gpu.model for gpu in view.gpus if gpu.gpu_uuid} if view else {}
 
+    async def _keep_history(self, store: Store) -> None:
+        """Write what GPUs were read to do, now and then."""
+        clock, written_at = self._ledger.clock, self._history_written_at
+        batch = self._readings.batch()
+        is_due = written_at is None or clock.steady() - written_at >= HISTORY_SECONDS
+        if not batch or not is_due:
+            return
+        await self._in_thread(lambda: store.write_history(batch, clock.wall()))
+        self._readings.written(batch)
+        self._history_written_at = clock.steady()
+
     async def _expire(self, store: Store) -> None:
-        steady, days = self._ledger.clock.steady(), self._retention_days
+        clock, days = self._ledger.clock, self._retention_days
+        if self._expired_at is not None and clock.steady() - self._expired_at < EXPIRE_SECONDS:
+            return
+        self._expired_at = clock.steady()
+        await self._in_thread(lambda: store.thin_history(clock.wall(), self._history_days))
         if days is None:
             return
-        if self._expired_at is not None and steady - self._expired_at < EXPIRE_SECONDS:
-            return
-        self._expired_at = steady
-        before = self._ledger.clock.wall() - days * DAY
+        before = clock.wall() - days * DAY
         if removed := await self._in_thread(lambda: store.expire(before)):
             self._log.info("Removed %d leases older than %g days from the usage", removed, days)
 

@@ -268,15 +268,24 @@ def parse_period(begin: str, end: str, now: float) -> Period:
         Refused: one is none, or they are in the wrong order.
     """
     today = datetime.fromtimestamp(now).date()
-    first = _moment("from", begin) if begin else midnight(today.replace(day=1))
-    last = _moment("to", end) if end else midnight(today + DAY)
+    first = parse_moment("from", begin) if begin else midnight(today.replace(day=1))
+    last = parse_moment("to", end) if end else midnight(today + DAY)
     if first >= last:
         words = lazy_gettext("No time lies from the first date on and before the second.")
         raise Refused(words, key="to")
     return Period(first, last)
 
 
-def _moment(key: str, text: str) -> float:
+def parse_moment(key: str, text: str) -> float:
+    """Return the time that a date is, by local time, in seconds since the epoch.
+
+    Args:
+        key: what it is of a request.
+        text: a date, 2026-11-01, also with a time of day.
+
+    Raises:
+        Refused: it is none.
+    """
     try:
         found = datetime.fromisoformat(text[:32])
         if not 1970 < found.year < 9999:

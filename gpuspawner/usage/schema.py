@@ -7,6 +7,7 @@ epoch. What isn't known or can't be measured is NULL, never 0.
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -145,5 +146,25 @@ reserved_hours = Table(
     Index(f"{PREFIX}reserved_hours_hub", "hub", "state"),
 )
 
+# What each physical GPU did in a span of time. By time first: that is how it is read and thinned.
+history = Table(
+    f"{PREFIX}history",
+    metadata,
+    # The span's length and its beginning.
+    Column("seconds", Integer, primary_key=True, autoincrement=False),
+    Column("began", BigInteger, primary_key=True, autoincrement=False),
+    Column("gpu", String(255), primary_key=True),
+    # The last reading that is in the sums. It takes only later ones.
+    Column("until", Float(53), nullable=False),
+    # Seconds with a known utilization, and that many times the utilization (from 0 to 1).
+    Column("used_of", Float(53), nullable=False),
+    Column("used", Float(53), nullable=False),
+    # Seconds with known memory in use, and that many times MiB.
+    Column("memory_of", Float(53), nullable=False),
+    Column("memory", Float(53), nullable=False),
+    # The key is the table: half the size.
+    sqlite_with_rowid=False,
+)
+
 # What the migrations are compared with.
-TABLES: tuple[Table, ...] = (leases, units, groups, readings, settled, reserved_hours)
+TABLES: tuple[Table, ...] = (leases, units, groups, readings, settled, reserved_hours, history)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,11 @@ from sqlalchemy import Connection, Engine, delete, func, select, true, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..scheduling.budgets import Use
-from . import database
+from . import database, history
 from .database import StoreError, transaction
+from .history import Curves, Held
 from .lately import StoredUse
+from .readings import Reading
 from .report import Period, Scope, Sums, held_in, over_time, report, total
 from .schema import groups, leases, reserved_hours, units
 from .writing import Added, Seen, write
@@ -128,6 +130,26 @@ class Store:
         """Remove leases that were over before a time; return how many."""
         with self.explained(), transaction(self.engine) as connection:
             return self._remove(connection, leases.c.is_over & (leases.c.until < before))
+
+    def write_history(self, readings: Sequence[Reading], now: float) -> None:
+        """Write what GPUs were read to do, all of it or nothing; twice is as once."""
+        with self._explained(), transaction(self.engine) as connection:
+            history.write(connection, readings, now)
+
+    def thin_history(self, now: float, days: float) -> None:
+        """Thin what GPUs did, and remove what is older than so many days."""
+        with self._explained(), transaction(self.engine) as connection:
+            history.thin(connection, now, days)
+
+    def curves(self, period: Period, step: int, gpus: Collection[str] | None = None) -> Curves:
+        """Return what GPUs did in a period, by UUID or all, in points of so many seconds."""
+        with self._explained(), self.engine.begin() as connection:
+            return history.curves(connection, period, step, gpus)
+
+    def held(self, period: Period, gpus: Collection[str] | None = None) -> list[Held]:
+        """Return who held GPUs in a period, by UUID or all."""
+        with self._explained(), self.engine.begin() as connection:
+            return history.held(connection, period, gpus)
 
     def forget(self, user: str, hub: str | None = None) -> tuple[int, int]:
         """Remove a user's leases that are over; return how many, and how many aren't yet.

@@ -152,6 +152,22 @@ def board(hub: Hub, tabs: dict[str, Any]) -> None:
         tab.locator("#queue").wait_for()
 
 
+def test_the_history(hub, readers, looked_at):
+    tabs = readers("ada")
+    hub.start_server("ada", {"gpus": 1, "hours": 1, "image": "minimal"})
+    with looked_at(tabs, "history", "main"):
+        for tab in tabs.values():
+            tab.goto(f"{hub.url}/services/gpus/")
+            # By the keyboard, from the card of a GPU.
+            tab.locator("#gpu-0 .gs-measures a").focus()
+            tab.keyboard.press("Enter")
+            tab.locator("svg.gs-curve").first.wait_for()
+            assert tab.locator("svg.gs-curve").count() == 1
+            for summary in tab.locator("main summary").all():
+                summary.focus()
+                tab.keyboard.press("Enter")
+
+
 def test_the_form(hub, idle_host, readers, looked_at):
     tabs = readers("ada")
     with looked_at(tabs, "form-free", ".container:has(#gpuspawner)"):

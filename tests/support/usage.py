@@ -59,6 +59,7 @@ class World:
         events: whether the engine remembers ends of servers that are gone.
         window: how far back a hub looks for what users have had, in seconds.
         shared: the groups of which it looks for what all members have had.
+        history_days: for how many days it is kept what GPUs did.
     """
 
     url: str
@@ -71,6 +72,7 @@ class World:
     retention_days: float | None = None
     window: float = 0
     shared: Sequence[str] = ()
+    history_days: float = 0
 
     @property
     def wall(self) -> float:
@@ -127,6 +129,7 @@ class World:
             log,
             self.window,
             self.shared,
+            self.history_days,
         )
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from bench import handover, load, pages
+from bench import handover, lesson, load, pages
 from bench.processor import calls_in
 from bench.starts import (
     FLOOR,
@@ -249,3 +249,14 @@ def test_reads_of_a_file_are_counted_also_after_it_was_exchanged(tmp_path) -> No
         (tmp_path / "other").replace(path)
         path.read_text()
         until(lambda: reads.count() == 2, "both are counted")
+
+
+@pytest.mark.parametrize(("last", "seated", "verdict"), [(80.0, 2, "met"), (91.0, 2, "missed")])
+def test_a_class_is_seated_when_its_last_user_is(capsys, last, seated, verdict) -> None:
+    asked, ready = {"ada": 0.0, "ben": 59.0}, {"ada": 1.5, "ben": last}
+    lesson.show(lesson.Lesson(asked, ready, processor={"hub": 2.0}), 60)
+    text = capsys.readouterr().out
+    assert re.search(rf"the last one is ready after, seconds +{last} +90 {verdict}", text)
+    assert re.search(rf"seated +{seated} +2", text)
+    lesson.show(lesson.Lesson(asked, {"ada": 1.5}, ["503: full"]), 60)
+    assert "missed" in capsys.readouterr().out

@@ -371,6 +371,26 @@ async def test_a_message_is_for_those_whose_servers_run_for_the_course(
     assert {each["user"] for each in room.messages.facts()} == {"ada"}
 
 
+async def test_a_message_outlives_the_hub_and_not_its_server(room: Classroom) -> None:
+    ada = await room.start("ada", course="ml")
+    ada.object_id = "box"
+    saved: list[Any] = []
+    ada.save_state = lambda: saved.append(json.loads(json.dumps(ada.get_state())))
+    await room.instructors.send("ml", PROF, of("ada"), "Save your work")
+    before = room.messages.facts()
+    room.messages.forget(of("ada"))
+    again = room.spawner(("students",), name="ada")
+    again.load_state(saved[-1])
+    assert room.messages.facts() == before
+    # What this process has been told is newer.
+    room.messages.send(of("ada"), "Now", "ML")
+    again.load_state(saved[0])
+    assert [each["text"] for each in room.messages.facts()] == ["Save your work", "Now"]
+    room.messages.forget(of("ada"))
+    again.load_state({name: each for name, each in saved[-1].items() if name == "gpuspawner"})
+    assert room.messages.facts() == []
+
+
 def test_messages_are_kept_for_an_hour_and_not_too_many() -> None:
     now = [1000.0]
     messages = Messages(lambda: now[0])

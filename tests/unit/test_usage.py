@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import sqlite3
 import stat
 from pathlib import Path
@@ -330,6 +331,26 @@ def test_a_store_of_the_first_revision_is_brought_up_to_date(world: World) -> No
     world.steady = 9000
     play(world, lambda: world.start("hub"))
     assert len(rows(world.url)) == 3
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO])
+def test_alembic_is_heard_by_who_asks_for_it(
+    world: World, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    logger = logging.getLogger("alembic")
+    before = logger.level
+    caplog.set_level(logging.INFO)
+    logger.setLevel(level)
+    try:
+        store = Store(world.url)
+        store.open()
+        store.close()
+    finally:
+        logger.setLevel(before)
+    assert bool(caplog.records) is (level == logging.INFO)
+    # Somebody else's migrations say what they always did.
+    logging.getLogger("alembic.runtime.migration").info("JupyterHub's")
+    assert "JupyterHub's" in caplog.text
 
 
 def test_a_store_of_a_newer_version_is_left_alone(world: World) -> None:

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from gpuspawner.usage import report
+from gpuspawner.usage.history import LONG, SHORT
+from gpuspawner.usage.readings import Reading
 from gpuspawner.usage.report import Period, Scope
 from gpuspawner.usage.store import Store
 
-from ..support.usage import Killed, World, killed_after, look, rows
+from ..support.usage import EPOCH, Killed, World, killed_after, look, rows
 
 # Debian's are on no PATH.
 FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -133,6 +135,33 @@ def test_a_transaction_that_is_killed_anywhere_leaves_nothing(world: World) -> N
         ("ada", pytest.approx(100)),
         ("ben", pytest.approx(50)),
     ]
+
+
+def test_what_gpus_did_is_written_once_and_thinned(world: World) -> None:
+    stores = [Store(world.url) for _ in range(2)]
+    for store in stores:
+        store.open()
+    start = EPOCH - EPOCH % LONG
+    read = [
+        Reading(start + at, {"GPU-a": (50, 100), "GPU-b": (None, 7)}) for at in range(0, LONG, 60)
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda store: store.write_history(read, start + LONG), stores * 2))
+    store = stores[0]
+    whole = Period(start, start + LONG)
+    before = store.curves(whole, LONG).gpus
+    assert before["GPU-a"][0].used_of == pytest.approx(LONG - 6 * 60)
+    assert before["GPU-a"][0].utilization_percent == 50
+    assert before["GPU-b"][0].utilization_percent is None
+    assert len(store.curves(whole, SHORT, ["GPU-a"]).gpus["GPU-a"]) == 6
+    for _ in range(2):
+        store.thin_history(start + 4 * 86400, 400)
+        assert store.curves(whole, LONG).gpus == before
+    assert store.held(whole) == []
+    store.thin_history(start + 500 * 86400, 400)
+    assert store.curves(whole, LONG).gpus == {}
+    for each in stores:
+        each.close()
 
 
 def test_hubs_that_come_at_once_make_the_tables_once(world: World) -> None:

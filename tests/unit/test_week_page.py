@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +31,8 @@ from gpuspawner.courses.calendar_file import read_calendar
 from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.courses.model import CourseCalendar
 from gpuspawner.courses.week import local_zone_name, midnights, parse_day
+from gpuspawner.dashboard.pages import lanes
 from gpuspawner.dashboard.week_facts import ask_week
-from gpuspawner.dashboard.week_handlers import lanes
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Node, Request
 from gpuspawner.hub.control_socket import ControlSocket
@@ -329,7 +330,7 @@ async def test_picture_and_table_say_the_same(ask, board: Board, language: str, 
         assert len(rows) == len(things)
         # The words of each bar are in the table, for who doesn't see the picture.
         table = page.table.get_text()
-        for bar in page.select("svg.gs-week-bar text"):
+        for bar in page.select("svg.gs-week-bar span"):
             assert bar.get_text().split(" · ")[0].strip() in table
         assert says in page.get_text()
         assert page.select_one("[role=img][aria-label]")
@@ -360,7 +361,7 @@ async def test_a_hub_that_says_nothing_is_said_to(tmp_path: Path, monkeypatch) -
 
 
 TOKYO = midnights(date(2026, 11, 30), ZoneInfo("Asia/Tokyo"))
-TOLD = {"days": list(TOKYO), "zone": "Asia/Tokyo", "known": True, "reserved": []}
+TOLD = {"days": list(TOKYO), "zone": "Asia/Tokyo", "known": True, "reserved": [], "members": []}
 
 
 @pytest.mark.parametrize(
@@ -389,6 +390,16 @@ async def test_the_week_is_the_hub_s_whatever_the_time_is_here(
     assert told.clock == (ZoneInfo("Asia/Tokyo") if understood else None)
 
 
+async def test_a_calendar_is_offered_to_whom_its_hours_concern(ask) -> None:
+    async def is_offered(who: str) -> bool:
+        page = BeautifulSoup((await ask(who, "week")).body, "html.parser")
+        return bool(page.select("a[href$='api/reserved.ics']"))
+
+    # Also in a week without any of its hours.
+    offered = {who: await is_offered(who) for who in ("boss", "prof", "ada", "eve", "culler")}
+    assert offered == {"boss": True, "prof": True, "ada": True, "eve": False, "culler": False}
+
+
 async def test_a_service_or_a_stranger_reads_no_page(ask) -> None:
     assert (await ask("culler", "api/week")).code == 200
     page = BeautifulSoup((await ask("culler", "week")).body, "html.parser")
@@ -412,19 +423,14 @@ async def test_a_hub_with_more_gpus_than_fit_draws_those_that_are_held(
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.one_of(st.none(), st.integers(1, 4))), max_size=12))
 def test_nothing_covers_another_in_a_row_and_no_row_is_too_many(spans) -> None:
-    def at(number: float) -> str:
-        return datetime.fromtimestamp(number * HOUR, timezone.utc).isoformat()
-
     found = [
-        {"begin": at(begin), "until": None if length is None else at(begin + length)}
+        {"begin": begin, "end": inf if length is None else begin + length}
         for begin, length in spans
     ]
-    rows = lanes(found, "until")
+    rows = lanes(found)
     assert sorted(map(str, (each for row in rows for each in row))) == sorted(map(str, found))
     for row in rows:
-        for one, other in pairwise(row):
-            assert one["until"] is not None
-            assert one["until"] <= other["begin"]
+        assert all(one["end"] <= other["begin"] for one, other in pairwise(row))
     deepest = max(
         (
             sum(
