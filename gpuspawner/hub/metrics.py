@@ -142,7 +142,8 @@ class HostMetrics:
         queue.add_metric([], len(self._queue.waiting))
         for verdict, number in self._verdicts().items():
             health.add_metric([verdict], number)
-        if seen is None or time.monotonic() - self._ledger.last_view_at > FRESH_SECONDS:
+        is_old = seen is None or time.monotonic() - self._ledger.last_view_at > FRESH_SECONDS
+        if is_old and not self._loop.is_closed():  # the hub may end
             self._loop.call_soon_threadsafe(self._refresh)
         yield from (gpus, leases, queue, age, health)
 
