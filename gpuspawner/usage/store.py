@@ -133,22 +133,22 @@ class Store:
 
     def write_history(self, readings: Sequence[Reading], now: float) -> None:
         """Write what GPUs were read to do, all of it or nothing; twice is as once."""
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             history.write(connection, readings, now)
 
     def thin_history(self, now: float, days: float) -> None:
         """Thin what GPUs did, and remove what is older than so many days."""
-        with self._explained(), transaction(self.engine) as connection:
+        with self.explained(), transaction(self.engine) as connection:
             history.thin(connection, now, days)
 
     def curves(self, period: Period, step: int, gpus: Collection[str] | None = None) -> Curves:
         """Return what GPUs did in a period, by UUID or all, in points of so many seconds."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             return history.curves(connection, period, step, gpus)
 
     def held(self, period: Period, gpus: Collection[str] | None = None) -> list[Held]:
         """Return who held GPUs in a period, by UUID or all."""
-        with self._explained(), self.engine.begin() as connection:
+        with self.explained(), self.engine.begin() as connection:
             return history.held(connection, period, gpus)
 
     def forget(self, user: str, hub: str | None = None) -> tuple[int, int]:
