@@ -158,7 +158,7 @@ def test_users_read_no_machine_s_name_anywhere_and_administrators_do(swarm, hub)
     # One that runs without, one that waits, and one whose start was refused.
     hub.start_server("ben", {"gpus": 0})
     hub.spawn("eve", {"gpus": 1, "model": H100})
-    assert hub.spawn("dan", {"gpus": 9}).status_code == 400
+    assert hub.spawn("dan", {"gpus": 9}).status_code == 403
     switch = swarm.cluster.facts.switch
     plug(switch, 2, False)
     try:
