@@ -150,10 +150,10 @@ def test_a_machine_that_is_away_for_long_ends_its_servers_and_everybody_is_told(
         said = "machine away"
         until(lambda: said in hub.log(), "it is noticed", log=hub.log)
         home = hub.log_in("ada").get(f"{hub.url}/hub/home").text
-        assert "Machine node-2, on which your server runs, is out of reach" in home
+        assert "The machine on which your server runs is out of reach" in home
         waits_on(hub)
         assert len(swarm.containers(2)) == 1
-    has_ended(hub, "its machine node-2 was out of reach for too long", "machine away")
+    has_ended(hub, "its machine was out of reach for too long", "machine away")
     is_served(swarm, hub)
 
 
@@ -171,7 +171,7 @@ def test_a_hub_that_is_killed_while_a_machine_is_away_finds_out(swarm, hub):
     with away(swarm, hub):
         hub.kill()
         hub.start()
-    has_ended(hub, "its machine node-2 was out of reach", "machine away")
+    has_ended(hub, "its machine was out of reach", "machine away")
     # Who waited has lost the place, as with one machine, and comes again.
     ask(hub, "wade", ALL)
     is_served(swarm, hub)
@@ -179,7 +179,7 @@ def test_a_hub_that_is_killed_while_a_machine_is_away_finds_out(swarm, hub):
 
 def test_a_machine_that_is_emptied_ends_its_servers_and_is_used_again(swarm, hub):
     swarm.availability(2, "drain")
-    has_ended(hub, "an administrator has emptied its machine node-2", "machine drained")
+    has_ended(hub, "an administrator has emptied its machine.", "machine drained")
     waits_on(hub)
     assert swarm.containers(2) == []
     swarm.availability(2, "active")

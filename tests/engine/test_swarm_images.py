@@ -137,7 +137,8 @@ def test_a_machine_pulls_an_image_while_the_users_of_it_read_how_far_it_is(swarm
     # What can't be had says why, and holds nothing.
     hub.spawn("ada", {"image": "none", "model": T4})
     said = told(hub, "ada", "can't be had")[-1]
-    assert "has no such image. That is machine node-2." in said
+    assert "has no such image." in said
+    assert "node-2" not in said
     until(lambda: not hub.ready("ada") and swarm.leased() == {}, "nothing is held")
     hub.start_server("ben", {"image": "pulled", "model": T4})
 
