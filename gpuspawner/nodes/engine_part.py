@@ -38,6 +38,8 @@ FIRST_SOCKET = 3
 REQUEST_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 10.0
 ENGINE_SECONDS = 20
+# How long what still comes is read after the answer.
+LINGER_SECONDS = 5.0
 # The most images that are fetched at a time: a hub asks for those that its users start.
 MAX_PULLS = 32
 
@@ -76,8 +78,12 @@ class EnginePart:
             self._client = None
             send({"error": kept(engine_errors.explain(error))})
         finally:
-            with suppress(OSError, RuntimeError):
+            with suppress(OSError, RuntimeError, asyncio.TimeoutError):
                 await writer.drain()
+                writer.write_eof()
+                # Who still sends an image would lose the answer, were the connection gone.
+                await within(LINGER_SECONDS, _read_to_end(reader))
+            with suppress(OSError, RuntimeError):
                 writer.close()
 
     async def _answer(
@@ -201,3 +207,8 @@ def listening_socket(path: Path | None) -> socket.socket:
     finally:
         os.umask(before)
     return listening
+
+
+async def _read_to_end(reader: asyncio.StreamReader) -> None:
+    while await reader.read(65536):
+        pass

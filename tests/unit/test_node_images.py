@@ -453,6 +453,9 @@ class Engine:
                     break
                 self.came += await reader.readexactly(length)
             writer.write(json.dumps(self.says[-1]).encode() + b"\n")
+            writer.write_eof()
+            while await reader.read(65536):  # as the part itself does: the answer isn't lost
+                pass
         except (asyncio.IncompleteReadError, OSError):
             self.broken += 1
         writer.close()

@@ -18,6 +18,7 @@ from gpuspawner.backends.swarm.reader import SwarmReader
 from gpuspawner.gpus.allocation import explain_shortage
 from gpuspawner.gpus.model import GPU, Node, Request
 from gpuspawner.hub.state import _warn_of_gpus
+from gpuspawner.i18n.languages import LOG
 from gpuspawner.nodes.addresses import (
     FOLDER,
     FOLDER_VARIABLE,
@@ -279,7 +280,9 @@ async def test_after_a_restart_of_the_hub_a_silent_machine_has_gpus_that_are_not
     assert [gpu.uuid for gpu in node.gpus] == [gpu.uuid for gpu in TWO.gpus]
     assert {gpu.model for gpu in node.gpus} == {TWO_MODEL}
     assert node.driver == TWO.driver
-    assert node.gpus[0].reason.startswith("Machine atlas doesn't answer. Its GPUs were last known")
+    why = node.gpus[0].reason
+    assert why.startswith("The machine doesn't answer. Its GPUs were last known")
+    assert LOG.say(why).startswith("Machine atlas doesn't answer. Its GPUs were last known")
     # Who asks for one is told that, and not that there is none.
     said = explain_shortage(Request("plain", 1, TWO_MODEL), node.gpus)
     assert said.endswith("and 0 of 2 are free now (2 in an unknown state).")

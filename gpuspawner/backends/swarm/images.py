@@ -136,8 +136,11 @@ async def ensure(
                 raise ImageError(_explain_missing(about, node, policy))
         pulled = await daemons.pull(node, about.source, report)
     except PullRefused as error:
-        where = join_sentences(str(error), lazy_gettext("That is machine %(node)s.", node=node))
-        raise ImageError(MachineText(where, str(error)), error.technical) from None
+        said = str(error)
+        named = MachineText(
+            join_sentences(said, lazy_gettext("That is machine %(node)s.", node=node)), said
+        )
+        raise ImageError(named, error.technical) from None
     except NodeError as error:
         again = lazy_gettext("So your server's image can't be had there. Please try again later.")
         raise ImageError(join_sentences(str(error), again), error.technical) from None
