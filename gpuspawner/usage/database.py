@@ -26,6 +26,8 @@ DIALECTS = ("sqlite", "postgresql")
 WAIT_SECONDS = 10
 # Whoever holds it writes, one at a time, as SQLite has it anyway. Any number but another lock's.
 LOCK = 0x6770_7573_6167_65
+# Alembic keeps what it works on in its modules: in a process one can do so at a time.
+MIGRATING = threading.Lock()
 
 
 class StoreError(GPUSpawnerError):
@@ -183,7 +185,7 @@ def migrate(engine: Engine, to: str = "head") -> None:
     Raises:
         StoreError: a newer version of ours has written it.
     """
-    with transaction(engine) as connection:
+    with MIGRATING, transaction(engine) as connection:
         _refuse_newer(connection)
         config = migrations()
         config.attributes["connection"] = connection

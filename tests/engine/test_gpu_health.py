@@ -67,7 +67,7 @@ def test_a_gpu_that_fails_beside_a_server_is_marked_until_it_was_reset(hub, host
         # A hub that reads between the two that the GPU is well ends the mark of the event, and one
         # that has read that a reset is due hears of no more events.
         change(host, f"gpu {number} reset")
-        until(lambda: listens(hub), "the hub listens", log=hub.log)
+        until(lambda: not cli_causes(uuid) and listens(hub), "it is well", log=hub.log)
         change(host, f"gpu {number} xid 79")
         until(lambda: "(Xid 79)" in boss.page(), "the event is heard", log=hub.log)
         change(host, f"gpu {number} recovery gpu_reset")

@@ -28,6 +28,7 @@ from traitlets.config import Config
 from gpuspawner.hub import compat
 from gpuspawner.spawner import GPUSpawner
 
+from ..support import databases
 from ..support.paths import ROOT
 
 
@@ -405,7 +406,7 @@ def test_a_spawner_learns_that_the_hub_has_forgotten_whose_it_was() -> None:
     assert "delete_forever" in calls(User._delete_spawner)
     deleting = calls(UserAPIHandler.delete)
     assert deleting.index("delete_spawners") < deleting.index("delete")
-    db = orm.new_session_factory("sqlite://")()
+    db = databases.in_memory()
     before = datetime.now(timezone.utc).replace(tzinfo=None)
     user = orm.User(name="ada")
     servers = {name: orm.Spawner(name=name, user=user) for name in ("", "lab", "two")}

@@ -33,6 +33,7 @@ from gpuspawner.scheduling.plan import QueuedRequest
 from gpuspawner.scheduling.queue import Queue, QueueSettings, RequestLimits
 from gpuspawner.spawner import GPUSpawner
 
+from ..support import databases
 from ..support.ledgers import NoWatcher
 from ..support.spawns import Hub, Spawner, begin, lab, waiting
 
@@ -110,7 +111,7 @@ async def test_what_a_refused_choice_was_to_start_is_looked_for_nowhere(hub, mon
 async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gpus(hub):
     hub.occupy()
     one = hub.spawner()
-    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+    with closing(databases.in_memory()) as session:
         row = orm.Spawner(user=orm.User(name="ada"), name="")
         session.add(row)
         session.commit()
@@ -132,7 +133,7 @@ async def test_a_database_that_can_t_be_written_costs_nobody_the_place_or_the_gp
 async def test_a_stop_that_can_t_be_written_ends_as_soon_as_it_can(hub, monkeypatch):
     monkeypatch.setattr(compat, "STOP_AGAIN_SECONDS", 0.01)
     settings = {"spawner_class": Spawner, "config": Config(), "base_url": "/"}
-    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+    with closing(databases.in_memory()) as session:
         row = orm.User(name="ada")
         session.add(orm.Spawner(user=row, name=""))
         session.commit()
@@ -162,7 +163,7 @@ async def test_a_start_whose_end_can_t_be_written_is_undone_and_its_user_reads_w
 ):
     monkeypatch.setattr(compat, "STOP_AGAIN_SECONDS", 0.01)
     settings = {"spawner_class": Spawner, "config": Config(), "base_url": "/"}
-    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+    with closing(databases.in_memory()) as session:
         row = orm.User(name="ada")
         server = orm.Server(proto="http", ip="", port=0, base_url="/", cookie_name="")
         session.add(orm.Spawner(user=row, name="", server=server))
@@ -199,7 +200,7 @@ async def test_a_start_whose_end_can_t_be_written_is_undone_and_its_user_reads_w
 
 async def test_a_start_that_is_written_goes_on(hub):
     settings = {"spawner_class": Spawner, "config": Config(), "base_url": "/"}
-    with closing(orm.new_session_factory("sqlite:///:memory:")()) as session:
+    with closing(databases.in_memory()) as session:
         row = orm.User(name="ada")
         server = orm.Server(proto="http", ip="", port=0, base_url="/", cookie_name="")
         session.add(orm.Spawner(user=row, name="", server=server))

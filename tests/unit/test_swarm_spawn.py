@@ -34,6 +34,7 @@ from gpuspawner.nodes.resources import offers
 from gpuspawner.scheduling.queue import Queue, QueueSettings
 from gpuspawner.swarm_spawner import GPUSwarmSpawner
 
+from ..support import databases
 from ..support.ledgers import NoWatcher
 from ..support.raft import RaftInMemory
 from ..support.spawns import Hub, begin
@@ -111,7 +112,7 @@ class SwarmHub(Hub):
     def server_of(self, port: int, **traits: Any) -> GPUSwarmSpawner:
         """Return a user's spawner, whose servers answer at a port of this machine."""
         config = {"images": {"plain": "ref/plain"}, "network_name": "net", "port": port, **traits}
-        session = orm.new_session_factory("sqlite:///:memory:")()
+        session = databases.in_memory()
         row = orm.User(name="ada")
         session.add(row)
         session.commit()
