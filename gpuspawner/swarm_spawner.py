@@ -530,6 +530,9 @@ class GPUSwarmSpawner(ConfiguredContainer):
         attempt.task, attempt.task_id = task, str(task.get("ID") or "")
         if ended is None:
             self._note_running(service)
+        else:
+            words = one_line(words_of(task))
+            self.log.info("The task of %s has ended (%s): %s", self.log_name, ended, words)
         self._note_cause(await self._cause_of(task, len(tasks) > 1))
         return ended
 

@@ -135,19 +135,25 @@ def history(
         words = lazy_gettext("There is no GPU %(uuid)s.", uuid=repr(asked.gpu[:MAX_QUOTED]))
         raise Refused(words, status=404, key="gpu")
     period = read.curves.period
+    held: dict[str, list[Held]] = {}
+    for each in read.held:
+        held.setdefault(each.gpu, []).append(each)
     return {
         "from": iso_time(period.begin),
         "to": iso_time(period.end),
         "seconds_per_point": read.curves.step,
-        "gpus": [_gpu(uuid, read, person) for uuid in known if asked.gpu in ("", uuid)],
+        "gpus": [
+            _gpu(uuid, read, held.get(uuid, ()), person)
+            for uuid in known
+            if asked.gpu in ("", uuid)
+        ],
         "hours": list(_hours(read.week)),
     }
 
 
-def _gpu(uuid: str, read: ReadHistory, person: Person) -> dict[str, Any]:
+def _gpu(uuid: str, read: ReadHistory, held: Sequence[Held], person: Person) -> dict[str, Any]:
     found = read.curves.gpus.get(uuid, {})
     points = [found.get(number, NOTHING) for number in range(read.curves.points)]
-    held = [each for each in read.held if each.gpu == uuid]
     return {
         "uuid": uuid,
         "utilization_percent": [each.utilization_percent for each in points],

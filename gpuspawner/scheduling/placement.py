@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from ..gpus.model import GPU
 from .node_calendar import NodeCalendar
 
-# After so many steps a search gives up. What is reserved in a week takes a few dozen.
-MAX_STEPS = 3000
+# After so many looks at a unit a search gives up, a hub waits for it. What is reserved in a week on
+# ten GPUs takes a few hundred.
+MAX_LOOKS = 20_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Search:
     def __init__(self, wants: Sequence[Want], nodes: Mapping[str, NodeCalendar]) -> None:
         self._wants = wants
         self._nodes = nodes
-        self._steps = 0
+        self._looks = 0
 
     def find(self) -> list[list[GPU]] | None:
         """Return the units of each want; None if there is no way, or there are too many."""
@@ -72,8 +73,8 @@ class Search:
         # For each want so far, the ways that haven't been tried.
         ways = [self._ways(self._wants[0])] if self._wants else []
         while len(found) < len(self._wants):
-            self._steps += 1
-            units = next(ways[-1], None) if self._steps <= MAX_STEPS else None
+            self._looks += 1
+            units = next(ways[-1], None) if self._looks <= MAX_LOOKS else None
             if units is None:
                 ways.pop()
                 if not found:
@@ -95,6 +96,7 @@ class Search:
     def _ways(self, want: Want) -> Iterator[list[GPU]]:
         """Yield the units that a want could have, once for each way that makes a difference."""
         alike: dict[tuple[str, tuple[tuple[float, float], ...]], list[GPU]] = {}
+        self._looks += len(want.among)
         for gpu in want.among:
             node = self._nodes[gpu.node]
             if node.is_free(gpu, want.begin, want.end - want.begin):
@@ -104,6 +106,8 @@ class Search:
 
 def _choose(groups: Sequence[Sequence[GPU]], number: int) -> Iterator[list[GPU]]:
     """Yield each way to have so many units, by how many are of each group."""
+    if number > sum(map(len, groups)):
+        return  # or it would try each way to have too few
     if not number:
         yield []
     elif groups:

@@ -438,3 +438,17 @@ def test_what_is_admitted_can_be_placed_where_models_are_named(drawn, letters: s
     assert place(ahead(kept, NOW), nodes, (), NOW)[1] == []
     for each in refused:
         assert each.gpus > 0
+
+
+def test_a_search_that_finds_nothing_is_given_up() -> None:
+    """Each GPU is free from another time on, so that no two are alike."""
+    host = [
+        replace(gpu, state="leased", until=NOW + 60.0 * number)
+        for number, gpu in enumerate(gpus("a" * 18 + "t" * 12), 1)
+    ]
+    reserved = [hours("c0", 1, 4, 15), hours("c1", 2, 3, 15, "A100"), hours("c2", 3, 4, 6, "T4")]
+    nodes: dict[str, NodeCalendar] = {}
+    for gpu in host:
+        nodes.setdefault(gpu.node, NodeCalendar(gpu.node, NOW)).add(gpu)
+    holds, missing = place(ahead(reserved, NOW), nodes, (), NOW)
+    assert len(holds) + sum(each.gpus for each in missing) == 36

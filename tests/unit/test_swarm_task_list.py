@@ -73,7 +73,9 @@ async def test_the_tasks_of_a_service_that_is_gone_are_found(many):
     assert await tasks.of("s7") == [swarm.task(7)]
 
 
-@pytest.mark.parametrize(("age", "took", "recent"), [(0.5, 0.01, 1), (2, 0.01, 0), (2, 0.2, 1)])
-def test_a_list_that_took_long_holds_for_longer(age, took, recent):
+@pytest.mark.parametrize(
+    ("age", "took", "recent"), [(0.5, 0.01, 1), (2, 0.01, 0), (2, 0.2, 1), (60, 30, 0)]
+)
+def test_a_list_that_took_long_holds_for_longer_but_not_for_ever(age, took, recent):
     assert RECENT_SECONDS == 1
     assert Listing(time.monotonic() - age, took).is_recent is bool(recent)

@@ -15,8 +15,9 @@ import docker.errors
 from ...leases.ledger import SharedRead
 from .tasks import Task
 
-# How long a list is recent, at least; and the most of a processor that looking again takes.
-RECENT_SECONDS = 1.0
+# How long a list is recent, at least and at most; and the most of a processor that looking again
+# takes in between.
+RECENT_SECONDS, LONGEST_RECENT = 1.0, 15.0
 PART = 0.05
 # A list of one service's tasks takes as long as so many tasks of all of them.
 ONE_SERVICE = 50
@@ -41,7 +42,8 @@ class Listing:
     @property
     def is_recent(self) -> bool:
         """Whether it needn't be read again yet."""
-        return time.monotonic() - self.began < max(RECENT_SECONDS, self.took / PART)
+        holds = min(max(RECENT_SECONDS, self.took / PART), LONGEST_RECENT)
+        return time.monotonic() - self.began < self.took + holds
 
 
 class TaskList:

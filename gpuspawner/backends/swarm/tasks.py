@@ -63,6 +63,8 @@ def first(tasks: Iterable[Task]) -> Task | None:
 def end_of(tasks: Collection[Task], own: str = "") -> str | None:
     """Return how a server has ended, by all tasks of its service; None: it hasn't, or has none yet.
 
+    JupyterHub shows it, so the engine's own words, which may name a machine, aren't in it.
+
     Args:
         tasks: those that Swarm remembers.
         own: Swarm's id of the server's own task; "": not known.
@@ -72,7 +74,7 @@ def end_of(tasks: Collection[Task], own: str = "") -> str | None:
         return None
     if own not in ("", str(task.get("ID"))):
         return RESTARTED
-    return f"{state_of(task)}: {words_of(task)}" if is_terminal(task) else None
+    return state_of(task) if is_terminal(task) else None
 
 
 def made(task: Task) -> tuple[float, str]:
