@@ -82,7 +82,8 @@ def filled(pattern: str, user: str) -> str:
     path = pattern.removesuffix("$").removesuffix("/?")
     path = path.replace("(?P<user_name>[^/]+)(?P<user_path>/.*)?", user)
     path = path.replace("(?:s/([^/]+))?", "").replace("(?:/([^/]+))?", "").replace("(.*)?", "")
-    path = path.replace(r"(\d+)", "503")
+    path = path.replace(r"(\d+)", "503").replace("([0-9]{1,9})", "1")
+    path = re.sub(r"\((\w+)\|[^)]*\)", r"\1", path)  # one of several words
     path = re.sub(r"\(\[\^/\][*+]\)", user, path).replace("\\", "")
     assert not re.search(r"[()\[\]?*+]", path), pattern
     return path
