@@ -2,7 +2,8 @@
 
 What the hub's engine has by a name is that image on every machine, by its digest, or by its id
 where no registry knows it. So a machine can't run another one by that name, and a service never
-has its engine ask a registry: Swarm shows no progress, and asks for minutes.
+has its engine ask a registry: Swarm shows no progress, and asks for minutes. What the hub's engine
+hasn't got is what a machine says that it is.
 """
 
 from __future__ import annotations
