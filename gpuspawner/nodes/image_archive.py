@@ -7,12 +7,11 @@ engine, it is broken off, and the engine has nothing.
 
 from __future__ import annotations
 
+import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ..untrusted import parse_json
 
 BLOCK = 512
 # Larger than the list of an image's layers.
@@ -25,8 +24,23 @@ _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 # Stands for the header before a member, whatever that is called: no member has this name.
 _EXTENDED = "/"
 MAX_EXTENDED_BYTES = 4096
+# All that engines write. Go takes a key in other letters, or a second one, for the same.
+# ref: manifestItem in moby's image/tarexport, Index and Descriptor in OCI's image-spec
+_IMAGE_KEYS = frozenset(("Config", "RepoTags", "Layers", "Parent", "LayerSources"))
+_INDEX_KEYS = frozenset(("schemaVersion", "mediaType", "manifests", "annotations"))
+_DESCRIPTOR_KEYS = frozenset(("mediaType", "digest", "size", "platform", "annotations"))
+# And what begins so: containerd has "io.containerd.image.name.extra.1".
 _NAMING = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-_MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*/?")
+# At most as deep as the header before a blob: blobs/sha256/PaxHeaders.0/x.
+_MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,3}/?")
+# A layer that an engine before 25 wrote once already.
+_LAYER_LINK = re.compile(r"[0-9a-f]{64}/layer\.tar")
+_LAYER_TARGET = re.compile(r"\.\./[0-9a-f]{64}/layer\.tar")
+# Where Python, Go and GNU tar read a header alike: the two kinds of it that have a version, the
+# second without the prefix to a name, and a size that is digits or a number of 88 bits.
+# ref: "struct posix_header" in tar(5)
+_POSIX, _GNU = b"ustar\x0000", b"ustar  \0"
+_SIZE = re.compile(rb"[0-7]{11}[0-7\0 ]|\x80.{11}", re.DOTALL)
 
 
 class ArchiveRefused(ValueError):
@@ -44,6 +58,9 @@ class ArchiveCheck:
         self._content = b""
         self._members = 0
         self._seen: set[str] = set()
+        # Members that are no folders, and what lies above any.
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
         # The size of the next member, where an extended header has it.
         self._next_size: int | None = None
 
@@ -77,6 +94,8 @@ class ArchiveCheck:
         header, self._header = self._header, b""
         if not any(header):
             return
+        if not _is_unambiguous(header):
+            raise ArchiveRefused("it is no archive")
         try:
             member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         except (tarfile.HeaderError, UnicodeError):
@@ -98,7 +117,11 @@ class ArchiveCheck:
         self._members += 1
         # No header of another one's name, and no link by which a list is written elsewhere. What
         # has no content has no size: not all who read an archive agree on what that would mean.
-        is_layer_link = member.type == tarfile.SYMTYPE and member.name.endswith("/layer.tar")
+        is_layer_link = (
+            member.type == tarfile.SYMTYPE
+            and _LAYER_LINK.fullmatch(member.name) is not None
+            and _LAYER_TARGET.fullmatch(member.linkname) is not None
+        )
         is_plain = member.type in _FILES and not member.name.endswith("/")
         is_empty = (member.type == tarfile.DIRTYPE or is_layer_link) and not size
         is_extended = member.type == tarfile.XHDTYPE and size <= MAX_EXTENDED_BYTES
@@ -107,13 +130,26 @@ class ArchiveCheck:
             raise ArchiveRefused("it has members that no image has")
         if self._members > MAX_MEMBERS:
             raise ArchiveRefused("it has too many members")
+        if is_extended:
+            return
         name = member.name.rstrip("/")
-        if name in _LISTS and member.type != tarfile.XHDTYPE:
+        self._place(name, member.type == tarfile.DIRTYPE)
+        if name in _LISTS:
             if name in self._seen or not is_plain:
                 raise ArchiveRefused("it has two lists of its images")
             if size > MAX_LIST_BYTES:
                 raise ArchiveRefused("its list of images is too long")
             self._seen.add(name)
+
+    def _place(self, name: str, is_folder: bool) -> None:
+        """Raise `ArchiveRefused` if a member is below a file or a link, or in a folder's place."""
+        above = [name[: found.start()] for found in re.finditer("/", name)]
+        folders = [*above, name] if is_folder else above
+        if not self._files.isdisjoint(folders) or (not is_folder and name in self._folders):
+            raise ArchiveRefused("it has members that no image has")
+        self._folders.update(folders)
+        if not is_folder:
+            self._files.add(name)
 
     def _end_member(self) -> None:
         content, self._content = self._content, b""
@@ -121,11 +157,18 @@ class ArchiveCheck:
             self._next_size = _extended_size(content)
         elif self._name in _LISTS:
             try:
-                _check_list(self._name, parse_json(content))
+                _check_list(self._name, json.loads(content, object_pairs_hook=_without_twins))
             except ArchiveRefused:
                 raise
-            except (AttributeError, KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
                 raise ArchiveRefused("its list of images can't be read") from None
+
+
+def _is_unambiguous(header: bytes) -> bool:
+    kind = header[257:265]
+    # After a POSIX header's prefix nothing follows: star's has a shorter one.
+    unused = header[500:] if kind == _POSIX else header[345:]
+    return kind in (_POSIX, _GNU) and not any(unused) and bool(_SIZE.fullmatch(header[124:136]))
 
 
 def _extended_size(content: bytes) -> int | None:
@@ -155,14 +198,37 @@ def _check_list(name: str, found: Any) -> None:
         if found:
             raise ArchiveRefused("it gives images names")
         return
+    if name == _INDEX:
+        _check_keys(found, _INDEX_KEYS)
     listed = found if name == _MANIFEST else found["manifests"]
     if not isinstance(listed, list) or len(listed) != 1:
         raise ArchiveRefused("it isn't of one image")
     (image,) = listed
-    named = image.get("RepoTags") if name == _MANIFEST else _names(image.get("annotations"))
+    if name == _MANIFEST:
+        _check_keys(image, _IMAGE_KEYS)
+        named = image.get("RepoTags") not in (None, [])
+    else:
+        _check_keys(image, _DESCRIPTOR_KEYS)
+        named = _names(found) or _names(image)
     if named:
         raise ArchiveRefused("it gives images names")
 
 
-def _names(annotations: Mapping[str, Any] | None) -> list[str]:
-    return [key for key in _NAMING if (annotations or {}).get(key)]
+def _check_keys(found: Any, known: frozenset[str]) -> None:
+    if not isinstance(found, dict):
+        raise TypeError
+    if not known.issuperset(found):
+        raise ArchiveRefused("its list of images has what no engine writes")
+
+
+def _names(found: Mapping[str, Any]) -> bool:
+    annotations = found.get("annotations") or {}
+    return any(key.startswith(_NAMING) for key, _ in annotations.items())
+
+
+def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; raises `ArchiveRefused` if it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ArchiveRefused("its list of images has a key twice")
+    return found
