@@ -6,10 +6,9 @@ ref: RFC 5545, 3.3.10 for the rules, of which those for lessons are taken.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from itertools import islice
+from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -22,6 +21,9 @@ from ..untrusted import bounded
 # The most times that a rule may mean, and the longest hours.
 MAX_TIMES = 1000
 MAX_HOURS = 7 * 24
+# All that hours mean lies in these years.
+FIRST_YEAR, LAST_YEAR = 2000, 2099
+WEEK = ("MO", "TU", "WE", "TH", "FR", "SA", "SU")
 DAYS = r"([+-]?[1-5])?(MO|TU|WE|TH|FR|SA|SU)"
 # Part of a rule -> what it may be. Others aren't for lessons, and some can't be computed in a
 # bounded time.
@@ -107,14 +109,27 @@ class ReservedHours:
             )
         if not self.repeat:
             return [begin], length
-        rule = rrulestr(_rule(self.repeat, begin, zone), dtstart=begin)
-        starts = list(islice(rule, MAX_TIMES + 1))
-        if len(starts) > MAX_TIMES:
-            words = lazy_gettext(
-                "%(rule)s means more than %(most)s times", rule=self.repeat, most=MAX_TIMES
-            )
-            raise HoursError("repeat", words)
+        starts: list[datetime] = []
+        for each in rrulestr(_rule(self.repeat, begin, zone), dtstart=begin):
+            if len(starts) == MAX_TIMES:
+                words = lazy_gettext(
+                    "%(rule)s means more than %(most)s times", rule=self.repeat, most=MAX_TIMES
+                )
+                raise HoursError("repeat", words)
+            if each.year > LAST_YEAR or (each + length).year > LAST_YEAR:
+                raise _too_far(self.repeat)
+            starts.append(each)
         return starts, length
+
+    def declared(self) -> tuple[float, float]:
+        """Return `begin` and `end` alone, in seconds since the epoch, whatever the rule says.
+
+        Raises:
+            ValueError: they can't be; the message says what and where.
+        """
+        begin, zone = _moment("begin", self.begin), _zone(self.zone)
+        end = _end(begin, self.end)
+        return begin.replace(tzinfo=zone).timestamp(), end.replace(tzinfo=zone).timestamp()
 
     def left_out(self) -> set[date]:
         """Return the days of the exceptions; raises ValueError, which says what is none."""
@@ -192,7 +207,7 @@ def _moment(name: str, text: str) -> datetime:
     except ValueError:
         words = lazy_gettext("a time is written as 2026-10-05T10:00, got %(got)s", got=shown(text))
         raise HoursError(name, words) from None
-    if not 2000 <= found.year < 2100:
+    if not FIRST_YEAR <= found.year <= LAST_YEAR:
         raise HoursError(name, lazy_gettext("%(time)s isn't in this century", time=text))
     return found
 
@@ -251,22 +266,44 @@ def _rule(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
         raise HoursError("repeat", words)
     if until := parts.get("UNTIL"):
         parts["UNTIL"] = _until(until, begin, zone)
+    if _never(parts, begin):
+        # It would be walked through to the year 9999.
+        raise HoursError("repeat", lazy_gettext("%(rule)s means no time at all", rule=text))
     return ";".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _never(parts: Mapping[str, str], begin: datetime) -> bool:
+    """Return whether a rule is of whole weeks of days, on other days of the week than the begin."""
+    if parts["FREQ"] != "DAILY" or int(parts.get("INTERVAL", 1)) % 7 or "BYDAY" not in parts:
+        return False
+    return WEEK[begin.weekday()] not in {each[-2:] for each in parts["BYDAY"].split(",")}
+
+
+def _too_far(rule: str) -> HoursError:
+    words = lazy_gettext(
+        "the last time of %(rule)s has to be in the years %(first)s to %(last)s",
+        rule=rule,
+        first=FIRST_YEAR,
+        last=LAST_YEAR,
+    )
+    return HoursError("repeat", words)
 
 
 def _until(text: str, begin: datetime, zone: ZoneInfo | None) -> str:
     """Return the end of a rule by the clock on the wall; a day is meant whole."""
+    whole = text if "T" in text else f"{text}T235959"
     try:
-        if text.endswith("Z"):
-            found = datetime.strptime(text, "%Y%m%dT%H%M%SZ")
-            epoch = (found - datetime(1970, 1, 1)).total_seconds()
-            found = datetime.fromtimestamp(epoch, zone).replace(tzinfo=None)
-        else:
-            whole = text if "T" in text else f"{text}T235959"
-            found = datetime.strptime(whole, "%Y%m%dT%H%M%S")
+        found = datetime.strptime(whole.removesuffix("Z"), "%Y%m%dT%H%M%S")
     except ValueError:
         words = lazy_gettext("UNTIL=%(until)s is no time", until=text)
         raise HoursError("repeat", words) from None
+    if text.endswith("Z"):
+        try:
+            found = found.replace(tzinfo=timezone.utc).astimezone(zone).replace(tzinfo=None)
+        except (ValueError, OverflowError, OSError):
+            raise _too_far(f"UNTIL={text}") from None
+    if found.year > LAST_YEAR:
+        raise _too_far(f"UNTIL={text}")
     if found < begin:
         words = lazy_gettext(
             "UNTIL=%(until)s is before the begin, %(begin)s", until=text, begin=f"{begin:{FORMAT}}"

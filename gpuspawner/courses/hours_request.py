@@ -15,6 +15,8 @@ from .hours import HoursError, ReservedHours, shown
 
 State = Literal["asked", "granted", "refused", "withdrawn", "ended"]
 STATES: tuple[State, ...] = get_args(State)
+# States of which nothing is reserved any more, nor will be.
+CLOSED: tuple[State, ...] = ("refused", "withdrawn", "ended")
 # State -> what may become of it.
 TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     "asked": ("granted", "refused", "withdrawn"),
@@ -26,6 +28,10 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
 # The longest note of who asks, and the longest reason, in characters.
 MAX_NOTE = 500
 MAX_WHY = 200
+
+UNREADABLE = lazy_gettext(
+    "These hours can't be read: a text isn't Unicode, a number is too long, or lists lie too deep."
+)
 
 _hours = TypeAdapter(ReservedHours)
 
@@ -100,7 +106,11 @@ def read_hours(fields: Mapping[str, Any]) -> ReservedHours:
     """
     try:
         # As JSON, where a list is as good as a tuple.
-        hours = _hours.validate_json(json.dumps(fields))
+        text = json.dumps(fields)
+    except (ValueError, RecursionError):
+        raise Refused(UNREADABLE, key="hours") from None
+    try:
+        hours = _hours.validate_json(text)
         for _ in hours.times():
             pass
     except ValidationError as error:
@@ -114,6 +124,8 @@ def read_hours(fields: Mapping[str, Any]) -> ReservedHours:
 
 def _refusal(error: Any) -> Refused:
     """Return the refusal for the first error that pydantic has found."""
+    if error["type"] == "json_invalid":  # its input is all that was sent
+        return Refused(UNREADABLE, key="hours")
     key = ".".join(map(str, error["loc"]))[:100]
     kind, bounds, got = error["type"], error.get("ctx", {}), shown(error["input"])
     if kind == "missing":

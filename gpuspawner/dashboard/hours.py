@@ -114,7 +114,8 @@ def hours_facts(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def sent(get: Callable[[str], str]) -> dict[str, str]:
     """Return what a form has sent, by its names; `get` returns "" for what is missing."""
-    return {name: get(name)[:1000] for name in FORM}
+    # Nothing is cut: the rest would mean something else. The size of a request is bounded.
+    return {name: get(name) for name in FORM}
 
 
 def fields_of(form: Mapping[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ..courses.catalogue import CourseCatalogue
 from ..courses.hours import ReservedHours
 from ..courses.hours_request import (
+    CLOSED,
     MAX_NOTE,
     MAX_WHY,
     HoursRequest,
@@ -52,6 +53,9 @@ FIRST_SECONDS = 15.0
 RECENT_SECONDS = 30.0
 # How many requests of a course can be open.
 MAX_OPEN = 20
+# How many a course can have that were made in the last day, whatever has become of them.
+MAX_A_DAY = 50
+DAY_SECONDS = 24 * 3600.0
 
 NO_ENDS = lazy_gettext(
     "No hours can be reserved here: servers have no end, and nobody can say when a GPU is free. An "
@@ -314,6 +318,15 @@ class HoursDesk:
                     num=len(open_ones),
                 )
                 raise Refused(words, status=409)
+            since = asked.asked_at - DAY_SECONDS
+            lately = [each for each in known if each.course == key and each.asked_at > since]
+            if len(lately) >= MAX_A_DAY:
+                words = lazy_gettext(
+                    "%(num)s requests of the course were made in the last 24 hours, which is the "
+                    "most. Please ask again tomorrow.",
+                    num=len(lately),
+                )
+                raise Refused(words, status=409)
             return asked
 
         return await self._change(decide, asker, rule, course)
@@ -537,7 +550,8 @@ def _text(text: str, most: int, key: str) -> str:
 
 def _facts(request: HoursRequest, course: Course | None, trouble: str) -> dict[str, Any]:
     now = time.time()
-    begin, end = _next(request, now)
+    is_closed = request.state in CLOSED
+    begin, end = request.hours.declared() if is_closed else _next(request, now)
     return {
         "id": request.id,
         "course": request.course,

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, or_, select, update
 
 from ..courses.hours_request import (
+    CLOSED,
     STATES,
     HoursRequest,
     hours_as_text,
@@ -121,6 +122,9 @@ def _request(row: Any) -> HoursRequest:
     if row.state not in STATES:
         raise ValueError(f"the state {row.state!r} isn't known")
     hours = hours_of_text(row.hours)
-    for _ in hours.times():
-        pass
+    if row.state in CLOSED:  # there may be many, and nothing needs each of their times
+        hours.declared()
+    else:
+        for _ in hours.times():
+            pass
     return HoursRequest(row.id, hours=hours, **{name: getattr(row, name) for name in _SAME})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from itertools import pairwise
+from unittest import mock
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -83,6 +84,42 @@ def test_once_on_some_days_and_not_on_others() -> None:
             "more than 1000 times",
         ),
         (
+            hours("2026-10-05T10:00", "12:00", repeat="FREQ=MONTHLY;INTERVAL=99;UNTIL=99991231"),
+            "repeat: the last time of UNTIL=99991231 has to be in the years 2000 to 2099",
+        ),
+        (
+            hours("2026-10-05T10:00", "12:00", repeat="FREQ=WEEKLY;INTERVAL=99;COUNT=999"),
+            "repeat: the last time of FREQ=WEEKLY;INTERVAL=99;COUNT=999 has to be in the years",
+        ),
+        (
+            hours("2099-12-24T23:00", "2099-12-25T01:00", repeat="FREQ=WEEKLY;COUNT=2"),
+            "repeat: the last time of FREQ=WEEKLY;COUNT=2 has to be in the years 2000 to 2099",
+        ),
+        (
+            hours(
+                "2026-10-05T10:00",
+                "12:00",
+                repeat="FREQ=WEEKLY;UNTIL=00010101T000000Z",
+                zone="America/New_York",
+            ),
+            "repeat: the last time of UNTIL=00010101T000000Z has to be in the years 2000 to 2099",
+        ),
+        (
+            hours(
+                "2026-10-05T10:00",
+                "12:00",
+                repeat="FREQ=WEEKLY;UNTIL=99991231T235959Z",
+                zone="Asia/Tokyo",
+            ),
+            "repeat: the last time of UNTIL=99991231T235959Z has to be in the years 2000 to 2099",
+        ),
+        (hours("2100-01-01T10:00", "12:00"), "begin: 2100-01-01T10:00 isn't in this century"),
+        (hours("2099-12-31T22:00", "2100-01-01T01:00"), "isn't in this century"),
+        (
+            hours("2026-10-05T10:00", "12:00", exceptions=("9999-12-31",)),
+            "exceptions: on 9999-12-31 there are no such hours",
+        ),
+        (
             hours("2026-10-05T10:00", "2026-10-07T10:00", repeat="FREQ=DAILY;COUNT=3"),
             "the hours of 2026-10-06 begin before the last end",
         ),
@@ -98,6 +135,23 @@ def test_what_cannot_be_is_refused_with_a_sentence(rule: ReservedHours, says: st
     with pytest.raises(ValueError, match=r"^[a-z]+: ") as error:
         list(rule.times())
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("day", ["TU", "TU,SU", "1TU"])
+@pytest.mark.parametrize("end", ["COUNT=1", "UNTIL=20991231"])
+def test_no_rule_is_walked_through_to_the_end_of_all_years(day: str, end: str) -> None:
+    """Each of every seventh days is a Monday: that none is a Tuesday is known without looking."""
+    rule = hours("2000-01-03T10:00", "12:00", repeat=f"FREQ=DAILY;INTERVAL=7;BYDAY={day};{end}")
+    with (
+        mock.patch("gpuspawner.courses.hours.rrulestr", side_effect=AssertionError),
+        pytest.raises(ValueError, match="means no time at all"),
+    ):
+        list(rule.times())
+
+
+def test_every_seventh_day_is_the_begin_s_day_of_the_week() -> None:
+    rule = hours("2000-01-03T10:00", "12:00", repeat="FREQ=DAILY;INTERVAL=7;BYDAY=TU,MO;COUNT=3")
+    assert [each[:5] for each in walls(rule)] == ["01-03", "01-10", "01-17"]
 
 
 def test_a_course_with_wrong_hours_is_named_and_nothing_of_it_is_taken() -> None:

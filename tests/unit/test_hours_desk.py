@@ -22,6 +22,7 @@ from sqlalchemy import event
 
 from gpuspawner.__main__ import main
 from gpuspawner.courses.catalogue import CourseCatalogue
+from gpuspawner.courses.hours import ReservedHours
 from gpuspawner.courses.hours_request import TRANSITIONS
 from gpuspawner.errors import Refused
 from gpuspawner.hub.rights import Asker
@@ -38,6 +39,14 @@ DAY = datetime.now().date() + timedelta(days=30)
 
 def hours(begin: str = "10:00", end: str = "12:00", gpus: int = 2, **more: Any) -> dict[str, Any]:
     return {"begin": f"{DAY}T{begin}", "end": end, "gpus": gpus, **more}
+
+
+def deep(levels: int) -> Any:
+    """So many lists in lists."""
+    found: Any = 1
+    for _ in range(levels):
+        found = [found]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +248,12 @@ async def test_those_of_another_hub_are_not_there(room: Classroom, url: str) -> 
         ({"begin": "2020-10-05T10:00"}, "begin", "over already"),
         ({"begin": "2030-03-31T02:30", "end": "04:00", "zone": "Europe/Berlin"}, "begin", "clock"),
         ({"begin": None}, "begin", "can't be None"),
+        ({"repeat": "FREQ=WEEKLY;UNTIL=99991231"}, "repeat", "in the years 2000 to 2099"),
+        ({"model": "\ud800"}, "hours", "These hours can't be read"),
+        ({"\ud800": "x"}, "hours", "These hours can't be read"),
+        ({"gpus": deep(700)}, "hours", "These hours can't be read"),
+        ({"gpus": deep(100_000)}, "hours", "These hours can't be read"),
+        ({"gpus": 10**5000}, "hours", "These hours can't be read"),
     ],
 )
 async def test_what_cannot_be_is_refused_by_its_key_and_nothing_is_kept(
@@ -265,6 +280,39 @@ async def test_what_is_missing_or_too_long_is_named(room: Classroom) -> None:
     for _ in range(20):
         await room.hours.ask(PROF, "ml", hours(), "")
     assert "20 requests" in await refusal(room.hours.ask(PROF, "ml", hours(), ""))
+
+
+async def test_a_course_asks_so_often_a_day_whatever_became_of_it(
+    room: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(50):
+        await room.hours.withdraw(PROF, (await room.hours.ask(PROF, "ml", hours(), ""))["id"])
+    words = await refusal(room.hours.ask(PROF, "ml", hours(), ""))
+    assert words.startswith("50 requests of the course were made in the last 24 hours")
+    chinese = language_for("zh-CN")
+    assert chinese.say(words) != words
+    # It is the course's limit alone, and the day's.
+    await room.hours.ask(REMBRANDT, "art", hours(), "")
+    await room.hours.make(BOSS, "ml", hours())
+    later = time.time() + 24 * 3600 + 60
+    monkeypatch.setattr("gpuspawner.hub.hours_desk.time.time", lambda: later)
+    await room.hours.ask(PROF, "ml", hours(), "")
+
+
+async def test_the_times_of_what_is_closed_are_not_worked_out(
+    room: Classroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weekly = hours(repeat="FREQ=WEEKLY;COUNT=3", exceptions=[str(DAY)])
+    for work in (room.hours.withdraw(PROF, 1), room.hours.refuse(BOSS, 2, "no")):
+        await room.hours.ask(PROF, "ml", weekly, "")
+        await work
+    await room.hours.make(BOSS, "ml", weekly)
+    await room.hours.end(BOSS, 3, "")
+    monkeypatch.setattr(ReservedHours, "times", lambda self: pytest.fail("worked out"))
+    found = (await room.hours.facts(BOSS))["reserved_hours"]
+    assert [each["state"] for each in found] == ["withdrawn", "refused", "ended"]
+    begin = datetime.combine(DAY, datetime.min.time()).timestamp() + 10 * 3600
+    assert {(each["next_begin"], each["next_end"]) for each in found} == {(begin, begin + 7200)}
 
 
 async def test_over_capacity_it_says_with_which_others_it_collides(room: Classroom) -> None:

@@ -13,10 +13,14 @@ from urllib.parse import urlencode
 import pytest
 import pytest_asyncio
 from bs4 import BeautifulSoup
+from sqlalchemy import update
 from tornado.httpclient import HTTPResponse
 
-from gpuspawner.dashboard.hours import FORM, fields_of, form_of
+from gpuspawner.courses.hours import ReservedHours
+from gpuspawner.courses.hours_request import hours_as_text
+from gpuspawner.dashboard.hours import FORM, fields_of, form_of, sent
 from gpuspawner.errors import Refused
+from gpuspawner.usage.schema import reserved_hours
 from gpuspawner.usage.store import Store
 
 from ..support.boards import HOSTILE
@@ -285,6 +289,38 @@ async def test_in_chinese_nothing_is_left_in_english(service: Service) -> None:
     page = await service.page("boss", "reserved", **{"Accept-Language": "zh-CN"})
     for word in ("Grant", "Refuse", "asked for", "once", "Reserve", "Why"):
         assert word not in page.select_one("main").get_text()  # type: ignore[union-attr]
+
+
+async def test_a_row_whose_rule_has_no_near_end_costs_itself_alone(service: Service) -> None:
+    """Such a row could be kept once, and made the page fail for everybody."""
+    forever = "FREQ=MONTHLY;INTERVAL=99;UNTIL=99991231"
+    for _ in range(3):
+        await service.press("prof", "reserved", do="hours-ask", **typed())
+    await service.press("prof", "reserved", do="hours-withdraw", id="2")
+    store = service.room.hours._store
+    assert store
+    with store._store.engine.begin() as connection:
+        asked = ReservedHours(f"{DAY}T10:00", "12:00", 1, forever)
+        values = {"hours": hours_as_text(asked)}
+        connection.execute(update(reserved_hours).where(reserved_hours.c.id < 3).values(values))
+    for who, path in (("boss", "reserved"), ("prof", "reserved"), ("prof", "courses/ml")):
+        answer = await service.get(who, path)
+        assert answer.code == 200
+        page = BeautifulSoup(answer.body, "html.parser")
+        assert [each["id"] for each in page.select("li.gs-server[id^=hours-]")] == [
+            "hours-3",
+            "hours-2",
+        ]
+
+
+async def test_many_exceptions_go_through_the_form_whole(service: Service) -> None:
+    days = [str(DAY + timedelta(days=number)) for number in range(1, 121)]
+    fields = typed(repeat="FREQ=DAILY;COUNT=200", exceptions=" ".join(days))
+    await service.press("prof", "reserved", do="hours-ask", **fields)
+    (made,) = json.loads((await service.get("prof", API)).body)["reserved_hours"]
+    assert made["hours"]["exceptions"] == days
+    assert sent(fields.__getitem__) == fields
+    assert fields_of(sent(form_of(made).__getitem__))["exceptions"] == days
 
 
 def test_the_form_of_hours_sends_the_same_hours() -> None:
