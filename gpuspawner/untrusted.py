@@ -27,16 +27,27 @@ def printable(text: str, most: int) -> str:
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, with_twins: bool = True) -> Any:
     """Return the value of a JSON text.
+
+    Args:
+        text: the text.
+        with_twins: whether an object may have a key twice, of which parsers take different ones.
 
     Raises:
         ValueError: it is invalid, or nested deeper than Python's parser can follow.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=None if with_twins else _without_twins)
     except RecursionError:
         raise ValueError("its brackets lie too deep") from None
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has a key twice")
+    return found
 
 
 def parse_yaml(text: str) -> Any:
