@@ -531,8 +531,12 @@ class GPUSwarmSpawner(ConfiguredContainer):
         if ended is None:
             self._note_running(service)
         else:
-            words = one_line(words_of(task))
-            self.log.info("The task of %s has ended (%s): %s", self.log_name, ended, words)
+            self.log.info(
+                "The task of %s has ended: %s, %s",
+                self.log_name,
+                one_line(ended),
+                one_line(words_of(task)),
+            )
         self._note_cause(await self._cause_of(task, len(tasks) > 1))
         return ended
 
