@@ -16,9 +16,12 @@ IMAGE = "gpuspawner-test/plain:1"
 COMMAND = ["/server"]
 # One that SIGTERM doesn't end.
 DEAF = ["/server", "deaf"]
+# With a path: prints that file; with a word behind it: writes the word into it.
+FILE = ["/server", "file"]
 
 SERVER = r"""
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -27,6 +30,20 @@ SERVER = r"""
 static const char words[] =
     "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nplain";
 
+/* As `cat`, and `echo WORD > FILE`: the image has no other program. */
+static int of_file(int count, char **given)
+{
+    char text[4096];
+    ssize_t size = count > 3 ? (ssize_t)strlen(given[3]) : 0;
+    int file = open(given[2], count > 3 ? O_WRONLY | O_CREAT | O_TRUNC : O_RDONLY, 0644);
+    if (file < 0)
+        return 1;
+    if (count > 3)
+        return write(file, given[3], size) != size;
+    size = read(file, text, sizeof text);
+    return size < 0 || write(1, text, size) != size;
+}
+
 static void leave(int number) { (void)number; _exit(0); }
 
 int main(int count, char **given)
@@ -34,7 +51,8 @@ int main(int count, char **given)
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(8888)};
     int yes = 1, s = socket(AF_INET, SOCK_STREAM, 0);
     char request[65536];
-    (void)given;
+    if (count > 2)
+        return of_file(count, given);
     signal(SIGTERM, count > 1 ? SIG_IGN : leave);
     signal(SIGPIPE, SIG_IGN);
     setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);

@@ -17,8 +17,10 @@ from gpuspawner.simulation.programs import SimulationError
 from gpuspawner.simulation.state import State
 
 from . import plain_image
+from .dashboards import ADMIN_PASSWORD
 from .engine_roots import cache_of, engine_root
 from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port
+from .paths import ROOT
 from .requirements import cannot
 
 CONFIG = """
@@ -39,6 +41,23 @@ c.GPUSwarmSpawner.stop_grace = 1
 ADDRESSES = """
 c.JupyterHub.bind_url = "http://0.0.0.0:{public}"
 c.JupyterHub.hub_ip = {hub_ip!r}
+"""
+# The shipped configuration for several machines, with what a test has to have of its own.
+SHIPPED = f"""
+c = get_config()
+load_subconfig({str(ROOT / "jupyterhub_swarm_config.py")!r})
+kept = c.JupyterHub.services, c.JupyterHub.load_roles
+kept[0][0]["url"] = f"http://{{{{c.JupyterHub.hub_ip}}}}:{{dashboard}}"
+{ALWAYS}
+{ADDRESSES}
+c.JupyterHub.services = [*kept[0], *c.JupyterHub.services]
+c.JupyterHub.load_roles = [*kept[1], *c.JupyterHub.load_roles]
+c.Authenticator.admin_users = {{{{"boss"}}}}
+c.SharedPasswordAuthenticator.user_password = {PASSWORD!r}
+c.SharedPasswordAuthenticator.admin_password = {ADMIN_PASSWORD!r}
+c.GPUSwarmSpawner.images = {{{{"plain": {plain_image.IMAGE!r}}}}}
+c.GPUSwarmSpawner.cmd = {plain_image.COMMAND!r}
+c.GPUSwarmSpawner.stop_grace = 1
 """
 
 
@@ -110,6 +129,16 @@ class Swarm:
         (folder / "prefix").touch()
         more = {"DOCKER_HOST": docker_host} if docker_host else {}
         return SwarmHub(folder, self.cluster, **more)
+
+    def shipped_hub(self, folder: Path, *lines: str) -> SwarmHub:
+        """Return a hub of the shipped configuration with the dashboard, which isn't started."""
+        ports = {name: free_port() for name in ("public", "hub", "api", "dashboard")}
+        text = SHIPPED.format(token=TOKEN, prefix="", hub_ip=self.cluster.hub_ip, **ports)
+        (folder / "jupyterhub_config.py").write_text("\n".join([text, *lines, ""]))
+        three = (ports[name] for name in ("public", "hub", "api"))
+        (folder / "ports").write_text("\n".join(map(str, three)))
+        (folder / "prefix").touch()
+        return SwarmHub(folder, self.cluster)
 
     # -- What is there -------------------------------------------------------------------------
 
