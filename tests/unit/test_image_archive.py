@@ -93,7 +93,7 @@ def extended(**records: str) -> bytes:
 
 
 OLD, OLDER = "a" * 64, "b" * 64
-NAME = {"io.containerd.image.name": "docker.io/library/lab:1"}
+NAME = {"io.containerd.image.name": "registry.example.org/library/lab:1"}
 # What engine 28.2 writes for an id: the index has the platform.
 INDEX_28: dict[str, Any] = {
     "schemaVersion": 2,
