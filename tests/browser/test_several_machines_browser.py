@@ -17,13 +17,11 @@ from typing import Any
 import docker
 import pytest
 
-from gpuspawner.simulation.state import describe
-
 from ..support import plain_image
 from ..support.browsers import assert_accessible, log_in
 from ..support.dashboards import ADMIN_PASSWORD
 from ..support.hubs import PASSWORD, until
-from ..support.swarms import Swarm, SwarmHub, every_gpu, open_swarm
+from ..support.swarms import THREE_MODELS, Swarm, SwarmHub, every_gpu, open_swarm
 
 pytestmark = [
     pytest.mark.engine,
@@ -33,11 +31,6 @@ pytestmark = [
 ]
 
 A100, H100 = "NVIDIA A100-SXM4-40GB", "NVIDIA H100 80GB HBM3"
-STATES = (
-    describe([("A100-40GB", 2)], "570.133.20"),
-    describe([("T4", 2)], "550.54.15"),
-    describe([("H100", 1)], "575.57.08"),
-)
 NAME = re.compile(r"\bnode-[123]\b")
 NOTE = "/home/jovyan/note.txt"
 SHARED = """
@@ -56,7 +49,7 @@ c.GPUSwarmSpawner.course_volumes = {{}}
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory) -> Iterator[Swarm]:
-    with open_swarm(STATES, tmp_path_factory.mktemp("swarm")) as made:
+    with open_swarm(THREE_MODELS, tmp_path_factory.mktemp("swarm")) as made:
         yield made
 
 
@@ -82,14 +75,10 @@ def file_server(swarm) -> Iterator[Path]:
 
 @pytest.fixture
 def hub(swarm, tmp_path, file_server) -> Iterator[SwarmHub]:
-    made = swarm.shipped_hub(tmp_path, SHARED.format(folder=file_server, name=file_server.name))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        swarm.clear()
-        until(lambda: not swarm.running(), "nothing runs any more")
+    with swarm.started(
+        swarm.shipped_hub(tmp_path, SHARED.format(folder=file_server, name=file_server.name))
+    ) as running:
+        yield running
 
 
 def form(hub: SwarmHub, page: Any, user: str) -> str:

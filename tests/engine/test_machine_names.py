@@ -15,66 +15,33 @@ from jupyterhub.handlers import default_handlers as page_handlers
 from gpuspawner.choices.form_stream import HEADER
 from gpuspawner.dashboard.handlers import routes
 from gpuspawner.hub import switch_page
-from gpuspawner.simulation.state import describe
 from gpuspawner.simulation.switch import plug
 
-from ..support import plain_image
 from ..support.dashboards import ADMIN_PASSWORD
-from ..support.hubs import ALWAYS, PASSWORD, TOKEN, free_port, until
-from ..support.paths import ROOT
-from ..support.swarms import ADDRESSES, Swarm, SwarmHub, open_swarm
+from ..support.hubs import until
+from ..support.swarms import THREE_MODELS, Swarm, SwarmHub, open_swarm
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough, pytest.mark.timeout(600)]
 
-STATES = (
-    describe([("A100-40GB", 2)], "570.133.20"),
-    describe([("T4", 2)], "550.54.15"),
-    describe([("H100", 1)], "575.57.08"),
-)
 H100 = "NVIDIA H100 80GB HBM3"
 NAME = re.compile(r"\bnode-[123]\b")
-CONFIG = f"""
-c = get_config()
-load_subconfig({str(ROOT / "jupyterhub_swarm_config.py")!r})
-kept = c.JupyterHub.services, c.JupyterHub.load_roles
-kept[0][0]["url"] = f"http://{{{{c.JupyterHub.hub_ip}}}}:{{dashboard}}"
-{ALWAYS}
-{ADDRESSES}
-c.JupyterHub.services = [*kept[0], *c.JupyterHub.services]
-c.JupyterHub.load_roles = [*kept[1], *c.JupyterHub.load_roles]
-c.Authenticator.admin_users = {{{{"boss"}}}}
-c.SharedPasswordAuthenticator.user_password = {PASSWORD!r}
-c.SharedPasswordAuthenticator.admin_password = {ADMIN_PASSWORD!r}
-c.GPUSwarmSpawner.images = {{{{"plain": {plain_image.IMAGE!r}}}}}
-c.GPUSwarmSpawner.cmd = {plain_image.COMMAND!r}
+# Somebody has to wait.
+WAIT = """
 c.GPUSwarmSpawner.longest_wait_minutes = 60
-c.GPUSwarmSpawner.stop_grace = 1
-c.JupyterHub.tornado_settings = {{{{"slow_spawn_timeout": 1}}}}
+c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 1}
 """
 
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory) -> Iterator[Swarm]:
-    with open_swarm(STATES, tmp_path_factory.mktemp("swarm")) as made:
+    with open_swarm(THREE_MODELS, tmp_path_factory.mktemp("swarm")) as made:
         yield made
 
 
 @pytest.fixture
 def hub(swarm, tmp_path) -> Iterator[SwarmHub]:
-    ports = {name: free_port() for name in ("public", "hub", "api", "dashboard")}
-    text = CONFIG.format(token=TOKEN, prefix="", hub_ip=swarm.cluster.hub_ip, **ports)
-    (tmp_path / "jupyterhub_config.py").write_text(text)
-    three = (ports[name] for name in ("public", "hub", "api"))
-    (tmp_path / "ports").write_text("\n".join(map(str, three)))
-    (tmp_path / "prefix").touch()
-    made = SwarmHub(tmp_path, swarm.cluster)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        swarm.clear()
-        until(lambda: not swarm.running(), "nothing runs any more")
+    with swarm.started(swarm.shipped_hub(tmp_path, WAIT)) as running:
+        yield running
 
 
 def filled(pattern: str, user: str) -> str:

@@ -12,73 +12,42 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from gpuspawner.simulation.state import STATE_PATH_VARIABLE, describe
+from gpuspawner.simulation.state import STATE_PATH_VARIABLE
 
-from ..support import plain_image
 from ..support.engine_roots import engine_root
 from ..support.forms import submit
-from ..support.hubs import ALWAYS, PASSWORD, TOKEN, free_port, until
+from ..support.hubs import until
 from ..support.labs import left_by, simulate
 from ..support.paths import ROOT
-from ..support.swarms import ADDRESSES, Swarm, SwarmHub, every_gpu, held_twice, open_swarm
+from ..support.swarms import THREE_MODELS, Swarm, SwarmHub, every_gpu, held_twice, open_swarm
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough, pytest.mark.timeout(600)]
 
 H100 = "NVIDIA H100 80GB HBM3"
-STATES = (
-    describe([("A100-40GB", 2)], "570.133.20"),
-    describe([("T4", 2)], "550.54.15"),
-    describe([("H100", 1)], "575.57.08"),
-)
 
-# The shipped configuration for several machines, with what a test has to have of its own.
-CONFIG = f"""
-c = get_config()
-load_subconfig({str(ROOT / "jupyterhub_swarm_config.py")!r})
-kept = c.JupyterHub.services, c.JupyterHub.load_roles
-kept[0][0]["url"] = f"http://{{{{c.JupyterHub.hub_ip}}}}:{{dashboard}}"
-{ALWAYS}
-{ADDRESSES}
-c.JupyterHub.services = [*kept[0], *c.JupyterHub.services]
-c.JupyterHub.load_roles = [*kept[1], *c.JupyterHub.load_roles]
-c.SharedPasswordAuthenticator.user_password = {PASSWORD!r}
-c.GPUSwarmSpawner.images = {{{{"plain": {plain_image.IMAGE!r}}}}}
-c.GPUSwarmSpawner.cmd = {plain_image.COMMAND!r}
+NO_WAIT = """
 c.GPUSwarmSpawner.longest_wait_minutes = 0
-c.GPUSwarmSpawner.stop_grace = 1
 c.GPUSwarmSpawner.poll_interval = 2
 """
 
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory) -> Iterator[Swarm]:
-    with open_swarm(STATES, tmp_path_factory.mktemp("swarm")) as made:
+    with open_swarm(THREE_MODELS, tmp_path_factory.mktemp("swarm")) as made:
         yield made
 
 
 @pytest.fixture
 def hub(swarm, tmp_path) -> Iterator[SwarmHub]:
-    ports = {name: free_port() for name in ("public", "hub", "api", "dashboard")}
-    text = CONFIG.format(token=TOKEN, prefix="", hub_ip=swarm.cluster.hub_ip, **ports)
-    (tmp_path / "jupyterhub_config.py").write_text(text)
-    three = (ports[name] for name in ("public", "hub", "api"))
-    (tmp_path / "ports").write_text("\n".join(map(str, three)))
-    (tmp_path / "prefix").touch()
-    made = SwarmHub(tmp_path, swarm.cluster)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        swarm.clear()
-        until(lambda: not swarm.running(), "nothing runs any more")
+    with swarm.started(swarm.shipped_hub(tmp_path, NO_WAIT)) as running:
+        yield running
 
 
 def test_who_wants_the_model_of_one_machine_is_there_with_exactly_that_gpu(swarm, hub):
     gpus = every_gpu(swarm.cluster)
     ada = hub.log_in("ada")
     form = BeautifulSoup(ada.get(f"{hub.url}/hub/spawn").content, "html.parser").text
-    assert all(gpu.name in form for state in STATES for gpu in state.gpus), form
+    assert all(gpu.name in form for state in THREE_MODELS for gpu in state.gpus), form
     answer = submit(hub, ada, gpus="1", image="plain", model=H100)
     assert answer.ok, answer.text
     until(lambda: hub.ready("ada"), "ada's server is ready", log=hub.log)

@@ -14,12 +14,12 @@ import docker
 from gpuspawner.backends.swarm.backend import SwarmBackend
 from gpuspawner.simulation.cluster import NETWORK, SimulatedCluster, name_of
 from gpuspawner.simulation.programs import SimulationError
-from gpuspawner.simulation.state import State
+from gpuspawner.simulation.state import State, describe
 
 from . import plain_image
 from .dashboards import ADMIN_PASSWORD
 from .engine_roots import cache_of, engine_root
-from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port
+from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port, until
 from .paths import ROOT
 from .requirements import cannot
 
@@ -42,6 +42,12 @@ ADDRESSES = """
 c.JupyterHub.bind_url = "http://0.0.0.0:{public}"
 c.JupyterHub.hub_ip = {hub_ip!r}
 """
+# The GPUs of three machines, no two of one model.
+THREE_MODELS = (
+    describe([("A100-40GB", 2)], "570.133.20"),
+    describe([("T4", 2)], "550.54.15"),
+    describe([("H100", 1)], "575.57.08"),
+)
 # The shipped configuration for several machines, with what a test has to have of its own.
 SHIPPED = f"""
 c = get_config()
@@ -139,6 +145,17 @@ class Swarm:
         (folder / "ports").write_text("\n".join(map(str, three)))
         (folder / "prefix").touch()
         return SwarmHub(folder, self.cluster)
+
+    @contextmanager
+    def started(self, hub: SwarmHub) -> Iterator[SwarmHub]:
+        """Have a hub run in this context; afterwards nothing of it runs on any node."""
+        try:
+            hub.start()
+            yield hub
+        finally:
+            hub.stop()
+            self.clear()
+            until(lambda: not self.running(), "nothing runs any more")
 
     # -- What is there -------------------------------------------------------------------------
 

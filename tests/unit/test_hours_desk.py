@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +26,6 @@ from gpuspawner.hub.rights import Asker
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import restored
 from gpuspawner.usage.database import StoreError
-from gpuspawner.usage.store import Store
 
 from ..support.courses import COURSES, LOG, Classroom
 
@@ -49,38 +45,12 @@ def deep(levels: int) -> Any:
     return found
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, which take longer to make than a test."""
-    path = tmp_path_factory.mktemp("empty") / "usage.sqlite"
-    store = Store(f"sqlite:///{path}")
-    store.open()
-    store.close()
-    return path
-
-
-@pytest.fixture
-def url(tmp_path: Path, empty: Path) -> str:
-    return f"sqlite:///{shutil.copy(empty, tmp_path / 'usage.sqlite')}"
-
-
 @pytest_asyncio.fixture
-async def room(url: str) -> AsyncIterator[Classroom]:
-    made = Classroom(usage_db=url)
+async def room(usage_url: str) -> AsyncIterator[Classroom]:
+    made = Classroom(usage_db=usage_url)
     await made.ledger.read()
     yield made
     await made.close()
-
-
-@pytest.fixture
-def events(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    caplog.set_level(logging.INFO)
-
-    def found() -> list[dict[str, Any]]:
-        lines = [each.getMessage() for each in caplog.records if each.name.endswith(".gpuspawner")]
-        return [json.loads(each.removeprefix("gpuspawner ")) for each in lines]
-
-    return found
 
 
 async def listed(room: Classroom, asker: Asker = BOSS) -> list[tuple[int, str, str]]:
@@ -210,9 +180,9 @@ async def test_an_instructor_decides_nothing(room: Classroom) -> None:
     assert await listed(room) == [(1, "ml", "asked")]
 
 
-async def test_those_of_another_hub_are_not_there(room: Classroom, url: str) -> None:
+async def test_those_of_another_hub_are_not_there(room: Classroom, usage_url: str) -> None:
     number = (await room.hours.make(BOSS, "ml", hours()))["id"]
-    other = Classroom(usage_db=url)
+    other = Classroom(usage_db=usage_url)
     other.ledger.hub = "http://other"
     other.hours._store._hub = "http://other"  # type: ignore[union-attr]
     await other.ledger.read()
@@ -343,9 +313,11 @@ async def test_hours_of_a_course_do_not_overlap(room: Classroom) -> None:
     await room.hours.make(BOSS, "art", hours(gpus=1, begin="11:00", end="14:00"))
 
 
-async def test_without_ends_or_a_store_nothing_is_reserved_and_it_says_so_before(url: str) -> None:
+async def test_without_ends_or_a_store_nothing_is_reserved_and_it_says_so_before(
+    usage_url: str,
+) -> None:
     for made, says in (
-        (Classroom(usage_db=url, hour_limit=None), "c.GPUSpawner.hour_limit"),
+        (Classroom(usage_db=usage_url, hour_limit=None), "c.GPUSpawner.hour_limit"),
         (Classroom(), "c.GPUSpawner.usage_db"),
     ):
         await made.ledger.read()
@@ -366,8 +338,8 @@ async def test_unknown_gpus_are_not_promised(room: Classroom) -> None:
 # -- The order, and what changes around it -------------------------------------------------------
 
 
-async def test_what_is_configured_comes_first_then_what_was_granted_first(url: str) -> None:
-    room = Classroom(usage_db=url)
+async def test_what_is_configured_comes_first_then_what_was_granted_first(usage_url: str) -> None:
+    room = Classroom(usage_db=usage_url)
     await room.ledger.read()
     await room.hours.make(BOSS, "art", hours(gpus=2))
     await room.hours.make(BOSS, "ml", hours(gpus=2))
@@ -388,11 +360,11 @@ async def test_what_is_configured_comes_first_then_what_was_granted_first(url: s
     await room.close()
 
 
-async def test_a_hub_that_is_started_again_and_one_beside_it_know_it(url: str) -> None:
-    room = Classroom(usage_db=url)
+async def test_a_hub_that_is_started_again_and_one_beside_it_know_it(usage_url: str) -> None:
+    room = Classroom(usage_db=usage_url)
     await room.ledger.read()
     await room.hours.make(BOSS, "ml", hours())
-    beside = Classroom(usage_db=url)
+    beside = Classroom(usage_db=usage_url)
     await beside.ledger.read()
     assert not beside.hours.is_known
     woken = []
@@ -412,28 +384,28 @@ async def test_a_hub_that_is_started_again_and_one_beside_it_know_it(url: str) -
 
 
 async def test_a_store_that_fails_is_said_and_what_was_known_stays(
-    room: Classroom, url: str, caplog: pytest.LogCaptureFixture
+    room: Classroom, usage_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await room.hours.make(BOSS, "ml", hours())
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(usage_url.removeprefix("sqlite:///")) as connection:
         connection.execute("ALTER TABLE gpuspawner_reserved_hours RENAME TO elsewhere")
     for work in (room.hours.make(BOSS, "art", hours()), room.hours.end(BOSS, 1, "")):
         assert "couldn't be kept, and nothing has changed" in await refusal(work, 503)
     await refusal(room.hours.facts(BOSS), 503)
     assert promised(room) == [("ml", 2)]
     assert len([each for each in caplog.messages if "stays as it was known" in each]) == 1
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(usage_url.removeprefix("sqlite:///")) as connection:
         connection.execute("ALTER TABLE elsewhere RENAME TO gpuspawner_reserved_hours")
     assert await listed(room) == [(1, "ml", "granted")]
     assert "can be read again" in caplog.text
 
 
 async def test_a_row_of_another_version_costs_itself_alone(
-    room: Classroom, url: str, caplog: pytest.LogCaptureFixture
+    room: Classroom, usage_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await room.hours.make(BOSS, "ml", hours())
     await room.hours.make(BOSS, "art", hours())
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(usage_url.removeprefix("sqlite:///")) as connection:
         connection.execute("UPDATE gpuspawner_reserved_hours SET hours = '[[' WHERE id = 1")
     assert await listed(room) == [(2, "art", "granted")]
     await listed(room)
@@ -441,11 +413,11 @@ async def test_a_row_of_another_version_costs_itself_alone(
 
 
 async def test_who_is_forgotten_is_named_nowhere_and_the_hours_stay(
-    room: Classroom, url: str, capsys: pytest.CaptureFixture[str]
+    room: Classroom, usage_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = await room.hours.ask(PROF, "ml", hours(), "a note of the prof's")
     await room.hours.grant(BOSS, asked["id"], None)
-    db = ["usage", "--db", url]
+    db = ["usage", "--db", usage_url]
     assert main([*db, "--give-out", "prof"]) == 0
     (given,) = json.loads(capsys.readouterr().out)
     assert (given["asked_by"], given["note"]) == ("prof", "a note of the prof's")
@@ -458,13 +430,13 @@ async def test_who_is_forgotten_is_named_nowhere_and_the_hours_stay(
 
 
 async def test_no_start_is_granted_before_it_is_known_what_was_reserved(
-    room: Classroom, url: str
+    room: Classroom, usage_url: str
 ) -> None:
     soon = datetime.fromtimestamp(time.time() + 1800)
     end = soon + timedelta(hours=2)
     fields = {"begin": f"{soon:%Y-%m-%dT%H:%M}", "end": f"{end:%Y-%m-%dT%H:%M}", "gpus": 4}
     await room.hours.make(BOSS, "ml", fields)
-    again = Classroom(usage_db=url)
+    again = Classroom(usage_db=usage_url)
     eve = asyncio.ensure_future(again.wait("eve", hours=2))
     await asyncio.sleep(0.05)
     assert not eve.done()
@@ -475,9 +447,11 @@ async def test_no_start_is_granted_before_it_is_known_what_was_reserved(
     await again.close()
 
 
-async def test_a_start_waits_for_the_first_reading_and_no_longer(url: str, monkeypatch) -> None:
+async def test_a_start_waits_for_the_first_reading_and_no_longer(
+    usage_url: str, monkeypatch
+) -> None:
     monkeypatch.setattr("gpuspawner.hub.hours_desk.FIRST_SECONDS", 0.01)
-    room = Classroom(usage_db=url)
+    room = Classroom(usage_db=usage_url)
     await room.hours.ensure_read()
 
     def fail(now: float) -> Any:
@@ -508,8 +482,8 @@ async def test_what_is_asked_is_told_to_administrators_and_what_is_decided_to_in
     assert "prof asks for reserved hours for Machine <learning>" in told[0][1]
 
 
-async def test_others_wait_for_what_was_granted_and_start_when_it_is_ended(url: str) -> None:
-    room = Classroom(usage_db=url)
+async def test_others_wait_for_what_was_granted_and_start_when_it_is_ended(usage_url: str) -> None:
+    room = Classroom(usage_db=usage_url)
     await room.ledger.read()
     room.hours.on_change = room.queue.wake
     soon = datetime.fromtimestamp(time.time() + 1800)
@@ -571,8 +545,8 @@ async def act(room: Classroom, step: tuple[Any, Any, Any]) -> Any:
     return await (desk.refuse if what == "refuse" else desk.end)(BOSS, of, "why")
 
 
-def kept_rows(url: str) -> list[Any]:
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+def kept_rows(usage_url: str) -> list[Any]:
+    with sqlite3.connect(usage_url.removeprefix("sqlite:///")) as connection:
         found = connection.execute(
             "SELECT id, course, hours, state, rank, decided_by FROM gpuspawner_reserved_hours"
         )
@@ -601,18 +575,18 @@ def check_rows(before: list[Any], after: list[Any]) -> None:
         assert len({course for course, _ in now}) == len(now)
 
 
-def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(url: str) -> None:
+def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(usage_url: str) -> None:
     loop = asyncio.new_event_loop()
     rooms: list[Classroom] = []
 
     async def build() -> None:
         for _ in range(2):
-            rooms.append(Classroom(usage_db=url))
+            rooms.append(Classroom(usage_db=usage_url))
             await rooms[-1].ledger.read()
             await rooms[-1].hours.facts(BOSS)
 
     loop.run_until_complete(build())
-    path = url.removeprefix("sqlite:///")
+    path = usage_url.removeprefix("sqlite:///")
 
     @settings(deadline=None)
     @given(
@@ -625,7 +599,7 @@ def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(url: st
         with sqlite3.connect(path) as connection:
             connection.execute("DELETE FROM gpuspawner_reserved_hours")
         for number, together, step, dies_at in steps:
-            room, before = rooms[number], kept_rows(url)
+            room, before = rooms[number], kept_rows(usage_url)
             store = room.hours._store
             assert store
             engine, left = store._store.engine, dies_at
@@ -643,7 +617,7 @@ def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(url: st
             with suppress(Refused, Killed):
                 loop.run_until_complete(act(room, step))
             event.remove(engine, "after_cursor_execute", die)
-            after = kept_rows(url)
+            after = kept_rows(usage_url)
             check_rows(before, after)
             if together:
                 # Both at once: one of them is first.
@@ -654,10 +628,10 @@ def test_two_hubs_and_a_kill_at_any_moment_promise_no_more_than_there_is(url: st
                     )
 
                 loop.run_until_complete(both())
-                check_rows_of_two(after, kept_rows(url))
+                check_rows_of_two(after, kept_rows(usage_url))
         loop.run_until_complete(rooms[0].hours.facts(BOSS))
         # What the hub promises is what is kept.
-        granted = [row for row in kept_rows(url) if row[3] == "granted"]
+        granted = [row for row in kept_rows(usage_url) if row[3] == "granted"]
         assert len(rooms[0].reserved()) == len(granted)
 
     play()

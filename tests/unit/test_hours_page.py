@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,6 @@ from gpuspawner.courses.hours_request import hours_as_text
 from gpuspawner.dashboard.hours import FORM, fields_of, form_of, sent
 from gpuspawner.errors import Refused
 from gpuspawner.usage.schema import reserved_hours
-from gpuspawner.usage.store import Store
 
 from ..support.boards import HOSTILE
 from ..support.courses import PEOPLE, Classroom
@@ -42,21 +40,11 @@ def typed(**more: str) -> dict[str, str]:
     return {**FORM, **given, **more}
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "usage.sqlite"
-    store = Store(f"sqlite:///{path}")
-    store.open()
-    store.close()
-    return path
-
-
 @pytest_asyncio.fixture
 async def service(
-    tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, usage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Service]:
-    url = f"sqlite:///{shutil.copy(empty, tmp_path / 'usage.sqlite')}"
-    room = Classroom(people=PEOPLE, usage_db=url)
+    room = Classroom(people=PEOPLE, usage_db=usage_url)
     await room.ledger.read()
     control = room.control(str(tmp_path / "hub.sock"))
     await control.begin()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -29,18 +28,6 @@ async def room() -> AsyncIterator[Classroom]:
     made = Classroom()
     yield made
     await made.close()
-
-
-@pytest.fixture
-def events(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """Return the audit log's lines so far."""
-    caplog.set_level(logging.INFO)
-
-    def found() -> list[dict[str, Any]]:
-        lines = [each.getMessage() for each in caplog.records if each.name.endswith(".gpuspawner")]
-        return [json.loads(each.removeprefix("gpuspawner ")) for each in lines]
-
-    return found
 
 
 async def members(room: Classroom, asker: Asker = PROF) -> dict[str, list[dict[str, Any]]]:
