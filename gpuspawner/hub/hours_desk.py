@@ -65,6 +65,10 @@ NOT_KEPT = lazy_gettext(
     "No hours can be reserved on this page: they couldn't be kept. An administrator can set "
     "c.GPUSpawner.usage_db."
 )
+NO_COURSES = lazy_gettext(
+    "Hours are reserved for courses, and there is none yet. An administrator can set "
+    "c.GPUSpawner.courses."
+)
 NO_STORE = lazy_gettext("It couldn't be kept, and nothing has changed. Please try again later.")
 NOT_READ = lazy_gettext("What is reserved can't be read now. Please try again later.")
 NO_SUCH_HOURS = lazy_gettext("There are no such hours, or you don't teach the course.")
@@ -203,7 +207,9 @@ class HoursDesk:
         """Return why nothing can be reserved here at all; "" if something can be."""
         if not self._has_ends:
             return NO_ENDS
-        return "" if self._store else NOT_KEPT
+        if not self._store:
+            return NOT_KEPT
+        return "" if self._courses.current() else NO_COURSES
 
     def open_for(self, asker: Asker) -> int:
         """Return how many requests wait for somebody's decision, who has to be administrator."""

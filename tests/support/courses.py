@@ -84,6 +84,7 @@ class Classroom(Hub):
         people: name -> groups.
         usage_db: where requests for reserved hours are kept; "": nowhere.
         hour_limit: the longest time of a server, in hours; None: it has no end.
+        courses: as in a configuration.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class Classroom(Hub):
         people: dict[str, tuple[str, ...]] | None = None,
         usage_db: str = "",
         hour_limit: float | None = 12,
+        courses: dict[str, Any] = COURSES,
     ) -> None:
         self.gpus, self.engine_is_down = gpus, False
         super().__init__()
         self.spawner_class = CourseSpawner
-        self.courses = CourseCatalogue(COURSES, "", LOG)
+        self.courses = CourseCatalogue(courses, "", LOG)
         engine = create_engine("sqlite://", poolclass=StaticPool)
         orm.Base.metadata.create_all(engine)
         self.db = Session(engine, expire_on_commit=False)

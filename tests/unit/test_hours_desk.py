@@ -327,6 +327,13 @@ async def test_without_ends_or_a_store_nothing_is_reserved_and_it_says_so_before
         await made.close()
 
 
+async def test_without_a_course_an_administrator_reads_what_to_set(usage_url: str) -> None:
+    room = Classroom(usage_db=usage_url, courses={})
+    await room.ledger.read()
+    assert "c.GPUSpawner.courses" in restored((await room.hours.facts(BOSS))["why_not"])
+    await room.close()
+
+
 async def test_unknown_gpus_are_not_promised(room: Classroom) -> None:
     room.ledger.last_view = None
     room.engine_is_down = True
