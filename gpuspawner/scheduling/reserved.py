@@ -115,14 +115,8 @@ def place(
     Returns:
         The holds, and what there is no unit for.
     """
-    units = {gpu.id: gpu for node in nodes.values() for gpu in node.gpus if gpu.id}
     named = Counter(each.model for each in reserved if each.model)
-    of_course: dict[str, list[tuple[float, GPU]]] = {}
-    for lease in leases:
-        if lease.course:
-            free = free_from(lease.until, now)
-            there = [(free, units[each]) for each in sorted(lease.gpus) if each in units]
-            of_course.setdefault(lease.course, []).extend(there)
+    of_course = _units_of_courses(nodes, leases, now)
     holds: list[Hold] = []
     given: list[_Given] = []
     held_on: Counter[str] = Counter()
@@ -153,9 +147,7 @@ def place(
         holds += [Hold(each.course, gpu, since, each.end) for gpu, since in places]
     if named and any(each.missing for each in given):
         given = _tried_otherwise(given, nodes)
-    for one in given:
-        times = one.reserved.course, one.begin, one.reserved.end
-        holds += [Hold(times[0], gpu, times[1], times[2]) for gpu in one.gpus]
+    holds += [hold for one in given for hold in one.holds()]
     return holds, [Missing(one.reserved, one.missing) for one in given if one.missing]
 
 
@@ -180,6 +172,25 @@ class _Given:
         """How many there are too few."""
         return max(0, self.need - len(self.gpus))
 
+    def holds(self) -> list[Hold]:
+        """Return the units as holds."""
+        course, end = self.reserved.course, self.reserved.end
+        return [Hold(course, gpu, self.begin, end) for gpu in self.gpus]
+
+
+def _units_of_courses(
+    nodes: Mapping[str, NodeCalendar], leases: Sequence[Lease], now: float
+) -> dict[str, list[tuple[float, GPU]]]:
+    """Return course -> the units of its servers, each with when it is free again."""
+    units = {gpu.id: gpu for node in nodes.values() for gpu in node.gpus if gpu.id}
+    found: dict[str, list[tuple[float, GPU]]] = {}
+    for lease in leases:
+        if lease.course:
+            free = free_from(lease.until, now)
+            there = [(free, units[each]) for each in sorted(lease.gpus) if each in units]
+            found.setdefault(lease.course, []).extend(there)
+    return found
+
 
 def _tried_otherwise(given: list[_Given], nodes: Mapping[str, NodeCalendar]) -> list[_Given]:
     """Return a placement in which nothing is missing that needn't be, as far as one is found."""
@@ -192,13 +203,13 @@ def _tried_otherwise(given: list[_Given], nodes: Mapping[str, NodeCalendar]) -> 
         seen |= {id(one) for one in together}
         if not any(one.reserved.model for one in together):
             continue
-        for one in together:
-            _book(one, nodes, free=True)
+        for hold in (hold for one in together for hold in one.holds()):
+            nodes[hold.gpu.node].release(hold.gpu, hold.begin, hold.end)
         wants = [_want(one, nodes) for one in together]
         ways = Search(wants, nodes).find() if could_be(wants, nodes) else None
         if ways is None:
-            for one in together:
-                _book(one, nodes)
+            for hold in (hold for one in together for hold in one.holds()):
+                nodes[hold.gpu.node].take([hold.gpu], hold.begin, hold.end)
         else:
             found |= {
                 id(one): replace(one, gpus=gpus) for one, gpus in zip(together, ways, strict=True)
@@ -222,16 +233,6 @@ def _beside(each: _Given, others: Sequence[_Given]) -> list[_Given]:
         together = len(found)
         begin = min(one.begin for one in found)
         end = max(one.reserved.end for one in found)
-
-
-def _book(given: _Given, nodes: Mapping[str, NodeCalendar], free: bool = False) -> None:
-    """Book what was given; `free`: undo that."""
-    for gpu in given.gpus:
-        node = nodes[gpu.node]
-        if free:
-            node.release(gpu, given.begin, given.reserved.end)
-        else:
-            node.take([gpu], given.begin, given.reserved.end)
 
 
 def _want(given: _Given, nodes: Mapping[str, NodeCalendar]) -> Want:
