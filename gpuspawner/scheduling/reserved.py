@@ -31,6 +31,7 @@ class ReservedTime:
         kind: their kind (`GPU.kind`).
         model: their GPU model; "": any.
         unclaimed_seconds: how long after the begin what nobody of the course has is free for all.
+        slots: into how many slots each unit is divided for its servers; 0: they get them whole.
     """
 
     course: str
@@ -40,6 +41,7 @@ class ReservedTime:
     kind: str = WHOLE
     model: str = ""
     unclaimed_seconds: float = inf
+    slots: int = 0
 
     def takes(self, gpu: GPU) -> bool:
         """Return whether a unit is one of those that it may be about."""
