@@ -27,6 +27,7 @@ from .choices.check import (
     check_choice,
 )
 from .choices.course_choice import longest_hours
+from .choices.slot_hours import SlotHours
 from .courses.catalogue import CourseCatalogue
 from .errors import GPUSpawnerError, Refused, StartAgain, Unknown
 from .gpu_switch import GPUSwitch
@@ -199,6 +200,12 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def course_now(self, courses: Iterable[str]) -> str:
         """Return the key of the first of these courses whose reserved hours they are; "": none."""
         return self._hub_state.reserved.running(courses) if self._hub_state and courses else ""
+
+    def slot_hours(self, courses: Iterable[str]) -> Mapping[str, SlotHours]:
+        """Return course -> its next reserved hours in which servers share GPUs."""
+        if self._hub_state is None or not courses:
+            return {}
+        return self._hub_state.reserved.slot_hours(courses)
 
     # -- The choice ------------------------------------------------------------------------------
 
@@ -721,7 +728,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
             self.ledger.ends[self.server_id] = until
 
     def latest_end(self, until: float) -> tuple[float, str]:
-        """Return the latest end that the lease can have, and the course that is in the way."""
+        """Return the latest end that the lease can have, and what is in the way of a later one."""
         return self.hub_state.reserved.latest_end(self.holder, until)
 
     def budgeted_end(self, until: float) -> tuple[float, str]:

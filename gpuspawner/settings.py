@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import traitlets
@@ -13,6 +13,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode, d
 from .choices import options
 from .choices.course_choice import with_courses
 from .choices.limits import MAX_HOURS, Limits
+from .choices.slot_hours import SlotHours
 from .counts import Counts
 from .courses.catalogue import CourseCatalogue, check_courses
 from .courses.model import Course
@@ -499,6 +500,10 @@ class GPUTraits(SpawnerMixin):
         """Return the key of the first of these courses whose reserved hours they are; "": none."""
         return ""
 
+    def slot_hours(self, courses: Iterable[str]) -> Mapping[str, SlotHours]:
+        """Return course -> its next reserved hours in which servers share GPUs."""
+        return {}
+
     def limits(self) -> Limits:
         """Return the limits of a choice of this server's user."""
         allowed, image = self.allowed_image_names(), self.default_image()
@@ -538,6 +543,7 @@ class GPUTraits(SpawnerMixin):
             processors=self.cpu_limit or None,
             courses=tuple(courses.values()),
             course_now=self.course_now(courses),
+            slot_hours=self.slot_hours(courses),
             taught_courses=frozenset(k for k, each in courses.items() if each.is_taught_by(groups)),
         )
 

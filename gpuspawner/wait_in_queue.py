@@ -90,8 +90,7 @@ class WaitInQueue:
         turn = CheckIn(Deadline.after(60 * minutes, self._clock))
         attempt.check_in = turns[spawner.holder] = turn
         until = turn.deadline.until
-        if request.seconds is not None:  # the plan reckons with the latest end
-            reservation.until = until + request.seconds
+        reservation.begin(until, request.seconds)  # the plan reckons with the latest end
         words = check_in_words(request, until)
         spawner.progress_steps.add(18, words, about="turn", until=until, token=turn.token)
         spawner.lease.log_event("warn", rule="check in", until=round(until))
@@ -103,8 +102,7 @@ class WaitInQueue:
             turns.pop(spawner.holder, None)
         if attempt.is_present:
             # Neither does the time to answer count.
-            spawner.lease.begin_term(request.seconds)
-            reservation.until = spawner.lease.until
+            self._begin_term(request, reservation)
             spawner.progress_steps.add(18, lazy_gettext("You are here."), about="turn")
             return
         facts = audit_log.asked(request) | {"waited": self._waited, "rule": "nobody was there"}
@@ -132,10 +130,16 @@ class WaitInQueue:
         offer = switch and switch.take_over(request, spawner.groups_for(request))
         if not offer:
             return None
-        spawner.lease.begin_term(request.seconds)
-        spawner.attempt.granted_at = offer.granted_at
         reservation: Reservation = offer.reservation
+        self._begin_term(request, reservation)
+        spawner.attempt.granted_at = offer.granted_at
         return reservation
+
+    def _begin_term(self, request: Request, reservation: Reservation) -> None:
+        """Let the time begin that is asked for, or what is left of it for these units."""
+        lease = self._spawner.lease
+        lease.begin_term(reservation.seconds(self._clock.wall(), request.seconds))
+        reservation.until = lease.until
 
     async def _wait_in_queue(self, request: Request) -> Reservation:
         """Wait in the queue; return the reservation and begin the lease's term."""
@@ -167,7 +171,7 @@ class WaitInQueue:
             facts = audit_log.asked(request) | {"waited": self._waited, "rule": rule}
             spawner.lease.log_event("refuse", **facts)
             raise
-        spawner.lease.begin_term(request.seconds)
+        self._begin_term(request, reservation)
         spawner.attempt.granted_at = time.monotonic()
         if not later:  # how long there are too few GPUs
             metrics.WAITS.observe(self._waited)

@@ -188,9 +188,8 @@ class WaitWhileRunning:
                 self._release(reservation, granted_at, "other rules, or given up")
                 raise
             deadline = Deadline.after(60 * spawner.claim_minutes, self._clock)
-            if asked.request.seconds is not None:
-                # Later at the latest, so that who waits isn't promised too much.
-                reservation.until = deadline.until + asked.request.seconds
+            # Later at the latest, so that who waits isn't promised too much.
+            reservation.begin(deadline.until, asked.request.seconds)
             asked.turn, asked.trouble = None, ""
             self.offer = offer = Offer(reservation, granted_by, deadline, granted_at)
             self._changed()
@@ -254,8 +253,7 @@ class WaitWhileRunning:
             self.release_offer("other rules")
             return None
         self.offer = None
-        if request.seconds is not None:
-            offer.reservation.until = time.time() + request.seconds
+        offer.reservation.begin(time.time(), request.seconds)
         return offer
 
     async def _until_over(self, offer: Offer) -> None:

@@ -121,7 +121,7 @@ def forecast_choice(
     turn = queue.forecast(joining, applicant.request_limits, view)
     part = "" if request.kind == WHOLE else request_phrase(request)
     if turn.gpus:
-        return Forecast("now", request.gpus, part=part)
+        return Forecast("now", request.gpus, part=part, until=turn.until)
     if refusal := queue.refusal(request, applicant.request_limits, turn, view):
         return Forecast("no", count, refusal=refusal)
     fitting = [gpu for gpu in view.gpus if request.takes(gpu)]
@@ -134,6 +134,7 @@ def forecast_choice(
         taken=all(gpu.state == "leased" for gpu in fitting),
         model=request.model or "",
         part=part,
+        until=turn.until,
         scattered=most_on_one_node(free) < request.gpus <= len(free),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..scheduling.phrases import slot_words
 from ..scheduling.plan import Turn
 from .options import Choice
 
@@ -25,6 +26,8 @@ class Forecast:
         part: what it asks for if that is a part of a GPU: "1 shared GPU"; "" for whole ones.
         refusal: the sentence with which it would be refused.
         scattered: whether enough GPUs are free, but not on one node.
+        until: when its server would end, in seconds since the epoch, if that is earlier than asked
+            for; else None.
     """
 
     kind: Literal["now", "wait", "no", "unknown"]
@@ -36,6 +39,7 @@ class Forecast:
     part: str = ""
     refusal: str = ""
     scattered: bool = False
+    until: float | None = None
 
     @property
     def group(self) -> str:
@@ -46,6 +50,13 @@ class Forecast:
     def course(self) -> str:
         """The course whose limit the choice would wait for; "" if it waits for something else."""
         return self._waits_for("course:")
+
+    @property
+    def slot_words(self) -> str:
+        """Why it would wait for a slot in its course's reserved hours; "" if it asks for none."""
+        asks = self.turn and self.turn.waiting.request.slots
+        waits = self.turn and self.turn.because in ("hours", "gpus", "never")
+        return slot_words(self.turn) if self.turn and asks and waits else ""
 
     def _waits_for(self, what: str) -> str:
         because = self.turn.because if self.turn else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, partial
 from math import inf
@@ -40,6 +40,7 @@ from .home_use import HomeUse
 from .later import moment_of
 from .limits import Limits
 from .options import Choice
+from .slot_hours import within_hours
 
 # The offered durations, besides the limit and the default.
 USUAL_HOURS = (1, 2, 4, 8, 24)
@@ -136,6 +137,10 @@ def render(
         budgets: sentences about what is left of the user's budgets of GPU hours.
     """
     courses, limits = course_items(limits, last), _within_course(limits, last)
+    seen = view
+    if view:
+        limits, nodes = within_hours(limits, view.nodes)
+        view = replace(view, nodes=nodes)
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
     models = model_items(limits, last, view)
@@ -160,10 +165,13 @@ def render(
         ends=_expected_end(forecast, hours),
         forecast=forecast,
         without=forecast.kind == "wait" and counts[0].forecast.kind == "now",
-        gpus=view.machines.gpus(view.gpus) if view else (),
-        machines=view.machines if view else MachineNames(()),
-        offered=_offered(view),
-        notes=kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
+        gpus=seen.machines.gpus(seen.gpus) if seen else (),
+        machines=seen.machines if seen else MachineNames(()),
+        offered=_offered(seen),
+        notes=[
+            *kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
+            *_hours_note(limits),
+        ],
         limits=limits.rules(),
         budgets=budgets,
         size=size_phrase(limits),
@@ -380,6 +388,20 @@ def kind_notes(usable: Sequence[GPU], guard_seconds: float | None = None) -> lis
     return notes
 
 
+def _hours_note(limits: Limits) -> list[str]:
+    """Return when slots in reserved hours are to be had, and how long."""
+    if (hours := limits.hours_now) is None:
+        return []
+    return [
+        lazy_gettext(
+            "Shared GPUs are for the reserved hours of your course, from %(begin)s until %(end)s: "
+            "a server with one ends with these at the latest.",
+            begin=clock_time(hours.begin),
+            end=clock_time(hours.end),
+        )
+    ]
+
+
 def _guard_words(seconds: float | None) -> str:
     if seconds is None:
         return lazy_gettext("Nothing limits who takes more, and others' programs fail then.")
@@ -521,7 +543,8 @@ def _expected_end(forecast: Forecast, hours: Sequence[Item]) -> float | None:
     wanted = next((float(item.value) for item in hours if item.checked), None)
     if start is None or wanted is None or not forecast.gpus:
         return None
-    return start + wanted * 3600
+    end = start + wanted * 3600
+    return end if forecast.until is None else min(end, forecast.until)
 
 
 def size_phrase(limits: Limits) -> str:

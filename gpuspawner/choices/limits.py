@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ..courses.model import Course
 from ..i18n.lazy_text import lazy_gettext
 from ..images.catalogue import ImageVersion
+from .slot_hours import SlotHours
 
 # Ten years. More means "for ever", and may exceed what `datetime` can represent.
 MAX_HOURS = 87_600.0
@@ -62,6 +63,8 @@ class Limits:
         course_rules: its limits of a server's number of GPUs.
         gpu_hours: the GPU hours that are left of the user's budgets, for a form; None: there are
             none, or it isn't known.
+        slot_hours: course -> the next hours in which its servers share GPUs.
+        hours_now: those in which a choice may ask for a slot; None: there are none.
         guard_seconds: how long a server may hold more than its part of a shared GPU's memory until
             it is warned; None: nothing limits it.
     """
@@ -92,6 +95,8 @@ class Limits:
     course: str = ""
     course_rules: tuple[Rule, ...] = ()
     gpu_hours: float | None = None
+    slot_hours: Mapping[str, SlotHours] = field(default_factory=dict)
+    hours_now: SlotHours | None = None
     guard_seconds: float | None = None
 
     def rules(self) -> list[Rule]:

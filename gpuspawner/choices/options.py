@@ -22,6 +22,7 @@ from ..images.compatibility import fit_nodes
 from . import later, refusals
 from .course_choice import within_course
 from .limits import MAX_HOURS, Limits
+from .slot_hours import within_hours
 
 # The longest value of a choice, in characters.
 MAX_KEY = 200
@@ -348,7 +349,7 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
         Refused: the version or model is unknown, a limit is exceeded, no node has so many GPUs, or
             the image runs on none of them.
     """
-    limits = within_course(choice.course, limits)
+    limits, nodes = within_hours(within_course(choice.course, limits), nodes)
     key = image_key(choice, limits)
     count = gpu_count(choice, limits)
     several = len(nodes) > 1
@@ -372,7 +373,14 @@ def request(choice: Choice, limits: Limits, nodes: Sequence[Node]) -> Request:
         raise refusals.model_not_for_image(named, filter(fits.takes, models), key, limits)
     allowed = intersection(fits.models, limits.models)
     wanted = Request(
-        key, count, named, allowed, places=fits.places, kind=kind, course=limits.course
+        key,
+        count,
+        named,
+        allowed,
+        places=fits.places,
+        kind=kind,
+        course=limits.course,
+        slots=limits.hours_now.slots if limits.hours_now and kind == SHARED else 0,
     )
     fitting = [gpu for node in usable for gpu in node.gpus if wanted.takes(gpu)]
     total = most_on_one_node(fitting)

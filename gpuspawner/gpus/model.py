@@ -123,7 +123,9 @@ class GPU:
     NVML doesn't report it. `until` and `overdue` are those of its lease. `node` is its node's
     name, `index` its number on that node: only GPUs of one node can be neighbours. `links` are
     pairs of another GPU's UUID and how close it is (`links.closeness`); () if unknown. `health` is
-    what was read of the physical GPU's health, `needs_reset` whether a reset of it is due.
+    what was read of the physical GPU's health, `needs_reset` whether a reset of it is due. `ends`
+    is when the unit ends itself, in seconds since the epoch: a slot for reserved hours does with
+    them; None: it doesn't.
     """
 
     uuid: str | None
@@ -147,6 +149,7 @@ class GPU:
     links: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
     health: HealthReading = field(default=NOTHING, compare=False, repr=False)
     needs_reset: bool = field(default=False, compare=False, repr=False)
+    ends: float | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def name(self) -> UnitName | None:
@@ -198,9 +201,11 @@ class Request:
     the node, as with different drivers, `places` are the pairs (node name, model) that it runs on;
     None if it doesn't. `seconds` is for how long they are requested; None: without an end.
     `unit_share` is how much of a GPU limits count each of them. `course` is the key of the course
-    that it is for; "": none. `home_node` is the name of the node with its user's files, which is
-    preferred; "": none is. `preferred` are sets of nodes' names, the most important first: nodes
-    in them come next. Requests that differ in these two alone are the same.
+    that it is for; "": none. `slots` is into how many slots a GPU is divided of which it asks for
+    one in its course's reserved hours; 0: it asks for what there is at any time. `home_node` is the
+    name of the node with its user's files, which is preferred; "": none is. `preferred` are sets of
+    nodes' names, the most important first: nodes in them come next. Requests that differ in these
+    two alone are the same.
     """
 
     image: str
@@ -212,6 +217,7 @@ class Request:
     kind: str = WHOLE
     unit_share: Share = 1
     course: str = ""
+    slots: int = 0
     home_node: str = field(default="", compare=False)
     preferred: tuple[frozenset[str], ...] = field(default=(), compare=False)
 
@@ -222,7 +228,7 @@ class Request:
     @property
     def accepts(self) -> Hashable:
         """A key that is equal for requests that accept the same units."""
-        return self.kind, self.model, self.models, self.places
+        return self.kind, self.model, self.models, self.places, self.slots and self.course
 
     @property
     def share(self) -> Share:
@@ -236,4 +242,5 @@ class Request:
             and self.model in (None, gpu.model)
             and (self.models is None or gpu.model in self.models)
             and (self.places is None or (gpu.node, gpu.model) in self.places)
+            and self.slots == (0 if gpu.ends is None else gpu.parts)
         )

@@ -78,8 +78,20 @@ def split(
     # A GPU without a UUID can't be leased: there is no telling which one it is.
     if slots <= 1 or not gpu.uuid:
         return [gpu]
+    return slots_of(gpu, slots)
+
+
+def slots_of(gpu: GPU, slots: int, ends: float | None = None) -> list[GPU]:
+    """Return the slots of a GPU.
+
+    Args:
+        gpu: the GPU as a whole.
+        slots: how many.
+        ends: as for `GPU`.
+    """
+    share = Fraction(1, slots)
     return [
-        replace(gpu, kind=SHARED, part=number, parts=slots, share=Fraction(1, slots))
+        replace(gpu, kind=SHARED, part=number, parts=slots, share=share, ends=ends)
         for number in range(slots)
     ]
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from ..choices.slot_hours import SlotHours, next_of_each
 from ..courses.catalogue import CourseCatalogue
 from ..courses.hours_request import HoursRequest
 from ..courses.model import Course
 from ..errors import Unknown
 from ..gpus.allocation import apply_leases, gpu_count_phrase
-from ..gpus.model import GPU, Holder, Lease
+from ..gpus.model import GPU, WHOLE, Holder, Lease
+from ..gpus.unit_names import parse
 from ..i18n.lazy_text import lazy_gettext
 from ..i18n.phrases import clock_time
 from ..leases import audit_log
@@ -32,6 +34,10 @@ SOON_SECONDS = 24 * 3600.0
 NO_ENDS = (
     "No hours are reserved for courses: without c.GPUSpawner.hour_limit servers have no end, and "
     "nobody can say when a GPU is free. Set c.GPUSpawner.hour_limit"
+)
+
+ENDS_WITH_HOURS = lazy_gettext(
+    "Your server shares a GPU in the reserved hours of your course, and ends with these."
 )
 
 
@@ -128,6 +134,11 @@ class ReservedTimes:
         keys = {each.course for each in times if each.begin <= now < each.end}
         return next((key for key in courses if key in keys), "")
 
+    def slot_hours(self, courses: Iterable[str]) -> dict[str, SlotHours]:
+        """Return course -> its next hours in which servers share GPUs, of some courses."""
+        keys = set(courses)
+        return next_of_each((each for each in self() if each.course in keys), time.time())
+
     def _judge(self, claims: Iterable[Claim], gpus: Sequence[GPU]) -> None:
         """Find out which hours there are units for, and say in the log which there aren't."""
         now = time.time()
@@ -165,7 +176,7 @@ class ReservedTimes:
             until: the end that it asks for, in seconds since the epoch.
 
         Returns:
-            The end, and the course that is in the way of a later one; "": none.
+            The end, and a sentence on what is in the way of a later one; "": nothing is.
         """
         times, view, now = self(), self._ledger.last_view, time.time()
         mine = [lease for lease in view.leases if lease.holder == holder] if view else []
@@ -179,6 +190,9 @@ class ReservedTimes:
             ]
             return sum(each.gpus for each in _missing(view, leases, times, now, until))
 
+        end = self._end_of_slot(mine[0], view, now)
+        if end and end < until:
+            return max(end, mine[0].until or end), ENDS_WITH_HOURS
         own = mine[0].until or now
         before = broken(own)
         begins = sorted({each.begin for each in times if now < each.begin < until}, reverse=True)
@@ -189,7 +203,26 @@ class ReservedTimes:
             end = own
         after = [each for each in times if each.begin >= end and each.course != mine[0].course]
         blocking = min(after, key=lambda each: each.begin, default=None)
-        return end, blocking.course if blocking and end < until else ""
+        if not blocking or end >= until:
+            return end, ""
+        return end, lazy_gettext(
+            "Your server's GPUs are reserved for course %(course)s afterwards.",
+            course=blocking.course,
+        )
+
+    def _end_of_slot(self, lease: Lease, view: View, now: float) -> float:
+        """Return when the hours end of which a lease has a slot; 0: it has none."""
+        whole = {gpu.uuid for gpu in view.gpus if gpu.kind == WHOLE}
+        names = [name for name in map(parse, lease.gpus) if name.uuid in whole]
+        slots = {name.of for name in names if name.slot is not None}
+        return max(
+            (
+                each.end
+                for each in self()
+                if each.course == lease.course and each.slots in slots and each.begin <= now
+            ),
+            default=0.0,
+        )
 
     # -- Whether it can be kept ------------------------------------------------------------------
 

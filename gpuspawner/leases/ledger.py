@@ -48,6 +48,24 @@ class Reservation:
     groups: frozenset[str] = frozenset()
     ended_tick: int | None = None
 
+    def begin(self, at: float, seconds: float | None) -> None:
+        """Set the end of what is asked for `seconds` and begins at a time, in seconds; None: none.
+
+        Slots for reserved hours end with these at the latest.
+        """
+        ends = [gpu.ends for gpu in self.gpus if gpu.ends is not None]
+        if seconds is not None:
+            ends.append(at + seconds)
+        self.until = min(ends, default=None)
+
+    def seconds(self, at: float, asked: float | None) -> float | None:
+        """Return for how long a server has them that begins at a time and asks for so many seconds.
+
+        None: without an end.
+        """
+        self.begin(at, asked)
+        return None if self.until is None else max(0.0, self.until - at)
+
     @property
     def units(self) -> frozenset[str]:
         """The names of the reserved units."""

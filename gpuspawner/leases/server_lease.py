@@ -13,7 +13,7 @@ from ..errors import Refused
 from ..gpus.memory import parts_of
 from ..gpus.model import GPU, Holder, Lease
 from ..gpus.unit_names import exclude_each_other
-from ..i18n.lazy_text import kept, lazy_gettext, lazy_ngettext, restored
+from ..i18n.lazy_text import join_sentences, kept, lazy_gettext, lazy_ngettext, restored
 from ..i18n.phrases import clock_time, hours_words
 from . import audit_log
 from .clock import Clock, Deadline
@@ -101,7 +101,7 @@ class LeasedServer(Protocol):
     def latest_end(self, until: float) -> tuple[float, str]:
         """Return the latest end that the lease can have if it asks for this one, in seconds.
 
-        And the course whose reserved hours are in the way of a later one; "": none.
+        And a sentence on the reserved hours that are in the way of a later one; "": none are.
         """
 
     def budgeted_end(self, until: float) -> tuple[float, str]:
@@ -413,24 +413,19 @@ class ServerLease:
     def _before_reserved_hours(self, term: Term, seconds: float) -> float:
         """Return how much of the time can be added before what is reserved for others.
 
+        Or before the end of the hours for which it is a slot.
+
         Raises:
             Refused: none of it can.
         """
-        latest, course = self._server.latest_end(term.until + seconds)
-        if not course:
+        latest, why = self._server.latest_end(term.until + seconds)
+        if not why:
             return seconds
         left = min(seconds, latest - term.until)
         if left >= min(seconds, 60.0):
             return left
-        raise Refused(
-            lazy_gettext(
-                "Your server's GPUs are reserved for course %(course)s afterwards. Its time ends "
-                "at %(time)s.",
-                course=course,
-                time=clock_time(term.until),
-            ),
-            status=409,
-        )
+        ends = lazy_gettext("Its time ends at %(time)s.", time=clock_time(term.until))
+        raise Refused(join_sentences(why, ends), status=409)
 
     def _refuse_extension(self, term: Term) -> None:
         """Raise Refused if its user can't extend the lease now.

@@ -17,6 +17,7 @@ from math import inf
 from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
 from ..gpus.model import GPU, WHOLE, Lease, Request
 from ..gpus.unit_names import Share
+from .hour_slots import SlotCalendar
 from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
 from .reserved import Hold, ReservedTime, place
 
@@ -25,12 +26,14 @@ from .reserved import Hold, ReservedTime, place
 class Booking:
     """When a request starts, in seconds (infinite: unknown), and on which GPUs of one node.
 
-    `in_hours` is whether it takes some that are held for its course.
+    `in_hours` is whether it takes some that are held for its course. `until` is when it ends, in
+    seconds, if that is earlier than asked for: a slot for reserved hours ends with them.
     """
 
     start: float
     gpus: tuple[GPU, ...] = ()
     in_hours: bool = False
+    until: float | None = None
 
 
 def seconds_of(request: Request) -> float:
@@ -145,6 +148,7 @@ class Calendar:
         now: in seconds, on the clock of `Lease.until`.
         limits: group -> the most GPUs that its members may hold at a time.
         reserved: what is reserved for courses, as `reserved.ahead` returns it.
+        part_policy: a key of `allocation.POLICIES`, for slots of the GPUs that courses share.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class Calendar:
         now: float,
         limits: Mapping[str, int],
         reserved: Sequence[ReservedTime] = (),
+        part_policy: str = "spread",
     ) -> None:
         self._now = now
         self._limits = limits
@@ -172,10 +177,12 @@ class Calendar:
         for lease in leases:
             for name in lease.groups & limits.keys():
                 self._shares[name].take(now, free_from(lease.until, now), lease.share)
-        holds, self.missing = place(reserved, self._nodes, leases, now)
+        placed = place(reserved, self._nodes, leases, now)
+        self.missing = placed.missing
+        self._slots = SlotCalendar(placed.shared, leases, now, part_policy)
         # Course -> what is held for it.
         self._holds: dict[str, list[Hold]] = {}
-        for hold in holds:
+        for hold in placed.holds:
             self._holds.setdefault(hold.course, []).append(hold)
         # `Request.accepts` -> the pool of each node; (`Request.accepts`, number of GPUs) -> search.
         self._kinds: dict[Hashable, list[NodePool]] = {}
@@ -189,8 +196,11 @@ class Calendar:
         Args:
             request, groups: as for `find_earliest`.
         """
-        allowed = all(request.share <= self._limits[name] for name in self._limited(groups))
-        return allowed and any(pool.usable >= request.gpus for pool in self._pools(request))
+        if any(request.share > self._limits[name] for name in self._limited(groups)):
+            return False
+        if request.slots:
+            return self._slots.is_possible(request)
+        return any(pool.usable >= request.gpus for pool in self._pools(request))
 
     def find_earliest(
         self, request: Request, groups: Collection[str], not_before: float = 0.0
@@ -208,17 +218,43 @@ class Calendar:
         if not self.is_possible(request, groups):
             return Booking(inf)
         shares = [self._shares[name] for name in self._limited(groups)]
+        if request.slots:
+            return self._earliest_slot(request, shares, after)
         start, pool = self._earliest(request, shares, after)
         if request.course and request.course in self._holds:
             # What begins after that can't make it earlier.
             end = start + seconds_of(request)
-            holds = [hold for hold in self._holds[request.course] if hold.begin < end]
+            holds = [
+                hold
+                for hold in self._holds[request.course]
+                if hold.begin < end and not hold.slots  # those are for who shares them
+            ]
             found = self._earliest_of_member(request, shares, after, holds) if holds else None
             if found and found.start <= start:
                 return found
         if pool is None:
             return Booking(inf)
         return Booking(start, pool.choose(request.gpus, start, seconds_of(request)))
+
+    def _earliest_slot(
+        self, request: Request, shares: Sequence[GroupShare], after: float
+    ) -> Booking:
+        """Find the earliest start of a server with a slot of what is held for its course."""
+        seconds = seconds_of(request)
+        start, slot = self._slots.find(
+            request,
+            seconds,
+            after,
+            lambda start, length: _first_allowed(shares, request.share, length, start),
+        )
+        if slot is None:
+            return Booking(inf)
+        until = slot.until(start, seconds)
+        return Booking(start, (slot.unit,), until=until if until < start + seconds else None)
+
+    def begin_of_hours(self, request: Request) -> float:
+        """Return when the first hours begin that a request for a slot is for; infinite: never."""
+        return self._slots.begin_of(request)
 
     def _earliest_of_member(
         self, request: Request, shares: Sequence[GroupShare], after: float, holds: Sequence[Hold]
@@ -253,11 +289,12 @@ class Calendar:
                 left.append(rest)
         self._holds[course] = left
 
-    def holds_of_others(self, course: str) -> Iterator[Hold]:
-        """Yield what is held for other courses than this one."""
-        for key, holds in self._holds.items():
-            if key != course:
-                yield from holds
+    def holds_against(self, request: Request) -> Iterator[Hold]:
+        """Yield what is held that a request for whole units can't have."""
+        for course, holds in self._holds.items():
+            for hold in holds:
+                if course != request.course or hold.slots:
+                    yield hold
 
     def longest_now(self, request: Request) -> float:
         """Return for how long a request could have its GPUs from now on, in seconds."""
@@ -317,7 +354,7 @@ class Calendar:
         found = self.find_earliest(request, groups, not_before)
         shares = [self._shares[name] for name in self._limited(groups)]
         if found.start == inf:
-            if self.is_possible(request, groups):
+            if self.is_possible(request, groups) and not request.slots:
                 self._hold_without_start(request, shares, max(self._now, not_before))
             return found
         if (
@@ -327,10 +364,13 @@ class Calendar:
         ):
             found = Booking(found.start, tuple(preferred))
         if found.gpus:
-            end = found.start + seconds_of(request)
+            end = found.until or found.start + seconds_of(request)
             if found.in_hours:
                 self._take_of_holds(request.course, found.gpus, found.start, end)
-            self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
+            if request.slots:
+                self._slots.take(found.gpus[0], found.start, end, request)
+            else:
+                self._nodes[found.gpus[0].node].take(found.gpus, found.start, end)
             for share in shares:
                 share.take(found.start, end, request.share)
         return found
@@ -367,12 +407,13 @@ class Calendar:
             part_policy: the same for slots and MIG instances.
 
         Returns:
-            The request's position in `requests` -> its GPUs.
+            The request's position in `requests` -> its GPUs, but of those for which the calendar
+            has chosen by the policy already.
         """
         chosen: dict[int, tuple[GPU, ...]] = {}
         given: set[str | None] = set()
         for number, (request, booking) in enumerate(zip(requests, bookings, strict=True)):
-            if not booking.gpus or booking.start > self._now:
+            if not booking.gpus or booking.start > self._now or request.slots:
                 continue
             end = self._now + seconds_of(request)
             self._nodes[booking.gpus[0].node].give_back(booking.gpus, end)

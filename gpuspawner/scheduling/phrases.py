@@ -40,7 +40,11 @@ def place_words(turn: Turn) -> str:
     when = ""
     if turn.because == "time":
         limit = lazy_gettext("It starts later, as you asked.")
-    if turn.because == "never":
+    if turn.because in ("hours", "gpus") and turn.waiting.request.slots:
+        limit = slot_words(turn)
+    if turn.because == "never" and turn.waiting.request.slots:
+        when = slot_words(turn)
+    elif turn.because == "never":
         when = (
             lazy_gettext("No machine here has as many that may be handed out at the moment.")
             if turn.several
@@ -74,6 +78,15 @@ def hours_words_of(hours: HoursInTheWay) -> str:
         "A server that ends by %(time)s could start now.", time=clock_time(hours.until_then)
     )
     return join_sentences(reserved, shorter)
+
+
+def slot_words(turn: Turn) -> str:
+    """Return why a request for a slot in its course's reserved hours doesn't start now."""
+    if turn.because == "hours":
+        return lazy_gettext("It starts in the next reserved hours of your course.")
+    if turn.because == "never":
+        return lazy_gettext("Your course has no reserved hours left in which it could start.")
+    return lazy_gettext("Others of your course have all of its slots now.")
 
 
 def _place(turn: Turn) -> str:

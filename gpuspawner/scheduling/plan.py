@@ -14,7 +14,7 @@ from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
 from ..gpus.model import GPU, Holder, Lease, Request, course_group, course_of_groups
-from ..gpus.unit_names import Share, UnitIndex
+from ..gpus.unit_names import Share, UnitIndex, parse
 from .calendar import Booking, Calendar, seconds_of
 from .reserved import ReservedTime, ahead
 
@@ -77,12 +77,13 @@ class Turn:
         because: what it waits for: "gpus"; "group:NAME", as the group's members hold as many GPUs
             as they may; "course:KEY", as that course's servers do; "order", as enough GPUs are free
             but booked for earlier requests; "time", as it isn't to start yet; "never", as no node
-            has so many; "reserved", as others than its course have reserved what is free. "" if it
-            starts now.
+            has so many; "reserved", as others than its course have reserved what is free; "hours",
+            as its course's reserved hours haven't begun, for a slot in them. "" if it starts now.
         several: whether there are several nodes, so that messages have to say so.
         of: how many requests wait in all; 0 if unknown.
         hours: the reserved hours that are in its way, if it waits for "reserved".
         used: the GPU hours that its user had in the last 7 days, where the order goes by them.
+        until: when its server would end, if that is earlier than asked for; else None.
     """
 
     waiting: QueuedRequest
@@ -94,6 +95,7 @@ class Turn:
     of: int = 0
     hours: HoursInTheWay | None = None
     used: float | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def plan(
     hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
 
     def book(preferred: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
-        calendar = Calendar(host, leases, now, limits, hours)
+        calendar = Calendar(host, leases, now, limits, hours, part_policy)
         return calendar, [
             calendar.book(each.request, each.groups, preferred.get(number, ()), each.not_before)
             for number, each in enumerate(waiting)
@@ -310,6 +312,13 @@ def could_use(
         group = course_group(group) if kind == "course" else group
         # Whose share is used up is helped by GPUs of that share alone.
         return any(lease.gpus & back for lease in leases if group in lease.groups)
+    if request.slots:
+        # A slot of a GPU that its course shares; which of them doesn't matter.
+        return any(
+            lease.course == request.course and lease.gpus & back and parse(name).of == request.slots
+            for lease in leases
+            for name in lease.gpus
+        )
     # What is sick or kept out isn't handed out when it comes back.
     fitting = [gpu for gpu in gpus if gpu.state in ("free", "leased") and request.takes(gpu)]
     sizes = Counter(gpu.node for gpu in fitting)
@@ -369,7 +378,7 @@ class QueueSnapshot:
             len(self._queue) + 1,
         )
         if booking.start == self._now:
-            return Turn(waiting, place, self._now, booking.gpus, several=self._reasons.several)
+            return self._reasons.turn_now(waiting, place, booking)
         return self._reasons.waiting_turn(waiting, place, booking, self._now)
 
 
@@ -408,12 +417,18 @@ class _WaitReasons:
     def turn(self, waiting: QueuedRequest, place: int, booking: Booking, now: float) -> Turn:
         """Return the turn of a request; count the GPUs that it gets now as taken for the next."""
         if booking.start == now:
-            self._free.subtract((gpu.node, gpu.model, gpu.kind) for gpu in booking.gpus)
+            if not waiting.request.slots:
+                self._free.subtract((gpu.node, gpu.model, gpu.kind) for gpu in booking.gpus)
             self._most_free_by_kind.clear()
             self._in_the_way.clear()
             self._hold(waiting.groups, waiting.request.share)
-            return Turn(waiting, place, now, booking.gpus, several=self.several)
+            return self.turn_now(waiting, place, booking)
         return self.waiting_turn(waiting, place, booking, now)
+
+    def turn_now(self, waiting: QueuedRequest, place: int, booking: Booking) -> Turn:
+        """Return the turn of a request that starts now."""
+        gpus, until = booking.gpus, booking.until
+        return Turn(waiting, place, booking.start, gpus, several=self.several, until=until)
 
     def waiting_turn(
         self, waiting: QueuedRequest, place: int, booking: Booking, now: float
@@ -423,7 +438,9 @@ class _WaitReasons:
         because = self._reason(waiting, now)
         hours = self._hours_in_the_way(waiting.request, now) if because == "order" else None
         because = "reserved" if hours else because
-        return Turn(waiting, place, start, (), because, self.several, hours=hours)
+        return Turn(
+            waiting, place, start, (), because, self.several, hours=hours, until=booking.until
+        )
 
     def _hours_in_the_way(self, request: Request, now: float) -> HoursInTheWay | None:
         """Return the reserved hours but for which enough GPUs would be free for the request."""
@@ -436,7 +453,7 @@ class _WaitReasons:
         end = now + seconds_of(request)
         holds = [
             hold
-            for hold in self._calendar.holds_of_others(request.course)
+            for hold in self._calendar.holds_against(request)
             if hold.overlaps(now, end) and request.takes(hold.gpu)
         ]
         kept = Counter(gpu.node for gpu in {hold.gpu for hold in holds} if gpu.state == "free")
@@ -459,9 +476,18 @@ class _WaitReasons:
             if self._held[name] + request.share > self._limits[name]:
                 course = course_of_groups([name])
                 return f"course:{course}" if course else f"group:{name}"
+        if request.slots:
+            return self._slot_reason(request, now)
         if self._most_free(request) >= request.gpus:
             return "order"
         return "gpus" if self._calendar.is_possible(request, waiting.groups) else "never"
+
+    def _slot_reason(self, request: Request, now: float) -> str:
+        """Return why a request for a slot can't start now."""
+        begin = self._calendar.begin_of_hours(request)
+        if begin == inf or not self._calendar.is_possible(request, ()):
+            return "never"
+        return "hours" if begin > now else "gpus"
 
     def _most_free(self, request: Request) -> int:
         if request.accepts not in self._most_free_by_kind:

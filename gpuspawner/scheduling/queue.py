@@ -34,7 +34,7 @@ from .budgets import (
     shown_hours,
     within_budgets,
 )
-from .phrases import hours_words_of
+from .phrases import hours_words_of, slot_words
 from .plan import (
     NO_SHARES,
     QueuedRequest,
@@ -509,11 +509,9 @@ class Queue:
 
     def _reserve(self, turn: Turn) -> Reservation:
         waiting = turn.waiting
-        seconds = waiting.request.seconds
-        until = None if seconds is None else time.time() + seconds
-        return self._ledger.reserve(
-            Reservation(waiting.holder, turn.gpus, until=until, groups=waiting.groups)
-        )
+        reservation = Reservation(waiting.holder, turn.gpus, groups=waiting.groups)
+        reservation.begin(time.time(), waiting.request.seconds)
+        return self._ledger.reserve(reservation)
 
     def refusal(
         self, request: Request, request_limits: RequestLimits, turn: Turn, view: View
@@ -523,6 +521,8 @@ class Queue:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
             if turn.hours:
                 return hours_words_of(turn.hours)
+            if request.slots:
+                return slot_words(turn)
             return join_sentences(explain_shortage(request, view.gpus), ahead)
         waiting = len(self.waiting)
         if waiting >= self._settings.length:

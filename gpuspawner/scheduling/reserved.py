@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from ..gpus.model import GPU, WHOLE, Lease
+from ..gpus.unit_names import parse
 from .node_calendar import NodeCalendar, free_from
 from .placement import Search, Want, could_be
 
@@ -51,15 +52,24 @@ class ReservedTime:
         """Return whether it is kept for the course's members still, or will be."""
         return now < min(self.end, self.begin + self.unclaimed_seconds)
 
+    def is_ahead(self, now: float) -> bool:
+        """Return whether a plan has to look at it: it is kept still, or servers share its GPUs."""
+        # A GPU of which one has a slot is nobody else's anyhow.
+        return now < self.end if self.slots else self.is_kept(now)
+
 
 @dataclass(frozen=True)
 class Hold:
-    """A unit that a plan keeps for a course, from `begin` until `end`, in seconds."""
+    """A unit that a plan keeps for a course, from `begin` until `end`, in seconds.
+
+    `slots`: as for `ReservedTime`.
+    """
 
     course: str
     gpu: GPU
     begin: float
     end: float
+    slots: int = 0
 
     def overlaps(self, begin: float, end: float) -> bool:
         """Return whether a time has a moment of it."""
@@ -68,7 +78,7 @@ class Hold:
     def without(self, begin: float, end: float) -> list[Hold]:
         """Return what is left of it without a time."""
         left = [(self.begin, min(begin, self.end)), (max(end, self.begin), self.end)]
-        return [Hold(self.course, self.gpu, a, b) for a, b in left if a < b]
+        return [replace(self, begin=a, end=b) for a, b in left if a < b]
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,24 @@ class Missing:
 
     reserved: ReservedTime
     gpus: int
+
+
+@dataclass(frozen=True)
+class SharedPlace:
+    """A GPU whose slots the servers of a course have from `begin` until the hours' end."""
+
+    reserved: ReservedTime
+    gpu: GPU
+    begin: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a plan gives reserved hours: holds, GPUs to share, and what there is no unit for."""
+
+    holds: list[Hold]
+    shared: list[SharedPlace]
+    missing: list[Missing]
 
 
 def ahead(reserved: Iterable[ReservedTime], now: float, longest: float = 0.0) -> list[ReservedTime]:
@@ -89,7 +117,7 @@ def ahead(reserved: Iterable[ReservedTime], now: float, longest: float = 0.0) ->
     """
     horizon = now + max(HORIZON_SECONDS, 2 * longest if longest < inf else 0.0)
     return sorted(
-        (each for each in reserved if each.is_kept(now) and each.begin < horizon),
+        (each for each in reserved if each.is_ahead(now) and each.begin < horizon),
         key=_order,
     )
 
@@ -99,7 +127,7 @@ def place(
     nodes: Mapping[str, NodeCalendar],
     leases: Sequence[Lease],
     now: float,
-) -> tuple[list[Hold], list[Missing]]:
+) -> Placement:
     """Place what is reserved on the units of a plan in which nothing is booked yet.
 
     What begins earlier is placed first. All units that are free at its begin are equally good for
@@ -114,28 +142,28 @@ def place(
         leases: the leases; those of the course's servers are what it has of its hours.
         now: in seconds.
 
-    Returns:
-        The holds, and what there is no unit for.
     """
     named = Counter(each.model for each in reserved if each.model)
     of_course = _units_of_courses(nodes, leases, now)
     holds: list[Hold] = []
+    shared: list[SharedPlace] = []
     given: list[_Given] = []
     held_on: Counter[str] = Counter()
     for each in reserved:
         begin = max(each.begin, now)
         claimed = [
             (free, gpu)
-            for free, gpu in of_course.get(each.course, ())
+            for free, gpu in of_course.get((each.course, each.slots), ())
             if free > begin and each.takes(gpu)
         ]
         claimed.sort(key=lambda one: one[0], reverse=True)
+        claimed = claimed[: each.gpus]
         places = [
             (gpu, free)
-            for free, gpu in claimed[: each.gpus]
+            for free, gpu in claimed
             if free < each.end and nodes[gpu.node].is_free(gpu, free, each.end - free)
         ]
-        need = each.gpus - len(claimed[: each.gpus])
+        need = each.gpus - len(claimed) if each.is_kept(now) else 0
         free_then = _free_at(each, begin, nodes) if need > 0 else []
         free_then.sort(
             key=lambda one: (
@@ -146,11 +174,17 @@ def place(
         for gpu, since in [*places, *((gpu, begin) for gpu in given[-1].gpus)]:
             nodes[gpu.node].take([gpu], since, each.end)
             held_on[gpu.node] += 1
-        holds += [Hold(each.course, gpu, since, each.end) for gpu, since in places]
+        holds += [Hold(each.course, gpu, since, each.end, each.slots) for gpu, since in places]
+        if each.slots:
+            shared += [SharedPlace(each, gpu, begin) for _, gpu in claimed]
     if named and any(each.missing for each in given):
         given = _tried_otherwise(given, nodes)
     holds += [hold for one in given for hold in one.holds()]
-    return holds, [Missing(one.reserved, one.missing) for one in given if one.missing]
+    for one in given:
+        if one.reserved.slots:
+            shared += [SharedPlace(one.reserved, gpu, one.begin) for gpu in one.gpus]
+    missing = [Missing(one.reserved, one.missing) for one in given if one.missing]
+    return Placement(holds, shared, missing)
 
 
 @dataclass(frozen=True)
@@ -176,21 +210,36 @@ class _Given:
 
     def holds(self) -> list[Hold]:
         """Return the units as holds."""
-        course, end = self.reserved.course, self.reserved.end
-        return [Hold(course, gpu, self.begin, end) for gpu in self.gpus]
+        of = self.reserved
+        return [Hold(of.course, gpu, self.begin, of.end, of.slots) for gpu in self.gpus]
 
 
 def _units_of_courses(
     nodes: Mapping[str, NodeCalendar], leases: Sequence[Lease], now: float
-) -> dict[str, list[tuple[float, GPU]]]:
-    """Return course -> the units of its servers, each with when it is free again."""
+) -> dict[tuple[str, int], list[tuple[float, GPU]]]:
+    """Return the units of each course's servers, each with when it is free again.
+
+    Returns:
+        (course, 0) -> its units; (course, n) -> the GPUs of which its servers have n-th parts for
+        its hours, as far as these can be handed out.
+    """
     units = {gpu.id: gpu for node in nodes.values() for gpu in node.gpus if gpu.id}
-    found: dict[str, list[tuple[float, GPU]]] = {}
+    found: dict[tuple[str, int], list[tuple[float, GPU]]] = {}
+    # (course, n), GPU -> when the last of them is free.
+    last: dict[tuple[tuple[str, int], str], float] = {}
     for lease in leases:
-        if lease.course:
-            free = free_from(lease.until, now)
-            there = [(free, units[each]) for each in sorted(lease.gpus) if each in units]
-            found.setdefault(lease.course, []).extend(there)
+        if not lease.course:
+            continue
+        free = free_from(lease.until, now)
+        for name in sorted(lease.gpus):
+            if name in units:
+                found.setdefault((lease.course, 0), []).append((free, units[name]))
+            elif (part := parse(name)).slot is not None and part.uuid in units:
+                key = (lease.course, part.of), part.uuid
+                last[key] = max(free, last.get(key, free))
+    for (shared, uuid), free in last.items():
+        if units[uuid].state in ("free", "leased"):
+            found.setdefault(shared, []).append((free, units[uuid]))
     return found
 
 
@@ -292,7 +341,7 @@ def admitted(
             for gpu in usable:
                 node = nodes.setdefault(gpu.node, NodeCalendar(gpu.node, now))
                 node.add(replace(gpu, state="free"))
-            _, missing = place(together, nodes, (), now)
+            missing = place(together, nodes, (), now).missing
         if missing:
             refused.append(Missing(each, sum(one.gpus for one in missing)))
         else:

@@ -435,7 +435,7 @@ def test_what_is_admitted_can_be_placed_where_models_are_named(drawn, letters: s
     nodes: dict[str, NodeCalendar] = {}
     for gpu in host:
         nodes.setdefault(gpu.node, NodeCalendar(gpu.node, NOW)).add(gpu)
-    assert place(ahead(kept, NOW), nodes, (), NOW)[1] == []
+    assert place(ahead(kept, NOW), nodes, (), NOW).missing == []
     for each in refused:
         assert each.gpus > 0
 
@@ -450,5 +450,5 @@ def test_a_search_that_finds_nothing_is_given_up() -> None:
     nodes: dict[str, NodeCalendar] = {}
     for gpu in host:
         nodes.setdefault(gpu.node, NodeCalendar(gpu.node, NOW)).add(gpu)
-    holds, missing = place(ahead(reserved, NOW), nodes, (), NOW)
-    assert len(holds) + sum(each.gpus for each in missing) == 36
+    placed = place(ahead(reserved, NOW), nodes, (), NOW)
+    assert len(placed.holds) + sum(each.gpus for each in placed.missing) == 36
