@@ -39,6 +39,10 @@ class Backend(Protocol):
         Without that nobody knows which server holds how much of a shared GPU's memory.
         """
 
+    @property
+    def divides_gpus(self) -> bool:
+        """Whether a GPU that is handed out whole at one time can be in slots at another."""
+
     async def signal_inside(self, server_id: str, pid: int, number: int) -> None:
         """Send a signal to a process in a server, by the id that it has there.
 

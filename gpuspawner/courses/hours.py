@@ -15,6 +15,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from dateutil.rrule import rrulestr
 from pydantic import ConfigDict, Field
 
+from ..gpus.model import WHOLE
+from ..gpus.unit_names import MAX_SLOTS
 from ..i18n.lazy_text import lazy_gettext
 from ..untrusted import bounded
 
@@ -59,6 +61,8 @@ Kind = Annotated[str, Field(min_length=1, max_length=50)]
 Time = Annotated[str, Field(max_length=40)]
 Name = Annotated[str, Field(max_length=255)]
 Minutes = Annotated[float, Field(ge=0, le=7 * 24 * 60)]
+# What else they can't be, `check_slots` says.
+Slots = Annotated[int, Field(ge=0, le=MAX_SLOTS)]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class ReservedHours:
         model: their GPU model; "": any.
         zone: the time zone, "Europe/Berlin"; "": the machine's.
         unclaimed_minutes: how long after the begin what no member has is free for all.
+        slots: into how many slots each GPU is divided for the members' servers; 0: they get whole
+            units.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
@@ -88,6 +94,12 @@ class ReservedHours:
     model: Name = ""
     zone: Name = ""
     unclaimed_minutes: Minutes = 15
+    slots: Slots = 0
+
+    @property
+    def seats(self) -> int:
+        """How many servers have a place in them, each with one slot; 0: they get whole units."""
+        return self.gpus * self.slots
 
     def wall_times(self) -> tuple[list[datetime], timedelta]:
         """Return each begin by the clock on the wall, exceptions too, and how long they are.
@@ -147,6 +159,7 @@ class ReservedHours:
         Raises:
             ValueError: it can't be; the message says what and where.
         """
+        check_slots(self.slots, self.kind)
         (starts, length), left_out = self.wall_times(), self.left_out()
         zone = _zone(self.zone)
         if unknown := left_out - {each.date() for each in starts}:
@@ -194,6 +207,21 @@ def overlap(
             return min(other, number), max(other, number)
         last[kind] = end, number
     return None
+
+
+def check_slots(slots: int, kind: str) -> None:
+    """Raise HoursError unless units of a kind can be divided into so many slots; 0: they aren't."""
+    if slots == 1:
+        words = lazy_gettext(
+            "one slot of a GPU is the whole GPU: from 2 to %(most)s, or 0 for whole GPUs",
+            most=MAX_SLOTS,
+        )
+        raise HoursError("slots", words)
+    if slots and kind != WHOLE:
+        words = lazy_gettext(
+            "only whole GPUs are divided into slots, not %(kind)s", kind=shown(kind)
+        )
+        raise HoursError("slots", words)
 
 
 def shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from pydantic import ConfigDict, Field
 
-from .hours import Kind, Minutes, ReservedHours, Units
+from .hours import Kind, Minutes, ReservedHours, Slots, Units
 
 # The value of a choice that is for no course; no course can have that key.
 NO_COURSE = "none"
@@ -101,7 +101,7 @@ class CourseCalendar:
 
     Args:
         file: its path.
-        gpus, kind, model, unclaimed_minutes: as of `ReservedHours`, for each event.
+        gpus, kind, model, unclaimed_minutes, slots: as of `ReservedHours`, for each event.
         zone: the time zone of events that name none; "": the machine's.
     """
 
@@ -113,10 +113,11 @@ class CourseCalendar:
     model: str = ""
     zone: str = ""
     unclaimed_minutes: Minutes = 15
+    slots: Slots = 0
 
     def hours(self, begin: str, end: str, zone: str) -> ReservedHours:
         """Return hours of one of its events."""
-        same = (self.kind, self.model, zone, self.unclaimed_minutes)
+        same = (self.kind, self.model, zone, self.unclaimed_minutes, self.slots)
         return ReservedHours(begin, end, self.gpus, "", (), *same)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..untrusted import Lines, parse_yaml_with_lines
-from .hours import ReservedHours, overlap, shown
+from .hours import ReservedHours, check_slots, overlap, shown
 from .model import NO_COURSE, Course
 
 # Keys whose value may be one name, in place of a list of them.
@@ -140,6 +140,11 @@ def _check_hours(course: Course) -> None:
             known.append((hours, list(hours.times())))
         except (ValueError, OverflowError, OSError) as error:
             raise Wrong(f"reserved.{number}: {error}", "reserved", number) from None
+    if course.calendar:
+        try:
+            check_slots(course.calendar.slots, course.calendar.kind)
+        except ValueError as error:
+            raise Wrong(f"calendar.{error}", "calendar", "slots") from None
     if found := overlap(known):
         one, other = found
         words = f"reserved.{other}: it overlaps reserved.{one} of the same course"

@@ -32,9 +32,12 @@ FORM: Mapping[str, str] = {
     "kind": "gpu",
     "model": "",
     "unclaimed_minutes": "15",
+    "slots": "0",
     "zone": "",
     "note": "",
 }
+# What the hub tells and the API has alike.
+_SAME = ("administrator", "courses", "kinds", "models", "divides_gpus")
 # How long the hub may take to look whether it can be: another hub may write.
 SECONDS = STOP_SECONDS
 
@@ -58,7 +61,7 @@ class HoursActions:
         require_instructor(person)
         answer = await self.actions.ask({"do": "hours", **asker(person)}, SECONDS)
         return {
-            **{name: answer[name] for name in ("administrator", "courses", "kinds", "models")},
+            **{name: answer[name] for name in _SAME},
             "zone": answer["zone"] or None,
             "why_not": restored(answer["why_not"]) or "",
             "reserved_hours": [
@@ -137,7 +140,7 @@ def fields_of(form: Mapping[str, str]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "begin": f"{form['day']}T{form['begin']}",
         "end": f"{form['end_day']}T{end}" if form["end_day"] else end,
-        "gpus": int(form["gpus"]) if _is_number(form["gpus"]) else form["gpus"],
+        "gpus": _number(form["gpus"]),
         "repeat": repeat,
         "exceptions": re.findall(r"[^\s,;\uff0c\uff1b]+", form["exceptions"]),
         "kind": form["kind"],
@@ -146,6 +149,8 @@ def fields_of(form: Mapping[str, str]) -> dict[str, Any]:
     }
     if minutes:
         fields["unclaimed_minutes"] = float(minutes) if _MINUTES.fullmatch(minutes) else minutes
+    if form["slots"]:
+        fields["slots"] = _number(form["slots"])
     return fields
 
 
@@ -177,9 +182,11 @@ def form_of(request: Mapping[str, Any]) -> dict[str, str]:
         "kind": hours["kind"],
         "model": hours["model"],
         "unclaimed_minutes": f"{hours['unclaimed_minutes']:g}",
+        "slots": str(hours["slots"]),
         "zone": hours["zone"],
     }
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 10
+def _number(text: str) -> int | str:
+    """Return a number that was typed in; the text where it is none, which the hub refuses."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text

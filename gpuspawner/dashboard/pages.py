@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from ..gpus.allocation import gpu_count_phrase
+from ..gpus.allocation import gpu_count_phrase, reserved_phrase
 from ..gpus.health import BY
 from ..gpus.model import WHOLE
 from ..gpus.unit_names import UnitIndex, parse
@@ -62,6 +62,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         home_use=home_use,
         with_commands=lambda sentence: with_commands(language.say(sentence)),
         gpus_phrase=gpu_count_phrase,
+        reserved_phrase=reserved_phrase,
         lines=line_points,
         gpus_of=servers.gpus,
         others_on=lambda gpu: others_on(gpu, facts["you"]["user"]),

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from ..courses import calendar_feed
 from ..courses.week import midnights, parse_day, zone_of
 from ..errors import Refused
-from ..gpus.allocation import gpu_count_phrase
+from ..gpus.allocation import reserved_phrase
 from ..hub import control_socket
 from ..i18n.languages import Language
 from ..i18n.lazy_text import lazy_gettext, restored
@@ -165,7 +165,7 @@ def _bookings(
 
 
 def _reserved(told: Sequence[Mapping[str, Any]], person: Person) -> Iterator[dict[str, Any]]:
-    same = ("course", "title", "gpus", "kind", "model", "missing")
+    same = ("course", "title", "gpus", "kind", "model", "slots", "missing")
     for each in told:
         yours = not person.groups.isdisjoint(each["members"])
         # What isn't kept for them concerns nobody else.
@@ -213,5 +213,5 @@ async def ask_calendar(socket: str, person: Person, language: Language) -> str:
 
 
 def _of(event: Mapping[str, Any], language: Language) -> str:
-    phrase = gpu_count_phrase(event["gpus"], event["model"], event["kind"])
+    phrase = reserved_phrase(event["gpus"], event["model"], event["kind"], event["slots"])
     return str(language.say(phrase))

@@ -520,3 +520,25 @@ def gpu_count_phrase(number: int, model: str | None = None, kind: str = WHOLE) -
     if model:
         return lazy_ngettext("%(num)s %(model)s GPU", "%(num)s %(model)s GPUs", number, model=model)
     return lazy_ngettext("%(num)s GPU", "%(num)s GPUs", number)
+
+
+def reserved_phrase(gpus: int, model: str | None, kind: str, slots: int) -> str:
+    """Return what hours reserve: "2 GPUs", or "4 GPUs, 15 slots each: 60 seats".
+
+    Args:
+        gpus: how many units.
+        model: their GPU model; None: any.
+        kind: their kind.
+        slots: into how many slots each is divided; 0: they are whole.
+    """
+    units = gpu_count_phrase(gpus, model, kind)
+    if not slots:
+        return units
+    return lazy_ngettext(
+        "%(units)s, %(slots)s slots: %(seats)s seats",
+        "%(units)s, %(slots)s slots each: %(seats)s seats",
+        gpus,
+        units=units,
+        slots=slots,
+        seats=gpus * slots,
+    )

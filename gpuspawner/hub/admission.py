@@ -17,6 +17,7 @@ from ..scheduling.reserved import Missing, ReservedTime, admitted
 TOO_FEW = lazy_gettext("It isn't reserved: there are too few GPUs for it.")
 WITHOUT_ENDS = lazy_gettext("It isn't reserved: servers here have no end.")
 OVERLAPS = lazy_gettext("It isn't reserved: it overlaps other hours of the course.")
+UNDIVIDED = lazy_gettext("It isn't reserved: GPUs here aren't divided into slots for some hours.")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Claim:
                 hours.kind,
                 hours.model,
                 60 * hours.unclaimed_minutes,
+                hours.slots,
             )
             for begin, end in hours.times()
         ]
@@ -92,7 +94,12 @@ def claims_of(
 
 
 def judge(
-    claims: Iterable[Claim], gpus: Sequence[GPU], now: float, *, has_ends: bool = True
+    claims: Iterable[Claim],
+    gpus: Sequence[GPU],
+    now: float,
+    *,
+    has_ends: bool = True,
+    divides_gpus: bool = True,
 ) -> list[Verdict]:
     """Return the verdict on each of these hours: what comes later is refused first.
 
@@ -101,6 +108,7 @@ def judge(
         gpus: every unit of every node.
         now: in seconds since the epoch.
         has_ends: whether servers have an end.
+        divides_gpus: whether the backend divides whole GPUs into slots (`Backend.divides_gpus`).
     """
     kept: list[ReservedTime] = []
     found: list[Verdict] = []
@@ -109,6 +117,9 @@ def judge(
         times = claim.times()
         if not has_ends:
             found.append(Verdict(claim, times, WITHOUT_ENDS))
+            continue
+        if claim.hours.slots and not divides_gpus:
+            found.append(Verdict(claim, times, UNDIVIDED))
             continue
         own = of_course.setdefault(claim.course.key, [])
         span = (claim.hours, [(each.begin, each.end) for each in times])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ from ..timeouts import within
 from ..usage.database import StoreError
 from ..usage.hours_store import HoursStore
 from ..usage.store import Store
-from .admission import Claim, claims_of, collision, judge
+from .admission import Claim, Verdict, claims_of, collision, judge
 from .rights import NO_SUCH_COURSE, Asker, CourseRights
 
 T = TypeVar("T")
@@ -69,6 +69,9 @@ NO_COURSES = lazy_gettext(
     "Hours are reserved for courses, and there is none yet. An administrator can set "
     "c.GPUSpawner.courses."
 )
+NO_SLOTS = lazy_gettext(
+    "GPUs here can't be divided into slots for some hours: ask for whole ones, with 0 slots."
+)
 NO_STORE = lazy_gettext("It couldn't be kept, and nothing has changed. Please try again later.")
 NOT_READ = lazy_gettext("What is reserved can't be read now. Please try again later.")
 NO_SUCH_HOURS = lazy_gettext("There are no such hours, or you don't teach the course.")
@@ -84,6 +87,7 @@ class HoursDesk:
         ledger: the nodes.
         hour_limit: the longest time of a server, in hours; None: servers have no end.
         log: a logger.
+        divides_gpus: whether the backend divides whole GPUs into slots (`Backend.divides_gpus`).
     """
 
     def __init__(
@@ -94,12 +98,14 @@ class HoursDesk:
         ledger: Ledger,
         hour_limit: float | None,
         log: Any,
+        divides_gpus: bool = True,
     ) -> None:
         self._store = HoursStore(Store(url), ledger.hub, self._on_broken) if url else None
         self._courses = courses
         self._rights = rights
         self._ledger = ledger
         self._has_ends = hour_limit is not None
+        self._divides_gpus = divides_gpus
         self._log = log
         # Called with a course and a sentence for its instructors; with one for administrators.
         self.tell_instructors: Callable[[Course, str], None] = lambda course, words: None
@@ -245,6 +251,7 @@ class HoursDesk:
             "courses": self._rights.courses_of(asker),
             "kinds": sorted({gpu.kind for gpu in usable}),
             "models": sorted({gpu.model for gpu in usable}),
+            "divides_gpus": self._divides_gpus,
             "reserved_hours": [
                 {
                     **_facts(each, courses.get(each.course), troubles.get(each.id, "")),
@@ -265,7 +272,7 @@ class HoursDesk:
         now = time.time()
         granted = [each for each in found if each.state == "granted"]
         claims = list(claims_of(courses, granted))
-        verdicts = judge(claims, gpus, now, has_ends=self._has_ends) if gpus else []
+        verdicts = self._judge(claims, gpus, now) if gpus else []
         troubles = {
             each.claim.request.id: collision(each, courses, gpus)
             for each in verdicts
@@ -287,8 +294,11 @@ class HoursDesk:
         """Return why hours couldn't be granted beside what there is; "" if they could be."""
         claim = Claim(courses[asked.course], asked.hours, "", asked)
         claims = [*claims_of(courses, granted), claim]
-        verdict = judge(claims, gpus, now, has_ends=self._has_ends)[-1]
+        verdict = self._judge(claims, gpus, now)[-1]
         return collision(verdict, courses, gpus) if verdict.refused else ""
+
+    def _judge(self, claims: Iterable[Claim], gpus: Sequence[GPU], now: float) -> list[Verdict]:
+        return judge(claims, gpus, now, has_ends=self._has_ends, divides_gpus=self._divides_gpus)
 
     def _units(self) -> tuple[GPU, ...]:
         view = self._ledger.last_view
@@ -411,6 +421,8 @@ class HoursDesk:
         # What is asked for by the machine's clock stays so, where the machine gets another.
         zone = fields.get("zone") or local_zone_name()
         hours = read_hours({**fields, "zone": zone})
+        if hours.slots and not self._divides_gpus:
+            raise Refused(NO_SLOTS, key="slots")
         if max(end for _, end in hours.times()) <= time.time():
             raise Refused(lazy_gettext("These hours are over already."), key="begin")
         return hours

@@ -17,7 +17,7 @@ from ..errors import Unknown
 from ..gpus.allocation import apply_leases, gpu_count_phrase
 from ..gpus.model import GPU, WHOLE, Holder, Lease
 from ..gpus.unit_names import parse
-from ..i18n.lazy_text import lazy_gettext
+from ..i18n.lazy_text import join_sentences, lazy_gettext
 from ..i18n.phrases import clock_time
 from ..leases import audit_log
 from ..leases.audit_log import one_line
@@ -52,6 +52,7 @@ class ReservedTimes:
         granted: returns the hours that were granted on the dashboard: the same object until one
             changes.
         granted_known: returns whether these could be read.
+        divides_gpus: whether the backend divides whole GPUs into slots (`Backend.divides_gpus`).
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class ReservedTimes:
         log: Any,
         granted: Callable[[], Sequence[HoursRequest]] = tuple,
         granted_known: Callable[[], bool] = lambda: True,
+        divides_gpus: bool = True,
     ) -> None:
         self._courses = courses
         self._granted = granted
         self._granted_known = granted_known
         self._ledger = ledger
         self._has_ends = hour_limit is not None
+        self._divides_gpus = divides_gpus
         self._log = log
         # Called with a course and a sentence if something can't be kept.
         self.tell: Callable[[Course, str], None] = lambda course, words: None
@@ -142,7 +145,9 @@ class ReservedTimes:
     def _judge(self, claims: Iterable[Claim], gpus: Sequence[GPU]) -> None:
         """Find out which hours there are units for, and say in the log which there aren't."""
         now = time.time()
-        self._verdicts = tuple(judge(claims, gpus, now, has_ends=self._has_ends))
+        self._verdicts = tuple(
+            judge(claims, gpus, now, has_ends=self._has_ends, divides_gpus=self._divides_gpus)
+        )
         self._times = tuple(
             each
             for verdict in self._verdicts
@@ -158,8 +163,10 @@ class ReservedTimes:
                 )
             elif verdict.clash:
                 self._say(f"{where}: it overlaps the course's hours of {verdict.clash.begin}")
-            elif verdict.refused:
+            elif not self._has_ends:
                 self._say(NO_ENDS)
+            elif verdict.refused:
+                self._say(f"{where}: whole GPUs aren't divided into slots here, as on a Swarm")
 
     def _say(self, problem: str) -> None:
         if problem not in self._said:
@@ -254,7 +261,7 @@ class ReservedTimes:
         reserved = missing.reserved
         course = self._courses.current().get(reserved.course)
         begin = clock_time(reserved.begin)
-        words = lazy_gettext(
+        words: str = lazy_gettext(
             "Reserved for course %(course)s from %(time)s on: %(gpus)s, of which %(missing)s can't "
             "be had as things are.",
             course=course.name if course else reserved.course,
@@ -262,6 +269,13 @@ class ReservedTimes:
             gpus=gpu_count_phrase(reserved.gpus, reserved.model or None, reserved.kind),
             missing=missing.gpus,
         )
+        if reserved.slots:
+            seats = lazy_gettext(
+                "That leaves %(left)s of %(seats)s seats.",
+                left=(reserved.gpus - missing.gpus) * reserved.slots,
+                seats=reserved.gpus * reserved.slots,
+            )
+            words = join_sentences(words, seats)
         self._log.warning("%s", one_line(words))
         audit_log.record(
             self._log,

@@ -152,9 +152,16 @@ class HubState:
             ledger,
             spawner.hour_limit,
             log,
+            backend.divides_gpus,
         )
         reserved = ReservedTimes(
-            courses, ledger, spawner.hour_limit, log, hours.granted, lambda: hours.is_known
+            courses,
+            ledger,
+            spawner.hour_limit,
+            log,
+            hours.granted,
+            lambda: hours.is_known,
+            backend.divides_gpus,
         )
         spawners: WeakSet[KnownServer] = WeakSet()
         usage = _make_recorder(spawner, backend, ledger, spawners)

@@ -74,6 +74,7 @@ class WeekFacts:
                 "gpus": each.gpus,
                 "kind": each.kind,
                 "model": each.model or None,
+                "slots": each.slots,
                 "free_from": free_from if isfinite(free_from) and free_from < each.end else None,
                 "missing": missing,
                 "refused": kept(refused),
@@ -99,6 +100,7 @@ class WeekFacts:
                     "gpus": hours.gpus,
                     "kind": hours.kind,
                     "model": hours.model or None,
+                    "slots": hours.slots,
                 }
                 for course, hours in promised
                 for event in calendar_feed.events_of(course, hours, self._hub)

@@ -85,6 +85,7 @@ class Classroom(Hub):
         usage_db: where requests for reserved hours are kept; "": nowhere.
         hour_limit: the longest time of a server, in hours; None: it has no end.
         courses: as in a configuration.
+        divides_gpus: whether its backend divides whole GPUs into slots.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Classroom(Hub):
         usage_db: str = "",
         hour_limit: float | None = 12,
         courses: dict[str, Any] = COURSES,
+        divides_gpus: bool = True,
     ) -> None:
         self.gpus, self.engine_is_down = gpus, False
         super().__init__()
@@ -115,6 +117,7 @@ class Classroom(Hub):
             self.ledger,
             hour_limit,
             LOG,
+            divides_gpus,
         )
         self.granted = self.hours.granted
         self.reserved = ReservedTimes(
@@ -124,6 +127,7 @@ class Classroom(Hub):
             LOG,
             self.hours.granted,
             lambda: self.hours.is_known,
+            divides_gpus,
         )
         self.queue = Queue(
             self.ledger,

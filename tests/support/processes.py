@@ -105,6 +105,7 @@ class ProcessBackend:
             del self.servers[server_id]
 
     sees_processes = False
+    divides_gpus = True
 
     async def signal_inside(self, server_id: str, pid: int, number: int) -> None:
         raise AssertionError("these servers have no control groups, so nobody is ended in them")

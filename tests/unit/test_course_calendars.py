@@ -455,6 +455,16 @@ def test_a_calendar_of_a_course_of_the_file_goes_with_it(tmp_path: Path, caplog)
     assert begins(catalogue) == []
 
 
+def test_the_events_of_a_calendar_are_hours_as_slots(tmp_path: Path) -> None:
+    file = tmp_path / "ml.ics"
+    file.write_bytes(ics(START, END, "RRULE:FREQ=WEEKLY;COUNT=3"))
+    as_slots = entry(file)
+    as_slots["ml"]["calendar"]["slots"] = 15
+    for entries, slots in ((entry(file), 0), (as_slots, 15)):
+        (found,) = CourseCatalogue(entries, "", LOG).current()["ml"].reserved
+        assert (found.slots, found.unclaimed_minutes, len(list(found.times()))) == (slots, 15, 3)
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, caplog, make) -> None:
     file = tmp_path / "ml.ics"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from itertools import pairwise
 from unittest import mock
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuspawner.courses.hours import ReservedHours
-from gpuspawner.courses.reading import read_courses
+from gpuspawner.courses.reading import read_courses, read_file
 
 BERLIN = "Europe/Berlin"
 
@@ -129,6 +130,15 @@ def test_once_on_some_days_and_not_on_others() -> None:
         ),
         (hours("2026-10-05T10:00", "12:00", exceptions=("2026-10-05",)), "means no time at all"),
         (hours("2026-10-05T10:00", "12:00", exceptions=("monday",)), "a day is written as"),
+        (hours("2026-10-05T10:00", "12:00", slots=1), "slots: one slot of a GPU is the whole GPU"),
+        (
+            hours("2026-10-05T10:00", "12:00", slots=15, kind="shared"),
+            "slots: only whole GPUs are divided into slots, not 'shared'",
+        ),
+        (
+            hours("2026-10-05T10:00", "12:00", slots=2, kind="1g.10gb"),
+            "slots: only whole GPUs are divided into slots, not '1g.10gb'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_sentence(rule: ReservedHours, says: str) -> None:
@@ -168,6 +178,70 @@ def test_a_course_with_wrong_hours_is_named_and_nothing_of_it_is_taken() -> None
         assert says in read.problems["a"]
     twice = {"group": "g", "reserved": [*entry["reserved"], *entry["reserved"]]}
     assert "overlaps reserved.0" in read_courses({"a": twice}, "courses").problems["a"]
+
+
+SLOTS = [
+    ({"slots": True}, "slots: "),
+    ({"slots": 1.5}, "slots: "),
+    ({"slots": "15"}, "slots: "),
+    ({"slots": None}, "slots: "),
+    ({"slots": [15]}, "slots: "),
+    ({"slots": 65}, "slots: input should be less than or equal to 64, got 65"),
+    ({"slots": 10**400}, "slots: "),
+    ({"slots": -1}, "slots: input should be greater than or equal to 0, got -1"),
+    ({"slots": 1}, "slots: one slot of a GPU is the whole GPU: from 2 to 64, or 0 for whole GPUs"),
+    ({"slots": 2, "kind": "shared"}, "slots: only whole GPUs are divided into slots"),
+    ({"slots": 2, "kind": "1g.10gb"}, "slots: only whole GPUs are divided into slots"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "says"), SLOTS)
+def test_slots_that_can_not_be_are_named_in_hours_and_calendars(
+    wrong: dict[str, object], says: str
+) -> None:
+    hour = {"begin": "2026-10-05T10:00", "end": "12:00", "gpus": 4, **wrong}
+    read = read_courses({"a": {"group": "g", "reserved": [hour]}}, "courses")
+    assert read.courses == {}
+    assert read.problems["a"].startswith("courses['a']: reserved.0")
+    assert says in read.problems["a"]
+    calendar = {"file": "ml.ics", "gpus": 4, **wrong}
+    read = read_courses({"a": {"group": "g", "calendar": calendar}}, "courses")
+    assert read.courses == {}
+    assert read.problems["a"].startswith("courses['a']: calendar.slots: ")
+    assert says in read.problems["a"]
+
+
+@pytest.mark.parametrize(("slots", "seats"), [({}, 0), ({"slots": 0}, 0), ({"slots": 15}, 60)])
+def test_hours_as_slots_seat_so_many(slots: dict[str, int], seats: int) -> None:
+    text = f"""
+a:
+  group: g
+  reserved: [{{begin: "2026-10-05T10:00", end: "12:00", gpus: 4, {json.dumps(slots)[1:-1]}}}]
+"""
+    (found,) = read_file(text, "courses.yaml").courses["a"].reserved
+    assert (found.slots, found.seats) == (slots.get("slots", 0), seats)
+    assert len(list(found.times())) == 1
+
+
+def test_the_line_of_wrong_slots_is_named() -> None:
+    text = """
+a:
+  group: g
+  reserved:
+    - begin: "2026-10-05T10:00"
+      end: "12:00"
+      gpus: 4
+      slots: 65
+b:
+  group: g
+  calendar:
+    file: ml.ics
+    gpus: 4
+    slots: 1
+"""
+    problems = read_file(text, "courses.yaml").problems
+    assert problems["a"].startswith("courses.yaml, line 8: course 'a': reserved.0.slots: ")
+    assert problems["b"].startswith("courses.yaml, line 14: course 'b': calendar.slots: one slot")
 
 
 @given(

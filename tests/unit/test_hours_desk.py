@@ -215,6 +215,15 @@ async def test_those_of_another_hub_are_not_there(room: Classroom, usage_url: st
         ({"zone": "../../etc/passwd"}, "zone", "there is no time zone"),
         ({"unclaimed_minutes": -1}, "unclaimed_minutes", "can't be"),
         ({"colour": "red"}, "colour", "There is no colour here"),
+        ({"slots": True}, "slots", "slots can't be True: it is a whole number."),
+        ({"slots": 1.5}, "slots", "slots can't be 1.5"),
+        ({"slots": "15"}, "slots", "slots can't be '15': it is a whole number."),
+        ({"slots": None}, "slots", "slots can't be None"),
+        ({"slots": 65}, "slots", "slots can't be 65: it is at most 64."),
+        ({"slots": -1}, "slots", "slots can't be -1: it is at least 0."),
+        ({"slots": 1}, "slots", "one slot of a GPU is the whole GPU: from 2 to 64, or 0"),
+        ({"slots": 2, "kind": "shared"}, "slots", "only whole GPUs are divided into slots"),
+        ({"slots": 2, "kind": "1g.10gb"}, "slots", "only whole GPUs are divided into slots"),
         ({"begin": "2020-10-05T10:00"}, "begin", "over already"),
         ({"begin": "2030-03-31T02:30", "end": "04:00", "zone": "Europe/Berlin"}, "begin", "clock"),
         ({"begin": None}, "begin", "can't be None"),
@@ -340,6 +349,77 @@ async def test_unknown_gpus_are_not_promised(room: Classroom) -> None:
     await refusal(room.hours.make(BOSS, "ml", hours()), 503)
     room.engine_is_down = False
     assert await listed(room) == []
+
+
+async def test_hours_as_slots_are_asked_for_granted_and_reserved(room: Classroom, events) -> None:
+    asked = await room.hours.ask(PROF, "ml", hours(gpus=4, slots=15), "")
+    granted = await room.hours.grant(BOSS, asked["id"], None)
+    assert granted["hours"]["slots"] == 15
+    assert [(each.gpus, each.kind, each.slots) for each in room.reserved()] == [(4, "gpu", 15)]
+    # The GPUs count whole: of four none is left, as slots or not.
+    for more in ({}, {"slots": 2}):
+        words = await refusal(room.hours.make(BOSS, "art", hours(gpus=1, **more)))
+        assert "there is 1 GPU too few for it" in words
+        assert "Machine <learning> (4 GPUs from" in words
+    made = await room.hours.make(BOSS, "art", hours("12:00", "13:00", gpus=1))
+    lines = [each for each in events() if each["event"] == "reserve"]
+    assert [each.get("slots") for each in lines] == [15, 15, None]
+    # An administrator grants others in their place.
+    await room.hours.end(BOSS, made["id"], "")
+    asked = await room.hours.ask(REMBRANDT, "art", hours("12:00", "13:00", gpus=1, slots=30), "")
+    await room.hours.grant(BOSS, asked["id"], hours("12:00", "13:00", gpus=2))
+    assert [each.slots for each in room.reserved()] == [15, 0]
+
+
+async def test_hours_that_were_kept_before_there_were_slots_are_whole(
+    room: Classroom, usage_url: str
+) -> None:
+    await room.hours.make(BOSS, "ml", hours())
+    with sqlite3.connect(usage_url.removeprefix("sqlite:///")) as connection:
+        ((text,),) = connection.execute("SELECT hours FROM gpuspawner_reserved_hours")
+        before = json.loads(text)
+        assert before.pop("slots") == 0
+        connection.execute("UPDATE gpuspawner_reserved_hours SET hours = ?", (json.dumps(before),))
+    (seen,) = (await room.hours.facts(BOSS))["reserved_hours"]
+    assert (seen["hours"]["slots"], seen["state"], seen["trouble"]) == (0, "granted", "")
+    assert [each.slots for each in room.reserved()] == [0]
+
+
+async def test_where_gpus_are_not_divided_slots_are_refused_at_every_door(
+    usage_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hub that has moved to a Swarm, with what was granted before."""
+    before = Classroom(usage_db=usage_url)
+    await before.ledger.read()
+    await before.hours.make(BOSS, "ml", hours(gpus=4, slots=15))
+    await before.hours.ask(PROF, "ml", hours("13:00", "14:00", slots=15), "")
+    await before.close()
+    entry = {**COURSES["art"], "reserved": [hours("15:00", "16:00", slots=2)]}
+    room = Classroom(usage_db=usage_url, courses={**COURSES, "art": entry}, divides_gpus=False)
+    await room.ledger.read()
+    facts = await room.hours.facts(BOSS)
+    assert facts["divides_gpus"] is False
+    said = "It isn't reserved: GPUs here aren't divided into slots for some hours."
+    assert [restored(each["trouble"]) for each in facts["reserved_hours"]] == [said, said]
+    assert promised(room) == []
+    assert (
+        "Nothing is reserved by courses['art'] reserved.0: whole GPUs aren't divided into slots "
+        "here, as on a Swarm"
+    ) in caplog.messages
+    assert await refusal(room.hours.grant(BOSS, 2, None)) == said
+    for work in (
+        room.hours.ask(PROF, "ml", hours(slots=15), ""),
+        room.hours.make(BOSS, "ml", hours(slots=15)),
+        room.hours.grant(BOSS, 2, hours(slots=15)),
+    ):
+        with pytest.raises(Refused, match="ask for whole ones, with 0 slots") as refused:
+            await work
+        assert (refused.value.key, refused.value.status) == ("slots", 400)
+    # What stands in nobody's way: whole GPUs at the same time.
+    await room.hours.grant(BOSS, 2, hours("13:00", "14:00"))
+    await room.hours.make(BOSS, "ml", hours(gpus=4))
+    assert promised(room) == [("ml", 2), ("ml", 4)]
+    await room.close()
 
 
 # -- The order, and what changes around it -------------------------------------------------------
@@ -527,7 +607,9 @@ STEPS = st.one_of(
     st.tuples(
         st.sampled_from(["ask", "make"]),
         st.sampled_from(["ml", "art"]),
-        st.tuples(st.integers(8, 14), st.integers(1, 4), st.integers(1, 5)),
+        st.tuples(
+            st.integers(8, 14), st.integers(1, 4), st.integers(1, 5), st.sampled_from([0, 15])
+        ),
     ),
     st.tuples(
         st.sampled_from(["grant", "refuse", "withdraw", "end"]),
@@ -540,8 +622,8 @@ STEPS = st.one_of(
 async def act(room: Classroom, step: tuple[Any, Any, Any]) -> Any:
     desk, (what, of, value) = room.hours, step
     if what in ("ask", "make"):
-        begin, length, gpus = value
-        fields = hours(f"{begin:02}:00", f"{begin + length:02}:00", gpus)
+        begin, length, gpus, slots = value
+        fields = hours(f"{begin:02}:00", f"{begin + length:02}:00", gpus, slots=slots)
         if what == "make":
             return await desk.make(BOSS, of, fields)
         return await desk.ask(PROF if of == "ml" else REMBRANDT, of, fields, "")

@@ -143,6 +143,9 @@ async def test_without_its_token_a_form_does_nothing(service: Service) -> None:
         (hours(colour="red"), "colour"),
         ({}, "begin"),
         (hours(repeat="FREQ=WEEKLY"), "repeat"),
+        (hours(slots=1), "slots"),
+        (hours(slots=65), "slots"),
+        (hours(slots=2, kind="shared"), "slots"),
     ],
 )
 async def test_what_is_wrong_is_named_by_its_key(service: Service, body: Any, key: str) -> None:
@@ -259,6 +262,78 @@ async def test_why_nothing_can_be_reserved_is_said_in_place_of_the_form(
     await room.close()
 
 
+async def test_hours_as_slots_go_through_form_list_and_api(service: Service) -> None:
+    said = await service.press(
+        "prof", "courses/ml", do="hours-ask", **typed(gpus="4", slots="15", unclaimed_minutes="")
+    )
+    assert said == "You have asked for it. An administrator decides."
+    card = (await service.page("boss", "reserved")).select_one("#hours-1")
+    assert card
+    assert "4 GPUs, 15 slots each: 60 seats" in card.get_text()
+    assert card.select_one("input[name=slots]")["value"] == "15"  # type: ignore[index]
+    chinese = await service.page("boss", "reserved", **{"Accept-Language": "zh-CN"})
+    assert "4 个 GPU，每个分成 15 份：60 个席位" in chinese.get_text()
+    await service.press("boss", "reserved", do="hours-grant", id="1")
+    found = answered(await service.get("boss", API), "HoursRequests")
+    assert found["divides_gpus"] is True
+    assert found["reserved_hours"][0]["hours"]["slots"] == 15
+    # A form without the field, as where GPUs aren't divided, and one left empty ask for whole GPUs.
+    for slots in ("", "0"):
+        fields = typed(begin="13:00", end="14:00", slots=slots)
+        await service.press("prof", "courses/ml", do="hours-ask", **fields)
+    found = answered(await service.get("boss", API), "HoursRequests")
+    assert [each["hours"]["slots"] for each in found["reserved_hours"]] == [15, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("slots", "says"),
+    [
+        ("1", "one slot of a GPU is the whole GPU"),
+        ("65", "slots can't be 65: it is at most 64."),
+        ("-1", "slots can't be '-1': it is a whole number."),
+        ("1.5", "slots can't be '1.5'"),
+        ("true", "slots can't be 'true'"),
+        ("१५", "slots can't be '१५'"),
+        (HOSTILE, "slots can't be "),
+    ],
+)
+async def test_slots_that_can_not_be_are_refused_with_what_was_typed(
+    service: Service, slots: str, says: str
+) -> None:
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    fields = urlencode({**typed(slots=slots), "do": "hours-ask"})
+    answer = await service.send("POST", "prof", "courses/ml", fields, **kind)
+    assert answer.code == 400
+    page = BeautifulSoup(answer.body, "html.parser")
+    assert says in page.select_one("[role=alert]").get_text()  # type: ignore[union-attr]
+    typed_in = page.select_one("form.gs-ask input[name=slots]")
+    assert typed_in
+    assert typed_in["value"] == slots
+    assert await listed(service) == []
+
+
+async def test_where_gpus_are_not_divided_there_is_no_field_for_slots(
+    tmp_path: Path, usage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Classroom(usage_db=usage_url, divides_gpus=False)
+    await room.ledger.read()
+    control = room.control(str(tmp_path / "hub.sock"))
+    await control.begin()
+    async with served(str(tmp_path / "hub.sock"), monkeypatch, "admins", model_of) as url:
+        service = Service(room, url)
+        page = await service.page("prof", "courses/ml")
+        assert page.select("form.gs-ask input[name=gpus]")
+        assert not page.select("[name=slots], output")
+        sent = {"hours": hours(slots=15)}
+        refusal = answered(await service.send("POST", "prof", ASK, sent), "Refusal", 400)
+        assert refusal["key"] == "slots"
+        assert "ask for whole ones, with 0 slots" in refusal["message"]
+        found = answered(await service.get("prof", API), "HoursRequests")
+        assert (found["divides_gpus"], found["reserved_hours"]) == (False, [])
+    control.close()
+    await room.close()
+
+
 async def test_every_field_has_a_label_and_every_id_is_there_once(service: Service) -> None:
     await service.press("prof", "reserved", do="hours-ask", **typed())
     for who, path in (("boss", "reserved"), ("prof", "reserved"), ("prof", "courses/ml")):
@@ -316,6 +391,7 @@ def test_the_form_of_hours_sends_the_same_hours() -> None:
         {"end": "12:00"},
         {"end": f"{DAY}T23:00", "repeat": "FREQ=WEEKLY;UNTIL=20300101", "exceptions": [str(DAY)]},
         {"repeat": "FREQ=DAILY;COUNT=3", "unclaimed_minutes": 7.5, "zone": "Europe/Berlin"},
+        {"slots": 15},
     ):
         whole = {
             **hours(),
@@ -325,6 +401,7 @@ def test_the_form_of_hours_sends_the_same_hours() -> None:
             "model": "",
             "zone": "",
             "unclaimed_minutes": 15.0,
+            "slots": 0,
             **given,
         }
         assert fields_of(form_of({"course": "ml", "hours": whole})) == whole

@@ -16,9 +16,12 @@ from tornado import web
 from traitlets.config import Config
 
 from gpuspawner.gpus import missing_driver
+from gpuspawner.gpus.model import GPU, Node
 from gpuspawner.hub.connections import ENOUGH
 from gpuspawner.hub.state import HubState, TroubleLog, build_at_start, build_early, hub_state_of
+from gpuspawner.leases.ledger import View
 from gpuspawner.spawner import GPUSpawner
+from gpuspawner.swarm_spawner import GPUSwarmSpawner
 
 
 def spawner(settings: dict[str, Any], **traits: Any) -> GPUSpawner:
@@ -138,6 +141,27 @@ async def test_a_hub_has_its_state_from_its_start_on_though_nobody_is_there():
         assert settings["gpuspawner"] is state
     finally:
         state.close()
+
+
+@pytest.mark.parametrize(("cls", "promised"), [(GPUSpawner, [15]), (GPUSwarmSpawner, [])])
+async def test_hours_of_the_courses_file_are_slots_where_the_backend_divides_gpus(
+    settings, tmp_path, caplog, cls: type, promised: list[int]
+):
+    file = tmp_path / "courses.yaml"
+    file.write_text(
+        "ml:\n"
+        "  group: students\n"
+        '  reserved: [{begin: "2090-10-02T10:00", end: "12:00", gpus: 4, slots: 15}]\n'
+    )
+    traits = {"control_socket": "", "hour_limit": 12}
+    config = Config({cls.__name__: {**traits, "courses_file": str(file)}})
+    user = SimpleNamespace(name="ada", groups=[], settings=settings)
+    state = cls(user=user, config=config).hub_state
+    gpus = tuple(GPU(f"GPU-{n}", n, "A100") for n in range(4))
+    state.ledger.last_view = View((Node("", "570", "12.8", gpus),))
+    assert [each.slots for each in state.reserved()] == promised
+    said = "Nothing is reserved by courses['ml'] reserved.0: whole GPUs aren't divided into slots"
+    assert (said in caplog.text) is not bool(promised)
 
 
 async def test_a_hub_with_another_spawner_has_none_of_it():

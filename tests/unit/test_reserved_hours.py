@@ -18,6 +18,7 @@ from gpuspawner.courses.catalogue import CourseCatalogue
 from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, course_group
 from gpuspawner.hub.reserved_hours import ReservedTimes
+from gpuspawner.i18n.languages import language_for
 from gpuspawner.leases.ledger import View
 from gpuspawner.scheduling.phrases import turn_words
 
@@ -156,6 +157,18 @@ def test_what_cannot_be_kept_is_told_once_to_log_and_instructors(caplog: Any) ->
     assert found.look(well) == []
     found.look(view)
     assert len(told) == 2
+
+
+def test_what_cannot_be_kept_of_hours_as_slots_says_how_many_seats_are_left() -> None:
+    found, view = reserved_by({"ml": course(2, 4, 2, slots=15)}, machine("free", "unhealthy"))
+    told: list[str] = []
+    found.tell = lambda course, words: told.append(words)
+    (missing,) = found.look(view)
+    assert (missing.gpus, missing.reserved.slots) == (1, 15)
+    (words,) = told
+    assert str(words).endswith("can't be had as things are. That leaves 15 of 30 seats.")
+    chinese = language_for("zh-CN").say(words)
+    assert chinese.endswith("因此 30 个席位中只剩 15 个。")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from gpuspawner.nodes.resources import kind_of
 from gpuspawner.spawner import GPUSpawner
 from gpuspawner.swarm_spawner import GPUSwarmSpawner
 
+HOURS = {"begin": "2026-10-05T10:00", "end": "12:00", "gpus": 4}
 UUID = "GPU-01b2c3d4-0000-0000-0000-000000000000"
 
 
@@ -41,6 +42,8 @@ def test_what_most_hubs_have_is_carried():
         == []
     )
     assert refused(extra_host_config=lambda spawner: {"privileged": True}) == []
+    whole = {"group": "g", "reserved": [{**HOURS, "slots": 0}]}
+    assert refused(courses={"ml": whole}) == []
     nfs = {"device": ":/homes/{volume}"}
     assert refused(volume_driver="local", volume_driver_options=nfs) == []
     assert refused(volume_driver="rexray", volume_driver_options={"size": "10"}) == []
@@ -63,6 +66,18 @@ def test_what_most_hubs_have_is_carried():
         ({"extra_host_config": {"no_such": 1}}, "extra_host_config: TypeError"),
         ({"extra_create_kwargs": {"mac_address": "1"}}, "extra_create_kwargs: a Swarm service"),
         ({"volume_driver_options": {"device": ":/homes"}}, "would have the others' files"),
+        (
+            {"courses": {"ml": {"group": "g", "reserved": [{**HOURS, "slots": 15}]}}},
+            "c.GPUSwarmSpawner.courses: 'ml' reserved.0 with slots can't be had on Docker Swarm",
+        ),
+        (
+            {
+                "courses": {
+                    "ml": {"group": "g", "calendar": {"file": "x.ics", "gpus": 1, "slots": 2}}
+                }
+            },
+            "c.GPUSwarmSpawner.courses: 'ml' calendar with slots can't be had on Docker Swarm",
+        ),
     ],
 )
 def test_what_a_service_can_not_carry_is_named(traits, words):

@@ -271,6 +271,56 @@ async def test_the_calendar_has_the_hours_of_one_s_own_courses(ask) -> None:
     assert "(2 个 GPU)" in chinese.body.decode()
 
 
+async def test_hours_as_slots_say_how_many_they_seat(board: Board, monkeypatch) -> None:
+    board.states, board.holders = ("free",) * 5, {}
+    board.courses = {
+        "ml": {"group": "students", "reserved": [hours(monday(), gpus=4, slots=15)]},
+        "cv": {"group": "students", "reserved": [hours(monday(), gpus=1, slots=3)]},
+        "art": {"group": "students", "reserved": [hours(monday(), "12:00", "13:00", 1)]},
+    }
+    control = await board.serve()
+    async with serving(board.path, monkeypatch, "admins", GROUPS) as get:
+        found = checked(await get("eve", f"api/week?from={monday()}"))
+        assert [(each["course"], each["slots"]) for each in found["reserved"]] == [
+            ("ml", 15),
+            ("cv", 3),
+            ("art", 0),
+        ]
+        for language, says in (
+            (
+                "en",
+                ("4 GPUs, 15 slots each: 60 seats", "1 GPU, 3 slots: 3 seats", "1 GPU"),
+            ),
+            (
+                "zh-CN",
+                (
+                    "4 个 GPU，每个分成 15 份：60 个席位",
+                    "1 个 GPU，每个分成 3 份：3 个席位",
+                    "1 个 GPU",
+                ),
+            ),
+        ):
+            headers = {"Accept-Language": language}
+            answer = await get("eve", f"week?from={monday()}", **headers)
+            page = BeautifulSoup(answer.body, "html.parser")
+            bars = {each.get_text().strip() for each in page.select("svg.gs-week-bar span")}
+            assert bars == {
+                f"{name} · {words}" for name, words in zip(("ml", "cv", "art"), says, strict=True)
+            }
+            # Who doesn't see the picture reads it in the table.
+            cells = {
+                tuple(td.get_text() for td in row.select("td"))[3:]
+                for row in page.select("tbody tr")
+            }
+            assert {each[1] for each in cells} == set(says)
+            text = (await get("ada", "api/reserved.ics", **headers)).body.decode()
+            summaries = re.findall(r"^SUMMARY:(.*?)\r$", text.replace("\r\n ", ""), re.M)
+            assert [each.replace("\\,", ",") for each in summaries] == [
+                f"{name} ({words})" for name, words in zip(("ml", "cv", "art"), says, strict=True)
+            ]
+    control.close()
+
+
 async def test_without_a_hub_there_is_no_calendar(tmp_path: Path, monkeypatch) -> None:
     async with serving(str(tmp_path / "none.sock"), monkeypatch) as get:
         answer = await get("ada", "api/reserved.ics")

@@ -159,6 +159,11 @@ class DockerBackend(EngineClient):
         await self.call("remove_container", server_id, v=True)
 
     @property
+    def divides_gpus(self) -> bool:
+        """Whether a GPU is handed out whole and in slots in turn: a container names its GPUs."""
+        return True
+
+    @property
     def sees_processes(self) -> bool:
         """Whether containers' processes can be seen from here."""
         if self._sees_processes is None:

@@ -86,6 +86,11 @@ class SwarmBackend(EngineClient):
     # -- Backend -----------------------------------------------------------------------------
 
     @property
+    def divides_gpus(self) -> bool:
+        """Whether a GPU is handed out whole and in slots in turn: its node offers one of them."""
+        return False
+
+    @property
     def sees_processes(self) -> bool:
         """Whether servers' processes can be seen from here: they are on other machines."""
         return False
