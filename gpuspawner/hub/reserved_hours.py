@@ -133,14 +133,23 @@ class ReservedTimes:
 
     def running(self, courses: Iterable[str]) -> str:
         """Return the key of the first of these courses whose hours they are; "": of none."""
-        now, times = time.time(), self()
+        now, times = time.time(), self._known()
         keys = {each.course for each in times if each.begin <= now < each.end}
         return next((key for key in courses if key in keys), "")
 
     def slot_hours(self, courses: Iterable[str]) -> dict[str, SlotHours]:
         """Return course -> its next hours in which servers share GPUs, of some courses."""
         keys = set(courses)
-        return next_of_each((each for each in self() if each.course in keys), time.time())
+        return next_of_each((each for each in self._known() if each.course in keys), time.time())
+
+    def _known(self) -> Sequence[ReservedTime]:
+        """Return what is promised; all there is where that isn't known, as the hub has just begun.
+
+        What a choice may ask for is read before the nodes are.
+        """
+        if self._ledger.last_view is not None:
+            return self()
+        return [time for claim in self.promised() for time in claim.times()]
 
     def _judge(self, claims: Iterable[Claim], gpus: Sequence[GPU]) -> None:
         """Find out which hours there are units for, and say in the log which there aren't."""
