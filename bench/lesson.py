@@ -1,9 +1,10 @@
 """A class on shared GPUs: 60 users come within a minute to 4 GPUs of 15 slots, a slot for each.
 
-Each asks for a slot by REST, spread evenly over the minute, and gets JupyterLab of the image
-`minimal`. All of them fit, so that nobody waits for another. The hub, its proxy and the engine are
-real, on a simulated host. Printed are how many were seated, when the last one's server could be
-used after the first had asked, and how long each took from asking.
+The slots are those of reserved hours of the class's course, or with `--all-day` those that are
+there at any time. Each asks for one by REST, spread evenly over the minute, and gets JupyterLab of
+the image `minimal`. All of them fit, so that nobody waits for another. The hub, its proxy and the
+engine are real, on a simulated host. Printed are how many were seated, when the last one's server
+could be used after the first had asked, and how long each took from asking.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from gpuspawner.simulation.host import SimulatedHost
 from tests.support.hubs import Hub
@@ -33,10 +35,10 @@ GOAL_SECONDS = 90.0
 POLL_SECONDS, PATIENCE_SECONDS = 0.5, 600.0
 LINES = (
     OUR_PAGES,
-    f"c.GPUSpawner.shared_gpus = {{'NVIDIA A100-SXM4-40GB': {SLOTS}}}",
     # A request is answered at once, as those of people who close the page.
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
 )
+ALL_DAY = f"c.GPUSpawner.shared_gpus = {{'NVIDIA A100-SXM4-40GB': {SLOTS}}}"
 
 
 @dataclass
@@ -61,16 +63,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench class", description=__doc__)
     parser.add_argument("--users", type=int, default=USERS)
     parser.add_argument("--seconds", type=float, default=COME_SECONDS, help="in which all ask")
+    parser.add_argument("--all-day", action="store_true", help="the GPUs are always shared")
     options = parser.parse_args(arguments)
-    with one_hub(GPUS, LINES) as (host, hub):
+    with one_hub(GPUS, (*LINES, ALL_DAY if options.all_day else of_course())) as (host, hub):
         names = [f"student-{number:02}" for number in range(options.users)]
-        for name in names:
+        for name in [*names, "somebody"]:
             hub.add_user(name)
+        if not options.all_day:
+            hub.add_to_group("students", *names, "somebody")
         # What a hub does once, for its first server.
         hub.start_server("somebody", {"gpus": 1, "kind": "shared"})
         hub.stop_server("somebody")
         show(measure(host, hub, names, options.seconds), options.seconds)
     return 0
+
+
+def of_course() -> str:
+    """Return the lines of a course whose reserved hours have begun."""
+    begin, end = (f"{datetime.now() + timedelta(hours=each):%Y-%m-%dT%H:%M}" for each in (-0.1, 3))
+    hours = {"begin": begin, "end": end, "gpus": GPUS, "slots": SLOTS, "unclaimed_minutes": 180}
+    course = {"title": "The class", "group": "students", "reserved": [hours]}
+    return (
+        "c.GPUSpawner.hour_limit = 8\n"
+        "c.JupyterHub.load_groups = {'students': {'users': []}}\n"
+        f"c.GPUSpawner.courses = {{'class': {course!r}}}"
+    )
 
 
 def measure(host: SimulatedHost, hub: Hub, names: Sequence[str], seconds: float) -> Lesson:

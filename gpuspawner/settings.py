@@ -544,6 +544,7 @@ class GPUTraits(SpawnerMixin):
             courses=tuple(courses.values()),
             course_now=self.course_now(courses),
             slot_hours=self.slot_hours(courses),
+            counts_units=self.limits_count == "units",
             taught_courses=frozenset(k for k, each in courses.items() if each.is_taught_by(groups)),
         )
 

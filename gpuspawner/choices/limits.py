@@ -65,6 +65,7 @@ class Limits:
             none, or it isn't known.
         slot_hours: course -> the next hours in which its servers share GPUs.
         hours_now: those in which a choice may ask for a slot; None: there are none.
+        counts_units: whether limits count units, each as one, and not parts of GPUs.
         guard_seconds: how long a server may hold more than its part of a shared GPU's memory until
             it is warned; None: nothing limits it.
     """
@@ -97,6 +98,7 @@ class Limits:
     gpu_hours: float | None = None
     slot_hours: Mapping[str, SlotHours] = field(default_factory=dict)
     hours_now: SlotHours | None = None
+    counts_units: bool = False
     guard_seconds: float | None = None
 
     def rules(self) -> list[Rule]:

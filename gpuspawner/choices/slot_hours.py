@@ -70,7 +70,10 @@ def within_hours(limits: Limits, nodes: Sequence[Node]) -> tuple[Limits, tuple[N
     of_all_day = any(gpu.kind == SHARED and gpu.ends is None for n in there for gpu in n.gpus)
     if hours is None or (of_all_day and not hours.are_near):
         return limits, there
-    shared = tuple(replace(node, gpus=(*_others(node), *_slots(node, hours))) for node in there)
+    shared = tuple(
+        replace(node, gpus=(*_others(node), *_slots(node, hours, limits.counts_units)))
+        for node in there
+    )
     kinds = None if limits.kinds is None else limits.kinds | {SHARED}
     usual = SHARED if hours.are_near else limits.default_kind
     return replace(limits, kinds=kinds, default_kind=usual, hours_now=hours), shared
@@ -80,5 +83,6 @@ def _others(node: Node) -> list[GPU]:
     return [gpu for gpu in node.gpus if gpu.kind != SHARED]
 
 
-def _slots(node: Node, hours: SlotHours) -> list[GPU]:
-    return [slots_of(gpu, hours.slots, hours.end)[0] for gpu in node.gpus if hours.offers(gpu)]
+def _slots(node: Node, hours: SlotHours, count_as_one: bool) -> list[GPU]:
+    found = [slots_of(gpu, hours.slots, hours.end)[0] for gpu in node.gpus if hours.offers(gpu)]
+    return [replace(slot, share=1) for slot in found] if count_as_one else found

@@ -11,6 +11,8 @@ from jupyterhub.utils import url_path_join
 from markupsafe import Markup
 
 from ..check_in import CheckIn
+from ..choices.course_choice import within_course
+from ..choices.slot_hours import within_hours
 from ..gpus.allocation import (
     gpu_count_phrase,
     kind_shares,
@@ -233,11 +235,11 @@ class ServerPage:
         """
         spawner = self._spawner
         view, _ = await spawner.hub_state.open_forms.recent_view()
-        limits = spawner.limits()
+        # Of the course that a choice means which names none, as its request does.
+        of_course = within_course(None, spawner.limits())
+        limits, nodes = within_hours(of_course, view.nodes if view else ())
         gpus = [
-            gpu
-            for node in offered_nodes(view.nodes if view else (), limits.models, limits.kinds)
-            for gpu in node.gpus
+            gpu for node in offered_nodes(nodes, limits.models, limits.kinds) for gpu in node.gpus
         ]
         if not spawner.claim_minutes or spawner.lease.units:
             return 0, [], []

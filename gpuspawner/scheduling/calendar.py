@@ -11,7 +11,7 @@ import heapq
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
@@ -250,7 +250,8 @@ class Calendar:
         if slot is None:
             return Booking(inf)
         until = slot.until(start, seconds)
-        return Booking(start, (slot.unit,), until=until if until < start + seconds else None)
+        unit = replace(slot.unit, share=request.unit_share)  # as limits count it
+        return Booking(start, (unit,), until=until if until < start + seconds else None)
 
     def begin_of_hours(self, request: Request) -> float:
         """Return when the first hours begin that a request for a slot is for; infinite: never."""

@@ -126,7 +126,7 @@ class SlotCalendar:
     def take(self, unit: GPU, start: float, until: float, request: Request) -> None:
         """Book a slot that was found."""
         for slot in self._of(request):
-            if slot.unit == unit and slot.is_free(start):
+            if slot.unit.id == unit.id and slot.is_free(start):
                 slot.take(start, until)
 
     def _best(self, request: Request, slots: Sequence[Slot], start: float) -> Slot:

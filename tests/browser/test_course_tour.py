@@ -24,7 +24,7 @@ ENGLISH = {"locale": "en-GB", "color_scheme": "light", "viewport": {"width": 375
 CHINESE = {"locale": "zh-CN", "color_scheme": "dark", "viewport": {"width": 1100, "height": 700}}
 # The same in every language: names of this file's, and of what there is.
 NAMES = r"GPUs?|UUID|NVIDIA|A100-SXM4-40GB|GiB|GB|JSON|CSV|ics|UTC|Etc|Machine learning|ml"
-NAMES += r"|JupyterHub|JupyterLab|ada|eve|prof|boss|minimal"
+NAMES += r"|JupyterHub|JupyterLab|ada|bea|eve|prof|boss|minimal"
 
 COURSES = """
 from gpuspawner.pages import TEMPLATES
@@ -41,7 +41,7 @@ c.GPUSpawner.courses = {{
         "group": "students",
         "instructors": "staff",
         "required": False,
-        "reserved": [{{"begin": "{begin}", "end": "{end}", "gpus": 4}}],
+        "reserved": [{reserved}],
     }},
 }}
 """
@@ -52,9 +52,16 @@ def wall(hours: float) -> str:
     return f"{datetime.fromtimestamp(time.time() + 3600 * hours):%Y-%m-%dT%H:%M}"
 
 
+# From when until when a course has its hours, from now on, and what of.
+LATER = (3, 6, {"gpus": 4})
+CLASS = (-0.2, 2, {"gpus": 2, "slots": 15, "unclaimed_minutes": 180})
+
+
 @pytest.fixture
-def hub(make_hub) -> Hub:
-    made = make_hub(dashboards.lines(), COURSES.format(begin=wall(3), end=wall(6)))
+def hub(make_hub, request) -> Hub:
+    begins, ends, what = getattr(request, "param", LATER)
+    reserved = {"begin": wall(begins), "end": wall(ends), **what}
+    made = make_hub(dashboards.lines(), COURSES.format(reserved=reserved))
     static = f"{made.url}/services/gpus/static/dashboard.css"
     until(lambda: ".gs-page" in made.log_in("prof").get(static).text, "it answers", log=made.log)
     return made
@@ -218,3 +225,35 @@ def test_who_sees_what_of_a_course(hub, open_as, looked_at):
                 no = {"en": "There is no such course", "zh": "没有这门课程"}[tag]
                 tab.get_by_text(no).wait_for()
                 assert "Machine learning" not in tab.locator("main").inner_text()
+
+
+@pytest.mark.parametrize("hub", [CLASS], indirect=True)
+def test_a_student_takes_a_seat_in_the_hours_and_the_professor_sees_who_has_one(
+    hub, open_as, looked_at
+):
+    hub.add_to_group("students", "bea")
+    hub.start_server("bea", {"kind": "shared", "hours": 1})
+    said = {
+        "en": ("1/15 shared", "Starts now, with 1 shared GPU.", "for the reserved hours of your"),
+        "zh": ("共享 1/15", "立即启动", "用于您课程"),
+    }
+    for tag, how in (("en", ENGLISH), ("zh", CHINESE)):
+        tab = open_as("ada", "/hub/spawn/ada", how)
+        form(hub, tab, "ada")
+        title, now, note = said[tag]
+        # Nothing need be picked: in the hours it is a seat.
+        assert tab.locator("input[name=gpus]:checked").get_attribute("value") == "shared"
+        tab.get_by_text(title).first.wait_for()
+        says(tab, now)
+        assert note in tab.locator(FORM).text_content()
+        looked_at(tab, f"class-form-{tag}", FORM)
+    tab = open_as("ada", "/hub/spawn/ada", ENGLISH)
+    tab.get_by_role("button", name="Start", exact=True).click()
+    tab.wait_for_url("**/user/ada/**")
+    for tag, how in (("en", ENGLISH), ("zh", CHINESE)):
+        for user, page in (("prof", "courses/ml"), ("prof", "week"), ("boss", ""), ("ada", "")):
+            tab = open_as(user, f"/services/gpus/{page}", how)
+            tab.locator("main h1, main h2").first.wait_for()
+            if user == "boss" or page == "courses/ml":
+                tab.locator("main", has_text="ada").wait_for()
+            looked_at(tab, f"class-{user}-{page.replace('/', '-') or 'now'}-{tag}")

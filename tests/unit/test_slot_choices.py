@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 from gpuspawner.gpus.model import GPU, SHARED, WHOLE, Holder, Node
 from gpuspawner.gpus.units import slots_of
+from gpuspawner.hub.server_page import ServerPage
 from gpuspawner.leases.labels import labels
 from gpuspawner.leases.ledger import ServerRecord
 
@@ -86,6 +88,16 @@ async def test_a_student_has_as_many_slots_as_the_course_gives() -> None:
         await asked(hub, options={"kind": "shared"}, **limited)
 
 
+@pytest.mark.parametrize(("limits_count", "share"), [("gpus", Fraction(1, 3)), ("units", 1)])
+async def test_limits_count_a_slot_as_they_count_others(limits_count: str, share: Any) -> None:
+    hub = Hub()
+    one = hub.spawner(("students",), limits_count=limits_count, **rules(-0.1, 2))
+    await begin(one)
+    await one.run_pre_spawn_hook()
+    assert one.attempt.reservation
+    assert one.attempt.request.share == one.attempt.reservation.share == share
+
+
 def shared_all_day() -> Hub:
     hub = Hub()
 
@@ -146,3 +158,13 @@ async def test_a_lease_of_a_slot_ends_with_the_hours_however_it_is_extended() ->
     end, why = one.latest_end(now + 3 * HOUR)
     assert end == pytest.approx(now + 2 * HOUR, abs=61)
     assert "ends with these" in str(why)
+
+
+async def test_who_runs_without_a_gpu_is_offered_a_seat_in_the_hours() -> None:
+    hub = Hub()
+    one = hub.spawner(("students",), claim_minutes=5, **rules(-0.1, 2))
+    await hub.ledger.read()
+    _, kinds, _ = await ServerPage(one).gpus_to_ask_for()
+    assert [kind for kind, _ in kinds] == [SHARED]
+    other = hub.spawner((), claim_minutes=5, **rules(-0.1, 2))
+    assert (await ServerPage(other).gpus_to_ask_for())[1] == []
