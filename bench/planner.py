@@ -10,9 +10,10 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from gpuspawner.gpus.allocation import apply_leases
-from gpuspawner.gpus.model import GPU, Holder, Lease, Request
+from gpuspawner.gpus.model import GPU, SHARED, Holder, Lease, Request
 from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot, plan
 from gpuspawner.scheduling.reserved import ReservedTime
 
@@ -21,6 +22,8 @@ NOW = 1_800_000_000.0
 # The goals, in milliseconds.
 PLAN_GOAL, LEASES_GOAL, FORECAST_GOAL = 150.0, 1.0, 1.0
 COURSES_GOAL = 100.0
+# Into how many slots each GPU is divided in the hours of a class that shares it.
+SLOTS = 15
 COUNTS, WEIGHTS = (1, 2, 4, 8), (60, 20, 12, 8)
 HOURS = (1, 2, 4, 8, 24)
 
@@ -127,7 +130,28 @@ def measure_courses(
     queue = members(queue_of(waiting, seed), 50)
     name = f"plan for {len(gpus)} GPUs, 50 courses, 200 weekly hours, {waiting} waiting"
     taken = best(lambda: plan(queue, gpus, leases, NOW, reserved=reserved), rounds)
-    return {name: (taken, COURSES_GOAL)}
+    shared = [replace(each, slots=SLOTS) for each in reserved]
+    seats = [_for_slots(each) if each.request.course else each for each in queue]
+    of_slots = best(lambda: plan(seats, gpus, leases, NOW, reserved=shared), rounds)
+    return {
+        name: (taken, COURSES_GOAL),
+        f"the same with {SLOTS} slots of each of their GPUs": (of_slots, COURSES_GOAL),
+    }
+
+
+def _for_slots(waiting: QueuedRequest) -> QueuedRequest:
+    """Return a request of a course's as one for a slot in its hours."""
+    asked, share = waiting.request, Fraction(1, SLOTS)
+    slot = Request(
+        asked.image,
+        1,
+        seconds=asked.seconds,
+        kind=SHARED,
+        unit_share=share,
+        course=asked.course,
+        slots=SLOTS,
+    )
+    return replace(waiting, request=slot)
 
 
 def main(arguments: Sequence[str] = ()) -> int:

@@ -103,6 +103,7 @@ class WaitInQueue:
         if attempt.is_present:
             # Neither does the time to answer count.
             self._begin_term(request, reservation)
+            reservation.until = spawner.lease.until
             spawner.progress_steps.add(18, lazy_gettext("You are here."), about="turn")
             return
         facts = audit_log.asked(request) | {"waited": self._waited, "rule": "nobody was there"}
@@ -137,9 +138,8 @@ class WaitInQueue:
 
     def _begin_term(self, request: Request, reservation: Reservation) -> None:
         """Let the time begin that is asked for, or what is left of it for these units."""
-        lease = self._spawner.lease
-        lease.begin_term(reservation.seconds(self._clock.wall(), request.seconds))
-        reservation.until = lease.until
+        seconds = reservation.seconds(self._clock.wall(), request.seconds)
+        self._spawner.lease.begin_term(seconds)
 
     async def _wait_in_queue(self, request: Request) -> Reservation:
         """Wait in the queue; return the reservation and begin the lease's term."""

@@ -53,18 +53,17 @@ class Reservation:
 
         Slots for reserved hours end with these at the latest.
         """
-        ends = [gpu.ends for gpu in self.gpus if gpu.ends is not None]
-        if seconds is not None:
-            ends.append(at + seconds)
-        self.until = min(ends, default=None)
+        length = self.seconds(at, seconds)
+        self.until = None if length is None else at + length
 
     def seconds(self, at: float, asked: float | None) -> float | None:
         """Return for how long a server has them that begins at a time and asks for so many seconds.
 
         None: without an end.
         """
-        self.begin(at, asked)
-        return None if self.until is None else max(0.0, self.until - at)
+        # At least a moment: none at all would be taken for no end.
+        left = [max(1.0, gpu.ends - at) for gpu in self.gpus if gpu.ends is not None]
+        return min([*left, *([] if asked is None else [asked])], default=None)
 
     @property
     def units(self) -> frozenset[str]:

@@ -6,7 +6,6 @@ hours, so a server that asks for longer ends then, too.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -46,10 +45,6 @@ class Slot:
         """Return when a server ends that has it from `start` on and asks for `seconds`."""
         return min(start + seconds, self.end)
 
-    def is_free(self, at: float) -> bool:
-        """Return whether it is free at a time."""
-        return any(begin <= at < end for begin, end in self.gaps)
-
     def take(self, start: float, until: float) -> None:
         """Book it."""
         self.gaps = [
@@ -58,6 +53,43 @@ class Slot:
             for gap in ((begin, min(end, start)), (max(begin, until), end))
             if gap[0] < gap[1]
         ]
+
+
+class SharedGPU:
+    """The slots of a GPU that is shared in some hours.
+
+    Args:
+        place: the GPU and the hours.
+        held: what is held of the GPU, and when each is free again.
+    """
+
+    def __init__(self, place: SharedPlace, held: Sequence[tuple[UnitName, float]]) -> None:
+        self.begin, end = place.begin, place.reserved.end
+        self.node, self.slots = place.gpu.node, []
+        gpu = replace(place.gpu, state="free", reason="", holder=None, until=None)
+        for unit in slots_of(gpu, place.reserved.slots, end):
+            name = unit.name
+            assert name is not None, "it was placed by its name"
+            free = max((free for other, free in held if name.excludes(other)), default=self.begin)
+            begin = max(self.begin, free)
+            self.slots.append(Slot(unit, end, [(begin, end)] if begin < end else []))
+        # (length, after) -> the earliest start, and the slots that are free then. Most of those who
+        # wait ask for the same.
+        self._known: dict[tuple[float, float], tuple[float, list[Slot]]] = {}
+
+    def earliest(self, seconds: float, after: float) -> tuple[float, list[Slot]]:
+        """Return the earliest start at or after `after`, and the slots that are free then."""
+        key = seconds, max(after, self.begin)
+        if key not in self._known:
+            firsts = [(slot.first_free(*key), slot) for slot in self.slots]
+            start = min(first for first, _ in firsts)
+            self._known[key] = start, [slot for first, slot in firsts if first == start]
+        return self._known[key]
+
+    def take(self, unit: GPU, start: float, until: float) -> None:
+        """Book a slot of it."""
+        self._known.clear()
+        self.slots[unit.part or 0].take(start, until)
 
 
 class SlotCalendar:
@@ -77,21 +109,22 @@ class SlotCalendar:
         for place in places:
             key = place.reserved.course, place.reserved.slots
             self._places.setdefault(key, []).append(place)
+        for of_course in self._places.values():
+            of_course.sort(key=lambda place: place.begin)
         self._leases = leases
         self._now = now
         self._policy = policy
-        # They are many, and made for those courses alone of which somebody waits.
-        self._slots: dict[tuple[str, int], list[Slot]] = {}
+        # They are many, and made for those places alone at which somebody looks.
+        self._gpus: dict[int, SharedGPU] = {}
         self._held: dict[str, list[tuple[UnitName, float]]] | None = None
 
     def is_possible(self, request: Request) -> bool:
         """Return whether a request could have a slot if nobody had one."""
-        return any(request.takes(slot.unit) for slot in self._of(request))
+        return any(request.takes(self._at(place).slots[0].unit) for place in self._of(request))
 
     def begin_of(self, request: Request) -> float:
         """Return when the first hours begin that a request may be for; infinite: never."""
-        key = request.course, request.slots
-        return min((place.begin for place in self._places.get(key, ())), default=inf)
+        return min((place.begin for place in self._of(request)), default=inf)
 
     def find(
         self,
@@ -109,58 +142,60 @@ class SlotCalendar:
             allowed: takes a start and a length; returns the first time from then on at which limits
                 allow it.
         """
-        slots = [slot for slot in self._of(request) if request.takes(slot.unit)]
         while True:
-            firsts = [(slot.first_free(seconds, after), slot) for slot in slots]
-            start = min((first for first, _ in firsts), default=inf)
+            start, found = self._earliest(request, seconds, after)
             if start == inf:
                 return inf, None
-            found = [slot for first, slot in firsts if first == start]
-            length = min(seconds, *(slot.end - start for slot in found))
+            length = min(seconds, *(slots[0].end - start for _, slots in found))
             after = allowed(start, length)
             if after == start:
-                return start, self._best(request, found, start)
+                return start, self._best(request, found)
             if after == inf:
                 return inf, None
 
     def take(self, unit: GPU, start: float, until: float, request: Request) -> None:
         """Book a slot that was found."""
-        for slot in self._of(request):
-            if slot.unit.id == unit.id and slot.is_free(start):
-                slot.take(start, until)
+        for place in self._of(request):
+            if place.gpu.uuid == unit.uuid and place.begin <= start < place.reserved.end:
+                self._at(place).take(unit, start, until)
 
-    def _best(self, request: Request, slots: Sequence[Slot], start: float) -> Slot:
+    def _earliest(
+        self, request: Request, seconds: float, after: float
+    ) -> tuple[float, list[tuple[SharedGPU, list[Slot]]]]:
+        """Return the earliest start, and the GPUs that have slots then, with these slots."""
+        start = inf
+        found: list[tuple[SharedGPU, list[Slot]]] = []
+        for place in self._of(request):
+            if place.begin > start:
+                break
+            gpu = self._at(place)
+            first, slots = gpu.earliest(seconds, after)
+            if first == inf or first > start or not request.takes(slots[0].unit):
+                continue
+            found = [*found, (gpu, slots)] if first == start else [(gpu, slots)]
+            start = first
+        return start, found
+
+    def _best(self, request: Request, found: Sequence[tuple[SharedGPU, list[Slot]]]) -> Slot:
         """Return the slot that the policy prefers among those that are free."""
-        free = Counter(slot.unit.uuid for slot in slots)
         sign = 1 if self._policy == "pack" else -1
-        return min(
-            slots,
-            key=lambda slot: (
-                slot.unit.node != request.home_node,
-                request.rank(slot.unit.node),
-                sign * free[slot.unit.uuid],
+        _, slots = min(
+            found,
+            key=lambda each: (
+                each[0].node != request.home_node,
+                request.rank(each[0].node),
+                sign * len(each[1]),
             ),
         )
+        return slots[0]
 
-    def _of(self, request: Request) -> list[Slot]:
-        key = request.course, request.slots
-        if key not in self._slots:
-            self._slots[key] = [
-                slot for place in self._places.get(key, ()) for slot in self._slots_of(place)
-            ]
-        return self._slots[key]
+    def _of(self, request: Request) -> Sequence[SharedPlace]:
+        return self._places.get((request.course, request.slots), ())
 
-    def _slots_of(self, place: SharedPlace) -> list[Slot]:
-        held, end = self._held_of(place.gpu.uuid), place.reserved.end
-        gpu = replace(place.gpu, state="free", reason="", holder=None, until=None)
-        found = []
-        for unit in slots_of(gpu, place.reserved.slots, end):
-            name = unit.name
-            assert name is not None, "it was placed by its name"
-            free = max((free for other, free in held if name.excludes(other)), default=place.begin)
-            begin = max(place.begin, free)
-            found.append(Slot(unit, end, [(begin, end)] if begin < end else []))
-        return found
+    def _at(self, place: SharedPlace) -> SharedGPU:
+        if id(place) not in self._gpus:
+            self._gpus[id(place)] = SharedGPU(place, self._held_of(place.gpu.uuid))
+        return self._gpus[id(place)]
 
     def _held_of(self, uuid: str | None) -> Sequence[tuple[UnitName, float]]:
         """Return what is held of a GPU, and when each is free again."""

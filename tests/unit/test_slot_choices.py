@@ -13,7 +13,7 @@ from gpuspawner.gpus.model import GPU, SHARED, WHOLE, Holder, Node
 from gpuspawner.gpus.units import slots_of
 from gpuspawner.hub.server_page import ServerPage
 from gpuspawner.leases.labels import labels
-from gpuspawner.leases.ledger import ServerRecord
+from gpuspawner.leases.ledger import Reservation, ServerRecord
 
 from ..support.spawns import Hub, begin, waiting
 
@@ -168,3 +168,12 @@ async def test_who_runs_without_a_gpu_is_offered_a_seat_in_the_hours() -> None:
     assert [kind for kind, _ in kinds] == [SHARED]
     other = hub.spawner((), claim_minutes=5, **rules(-0.1, 2))
     assert (await ServerPage(other).gpus_to_ask_for())[1] == []
+
+
+def test_what_has_ended_while_its_user_was_asked_isn_t_without_an_end() -> None:
+    slot = slots_of(GPU("GPU-0", 0, "A100"), 2, ends=1000.0)[0]
+    granted = Reservation(Holder("ada"), (slot,))
+    assert granted.seconds(2000.0, None) == granted.seconds(2000.0, 60.0) == 1.0
+    granted.begin(900.0, 3600.0)
+    assert granted.until == 1000.0
+    assert Reservation(Holder("ada"), (GPU("GPU-0", 0, "A100"),)).seconds(0.0, None) is None
