@@ -18,13 +18,12 @@ from .backends.docker.listing import Listing
 from .gpus.allocation import with_leases
 from .gpus.health import VERDICTS, todo, worst
 from .gpus.missing_driver import without_driver
-from .gpus.model import GPU, WHOLE, Node
+from .gpus.model import GPU, Node
 from .gpus.names import part_name
 from .gpus.nvml import InventoryError
 from .gpus.out_of_service import OutOfServiceMark, apply_marks, causes_now
 from .gpus.reader import read_node
-from .gpus.unit_names import parse
-from .gpus.units import split
+from .gpus.units import divided_as_held
 from .leases.labels import leases_of
 from .leases.ledger import outsiders_of
 from .simulation.running_host import join_hint
@@ -84,15 +83,8 @@ def with_ledger(found: Node) -> tuple[Sequence[GPU], Outside, Marks]:
         client.close()
     outsiders = outsiders_of(servers, [marked])
     leases = leases_of(servers)
-    held = [parse(name) for lease in leases for name in lease.gpus]
-    # What a hub shares it alone knows; that it does, the labels of its servers say.
-    shared = {name.uuid: name.of for name in held if name.slot is not None}
-    units = [
-        unit
-        for gpu in marked.gpus
-        for unit in (split(gpu, shared, ()) if gpu.kind == WHOLE and gpu.state != "mig" else [gpu])
-    ]
-    (node,) = with_leases([replace(marked, gpus=tuple(units))], leases, outsiders)
+    units = tuple(divided_as_held(marked.gpus, leases))
+    (node,) = with_leases([replace(marked, gpus=units)], leases, outsiders)
     names = {
         gpu.uuid: [each.name for each in outsiders if {gpu.uuid, gpu.parent} & each.gpus]
         for gpu in node.gpus

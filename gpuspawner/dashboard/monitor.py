@@ -17,15 +17,17 @@ from ..backends.docker import errors as engine_errors
 from ..backends.docker import notes
 from ..backends.docker.listing import Listing
 from ..errors import Unknown
+from ..gpus.allocation import with_leases
 from ..gpus.machine_names import MachineNames, may_know
 from ..gpus.model import GPU, Node, Outsider
 from ..gpus.out_of_service import OutOfServiceMark
 from ..gpus.reader import Reader
+from ..gpus.units import divided_as_held
 from ..hub import control_socket
 from ..hub.nodes import read_answer
 from ..i18n.lazy_text import lazy_gettext, restored
 from ..leases.labels import LABEL_HUB, ServerRecord, lease_of
-from ..leases.ledger import Ledger
+from ..leases.ledger import Ledger, View
 from ..leases.notes import Notes
 from ..timeouts import within
 from .history import SECONDS_PER_POINT, History
@@ -92,6 +94,14 @@ class Snapshot:
         return not self.trouble and self.at is not None and abs(now - self.at) <= STALE_SECONDS
 
 
+def _as_held(view: View) -> tuple[Node, ...]:
+    """Return the nodes, with the slots of GPUs of which servers have slots for some hours."""
+    divided = [
+        replace(node, gpus=tuple(divided_as_held(node.gpus, view.leases))) for node in view.nodes
+    ]
+    return with_leases(divided, view.leases, view.outsiders)
+
+
 class HostReader:
     """Reads the nodes and one hub.
 
@@ -138,7 +148,7 @@ class HostReader:
             tried,
             at=time.time(),
             trouble="",
-            nodes=view.nodes,
+            nodes=_as_held(view),
             ours=self._ours(),
             marks=self._ledger.last_notes.marks,
             outsiders=view.outsiders,

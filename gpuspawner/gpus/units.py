@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
 from ..i18n.lazy_text import lazy_gettext
-from .model import GPU, NAMELESS, SHARED
+from .model import GPU, NAMELESS, SHARED, WHOLE, GPUState, Lease
 from .state import KEPT_OUT, MIGInstance, describe_use
+from .unit_names import parse
 
 NO_PROFILE = lazy_gettext("NVML doesn't tell which part of its GPU it is.")
 
@@ -94,6 +95,35 @@ def slots_of(gpu: GPU, slots: int, ends: float | None = None) -> list[GPU]:
         replace(gpu, kind=SHARED, part=number, parts=slots, share=share, ends=ends)
         for number in range(slots)
     ]
+
+
+def divided_as_held(gpus: Iterable[GPU], leases: Iterable[Lease]) -> list[GPU]:
+    """Return GPUs as what they are to those who look: slots where servers hold slots of them.
+
+    Which GPUs a hub shares it alone knows, and some for hours. That it does, the leases say. Their
+    holders aren't filled in.
+
+    Args:
+        gpus: the units, with leases applied or not.
+        leases: the leases on them.
+    """
+    held = [parse(name) for lease in leases for name in lease.gpus]
+    shared = {name.uuid: name.of for name in held if name.slot is not None}
+    return [
+        unit
+        for gpu in gpus
+        for unit in (
+            slots_of(_as_if_free(gpu), shared[gpu.uuid])
+            if gpu.kind == WHOLE and gpu.uuid in shared and gpu.state != "mig"
+            else [gpu]
+        )
+    ]
+
+
+def _as_if_free(gpu: GPU) -> GPU:
+    state: GPUState = "free" if gpu.state == "leased" else gpu.state
+    reason = "" if gpu.state == "leased" else gpu.reason
+    return replace(gpu, state=state, reason=reason, holder=None, until=None, overdue=False)
 
 
 def _kept_out(unit: GPU, excluded: Collection[str]) -> GPU:

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.browser, pytest.mark.thorough]
 ENGLISH = {"locale": "en-GB", "color_scheme": "light", "viewport": {"width": 375, "height": 700}}
 CHINESE = {"locale": "zh-CN", "color_scheme": "dark", "viewport": {"width": 1100, "height": 700}}
 # The same in every language: names of this file's, and of what there is.
-NAMES = r"GPUs?|UUID|NVIDIA|A100-SXM4-40GB|GiB|GB|JSON|CSV|ics|UTC|Etc|Machine learning|ml"
+NAMES = r"GPUs?|UUID|NVIDIA|A100-SXM4-40GB|CUDA|GiB|GB|JSON|CSV|ics|UTC|Etc|Machine learning|ml"
 NAMES += r"|JupyterHub|JupyterLab|ada|bea|eve|prof|boss|minimal"
 
 COURSES = """
@@ -256,4 +256,7 @@ def test_a_student_takes_a_seat_in_the_hours_and_the_professor_sees_who_has_one(
             tab.locator("main h1, main h2").first.wait_for()
             if user == "boss" or page == "courses/ml":
                 tab.locator("main", has_text="ada").wait_for()
+            if not page:
+                seats = {"en": "shared by up to 15 servers", "zh": "最多由 15 台服务器共享"}[tag]
+                assert tab.get_by_text(seats).count() == 2
             looked_at(tab, f"class-{user}-{page.replace('/', '-') or 'now'}-{tag}")

@@ -27,7 +27,7 @@ from gpuspawner.gpus.unit_names import (
     share_of,
     uuids_of,
 )
-from gpuspawner.gpus.units import split
+from gpuspawner.gpus.units import divided_as_held, split
 from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels, lease_of
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.scheduling.plan import QueuedRequest, plan
@@ -297,6 +297,24 @@ def test_slots_beside_a_holder_are_free_though_something_computes_there() -> Non
     assert {unit.state for unit in apply_leases(units, ())} == {"foreign"}
     applied = apply_leases(units, [lease("GPU-0#1/3")])
     assert [unit.state for unit in applied] == ["free", "leased", "free"]
+
+
+def test_who_looks_sees_the_slots_of_a_whole_gpu_that_servers_share() -> None:
+    leases = [lease("GPU-0#1/3"), lease("GPU-1")]
+    (seen,) = with_leases([Node("", gpus=(gpu(0), gpu(1), gpu(2)))], leases)
+    for before in (seen.gpus, (gpu(0), gpu(1), gpu(2))):
+        (shown,) = with_leases([Node("", gpus=tuple(divided_as_held(before, leases)))], leases)
+        assert [(unit.id, unit.state) for unit in shown.gpus] == [
+            ("GPU-0#0/3", "free"),
+            ("GPU-0#1/3", "leased"),
+            ("GPU-0#2/3", "free"),
+            ("GPU-1", "leased"),
+            ("GPU-2", "free"),
+        ]
+    ill = replace(seen.gpus[0], state="unhealthy", reason="Xid 79")
+    (shown,) = with_leases([Node("", gpus=tuple(divided_as_held([ill], leases)))], leases)
+    assert {unit.state for unit in shown.gpus} == {"unhealthy"}
+    assert [bool(unit.holder) for unit in shown.gpus] == [False, True, False]
 
 
 def test_slots_of_a_gpu_that_somebody_gave_a_container_by_hand_stay_taken() -> None:
