@@ -141,6 +141,9 @@ REAL: dict[str, bytes] = {
     "28": archive(
         folder("blobs"), folder("blobs/sha256"), *GOOD[:2], index(), ("oci-layout", b"{}")
     ),
+    "28 of an image without a name": archive(
+        folder("blobs"), folder("blobs/sha256"), *GOOD[:2], index(manifests=None), GOOD[3]
+    ),
     "28 with containerd": archive(
         described(annotations={"org.opencontainers.image.created": "2026-10-05T00:00:00Z"}),
         listing(),
@@ -206,6 +209,7 @@ BAD: dict[str, bytes] = {
     "a header for all": archive(link("g", "", tarfile.XGLTYPE), *GOOD),
     "a name": archive(*GOOD[:1], listing(RepoTags=["lab:1"])),
     "two images": archive(*GOOD[:1], ("manifest.json", as_json(MANIFEST * 2))),
+    "no image but in an index": archive(*GOOD[:1], index(manifests=None)),
     "no image": archive(*GOOD[:1], ("manifest.json", as_json([]))),
     "no list": archive(*GOOD[:1]),
     "a list that is none": archive(("manifest.json", b"{")),
