@@ -176,7 +176,11 @@ def place(
             held_on[gpu.node] += 1
         holds += [Hold(each.course, gpu, since, each.end, each.slots) for gpu, since in places]
         if each.slots:
-            shared += [SharedPlace(each, gpu, begin) for _, gpu in claimed]
+            # Of a GPU that is somebody else's before the hours end nobody new gets a slot.
+            kept = {gpu.id for gpu, _ in places} | {
+                gpu.id for free, gpu in claimed if free >= each.end
+            }
+            shared += [SharedPlace(each, gpu, begin) for _, gpu in claimed if gpu.id in kept]
     if named and any(each.missing for each in given):
         given = _tried_otherwise(given, nodes)
     holds += [hold for one in given for hold in one.holds()]
