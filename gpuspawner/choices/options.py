@@ -113,7 +113,7 @@ class Choice(BaseModel):
             lazy_gettext("The kind of GPU"),
             lazy_gettext('"gpu", "shared" or the profile of a MIG instance, as text'),
             "`gpu` for whole GPUs, `shared` for a slot of one that several servers share, or the "
-            "profile of a MIG instance, such as `1g.10gb`. Of the last two a server has one. In its "
+            "profile of a MIG instance, such as `1g.10gb`. Of the last two a server has one. In a "
             "course's hours with [slots](../how-to/courses.md), `shared` is one of these.",
             "`default_kind`: whole GPUs where there are any. In such hours, a slot.",
         ),
