@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, partial
@@ -20,11 +20,12 @@ from ..gpus.allocation import (
     kind_shares,
     model_counts,
     most_on_one_node,
+    nodes_with,
     offered_nodes,
 )
 from ..gpus.links import Connection, connection
 from ..gpus.machine_names import MachineNames
-from ..gpus.model import GPU, SHARED, WHOLE
+from ..gpus.model import GPU, SHARED, WHOLE, Request
 from ..gpus.names import gpu_names
 from ..gpus.unit_names import Share
 from ..group_overrides import lower
@@ -95,7 +96,8 @@ class Model(Item):
     """A GPU model.
 
     `gigabytes` is the memory of one GPU, `free` and `total` count its GPUs, `until` is when the
-    next lease ends, in seconds since the epoch, and `fits` whether the chosen image runs on it.
+    next lease ends, in seconds since the epoch, `fits` whether the chosen image runs on it, and
+    `where` on how many machines they are; "" where one alone has GPUs.
     """
 
     gigabytes: int | None = None
@@ -103,6 +105,7 @@ class Model(Item):
     total: int = 0
     until: float | None = None
     fits: bool = True
+    where: str = ""
 
 
 def render(
@@ -144,13 +147,16 @@ def render(
     images = version_items(limits, last, view)
     counts = count_items(limits, last, view, forecast_of, keep or picked)
     models = model_items(limits, last, view)
-    part = _part_of(limits, view, next(item for item in counts if item.checked))
+    wanted = next(item for item in counts if item.checked)
+    part = _part_of(limits, view, wanted)
     hours = hour_items(limits, last, part) if len(counts) > 1 else []
     told = limits.any_image or trouble or notice or len(courses) > 1
     if len(images) <= 1 and len(counts) <= 1 and not told:
         return ""
-    forecast = next(item.forecast for item in counts if item.checked)
+    forecast = wanted.forecast
     hours += _until_reserved(forecast) if hours else []
+    offered = _offered(seen)
+    machines = seen.machines if seen else MachineNames(())
     return _templates.get_template("form.html").render(
         courses=courses if len(courses) > 1 else [],
         images=images if len(images) > 1 else [],
@@ -165,11 +171,15 @@ def render(
         ends=_expected_end(forecast, hours),
         forecast=forecast,
         without=forecast.kind == "wait" and counts[0].forecast.kind == "now",
-        gpus=seen.machines.gpus(seen.gpus) if seen else (),
-        machines=seen.machines if seen else MachineNames(()),
-        offered=_offered(seen),
+        gpus=machines.gpus(seen.gpus) if seen else (),
+        machines=machines,
+        offered=offered,
+        where=machines.on(gpu.node for gpu in offered),
+        picked_where=machines.on(_nodes_for(limits, last, view, wanted, keep or picked)),
         notes=[
-            *kind_notes(_offered(view, limits.models, limits.kinds), limits.guard_seconds),
+            *kind_notes(
+                _offered(view, limits.models, limits.kinds), machines, limits.guard_seconds
+            ),
             *_hours_note(limits),
         ],
         limits=limits.rules(),
@@ -350,11 +360,27 @@ def kind_title(kind: str, share: Share) -> str:
     return kind
 
 
-def kind_notes(usable: Sequence[GPU], guard_seconds: float | None = None) -> list[str]:
-    """Return sentences for each kind of parts of GPUs, that say what it is and isn't.
+def _nodes_for(
+    limits: Limits, last: Choice, view: View | None, count: Count, keep: bool
+) -> Collection[str]:
+    """Return the names of the nodes that have what is picked, free or not; none for no GPU."""
+    kind = WHOLE if count.value.isdigit() else count.value
+    number = int(count.value) if kind == WHOLE else 1
+    model = last.model if keep else _chosen_model(limits, last, view)
+    fits = _fit(limits, _preselected(limits, last), view)
+    request = Request("", number, model or None, fits.models, places=fits.places, kind=kind)
+    usable = _offered(view, limits.models, limits.kinds)
+    return nodes_with(number, filter(request.takes, usable)) if number else ()
+
+
+def kind_notes(
+    usable: Sequence[GPU], machines: MachineNames, guard_seconds: float | None = None
+) -> list[str]:
+    """Return sentences for each kind of parts of GPUs, that say what it is and isn't, and where.
 
     Args:
         usable: the units that the user may have.
+        machines: what the machines are called.
         guard_seconds: as `Limits.guard_seconds`.
     """
     notes: list[str] = []
@@ -362,28 +388,29 @@ def kind_notes(usable: Sequence[GPU], guard_seconds: float | None = None) -> lis
         units = [gpu for gpu in usable if gpu.kind == kind]
         sizes = sorted({gpu.memory_total_mib for gpu in units if gpu.memory_total_mib})
         memory = memory_words(sizes[0] << 20) if sizes else ""
+        what = listed(
+            [*filter(None, (kind_title(kind, share), machines.on(gpu.node for gpu in units)))]
+        )
         if kind == SHARED:
             whole = lazy_gettext(
-                "%(share)s shared: up to %(others)s others compute on the same GPU, by turns. "
+                "%(what)s: up to %(others)s others compute on the same GPU, by turns. "
                 "All see the whole of its memory, which nothing divides by hardware: take no "
                 "more than your part.",
-                share=share_words(share),
+                what=what,
                 others=max(gpu.parts for gpu in units) - 1,
             )
             notes.append(join_sentences(whole, _guard_words(guard_seconds)))
         elif kind != WHOLE and memory:
             notes.append(
                 lazy_gettext(
-                    "%(profile)s: a part of a GPU with its own memory (%(memory)s) and cores.",
-                    profile=kind,
+                    "%(what)s: a part of a GPU with its own memory (%(memory)s) and cores.",
+                    what=what,
                     memory=memory,
                 )
             )
         elif kind != WHOLE:
             notes.append(
-                lazy_gettext(
-                    "%(profile)s: a part of a GPU with its own memory and cores.", profile=kind
-                )
+                lazy_gettext("%(what)s: a part of a GPU with its own memory and cores.", what=what)
             )
     return notes
 
@@ -446,6 +473,7 @@ def model_items(limits: Limits, last: Choice, view: View | None) -> list[Model]:
                 total=total,
                 until=min((gpu.until for gpu in of_model if gpu.until), default=None),
                 fits=fits.takes(model),
+                where=view.machines.on(gpu.node for gpu in of_model) if view else "",
             )
         )
     return items

@@ -464,6 +464,11 @@ def most_on_one_node(gpus: Iterable[GPU]) -> int:
     return max(Counter(gpu.node for gpu in gpus).values(), default=0)
 
 
+def nodes_with(count: int, gpus: Iterable[GPU]) -> set[str]:
+    """Return the names of the nodes that have at least so many of these GPUs."""
+    return {name for name, number in Counter(gpu.node for gpu in gpus).items() if number >= count}
+
+
 def _runs(gpus: Sequence[GPU]) -> list[list[GPU]]:
     """Split GPUs sorted by index into runs of GPUs with consecutive indexes."""
     runs: list[list[GPU]] = []

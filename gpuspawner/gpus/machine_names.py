@@ -10,13 +10,15 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, get_args
 
-from ..i18n.lazy_text import MachineText, lazy_gettext
+from ..i18n.lazy_text import MachineText, lazy_gettext, lazy_ngettext, listed
 from .model import GPU, Node
 
 Audience = Literal["administrators", "everybody"]
 AUDIENCES: tuple[Audience, ...] = get_args(Audience)
 # Who has this scope for all servers is an administrator; for own servers it has "!user=NAME".
 ADMINISTRATORS_SCOPE = "delete:servers"
+# As many machines are named beside an option of a form; of more their number says enough.
+MOST_NAMED = 3
 
 
 def may_know(audience: str, is_administrator: bool = False) -> bool:
@@ -72,6 +74,19 @@ class MachineNames:
         if shown is None or len(self._numbers) <= 1:
             return ""
         return shown.named if names_machines else shown.unnamed
+
+    def on(self, nodes: Iterable[str]) -> str:
+        """Return on how many of them something is: "on 2 machines"; "" if one alone has GPUs.
+
+        Who may know their names reads which ones, if they are few.
+        """
+        names = sorted({*nodes} & self._numbers.keys())
+        if not self.several or not names:
+            return ""
+        counted = lazy_ngettext("on %(num)s machine", "on %(num)s machines", len(names))
+        if len(names) > MOST_NAMED:
+            return counted
+        return MachineText(lazy_gettext("on %(nodes)s", nodes=listed(names, "and")), counted)
 
     def gpus(self, gpus: Iterable[GPU]) -> Sequence[GPU]:
         """Return GPUs in an order that tells nothing of their machines' names."""

@@ -92,6 +92,7 @@ def start_with(page: Any, model: str) -> None:
     """Pick one GPU of a model, and be in the server."""
     page.locator("input[name=gpus][value='1']").check()
     page.locator(f"input[name=model][value='{model}']").check()
+    page.get_by_text("What you have picked is on 1 machine.").wait_for()
     page.get_by_role("status").filter(has_text="Starts now").wait_for()
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_url("**/user/ada/**")
@@ -105,6 +106,8 @@ def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
     log_in(page, hub, "ada", PASSWORD)
     text = form(hub, page, "ada")
     assert {f"machine {number}" for number in (1, 2, 3)} <= {*re.findall(r"machine \d", text)}
+    assert "5 of 5 free now · on 3 machines" in text
+    assert "1 of 1 free now · on 1 machine\n" in f"{text}\n"
     assert not NAME.search(page.content())
     # Homes that all machines have are nothing to be told of.
     assert "Your files" not in text

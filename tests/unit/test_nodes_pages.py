@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +24,9 @@ from gpuspawner.dashboard.facts import Person, status
 from gpuspawner.dashboard.history import History
 from gpuspawner.dashboard.monitor import Snapshot
 from gpuspawner.errors import Refused
-from gpuspawner.gpus.model import GPU, Holder, Node, Request
+from gpuspawner.gpus.model import GPU, SHARED, Holder, Node, Request
 from gpuspawner.hub.metrics import HostMetrics
-from gpuspawner.i18n.languages import ENGLISH
+from gpuspawner.i18n.languages import ENGLISH, Language, language_for
 from gpuspawner.images.catalogue import ImageVersion, catalogue
 from gpuspawner.images.compatibility import Fit, fit, fit_nodes
 from gpuspawner.leases.ledger import View
@@ -36,6 +37,7 @@ from ..support.dashboards import check
 
 A100, T4, H100 = "NVIDIA A100", "Tesla T4", "NVIDIA H100"
 CAPABILITIES = {A100: "8.0", T4: "7.5", H100: "9.0"}
+CHINESE = language_for("zh-CN")
 OLD, NEW = "535.183.01", "570.133.20"
 
 
@@ -277,6 +279,70 @@ def test_models_are_counted_over_all_nodes() -> None:
     soup = form(View((node("p", A100, T4), node("q", T4))))
     assert [each["value"] for each in soup.select('input[name="model"]')] == ["", A100, T4]
     assert "2 of 2 free now" in words(soup, "#gpuspawner-model-1-note")
+
+
+def counted(nodes: tuple[Node, ...], choice: Choice, language: Language = ENGLISH) -> list[str]:
+    """Return what the form says of where the GPUs are, a model is, and what is picked is."""
+    html = render(PLAIN, choice, View(nodes), lambda each: UNKNOWN, language=language, keep=True)
+    soup = BeautifulSoup(html, "html.parser")
+    places = ("#gpuspawner-gpus-hint", "#gpuspawner-model-0-note", "#gpuspawner-gpus-why")
+    # The page's script takes each of them anew.
+    assert all(each.has_attr("data-part") for place in places for each in soup.select(place))
+    return [words(soup, each) if soup.select(each) else "" for each in places]
+
+
+def test_the_form_says_on_how_many_machines_is_what_can_be_picked() -> None:
+    three = (node("p", A100, A100, T4), node("q", A100), node("r", T4))
+    assert counted(three, Choice(gpus=1)) == [
+        "5 of 5 free now · on 3 machines",
+        "40 GB · 3 of 3 free now · on 2 machines",
+        "What you have picked is on 3 machines.",
+    ]
+    picked = {
+        Choice(gpus=1, model=A100): "What you have picked is on 2 machines.",
+        Choice(gpus=2, model=A100): "What you have picked is on 1 machine.",
+        Choice(gpus=3): "What you have picked is on 1 machine.",
+        # What can't be had at all, another sentence says.
+        Choice(gpus=3, model=A100): "",
+        Choice(gpus=0): "",
+    }
+    assert {choice: counted(three, choice)[2] for choice in picked} == picked
+    chinese = counted(three, Choice(gpus=1, model=A100), CHINESE)
+    assert chinese[0].endswith(" · 在 3 台机器上")
+    assert chinese[2] == "在 2 台机器上有您选择的配置。"
+    # Of one machine nobody reads the word.
+    alone = (node("p", A100, A100, T4), node("q"))
+    assert "machine" not in " ".join(counted(alone, Choice(gpus=1)))
+
+
+def test_the_image_decides_too_on_how_many_machines_it_is() -> None:
+    nodes = (node("p", A100, driver=OLD), node("q", A100))
+    soup = form(View(nodes), rules=limits(min_driver=NEW))
+    assert words(soup, "#gpuspawner-gpus-why") == "What you have picked is on 1 machine."
+
+
+def test_a_part_of_a_gpu_is_said_to_be_on_so_many_machines() -> None:
+    slots = [
+        replace(gpu, kind=SHARED, part=part, parts=2, share=Fraction(1, 2))
+        for each in (node("p", A100), node("q", A100))
+        for gpu in each.gpus
+        for part in range(2)
+    ]
+    nodes = [
+        Node(name, NEW, "12.8", tuple(gpu for gpu in slots if gpu.node == name)) for name in "pq"
+    ]
+    said = form(View((*nodes, node("r", T4)))).text
+    assert "1/2 shared, on 2 machines: up to 1 others compute on the same GPU" in said
+
+
+def test_few_machines_are_named_to_who_may_know_and_many_are_counted() -> None:
+    four = tuple(node(f"<{name}>", A100) for name in "pqrs")
+    reader = ENGLISH.naming(True)
+    assert counted(four[:2], Choice(gpus=1), reader)[0].endswith("now · on <p> and <q>")
+    assert counted(four, Choice(gpus=1), reader)[0].endswith("now · on 4 machines")
+    assert "<p>" not in render(
+        PLAIN, Choice(gpus=1), View(four), lambda each: UNKNOWN, language=reader
+    )
 
 
 def test_where_nobody_waits_more_than_one_node_has_free_cannot_be_picked() -> None:
