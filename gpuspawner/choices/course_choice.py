@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ..courses.model import NO_COURSE, Course
+from ..courses.model import NO_COURSE, Course, title_of
 from ..errors import Refused
 from ..gpus.model import SHARED, course_group
 from ..group_overrides import lower
@@ -48,26 +48,44 @@ def course_key(named: str | None, limits: Limits) -> str:
     if named == NO_COURSE and (not offered or named in offered):
         return ""
     if named not in offered:
-        raise _not_in(named, offered)
+        raise _not_in(named, offered, limits)
     return named
 
 
-def _not_in(named: str, offered: list[str]) -> Refused:
+def _not_in(named: str, offered: list[str], limits: Limits) -> Refused:
+    """Return the refusal of a course: users know the others' titles, programs their keys."""
     if not offered:
         sentence = lazy_gettext(
             "You asked for course %(course)s, and you are in none.", course=quoted(named)
         )
-    elif named == NO_COURSE:
-        sentence = lazy_gettext(
-            "Your servers are for a course: pick one of %(courses)s.", courses=listed(offered)
-        )
-    else:
-        sentence = lazy_gettext(
+        return Refused(sentence, status=403, key="course")
+
+    def said(names: Sequence[str]) -> str:
+        if named == NO_COURSE:
+            return lazy_gettext(
+                "Your servers are for a course: pick one of %(courses)s.", courses=listed(names)
+            )
+        return lazy_gettext(
             "You asked for course %(course)s, and those you may pick are: %(courses)s.",
             course=quoted(named),
-            courses=listed(offered),
+            courses=listed(names),
         )
-    return Refused(sentence, status=403, key="course")
+
+    keyed = Refused(said(offered), key="course").keyed
+    titles = [course_title(key, limits) for key in offered]
+    return Refused(said(titles), status=403, key="course", keyed=keyed)
+
+
+def course_title(key: str, limits: Limits) -> str:
+    """Return what users call a course that they may pick, or that they may pick none.
+
+    Args:
+        key: one of `courses_offered`.
+        limits: the user's limits.
+    """
+    if key == NO_COURSE:
+        return lazy_gettext("none, my own work")
+    return title_of({each.key: each for each in limits.courses}, key)
 
 
 def within_course(named: str | None, limits: Limits) -> Limits:

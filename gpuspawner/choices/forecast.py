@@ -44,12 +44,8 @@ class Forecast:
     @property
     def group(self) -> str:
         """The group whose limit the choice would wait for; "" if it waits for something else."""
-        return self._waits_for("group:")
-
-    @property
-    def course(self) -> str:
-        """The course whose limit the choice would wait for; "" if it waits for something else."""
-        return self._waits_for("course:")
+        kind, _colon, name = (self.turn.because if self.turn else "").partition(":")
+        return name if kind == "group" else ""
 
     @property
     def slot_words(self) -> str:
@@ -57,10 +53,6 @@ class Forecast:
         asks = self.turn and self.turn.waiting.request.slots
         waits = self.turn and self.turn.because in ("hours", "gpus", "never")
         return slot_words(self.turn) if self.turn and asks and waits else ""
-
-    def _waits_for(self, what: str) -> str:
-        because = self.turn.because if self.turn else ""
-        return because.removeprefix(what) if because.startswith(what) else ""
 
 
 UNKNOWN = Forecast("unknown")

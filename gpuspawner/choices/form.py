@@ -35,7 +35,7 @@ from ..i18n.phrases import clock_time, hours_words, memory_words, moment, ordina
 from ..images.compatibility import Fit, fit_nodes
 from ..leases.ledger import View
 from ..scheduling.budgets import STEP_SECONDS
-from .course_choice import courses_offered, within_course
+from .course_choice import course_title, courses_offered, within_course
 from .forecast import UNKNOWN, Forecast, ForecastOf
 from .home_use import HomeUse
 from .later import moment_of
@@ -229,9 +229,7 @@ def page(
 def course_items(limits: Limits, last: Choice) -> list[Item]:
     """Return the courses that the user may pick, and none of them where that can be."""
     chosen = _within_course(limits, last).course or NO_COURSE
-    titles = {course.key: course.name for course in limits.courses}
-    none = lazy_gettext("none, my own work")
-    return [Item(key, titles.get(key, none), key == chosen) for key in courses_offered(limits)]
+    return [Item(key, course_title(key, limits), key == chosen) for key in courses_offered(limits)]
 
 
 def _within_course(limits: Limits, last: Choice) -> Limits:

@@ -12,7 +12,7 @@ from ..leases.audit_log import one_line
 from .calendar_file import MAX_FILE as MAX_CALENDAR
 from .calendar_file import read_calendar
 from .hours import ReservedHours, overlap
-from .model import Course, CourseCalendar
+from .model import Course, CourseCalendar, title_of
 from .reading import MAX_FILE, ReadCourses, problems_of, read_courses, read_file
 from .watched_file import WatchedFile
 
@@ -48,6 +48,10 @@ class CourseCatalogue:
         if self._look_at_calendars() or self._written is not before:
             self._current = {key: self._with_hours(each) for key, each in self._written.items()}
         return self._current
+
+    def title_of(self, key: str) -> str:
+        """Return what users call a course, by its key: all that they read of one goes by it."""
+        return title_of(self.current(), key)
 
     def _look(self, file: WatchedFile) -> None:
         try:

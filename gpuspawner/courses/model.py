@@ -180,6 +180,17 @@ class Course:
                 yield f"{self.teams.volume}-{team}", f"{self.teams.path}/{team}"
 
 
+def title_of(courses: Mapping[str, Course], key: str) -> str:
+    """Return what users call a course; its key, if there is no such course any more.
+
+    Args:
+        courses: key -> course.
+        key: the course's.
+    """
+    course = courses.get(key)
+    return course.name if course else key
+
+
 def course_volumes(courses: Iterable[Course]) -> dict[str, Mapping[str, Any]]:
     """Return the volumes of courses, as the trait `course_volumes` has such.
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import Refused
@@ -46,11 +46,13 @@ class Answer:
         rows: the report.
         total: the sums over all leases.
         days: the sums of each span of the period; empty where they weren't asked for.
+        courses: key -> what users call a course.
     """
 
     rows: list[Sums]
     total: Sums
     days: list[tuple[Period, Sums]]
+    courses: Mapping[str, str] = field(default_factory=dict)
 
 
 def ask(person: Person, get: Callable[[str], str]) -> Asked:
@@ -102,9 +104,11 @@ class UsageReader:
             # A user of another hub that has this one's name is somebody else.
             scope = Scope(None if asked.whose == ALL else person.name, hub)
             rows, total = store.report(asked.period, asked.by, scope)
-            return Answer(rows, total, store.over_time(asked.period, scope) if days else [])
+            over_time = store.over_time(asked.period, scope) if days else []
+            return Answer(rows, total, over_time, where.get("courses") or {})
 
-        return await self.read(answer)
+        where = await self._where()
+        return await self._read(where, answer)
 
     async def read(self, question: Callable[[Store, str], T]) -> T:
         """Return what a question reads from the store, given the hub's address in it.
@@ -112,7 +116,9 @@ class UsageReader:
         Raises:
             Refused: nothing is kept, or it can't be read.
         """
-        where = await self._where()
+        return await self._read(await self._where(), question)
+
+    async def _read(self, where: Mapping[str, Any], question: Callable[[Store, str], T]) -> T:
         if not where.get("url"):
             raise Refused(NOTHING_KEPT, status=404)
 

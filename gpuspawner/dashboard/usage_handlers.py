@@ -68,7 +68,7 @@ class UsagePage(UsageHandler):
                 asked=self._form(asked),
                 answer=answer,
                 titles=TITLES,
-                whys=WHYS,
+                names=_names(answer, asked) if answer and asked else {},
                 cells=report.cells,
                 bars=bars(answer) if answer else [],
                 highest=report.hours(highest_of(answer)) if answer else "",
@@ -107,6 +107,11 @@ class UsageAPI(API, UsageHandler):
     async def _read(self) -> tuple[Answer, Asked]:
         asked = ask(self.person, self.argument)
         return await self.usage.answer(asked, self.person, days=False), asked
+
+
+def _names(answer: Answer, asked: Asked) -> Mapping[str, str]:
+    """Return what users call the rows of a report, by what the store has; {}: just that."""
+    return {"why": WHYS, "course": answer.courses}.get(asked.by, {})
 
 
 async def _refused(error: Refused) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..courses.hours import ReservedHours, overlap
 from ..courses.hours_request import HoursRequest
-from ..courses.model import Course
+from ..courses.model import Course, title_of
 from ..gpus.allocation import gpu_count_phrase
 from ..gpus.model import GPU
 from ..i18n.lazy_text import join_sentences, lazy_gettext, lazy_ngettext, listed
@@ -170,7 +170,7 @@ def collision(verdict: Verdict, courses: Mapping[str, Course], gpus: Sequence[GP
     others = [
         lazy_gettext(
             "%(course)s (%(gpus)s from %(time)s on)",
-            course=courses[each.course].name if each.course in courses else each.course,
+            course=title_of(courses, each.course),
             gpus=gpu_count_phrase(each.gpus, each.model or None, each.kind),
             time=clock_time(each.begin),
         )

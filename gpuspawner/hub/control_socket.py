@@ -7,7 +7,7 @@ engine asks for the nodes as well, and has GPUs taken out of service.
 
     GET  /status                                             -> {"queue": […], "leases": […], …}
     GET  /nodes                                              -> {"nodes": […], "marks": […], …}
-    GET  /usage                                              -> {"url": "sqlite:///…", "hub": "…"}
+    GET  /usage                               -> {"url": "sqlite:///…", "hub": "…", "courses": {…}}
     GET  /calendar                                           -> {"zones": […], "events": […]}
     POST /week    {"day": "2026-11-30"}                      -> {"days": […], "reserved": […], …}
     POST /extend  {"user": "ada", "server": "", "hours": 1}  -> {"until": 1764090000.0}
@@ -116,8 +116,8 @@ class ControlSocket:
         switches: the running servers that ask for GPUs.
         turns: the turns that have come, and whose users haven't said yet that they are there.
         health: watches the GPUs' health; None: nobody does.
-        usage: returns where the store of the usage is (`url`, "" for none), and this hub's address
-            in it; None: none is kept.
+        usage: returns where the store of the usage is (`url`, "" for none), this hub's address in
+            it, and what users call the courses in it, by their keys; None: none is kept.
         week: tells of the hours that are reserved; None: nobody does.
         instructors: the courses, for those who teach them; None: there are none.
         name_machines: who may know the machines' names; services go by it too.
@@ -138,7 +138,7 @@ class ControlSocket:
         switches: Switches | None = None,
         turns: Mapping[Holder, CheckIn] | None = None,
         health: HealthWatch | None = None,
-        usage: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+        usage: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
         week: WeekFacts | None = None,
         instructors: Instructors | None = None,
         name_machines: str = "administrators",
@@ -506,7 +506,7 @@ class _Usage(_Handler):
     async def get(self) -> None:
         """Answer with that."""
         where = self._control.usage
-        self.finish(dict(await where()) if where else {"url": "", "hub": ""})
+        self.finish(dict(await where()) if where else {"url": "", "hub": "", "courses": {}})
 
 
 class _Calendar(_Handler):

@@ -25,7 +25,7 @@ from ..courses.hours_request import (
     hours_as_fields,
     read_hours,
 )
-from ..courses.model import Course
+from ..courses.model import Course, title_of
 from ..courses.week import local_zone_name
 from ..errors import Refused, Unknown
 from ..gpus.model import GPU, Holder
@@ -254,7 +254,7 @@ class HoursDesk:
             "divides_gpus": self._divides_gpus,
             "reserved_hours": [
                 {
-                    **_facts(each, courses.get(each.course), troubles.get(each.id, "")),
+                    **_facts(each, title_of(courses, each.course), troubles.get(each.id, "")),
                     "yours": each.course in taught,
                 }
                 for each in found
@@ -497,7 +497,7 @@ class HoursDesk:
         self._tell_of(changed, course)
         with suppress(StoreError):  # it is in the log, and read again soon
             await self._read(store)
-        return _facts(changed, course, "")
+        return _facts(changed, self._courses.title_of(changed.course), "")
 
     def _tell_of(self, changed: HoursRequest, course: Course | None) -> None:
         if course is None:
@@ -566,14 +566,14 @@ def _text(text: str, most: int, key: str) -> str:
     return text
 
 
-def _facts(request: HoursRequest, course: Course | None, trouble: str) -> dict[str, Any]:
+def _facts(request: HoursRequest, title: str, trouble: str) -> dict[str, Any]:
     now = time.time()
     is_closed = request.state in CLOSED
     begin, end = request.hours.declared() if is_closed else _next(request, now)
     return {
         "id": request.id,
         "course": request.course,
-        "title": course.name if course else request.course,
+        "title": title,
         "hours": hours_as_fields(request.hours),
         "state": request.state,
         "over": request.over_at <= now,

@@ -223,7 +223,7 @@ class ReservedTimes:
             return end, ""
         return end, lazy_gettext(
             "Your server's GPUs are reserved for course %(course)s afterwards.",
-            course=blocking.course,
+            course=self._courses.title_of(blocking.course),
         )
 
     def _end_of_slot(self, lease: Lease, view: View, now: float) -> float:
@@ -273,7 +273,7 @@ class ReservedTimes:
         words: str = lazy_gettext(
             "Reserved for course %(course)s from %(time)s on: %(gpus)s, of which %(missing)s can't "
             "be had as things are.",
-            course=course.name if course else reserved.course,
+            course=self._courses.title_of(reserved.course),
             time=begin,
             gpus=gpu_count_phrase(reserved.gpus, reserved.model or None, reserved.kind),
             missing=missing.gpus,

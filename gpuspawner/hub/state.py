@@ -175,6 +175,7 @@ class HubState:
             budgets,
             shares,
             hours.ensure_read,
+            courses.title_of,
         )
         state = cls(
             backend=backend,
@@ -247,12 +248,17 @@ class HubState:
             self.switches,
             self.turns,
             self.health,
-            self.usage.where,
+            self._where_usage_is,
             WeekFacts(self.courses, self.reserved, spawner.hub_address),
             instructors,
             spawner.name_machines,
             self.hours,
         )
+
+    async def _where_usage_is(self) -> dict[str, Any]:
+        """Return where the store of the usage is, and what users call the courses in it."""
+        titles = {key: each.name for key, each in self.courses.current().items()}
+        return {**await self.usage.where(), "courses": titles}
 
     def _begin(self, *checks: Coroutine[Any, Any, None]) -> None:
         """Begin what runs beside the servers' starts; checks say in the log what is missing."""

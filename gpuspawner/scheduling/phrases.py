@@ -31,12 +31,12 @@ def place_words(turn: Turn) -> str:
             "Your group %(group)s has as many GPUs as it may hold at a time.", group=group
         )
     if turn.because.startswith("course:"):
-        course = turn.because.removeprefix("course:")
         limit = lazy_gettext(
-            "Course %(course)s has as many GPUs as it may have at a time.", course=course
+            "Course %(course)s has as many GPUs as it may have at a time.",
+            course=turn.course_name,
         )
     if turn.hours:
-        limit = hours_words_of(turn.hours)
+        limit = hours_words_of(turn.hours, turn.course_name)
     when = ""
     if turn.because == "time":
         limit = lazy_gettext("It starts later, as you asked.")
@@ -64,11 +64,16 @@ def place_words(turn: Turn) -> str:
     return join_sentences(_place(turn), limit, when, used)
 
 
-def hours_words_of(hours: HoursInTheWay) -> str:
-    """Return what is reserved, and what could be had meanwhile."""
+def hours_words_of(hours: HoursInTheWay, course: str) -> str:
+    """Return what is reserved, and what could be had meanwhile.
+
+    Args:
+        hours: the reserved hours.
+        course: what users call the course whose they are.
+    """
     reserved = lazy_gettext(
         "Reserved for course %(course)s from %(begin)s until %(end)s.",
-        course=hours.course,
+        course=course,
         begin=clock_time(hours.begin),
         end=clock_time(hours.end),
     )

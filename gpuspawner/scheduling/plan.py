@@ -53,7 +53,7 @@ class HoursInTheWay:
     """Reserved hours that keep a request from starting now.
 
     Args:
-        course: whose they are.
+        course: the key of the course whose they are; users read `Turn.course_name`.
         begin, end: from when until when, in seconds since the epoch.
         until_then: the end that the request's server could have if it started now, in seconds since
             the epoch; 0: it can't.
@@ -84,6 +84,7 @@ class Turn:
         hours: the reserved hours that are in its way, if it waits for "reserved".
         used: the GPU hours that its user had in the last 7 days, where the order goes by them.
         until: when its server would end, if that is earlier than asked for; else None.
+        course_title: what users call the course whose limit or hours it waits for; the queue knows.
     """
 
     waiting: QueuedRequest
@@ -96,6 +97,20 @@ class Turn:
     hours: HoursInTheWay | None = None
     used: float | None = None
     until: float | None = None
+    course_title: str = ""
+
+    @property
+    def course_name(self) -> str:
+        """What users call that course; its key if nobody has said so."""
+        return self.course_title or self.course
+
+    @property
+    def course(self) -> str:
+        """The key of the course whose limit or hours it waits for; "": of none."""
+        if self.hours:
+            return self.hours.course
+        kind, _colon, key = self.because.partition(":")
+        return key if kind == "course" else ""
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ class Queue:
         budgets: the GPU hours that users may have.
         shares: what users have had lately, for the order "share"; None: in another order.
         ready: waits until `reserved` knows of the hours that were granted, if they can be read.
+        course_title: returns what users call a course, by its key.
     """
 
     def __init__(
@@ -185,7 +186,9 @@ class Queue:
         budgets: Budgets | None = None,
         shares: Shares | None = None,
         ready: Callable[[], Awaitable[None]] | None = None,
+        course_title: Callable[[str], str] = str,
     ) -> None:
+        self._course_title = course_title
         self.budgets = budgets or Budgets()
         self._ready = ready
         self._shares = shares
@@ -394,7 +397,7 @@ class Queue:
                     (waiting, request_limits),
                 ]
                 turn = self._plan(queue, view)[waiting.holder]
-            known[key] = turn
+            known[key] = self._titled(turn)
         return replace(known[key], waiting=waiting)
 
     def _make_snapshot(self, entries: Sequence[QueueEntry], view: View) -> QueueSnapshot | None:
@@ -486,9 +489,15 @@ class Queue:
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
-            turn.waiting.holder: turn if turn.gpus else replace(turn, place=next(places), of=of)
+            turn.waiting.holder: turn
+            if turn.gpus
+            else self._titled(replace(turn, place=next(places), of=of))
             for turn in turns
         }
+
+    def _titled(self, turn: Turn) -> Turn:
+        """Return a turn with what users call the course that it waits for."""
+        return replace(turn, course_title=self._course_title(turn.course)) if turn.course else turn
 
     def _shares_of(self, queue: Iterable[QueuedRequest]) -> UserShares:
         people = ((each.holder, each.groups) for each in queue)
@@ -520,7 +529,7 @@ class Queue:
         if request_limits.max_wait_seconds == 0:
             ahead = "" if turn.because != "order" else lazy_gettext("Others wait before you.")
             if turn.hours:
-                return hours_words_of(turn.hours)
+                return hours_words_of(turn.hours, turn.course_name)
             if request.slots:
                 return slot_words(turn)
             return join_sentences(explain_shortage(request, view.gpus), ahead)
@@ -746,7 +755,7 @@ def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     start = None if turn.start is None else round(turn.start / 60)
     shorter = turn.hours and round(turn.hours.until_then / 60)
     used = None if turn.used is None else shown_hours(turn.used)
-    return turn.place, turn.of, turn.because, start, shorter, used
+    return turn.place, turn.of, turn.because, turn.course_title, start, shorter, used
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

@@ -134,8 +134,12 @@ def test_a_student_has_hours_and_a_budget_and_an_outsider_reads_why_not(hub, ope
         tab.locator("input[name=hours][value='4']").check()
     # Who isn't in the course reads that GPUs are kept, until when there is one, and since when.
     words = {
-        "en": ("Reserved for course ml from", "With less time, until", "You would be next in line"),
-        "zh": ("已为课程 ml 预留", "如果把时间缩短到", "下一个就轮到您"),
+        "en": (
+            "Reserved for course Machine learning from",
+            "With less time, until",
+            "You would be next in line",
+        ),
+        "zh": ("已为课程 Machine learning 预留", "如果把时间缩短到", "下一个就轮到您"),
     }
     for tag, sentences in words.items():
         tab = tabs["eve", tag]

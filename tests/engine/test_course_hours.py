@@ -61,7 +61,7 @@ def test_others_before_the_hours_members_in_them_and_all_after_what_nobody_claim
 
     # Before: who would go on in the hours waits, and reads why; a short one runs.
     ask(hub, "ada", {"gpus": 1, "hours": 3})
-    assert "Reserved for course ml-101 from" in message(hub, "ada")
+    assert "Reserved for course Machine learning from" in message(hub, "ada")
     hub.stop_server("ada")
     hub.start_server("ada", {"gpus": 1, "hours": 1})
     assert course_of(engine, "ada") is None
@@ -70,7 +70,7 @@ def test_others_before_the_hours_members_in_them_and_all_after_what_nobody_claim
     # In the hours: the course's student starts at once, with its material, by its limits.
     clock.set(2.1)
     ask(hub, "ada", {"gpus": 1, "hours": 0.5})
-    assert "Reserved for course ml-101" in message(hub, "ada")
+    assert "Reserved for course Machine learning" in message(hub, "ada")
     hub.start_server("ben", {"gpus": 2, "hours": 1})
     assert len(labelled(engine)["ben"]) == 2
     assert course_of(engine, "ben") == "ml-101"

@@ -135,6 +135,7 @@ class Classroom(Hub):
             NoWatcher,
             lambda: self.reserved(),
             ready=self.hours.ensure_read,
+            course_title=self.courses.title_of,
         )
         self.instructors = Instructors(
             self.courses,

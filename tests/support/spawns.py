@@ -43,7 +43,13 @@ class Hub:
         self.courses = CourseCatalogue({}, "", log)
         self.granted: Callable[[], Sequence[HoursRequest]] = tuple
         self.reserved = ReservedTimes(self.courses, self.ledger, 12, log, lambda: self.granted())
-        self.queue = Queue(self.ledger, QueueSettings(), NoWatcher, lambda: self.reserved())
+        self.queue = Queue(
+            self.ledger,
+            QueueSettings(),
+            NoWatcher,
+            lambda: self.reserved(),
+            course_title=lambda key: self.courses.title_of(key),
+        )
         self.leftovers = Leftovers()
         self.open_forms = OpenForms(self.ledger, self.queue)
         self.leases: set[Any] = set()

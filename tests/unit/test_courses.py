@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from gpuspawner.choices import form
-from gpuspawner.choices.check import check_choice
+from gpuspawner.choices.check import check_choice, forecast_choice
 from gpuspawner.choices.course_choice import courses_offered, within_course
 from gpuspawner.choices.forecast import Forecast
 from gpuspawner.choices.limits import Limits
@@ -28,6 +29,7 @@ from gpuspawner.errors import Refused
 from gpuspawner.gpus.model import WHOLE, Holder, Node, Request, course_group
 from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.labels import LABEL_COURSE, ServerRecord, labels, lease_of
+from gpuspawner.leases.ledger import View
 from gpuspawner.scheduling.phrases import turn_words
 from gpuspawner.scheduling.plan import QueuedRequest, plan
 from gpuspawner.scheduling.queue import RequestLimits
@@ -200,8 +202,8 @@ TWO = "a: {group: g, limits: {hours: 2}}\nb: {group: g}"
     [
         (ML, "", None, "ml-101"),
         (ML, "", "ml-101", "ml-101"),
-        (ML, "", "none", "Your servers are for a course: pick one of ml-101."),
-        (ML, "", "x", 'You asked for course "x", and those you may pick are: ml-101.'),
+        (ML, "", "none", "Your servers are for a course: pick one of Machine learning."),
+        (ML, "", "x", 'You asked for course "x", and those you may pick are: Machine learning.'),
         (ML, "ml-101", None, ""),
         (ML, "ml-101", "ml-101", "ml-101"),
         (ML, "ml-101", "none", ""),
@@ -222,6 +224,15 @@ def test_which_course_a_choice_is_for(text: str, taught: str, named: Any, found:
     except Refused as error:
         key = f"{error}"
     assert key == found
+
+
+def test_a_refusal_says_titles_to_users_and_keys_to_programs() -> None:
+    for named, of_users in (("x", "are: Machine learning."), ("none", "one of Machine learning.")):
+        with pytest.raises(Refused) as caught:
+            within_course(named, limits())
+        assert str(caught.value).endswith(of_users)
+        assert str(caught.value.keyed).endswith(of_users.replace("Machine learning", "ml-101"))
+        assert str(caught.value.keyed).startswith("course: ")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +294,8 @@ def test_a_label_has_the_course_and_its_lease_counts_in_it() -> None:
 
 
 def declared(**limits: Any) -> dict[str, Any]:
-    return {"ml": {"group": "g", "limits": limits}, "nlp": {"group": "g"}}
+    of_ml = {"title": "Machine <learning>", "group": "g", "limits": limits}
+    return {"ml": of_ml, "nlp": {"group": "g"}}
 
 
 async def test_the_course_at_a_time_is_a_limit_of_all_its_servers() -> None:
@@ -296,7 +308,13 @@ async def test_the_course_at_a_time_is_a_limit_of_all_its_servers() -> None:
     (entry,) = hub.queue.waiting
     assert entry.turn
     assert entry.turn.because == "course:ml"
-    assert "Course ml has as many GPUs" in turn_words(entry.turn)
+    assert "Course Machine <learning> has as many GPUs" in turn_words(entry.turn)
+    applicant = hub.spawner(("g",), name="eve", courses=declared(gpus=1)).applicant()
+    told = forecast_choice(
+        Choice(course="ml", gpus=1), applicant, hub.queue, await hub.ledger.read()
+    )
+    page = form.render(Limits(VERSIONS, "torch"), Choice(), View(), lambda each: told)
+    assert "Course Machine &lt;learning&gt; has as many GPUs" in page
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
@@ -367,6 +385,7 @@ def test_the_form_says_what_is_reserved_and_offers_the_time_before() -> None:
     (turn,) = plan([QueuedRequest(Holder("ada"), one, now)], view.gpus, (), now, reserved=reserved)
     assert turn.because == "reserved"
     assert turn.hours
+    turn = replace(turn, course_title="Machine <learning>")
     page = form.render(
         Limits(VERSIONS, "torch", hours=8, default_hours=4),
         Choice(gpus=1),
@@ -375,7 +394,8 @@ def test_the_form_says_what_is_reserved_and_offers_the_time_before() -> None:
     )
     soup = BeautifulSoup(page, "html.parser")
     said = soup.find(id="gpuspawner-sentence").get_text(" ", strip=True)  # type: ignore[union-attr]
-    assert "Reserved for course ml-101 from" in said
+    assert "Reserved for course Machine <learning> from" in said
+    assert "Machine &lt;learning&gt;" in page
     assert "With less time, until" in said
     times = {each["value"]: each for each in soup.find_all("input", attrs={"name": "hours"})}
     (shorter,) = [each for each in times if each not in ("1", "2", "4", "8")]

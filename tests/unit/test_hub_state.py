@@ -99,6 +99,20 @@ async def test_it_is_closed_by_the_same(settings):
     assert gauges() == []
 
 
+async def test_queue_and_services_call_courses_by_their_titles(settings, tmp_path):
+    courses = {"ml": {"title": "Machine learning", "group": "g"}, "cv": {"group": "g"}}
+    state = spawner(
+        settings, courses=courses, usage_db="", control_socket=str(tmp_path / "sock")
+    ).hub_state
+    assert [state.queue._course_title(key) for key in ("ml", "cv", "gone")] == [
+        "Machine learning",
+        "cv",
+        "gone",
+    ]
+    where = await state.control.usage()
+    assert where["courses"] == {"ml": "Machine learning", "cv": "cv"}
+
+
 async def test_what_one_user_s_groups_override_is_not_everybody_s(settings):
     one = spawner(settings, queue_length=7, gpu_policy="spread")
     one.group_overrides = {

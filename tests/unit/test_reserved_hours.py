@@ -25,6 +25,7 @@ from gpuspawner.scheduling.phrases import turn_words
 from ..support.spawns import Hub, begin, waiting
 
 HOUR = 3600.0
+TITLE = "Machine <learning>"
 LOG = logging.getLogger("reserved-hours")
 
 
@@ -35,7 +36,7 @@ def wall(hours: float) -> str:
 
 def course(begin: float, end: float, gpus: int = 2, **more: Any) -> dict[str, Any]:
     reserved = {"begin": wall(begin), "end": wall(end), "gpus": gpus, **more}
-    return {"group": "students", "instructors": "staff", "reserved": [reserved]}
+    return {"title": TITLE, "group": "students", "instructors": "staff", "reserved": [reserved]}
 
 
 async def started(one: Any) -> Any:
@@ -63,7 +64,7 @@ async def test_others_end_before_the_hours_or_wait_and_members_start() -> None:
     await begin(other, gpus=1, hours=3)
     said = await kept_waiting(other, hub)
     assert said.startswith("reserved: ")
-    assert "Reserved for course ml from" in said
+    assert f"Reserved for course {TITLE} from" in said
     assert "A server that ends by" in said
     await begin(other, gpus=1, hours=1.5)
     assert len((await started(other)).gpus) == 1
@@ -79,7 +80,7 @@ async def test_in_the_hours_what_is_reserved_is_the_course_s_alone() -> None:
     other = hub.spawner((), **rules)
     await begin(other, gpus=1, hours=0.1)
     said = await kept_waiting(other, hub)
-    assert "Reserved for course ml" in said
+    assert f"Reserved for course {TITLE} from" in said
     assert "could start now" not in said
     member = hub.spawner(("students",), **rules)
     await begin(member, gpus=1, hours=1)
@@ -143,6 +144,7 @@ def test_what_cannot_be_kept_is_told_once_to_log_and_instructors(caplog: Any) ->
     assert missing.gpus == 1
     found.look(view)
     assert len(told) == 1
+    assert told[0].startswith(f"Reserved for course {TITLE} from ")
     assert "2 GPUs, of which 1 can't be had as things are" in told[0]
     lines = re.findall(r"gpuspawner (\{.*\})$", caplog.text, re.M)
     (line,) = [json.loads(each) for each in lines]
@@ -188,7 +190,7 @@ def test_time_is_added_up_to_the_hours(
     found, _ = reserved_by({"ml": course(2, 4)}, held, [lease])
     end, whose = found.latest_end(Holder("ada"), now + asked * HOUR)
     assert (end - now) / HOUR == pytest.approx(granted, abs=0.02)
-    assert ("course ml afterwards" in str(whose)) == (granted < asked)
+    assert (f"course {TITLE} afterwards" in str(whose)) == (granted < asked)
 
 
 async def test_an_extension_into_the_hours_is_refused_with_a_sentence() -> None:
@@ -199,6 +201,6 @@ async def test_an_extension_into_the_hours_is_refused_with_a_sentence() -> None:
     await hub.ledger.read()
     one.on_extended = lambda end: None  # type: ignore[method-assign]
     one.lease.hold(reservation.units)
-    with pytest.raises(Refused, match="are reserved for course ml afterwards"):
+    with pytest.raises(Refused, match=f"are reserved for course {TITLE} afterwards"):
         one.lease.extend(1)
     assert one.lease.until == pytest.approx(reservation.until, abs=5)

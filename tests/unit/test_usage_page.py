@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from html import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from gpuspawner.dashboard.facts import Person
 from gpuspawner.dashboard.usage_facts import UsageReader
 from gpuspawner.errors import Refused
 from gpuspawner.hub.control_socket import ControlSocket
+from gpuspawner.leases.labels import LABEL_COURSE
 
 from ..support.boards import HOSTILE
 from ..support.dashboards import OPENAPI
@@ -28,6 +30,7 @@ from ..support.services import serving
 from ..support.usage import World, look
 
 HOUR = 3600.0
+TITLE = "Machine <learning>"
 RANGE = "from=2026-01-01&to=2028-01-01"
 
 
@@ -41,7 +44,7 @@ async def fill(world: World) -> None:
     recorders = [world.recorder(hub) for hub in ("hub", "other")]
     for recorder in recorders:
         await look(recorder)
-    world.start("hub", "GPU-a", "ada", of=["ml"], waited=60)
+    world.start("hub", "GPU-a", "ada", of=["ml"], waited=60, **{LABEL_COURSE: "ml"})
     world.start("hub", "GPU-b", HOSTILE)
     world.start("other", "GPU-c", "ada")
     for recorder in recorders:
@@ -64,8 +67,8 @@ async def ask(
     none: Any = None
     log = logging.getLogger("usage")
 
-    async def where() -> dict[str, str]:
-        return {"url": world.url, "hub": "hub"}
+    async def where() -> dict[str, Any]:
+        return {"url": world.url, "hub": "hub", "courses": {"ml": TITLE}}
 
     control = ControlSocket(path, none, tuple, log, {}, none, none, {}, usage=where)
     await control.begin()
@@ -125,6 +128,16 @@ async def test_what_makes_no_sense_is_refused_by_the_name_of_its_key(ask, query,
     assert json.loads(answer.body)["key"] == key
     page = await ask("boss", f"usage?{query}")
     assert page.code == (200 if key == "format" else 400)
+
+
+async def test_a_course_is_called_by_its_title_and_its_key_is_for_programs(ask) -> None:
+    page = (await ask("boss", f"usage?{RANGE}&by=course")).body.decode()
+    assert f">{escape(TITLE)}</th>" in page
+    assert ">ml</th>" not in page
+    rows = checked(await ask("boss", f"api/usage?{RANGE}&by=course"))["rows"]
+    assert {row["name"] for row in rows} == {"ml", None}
+    # A group of that name is none.
+    assert ">ml</th>" in (await ask("boss", f"usage?{RANGE}&by=group")).body.decode()
 
 
 async def test_csv_is_for_spreadsheets(ask) -> None:
