@@ -11,7 +11,7 @@ from ..courses.hours_request import MAX_NOTE, MAX_WHY
 from ..courses.week import zone_of
 from ..errors import Refused
 from ..i18n.lazy_text import lazy_gettext
-from ..i18n.phrases import wall_time
+from ..i18n.phrases import wall_moment
 from .handlers import API, Handler
 from .hours import FORM, WEEKLY, HoursActions, fields_of, form_of, sent
 from .week_handlers import _epoch
@@ -61,7 +61,7 @@ class HoursHandler(Handler):
             "of_course": course,
             "hours_refusal": refusal,
             "weekly": lambda rule: WEEKLY.fullmatch(rule),
-            "when": lambda text: wall_time(_epoch(text), self.language, zone),
+            "moment": lambda text: wall_moment(_epoch(text), self.language, zone),
             "max_note": MAX_NOTE,
             "max_why": MAX_WHY,
         }

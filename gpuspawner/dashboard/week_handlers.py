@@ -11,7 +11,7 @@ from typing import Any
 from tornado import web
 
 from ..errors import Refused
-from ..i18n.phrases import wall_day, wall_time
+from ..i18n.phrases import wall_day, wall_moment, wall_time
 from .handlers import API, Handler
 from .pages import lanes
 from .week_facts import ToldWeek, ask_calendar, ask_week, week
@@ -93,6 +93,7 @@ class WeekPage(_Week):
                 before=_other(first, -7),
                 after=_other(first, 7),
                 when=lambda text: wall_time(_epoch(text), self.language, told.clock),
+                moment=lambda text: wall_moment(_epoch(text), self.language, told.clock),
                 weekday=lambda text: wall_day(_epoch(text), self.language, told.clock),
             )
         )

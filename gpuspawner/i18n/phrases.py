@@ -69,6 +69,15 @@ def wall_time(seconds: float, language: Language, zone: tzinfo | None) -> str:
     return _with_day(text, then, now, language.locale)
 
 
+def wall_moment(seconds: float, language: Language, zone: tzinfo | None) -> Markup:
+    """Return the same as HTML, whose day isn't broken across lines."""
+    then, now = (_wall(each, zone) for each in (seconds, time.time()))
+    text = format_skeleton(_CLOCK, then, locale=language.locale)
+    pattern, day = _pattern_and_day(then, now, language.locale)
+    unbroken = Markup('<span class="gs-day">{}</span>').format(day)
+    return Markup(pattern).format(text, unbroken)  # noqa: S704 # Babel's own
+
+
 def wall_day(seconds: float, language: Language, zone: tzinfo | None) -> str:
     """Return the day that it is at a time in a zone; None: the machine's."""
     return str(format_skeleton(_DAY, _wall(seconds, zone), locale=language.locale))
@@ -98,11 +107,17 @@ def _format_time(seconds: float, locale: Any, clock: str = _CLOCK) -> str:
 
 
 def _with_day(text: str, then: datetime, now: datetime, locale: Any) -> str:
+    pattern, day = _pattern_and_day(then, now, locale)
+    return pattern.format(text, day)
+
+
+def _pattern_and_day(then: datetime, now: datetime, locale: Any) -> tuple[str, str]:
+    """Return the pattern "{1}, {0}" of a day and a time, and the day."""
     skeleton = _DAY if then.year == now.year else _DAY_OF_ANOTHER_YEAR
     day = format_skeleton(skeleton, then, locale=locale)
     # Letters of a pattern's own are in quotes.
     together: str = Locale.parse(locale).datetime_formats["medium"]
-    return together.replace("'", "").format(text, day)
+    return together.replace("'", ""), day
 
 
 def _format_duration(seconds: float, locale: Any) -> str:

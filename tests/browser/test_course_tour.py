@@ -208,6 +208,14 @@ def test_who_sees_what_of_a_course(hub, open_as, looked_at):
             assert hours.count() == 1
             assert (mine in hours.inner_text()) is (user in ("ada", "prof")), user
             looked_at(tab, f"tour-week-{user}-{tag}")
+            # On a phone no day is on two lines.
+            tab.set_viewport_size({"width": 390, "height": 700})
+            days = tab.locator("table .gs-day")
+            lines = days.evaluate_all("all => all.map(each => each.getClientRects().length)")
+            assert lines
+            assert {*lines} == {1}
+            looked_at(tab, f"tour-week-phone-{user}-{tag}")
+            tab.set_viewport_size(how["viewport"])
             seen = [tab.locator("main").text_content()]
             for page in ("history", "usage"):
                 tab.goto(f"{hub.url}{pages}{page}")

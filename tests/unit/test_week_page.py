@@ -392,6 +392,21 @@ async def test_picture_and_table_say_the_same(ask, board: Board, language: str, 
         assert HOSTILE in page.get_text()
 
 
+@pytest.mark.parametrize("language", ["en", "zh-CN"])
+async def test_no_day_of_the_table_is_broken_across_lines(ask, language: str) -> None:
+    """A line may end between any two characters of Chinese: a browser is told where not."""
+    answer = await ask("boss", f"week?from={monday()}", **{"Accept-Language": language})
+    page = BeautifulSoup(answer.body, "html.parser")
+    for row in page.select("table tbody tr"):
+        for cell in row.select("td")[:2]:
+            days = [each.get_text() for each in cell.select(".gs-day")]
+            assert re.sub(r"[, ]*\d\d:\d\d$", "", cell.get_text()) == days[0]
+            assert str(monday().day) in days[0]
+    assert page.select("table td small .gs-day")  # nor in a sentence
+    # What a picture's bar is called is text.
+    assert all("gs-day" not in str(each.title) for each in page.select("svg.gs-week-bar"))
+
+
 async def test_the_bars_are_where_their_hours_are(ask) -> None:
     page = BeautifulSoup((await ask("ada", f"week?from={monday()}")).body, "html.parser")
     bar = page.select_one("svg.gs-week-reserved.gs-week-bar")
