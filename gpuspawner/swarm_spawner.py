@@ -7,13 +7,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jupyterhub.utils import url_path_join
 from traitlets import Bool, Dict, Unicode, default
 
-from .backends.base import Backend
+from .backends.base import Backend, ImagesOfNodes
 from .backends.docker import errors as engine_errors
 from .backends.docker.backend import UlimitRefused, connect
 from .backends.docker.container_config import refused_ulimit, with_kept_folders, with_log
@@ -50,6 +51,7 @@ from .gpus.model import Request
 from .gpus.reader import HubReader
 from .hub import compat, http_errors
 from .i18n.lazy_text import MachineText, lazy_gettext, lazy_ngettext
+from .images.catalogue import catalogue
 from .leases import audit_log
 from .leases.audit_log import one_line
 from .leases.labels import (
@@ -301,6 +303,16 @@ class GPUSwarmSpawner(ConfiguredContainer):
     async def nodes_with_image(self) -> frozenset[str]:
         """Return the names of the nodes that have the server's image, as far as that is known."""
         return await self.backend.nodes_with(self.image, self.pull_policy)
+
+    def images_of_nodes(self, backend: Backend) -> ImagesOfNodes:
+        """Return what asks the nodes which images of the catalogue they have.
+
+        Args:
+            backend: of `make_backend`.
+        """
+        assert isinstance(backend, SwarmBackend)
+        references = {each.image for each in catalogue(self.images).values()}
+        return partial(backend.images_there, references, self.pull_policy)
 
     async def prepare_node(self, reservation: Reservation) -> None:
         """Choose the node of a server without GPUs, and have the node get the image.

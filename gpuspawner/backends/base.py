@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from ..gpus.health import HealthMark
@@ -13,6 +13,8 @@ from ..leases.server_run import ServerRun
 
 # Called with the progress of a pull: a fraction from 0 to 1, and a sentence.
 Report = Callable[[float, str], None]
+# Returns node -> those of the catalogue's images that it has; None: that isn't known of it now.
+ImagesOfNodes = Callable[[], Awaitable[Mapping[str, frozenset[str] | None]]]
 
 
 class Watcher(Protocol):

@@ -12,7 +12,7 @@ from ..gpus.model import Request
 from ..gpus.reader import HubReader, Reader
 from ..leases.ledger import Reservation
 from ..leases.server_run import ServerRun
-from .base import Backend
+from .base import Backend, ImagesOfNodes
 
 
 class ServerOfBackend:
@@ -65,6 +65,14 @@ class ServerOfBackend:
     async def nodes_with_image(self) -> frozenset[str]:
         """Return the names of the nodes that have the server's image, as far as that is known."""
         return frozenset()
+
+    def images_of_nodes(self, backend: Backend) -> ImagesOfNodes | None:
+        """Return what asks the nodes for images of the catalogue; None: the form says it.
+
+        Args:
+            backend: of `make_backend`.
+        """
+        return None
 
     async def prepare_node(self, reservation: Reservation) -> None:
         """Have the node of a reservation ready for the server, before its start."""

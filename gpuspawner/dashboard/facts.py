@@ -84,6 +84,7 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
                 "name": snapshot.machines.known_as(node.name, names_machines),
                 "driver": node.driver,
                 "cuda": node.cuda,
+                "images": _images(snapshot, node.name) if person.administrator else None,
             }
             for node in nodes
         ],
@@ -116,6 +117,17 @@ def status(snapshot: Snapshot, person: Person, *, history: bool = True) -> dict[
         "orphans": _orphans(snapshot) if person.administrator else [],
         "outsiders": _outsiders(snapshot) if person.administrator else [],
     }
+
+
+def _images(snapshot: Snapshot, node: str) -> list[dict[str, Any]] | None:
+    """Return the catalogue's image versions and whether a node has each; None: not known."""
+    there = snapshot.images.get(node)
+    if there is None:
+        return None
+    return [
+        {"key": key, "title": title, "there": key in there}
+        for key, title in snapshot.versions.items()
+    ]
 
 
 def iso_time(seconds: float | None) -> str | None:

@@ -62,6 +62,7 @@ class Snapshot:
         hub: the hub's status (`control_socket.ControlSocket.status`); None if it doesn't answer.
         hub_trouble: why it doesn't answer.
         history: the history of every GPU.
+        versions, images: as of `hub.nodes.NodesAnswer`; {} where the hub doesn't tell of the nodes.
     """
 
     at: float | None = None
@@ -74,6 +75,8 @@ class Snapshot:
     hub: Mapping[str, Any] | None = None
     hub_trouble: str = ""
     history: History = field(default_factory=History)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
 
     @property
     def gpus(self) -> tuple[GPU, ...]:
@@ -217,6 +220,8 @@ class HubReader:
             ours=told.ours,
             marks=told.marks,
             outsiders=told.outsiders,
+            versions=told.versions,
+            images=told.images,
         )
         last.history.add(now, snapshot.gpus)
         return snapshot

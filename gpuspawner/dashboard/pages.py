@@ -15,6 +15,7 @@ from ..gpus.health import BY
 from ..gpus.model import WHOLE
 from ..gpus.unit_names import UnitIndex, parse
 from ..i18n.languages import Language, templates_of
+from ..i18n.lazy_text import listed
 from ..i18n.phrases import memory_words, moment
 from .facts import home_use
 
@@ -64,6 +65,7 @@ def render(template: str, language: Language, facts: Mapping[str, Any], **more: 
         gpus_phrase=gpu_count_phrase,
         reserved_phrase=reserved_phrase,
         lines=line_points,
+        joined=listed,
         gpus_of=servers.gpus,
         others_on=lambda gpu: others_on(gpu, facts["you"]["user"]),
         several=len(facts.get("nodes", ())) > 1,

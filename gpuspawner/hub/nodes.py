@@ -6,16 +6,17 @@ The hub's side is `NodeFacts`, behind the control socket; the service's is `read
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from ..backends.base import Backend
+from ..backends.base import Backend, ImagesOfNodes
 from ..errors import Refused, Unknown
 from ..gpus.health import HealthMark
 from ..gpus.model import GPU, Holder, Node, Outsider
 from ..gpus.out_of_service import OutOfServiceMark
 from ..i18n.lazy_text import kept, restored
+from ..images.catalogue import ImageVersion
 from ..leases.ledger import Ledger
 
 
@@ -28,12 +29,17 @@ class NodesAnswer:
         ours: the names of the units that this hub's servers hold.
         marks: UUID -> mark of the GPUs out of service.
         outsiders: what has GPUs and no lease.
+        versions: key -> what users call an image version of the catalogue.
+        images: node -> the keys of the versions whose images are there; None: that isn't known now.
+            Of one machine alone it isn't told.
     """
 
     nodes: tuple[Node, ...]
     ours: frozenset[str]
     marks: Mapping[str, OutOfServiceMark]
     outsiders: tuple[Outsider, ...]
+    versions: Mapping[str, str]
+    images: Mapping[str, frozenset[str] | None]
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,14 @@ class NodeFacts:
     Args:
         ledger: the leases on the nodes.
         backend: keeps what is out of service.
+        versions: the catalogue's image versions, by their keys.
+        images: returns node -> the references of those of their images that it has.
     """
 
     ledger: Ledger
     backend: Backend
+    versions: Mapping[str, ImageVersion] = field(default_factory=dict)
+    images: ImagesOfNodes | None = None
 
     async def facts(self) -> dict[str, Any]:
         """Return the nodes as they are now, as a JSON value for `read_answer`.
@@ -64,6 +74,18 @@ class NodeFacts:
             "ours": sorted(ours),
             "marks": [asdict(mark) for mark in self.ledger.last_notes.marks.values()],
             "outsiders": [{**asdict(each), "gpus": sorted(each.gpus)} for each in view.outsiders],
+            "versions": {key: each.title or key for key, each in self.versions.items()},
+            "images": await self._images(),
+        }
+
+    async def _images(self) -> dict[str, list[str] | None]:
+        """Return node -> the keys of the versions whose images are there; None: not known."""
+        there = await self.images() if self.images else {}
+        return {
+            node: None
+            if found is None
+            else [key for key, each in self.versions.items() if each.image in found]
+            for node, found in there.items()
         }
 
     async def take_out(self, uuid: str, by: str, why: str) -> None:
@@ -125,6 +147,11 @@ def read_answer(answer: Mapping[str, Any]) -> NodesAnswer:
                 Outsider(**{**each, "gpus": frozenset(each["gpus"])})
                 for each in answer["outsiders"]
             ),
+            dict(answer["versions"]),
+            {
+                node: None if found is None else frozenset(found)
+                for node, found in answer["images"].items()
+            },
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"what answers is no hub of this version: {error}") from None

@@ -242,7 +242,12 @@ class HubState:
             spawner.log,
             reading,
             self.reconciler,
-            NodeFacts(self.ledger, self.backend),
+            NodeFacts(
+                self.ledger,
+                self.backend,
+                catalogue(spawner.images),
+                spawner.images_of_nodes(self.backend),
+            ),
             self.endings,
             lambda: _homes(self.spawners),
             self.switches,

@@ -121,6 +121,7 @@ def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
     page.goto(f"{hub.url}/services/gpus/")
     page.locator(".gs-says", has_text="yours").wait_for()
     assert page.locator(".gs-gpu").count() == 5
+    assert page.locator("#machines li").count() == 0
     assert not NAME.search(page.content())
     picture(page, "machines-dashboard")
     page.get_by_text("Stop…").click()
@@ -143,6 +144,8 @@ def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
     assert_accessible(boss)
     boss.goto(f"{hub.url}/services/gpus/")
     boss.locator(".gs-gpu").first.wait_for()
+    # Which images each one has, administrators read there.
+    boss.locator("#machines li", has_text="已有镜像：plain").nth(2).wait_for()
     assert {*NAME.findall(boss.locator("main").inner_text())} == {"node-1", "node-2", "node-3"}
     assert_accessible(boss)
     picture(boss, "machines-administrator")

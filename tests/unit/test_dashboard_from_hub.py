@@ -26,12 +26,14 @@ from gpuspawner.hub.control_socket import ControlSocket
 from gpuspawner.hub.nodes import NodeFacts, read_answer
 from gpuspawner.i18n.languages import language_for
 from gpuspawner.i18n.lazy_text import lazy_gettext
+from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.labels import LABEL_HUB, ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.leases.notes import Notes
 
 from ..support.boards import ADA, BOSS
 
+VERSIONS = {"torch": {"image": "lab/torch:2", "title": "PyTorch"}, "plain": "lab/plain:1"}
 HUB = "http://172.31.99.1:8081/hub/api"
 UUIDS = [f"GPU-{n}0000000-0000-0000-0000-000000000000" for n in range(5)]
 SICK = lazy_gettext("It has fallen off the bus: the host needs a reboot.")
@@ -88,6 +90,10 @@ def engine() -> Engine:
     )
 
 
+async def images_of_nodes() -> dict[str, frozenset[str] | None]:
+    return {"one": frozenset({"lab/torch:2", "of/no:version"}), "other": None}
+
+
 @pytest.fixture
 async def socket(engine: Engine, tmp_path: Path) -> AsyncIterator[str]:
     path = str(tmp_path / "hub.sock")
@@ -95,7 +101,7 @@ async def socket(engine: Engine, tmp_path: Path) -> AsyncIterator[str]:
     ledger = Ledger(engine.list, engine.nodes, str, HUB, read_notes=engine.notes)
     queue: Any = SimpleNamespace(settings=SimpleNamespace(order="fifo"), waiting=[])
     orphans: Any = SimpleNamespace(facts=list)
-    nodes = NodeFacts(ledger, backend)
+    nodes = NodeFacts(ledger, backend, catalogue(VERSIONS), images_of_nodes)
     control = ControlSocket(path, queue, list, logging.getLogger("hub"), {}, orphans, nodes, {})
     await control.begin()
     yield path
@@ -113,6 +119,8 @@ async def test_it_shows_what_the_hub_sees(engine: Engine, socket: str) -> None:
     assert (third.state, fourth.state, fifth.state) == ("foreign", "excluded", "unhealthy")
     assert seen.ours == {UUIDS[0]}
     assert seen.marks == engine.marks
+    assert seen.versions == {"torch": "PyTorch", "plain": "plain"}
+    assert seen.images == {"one": {"torch"}, "other": None}
     assert seen.outsiders == (Outsider("c", "by-hand", frozenset({UUIDS[2]})),)
     # Sentences are said in the reader's language.
     assert language_for("zh").say(fifth.reason) != SICK
@@ -120,7 +128,7 @@ async def test_it_shows_what_the_hub_sees(engine: Engine, socket: str) -> None:
     # What users see is what they see of a dashboard that looks itself.
     facts = status(seen, ADA)
     assert [gpu["yours"] for gpu in facts["gpus"]] == [True, False, False, False, False]
-    assert facts["nodes"] == [{"name": "", "driver": "570.1", "cuda": "12.8"}]
+    assert facts["nodes"] == [{"name": "", "driver": "570.1", "cuda": "12.8", "images": None}]
     assert facts["outsiders"] == []
     assert [each["name"] for each in status(seen, BOSS)["outsiders"]] == ["by-hand"]
 

@@ -405,6 +405,45 @@ async def test_status_says_which_images_a_node_has(node, words):
     assert await words_of(reader, node, []) == ""
 
 
+async def test_who_looks_on_reads_which_images_each_node_has_and_hardly_waits(monkeypatch):
+    monkeypatch.setattr(images, "WAIT_SECONDS", 0.2)
+    nodes, there = Nodes({}, {}), images.CatalogueOnNodes(finds(BUILT))
+    names = ["has", "hasn't", "broken", "silent", "guest"]
+    known = await there.known(nodes, names, ["lab:1", "lab:2"], "ifnotpresent")
+    assert known == {
+        "has": {"lab:1", "lab:2"},
+        "hasn't": frozenset(),
+        "broken": None,
+        "silent": None,
+        "guest": None,
+    }
+    # One question for a node whatever there is in the catalogue, and none while one is under way.
+    assert sorted(nodes.asked) == sorted(names[:-1])
+    assert await there.known(nodes, names, ["lab:1", "lab:2"], "ifnotpresent") == known
+    assert sorted(nodes.asked) == sorted(names[:-1])
+
+
+async def test_what_a_node_has_is_asked_again_once_it_is_old(monkeypatch):
+    node, there = Node({ID: BUILT}, {}), images.CatalogueOnNodes(finds(BUILT))
+    assert await there.known(node, ["atlas"], ["lab:1"], "never") == {"atlas": {"lab:1"}}
+    node.has = {}
+    assert await there.known(node, ["atlas"], ["lab:1"], "never") == {"atlas": {"lab:1"}}
+    monkeypatch.setattr(images, "PLACES_SECONDS", 0.0)
+    await there.known(node, ["atlas"], ["lab:1"], "never")
+    await asyncio.sleep(0.05)
+    assert await there.known(node, ["atlas"], ["lab:1"], "never") == {"atlas": frozenset()}
+    # One that has left isn't told of.
+    assert await there.known(node, [], ["lab:1"], "never") == {}
+
+
+async def test_where_the_hub_s_own_engine_is_silent_no_node_s_images_are_known():
+    async def silent(image: str) -> None:
+        raise OSError("no engine")
+
+    there = images.CatalogueOnNodes(silent)
+    assert await there.known(Nodes({}, {}), ["has"], ["lab:1"], "never") == {"has": None}
+
+
 async def test_where_there_is_one_machine_nobody_asks_it():
     nodes = Nodes({}, {})
     assert await images.ImagePlaces(finds(BUILT)).nodes_with(nodes, ["has"], "lab:1", "x") == set()

@@ -392,7 +392,7 @@ def test_who_waits_for_what_no_machine_has_is_told_so() -> None:
 BOSS = Person("boss", administrator=True, sees_names=True)
 
 
-def facts(*nodes: Node, administrator: bool = True) -> dict[str, Any]:
+def facts(*nodes: Node, administrator: bool = True, **more: Any) -> dict[str, Any]:
     holder = Holder("ada")
     found = []
     for each in nodes:
@@ -406,6 +406,7 @@ def facts(*nodes: Node, administrator: bool = True) -> dict[str, Any]:
             nodes=tuple(found),
             ours=frozenset(str(each.gpus[0].uuid) for each in found),
             hub={"queue": [], "leases": [lease], "order": "fifo"},
+            **more,
         ),
         Person("ada", administrator),
     )
@@ -419,8 +420,8 @@ def drawn(seen: dict[str, Any]) -> str:
 def test_the_api_tells_each_node_and_each_gpu_s() -> None:
     seen = check("Status", facts(*BOTH[:1], node("q", T4, driver=OLD)))
     assert seen["nodes"] == [
-        {"name": "p", "driver": NEW, "cuda": "12.8"},
-        {"name": "q", "driver": OLD, "cuda": "12.2"},
+        {"name": "p", "driver": NEW, "cuda": "12.8", "images": None},
+        {"name": "q", "driver": OLD, "cuda": "12.2", "images": None},
     ]
     assert [gpu["node"] for gpu in seen["gpus"]] == list("ppppq")
     told = check("Status", facts(*BOTH, administrator=False))
@@ -434,6 +435,46 @@ def test_the_page_tells_gpus_of_several_nodes_apart() -> None:
     assert f"driver {NEW} driver {OLD} CUDA 12.8 CUDA 12.2" in seen
     assert "p · GPU 0 NVIDIA A100" in seen
     assert "Default server q · GPU 0 without an end" in seen
+
+
+TOLD = {
+    "versions": {"torch": "PyTorch <2>", "plain": "Plain"},
+    "images": {"p": frozenset({"torch", "gone"}), "q": None, "r": frozenset({"torch", "plain"})},
+}
+
+
+def test_administrators_read_which_images_each_machine_has() -> None:
+    three = (*BOTH, node("r", T4))
+    seen = check("Status", facts(*three, **TOLD))
+    there = {
+        each["name"]: each["images"] and {one["key"]: one["there"] for one in each["images"]}
+        for each in seen["nodes"]
+    }
+    assert there == {
+        "p": {"torch": True, "plain": False},
+        "q": None,
+        "r": {"torch": True, "plain": True},
+    }
+    html = pages.render("live.html", ENGLISH, seen, hub="/hub/", base="/services/gpus/", xsrf="x")
+    soup = BeautifulSoup(html, "html.parser")
+    lines = [" ".join(each.stripped_strings) for each in soup.select("#machines li")]
+    assert sorted(lines) == [
+        "p driver 570.133.20 CUDA 12.8 Images there: PyTorch <2> Not there: Plain",
+        "q driver 570.133.20 CUDA 12.8 Which images are there isn't known now.",
+        "r driver 570.133.20 CUDA 12.8 Images there: PyTorch <2>, Plain",
+    ]
+    assert "gpuspawner image spread sends what was built" in words(soup, "#machines")
+    # Where all is there nothing has to be done.
+    complete = {"images": dict.fromkeys("pqr", frozenset(TOLD["versions"]))}
+    assert "image spread" not in drawn(facts(*three, **{**TOLD, **complete}))
+
+
+def test_nobody_else_reads_it_nor_does_one_machine_say_so() -> None:
+    seen = check("Status", facts(*BOTH, administrator=False, **TOLD))
+    assert [each["images"] for each in seen["nodes"]] == [None, None]
+    assert "Images there" not in drawn(seen)
+    assert "isn't known now" not in drawn(seen)
+    assert "Which images" not in drawn(facts(BOTH[0]))
 
 
 @pytest.mark.parametrize("administrator", [False, True])

@@ -168,6 +168,17 @@ async def spawned(one: GPUSwarmSpawner, **choice: Any) -> Any:
     return await one.start()
 
 
+async def test_the_nodes_are_asked_for_the_images_of_the_catalogue() -> None:
+    hub = SwarmHub()
+    one = hub.server_of(8888, images={"plain": "ref/plain", "torch": "ref/torch:2"})
+    await hub.ledger.read()
+    there = one.images_of_nodes(hub.backend)
+    hub.daemons.has = {"sha256:1": BUILT}
+    assert await there() == {"one": {"ref/plain", "ref/torch:2"}}
+    hub.backend.daemons = None
+    assert await there() == {}
+
+
 async def test_a_server_is_a_service_with_its_gpus_until_it_is_stopped(hub, port):
     one = hub.server_of(port, mem_limit="2G")
     assert await spawned(one, gpus=2) == ("127.0.0.1", port)

@@ -73,6 +73,7 @@ class SwarmBackend(EngineClient):
         # Who asks the nodes for images.
         self.daemons: images.NodeDaemons | None = None
         self._places = images.ImagePlaces(self.find_image)
+        self._catalogue = images.CatalogueOnNodes(self.find_image)
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -347,6 +348,20 @@ class SwarmBackend(EngineClient):
             return frozenset()
         names = [each.name for each in self.nodes]
         return await self._places.nodes_with(self.daemons, names, image, policy)
+
+    async def images_there(
+        self, references: Collection[str], policy: str
+    ) -> Mapping[str, frozenset[str] | None]:
+        """Return node -> those of some images that it has; None: that isn't known now.
+
+        Args:
+            references: the image references.
+            policy: DockerSpawner's `pull_policy`.
+        """
+        if self.daemons is None or not references:
+            return {}
+        names = [each.name for each in self.nodes]
+        return await self._catalogue.known(self.daemons, names, references, policy)
 
     async def place(self, preferred: str, having: Collection[str] = ()) -> SwarmNode:
         """Return the node for a server without GPUs: the preferred one, or the emptiest.

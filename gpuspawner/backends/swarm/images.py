@@ -9,8 +9,9 @@ hasn't got is what a machine says that it is.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -253,3 +254,64 @@ class ImagePlaces:
             return bool(about.reference(await daemons.images(node, about.names)))
         except Exception:  # it is asked again when it is chosen, and that one says why
             return False
+
+
+class CatalogueOnNodes:
+    """Which images of a catalogue each node has, as it said lately: for who looks on.
+
+    While nobody looks, nobody asks; and who looks waits for a moment at most.
+
+    Args:
+        find: returns what the hub's own engine has by a name.
+    """
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+        self._began = -math.inf
+        self._round: asyncio.Task[None] | None = None
+        # Node -> what it said last; None: it didn't.
+        self._told: dict[str, frozenset[str] | None] = {}
+
+    async def known(
+        self, daemons: NodeDaemons, nodes: Iterable[str], images: Collection[str], policy: str
+    ) -> Mapping[str, frozenset[str] | None]:
+        """Return node -> those of the images that it has; None: that isn't known.
+
+        Args:
+            daemons: ask the nodes.
+            nodes: the names of all nodes.
+            images: image references.
+            policy: DockerSpawner's `pull_policy`.
+        """
+        names, now = list(nodes), time.monotonic()
+        over = self._round is None or self._round.done()
+        if over and now - self._began >= PLACES_SECONDS:
+            self._began = now
+            self._round = asyncio.ensure_future(self._ask(daemons, names, images, policy))
+        if self._round and not self._told.keys() >= {*names}:
+            await asyncio.wait([self._round], timeout=WAIT_SECONDS)
+        return {name: self._told.get(name) for name in names}
+
+    async def _ask(
+        self, daemons: NodeDaemons, names: Sequence[str], images: Collection[str], policy: str
+    ) -> None:
+        try:
+            about = {image: await wanted(image, policy, self._find) for image in images}
+        except Exception:  # the hub's own engine can't be asked
+            self._told = dict.fromkeys(names)
+            return
+        asked = sorted({name for each in about.values() for name in each.names})
+
+        async def ask(node: str) -> None:
+            try:
+                found = await daemons.images(node, asked) if daemons.knows(node) else None
+            except Exception:  # a node's fault is told where it is to start something
+                found = None
+            self._told[node] = (
+                None
+                if found is None
+                else frozenset(image for image, each in about.items() if each.reference(found))
+            )
+
+        await asyncio.gather(*map(ask, names))
+        self._told = {name: each for name, each in self._told.items() if name in names}
