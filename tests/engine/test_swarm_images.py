@@ -43,8 +43,7 @@ def registry(swarm, tmp_path_factory) -> Iterator[Registry]:
     """A registry at the second machine's own loopback: the first one can't ask it."""
     if not shutil.which(registries.PROGRAM):
         cannot("needs docker-registry (make test installs it)")
-    pid = int((swarm.cluster.hosts[1].directory / "docker.pid").read_text())
-    with registries.running(tmp_path_factory.mktemp("registry"), pid) as running:
+    with registries.running(tmp_path_factory.mktemp("registry"), pid_of(swarm, 2)) as running:
         yield running
 
 
@@ -71,6 +70,11 @@ def has(client: docker.APIClient, name: str) -> bool:
     except docker.errors.NotFound:
         return False
     return True
+
+
+def pid_of(swarm: Swarm, node: int) -> int:
+    """Return the process of a node's engine, by its number from 1."""
+    return int((swarm.cluster.hosts[node - 1].directory / "docker.pid").read_text())
 
 
 @pytest.fixture
@@ -218,3 +222,56 @@ def test_an_image_is_pushed_and_named_by_its_digest(swarm, registry):
     digest = registries.digest(registry, "class/lab/pushed", "1")
     assert done.stdout == f"{registry.name}/class/lab/pushed@{digest}\n"
     assert has(node, done.stdout.strip())
+
+
+@pytest.fixture
+def registry_of_both(swarm, tmp_path) -> Iterator[Registry]:
+    """A registry that the hub's engine reaches as well."""
+    if not shutil.which(registries.PROGRAM):
+        cannot("needs docker-registry (make test installs it)")
+    (tmp_path / "registry").mkdir()
+    with registries.running(tmp_path / "registry", pid_of(swarm, 2)) as running:
+        running.open_for(pid_of(swarm, 1))
+        yield running
+
+
+def test_every_machine_runs_what_the_registry_says_and_not_what_it_calls_so(
+    swarm, registry_of_both, tmp_path
+):
+    registry, node = registry_of_both, swarm.clients[1]
+    name = f"{registry.name}/lab/both:1"
+    right = plain_with(node, name)
+    for event in node.push(name, stream=True, decode=True):
+        assert "error" not in event, event
+    exact = f"{registry.name}/lab/both@{registries.digest(registry, 'lab/both', '1')}"
+    registries.remove(node, name)
+    # By that name it has another one now.
+    wrong = plain_with(node, name)
+    assert wrong != right
+    hub = swarm.hub(
+        tmp_path / "hub",
+        f'c.GPUSwarmSpawner.images = {{"both": {name!r}}}',
+        'c.DockerSpawner.pull_policy = "ifnotpresent"',
+    )
+
+    def started(user: str, model: str, number: int) -> tuple[str, str]:
+        """Return by what a new server's service names its image, and which one that is."""
+        hub.start_server(user, {"image": "both", "model": model})
+        (service,) = swarm.services().values()
+        (container,) = swarm.containers(number)
+        hub.stop_server(user)
+        until(lambda: not swarm.services() and not swarm.running(), "nothing runs")
+        return service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"], container["ImageID"]
+
+    with swarm.started(hub):
+        assert started("ada", T4, 2) == (exact, right)
+        assert started("ben", A100, 1) == (exact, right)
+        # What it has said holds while it is away.
+        registry.faults["manifests"] = registries.refused(503, "UNAVAILABLE", "away")
+        assert started("ada", T4, 2) == (exact, right)
+    swarm.manager.remove_image(exact, force=True)
+    # Whom it has told nothing yet goes by each machine's word, and the log says so.
+    with swarm.started(hub):
+        assert started("ada", T4, 2) == (wrong, wrong)
+        said = f"No registry says to the hub's Docker Engine which image {name} is: "
+        assert hub.log().count(said) == 1

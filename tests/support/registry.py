@@ -101,6 +101,14 @@ class Registry:
         self._doors.append(door)
         return "{}:{}".format(*serve_inside(self._engine_pid, address, door, context))
 
+    def open_for(self, engine_pid: int) -> None:
+        """Listen in another engine's namespace too, by the same name."""
+        address, _, port = self.name.rpartition(":")
+        door = ThreadingHTTPServer(("", 0), _Door, bind_and_activate=False)
+        door.registry = self  # type: ignore[attr-defined]
+        self._doors.append(door)
+        serve_inside(engine_pid, address, door, port=int(port))
+
     def stop(self) -> None:
         """End it."""
         self.gate.set()
@@ -189,10 +197,11 @@ def serve_inside(
     address: str,
     server: socketserver.ThreadingTCPServer,
     context: ssl.SSLContext | None = None,
+    port: int = 0,
 ) -> tuple[str, int]:
     """Let a server that has no socket yet serve in a process's network namespace; (IP, port)."""
     server.socket.close()
-    server.socket = _listening_inside(pid, address)
+    server.socket = _listening_inside(pid, address, port)
     where: tuple[str, int] = server.socket.getsockname()
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -201,7 +210,7 @@ def serve_inside(
     return where
 
 
-def _listening_inside(pid: int, address: str) -> socket.socket:
+def _listening_inside(pid: int, address: str, port: int) -> socket.socket:
     """Return a socket that listens in the network namespace of a process."""
     made: list[socket.socket | OSError] = []
 
@@ -213,7 +222,7 @@ def _listening_inside(pid: int, address: str) -> socket.socket:
                 made.append(OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno())))
                 return
         listening = socket.socket()
-        listening.bind((address, 0))
+        listening.bind((address, port))
         listening.listen(64)
         made.append(listening)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +275,16 @@ class Node:
         return self.gets[image]
 
 
-def finds(image: LocalImage | None) -> Callable[[str], Awaitable[LocalImage | None]]:
+def finds(image: LocalImage | None, registry: str = "") -> images.ImageNames:
+    """What names mean: what the hub's own engine has, and what a registry says."""
+
     async def find(name: str) -> LocalImage | None:
         return image
 
-    return find
+    async def resolve(name: str, anew: bool) -> str:
+        return registry
+
+    return images.ImageNames(find, resolve)
 
 
 BUILT, KNOWN = LocalImage(ID), LocalImage(ID, (NAMED, f"else/lab@{OTHER}"))
@@ -318,6 +324,107 @@ async def test_what_a_node_has_or_gets(image, policy, here, has, gets, asked, re
     one = Node(has, gets)
     assert await ensure(one, "atlas", image, policy, finds(here), print) == reference
     assert one.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("policy", "has", "gets", "asked", "reference"),
+    [
+        # Not what the machine calls so.
+        ("ifnotpresent", {"lab:1": LocalImage(OTHER)}, {NAMED: KNOWN}, [NAMED], NAMED),
+        ("always", {"lab:1": LocalImage(OTHER)}, {NAMED: KNOWN}, [NAMED], NAMED),
+        ("skip", {"lab:1": LocalImage(OTHER)}, {}, [], NAMED),
+        # What it has it needn't get, also where it is to be the newest.
+        ("ifnotpresent", {NAMED: KNOWN}, {}, [], NAMED),
+        ("always", {NAMED: KNOWN}, {}, [], NAMED),
+        # Then no registry is asked.
+        ("never", {"lab:1": LocalImage(OTHER)}, {}, [], OTHER),
+    ],
+)
+async def test_what_the_hub_s_engine_lacks_is_what_the_registry_says(
+    policy, has, gets, asked, reference
+):
+    one = Node(has, gets)
+    assert await ensure(one, "atlas", "lab:1", policy, finds(None, NAMED), print) == reference
+    assert one.asked == asked
+
+
+async def test_who_has_got_another_image_than_the_registry_says_is_found_out():
+    liar = Node({}, {NAMED: LocalImage(OTHER)})
+    with pytest.raises(ImageError, match="has got another image than lab:1"):
+        await ensure(liar, "atlas", "lab:1", "ifnotpresent", finds(None, NAMED), print)
+
+
+class Registry:
+    """What a registry says to the hub's engine, and how often it is asked."""
+
+    def __init__(self, *says: str | Exception) -> None:
+        self.says = list(says)
+        self.asked = 0
+
+    async def __call__(self, image: str) -> str:
+        self.asked += 1
+        await asyncio.sleep(0)
+        said = self.says[min(self.asked, len(self.says)) - 1]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+
+AWAY = RuntimeError("503: away\nnode-1 forged")
+LOG_OF_DIGESTS = logging.getLogger("digests")
+
+
+async def test_a_registry_is_asked_once_for_all_and_is_right_from_then_on():
+    registry = Registry(DIGEST, OTHER)
+    digests = images.RegistryDigests(registry, LOG_OF_DIGESTS)
+    found = await asyncio.gather(*(digests.of("reg:5000/lab:1", anew) for anew in (True, False)))
+    assert found == [f"reg:5000/lab@{DIGEST}"] * 2
+    assert registry.asked == 1
+    assert await digests.of("reg:5000/lab:1", False) == f"reg:5000/lab@{DIGEST}"
+    assert registry.asked == 1
+
+
+async def test_where_the_newest_is_wanted_a_registry_is_asked_anew(monkeypatch):
+    monkeypatch.setattr(images, "FRESH_SECONDS", 0.0)
+    digests = images.RegistryDigests(Registry(DIGEST, OTHER), LOG_OF_DIGESTS)
+    assert await digests.of("lab:1", True) == NAMED
+    assert await digests.of("lab:1", True) == f"lab@{OTHER}"
+    # All go by that then.
+    assert await digests.of("lab:1", False) == f"lab@{OTHER}"
+
+
+@pytest.mark.parametrize("said", [AWAY, "sha256:short", "lab@evil"])
+async def test_a_registry_that_says_nothing_is_told_of_once_and_left_alone(said, caplog):
+    registry = Registry(said)
+    digests = images.RegistryDigests(registry, LOG_OF_DIGESTS)
+    assert [await digests.of("lab:1", True) for _ in range(3)] == ["", "", ""]
+    assert registry.asked == 1
+    (line,) = [each.getMessage() for each in caplog.records]
+    assert line.startswith("No registry says to the hub's Docker Engine which image lab:1 is: ")
+    assert "Each machine runs what it has by that name" in line
+    assert "\n" not in line
+
+
+async def test_what_a_registry_said_last_holds_while_it_says_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(images, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(images, "AGAIN_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    digests = images.RegistryDigests(Registry(DIGEST, AWAY, AWAY, OTHER), LOG_OF_DIGESTS)
+    found = [await digests.of("lab:1", True) for _ in range(4)]
+    assert found == [NAMED, NAMED, NAMED, f"lab@{OTHER}"]
+    warned, again = [each.getMessage() for each in caplog.records]
+    assert warned.endswith(f"Machines run what it was before, {NAMED}")
+    assert again == "The registry says again which image lab:1 is"
+
+
+async def test_a_registry_that_takes_too_long_says_nothing(monkeypatch):
+    monkeypatch.setattr(images, "REGISTRY_SECONDS", 0.05)
+
+    async def hangs(image: str) -> str:
+        await asyncio.Event().wait()
+        return DIGEST
+
+    assert await images.RegistryDigests(hangs, LOG_OF_DIGESTS).of("lab:1", False) == ""
 
 
 @pytest.mark.parametrize(
@@ -440,7 +547,7 @@ async def test_where_the_hub_s_own_engine_is_silent_no_node_s_images_are_known()
     async def silent(image: str) -> None:
         raise OSError("no engine")
 
-    there = images.CatalogueOnNodes(silent)
+    there = images.CatalogueOnNodes(images.ImageNames(silent, finds(None).resolve))
     assert await there.known(Nodes({}, {}), ["has"], ["lab:1"], "never") == {"has": None}
 
 

@@ -72,8 +72,10 @@ class SwarmBackend(EngineClient):
         self.containers: Callable[[], Iterable[tuple[str, NodeContainer]]] = tuple
         # Who asks the nodes for images.
         self.daemons: images.NodeDaemons | None = None
-        self._places = images.ImagePlaces(self.find_image)
-        self._catalogue = images.CatalogueOnNodes(self.find_image)
+        digests = images.RegistryDigests(self._ask_registry, log)
+        self._names = images.ImageNames(self.find_image, digests.of)
+        self._places = images.ImagePlaces(self._names)
+        self._catalogue = images.CatalogueOnNodes(self._names)
         # Pairs of a node's name and of a ulimit that its engine isn't allowed to set.
         self.refused_ulimits: set[tuple[str, str]] = set()
         self._reaper = StaleServerReaper(self.remove_unstarted, log)
@@ -317,6 +319,14 @@ class SwarmBackend(EngineClient):
             return LocalImage(str(found["Id"]), tuple(map(str, found.get("RepoDigests") or ())))
         return None
 
+    async def _ask_registry(self, image: str) -> str:
+        """Return the digest that a registry has by a name: the engine asks it, and pulls nothing.
+
+        Raises what the engine does.
+        """
+        found = await self.call("inspect_distribution", image)
+        return str(found["Descriptor"]["digest"])
+
     async def image_on(self, node: str, image: str, policy: str, report: Report) -> str:
         """Have a node have an image; return by what a service names it there.
 
@@ -330,7 +340,7 @@ class SwarmBackend(EngineClient):
             images.ImageError: the node can't have it.
         """
         assert self.daemons
-        return await images.ensure(self.daemons, node, image, policy, self.find_image, report)
+        return await images.ensure(self.daemons, node, image, policy, self._names, report)
 
     def node_named(self, name: str) -> SwarmNode | None:
         """Return the node of a name, as of the last reading; None if none or several have it."""

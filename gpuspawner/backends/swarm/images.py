@@ -1,31 +1,40 @@
 """The images of a Swarm's nodes: each has its own, and a server's node has its image before it.
 
 What the hub's engine has by a name is that image on every machine, by its digest, or by its id
-where no registry knows it. So a machine can't run another one by that name, and a service never
-has its engine ask a registry: Swarm shows no progress, and asks for minutes. What the hub's engine
-hasn't got is what a machine says that it is.
+where no registry knows it. What it hasn't got is what the registry says by that name, which that
+engine asks without pulling. So a machine can't run another one by that name, and a service never
+has its engine ask a registry: Swarm shows no progress, and asks for minutes. Where no registry says
+anything, it is what a machine says that it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...errors import GPUSpawnerError
 from ...i18n.lazy_text import MachineText, join_sentences, lazy_gettext
+from ...leases.audit_log import one_line
 from ...nodes.exchange import NodeError
 from ...nodes.node_images import LocalImage, PullRefused
+from ...timeouts import within
 from ..base import Report
 
 # How old what is known of a node's images may be where a node is chosen, and how long that takes.
 PLACES_SECONDS = 15.0
 WAIT_SECONDS = 1.0
+# How long a registry may take, for how long its answer is what it has now, and after which time one
+# that has given none is asked again.
+REGISTRY_SECONDS = 10.0
+FRESH_SECONDS = 5.0
+AGAIN_SECONDS = 60.0
 
-Find = Callable[[str], Awaitable[LocalImage | None]]
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class ImageError(GPUSpawnerError):
@@ -47,6 +56,20 @@ class NodeDaemons(Protocol):
 
     async def pull(self, name: str, image: str, report: Report) -> LocalImage:
         """Have a node get an image; return it."""
+
+
+@dataclass(frozen=True)
+class ImageNames:
+    """What names of images mean.
+
+    Args:
+        find: returns what the hub's own engine has by a name; None: nothing.
+        resolve: returns what a registry has by a name, with its digest; "": none says that. With
+            True it is asked what it has now.
+    """
+
+    find: Callable[[str], Awaitable[LocalImage | None]]
+    resolve: Callable[[str, bool], Awaitable[str]]
 
 
 @dataclass(frozen=True)
@@ -87,29 +110,36 @@ def is_id(name: str) -> bool:
     return name.startswith("sha256:")
 
 
-async def wanted(image: str, policy: str, find: Find) -> Wanted:
+async def wanted(image: str, policy: str, names: ImageNames) -> Wanted:
     """Return what a name means.
 
     Args:
         image: the image reference.
-        policy: DockerSpawner's `pull_policy`; with "always" it means what the registry has now.
-        find: returns what the hub's own engine has by a name.
+        policy: DockerSpawner's `pull_policy`; with "always" it means what the registry has now, and
+            with "never" no registry is asked.
+        names: what names mean.
     """
     if is_id(image):
         return Wanted(image, (image,), "")
-    here = None if policy == "always" and "@" not in image else await find(image)
+    here = None if policy == "always" and "@" not in image else await names.find(image)
     if "@" in image:
         return Wanted(image, (image, *([here.id] if here else ())), image)
     if here is None:
-        return Wanted(image, (), image)
-    repository = image.rpartition(":")[0] if ":" in image.rpartition("/")[2] else image
+        told = "" if policy == "never" else await names.resolve(image, policy == "always")
+        return Wanted(image, (told,), told) if told else Wanted(image, (), image)
+    repository = repository_of(image)
     own = [each for each in here.digests if each.startswith(f"{repository}@")]
     digest = next(iter((*own, *here.digests)), "")
     return Wanted(image, tuple(filter(None, (digest, here.id))), digest)
 
 
+def repository_of(image: str) -> str:
+    """Return an image reference without its tag."""
+    return image.rpartition(":")[0] if ":" in image.rpartition("/")[2] else image
+
+
 async def ensure(
-    daemons: NodeDaemons, node: str, image: str, policy: str, find: Find, report: Report
+    daemons: NodeDaemons, node: str, image: str, policy: str, names: ImageNames, report: Report
 ) -> str:
     """Have a node have an image; return by what a service names it there.
 
@@ -119,18 +149,19 @@ async def ensure(
         image: the image reference.
         policy: DockerSpawner's `pull_policy`. With "skip", and on a node without a daemon, the
             node's engine gets it as the server starts, without a word.
-        find: returns what the hub's own engine has by a name.
+        names: what names mean.
         report: called with the progress.
 
     Raises:
         ImageError: it can't have it.
     """
-    about = await wanted(image, policy, find)
+    about = await wanted(image, policy, names)
     if policy == "skip" or not daemons.knows(node):
         # By its id an engine asks no registry, ever.
         return about.names[-1 if policy == "never" else 0]
     try:
-        if policy != "always" or not about.source:
+        # What is known by its digest is what the registry has now.
+        if policy != "always" or about.exact:
             found = await daemons.images(node, about.names)
             if reference := about.reference(found):
                 return reference
@@ -209,15 +240,90 @@ def _explain_missing(about: Wanted, node: str, policy: str) -> str:
     )
 
 
+class RegistryDigests:
+    """The digests that registries have by names, as the hub's own engine is told them.
+
+    What a registry has said is what a name means from then on, in each place of this hub, until it
+    is asked anew. Where it doesn't answer, that is what it said last.
+
+    Args:
+        ask: returns the digest of a name; raises any error if the registry doesn't say it.
+        log: a logger, which is told once whenever a registry stops saying it, or says it again.
+    """
+
+    def __init__(self, ask: Callable[[str], Awaitable[str]], log: Any) -> None:
+        self._ask = ask
+        self._log = log
+        # Name -> the name with its digest.
+        self._known: dict[str, str] = {}
+        # Name -> when a registry was asked last, and the question.
+        self._asked: dict[str, tuple[float, asyncio.Task[bool]]] = {}
+        self._silent: set[str] = set()
+
+    async def of(self, image: str, anew: bool) -> str:
+        """Return a name with its digest; "" if no registry has ever said it.
+
+        Args:
+            image: the image reference.
+            anew: whether it is to be what the registry has now.
+        """
+        if image in self._known and not anew:
+            return self._known[image]
+        at, question = self._asked.get(image, (-math.inf, None))
+        patience = (
+            FRESH_SECONDS
+            if question is None or not question.done() or question.result()
+            else AGAIN_SECONDS
+        )
+        if question is None or (question.done() and time.monotonic() - at >= patience):
+            question = asyncio.ensure_future(self._look(image))
+            self._asked[image] = time.monotonic(), question
+        # Who gives up leaves the others their answer.
+        await asyncio.shield(question)
+        return self._known.get(image, "")
+
+    async def _look(self, image: str) -> bool:
+        """Ask a registry; return whether it has said it."""
+        try:
+            digest = await within(REGISTRY_SECONDS, self._ask(image))
+            if not _DIGEST.fullmatch(digest):
+                raise ValueError(f"its digest is {digest!r:.100}")
+        except Exception as error:
+            if image not in self._silent:
+                self._say_silent(image, error)
+            self._silent.add(image)
+            return False
+        if image in self._silent:
+            self._log.info("The registry says again which image %s is", one_line(image))
+        self._silent.discard(image)
+        self._known[image] = f"{repository_of(image)}@{digest}"
+        return True
+
+    def _say_silent(self, image: str, error: Exception) -> None:
+        told = self._known.get(image)
+        then = (
+            f"Machines run what it was before, {told}"
+            if told
+            else "Each machine runs what it has by that name, or gets. To have the same on all of "
+            "them, pull it on the hub's machine, or name it by its digest"
+        )
+        self._log.warning(
+            "No registry says to the hub's Docker Engine which image %s is: %s. %s",
+            one_line(image),
+            one_line(str(error) or type(error).__name__),
+            one_line(then),
+        )
+
+
 class ImagePlaces:
     """Which nodes have an image, for the choice of a node: of each a little old, or unknown.
 
     Args:
-        find: returns what the hub's own engine has by a name.
+        names: what names of images mean.
     """
 
-    def __init__(self, find: Find) -> None:
-        self._find = find
+    def __init__(self, names: ImageNames) -> None:
+        self._names = names
         # (node, image) -> when it was asked, and the question.
         self._asked: dict[tuple[str, str], tuple[float, asyncio.Task[bool]]] = {}
 
@@ -250,7 +356,7 @@ class ImagePlaces:
 
     async def _has(self, daemons: NodeDaemons, node: str, image: str, policy: str) -> bool:
         try:
-            about = await wanted(image, policy, self._find)
+            about = await wanted(image, policy, self._names)
             return bool(about.reference(await daemons.images(node, about.names)))
         except Exception:  # it is asked again when it is chosen, and that one says why
             return False
@@ -262,11 +368,11 @@ class CatalogueOnNodes:
     While nobody looks, nobody asks; and who looks waits for a moment at most.
 
     Args:
-        find: returns what the hub's own engine has by a name.
+        names: what names of images mean.
     """
 
-    def __init__(self, find: Find) -> None:
-        self._find = find
+    def __init__(self, names: ImageNames) -> None:
+        self._names = names
         self._began = -math.inf
         self._round: asyncio.Task[None] | None = None
         # Node -> what it said last; None: it didn't.
@@ -296,7 +402,7 @@ class CatalogueOnNodes:
         self, daemons: NodeDaemons, names: Sequence[str], images: Collection[str], policy: str
     ) -> None:
         try:
-            about = {image: await wanted(image, policy, self._find) for image in images}
+            about = {image: await wanted(image, policy, self._names) for image in images}
         except Exception:  # the hub's own engine can't be asked
             self._told = dict.fromkeys(names)
             return
