@@ -6,6 +6,7 @@ nowhere; the model that they pick says it.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -45,6 +46,15 @@ c.GPUSwarmSpawner.shared_homes = True
 c.GPUSwarmSpawner.home_volume = "{name}-{{username}}"
 c.GPUSwarmSpawner.course_volumes = {{}}
 """
+# Servers are what the image itself starts, JupyterLab.
+LAB = """
+c.GPUSwarmSpawner.images = {{"minimal": {image!r}}}
+c.GPUSwarmSpawner.cmd = None
+c.GPUSwarmSpawner.default_url = "/lab"
+c.GPUSwarmSpawner.mem_limit = None
+"""
+# The user of our images, and the group.
+JOVYAN = 1000, 100
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +91,17 @@ def hub(swarm, tmp_path, file_server) -> Iterator[SwarmHub]:
         yield running
 
 
+@pytest.fixture
+def lab_hub(swarm, tmp_path, file_server, engine, minimal_image) -> Iterator[SwarmHub]:
+    """A hub whose servers are JupyterLabs, on the machines that have their image."""
+    _, image = minimal_image
+    swarm.take_over(engine, image, 1, 3)
+    os.chown(file_server / f"{file_server.name}-ada", *JOVYAN)
+    homes = SHARED.format(folder=file_server, name=file_server.name)
+    with swarm.started(swarm.shipped_hub(tmp_path, homes, LAB.format(image=image))) as running:
+        yield running
+
+
 def form(hub: SwarmHub, page: Any, user: str) -> str:
     """Open the form, and return what is read there."""
     page.goto(f"{hub.url}/hub/spawn/{user}")
@@ -89,14 +110,13 @@ def form(hub: SwarmHub, page: Any, user: str) -> str:
 
 
 def start_with(page: Any, model: str) -> None:
-    """Pick one GPU of a model, and be in the server."""
+    """Pick one GPU of a model, and have the server."""
     page.locator("input[name=gpus][value='1']").check()
     page.locator(f"input[name=model][value='{model}']").check()
     page.get_by_text("What you have picked is on 1 machine.").wait_for()
     page.get_by_role("status").filter(has_text="Starts now").wait_for()
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_url("**/user/ada/**")
-    page.get_by_text("plain", exact=True).wait_for()
 
 
 def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
@@ -113,6 +133,7 @@ def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
     assert "Your files" not in text
     picture(page, "machines-form")
     start_with(page, H100)
+    page.get_by_text("plain", exact=True).wait_for()
     assert swarm.node_of("ada") == 3
     assert swarm.leased()["ada"] == swarm.seen("ada") == gpus["node-3"]
     swarm.inside("ada", *plain_image.FILE, NOTE, "kept")
@@ -131,6 +152,7 @@ def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
 
     form(hub, page, "ada")
     start_with(page, A100)
+    page.get_by_text("plain", exact=True).wait_for()
     assert swarm.node_of("ada") == 1
     (held,) = swarm.seen("ada")
     assert held in gpus["node-1"]
@@ -150,3 +172,45 @@ def test_a_user_has_the_model_of_one_machine_and_the_files_on_all(
     assert_accessible(boss)
     picture(boss, "machines-administrator")
     context.close()
+
+
+def in_lab(page: Any, gpus: str) -> None:
+    """Be in JupyterLab, whose status bar says which GPUs there are."""
+    page.locator("#jp-top-panel").wait_for()
+    page.get_by_role("button", name="GPUs of this server").get_by_text(gpus).wait_for()
+
+
+def test_jupyterlab_has_the_one_gpu_of_its_machine_and_the_files_of_another(
+    swarm, lab_hub, file_server, page, picture
+):
+    gpus = every_gpu(swarm.cluster)
+    log_in(page, lab_hub, "ada", PASSWORD)
+    form(lab_hub, page, "ada")
+    start_with(page, H100)
+    in_lab(page, "H100 · 3 h")
+    assert swarm.node_of("ada") == 3
+    assert swarm.leased()["ada"] == swarm.seen("ada") == gpus["node-3"]
+    assert not NAME.search(page.content())
+    # A new file, which JupyterLab asks the name of as it is saved.
+    page.locator(".jp-LauncherCard", has_text="Text File").click()
+    page.locator(".jp-FileEditor .cm-content").click()
+    page.keyboard.type("kept")
+    page.keyboard.press("Control+s")
+    page.locator(".jp-Dialog input").fill("note.txt")
+    page.keyboard.press("Enter")
+    note = file_server / f"{file_server.name}-ada" / "note.txt"
+    until(lambda: note.exists() and note.read_text().strip() == "kept", "it is saved")
+    picture(page, "machines-lab-node-3")
+    lab_hub.stop_server("ada")
+    until(lambda: swarm.leased() == {}, "nothing is held", log=lab_hub.log)
+
+    form(lab_hub, page, "ada")
+    start_with(page, A100)
+    in_lab(page, "A100 · 3 h")
+    assert swarm.node_of("ada") == 1
+    (held,) = swarm.seen("ada")
+    assert [held] == swarm.leased()["ada"]
+    assert held in gpus["node-1"]
+    page.goto(f"{lab_hub.url}/user/ada/lab/tree/note.txt")
+    page.locator(".jp-FileEditor .cm-content").get_by_text("kept", exact=True).wait_for()
+    picture(page, "machines-lab-node-1")

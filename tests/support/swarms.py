@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import docker
+import docker.errors
 
 from gpuspawner.backends.swarm.backend import SwarmBackend
 from gpuspawner.simulation.cluster import NETWORK, SimulatedCluster, name_of
@@ -99,6 +100,18 @@ class Swarm:
     def close(self) -> None:
         for client in self.clients:
             client.close()
+
+    def take_over(self, engine: docker.APIClient, image: str, *nodes: int) -> None:
+        """Have nodes have an image of another engine, by their numbers from 1."""
+        image_id = engine.inspect_image(image)["Id"]
+        for number in nodes:
+            url = self.cluster.hosts[number - 1].docker_host
+            with closing(docker.APIClient(base_url=url, version="auto", timeout=600)) as client:
+                with suppress(docker.errors.ImageNotFound):
+                    client.inspect_image(image_id)
+                    continue
+                for _ in client.load_image(engine.get_image(image)):
+                    pass
 
     @property
     def manager(self) -> docker.APIClient:
