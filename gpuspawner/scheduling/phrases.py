@@ -64,16 +64,16 @@ def place_words(turn: Turn) -> str:
     return join_sentences(_place(turn), limit, when, used)
 
 
-def hours_words_of(hours: HoursInTheWay, course: str) -> str:
+def hours_words_of(hours: HoursInTheWay, course_name: str) -> str:
     """Return what is reserved, and what could be had meanwhile.
 
     Args:
         hours: the reserved hours.
-        course: what users call the course whose they are.
+        course_name: what users call the course whose they are.
     """
     reserved = lazy_gettext(
         "Reserved for course %(course)s from %(begin)s until %(end)s.",
-        course=course,
+        course=course_name,
         begin=clock_time(hours.begin),
         end=clock_time(hours.end),
     )

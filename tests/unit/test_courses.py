@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,6 +38,7 @@ from gpuspawner.scheduling.queue import RequestLimits
 from gpuspawner.scheduling.reserved import ReservedTime
 from gpuspawner.spawner import GPUSpawner
 
+from ..support.paths import ROOT
 from ..support.shown_forms import host, shown
 from ..support.spawns import Hub, begin, waiting
 from ..support.units import gpu, shared
@@ -224,6 +227,33 @@ def test_which_course_a_choice_is_for(text: str, taught: str, named: Any, found:
     except Refused as error:
         key = f"{error}"
     assert key == found
+
+
+# What a sentence may call a course by: its name, or the key that somebody has sent.
+CALLED = re.compile(
+    r"(\w+\.)*(course\.name|turn\.course_name|course_name)|name|quoted\(named\)"
+    r"|(\w+\.)*title_of\(.+\)"
+)
+
+
+def test_every_sentence_calls_a_course_by_its_title() -> None:
+    """Whoever writes one more is told here."""
+    found, loose = 0, []
+    for file in (ROOT / "gpuspawner").rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            if getattr(call.func, "id", "") not in ("lazy_gettext", "lazy_ngettext"):
+                continue
+            values = [ast.unparse(each.value) for each in call.keywords if each.arg == "course"]
+            found += len(values)
+            loose += [f"{file.name}: {each}" for each in values if not CALLED.fullmatch(each)]
+    for file in (ROOT / "gpuspawner").rglob("*.html"):
+        values = re.findall(r"\bcourse=([^,)]+)[,)]", file.read_text())
+        found += len(values)
+        loose += [f"{file.name}: {each}" for each in values if not CALLED.fullmatch(each)]
+    assert found > 10
+    assert loose == []
 
 
 def test_a_refusal_says_titles_to_users_and_keys_to_programs() -> None:
