@@ -346,8 +346,7 @@ def _given_outside(gpus: Sequence[GPU], uuids: Collection[str]) -> Sequence[GPU]
 
 def _apply(gpus: Sequence[GPU], leases: Mapping[str | None, Lease]) -> tuple[GPU, ...]:
     applied = tuple(
-        gpu if (lease := leases.get(gpu.id)) is None or _has(gpu, lease) else _lease(gpu, lease)
-        for gpu in gpus
+        gpu if (lease := leases.get(gpu.id)) is None else _lease(gpu, lease) for gpu in gpus
     )
     shared = {gpu.uuid for gpu in applied if gpu.kind == SHARED and gpu.holder}
     return (
@@ -461,6 +460,8 @@ def _has(gpu: GPU, lease: Lease) -> bool:
 
 
 def _lease(gpu: GPU, lease: Lease) -> GPU:
+    if gpu.holder is not None and _has(gpu, lease):
+        return gpu
     # Does what `dataclasses.replace` does, several times as fast: every read of the ledger does
     # this for every leased GPU.
     leased = object.__new__(GPU)
