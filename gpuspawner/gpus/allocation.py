@@ -302,7 +302,7 @@ class LeasedNodes:
                     made.append((before, known))
                     continue
             gpus = _given_outside(_without_duplicate_uuids(node.gpus, duplicates), outside)
-            made.append((held, replace(node, gpus=_apply(gpus, found))))
+            made.append((held, node.with_gpus(_apply(gpus, found))))
         self._nodes, self._duplicates, self._outside = tuple(nodes), duplicates, outside
         self._made = made
         return tuple(node for _, node in made)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from operator import is_
 
 from ..i18n.lazy_text import lazy_gettext
 from .health import BY, HealthMark, cause_of, keeps_out, words_of, worst
@@ -122,10 +121,5 @@ def causes_now(gpu: GPU, lifted: Lifted = ()) -> tuple[str, ...]:
 def with_marks(
     nodes: Iterable[Node], marks: Mapping[str, OutOfServiceMark], lifted: Lifted = ()
 ) -> tuple[Node, ...]:
-    """Return nodes as `apply_marks` makes their GPUs; without a mark, the same object."""
-    return tuple(_with_marks(node, apply_marks(node.gpus, marks, lifted)) for node in nodes)
-
-
-def _with_marks(node: Node, gpus: tuple[GPU, ...]) -> Node:
-    # Of a node without a mark the same object, so that whoever has made something of it sees that.
-    return node if all(map(is_, gpus, node.gpus)) else replace(node, gpus=gpus)
+    """Return nodes as `apply_marks` makes their GPUs."""
+    return tuple(node.with_gpus(apply_marks(node.gpus, marks, lifted)) for node in nodes)

@@ -128,6 +128,11 @@ def _ignore(listing: Listing) -> None:
     """Tell nobody of a listing."""
 
 
+def _as_one(gpu: GPU) -> GPU:
+    """Return a unit that limits count as one, whatever its part of a GPU is."""
+    return gpu if gpu.share == 1 else replace(gpu, share=1)
+
+
 async def _no_notes() -> Notes:
     """Return the notes of a backend that keeps none."""
     return Notes()
@@ -191,9 +196,7 @@ class Ledger:
         nodes = await self.read_inventory()
         if not self.counts_units:
             return nodes
-        return [
-            replace(node, gpus=tuple(replace(gpu, share=1) for gpu in node.gpus)) for node in nodes
-        ]
+        return [node.with_gpus(map(_as_one, node.gpus)) for node in nodes]
 
     async def read(self, except_for: Holder | None = None) -> View:
         """Read the nodes and the leases as they are now; reservations count as leases.

@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuspawner.backends.swarm.cluster import SwarmNode, with_swarm
 from gpuspawner.gpus.allocation import LeasedNodes, with_leases
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Outsider, Request, counted_in
+from gpuspawner.leases.labels import ServerRecord, labels
+from gpuspawner.leases.ledger import Ledger
+from gpuspawner.nodes.resources import kind_of
 from gpuspawner.scheduling import plan as plans
 from gpuspawner.scheduling.plan import ORDERS, Planner, QueuedRequest, Turn, UserShare, plan
 from gpuspawner.scheduling.reserved import ReservedTime, admitted
@@ -302,7 +306,34 @@ def test_nodes_with_leases_are_the_same_whatever_was_made_before(data: st.DataOb
         assert kept.of(there, leases, others) == with_leases(there, leases, others)
 
 
-def test_of_a_node_without_a_change_nothing_is_made_anew() -> None:
+async def test_of_a_node_without_a_change_nothing_is_made_anew_from_read_to_read() -> None:
+    """Between them are Swarm, marks of health, and limits that count units."""
+    reports, servers = nodes_of(["a", "a"]), [server("x", "GPU-n0-0")]
+    swarm = [
+        SwarmNode("", each.name, version="29.0.0", offered={kind_of(str(each.gpus[0].uuid)): 1})
+        for each in reports
+    ]
+
+    async def read() -> tuple[Node, ...]:
+        return with_swarm(reports, swarm)
+
+    async def listed() -> list[ServerRecord]:
+        return list(servers)
+
+    ledger = Ledger(listed, read, counts_units=True)
+    before = await ledger.read()
+    assert [gpu.state for gpu in before.gpus] == ["leased", "free"]
+    servers.append(server("y", "GPU-n1-0"))
+    after = await ledger.read()
+    assert after.nodes[0] is before.nodes[0]
+    assert after.gpus[1].holder == Holder("y")
+
+
+def server(user: str, unit: str) -> ServerRecord:
+    return ServerRecord(user, labels(Holder(user), "image", [unit], NOW + 1e9))
+
+
+def test_of_a_node_whose_leases_are_the_same_nothing_is_made_anew() -> None:
     nodes, kept = nodes_of(["a", "a"]), LeasedNodes()
     lease = Lease(Holder("x"), frozenset(["GPU-n0-0"]), NOW)
     before = kept.of(nodes, [lease])
