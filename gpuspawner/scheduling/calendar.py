@@ -325,6 +325,7 @@ class Calendar:
         groups: Collection[str],
         preferred: Sequence[GPU] = (),
         not_before: float = 0.0,
+        known: Booking | None = None,
     ) -> Booking:
         """Book the earliest start for a request.
 
@@ -335,8 +336,9 @@ class Calendar:
         Args:
             request, groups, not_before: as for `find_earliest`.
             preferred: the GPUs to book if the request starts now and they are free.
+            known: its earliest start, if that is known from a calendar with the same bookings.
         """
-        found = self.find_earliest(request, groups, not_before)
+        found = known or self.find_earliest(request, groups, not_before)
         shares = [self._shares[name] for name in self._limited(groups)]
         if found.start == inf:
             if self.is_possible(request, groups) and not request.slots:

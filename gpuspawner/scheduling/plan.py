@@ -10,6 +10,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
@@ -292,7 +293,8 @@ class Planner:
     """Plans a queue again and again as `plan` does, and keeps what is the same in the next plan.
 
     Where requests have only joined at the queue's end since a plan in which nobody starts, they are
-    booked in its calendar, behind the others: these are where they were.
+    booked in its calendar, behind the others: these are where they were. If one of them starts, the
+    others are booked there without a search.
     """
 
     def __init__(self) -> None:
@@ -323,28 +325,33 @@ class Planner:
         limits = group_limits or {}
         hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
         kept, self._kept = self._kept, None
+        known: list[Booking] = []
         if kept and not hours and kept.is_about(waiting, host, leases, limits, now):
             turns = kept.with_more(waiting[len(kept.waiting) :], now)
             if turns is not None:
                 self._kept = kept
                 return _with_use(turns, order, shares)
+            known = kept.bookings_before
 
         def book(
-            preferred: Mapping[int, tuple[GPU, ...]], units: Units
+            preferred: Mapping[int, tuple[GPU, ...]], units: Units, known: Sequence[Booking]
         ) -> tuple[Calendar, list[Booking]]:
             calendar = Calendar(host, leases, now, limits, hours, part_policy, units)
             return calendar, [
-                calendar.book(each.request, each.groups, preferred.get(number, ()), each.not_before)
-                for number, each in enumerate(waiting)
+                calendar.book(
+                    each.request, each.groups, preferred.get(number, ()), each.not_before, booking
+                )
+                for number, (each, booking) in enumerate(zip_longest(waiting, known))
             ]
 
-        calendar, bookings = book({}, self._units[0])
+        calendar, bookings = book({}, self._units[0], known)
         chosen = calendar.choose_now(
             [each.request for each in waiting], bookings, policy, part_policy
         )
-        if any(bookings[number].gpus != gpus for number, gpus in chosen.items()):
+        others = [number for number, gpus in chosen.items() if bookings[number].gpus != gpus]
+        if others:
             # The GPUs that the policy prefers are handed out if that delays no other request.
-            _, again = book(chosen, self._units[1])
+            _, again = book(chosen, self._units[1], bookings[: min(others)])
             if all(new.start <= old.start for new, old in zip(again, bookings, strict=True)):
                 bookings = again
         reasons = _WaitReasons(calendar, host, leases, limits)
@@ -353,7 +360,9 @@ class Planner:
             for place, (each, booking) in enumerate(zip(waiting, bookings, strict=True), 1)
         ]
         if not hours and all(turn.start != now for turn in turns):
-            self._kept = _KeptPlan(waiting, host, leases, limits, now, calendar, reasons, turns)
+            self._kept = _KeptPlan(
+                waiting, host, leases, limits, now, calendar, bookings, reasons, turns
+            )
         return _with_use(turns, order, shares)
 
 
@@ -378,6 +387,7 @@ class _KeptPlan:
         leases, limits: as for `Calendar`.
         now: when the plan was made, in seconds.
         calendar: with the bookings of all.
+        bookings: of each.
         reasons: of the same.
         turns: the turn of each.
     """
@@ -390,6 +400,7 @@ class _KeptPlan:
         limits: Mapping[str, int],
         now: float,
         calendar: Calendar,
+        bookings: list[Booking],
         reasons: _WaitReasons,
         turns: list[Turn],
     ) -> None:
@@ -399,8 +410,11 @@ class _KeptPlan:
         self._limits = dict(limits)
         self._now = now
         self._calendar = calendar
+        self._bookings = bookings
         self._reasons = reasons
         self._turns = turns
+        # The bookings without those of the requests that have joined last.
+        self.bookings_before: list[Booking] = []
         self._until = min((self._first_time(turn) for turn in turns), default=inf)
 
     def _first_time(self, turn: Turn) -> float:
@@ -437,10 +451,12 @@ class _KeptPlan:
             joining: the requests, in their order.
             now: in seconds.
         """
+        self.bookings_before = list(self._bookings)
         for each in joining:
             booking = self._calendar.book(each.request, each.groups, not_before=each.not_before)
             turn = self._reasons.waiting_turn(each, len(self._turns) + 1, booking, now)
             self.waiting.append(each)
+            self._bookings.append(booking)
             self._turns.append(turn)
             self._until = min(self._until, self._first_time(turn))
             if self._until <= now:
