@@ -77,6 +77,8 @@ class Site:
             seconds=None if seconds is None else seconds * HOUR,
             home_node=draw(st.sampled_from(["", "", "n1"])),
         )
+        if course and draw(st.booleans()):
+            request = replace(request, gpus=1, model=None, kind="shared", slots=2)
         groups = counted_in(draw(st.frozensets(st.sampled_from("gh"))), course)
         later = draw(st.sampled_from([0.0, 0.0, 0.0, 1.0, 1.5])) * HOUR
         since = self.now + self.number / 1000 - draw(st.sampled_from([0, 0, 0, HOUR]))
@@ -111,7 +113,8 @@ class Site:
         draw = self.draw
         self.limits = draw(st.dictionaries(st.sampled_from("gh"), st.integers(0, 3)))
         begin = self.now + draw(st.sampled_from([-1.0, 0.5, 2.0])) * HOUR
-        hours = [ReservedTime("c", begin, begin + HOUR, draw(st.integers(1, 2)))]
+        slots = draw(st.sampled_from([0, 2]))
+        hours = [ReservedTime("c", begin, begin + HOUR, draw(st.integers(1, 2)), slots=slots)]
         units = [gpu for node in self.nodes for gpu in node.gpus]
         self.reserved = admitted(hours if draw(st.booleans()) else [], units)[0]
         self.shares = {("", "a"): UserShare(draw(st.sampled_from([0.0, 20.0])), 1.0)}
@@ -150,7 +153,7 @@ class Site:
     def grant(self, turn: Turn) -> None:
         waiting, names = turn.waiting, frozenset(str(gpu.id) for gpu in turn.gpus)
         seconds = waiting.request.seconds
-        until = None if seconds is None else self.now + seconds
+        until = turn.until or (None if seconds is None else self.now + seconds)
         if names:
             self.leases.append(Lease(waiting.holder, names, until, waiting.groups))
 
