@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
+from operator import is_
 
 from ..i18n.lazy_text import lazy_gettext, lazy_ngettext, listed
 from .links import choose_linked
@@ -266,18 +267,45 @@ def with_leases(
     A GPU without a lease that an outsider was given is "foreign", used by it or not. If two nodes
     report the same UUID, neither GPU keeps it, and neither is handed out.
     """
-    found = _by_unit([gpu for node in nodes for gpu in node.gpus], leases)
-    outside = {uuid for outsider in outsiders for uuid in outsider.gpus}
-    duplicates = _duplicate_uuids(nodes)
-    return tuple(
-        replace(
-            node,
-            gpus=_apply(
-                _given_outside(_without_duplicate_uuids(node.gpus, duplicates), outside), found
-            ),
-        )
-        for node in nodes
-    )
+    return LeasedNodes().of(nodes, leases, outsiders)
+
+
+class LeasedNodes:
+    """The nodes with their leases, read after read: of a node without a change the same object.
+
+    On a cluster a decision changes one node, and whoever compares needn't look at the others.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: tuple[Node, ...] = ()
+        self._duplicates: set[str] = set()
+        self._outside: set[str] = set()
+        # Of each of the nodes the leases of its units, and what was made of it.
+        self._made: list[tuple[list[Lease | None], Node]] = []
+
+    def of(
+        self, nodes: Sequence[Node], leases: Iterable[Lease], outsiders: Iterable[Outsider] = ()
+    ) -> tuple[Node, ...]:
+        """Return what `with_leases` returns; arguments as there."""
+        found = _by_unit([gpu for node in nodes for gpu in node.gpus], leases)
+        outside = {uuid for outsider in outsiders for uuid in outsider.gpus}
+        same = len(nodes) == len(self._nodes) and all(map(is_, nodes, self._nodes))
+        duplicates = self._duplicates if same else _duplicate_uuids(nodes)
+        if (outside, duplicates) != (self._outside, self._duplicates):
+            self._nodes, self._made = (), []
+        made = []
+        for number, node in enumerate(nodes):
+            held = [found.get(gpu.id) for gpu in node.gpus]
+            if number < len(self._nodes) and self._nodes[number] is node:
+                before, known = self._made[number]
+                if before == held:
+                    made.append((before, known))
+                    continue
+            gpus = _given_outside(_without_duplicate_uuids(node.gpus, duplicates), outside)
+            made.append((held, node.with_gpus(_apply(gpus, found))))
+        self._nodes, self._duplicates, self._outside = tuple(nodes), duplicates, outside
+        self._made = made
+        return tuple(node for _, node in made)
 
 
 def _duplicate_uuids(nodes: Sequence[Node]) -> set[str]:
@@ -421,7 +449,19 @@ def kind_shares(gpus: Iterable[GPU]) -> dict[str, Share]:
 TAKEN_REASON = lazy_gettext("taken")
 
 
+def _has(gpu: GPU, lease: Lease) -> bool:
+    """Return whether a lease has been applied to a unit."""
+    return (
+        (gpu.holder is lease.holder or gpu.holder == lease.holder)
+        and gpu.until == lease.until
+        and gpu.overdue == lease.overdue
+        and gpu.state not in ("free", "foreign")
+    )
+
+
 def _lease(gpu: GPU, lease: Lease) -> GPU:
+    if gpu.holder is not None and _has(gpu, lease):
+        return gpu
     # Does what `dataclasses.replace` does, several times as fast: every read of the ledger does
     # this for every leased GPU.
     leased = object.__new__(GPU)

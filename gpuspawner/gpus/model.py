@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import is_
 from typing import Literal
 
 from .health_facts import NOTHING, HealthReading
@@ -190,6 +191,15 @@ class Node:
     driver: str | None = None
     cuda: str | None = None
     gpus: tuple[GPU, ...] = ()
+
+    def with_gpus(self, gpus: Iterable[GPU]) -> Node:
+        """Return the node with these GPUs in place of its own; where they are its own, itself.
+
+        So whoever keeps what they have made of a node sees that nothing in it has changed.
+        """
+        others = tuple(gpus)
+        is_same = len(others) == len(self.gpus) and all(map(is_, others, self.gpus))
+        return self if is_same else replace(self, gpus=others)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def _apply(gpu: GPU, mark: OutOfServiceMark | None, lifted: Lifted) -> GPU:
     if gpu.state not in ("free", "foreign"):
         return gpu
     if mark is None:
+        if not gpu.health.causes:
+            return gpu
         causes = causes_now(gpu, lifted)
         mark = OutOfServiceMark(gpu.uuid or "", why=words_of(causes)) if causes else None
     return gpu if mark is None else replace(gpu, state="excluded", reason=mark.reason)
@@ -120,4 +122,4 @@ def with_marks(
     nodes: Iterable[Node], marks: Mapping[str, OutOfServiceMark], lifted: Lifted = ()
 ) -> tuple[Node, ...]:
     """Return nodes as `apply_marks` makes their GPUs."""
-    return tuple(replace(node, gpus=apply_marks(node.gpus, marks, lifted)) for node in nodes)
+    return tuple(node.with_gpus(apply_marks(node.gpus, marks, lifted)) for node in nodes)

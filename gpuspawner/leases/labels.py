@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from ..gpus.model import Holder, Lease, course_group
@@ -67,6 +67,11 @@ class ServerRecord:
     gpu_names: frozenset[str] = frozenset()
     extended: Deadline | None = None
 
+    @cached_property
+    def leases(self) -> dict[str, Lease | None]:
+        """A hub's address -> its lease as that hub sees it, of those that have asked."""
+        return {}
+
 
 def labels(
     holder: Holder,
@@ -119,6 +124,13 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
         hub: this hub's address; holders of other hubs are marked with theirs. "": all holders are
             taken for this hub's.
     """
+    # Many records outlive a read, and each of a cluster's servers is looked at for each decision.
+    if hub not in server.leases:
+        server.leases[hub] = _read_lease(server, hub)
+    return server.leases[hub]
+
+
+def _read_lease(server: ServerRecord, hub: str) -> Lease | None:
     found = server.labels
     if LABEL_GPUS not in found or server.state == "ended":
         return None
@@ -137,7 +149,7 @@ def lease_of(server: ServerRecord, hub: str = "") -> Lease | None:
     return replace(lease, until=max(lease.until, server.extended.until))  # nor to an earlier one
 
 
-# Labels never change, and each of a cluster's servers is read for each decision.
+# Labels never change, and a backend may make its records anew for each decision.
 @lru_cache(maxsize=4096)
 def _lease_of(
     gpus: str, user: str, server: str, hub: str, until: str, groups: str, course: str

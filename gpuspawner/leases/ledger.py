@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from ..errors import Contested, Unknown
-from ..gpus.allocation import with_leases
+from ..gpus.allocation import LeasedNodes, with_leases
 from ..gpus.device_ids import gpus_named
 from ..gpus.machine_names import MachineNames
 from ..gpus.model import GPU, Holder, Lease, Node, Outsider
@@ -128,6 +128,11 @@ def _ignore(listing: Listing) -> None:
     """Tell nobody of a listing."""
 
 
+def _as_one(gpu: GPU) -> GPU:
+    """Return a unit that limits count as one, whatever its part of a GPU is."""
+    return gpu if gpu.share == 1 else replace(gpu, share=1)
+
+
 async def _no_notes() -> Notes:
     """Return the notes of a backend that keeps none."""
     return Notes()
@@ -185,14 +190,13 @@ class Ledger:
         self._listing = SharedRead(self._list)
         self._inventory = SharedRead(self._read_counted)
         self._notes = SharedRead(self.read_notes)
+        self._leased_nodes = LeasedNodes()
 
     async def _read_counted(self) -> Sequence[Node]:
         nodes = await self.read_inventory()
         if not self.counts_units:
             return nodes
-        return [
-            replace(node, gpus=tuple(replace(gpu, share=1) for gpu in node.gpus)) for node in nodes
-        ]
+        return [node.with_gpus(map(_as_one, node.gpus)) for node in nodes]
 
     async def read(self, except_for: Holder | None = None) -> View:
         """Read the nodes and the leases as they are now; reservations count as leases.
@@ -289,7 +293,8 @@ class Ledger:
 
     def _view(self, leases: Sequence[Lease]) -> View:
         outsiders = tuple(self._last_outsiders)
-        return View(with_leases(self._last_inventory, leases, outsiders), tuple(leases), outsiders)
+        nodes = self._leased_nodes.of(self._last_inventory, leases, outsiders)
+        return View(nodes, tuple(leases), outsiders)
 
     def reserve(self, reservation: Reservation) -> Reservation:
         """Reserve GPUs that a read has just shown to be free.
@@ -362,6 +367,8 @@ class Ledger:
 
     def _with_reserved(self, leases: list[Lease], listed_at: int) -> list[Lease]:
         """Return leases with those of the reservations whose servers aren't listed yet."""
+        if not self._reservations:
+            return leases
         listed = {(lease.holder, lease.gpus) for lease in leases}
         return leases + [
             Lease(reservation.holder, reservation.units, reservation.until, reservation.groups)

@@ -151,7 +151,7 @@ class NodesReader:
             names = contested[uuid]
             self._log.warning("Nodes %s all say that they have %s", one_line(names), one_line(uuid))
         self.contested = contested
-        return tuple(replace(node, gpus=_without(node.gpus, contested)) for node in found)
+        return tuple(node.with_gpus(_without(node.gpus, contested)) for node in found)
 
     async def _read(self, known: _Known) -> Node:
         try:

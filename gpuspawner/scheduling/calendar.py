@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right, insort
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -18,8 +17,9 @@ from ..gpus.allocation import busy_indexes, choose_node, pick_on_node
 from ..gpus.model import GPU, WHOLE, Lease, Request
 from ..gpus.unit_names import Share
 from .hour_slots import SlotCalendar
-from .node_calendar import GroupShare, NodeCalendar, NodePool, free_from
+from .node_calendar import NEVER_COMPUTED, Bound, GroupShare, NodePool, free_from
 from .reserved import Hold, ReservedTime, place
+from .units import Units
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,17 @@ def seconds_of(request: Request) -> float:
     return inf if request.seconds is None else max(request.seconds, 1.0)
 
 
-# (lower bound of the start, whether models would be mixed, the pool's rank, the node's number of
-# changes as of the computation, the pool). The bound is exact if the node hasn't changed since.
-Bound = tuple[float, bool, int, int, NodePool]
-NEVER_COMPUTED = -1
-
-
 class StartSearch:
     """A search for the earliest start of requests of one kind and one number of GPUs.
 
     Args:
         pools: the pool of each node that has enough GPUs, by rank.
         count: the number of GPUs.
-        now: in seconds.
     """
 
-    def __init__(self, pools: Sequence[NodePool], count: int, now: float) -> None:
+    def __init__(self, pools: Sequence[NodePool], count: int) -> None:
         self._pools = pools
         self._count = count
-        self._now = now
         # Length of the booking -> heap of bounds.
         self._heaps: dict[float, list[Bound]] = {}
         self._lengths: list[float] = []
@@ -73,10 +65,10 @@ class StartSearch:
         """Return the earliest start of a booking of `seconds`, and its pool; infinite: unknown."""
         heap = self._heap(seconds)
         while heap:
-            start, _, rank, changes, pool = heap[0]
+            start, _, rank, changes, length, pool = heap[0]
             if start == inf:
                 break
-            if changes == pool.node.changes:
+            if changes == pool.node.changes and length == seconds:
                 return start, pool
             heapq.heapreplace(heap, self._bound(pool, rank, seconds, start))
         return inf, None
@@ -84,20 +76,17 @@ class StartSearch:
     def _bound(self, pool: NodePool, rank: int, seconds: float, after: float) -> Bound:
         start = pool.earliest(self._count, seconds, after)
         mixes = start < inf and pool.mixes_models(self._count, start, seconds)
-        return start, mixes, rank, pool.node.changes, pool
+        return start, mixes, rank, pool.node.changes, seconds, pool
 
     def _heap(self, seconds: float) -> list[Bound]:
         if seconds not in self._heaps:
             # A longer booking can't start earlier than a shorter one, whose bounds are reused.
             number = bisect_right(self._lengths, seconds) - 1
-            heap = (
-                [
-                    (start, mixes, rank, NEVER_COMPUTED, pool)
-                    for start, mixes, rank, _, pool in self._heaps[self._lengths[number]]
-                ]
-                if number >= 0
-                else [(self._now, False, pool.rank, NEVER_COMPUTED, pool) for pool in self._pools]
-            )
+            if number >= 0:
+                heap = list(self._heaps[self._lengths[number]])
+            else:
+                heap = [pool.first_bound(self._count) for pool in self._pools]
+                heapq.heapify(heap)
             self._heaps[seconds] = heap
             insort(self._lengths, seconds)
         return self._heaps[seconds]
@@ -114,7 +103,7 @@ class StartSearch:
         for pool in self._pools:
             if among is not None and pool.node.name not in among:
                 continue
-            start, mixes, rank, _, _ = self._bound(pool, pool.rank, seconds, after)
+            start, mixes, rank, *_ = self._bound(pool, pool.rank, seconds, after)
             if (start, mixes, rank) < best:
                 best, found = (start, mixes, rank), pool
             if start == after and not mixes:
@@ -149,6 +138,7 @@ class Calendar:
         limits: group -> the most GPUs that its members may hold at a time.
         reserved: what is reserved for courses, as `reserved.ahead` returns it.
         part_policy: a key of `allocation.POLICIES`, for slots of the GPUs that courses share.
+        units: those of an earlier plan, whose calendar is of no use any more; None: of none.
     """
 
     def __init__(
@@ -159,22 +149,15 @@ class Calendar:
         limits: Mapping[str, int],
         reserved: Sequence[ReservedTime] = (),
         part_policy: str = "spread",
+        units: Units | None = None,
     ) -> None:
         self._now = now
         self._limits = limits
-        totals = Counter(gpu.model for gpu in gpus)
-        # Rarer models first, and always in the same order: a request that was booked ahead gets
-        # the same GPUs when its turn comes, so that the bookings around it stay valid.
-        self._gpus = sorted(
-            gpus, key=lambda gpu: (totals[gpu.model], gpu.model, gpu.node, gpu.index, gpu.part or 0)
-        )
-        self._nodes: dict[str, NodeCalendar] = {}
-        for gpu in self._gpus:
-            if gpu.node not in self._nodes:
-                self._nodes[gpu.node] = NodeCalendar(gpu.node, now)
-            self._nodes[gpu.node].add(gpu)
+        self._units = units or Units()
+        self._units.begin(gpus, now)
+        self._nodes = self._units.nodes
         self._shares = {name: GroupShare(now, limit) for name, limit in limits.items()}
-        for lease in leases:
+        for lease in leases if limits else ():
             for name in lease.groups & limits.keys():
                 self._shares[name].take(now, free_from(lease.until, now), lease.share)
         placed = place(reserved, self._nodes, leases, now)
@@ -184,8 +167,9 @@ class Calendar:
         self._holds: dict[str, list[Hold]] = {}
         for hold in placed.holds:
             self._holds.setdefault(hold.course, []).append(hold)
-        # `Request.accepts` -> the pool of each node; (`Request.accepts`, number of GPUs) -> search.
-        self._kinds: dict[Hashable, list[NodePool]] = {}
+        # `Request.accepts` -> the pool of each node, and how many GPUs the largest could have if
+        # nothing were leased; (`Request.accepts`, number of GPUs) -> search.
+        self._kinds: dict[Hashable, tuple[list[NodePool], int]] = {}
         self._searches: dict[Hashable, StartSearch] = {}
 
     def is_possible(self, request: Request, groups: Collection[str]) -> bool:
@@ -200,7 +184,7 @@ class Calendar:
             return False
         if request.slots:
             return self._slots.is_possible(request)
-        return any(pool.usable >= request.gpus for pool in self._pools(request))
+        return self._of_kind(request)[1] >= request.gpus
 
     def find_earliest(
         self, request: Request, groups: Collection[str], not_before: float = 0.0
@@ -341,6 +325,7 @@ class Calendar:
         groups: Collection[str],
         preferred: Sequence[GPU] = (),
         not_before: float = 0.0,
+        known: Booking | None = None,
     ) -> Booking:
         """Book the earliest start for a request.
 
@@ -351,8 +336,9 @@ class Calendar:
         Args:
             request, groups, not_before: as for `find_earliest`.
             preferred: the GPUs to book if the request starts now and they are free.
+            known: its earliest start, if that is known from a calendar with the same bookings.
         """
-        found = self.find_earliest(request, groups, not_before)
+        found = known or self.find_earliest(request, groups, not_before)
         shares = [self._shares[name] for name in self._limited(groups)]
         if found.start == inf:
             if self.is_possible(request, groups) and not request.slots:
@@ -440,26 +426,27 @@ class Calendar:
         return chosen
 
     def _limited(self, groups: Collection[str]) -> list[str]:
+        if not groups or not self._limits:
+            return []
         return [name for name in self._limits if name in groups]
 
     def _pools(self, request: Request) -> list[NodePool]:
         """Return for each node the pool of GPUs that a request can have, by rank."""
+        return self._of_kind(request)[0]
+
+    def _of_kind(self, request: Request) -> tuple[list[NodePool], int]:
         kind = request.accepts
         if kind not in self._kinds:
-            pools: dict[str, NodePool] = {}
-            for gpu in self._gpus:
-                if request.takes(gpu):
-                    if gpu.node not in pools:
-                        pools[gpu.node] = NodePool(self._nodes[gpu.node], len(pools))
-                    pools[gpu.node].add(gpu)
-            self._kinds[kind] = list(pools.values())
+            pools = self._units.pools(request)
+            # What no node has is impossible, even if it is for no GPU.
+            self._kinds[kind] = pools, max((pool.usable for pool in pools), default=-1)
         return self._kinds[kind]
 
     def _search(self, request: Request) -> StartSearch:
         kind = request.accepts, request.gpus
         if kind not in self._searches:
             pools = [pool for pool in self._pools(request) if pool.usable >= request.gpus]
-            self._searches[kind] = StartSearch(pools, request.gpus, self._now)
+            self._searches[kind] = StartSearch(pools, request.gpus)
         return self._searches[kind]
 
 

@@ -10,6 +10,12 @@ from ..gpus.allocation import by_model
 from ..gpus.model import GPU
 from ..gpus.unit_names import Share
 
+# (lower bound of a start, whether models would be mixed, the pool's rank, the node's number of
+# changes as of the computation, the length of the booking, the pool). The bound is exact if the
+# node hasn't changed since and the length is the same.
+Bound = tuple[float, bool, int, int, float, "NodePool"]
+NEVER_COMPUTED = -1
+
 # A time in which a GPU is free: begin and end in seconds, infinite if nothing is booked later.
 Gap = tuple[float, float]
 
@@ -78,20 +84,41 @@ class NodeCalendar:
         self._now = now
         # Unit -> its gaps, sorted; a GPU that is neither free nor leased has none.
         self.gaps: dict[str, list[Gap]] = {}
+        # Unit -> when its lease ends, of those that are free now (-inf) or from then on.
+        self._ends: dict[str, float] = {}
 
     def add(self, gpu: GPU) -> None:
         """Add a GPU, which is free from now on or from the end of its lease."""
         self.gpus.append(gpu)
         if gpu.uuid:
             self.gaps[gpu.id or ""] = []
-            if gpu.state == "free":
-                self.gaps[gpu.id or ""] = [(self._now, inf)]
-            elif gpu.state == "leased" and gpu.until is not None:
-                self.gaps[gpu.id or ""] = [(free_from(gpu.until, self._now), inf)]
+            if gpu.state == "free" or (gpu.state == "leased" and gpu.until is not None):
+                until = gpu.until if gpu.state == "leased" and gpu.until is not None else -inf
+                self._ends[gpu.id or ""] = until
+                self.gaps[gpu.id or ""].append((self._from(until), inf))
+
+    def begin(self, now: float) -> None:
+        """Begin anew, at another time, with the same units and without a booking."""
+        self._now, self.changes = now, 0
+        for name, until in self._ends.items():
+            self.gaps[name][:] = [(self._from(until), inf)]
+
+    def first_free(self, gpu: GPU) -> float:
+        """Return from when on a unit is free, at the earliest, by the end of its lease alone."""
+        return self._ends.get(gpu.id or "", inf)
+
+    def _from(self, until: float) -> float:
+        return self._now if until == -inf else free_from(until, self._now)
 
     def is_free(self, gpu: GPU, start: float, seconds: float) -> bool:
         """Return whether a GPU is free from `start` on for `seconds`."""
-        return any(begin <= start and start + seconds <= end for begin, end in self._of(gpu))
+        last = start + seconds
+        for begin, end in self._of(gpu):
+            if begin > start:
+                return False
+            if last <= end:
+                return True
+        return False
 
     def free_since(self, gpu: GPU, start: float, seconds: float) -> float | None:
         """Return since when a GPU is free that is free from `start` on for `seconds`, else None."""
@@ -159,6 +186,9 @@ class NodePool:
         self.gaps: list[list[Gap]] = []
         # Includes GPUs without a UUID, which may report it again later.
         self.usable = 0
+        self._models: set[str] = set()
+        # Number of GPUs -> the bound of a search that hasn't looked at the node yet.
+        self._first_bounds: dict[int, Bound] = {}
 
     def add(self, gpu: GPU) -> None:
         """Add a GPU of the node."""
@@ -166,13 +196,27 @@ class NodePool:
         self.usable += gpu.state in ("free", "leased") and not gpu.overdue
         if gpu.uuid:
             self.gpus.append(gpu)
+            self._models.add(gpu.model)
             self.gaps.append(self.node.gaps[gpu.id or ""])
+
+    def first_bound(self, count: int) -> Bound:
+        """Return when `count` GPUs may be free, however shortly, at the earliest; infinite: never.
+
+        It costs less than `earliest`, and is the same in each plan while the node's units are.
+        """
+        if count not in self._first_bounds:
+            begins = sorted(self.node.first_free(gpu) for gpu in self.gpus)
+            first = begins[count - 1] if len(begins) >= count else inf
+            self._first_bounds[count] = first, False, self.rank, NEVER_COMPUTED, 0.0, self
+        return self._first_bounds[count]
 
     def earliest(self, count: int, seconds: float, after: float) -> float:
         """Return the first time at or after `after` at which `count` GPUs are free for `seconds`.
 
         Infinite if they never are.
         """
+        if count == 1:
+            return self._first_start(seconds, after)
         start = after
         while True:
             # For each GPU the begin of the first gap that is long enough.
@@ -193,6 +237,23 @@ class NodePool:
             # Before that too few are free; by then, others may not be free any more.
             start = begins[count - 1]
 
+    def _first_start(self, seconds: float, after: float) -> float:
+        """Return the same for one GPU."""
+        found = inf
+        for gaps in self.gaps:
+            if len(gaps) > 4 and gaps[1][0] <= after:
+                gaps = gaps[bisect_right(gaps, (after, inf)) - 1 :]
+            for begin, end in gaps:
+                if begin >= found:
+                    break
+                if begin <= after:
+                    if after + seconds <= end:
+                        return after
+                elif begin + seconds <= end:
+                    found = begin
+                    break
+        return found
+
     def choose(
         self, count: int, start: float, seconds: float, first: Collection[str | None] = ()
     ) -> tuple[GPU, ...]:
@@ -204,7 +265,13 @@ class NodePool:
             seconds: for how long.
             first: the units that come before others of their model.
         """
-        ready = [gpu for gpu in self.gpus if self.node.is_free(gpu, start, seconds)]
+        are_alike = len(self._models) == 1 and not first
+        ready = []
+        for gpu in self.gpus:
+            if self.node.is_free(gpu, start, seconds):
+                ready.append(gpu)
+                if are_alike and len(ready) == count:
+                    return tuple(ready)
         if first:
             ready.sort(key=lambda gpu: gpu.id not in first)
         pools = (pool for pool in by_model(ready) if len(pool) >= count)
@@ -212,7 +279,7 @@ class NodePool:
 
     def mixes_models(self, count: int, start: float, seconds: float) -> bool:
         """Return whether `count` GPUs that are free at `start` would be of several models."""
-        if len({gpu.model for gpu in self.gpus}) == 1:
+        if len(self._models) == 1:
             return False
         return len({gpu.model for gpu in self.choose(count, start, seconds)}) > 1
 

@@ -10,6 +10,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from math import inf
 
 from ..gpus.allocation import POLICIES, apply_leases, check_policy_and_gpus, span_several_nodes
@@ -17,6 +18,7 @@ from ..gpus.model import GPU, Holder, Lease, Request, course_group, course_of_gr
 from ..gpus.unit_names import Share, UnitIndex, parse
 from .calendar import Booking, Calendar, seconds_of
 from .reserved import ReservedTime, ahead
+from .units import Units
 
 # In the order "fair", each GPU that a user holds counts as having joined so many seconds later.
 FAIR_SECONDS = 1800
@@ -111,6 +113,13 @@ class Turn:
             return self.hours.course
         kind, _colon, key = self.because.partition(":")
         return key if kind == "course" else ""
+
+    def at(self, place: int, of: int) -> Turn:
+        """Return the same turn at this place among so many."""
+        # Does what `dataclasses.replace` does, several times as fast: all who wait are given one.
+        there = object.__new__(Turn)
+        there.__dict__.update(self.__dict__, place=place, of=of)
+        return there
 
 
 @dataclass(frozen=True)
@@ -272,39 +281,198 @@ def plan(
     Raises:
         ValueError: there is no such order or policy, or two GPUs have the same UUID.
     """
-    check_policy_and_gpus("order", order, ORDERS, gpus)
-    check_policy_and_gpus("policy", policy, POLICIES, gpus)
-    check_policy_and_gpus("part_policy", part_policy, POLICIES, gpus)
-    host = apply_leases(gpus, leases)
-    waiting = within_courses(ORDERS[order](queue, leases, shares))
-    limits = group_limits or {}
-    hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
+    return Planner().plan(
+        queue,
+        gpus,
+        leases,
+        now,
+        order=order,
+        policy=policy,
+        part_policy=part_policy,
+        group_limits=group_limits,
+        reserved=reserved,
+        shares=shares,
+    )
 
-    def book(preferred: Mapping[int, tuple[GPU, ...]]) -> tuple[Calendar, list[Booking]]:
-        calendar = Calendar(host, leases, now, limits, hours, part_policy)
-        return calendar, [
-            calendar.book(each.request, each.groups, preferred.get(number, ()), each.not_before)
-            for number, each in enumerate(waiting)
+
+class Planner:
+    """Plans a queue again and again as `plan` does, and keeps what is the same in the next plan.
+
+    Where requests have only joined at the queue's end since a plan in which nobody starts, they are
+    booked in its calendar, behind the others: these are where they were. If one of them starts, the
+    others are booked there without a search.
+    """
+
+    def __init__(self) -> None:
+        # Of a plan's first calendar, and of the one with the GPUs that the policy prefers.
+        self._units = Units(), Units()
+        self._kept: _KeptPlan | None = None
+
+    def plan(
+        self,
+        queue: Sequence[QueuedRequest],
+        gpus: Sequence[GPU],
+        leases: Sequence[Lease],
+        now: float,
+        *,
+        order: str = "fifo",
+        policy: str = "pack",
+        part_policy: str = "spread",
+        group_limits: Mapping[str, int] | None = None,
+        reserved: Sequence[ReservedTime] = (),
+        shares: UserShares = NO_SHARES,
+    ) -> tuple[Turn, ...]:
+        """Return what `plan` returns; arguments and errors as there."""
+        check_policy_and_gpus("order", order, ORDERS, gpus)
+        check_policy_and_gpus("policy", policy, POLICIES, ())
+        check_policy_and_gpus("part_policy", part_policy, POLICIES, ())
+        host = apply_leases(gpus, leases)
+        waiting = within_courses(ORDERS[order](queue, leases, shares))
+        limits = group_limits or {}
+        hours = ahead(reserved, now, max((each.request.seconds or 0 for each in queue), default=0))
+        kept, self._kept = self._kept, None
+        known: list[Booking] = []
+        if kept and not hours and kept.is_about(waiting, host, leases, limits, now):
+            turns = kept.with_more(waiting[len(kept.waiting) :], now)
+            if turns is not None:
+                self._kept = kept
+                return _with_use(turns, order, shares)
+            known = kept.bookings_before
+
+        def book(
+            preferred: Mapping[int, tuple[GPU, ...]], units: Units, known: Sequence[Booking]
+        ) -> tuple[Calendar, list[Booking]]:
+            calendar = Calendar(host, leases, now, limits, hours, part_policy, units)
+            return calendar, [
+                calendar.book(
+                    each.request, each.groups, preferred.get(number, ()), each.not_before, booking
+                )
+                for number, (each, booking) in enumerate(zip_longest(waiting, known))
+            ]
+
+        calendar, bookings = book({}, self._units[0], known)
+        chosen = calendar.choose_now(
+            [each.request for each in waiting], bookings, policy, part_policy
+        )
+        others = [number for number, gpus in chosen.items() if bookings[number].gpus != gpus]
+        if others:
+            # The GPUs that the policy prefers are handed out if that delays no other request.
+            _, again = book(chosen, self._units[1], bookings[: min(others)])
+            if all(new.start <= old.start for new, old in zip(again, bookings, strict=True)):
+                bookings = again
+        reasons = _WaitReasons(calendar, host, leases, limits)
+        turns = [
+            reasons.turn(each, place, booking, now)
+            for place, (each, booking) in enumerate(zip(waiting, bookings, strict=True), 1)
         ]
+        if not hours and all(turn.start != now for turn in turns):
+            self._kept = _KeptPlan(
+                waiting, host, leases, limits, now, calendar, bookings, reasons, turns
+            )
+        return _with_use(turns, order, shares)
 
-    calendar, bookings = book({})
-    chosen = calendar.choose_now([each.request for each in waiting], bookings, policy, part_policy)
-    if any(bookings[number].gpus != gpus for number, gpus in chosen.items()):
-        # The GPUs that the policy prefers are handed out if that delays no other request.
-        _, again = book(chosen)
-        if all(new.start <= old.start for new, old in zip(again, bookings, strict=True)):
-            bookings = again
-    reasons = _WaitReasons(calendar, host, leases, limits)
-    turns = [
-        reasons.turn(each, place, booking, now)
-        for place, (each, booking) in enumerate(zip(waiting, bookings, strict=True), 1)
-    ]
+
+def _with_use(turns: Sequence[Turn], order: str, shares: UserShares) -> tuple[Turn, ...]:
     if order != "share":
         return tuple(turns)
     nothing = UserShare()
     return tuple(
         replace(turn, used=shares.get(turn.waiting.holder.person, nothing).week) for turn in turns
     )
+
+
+class _KeptPlan:
+    """A plan in which nobody starts, without reserved hours, and the calendar with its bookings.
+
+    Until the first of its times it is the same plan, as what is booked begins later: at any moment
+    before, each request's earliest start is the one that it has.
+
+    Args:
+        waiting: the queue in its order.
+        host: every GPU of every node, with the leases on them.
+        leases, limits: as for `Calendar`.
+        now: when the plan was made, in seconds.
+        calendar: with the bookings of all.
+        bookings: of each.
+        reasons: of the same.
+        turns: the turn of each.
+    """
+
+    def __init__(
+        self,
+        waiting: list[QueuedRequest],
+        host: tuple[GPU, ...],
+        leases: Sequence[Lease],
+        limits: Mapping[str, int],
+        now: float,
+        calendar: Calendar,
+        bookings: list[Booking],
+        reasons: _WaitReasons,
+        turns: list[Turn],
+    ) -> None:
+        self.waiting = waiting
+        self._host = host
+        self._leases = tuple(leases)
+        self._limits = dict(limits)
+        self._now = now
+        self._calendar = calendar
+        self._bookings = bookings
+        self._reasons = reasons
+        self._turns = turns
+        # The bookings without those of the requests that have joined last.
+        self.bookings_before: list[Booking] = []
+        self._until = min((self._first_time(turn) for turn in turns), default=inf)
+
+    def _first_time(self, turn: Turn) -> float:
+        """Return when a turn is another one at the earliest, in seconds."""
+        start = inf if turn.start is None else turn.start
+        # What isn't to start yet waits for something else from then on.
+        later = turn.waiting.not_before
+        return min(start, later) if later > self._now else start
+
+    def is_about(
+        self,
+        waiting: Sequence[QueuedRequest],
+        host: tuple[GPU, ...],
+        leases: Sequence[Lease],
+        limits: Mapping[str, int],
+        now: float,
+    ) -> bool:
+        """Return whether it is a queue's plan but for requests at its end; arguments as above."""
+        return (
+            self._now <= now < self._until
+            and host == self._host
+            and limits == self._limits
+            and len(waiting) >= len(self.waiting)
+            and all(map(_is_same, waiting, self.waiting))
+            and tuple(leases) == self._leases
+        )
+
+    def with_more(self, joining: Sequence[QueuedRequest], now: float) -> list[Turn] | None:
+        """Return the turns with those of more requests at the end; None: one may start now.
+
+        The calendar is of no more use then.
+
+        Args:
+            joining: the requests, in their order.
+            now: in seconds.
+        """
+        self.bookings_before = list(self._bookings)
+        for each in joining:
+            booking = self._calendar.book(each.request, each.groups, not_before=each.not_before)
+            turn = self._reasons.waiting_turn(each, len(self._turns) + 1, booking, now)
+            self.waiting.append(each)
+            self._bookings.append(booking)
+            self._turns.append(turn)
+            self._until = min(self._until, self._first_time(turn))
+            if self._until <= now:
+                return None
+        return self._turns
+
+
+def _is_same(one: QueuedRequest, other: QueuedRequest) -> bool:
+    # Requests are the same that differ in the nodes that they prefer; their turns aren't.
+    return one is other or (one == other and one.request is other.request)
 
 
 def could_use(
@@ -417,17 +585,16 @@ class _WaitReasons:
         self._calendar = calendar
         self._limits = limits
         self.several = span_several_nodes(gpus)
+        free = [gpu for gpu in gpus if gpu.state == "free" and gpu.uuid]
         # (node, model, kind) -> a unit: whether a request accepts one depends on these alone.
-        self._sample_gpus = {(gpu.node, gpu.model, gpu.kind): gpu for gpu in gpus}
-        self._free = Counter(
-            (gpu.node, gpu.model, gpu.kind) for gpu in gpus if gpu.state == "free" and gpu.uuid
-        )
+        self._sample_gpus = {(gpu.node, gpu.model, gpu.kind): gpu for gpu in free}
+        self._free = Counter((gpu.node, gpu.model, gpu.kind) for gpu in free)
         # `Request.accepts` -> the most GPUs that are free on one node.
         self._most_free_by_kind: dict[Hashable, int] = {}
         self._in_the_way: dict[Hashable, HoursInTheWay | None] = {}
         self._held: dict[str, Share] = defaultdict(int)
-        for lease in leases:
-            self._hold(lease.groups, lease.share)
+        for lease in leases if limits else ():
+            self._hold(lease.groups & limits.keys(), lease.share)
 
     def turn(self, waiting: QueuedRequest, place: int, booking: Booking, now: float) -> Turn:
         """Return the turn of a request; count the GPUs that it gets now as taken for the next."""

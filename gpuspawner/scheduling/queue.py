@@ -37,13 +37,13 @@ from .budgets import (
 from .phrases import hours_words_of, slot_words
 from .plan import (
     NO_SHARES,
+    Planner,
     QueuedRequest,
     QueueSnapshot,
     Turn,
     UserShare,
     UserShares,
     could_use,
-    plan,
 )
 from .reserved import ReservedTime
 from .shares import Shares
@@ -208,6 +208,8 @@ class Queue:
         # Cache of forecasts: the view and the queue that they were made for, and key -> turn.
         self._forecasts: tuple[View | None, list[QueueEntry], dict[Any, Turn]] = (None, [], {})
         self._snapshot: QueueSnapshot | None = None
+        # Each keeps what it can of its last plan: one of the queue, one of what would be.
+        self._planner, self._other_planner = Planner(), Planner()
         ledger.on_release = self.wake
 
     async def ensure_read(self, groups: Collection[str]) -> None:
@@ -363,8 +365,10 @@ class Queue:
             raise
         finally:
             self._entries.remove(entry)
-            answer.cancel()
-            self.wake()
+            is_granted = not answer.cancel() and not answer.cancelled() and not answer.exception()
+            # The plan that has granted its GPUs has told the others their turns.
+            if not is_granted or not self._entries:
+                self.wake()
 
     def forecast(self, waiting: QueuedRequest, request_limits: RequestLimits, view: View) -> Turn:
         """Return the turn that a request would get if it joined now.
@@ -454,7 +458,7 @@ class Queue:
         entries = {entry.holder: entry for entry in self._unanswered()}
         queue = [(entry.waiting, entry.request_limits) for entry in entries.values()]
         granted_now: list[Lease] = []
-        for turn in self._plan(queue, view).values():
+        for turn in self._plan(queue, view, self._planner).values():
             entry = entries[turn.waiting.holder]
             if turn.gpus:
                 granted = self._reserve(turn)
@@ -472,10 +476,19 @@ class Queue:
             self._notify(entry, turn, _shown_turn(turn))
 
     def _plan(
-        self, queue: Sequence[tuple[QueuedRequest, RequestLimits]], view: View
+        self,
+        queue: Sequence[tuple[QueuedRequest, RequestLimits]],
+        view: View,
+        planner: Planner | None = None,
     ) -> dict[Holder, Turn]:
-        """Return holder -> turn, with the places counted among requests that can't start now."""
-        turns = plan(
+        """Return holder -> turn, with the places counted among requests that can't start now.
+
+        Args:
+            queue: the requests with their limits.
+            view: the nodes and the leases.
+            planner: who has planned such a queue before; None: this one would be another.
+        """
+        turns = (planner or self._other_planner).plan(
             [waiting for waiting, _ in queue],
             view.gpus,
             view.leases,
@@ -489,9 +502,7 @@ class Queue:
         )
         places, of = itertools.count(1), sum(not turn.gpus for turn in turns)
         return {
-            turn.waiting.holder: turn
-            if turn.gpus
-            else self._titled(replace(turn, place=next(places), of=of))
+            turn.waiting.holder: turn if turn.gpus else self._titled(turn.at(next(places), of))
             for turn in turns
         }
 
@@ -543,26 +554,29 @@ class Queue:
 
     def _refuse_over_limit(self, leases: Sequence[Lease]) -> None:
         """Refuse new requests of users who hold or wait for too many GPUs already."""
-        claims = [(lease.holder, lease.share) for lease in leases]
+        counted: list[QueueEntry] = []
         before = [entry for entry in self._unanswered() if entry.has_place]
         for entry in self._unanswered():
-            request = entry.waiting.request
-            limit = entry.request_limits.most_of_user(request)
-            if not entry.has_place and limit is not None:
-                held = held_by_other_servers(entry.holder, claims)
-                if held + request.share > limit:
-                    entry.answer.set_exception(over_user_limit(request, held, limit))
+            if not entry.has_place:
+                request = entry.waiting.request
+                limit = entry.request_limits.most_of_user(request)
+                if limit is not None:
+                    held = _held_beside(entry, leases, counted)
+                    if held + request.share > limit:
+                        entry.answer.set_exception(over_user_limit(request, held, limit))
+                        continue
+                if refused := self._over_budget(entry, leases, before):
+                    entry.answer.set_exception(refused)
                     continue
-            if not entry.has_place and (refused := self._over_budget(entry, leases, before)):
-                entry.answer.set_exception(refused)
-                continue
-            claims.append((entry.holder, request.share))
-            before.append(entry)
+                before.append(entry)
+            counted.append(entry)
 
     def _over_budget(
         self, entry: QueueEntry, leases: Sequence[Lease], before: Sequence[QueueEntry]
     ) -> Exception | None:
         """Return why a new request is over a budget by what has come since its check, if it is."""
+        if not self.budgets:
+            return None
         waiting = entry.waiting
         try:
             standings = self.standings(waiting.holder, waiting.groups, leases, before)
@@ -710,6 +724,16 @@ def held_by_other_servers(holder: Holder, claims: Sequence[tuple[Holder, Share]]
     return sum(
         number for other, number in claims if other.person == holder.person and other != holder
     )
+
+
+def _held_beside(entry: QueueEntry, leases: Sequence[Lease], others: Sequence[QueueEntry]) -> Share:
+    """Return how many GPUs an entry's user has or waits for with their other servers."""
+    person = entry.holder.person
+    claims = [(each.holder, each.share) for each in leases if each.holder.person == person]
+    claims += [
+        (each.holder, each.waiting.request.share) for each in others if each.holder.person == person
+    ]
+    return held_by_other_servers(entry.holder, claims)
 
 
 def own_claims(

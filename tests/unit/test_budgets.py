@@ -373,6 +373,23 @@ async def test_two_servers_of_one_user_that_ask_in_the_same_moment_share_the_bud
     assert [type(each).__name__ for each in results] == ["Reservation", "Refused"]
 
 
+async def test_what_waits_counts_once_against_those_who_come(hub):
+    with_budget(hub)
+    hub.occupy()
+    waiting = []
+    for name in ("a", "b"):
+        request, groups = Request("x", 1, seconds=4 * HOUR), frozenset({"students"})
+        joining = QueuedRequest(Holder("ada", name), request, hub.queue.join_time(), groups)
+        task = hub.queue.wait(joining, RequestLimits(), lambda turn: None)
+        waiting.append(asyncio.ensure_future(task))
+        for _ in range(50):
+            await asyncio.sleep(0)
+    # 4 hours of 10 that wait, and 4 more: the second one's plan counts the first once.
+    assert len(hub.queue.waiting) == 2
+    hub.free_all()
+    assert all([(await each).gpus for each in waiting])
+
+
 async def test_what_waits_has_its_time_kept_for_its_turn(hub):
     with_budget(hub, had(6, 3))
     hub.occupy()

@@ -153,6 +153,24 @@ async def test_the_engine_is_listened_to_and_looked_at_only_while_somebody_waits
     assert endings.listening == []
 
 
+async def test_a_grant_and_the_places_of_those_behind_are_one_plan():
+    engine, ledger, queue, endings = make()
+    name = engine.start(ledger, await joins(queue, "ada", 4))
+    told: list[Any] = []
+    first = joins(queue, "ben", 4)
+    await settle()
+    second = joins(queue, "cyd", 4, told=told)
+    await settle()
+    looks = engine.looks
+    del engine.containers[name]
+    endings.happen()
+    await first
+    await settle()
+    assert (told[-1].place, told[-1].of) == (1, 1)
+    assert engine.looks == looks + 1
+    second.cancel()
+
+
 async def test_a_queue_of_its_length_is_full_and_no_wait_is_no_wait():
     engine, ledger, queue, _ = make(QueueSettings(length=2))
     engine.start(ledger, await joins(queue, "ada", 4))

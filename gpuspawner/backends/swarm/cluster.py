@@ -123,8 +123,7 @@ def with_swarm(
     for node in inventory:
         known = by_name.get(node.name) if times[node.name] == 1 else None
         is_silent = node.name in silent
-        gpus = tuple(_gpu(each, known, is_silent) for each in node.gpus)
-        found.append(replace(node, gpus=gpus))
+        found.append(node.with_gpus(_gpu(each, known, is_silent) for each in node.gpus))
     there = {node.name for node in inventory}
     return (*found, *(Node(each.name) for each in nodes if each.name not in there))
 
