@@ -108,7 +108,8 @@ c.GPUSpawner.course_volumes = {
     "gpuspawner-course": {"path": "/home/jovyan/course", "instructors": ["instructors"]},
 }
 
-# A course: its students, their limits, its material; docs/how-to/courses.md has more.
+# A course: its students, their limits, its material; docs/how-to/courses.md has more, such as
+# reserved hours in which 4 GPUs with 15 slots each seat a class of 60.
 # Change it, take the comment signs away, and put its people into its groups.
 # c.GPUSpawner.courses = {
 #     "ml-101": {

@@ -179,7 +179,7 @@ class BaseGPUSpawner(compat.UnofficialHooks, ServerOfBackend, GPUTraits):
     def guards_memory(self) -> bool:
         """Return whether servers that share a GPU are kept to their part of its memory."""
         # Without a hub, as on a command line, there is no backend to ask.
-        is_wanted = bool(self.shared_gpus) and self.memory_guard and self._hub_state is not None
+        is_wanted = self.memory_guard and self._hub_state is not None
         return is_wanted and self.backend.sees_processes
 
     def new_attempt(self) -> SpawnAttempt:

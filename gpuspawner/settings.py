@@ -521,6 +521,8 @@ class GPUTraits(SpawnerMixin):
             # Without versions there is no default.
             default_image, extra = default_key(versions, image) if versions else "", {}
         groups, courses = self.groups, self.own_courses()
+        slot_hours = self.slot_hours(courses)
+        is_guarded = bool(self.shared_gpus or slot_hours) and self.guards_memory()
         return Limits(
             versions=versions | extra,
             default_image=default_image,
@@ -539,11 +541,11 @@ class GPUTraits(SpawnerMixin):
             waits=self.longest_wait_minutes != 0,
             has_catalogue=bool(self.images),
             memory=bytes_of(self.mem_limit),
-            guard_seconds=self.memory_guard_seconds if self.guards_memory() else None,
+            guard_seconds=self.memory_guard_seconds if is_guarded else None,
             processors=self.cpu_limit or None,
             courses=tuple(courses.values()),
             course_now=self.course_now(courses),
-            slot_hours=self.slot_hours(courses),
+            slot_hours=slot_hours,
             counts_units=self.limits_count == "units",
             taught_courses=frozenset(k for k, each in courses.items() if each.is_taught_by(groups)),
         )

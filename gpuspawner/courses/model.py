@@ -170,6 +170,14 @@ class Course:
         """Return whether somebody in these groups is one of its students or instructors."""
         return self.is_taught_by(groups) or not set(self.group).isdisjoint(groups)
 
+    def hours_as_slots(self) -> Iterator[str]:
+        """Yield where it declares hours whose GPUs are divided: "reserved.0", "calendar"."""
+        for number, hours in enumerate(self.reserved):
+            if hours.slots:
+                yield f"reserved.{number}"
+        if self.calendar and self.calendar.slots:
+            yield "calendar"
+
     def folders(self) -> Iterator[tuple[str, str]]:
         """Yield (volume, path in the container) of each of its folders."""
         for each in (self.material, self.shared):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..backends.docker.process_view import sees_processes
+from ..courses.reading import read_courses
 from .findings import Context, Finding
 
 PAGE = "see docs/how-to/parts.md"
@@ -19,8 +21,7 @@ def memory_guard(context: Context) -> Iterator[Finding]:
     given, engine = context.configuration, context.engine
     if given is None or engine is None or not given.is_ours:
         return
-    shared = given.spawner.get("shared_gpus") or {}
-    if not any(number != 1 for number in shared.values()):
+    if not _shares(given.spawner):
         return
     nothing = "nothing limits what a server takes of a shared GPU's memory"
     if not given.spawner.get("memory_guard", True):
@@ -36,3 +37,11 @@ def memory_guard(context: Context) -> Iterator[Finding]:
         return
     advice = HERE if context.own_container is None else IN_CONTAINER
     yield Finding("warning", f"{nothing}: the machine's processes can't be seen from here", advice)
+
+
+def _shares(spawner: Mapping[str, Any]) -> bool:
+    """Return whether servers share GPUs by these traits: at any time, or in reserved hours."""
+    if any(number != 1 for number in (spawner.get("shared_gpus") or {}).values()):
+        return True
+    courses = read_courses(spawner.get("courses"), "courses").courses.values()
+    return any(where for course in courses for where in course.hours_as_slots())

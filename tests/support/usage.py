@@ -159,13 +159,13 @@ def held(url: str) -> list[Any]:
 
 
 @contextmanager
-def killed_after(recorder: Recorder, statements: int | None) -> Iterator[list[str]]:
-    """Have a recorder's process end before its next statement but so many; None: never.
+def killed_after(store: Store | None, statements: int | None) -> Iterator[list[str]]:
+    """Have a store's process end before its next statement but so many; None: never.
 
     Yields the statements that it has come to; the commit is one.
     """
-    assert recorder.store
-    engine, done = recorder.store.engine, []
+    assert store
+    engine, done = store.engine, []
 
     def before(*facts: Any) -> None:
         done.append(str(facts[2]) if len(facts) > 2 else "commit")

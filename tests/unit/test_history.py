@@ -216,7 +216,7 @@ def test_no_span_has_more_time_than_it_is_long_and_a_repeat_changes_nothing(
 
 def killed(store: Store, statements: int) -> Any:
     recorder: Any = type("OfStore", (), {"store": store})
-    return killed_after(recorder, statements)
+    return killed_after(recorder.store, statements)
 
 
 def check(found: Sequence[Any]) -> None:
@@ -322,7 +322,7 @@ def test_what_could_not_be_written_is_written_later(
             world.steady += 60
             await recorder._ledger.read()
             if number in (3, 4, 5):
-                with pytest.raises(Killed), killed_after(recorder, 0):
+                with pytest.raises(Killed), killed_after(recorder.store, 0):
                     await look(recorder)
             else:
                 await look(recorder)

@@ -51,6 +51,22 @@ def test_the_label_says_whether_the_guard_looks(traits: dict[str, Any], sees: bo
     assert one.limits().guard_seconds == seconds
 
 
+@pytest.mark.parametrize(("sees", "says"), [(True, "on"), (False, "off")])
+async def test_slots_of_reserved_hours_are_guarded_though_nothing_is_shared_otherwise(
+    sees: bool, says: str
+) -> None:
+    hub = Hub()
+    hub.backend.sees_processes = sees
+    hours = {"begin": "2090-10-02T10:00", "end": "12:00", "gpus": 1, "slots": 2}
+    courses = {"ml": {"group": "students", "reserved": [hours]}}
+    one = hub.spawner(("students",), courses=courses, hour_limit=12)
+    await hub.ledger.read()
+    assert label(one, UNIT) == says
+    assert one.limits().guard_seconds == (60.0 if sees else None)
+    others = hub.spawner((), courses=courses, hour_limit=12)
+    assert others.limits().guard_seconds is None
+
+
 def test_where_nothing_is_shared_nobody_asks_whether_processes_can_be_seen() -> None:
     hub = Hub()  # its backend doesn't say
     assert hub.spawner().limits().guard_seconds is None

@@ -117,7 +117,7 @@ def test_a_server_that_starts_again_before_its_end_was_written_has_two_leases(wo
         await look(recorder)
         world.steady += 10
         world.end(box, is_listed=True)
-        with pytest.raises(Killed), killed_after(recorder, 0):
+        with pytest.raises(Killed), killed_after(recorder.store, 0):
             await look(recorder)
         world.steady += 1000
         box.over = box.ended = None

@@ -94,7 +94,7 @@ class Usage:
         if recorder is None:
             return
         try:
-            with killed_after(recorder, statements):
+            with killed_after(recorder.store, statements):
                 self.loop.run_until_complete(look(recorder))
         except Killed:
             if not goes_on:

@@ -5,14 +5,13 @@ For administrators, in the hub's log, at its start: what can't be had isn't left
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from docker.errors import DockerException
 from docker.types import HostConfig
 
-from ...courses.model import Course
 from ...courses.reading import read_courses
 from ...nodes.invited import problem_of
 from ..docker.checked_client import REFUSALS
@@ -56,10 +55,11 @@ def refused(spawner: Any) -> Iterator[str]:
             "an overlay network, made with docker network create --driver overlay --attachable, "
             "which the hub's own container is on as well."
         )
-    for where in in_slots(read_courses(spawner.courses, "courses").courses.values()):
+    courses = read_courses(spawner.courses, "courses").courses.values()
+    for key, where in ((each.key, where) for each in courses for where in each.hours_as_slots()):
         yield (
-            f"{section}.courses: {where} with slots can't be had on Docker Swarm: a node offers "
-            "each GPU whole or as slots for good. Reserve whole GPUs, or the kind 'shared'."
+            f"{section}.courses: {key!r} {where} with slots can't be had on Docker Swarm: a node "
+            "offers each GPU whole or as slots for good. Reserve whole GPUs, or the kind 'shared'."
         )
     if problem := problem_of(Path(spawner.nodes_folder)):
         yield f"{section}.nodes_folder = {spawner.nodes_folder!r}: {problem}"
@@ -78,16 +78,6 @@ def refused(spawner: Any) -> Iterator[str]:
         given = getattr(spawner, name)
         if isinstance(given, Mapping) and (words := _problem(given, as_argument)):
             yield f"{section}.{name}: {words}."
-
-
-def in_slots(courses: Iterable[Course]) -> Iterator[str]:
-    """Yield the reserved hours whose GPUs are divided into slots, as a configuration names them."""
-    for course in courses:
-        for number, hours in enumerate(course.reserved):
-            if hours.slots:
-                yield f"{course.key!r} reserved.{number}"
-        if course.calendar and course.calendar.slots:
-            yield f"{course.key!r} calendar"
 
 
 def _problem(given: Mapping[str, Any], as_host_config: bool) -> str:
