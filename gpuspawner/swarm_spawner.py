@@ -41,12 +41,13 @@ from .backends.swarm.tasks import (
     first,
     is_given_up,
     is_terminal,
+    lacks_network,
     never_ran,
     state_of,
     words_of,
 )
 from .configured_container import ConfiguredContainer
-from .errors import Contested, GPUSpawnerError
+from .errors import Contested, GPUSpawnerError, StartAgain
 from .gpus.model import Request
 from .gpus.reader import HubReader
 from .hub import compat, http_errors
@@ -99,6 +100,7 @@ class ServiceAttempt(SpawnAttempt):
         output: the last lines of its output, if it has ended as it started.
         taskless_since: since when it has no task, by the monotonic clock; 0: it has one.
         is_noted: whether it was seen to run since it started, with its labels.
+        lacked_network: whether its node couldn't join the servers' network, and it was tried again.
     """
 
     node: str = ""
@@ -110,6 +112,11 @@ class ServiceAttempt(SpawnAttempt):
     output: tuple[str, ...] = ()
     taskless_since: float = 0.0
     is_noted: bool = False
+    lacked_network: bool = False
+
+
+class NetworkLacked(StartAgain):
+    """A node couldn't join the servers' network; the next try may find it mended."""
 
 
 class GPUSwarmSpawner(ConfiguredContainer):
@@ -473,6 +480,9 @@ class GPUSwarmSpawner(ConfiguredContainer):
         """Raise why a server has ended as it started."""
         if task is not None and never_ran(task):
             self._note_refused_ulimit(words_of(task))
+            if lacks_network(task) and not self.attempt.lacked_network:
+                self.attempt.lacked_network = True
+                raise NetworkLacked(f"{self.attempt.node}: {words_of(task)}")
             raise StartRefused(explain_refusal(task, self.attempt.node))
         with suppress(*errors.UNREACHABLE):
             self.attempt.output = await self.backend.in_thread(self._last_output, server_id)

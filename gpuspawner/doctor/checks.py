@@ -14,6 +14,7 @@ from . import (
     memory_guard,
     networks,
     outsiders,
+    shared_homes,
     swarm,
     swarm_node,
     toolkit,
@@ -27,6 +28,7 @@ IMAGES, PROXY, NETWORK, HUB = "Images", "Proxy", "Network", "Hub's address"
 INJECTION = "GPUs into containers"
 MACHINES = "Other machines"
 SWARM, SWARM_NODE = "Docker Swarm", "In the Swarm"
+SHARED_HOMES = "Shared homes"
 WITH_GPU, WITHOUT_GPU = "Container with a GPU", "Container without"
 
 CHECKS = (
@@ -44,6 +46,12 @@ CHECKS = (
     Check(SWARM, swarm.swarm, needs=(ENGINE, CONFIGURATION)),
     Check("Other containers", outsiders.outsiders, needs=(ENGINE,)),
     Check(IMAGES, images.images, needs=(ENGINE,)),
+    Check(
+        SHARED_HOMES,
+        shared_homes.shared_homes,
+        needs=(ENGINE, CONFIGURATION, SWARM),
+        is_slow=True,
+    ),
     Check(PROXY, hub_machine.proxy, is_slow=True),
     Check("Disk space", hub_machine.disk),
     Check("Connections", hub_machine.connections),

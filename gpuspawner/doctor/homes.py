@@ -15,7 +15,7 @@ from ..backends.docker.errors import UNREACHABLE, engine_message, explain
 from ..backends.docker.volume_folders import QUOTA
 from ..i18n.phrases import memory_words
 from .findings import Context, Finding
-from .trial import OWN
+from .own_volumes import OWN
 
 PAGE = "see docs/how-to/files.md, Limit the disk"
 

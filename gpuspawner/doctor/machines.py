@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 
 from ..errors import GPUSpawnerError
@@ -30,3 +30,23 @@ def machines(context: Context) -> Iterator[Finding]:
         context.nodes, findings = import_module(EXAMINATION).examine(addresses, identity)
         for found in findings:
             yield Finding(*found)
+
+
+def remove_leftovers(context: Context) -> Mapping[str, Sequence[str]]:
+    """Have all machines that the hub knows remove the volumes that doctors have left.
+
+    Returns:
+        The name of each that could be asked -> those of them that are still in use there.
+    """
+    folder = hub_folder(context.folder)
+    try:
+        addresses = read_addresses(folder)
+        identity = load(folder / IDENTITY_FILE) if addresses else None
+    except GPUSpawnerError:  # `machines` tells of it
+        return {}
+    if not addresses:
+        return {}
+    left: Mapping[str, Sequence[str]] = import_module(EXAMINATION).remove_leftovers(
+        addresses, identity
+    )
+    return left

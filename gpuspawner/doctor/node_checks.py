@@ -17,6 +17,7 @@ _OF_A_HUB = {
     checks.HUB,
     checks.MACHINES,
     checks.SWARM,
+    checks.SHARED_HOMES,
     checks.WITH_GPU,
     checks.WITHOUT_GPU,
     "Connections",

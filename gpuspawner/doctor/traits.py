@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlparse
@@ -23,7 +24,7 @@ from jupyterhub.traitlets import ByteSpecification, EntryPointType
 from traitlets import TraitError
 from traitlets.config import Config
 
-from ..backends.swarm.homes import homes_of
+from ..backends.swarm.homes import homes_of, places
 from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
 from ..pages import TEMPLATES
@@ -334,7 +335,10 @@ def _of_swarm(spawner: Any) -> dict[str, Any]:
     if not spawner.has_trait("shared_homes"):
         return {}
     found = homes_of(spawner)
-    return {"homes": {"local": found.local, "why": found.why}}
+    shared = []
+    with suppress(Exception):  # of a template or a function, which `plan` tells of
+        shared = [] if found.local else [asdict(each) for each in places(spawner)]
+    return {"homes": {"local": found.local, "why": found.why, "places": shared}}
 
 
 def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:

@@ -36,6 +36,7 @@ from ..leases.ledger import Ledger, Reservation
 from ..scheduling.plan import QueuedRequest
 from ..scheduling.queue import Queue, QueueSettings, RequestLimits
 from .findings import Configuration, Context
+from .own_volumes import OWN, remove_unused
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,6 @@ LEFT_OUT = {
     "RestartPolicy",
     "VolumesFrom",
 }
-# The beginning of the names of doctor's own volumes.
-OWN = "gpuspawner-doctor-"
 
 T = TypeVar("T")
 
@@ -182,7 +181,7 @@ async def _start_and_examine(
     finally:
         # No task may outlive this: what ends the loop cancels it, and the container would stay.
         await asyncio.shield(asyncio.ensure_future(leftovers.wait_until_cleared(trial.server_key)))
-        await asyncio.shield(asyncio.to_thread(_remove_volumes, client))
+        await asyncio.shield(asyncio.to_thread(remove_unused, client.api))
         backend.executor.shutdown(wait=False)
 
 
@@ -356,13 +355,4 @@ def _remove_stale_containers(client: docker.DockerClient) -> None:
             # Not by force, so that one that was started meanwhile stays.
             with suppress(docker.errors.APIError):
                 client.api.remove_container(left["Id"], v=True)
-    _remove_volumes(client)
-
-
-def _remove_volumes(client: docker.DockerClient) -> None:
-    """Remove volumes of doctors whose containers don't exist any more."""
-    unused = client.api.volumes(filters={"name": OWN, "dangling": True})["Volumes"] or []
-    for volume in unused:
-        if volume["Name"].startswith(OWN):
-            with suppress(docker.errors.APIError):  # another doctor uses it by now
-                client.api.remove_volume(volume["Name"])
+    remove_unused(client.api)

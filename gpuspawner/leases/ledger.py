@@ -323,7 +323,8 @@ class Ledger:
         then, so at least one of them sees the other's, and a server only starts if its hub has seen
         no other. The server that was created later (or has the higher id) gives way at once. The
         earlier one waits for that; it gives way, too, if the other one has been started or isn't
-        removed in time, as its hub may be dead.
+        removed in time, as its hub may be dead. Nor may somebody without a lease use one by now:
+        since they were reserved, an image may have been fetched for minutes.
 
         Args:
             server_id: our server; it has been created and not started.
@@ -332,7 +333,7 @@ class Ledger:
 
         Raises:
             Contested: our server has to be removed and other GPUs chosen, as one was claimed by
-                another, or has failed since it was reserved.
+                another, has failed since it was reserved, or is used by somebody.
             Unknown: the engine couldn't be read.
         """
         if self.is_out_of_order(units):
@@ -343,6 +344,24 @@ class Ledger:
             if any(rivals) or loop.time() > deadline:
                 raise Contested("another hub was given one of these GPUs at the same moment")
             await asyncio.sleep(0.02)
+        if await self._are_used(frozenset(units)):
+            raise Contested("somebody without a lease uses one of these GPUs by now")
+
+    async def _are_used(self, units: frozenset[str]) -> bool:
+        """Return whether some units that nobody else has a lease of are in use, as NVML says now.
+
+        False where it can't be read: who has been granted GPUs goes on.
+        """
+        if not units:
+            return False
+        try:
+            nodes = await self._inventory()
+        except Exception:
+            return False
+        # Of a shared GPU others have slots, and may use them.
+        others = [each for each in self.leases_now() if not each.gpus & units]
+        gpus = (gpu for node in with_leases(nodes, others) for gpu in node.gpus)
+        return any(gpu.id in units and gpu.state == "foreign" for gpu in gpus)
 
     async def _rivals(self, server_id: str, units: frozenset[str]) -> list[bool]:
         """Return for each other server with one of these GPUs whether it takes precedence."""

@@ -37,6 +37,7 @@ TIMEOUT_SECONDS = 5.0
 # The oldest reading that counts.
 MAX_AGE_SECONDS = 30.0
 DOCTOR_SECONDS = 90.0
+LEFTOVERS_SECONDS = 15.0
 # How long a node may take for a part of an image that it is sent, and to unpack it.
 PART_SECONDS = 150.0
 UNPACK_SECONDS = 4000.0
@@ -307,6 +308,20 @@ class NodesReader:
             ]
         except (AttributeError, KeyError, TypeError):
             raise strange(address, "what its doctor says isn't that") from None
+
+    async def remove_leftovers(self, name: str) -> list[str]:
+        """Have a node remove the volumes that doctors have left; return those still in use.
+
+        Raises:
+            NodeError: it can't be asked.
+        """
+        address = self._address(name)
+        asking = self._json(address, "/v1/leftovers", {})
+        value = await self._within(address, LEFTOVERS_SECONDS, asking)
+        try:
+            return [printable(each, 255) for each in value["left"][:100]]
+        except (AttributeError, KeyError, TypeError):
+            raise strange(address, "what it says is left isn't a list of names") from None
 
     def close(self) -> None:
         """Give up what is under way."""

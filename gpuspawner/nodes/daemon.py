@@ -6,6 +6,7 @@
                                                                {"done": {"id": …}} or {"error": …}
     POST /v1/load?id=…&size=…  an archive of that image     -> {"image": {"id": …}}
     GET  /v1/doctor                                         -> {"findings": […]}
+    POST /v1/leftovers {}      removes what it has left     -> {"left": ["what is still used"]}
 
 It has no rights: what needs the engine, it asks the part that has them (`engine_part`, by
 `engine_link`). An error has its status, and in the body {"error": "a sentence"}.
@@ -305,6 +306,15 @@ class _Doctor(_Handler):
             raise web.HTTPError(503, "%s", str(error)) from None
 
 
+class _Leftovers(_Handler):
+    async def post(self) -> None:
+        self.body(_Body)
+        try:
+            self.write({"left": await self.engine.leftovers()})
+        except EnginePartError as error:
+            raise web.HTTPError(503, "%s", str(error)) from None
+
+
 def make_application(
     inventory: Inventory, engine: EngineLink, hubs: Iterable[str]
 ) -> web.Application:
@@ -323,6 +333,7 @@ def make_application(
             ("/v1/pull", _Pulls, rest),
             ("/v1/load", _Loads, rest),
             ("/v1/doctor", _Doctor, rest),
+            ("/v1/leftovers", _Leftovers, rest),
             (".*", _NotFound, rest),
         ],
         log_function=_log_request,

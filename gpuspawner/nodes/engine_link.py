@@ -24,6 +24,7 @@ MAX_LINE_BYTES = 1_048_576
 ABOUT_SECONDS = 60.0
 ABOUT_TIMEOUT = 1.0
 IMAGES_TIMEOUT = CONTAINERS_TIMEOUT = 4.0
+LEFTOVERS_TIMEOUT = 10.0
 DOCTOR_TIMEOUT = 80.0
 # For an image that is sent: until it may come, for each part of it, and until it is unpacked.
 BEGIN_TIMEOUT = 60.0
@@ -86,6 +87,14 @@ class EngineLink:
     async def doctor(self) -> list[Mapping[str, str]]:
         """Return what the doctor finds; raises `EnginePartError` if it can't be asked."""
         return list(await self._answer({"do": "doctor"}, DOCTOR_TIMEOUT))
+
+    async def leftovers(self) -> list[str]:
+        """Have the doctor's unused volumes removed; return the names of those that are used.
+
+        Raises:
+            EnginePartError: it can't be asked.
+        """
+        return list(await self._answer({"do": "leftovers"}, LEFTOVERS_TIMEOUT))
 
     async def pull(self, reference: str, policy: str) -> AsyncIterator[Mapping[str, Any]]:
         """Have the engine get an image; yield the progress, and {"done"} or {"error"} at last.

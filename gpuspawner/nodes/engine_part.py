@@ -1,8 +1,8 @@
 """The part of a node's daemon that may ask the engine, and doesn't listen on the network.
 
 It says which containers have GPUs and which images there are, has the engine get one or take one
-that is sent, and runs the doctor's checks of a machine; nothing that it is sent makes a container,
-names a file or changes the engine.
+that is sent, runs the doctor's checks of a machine, and removes volumes of the doctor's own that no
+container has; nothing that it is sent makes a container, names a file or changes the engine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..backends.docker.pull import PullFailed, Pulls
 from ..doctor.command import entry
 from ..doctor.findings import Context, examine
 from ..doctor.node_checks import NODE_CHECKS
+from ..doctor.own_volumes import remove_unused
 from ..doctor.toolkit import installed_version
 from ..i18n.lazy_text import kept
 from ..images.catalogue import is_reference
@@ -100,6 +101,8 @@ class EnginePart:
             case "doctor":
                 async with self._examining:
                     send({"done": await asyncio.to_thread(_examine)})
+            case "leftovers":
+                send({"done": await asyncio.to_thread(self._leftovers)})
             case "pull":
                 await self._pull(str(request["reference"]), str(request["policy"]), send)
             case "load":
@@ -126,6 +129,9 @@ class EnginePart:
 
     def _containers(self) -> list[dict[str, Any]]:
         return self._given(self._engine())
+
+    def _leftovers(self) -> list[str]:
+        return remove_unused(self._engine())
 
     def _images(self, references: list[str]) -> dict[str, Any]:
         return {each: self._image(each) for each in references}

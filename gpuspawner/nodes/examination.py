@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..gpus.model import Node
 from .addresses import NodeAddress
@@ -48,6 +48,34 @@ async def _examine(
         for uuid, names in reader.contested.items()
     ]
     return nodes, found
+
+
+def remove_leftovers(
+    addresses: Sequence[NodeAddress], identity: Identity
+) -> Mapping[str, Sequence[str]]:
+    """Have machines remove the volumes that doctors have left.
+
+    Args:
+        addresses: the machines.
+        identity: the hub's.
+
+    Returns:
+        The name of each machine that could be asked -> those of them that are still in use there.
+    """
+    return asyncio.run(_remove_leftovers(NodesReader(addresses, identity), addresses))
+
+
+async def _remove_leftovers(
+    reader: NodesReader, addresses: Sequence[NodeAddress]
+) -> Mapping[str, Sequence[str]]:
+    names = [each.name for each in addresses]
+    asked = [reader.remove_leftovers(name) for name in names]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return {
+        name: answer
+        for name, answer in zip(names, answers, strict=True)
+        if not isinstance(answer, BaseException)
+    }
 
 
 async def _of_one(reader: NodesReader, address: NodeAddress) -> list[Found]:

@@ -13,6 +13,7 @@ import docker
 import docker.errors
 import pytest
 
+from gpuspawner.doctor.own_volumes import OWN
 from gpuspawner.gpus.model import GPU
 from gpuspawner.nodes import engine_config, joining
 from gpuspawner.nodes.client import NodesReader
@@ -249,3 +250,19 @@ async def test_a_hub_reads_what_the_nodes_doctor_finds(asked):
     assert {("Docker Engine", "ok"), ("NVIDIA driver", "ok"), ("GPUs", "ok")} <= said
     # Whoever asks has no container started.
     assert "Container with a GPU" not in {check for check, _ in said}
+
+
+async def test_a_hub_has_a_node_remove_what_a_doctor_has_left_and_nothing_else(machine, asked):
+    names = [f"{OWN}unused", f"{OWN}used", "home-ada", f"of-{OWN}nobody"]
+    for name in names:
+        machine.engine.volumes.create(name)
+    mounted = {names[1]: {"bind": "/x"}}
+    machine.engine.containers.create(plain_image.IMAGE, "/server", name="has-it", volumes=mounted)
+    try:
+        assert await asked().remove_leftovers("atlas") == [names[1]]
+        left = {each.name for each in machine.engine.volumes.list()}
+        assert left & {*names} == {*names[1:]}
+    finally:
+        machine.engine.containers.get("has-it").remove()
+        for name in names[1:]:
+            machine.engine.volumes.get(name).remove()

@@ -18,6 +18,7 @@ from typing import Any
 import docker
 import docker.errors
 import pytest
+import requests
 
 from ..support import registry as registries
 from ..support.hubs import IMAGES_OWN, Hub, until
@@ -156,8 +157,10 @@ class Page:
         self._thread.start()
 
     def _read(self) -> None:
-        for event in self.hub.follow(self.user):
-            self.events.append(event)
+        # A hub that stops ends what it hasn't told to the end.
+        with suppress(requests.RequestException):
+            for event in self.hub.follow(self.user):
+                self.events.append(event)
 
     def messages(self) -> list[str]:
         return [event["message"] for event in self.events]

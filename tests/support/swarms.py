@@ -83,17 +83,19 @@ class Swarm:
     Args:
         cluster: the cluster, which runs.
         folder: where to compile the image.
+        asks: the number of the manager that tests ask, from 1.
     """
 
-    def __init__(self, cluster: SimulatedCluster, folder: Path) -> None:
+    def __init__(self, cluster: SimulatedCluster, folder: Path, asks: int = 1) -> None:
         self.cluster = cluster
+        self.asks = asks
         self.clients = [
             docker.APIClient(base_url=host.docker_host, version="auto", timeout=60)
             for host in cluster.hosts
         ]
         plain_image.load(self.manager, folder)
         archive = b"".join(self.manager.get_image(plain_image.IMAGE))
-        for client in self.clients[1:]:
+        for client in self.clients:
             for _ in client.load_image(archive):
                 pass
 
@@ -115,8 +117,8 @@ class Swarm:
 
     @property
     def manager(self) -> docker.APIClient:
-        """A client of the first node's engine, which is a manager."""
-        return self.clients[0]
+        """A client of a manager's engine."""
+        return self.clients[self.asks - 1]
 
     @cached_property
     def node_ids(self) -> dict[str, str]:
@@ -223,6 +225,30 @@ class Swarm:
         spec = {**found["Spec"], "Availability": word}
         self.manager.update_node(found["ID"], found["Version"]["Index"], spec)
 
+    def role(self, node: int, word: str) -> None:
+        """Do as `docker node promote` and `demote` with a node: "manager" or "worker"."""
+
+        def is_done() -> bool:
+            # Managers change it as well, as one of them is lost.
+            with suppress(docker.errors.APIError):
+                found = self.manager.inspect_node(self.node_ids[name_of(node)])
+                spec = {**found["Spec"], "Role": word}
+                self.manager.update_node(found["ID"], found["Version"]["Index"], spec)
+                return True
+            return False
+
+        until(is_done, f"it is a {word}")
+
+    def managers(self) -> dict[str, str]:
+        """Return the name of each node that decides -> "leader", or what it is else."""
+        return {
+            each["Description"]["Hostname"]: "leader"
+            if each["ManagerStatus"].get("Leader")
+            else each["ManagerStatus"]["Reachability"]
+            for each in self.manager.nodes()
+            if each.get("ManagerStatus")
+        }
+
     def state(self, node: int) -> str:
         """Return what Swarm says of a node, by its number from 1: "ready" or "down"."""
         found = self.manager.inspect_node(self.node_ids[name_of(node)])
@@ -257,7 +283,7 @@ class Swarm:
 
     def backend(self) -> SwarmBackend:
         """Return the backend as a hub has it, to be closed."""
-        url = self.cluster.hosts[0].docker_host
+        url = self.cluster.hosts[self.asks - 1].docker_host
         make = partial(docker.APIClient, base_url=url, version="auto", timeout=60)
         return SwarmBackend(make, logging.getLogger("tests"))
 
@@ -293,18 +319,19 @@ def held_twice(swarm: Swarm) -> list[str]:
 
 
 @contextmanager
-def open_swarm(states: Sequence[State], folder: Path, **how: Any) -> Iterator[Swarm]:
+def open_swarm(states: Sequence[State], folder: Path, asks: int = 1, **how: Any) -> Iterator[Swarm]:
     """Have a cluster with the engine of Debian trixie, or skip the test where it can't be had.
 
     Args:
         states: what the GPUs of each node are.
         folder: where to compile the image.
+        asks: the number of the manager that tests ask, from 1.
         how: more arguments of the cluster.
     """
     root = engine_root("trixie")
     try:
         with SimulatedCluster(states, cache_of("trixie"), root, **how) as cluster:
-            made = Swarm(cluster, folder)
+            made = Swarm(cluster, folder, asks)
             try:
                 yield made
             finally:

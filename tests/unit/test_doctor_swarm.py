@@ -167,11 +167,16 @@ def test_kinds_that_do_not_match_the_hardware_are_named(
 
 
 @pytest.mark.parametrize(
-    ("local", "words"),
-    [(True, ("on one machine each (why)", "doesn't see them")), (False, ("isn't tried here",))],
+    ("local", "state", "words"),
+    [
+        (True, "note", ("on one machine each (why)", "doesn't see them")),
+        (False, "ok", ("the same on all machines by the configuration (why)",)),
+    ],
 )
-def test_where_files_are_is_said_with_what_follows(local: bool, words: tuple[str, ...]) -> None:
-    one(swarm.of_homes({"local": local, "why": "why"}), "note", *words)
+def test_where_files_are_is_said_with_what_follows(
+    local: bool, state: str, words: tuple[str, ...]
+) -> None:
+    one(swarm.of_homes({"local": local, "why": "why"}), state, *words)
 
 
 # -- The network -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -560,6 +560,36 @@ async def test_nothing_is_claimed_while_the_engine_cannot_be_read(host: Host) ->
     host.broken["engine"] = OSError("gone")
     with pytest.raises(Unknown, match="the engine: gone"):
         await host.ledger(explain_error=lambda error: f"the engine: {error}").claim(US, {"GPU-1"})
+
+
+def with_use(state: str, *units: str) -> tuple[Node, ...]:
+    """The host's GPUs, some of which are in a state by now."""
+    return tuple(
+        replace(
+            node,
+            gpus=tuple(
+                replace(gpu, state=state) if gpu.id in units else gpu  # type: ignore[arg-type]
+                for gpu in node.gpus
+            ),
+        )
+        for node in NODES
+    )
+
+
+async def test_what_somebody_uses_since_it_was_reserved_is_not_claimed(host: Host) -> None:
+    ledger = host.ledger()
+    reservation = await reserve(ledger, ANN, ONE)
+    host.create(ANN, sorted(reservation.units), id=US)
+    # Another one, or what isn't known: who was granted GPUs goes on.
+    for state, unit in (("foreign", "GPU-1"), ("unknown", "GPU-0"), ("free", "GPU-0")):
+        host.nodes = with_use(state, unit)
+        await ledger.claim(US, reservation.units)
+    host.broken["nvml"] = OSError("gone")
+    await ledger.claim(US, reservation.units)
+    host.broken.clear()
+    host.nodes = with_use("foreign", *reservation.units)
+    with pytest.raises(Contested, match="uses one of these GPUs by now"):
+        await ledger.claim(US, reservation.units)
 
 
 async def test_a_server_without_gpus_has_nothing_to_claim(host: Host, ledger: Ledger) -> None:

@@ -191,24 +191,42 @@ async def test_who_can_not_be_connected_to_is_not_waited_for(hub):
             await reader.pull("atlas", "lab:1", print)
 
 
-async def test_what_a_node_says_of_its_images_is_checked(hub, node):
-    async def answer(found: Any) -> Any:
-        async def talk(_head: bytes, writer: asyncio.StreamWriter) -> None:
-            body = json.dumps(found).encode()
-            head = (
-                f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            )
-            writer.write(head.encode() + b"\r\n\r\n" + body)
-            await writer.drain()
+async def told(hub: Identity, node: Identity, found: Any, ask: Callable[[NodesReader], Any]) -> Any:
+    """Return what a hub makes of a node's answer."""
 
-        async with lying_daemon(hub, node, talk) as address:
-            return await NodesReader([address], hub, SECONDS).images("atlas", ["lab:1"])
+    async def talk(_head: bytes, writer: asyncio.StreamWriter) -> None:
+        body = json.dumps(found).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        writer.write(head.encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+
+    async with lying_daemon(hub, node, talk) as address:
+        return await ask(NodesReader([address], hub, SECONDS))
+
+
+async def test_what_a_node_says_of_its_images_is_checked(hub, node):
+    def ask(reader: NodesReader) -> Any:
+        return reader.images("atlas", ["lab:1"])
 
     good = {"images": {"lab:1": {"id": ID, "digests": [NAMED]}, "more": 5}}
-    assert await answer(good) == {"lab:1": LocalImage(ID, (NAMED,))}
+    assert await told(hub, node, good, ask) == {"lab:1": LocalImage(ID, (NAMED,))}
     for bad in (None, {}, {"images": {}}, {"images": {"lab:1": {"id": "lab", "digests": []}}}):
         with pytest.raises(NodeError, match="can't be trusted"):
-            await answer(bad)
+            await told(hub, node, bad, ask)
+
+
+async def test_what_a_node_says_is_left_of_a_doctor_is_checked(hub, node):
+    def ask(reader: NodesReader) -> Any:
+        return reader.remove_leftovers("atlas")
+
+    assert await told(hub, node, {"left": ["a\x1b", "b"]}, ask) == [
+        "a\N{REPLACEMENT CHARACTER}",
+        "b",
+    ]
+    assert len(await told(hub, node, {"left": ["a"] * 1000}, ask)) == 100
+    for bad in (None, {}, {"left": None}, {"left": 5}, {"left": [5]}, {"left": {"a": 1}}):
+        with pytest.raises(NodeError, match="can't be trusted"):
+            await told(hub, node, bad, ask)
 
 
 # -- The daemon itself: hostile questions ----------------------------------------------------------

@@ -270,6 +270,30 @@ async def test_a_node_that_rejects_a_server_is_named_to_administrators(hub, port
     assert hub.swarm.services() == []
 
 
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_node_that_cannot_join_the_network_is_tried_once_more(hub, port, times):
+    place, refused = hub.swarm.place, []
+
+    def refuse() -> None:
+        for each in hub.swarm.all_tasks:
+            if each["Status"]["State"] == "new" and len(refused) < times:
+                said = "network sandbox join failed: error creating vxlan interface: file exists"
+                each["Status"] = {"State": "rejected", "Err": said}
+                refused.append(each["ID"])
+        place()
+
+    hub.swarm.place = refuse
+    if times == 1:
+        await spawned(hub.server_of(port), gpus=2)
+        assert len(hub.swarm.services()) == 1
+    else:
+        with pytest.raises(web.HTTPError) as error:
+            await spawned(hub.server_of(port), gpus=2)
+        assert "vxlan interface: file exists" in error.value.jupyterhub_message
+        assert hub.swarm.services() == []
+    assert len(refused) == times
+
+
 async def test_a_ulimit_that_a_node_may_not_set_is_left_out_there(hub, port):
     place = hub.swarm.place
 

@@ -6,10 +6,12 @@ The one place that decides it, from the configuration: form, JupyterLab, queue a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...i18n.lazy_text import MachineText, join_sentences, lazy_gettext
+from ..docker.volumes import fitting_name
+from .service_spec import VOLUME
 
 # Types of mounts that a machine finds on itself: the engine's own driver mounts what it is told.
 OF_ONE_MACHINE = frozenset({"", "tmpfs", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs"})
@@ -32,6 +34,24 @@ class HomesOf:
 
     local: bool
     why: str
+
+
+@dataclass(frozen=True)
+class HomesPlace:
+    """A place of users' files that is to be the same on all machines.
+
+    Args:
+        name: what administrators call it: a folder, or what is mounted.
+        mount: a service's mount of what the files of all users are in, without its target, and
+            without its source if it is a volume. {}: it has none.
+        own: the folder of one user in it; "": it has no user's.
+        untried: why a service can't mount it without leaving something behind; "": it can.
+    """
+
+    name: str
+    mount: Mapping[str, Any] = field(default_factory=dict)
+    own: str = ""
+    untried: str = ""
 
 
 def homes_of(spawner: Any) -> HomesOf:
@@ -84,6 +104,67 @@ def _writable(spawner: Any) -> Iterator[str]:
         mode = where.get("mode", "rw") if isinstance(where, Mapping) else "rw"
         if "ro" not in str(mode).split(","):
             yield str(name)
+
+
+def places(spawner: Any) -> list[HomesPlace]:
+    """Return where the files of users are that are the same on all machines.
+
+    Args:
+        spawner: a `GPUSwarmSpawner`; what is one user's own is that of its user.
+
+    Raises:
+        Exception: what a function of the administrator's raises, or a template that is wrong.
+    """
+    found = [_of_folder(spawner, each) for each in _folders(spawner)]
+    found += [_of_volume(spawner, each) for each in _named(spawner)]
+    # Templates of several volumes may be of one file server.
+    return [each for number, each in enumerate(found) if each not in found[:number]]
+
+
+def _of_folder(spawner: Any, template: str) -> HomesPlace:
+    whole, own = _split(template, spawner.format_volume_name(template, spawner))
+    if whole in ("", "/"):
+        return HomesPlace(template, untried="it has no folder of its own")
+    return HomesPlace(whole, {"Type": "bind", "Source": whole}, own)
+
+
+def _of_volume(spawner: Any, template: str) -> HomesPlace:
+    """Return where the volumes of a template are, for `volume_driver` with its options."""
+    driver, options = spawner.volume_driver, dict(spawner.volume_driver_options)
+    device = str(options.pop("device", ""))
+    if not driver:
+        why = "volume_driver is empty, so that each machine's engine has volumes of its own"
+    elif driver != "local" or not device:
+        why = f"a volume of the driver {driver!r} would be left on each machine"
+    elif any(VOLUME in str(each) for each in options.values()):
+        why = f"volume_driver_options have {VOLUME} elsewhere than in device"
+    else:
+        why = ""
+    if why:
+        return HomesPlace(template, untried=why)
+    name = fitting_name(spawner.format_volume_name(template, spawner))
+    whole, own = _split(device.replace(VOLUME, "{}"), device.replace(VOLUME, name))
+    # Of an NFS server the rest is its root; of a Windows server it is no share.
+    whole += "/" if whole.endswith(":") else ""
+    if whole.count("/") < 3 and whole.startswith("//"):
+        return HomesPlace(device, untried="each volume is a share of its own")
+    config = {"Name": driver, "Options": {**options, "device": whole}}
+    mount = {"Type": "volume", "VolumeOptions": {"NoCopy": True, "DriverConfig": config}}
+    return HomesPlace(f"{whole} ({options.get('o') or driver})", mount, own)
+
+
+def _split(template: str, path: str) -> tuple[str, str]:
+    """Return the folder in which a template's are, and which of it a path is; "": it is that one.
+
+    Args:
+        template: a path with fields in braces.
+        path: what it is for one user.
+    """
+    before, has_fields, _ = template.partition("{")
+    if not has_fields:
+        return path.rstrip("/"), ""
+    whole = before.rpartition("/")[0]
+    return whole, path.removeprefix(whole).strip("/") if path.startswith(f"{whole}/") else ""
 
 
 def _is_folder(name: str) -> bool:

@@ -120,6 +120,14 @@ def never_ran(task: Task) -> bool:
     )
 
 
+def lacks_network(task: Task) -> bool:
+    """Return whether a task has never run as its node couldn't join the servers' network.
+
+    An engine that was killed finds its old interfaces there, and removes them as it fails.
+    """
+    return never_ran(task) and "network sandbox join failed" in words_of(task)
+
+
 def explain_refusal(task: Task, node: str) -> str:
     """Return why a task has never run, as a sentence for its user.
 
