@@ -196,7 +196,7 @@ def test_jupyterlab_has_the_one_gpu_of_its_machine_and_the_files_of_another(
     page.locator(".jp-FileEditor .cm-content").click()
     page.keyboard.type("kept")
     page.keyboard.press("Control+s")
-    page.locator(".jp-Dialog input").fill("note.txt")
+    page.get_by_placeholder("File name").fill("note.txt")
     page.keyboard.press("Enter")
     note = file_server / f"{file_server.name}-ada" / "note.txt"
     until(lambda: note.exists() and note.read_text().strip() == "kept", "it is saved")
