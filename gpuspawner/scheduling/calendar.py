@@ -186,6 +186,10 @@ class Calendar:
             return self._slots.is_possible(request)
         return self._of_kind(request)[1] >= request.gpus
 
+    def count_nodes(self, request: Request) -> int:
+        """Return how many nodes have as many units as a request for such asks for."""
+        return sum(pool.usable >= request.gpus for pool in self._of_kind(request)[0])
+
     def find_earliest(
         self, request: Request, groups: Collection[str], not_before: float = 0.0
     ) -> Booking:

@@ -54,6 +54,13 @@ def place_words(turn: Turn) -> str:
         when = lazy_gettext(
             "When they will be free isn't known: servers that have them have no end."
         )
+    if turn.machines and turn.because != "never":
+        there = lazy_ngettext(
+            "%(num)s machine has what you asked for.",
+            "%(num)s machines have what you asked for.",
+            turn.machines,
+        )
+        limit = join_sentences(there, limit)
     used = ""
     if turn.used is not None:
         used = lazy_gettext(

@@ -86,6 +86,7 @@ class Turn:
         hours: the reserved hours that are in its way, if it waits for "reserved".
         used: the GPU hours that its user had in the last 7 days, where the order goes by them.
         until: when its server would end, if that is earlier than asked for; else None.
+        machines: on how many nodes it could start one day, where there are several; else 0.
         course_title: what users call the course whose limit or hours it waits for; the queue knows.
     """
 
@@ -99,6 +100,7 @@ class Turn:
     hours: HoursInTheWay | None = None
     used: float | None = None
     until: float | None = None
+    machines: int = 0
     course_title: str = ""
 
     @property
@@ -592,6 +594,7 @@ class _WaitReasons:
         # `Request.accepts` -> the most GPUs that are free on one node.
         self._most_free_by_kind: dict[Hashable, int] = {}
         self._in_the_way: dict[Hashable, HoursInTheWay | None] = {}
+        self._machines: dict[Hashable, int] = {}
         self._held: dict[str, Share] = defaultdict(int)
         for lease in leases if limits else ():
             self._hold(lease.groups & limits.keys(), lease.share)
@@ -621,8 +624,25 @@ class _WaitReasons:
         hours = self._hours_in_the_way(waiting.request, now) if because == "order" else None
         because = "reserved" if hours else because
         return Turn(
-            waiting, place, start, (), because, self.several, hours=hours, until=booking.until
+            waiting,
+            place,
+            start,
+            (),
+            because,
+            self.several,
+            hours=hours,
+            until=booking.until,
+            machines=self._machines_for(waiting.request),
         )
+
+    def _machines_for(self, request: Request) -> int:
+        """Return on how many of several nodes a request could start one day; else 0."""
+        if not self.several or request.slots:
+            return 0
+        key = request.accepts, request.gpus
+        if key not in self._machines:
+            self._machines[key] = self._calendar.count_nodes(request)
+        return self._machines[key]
 
     def _hours_in_the_way(self, request: Request, now: float) -> HoursInTheWay | None:
         """Return the reserved hours but for which enough GPUs would be free for the request."""

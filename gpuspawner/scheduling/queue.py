@@ -779,7 +779,8 @@ def _shown_turn(turn: Turn) -> tuple[Any, ...]:
     start = None if turn.start is None else round(turn.start / 60)
     shorter = turn.hours and round(turn.hours.until_then / 60)
     used = None if turn.used is None else shown_hours(turn.used)
-    return turn.place, turn.of, turn.because, turn.course_title, start, shorter, used
+    words = turn.because, turn.course_title, turn.machines
+    return turn.place, turn.of, words, start, shorter, used
 
 
 def _waited_too_long(request: Request, seconds: float) -> str:

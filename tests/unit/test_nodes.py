@@ -26,6 +26,7 @@ from gpuspawner.gpus.allocation import (
 from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.leases.ledger import View
 from gpuspawner.scheduling.calendar import Calendar
+from gpuspawner.scheduling.phrases import turn_words
 from gpuspawner.scheduling.plan import ORDERS, QueuedRequest, QueueSnapshot, Turn, plan
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
@@ -548,7 +549,7 @@ def test_a_node_that_can_serve_nobody_changes_nothing_for_the_other(
     idle = [replace(gpu, model="another") for gpu in idle]
     turns = moment.plan(order, policy)
     more = replace(moment, gpus=[*idle, *moment.gpus]).plan(order, policy)
-    assert [replace(turn, several=False) for turn in more] == list(turns)
+    assert [replace(turn, several=False, machines=0) for turn in more] == list(turns)
 
 
 @given(moments(ONE.map(cluster)), orders, policies)
@@ -754,6 +755,25 @@ def test_the_queue(
     turns = plan(queue, cluster(*nodes), leases, NOW)
     assert told(turns) == expected
     assert all(turn.several for turn in turns)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "words"),
+    [
+        (("aaa", "a", "aa"), 2, "2 machines have what you asked for."),
+        (("aaa", "a", "aa"), 3, "1 machine has what you asked for."),
+        (("aaE", "a", "aa"), 3, ""),
+        (("aaa",), 3, ""),
+    ],
+)
+def test_who_waits_reads_how_many_machines_have_as_much(
+    nodes: tuple[str, ...], gpus: int, words: str
+) -> None:
+    host = cluster(*nodes)
+    leases = [replace(holds("x", "p0", 5), gpus=frozenset(str(gpu.id) for gpu in host))]
+    (turn,) = plan([waits("ann", gpus)], host, leases, NOW)
+    assert turn.start is not None or not words
+    assert (words in turn_words(turn)) if words else ("asked for" not in turn_words(turn))
 
 
 def test_who_waits_for_its_group_starts_then_on_whatever_node_is_free() -> None:

@@ -18,7 +18,7 @@ from .tasks import Task
 # How long a list is recent, at least and at most; and the most of a processor that looking again
 # takes in between.
 RECENT_SECONDS, LONGEST_RECENT = 1.0, 15.0
-PART = 0.05
+PART = 0.02
 # A list of one service's tasks takes as long as so many tasks of all of them.
 ONE_SERVICE = 50
 
