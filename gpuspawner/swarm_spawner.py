@@ -532,7 +532,9 @@ class GPUSwarmSpawner(ConfiguredContainer):
             return None
         service = await self._own_service()
         if service is None:
-            self._note_cause(REMOVED)
+            if self.attempt.is_noted or self.attempt.task is not None:
+                # Else it was gone when this hub began, which an earlier one may have removed.
+                self._note_cause(REMOVED)
             self.object_id, self.attempt.task = "", None
             return 0
         attempt, tasks = self.attempt, await self.backend.tasks.of(self.object_id)

@@ -178,7 +178,8 @@ def test_of_three_managers_one_is_lost_and_nobody_s_place(swarm, busy, flaky, ho
         until(lambda: swarm.state(1) == "down", "its machine is down", 120)
         # Meanwhile servers stop and start as ever.
         busy.stop_server("ada")
-        is_served(swarm, busy)
+        until(lambda: busy.ready("wade"), "wade's server is ready", 120, busy.log)
+    is_served(swarm, busy)
     # What ran on its machine ends: who had it is told, and so is the administrator.
     until(lambda: not busy.server("mona"), "the end is noticed", 120, busy.log)
     assert "Your files are kept." in page_of(busy, "mona")
@@ -323,6 +324,14 @@ def test_a_hub_that_is_killed_while_a_server_stops_has_its_gpus_back(
         hub.stop_server("dora")
     else:
         until(lambda: not hub.server("dora"), "it has ended", 120, hub.log)
+        # Nobody has removed it by hand, as far as anybody knows.
+        assert "it was stopped or removed" in page_of(hub, "dora")
+        rules = [
+            each["rule"]
+            for each in audit_lines(hub)
+            if each["user"] == "dora" and each["event"] == "release"
+        ]
+        assert rules == ["it ended by itself"]
     ask(hub, "wade", ALL)
     is_served(swarm, hub)
     assert held_twice(swarm) == []
