@@ -98,7 +98,7 @@ class HoursDesk:
         ledger: Ledger,
         hour_limit: float | None,
         log: Any,
-        divides_gpus: bool = True,
+        divides_gpus: bool,
     ) -> None:
         self._store = HoursStore(Store(url), ledger.hub, self._on_broken) if url else None
         self._courses = courses

@@ -139,6 +139,14 @@ def test_a_class_is_seated_in_slots_and_the_number_of_seats_is_said_while_one_ty
         assert seats.inner_text() == said, keys
     assert_accessible(page)
     picture(page, "slots-asked-en-390")
+    # A kind that isn't divided seats nobody, as the hub would say.
+    kind = page.locator("form.gs-ask select[name=kind]").last
+    kind.evaluate("each => each.add(new Option('shared', 'shared'))")
+    kind.select_option("shared")
+    assert seats.inner_text() == ""
+    kind.select_option("gpu")
+    assert seats.inner_text() == "Seats: 30"
+    slots.focus()
     assert page.locator("html").evaluate("each => each.scrollWidth") <= 390
     page.keyboard.press("Enter")
     page.get_by_text("You have asked for it. An administrator decides.").wait_for()

@@ -170,12 +170,15 @@ async def test_hours_of_the_courses_file_are_slots_where_the_backend_divides_gpu
     traits = {"control_socket": "", "hour_limit": 12}
     config = Config({cls.__name__: {**traits, "courses_file": str(file)}})
     user = SimpleNamespace(name="ada", groups=[], settings=settings)
-    state = cls(user=user, config=config).hub_state
+    # Traitlets' own logger is whatever application another test has made in this process.
+    log = logging.getLogger("hub-state")
+    state = cls(user=user, config=config, log=log).hub_state
     gpus = tuple(GPU(f"GPU-{n}", n, "A100") for n in range(4))
     state.ledger.last_view = View((Node("", "570", "12.8", gpus),))
     assert [each.slots for each in state.reserved()] == promised
     said = "Nothing is reserved by courses['ml'] reserved.0: whole GPUs aren't divided into slots"
     assert (said in caplog.text) is not bool(promised)
+    assert state.hours._divides_gpus is bool(promised)
 
 
 async def test_a_hub_with_another_spawner_has_none_of_it():
