@@ -37,6 +37,9 @@ ROWS = {
         "unit/test_health_shown.py::"
         "test_nobody_is_promised_a_gpu_that_has_failed_for_when_its_holder_goes",
     ],
+    "A process that is in no server uses a GPU that was chosen, and whose server isn't started yet": [
+        "unit/test_leases.py::test_what_somebody_uses_since_it_was_reserved_is_not_claimed"
+    ],
     "NVML hangs": [f"{HUB}::test_a_driver_that_hangs_stops_nobody"],
     "The hub is killed, at whichever step of a start": [
         f"{HUB}::test_a_hub_that_ends_stops_no_server",
@@ -58,6 +61,7 @@ ROWS = {
 
 
 SWARM, SPAWN = "engine/test_swarm_faults.py", "unit/test_swarm_spawn.py"
+MANAGERS = "engine/test_swarm_managers.py"
 ON_A_SWARM = {
     "A machine is cut off for less than three heartbeats": [
         f"{SWARM}::test_a_machine_that_is_away_for_a_moment_loses_nothing"
@@ -102,11 +106,24 @@ ON_A_SWARM = {
         f"{SWARM}::test_a_stop_while_managers_refuse_happens_all_the_same",
         f"{SPAWN}::test_a_swarm_without_a_leader_for_long_fails_a_start_and_says_why",
     ],
+    "Of three managers one is lost, also the one that leads": [
+        f"{MANAGERS}::test_of_three_managers_one_is_lost_and_nobody_s_place"
+    ],
+    "Of two managers one is lost": [
+        f"{MANAGERS}::test_of_two_managers_one_is_lost_and_all_go_on_once_it_is_back"
+    ],
     "A manager is killed and starts again": [
-        f"{SWARM}::test_a_manager_that_is_killed_takes_nobodys_place"
+        f"{SWARM}::test_a_manager_that_is_killed_takes_nobodys_place",
+        f"{MANAGERS}::test_a_manager_that_is_killed_keeps_the_holes_of_what_is_given",
     ],
     "A machine's daemon is silent, slow, of another version, or says what can't be": [
         f"{SWARM}::test_a_daemon_that_says_nothing_ends_no_server_and_gives_no_gpu"
+    ],
+    "A process that is in no server uses a GPU since that was chosen, as while the image came": [
+        f"{MANAGERS}::test_a_gpu_that_somebody_uses_since_it_was_chosen_is_not_handed_out"
+    ],
+    "The hub is killed while a server stops": [
+        f"{MANAGERS}::test_a_hub_that_is_killed_while_a_server_stops_has_its_gpus_back"
     ],
     "The hub is killed": [f"{SWARM}::test_a_hub_that_is_killed_while_a_machine_is_away_finds_out"],
 }
