@@ -37,7 +37,7 @@ ROWS = {
         "unit/test_health_shown.py::"
         "test_nobody_is_promised_a_gpu_that_has_failed_for_when_its_holder_goes",
     ],
-    "A process that is in no server uses a GPU that was chosen, and whose server isn't started yet": [
+    "A process of no server's uses a GPU that was chosen for a start": [
         "unit/test_leases.py::test_what_somebody_uses_since_it_was_reserved_is_not_claimed"
     ],
     "NVML hangs": [f"{HUB}::test_a_driver_that_hangs_stops_nobody"],
@@ -119,7 +119,7 @@ ON_A_SWARM = {
     "A machine's daemon is silent, slow, of another version, or says what can't be": [
         f"{SWARM}::test_a_daemon_that_says_nothing_ends_no_server_and_gives_no_gpu"
     ],
-    "A process that is in no server uses a GPU since that was chosen, as while the image came": [
+    "A process of no server's uses a GPU that was chosen for a start": [
         f"{MANAGERS}::test_a_gpu_that_somebody_uses_since_it_was_chosen_is_not_handed_out"
     ],
     "The hub is killed while a server stops": [
