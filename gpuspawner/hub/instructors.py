@@ -7,7 +7,7 @@ this course. A service that asks for somebody has authenticated them, and says n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..courses.catalogue import CourseCatalogue
@@ -37,6 +37,7 @@ class Instructors:
         ledger: the nodes, and who holds what.
         messages: what is shown in JupyterLab.
         images: key -> title of the image versions.
+        slot_hours: returns of some courses those that share GPUs in hours that are ahead.
         log: a logger.
     """
 
@@ -49,6 +50,7 @@ class Instructors:
         ledger: Ledger,
         messages: Messages,
         images: Mapping[str, str],
+        slot_hours: Callable[[Collection[str]], Collection[str]],
         log: Any,
     ) -> None:
         self._rights = CourseRights(courses, people)
@@ -58,6 +60,7 @@ class Instructors:
         self._ledger = ledger
         self.messages = messages
         self._images = images
+        self._slot_hours = slot_hours
         self._log = log
 
     def courses_of(self, asker: Asker) -> list[dict[str, Any]]:
@@ -98,7 +101,8 @@ class Instructors:
                 if not course.images or image in course.images
             ],
             "kinds": sorted(
-                {gpu.kind for gpu in known.gpus if gpu.state != "mig"} if known else ()
+                {gpu.kind for gpu in (known.gpus if known else ()) if gpu.state != "mig"}
+                | ({SHARED} if self._slot_hours([key]) else set())
             ),
             "repository": course.repository.path() if course.repository else "",
             "members": [

@@ -233,6 +233,7 @@ class HubState:
             self.ledger,
             self.messages,
             {key: each.title for key, each in catalogue(spawner.images).items()},
+            self.reserved.slot_hours,
             spawner.log,
         )
         return ControlSocket(

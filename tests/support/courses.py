@@ -145,6 +145,7 @@ class Classroom(Hub):
             self.ledger,
             self.messages,
             {"plain": "Plain <image>", "secret": "Secret"},
+            self.reserved.slot_hours,
             LOG,
         )
         self.tasks: list[asyncio.Task[None]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from gpuspawner.hub.rights import Asker
 from gpuspawner.leases.labels import LABEL_COURSE, LABEL_HUB, ServerRecord, labels
 
 from ..support.boards import HOSTILE
-from ..support.courses import PEOPLE, Classroom, of
+from ..support.courses import COURSES, PEOPLE, Classroom, of
 
 PROF, BOSS = Asker("prof"), Asker("boss", as_administrator=True)
 
@@ -170,6 +171,17 @@ async def test_another_hub_s_user_of_the_same_name_is_somebody_else(room: Classr
 
 
 # -- The roster --------------------------------------------------------------------------------
+
+
+async def test_the_roster_has_seats_to_link_to_where_the_course_has_hours_with_slots() -> None:
+    now = datetime.now()
+    begin, end = (f"{now + timedelta(hours=each):%Y-%m-%dT%H:%M}" for each in (24, 26))
+    hours = [{"begin": begin, "end": end, "gpus": 1, "slots": 15}]
+    room = Classroom(courses={**COURSES, "ml": {**COURSES["ml"], "reserved": hours}})
+    assert (await room.instructors.roster("ml", PROF))["kinds"] == ["shared"]
+    await room.ledger.read()
+    assert (await room.instructors.roster("ml", PROF))["kinds"] == ["gpu", "shared"]
+    await room.close()
 
 
 async def test_the_roster_says_what_each_of_them_does(room: Classroom) -> None:
