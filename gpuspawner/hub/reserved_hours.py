@@ -196,7 +196,12 @@ class ReservedTimes:
         """
         times, view, now = self(), self._ledger.last_view, time.time()
         mine = [lease for lease in view.leases if lease.holder == holder] if view else []
-        if not times or view is None or not mine:
+        if view is None or not mine:
+            return until, ""
+        end = self._end_of_slot(mine[0], view, now)
+        if end is not None and end < until:
+            return max(end, mine[0].until or end), ENDS_WITH_HOURS
+        if not times:
             return until, ""
 
         def broken(end: float) -> int:
@@ -206,9 +211,6 @@ class ReservedTimes:
             ]
             return sum(each.gpus for each in _missing(view, leases, times, now, until))
 
-        end = self._end_of_slot(mine[0], view, now)
-        if end and end < until:
-            return max(end, mine[0].until or end), ENDS_WITH_HOURS
         own = mine[0].until or now
         before = broken(own)
         begins = sorted({each.begin for each in times if now < each.begin < until}, reverse=True)
@@ -217,7 +219,9 @@ class ReservedTimes:
                 break
         else:
             end = own
-        after = [each for each in times if each.begin >= end and each.course != mine[0].course]
+        # Neither are a course's whole GPUs those that it shares in its hours.
+        others = [each for each in times if each.slots or each.course != mine[0].course]
+        after = [each for each in others if each.begin >= end]
         blocking = min(after, key=lambda each: each.begin, default=None)
         if not blocking or end >= until:
             return end, ""
@@ -226,11 +230,16 @@ class ReservedTimes:
             course=self._courses.title_of(blocking.course),
         )
 
-    def _end_of_slot(self, lease: Lease, view: View, now: float) -> float:
-        """Return when the hours end of which a lease has a slot; 0: it has none."""
+    def _end_of_slot(self, lease: Lease, view: View, now: float) -> float | None:
+        """Return when the hours end of which a lease has a slot; None: it has none.
+
+        0 if there are no such hours any more: they were removed, or are others now.
+        """
         whole = {gpu.uuid for gpu in view.gpus if gpu.kind == WHOLE}
         names = [name for name in map(parse, lease.gpus) if name.uuid in whole]
         slots = {name.of for name in names if name.slot is not None}
+        if not slots or not lease.course:
+            return None
         return max(
             (
                 each.end

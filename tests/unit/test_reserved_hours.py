@@ -193,6 +193,40 @@ def test_time_is_added_up_to_the_hours(
     assert (f"course {TITLE} afterwards" in str(whose)) == (granted < asked)
 
 
+def test_a_course_s_whole_gpu_is_not_kept_into_its_hours_as_slots() -> None:
+    now = time.time()
+    mine = frozenset({course_group("ml")})
+    lease = Lease(Holder("ada"), frozenset({"GPU-0"}), now + 0.5 * HOUR, mine)
+    found, _ = reserved_by({"ml": course(2, 4, slots=15)}, machine("leased", "free"), [lease])
+    end, why = found.latest_end(Holder("ada"), now + 3 * HOUR)
+    assert (end - now) / HOUR == pytest.approx(2 - 300 / HOUR, abs=0.02)
+    assert f"course {TITLE} afterwards" in str(why)
+
+
+@pytest.mark.parametrize(
+    "courses",
+    [
+        {},
+        {"ml": {"title": TITLE, "group": "students"}},
+        {"ml": course(-1, -0.1, slots=4)},
+        {"ml": course(-1, 3, slots=8)},
+        {"ml": course(-1, 3)},
+        {"ml": course(2, 3, slots=4)},
+        {"cv": course(-1, 3, slots=4)},
+        {"ml": course(-1, 0.2, slots=4)},
+    ],
+)
+def test_a_slot_of_hours_that_have_been_changed_is_kept_no_longer_than_granted(
+    courses: dict[str, Any],
+) -> None:
+    now = time.time()
+    mine = frozenset({course_group("ml")})
+    lease = Lease(Holder("ada"), frozenset({"GPU-0#1/4"}), now + 0.5 * HOUR, mine)
+    found, _ = reserved_by(courses, machine("leased", "free"), [lease])
+    end, why = found.latest_end(Holder("ada"), now + HOUR)
+    assert (end, bool(why)) == (lease.until, True)
+
+
 async def test_an_extension_into_the_hours_is_refused_with_a_sentence() -> None:
     hub = Hub()
     one = hub.spawner((), courses={"ml": course(1, 4)}, hour_limit=12, extend_minutes=None)
