@@ -47,29 +47,44 @@ ROOT = "0:0"
 LABELS = {LABEL_HUB: HUB}
 BY_HAND = "write a file in a server on one machine, and read it in one on another"
 
-# Each prints lines of `name=value`, of which the last is `end=`. $1 is a folder in TARGET.
+# Each prints lines of `name=value`, of which the last is `end=`. $1 is a folder in TARGET. Users
+# may be able to write there, and at any moment put a link in the place of what is named here. So
+# only files are removed, by names of ours, and empty folders; and what is written is new.
 _BEGIN = f'cd {TARGET} || exit; echo "type=$(stat -f -c %T . 2>&1)"; '
-_STALE = f"-maxdepth 1 -name '.{OWN}*' -mmin +{STALE_SECONDS // 60} -exec rm -rf {{}} + 2>/dev/null"
-# As root: makes the folder, unless $2, the one of a user, is there.
+_STALE = f"-name '.{OWN}*' -mmin +{STALE_SECONDS // 60} -exec"
+# As root: makes the folder, unless $2, the one of a user, is there. What another doctor has left
+# goes first: its folder, with files whose names begin with the folder's.
 PREPARE = (
-    f'{_BEGIN} find . {_STALE}; if [ -n "$2" ] && [ -d "$2" ]; then echo own=; '
+    f"{_BEGIN} find . -maxdepth 1 -type d {_STALE} sh -c "
+    '\'for each; do rm -f "$each/${each##*/}"-*; rmdir "$each"; done\' sh {} + 2>/dev/null; '
+    'if [ -n "$2" ] && [ -d "$2" ]; then echo own=; '
     # One machine makes it, and the others find it.
-    'elif said=$(mkdir "$1" 2>&1 && chmod 1777 "$1" 2>&1) || [ -d "$1" ]; then echo made=; '
+    'elif said=$( (umask 0; mkdir "$1") 2>&1) || [ -d "$1" ]; then echo made=; '
+    # An access list of TARGET's may make it narrower; a link may have taken its place by now.
+    '(cd -P "$1" && [ -O . ] && [ -z "$(find . ! -name . -prune)" ] && chmod 1777 .) 2>/dev/null; '
     'else echo "refused=$said"; fi; echo end='
 )
-# As a server's user: writes $3 into the file $2. Nobody else may read it, so its owner counts.
+# As a server's user: writes $3 into a new file $2. Nobody else may read it, so its owner counts.
 WRITE = (
-    f'{_BEGIN} echo "user=$(id -u)"; find "$1" {_STALE}; umask 077; '
+    f'{_BEGIN} echo "user=$(id -u)"; '
+    f'find "$1" -maxdepth 1 ! -type d {_STALE} rm -f {{}} + 2>/dev/null; umask 077; set -C; '
     'if said=$( (printf %s "$3" >"$1/$2") 2>&1); then echo "owner=$(stat -c %u "$1/$2")"; '
     'else echo "refused=$said"; fi; echo end='
 )
-# As a server's user: reads each file of $3 and those after it, in which $2 has to be.
+# As a server's user: reads the first line of each file of $3 and those after it: it has to be $2.
 READ = (
     f'{_BEGIN} cd "$1" && word=$2 && shift 2 && for file; do if [ -e "$file" ]; then '
-    'echo "owner-$file=$(stat -c %u "$file")"; said=$(cat "$file" 2>&1); '
+    'echo "owner-$file=$(stat -c %u "$file")"; said=; [ -L "$file" ] || [ ! -f "$file" ] || '
+    'said=$( (IFS= read -r line <"$file"; printf %.100s "$line") 2>&1); '
     '[ "$said" = "$word" ] || echo "refused-$file=$said"; fi; done; echo end='
 )
-REMOVE = f'{_BEGIN} said=$(rm -rf "$@" 2>&1) || echo "refused=$said"; echo end='
+# As either: removes the files $2 and those after it, and the folder $1, if that isn't "".
+REMOVE = (
+    f'{_BEGIN} folder=$1; shift; said=$(rm -f "$@" 2>&1) || echo "refused=$said"; '
+    # Another machine may have removed it by now.
+    'if [ -d "$folder" ]; then said=$(rmdir "$folder" 2>&1) || [ ! -d "$folder" ] || '
+    'echo "refused=$said"; fi; echo end='
+)
 
 
 def shared_homes(context: Context) -> Iterator[Finding]:
@@ -140,6 +155,8 @@ class _Trial:
         self._name = f".{OWN}{secrets.token_hex(8)}"
         # Where it is written: a folder that is made, or the user's own.
         self._folder = self._name
+        # Node -> the file that it writes there. Who sees one can't tell the next one's name.
+        self._files: dict[str, str] = {}
         self._services: list[str] = []
         # On which nodes something may have been written, and on which a volume may be.
         self._touched: list[SwarmNode] = []
@@ -184,30 +201,35 @@ class _Trial:
             yield homes_agree.refused_to_root(name, self._place.own, said)
             return
         self._folder = self._place.own if having else self._name
-        files = {node.name: f"{self._name}-{number}" for number, node in enumerate(nodes)}
+        files = {node.name: f"{self._name}-{secrets.token_hex(8)}" for node in nodes}
+        self._files = files
         word = secrets.token_hex(8)
         wrote = self._run(nodes, WRITE, lambda node: [self._folder, files[node], word])
-        if having:
-            self._touched = [node for node in nodes if "refused" not in wrote[node.name].said]
+        # Who could write nothing can remove nothing, and needn't.
+        self._touched = [
+            node
+            for node in nodes
+            if not homes_agree.is_read_only(wrote[node.name])
+            and not (having and "refused" in wrote[node.name].said)
+        ]
         read = self._run(nodes, READ, [self._folder, word, *files.values()])
         yield from homes_agree.compare(name, files, wrote, read)
 
     def _remove(self) -> Iterator[Finding]:
         """Remove what was written, and all services; yield what may be left."""
         self._end_services()
-        user = None if self._folder != self._name else ROOT
-        below = "" if user == ROOT else f"{self._folder}/"
-        names = [self._name] if user == ROOT else []
-        names += [f"{below}{self._name}-{number}" for number in range(len(self._touched))]
+        is_made = self._folder == self._name
+        made, user = (self._name, ROOT) if is_made else ("", None)
+        names = [f"{self._folder}/{file}" for file in self._files.values()]
         try:
-            gone = self._run(self._touched, REMOVE, names, user)
+            gone = self._run(self._touched, REMOVE, [made, *names], user)
             for node, answer in gone.items():
                 if said := answer.problem or answer.said.get("refused"):
                     yield Finding(
                         "warning",
                         f"what was written for this may be left in {self._place.name} on {node}: "
                         f"{said}",
-                        f"remove there {', '.join(names)}",
+                        f"remove there {', '.join([made] if made else names)}",
                     )
         finally:
             self._end_services()

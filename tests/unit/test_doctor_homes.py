@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpuspawner.doctor import homes_agree
+from gpuspawner.doctor import homes_agree, shared_homes
 from gpuspawner.doctor.configuration import from_loaded, load
 from gpuspawner.doctor.findings import Finding
 from gpuspawner.doctor.homes_agree import Answer
+from gpuspawner.doctor.own_volumes import OWN
 
 FILES = {"a": "f0", "b": "f1", "c": "f2"}
 PLACE = "/srv/homes"
@@ -193,3 +198,133 @@ def test_what_keeps_a_machine_from_being_tried(problem: str, state: str, words: 
     found = homes_agree.not_run(PLACE, "b", problem)
     assert (found.state, words in found.found) == (state, True), found
     assert found.advice
+
+
+# -- A user who can write where it is tried ------------------------------------------------------
+
+MADE = f".{OWN}0123"
+# In the place of a command: does what it does, and then what somebody else does at that moment.
+MEANWHILE = """#!/bin/sh
+PATH={path}
+{command} "$@"; code=$?
+{meanwhile}
+exit $code
+"""
+
+
+@pytest.fixture
+def homes(tmp_path: Any) -> Path:
+    """What is tried, with another user's folder that nobody else may look into."""
+    there: Path = tmp_path / "homes"
+    (there / "bob").mkdir(parents=True, mode=0o700)
+    (there / "bob" / "thesis").write_text("years of work")
+    return there
+
+
+def printed(homes: Path, script: str, *words: str, commands: Path | None = None) -> dict[str, str]:
+    """Run a script as a service does; return what it has printed."""
+    path = f"{commands}:{os.environ['PATH']}" if commands else os.environ["PATH"]
+    found = subprocess.run(
+        ["sh", "-c", script.replace(shared_homes.TARGET, str(homes)), "sh", *words],
+        env={"PATH": path, "LC_ALL": "C"},
+        check=True,
+        text=True,
+        capture_output=True,
+    )
+    assert found.stderr == ""
+    return dict(line.partition("=")[::2] for line in found.stdout.splitlines())
+
+
+def meanwhile(folder: Path, command: str, what: str) -> Path:
+    """Return a folder with a command, during which something else happens, too."""
+    folder.mkdir()
+    text = MEANWHILE.format(path=os.environ["PATH"], command=command, meanwhile=what)
+    (folder / command).write_text(text)
+    (folder / command).chmod(0o755)
+    return folder
+
+
+def aged(path: Path) -> None:
+    os.utime(path, (time.time() - 3600,) * 2)
+
+
+def test_it_is_written_read_and_removed_and_a_killed_doctor_s_rest_goes(homes: Path) -> None:
+    killed = homes / f".{OWN}dead"
+    killed.mkdir()
+    (killed / f"{killed.name}-1").touch()
+    aged(killed)
+    assert "made" in printed(homes, shared_homes.PREPARE, MADE, "doctor")
+    assert sorted(each.name for each in homes.iterdir()) == [MADE, "bob"]
+    assert (homes / MADE).stat().st_mode & 0o7777 == 0o1777
+    wrote = printed(homes, shared_homes.WRITE, MADE, f"{MADE}-1", "word")
+    assert wrote["owner"] == wrote["user"]
+    read = printed(homes, shared_homes.READ, MADE, "word", f"{MADE}-1", f"{MADE}-2")
+    assert read.keys() == {"type", f"owner-{MADE}-1", "end"}
+    read = printed(homes, shared_homes.READ, MADE, "another", f"{MADE}-1")
+    assert read[f"refused-{MADE}-1"] == "word"
+    gone = printed(homes, shared_homes.REMOVE, MADE, f"{MADE}/{MADE}-1", f"{MADE}/{MADE}-2")
+    assert gone.keys() == {"type", "end"}
+    assert [each.name for each in homes.iterdir()] == ["bob"]
+
+
+def test_in_a_user_s_folder_only_what_is_the_doctor_s_is_removed(homes: Path) -> None:
+    own = homes / "doctor"
+    own.mkdir()
+    for name in (f"{MADE}-old", "notes"):
+        (own / name).touch()
+        aged(own / name)
+    assert "own" in printed(homes, shared_homes.PREPARE, MADE, "doctor")
+    assert "owner" in printed(homes, shared_homes.WRITE, "doctor", f"{MADE}-1", "word")
+    assert sorted(each.name for each in own.iterdir()) == [f"{MADE}-1", "notes"]
+    assert "refused" not in printed(homes, shared_homes.REMOVE, "", f"doctor/{MADE}-1")
+    assert [each.name for each in own.iterdir()] == ["notes"]
+
+
+def test_a_link_in_the_place_of_the_folder_gives_nobody_another_one(
+    homes: Path, tmp_path: Path
+) -> None:
+    swap = f"mv {homes}/{MADE} {homes}/away; ln -s bob {homes}/{MADE}"
+    commands = meanwhile(tmp_path / "commands", "mkdir", swap)
+    printed(homes, shared_homes.PREPARE, MADE, "", commands=commands)
+    assert (homes / MADE).is_symlink()
+    assert (homes / "bob").stat().st_mode & 0o7777 == 0o700
+    gone = printed(homes, shared_homes.REMOVE, MADE, f"{MADE}/{MADE}-1")
+    assert "refused" in gone
+    assert (homes / "bob" / "thesis").read_text() == "years of work"
+
+
+def test_what_lies_in_a_folder_with_a_doctor_s_name_is_not_removed_by_root(homes: Path) -> None:
+    """To remove whole folders is safe only where the command opens none by its path."""
+    bait = homes / f".{OWN}bait"
+    (bait / "deep").mkdir(parents=True)
+    (bait / "deep" / "thesis").touch()
+    (bait / f"{bait.name}-1").symlink_to("../bob/thesis")
+    aged(bait)
+    printed(homes, shared_homes.PREPARE, MADE, "")
+    (homes / MADE / "deep").mkdir()
+    gone = printed(homes, shared_homes.REMOVE, MADE, f"{MADE}/{MADE}-1")
+    assert "refused" in gone
+    assert (bait / "deep" / "thesis").exists()
+    assert (homes / MADE / "deep").exists()
+    assert (homes / "bob" / "thesis").read_text() == "years of work"
+
+
+def test_no_link_is_written_through_or_read(homes: Path) -> None:
+    own = homes / "doctor"
+    own.mkdir()
+    (own / f"{MADE}-1").symlink_to("../bob/thesis")
+    (own / f"{MADE}-2").symlink_to("../bob/new")
+    for name in (f"{MADE}-1", f"{MADE}-2"):
+        assert "refused" in printed(homes, shared_homes.WRITE, "doctor", name, "word")
+    assert (homes / "bob" / "thesis").read_text() == "years of work"
+    assert not (homes / "bob" / "new").exists()
+    read = printed(homes, shared_homes.READ, "doctor", "word", f"{MADE}-1")
+    assert read[f"refused-{MADE}-1"] == ""
+
+
+def test_of_a_file_that_is_another_one_little_is_read(homes: Path) -> None:
+    (homes / "doctor").mkdir()
+    (homes / "doctor" / f"{MADE}-1").write_text("x" * 100_000 + "\nowner-b=0\n")
+    read = printed(homes, shared_homes.READ, "doctor", "word", f"{MADE}-1")
+    assert read[f"refused-{MADE}-1"] == "x" * 100
+    assert "owner-b" not in read
