@@ -361,7 +361,9 @@ class Ledger:
         # Of a shared GPU others have slots, and may use them.
         others = [each for each in self.leases_now() if not each.gpus & units]
         gpus = (gpu for node in with_leases(nodes, others) for gpu in node.gpus)
-        return any(gpu.id in units and gpu.state == "foreign" for gpu in gpus)
+        # A slot for reserved hours is of a GPU that is read as a whole one.
+        used = [gpu.id for gpu in gpus if gpu.id and gpu.state == "foreign"]
+        return exclude_each_other(used, units)
 
     async def _rivals(self, server_id: str, units: frozenset[str]) -> list[bool]:
         """Return for each other server with one of these GPUs whether it takes precedence."""

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -389,6 +390,9 @@ def part_of_gpus(request: Request, gpus: Iterable[GPU]) -> Share:
         request: the request.
         gpus: the units that there are; of those that it accepts the largest counts.
     """
+    if request.slots:
+        # They are none of the units that there are: the GPUs are divided in their hours alone.
+        return Fraction(request.gpus, request.slots)
     parts = [gpu.name.share for gpu in gpus if gpu.name and request.takes(gpu)]
     return request.gpus * max(parts, default=request.unit_share)
 

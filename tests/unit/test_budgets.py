@@ -230,6 +230,8 @@ def test_parts_of_gpus_count_as_the_usage_counts_them_whatever_limits_count() ->
     request = Request("x", 1, kind="shared", unit_share=1)
     assert part_of_gpus(request, slots) == pytest.approx(1 / 8)
     assert part_of_gpus(Request("x", 2), slots) == 2
+    of_hours = replace(request, course="ml", slots=15)
+    assert part_of_gpus(of_hours, [*slots, GPU("GPU-b", 1, "A100")]) == pytest.approx(1 / 15)
 
 
 steps_drawn = st.lists(

@@ -592,6 +592,21 @@ async def test_what_somebody_uses_since_it_was_reserved_is_not_claimed(host: Hos
         await ledger.claim(US, reservation.units)
 
 
+async def test_no_slot_is_claimed_of_a_gpu_that_somebody_uses_without_a_lease(host: Host) -> None:
+    ledger = host.ledger()
+    host.create(ANN, ["GPU-0#1/4"], id=US)
+    await ledger.read()
+    host.nodes = with_use("foreign", "GPU-1")
+    await ledger.claim(US, {"GPU-0#1/4"})
+    host.nodes = with_use("foreign", "GPU-0")
+    with pytest.raises(Contested, match="uses one of these GPUs by now"):
+        await ledger.claim(US, {"GPU-0#1/4"})
+    # Unless it may be another one of those who share it.
+    host.create(BOB, ["GPU-0#2/4"], id="other")
+    await ledger.read()
+    await ledger.claim(US, {"GPU-0#1/4"})
+
+
 async def test_a_server_without_gpus_has_nothing_to_claim(host: Host, ledger: Ledger) -> None:
     host.broken["engine"] = OSError("gone")
     await ledger.claim(US, set())
