@@ -121,13 +121,18 @@ def compare(
     yield from found
 
 
+def is_read_only(wrote: Answer) -> bool:
+    """Return whether a machine couldn't write, as nothing can be written there."""
+    return _is_one(wrote.said.get("refused", ""), READ_ONLY)
+
+
 def _of_writers(place: str, wrote: Mapping[str, Answer]) -> Iterator[Finding]:
     for node, answer in wrote.items():
         user, owner = answer.said.get("user"), answer.said.get("owner")
         words = answer.said.get("refused", "")
         if answer.problem:
             yield not_run(place, node, answer.problem)
-        elif _is_one(words, READ_ONLY):
+        elif is_read_only(answer):
             yield Finding("failure", f"{place} is read-only on {node}", MOUNT)
         elif words and not _is_missing(words):
             what = f"the servers' user {user} may not write in {place} on {node}: {words}"

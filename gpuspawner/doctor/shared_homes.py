@@ -61,7 +61,7 @@ PREPARE = (
     # One machine makes it, and the others find it.
     'elif said=$( (umask 0; mkdir "$1") 2>&1) || [ -d "$1" ]; then echo made=; '
     # An access list of TARGET's may make it narrower; a link may have taken its place by now.
-    '(cd -P "$1" && [ -O . ] && [ -z "$(ls -A)" ] && chmod 1777 .) 2>/dev/null; '
+    '(cd -P "$1" && [ -O . ] && [ -z "$(find . ! -name . -prune)" ] && chmod 1777 .) 2>/dev/null; '
     'else echo "refused=$said"; fi; echo end='
 )
 # As a server's user: writes $3 into a new file $2. Nobody else may read it, so its owner counts.
@@ -71,12 +71,12 @@ WRITE = (
     'if said=$( (printf %s "$3" >"$1/$2") 2>&1); then echo "owner=$(stat -c %u "$1/$2")"; '
     'else echo "refused=$said"; fi; echo end='
 )
-# As a server's user: reads each file of $3 and those after it, in which $2 has to be.
+# As a server's user: reads the first line of each file of $3 and those after it: it has to be $2.
 READ = (
     f'{_BEGIN} cd "$1" && word=$2 && shift 2 && for file; do if [ -e "$file" ]; then '
-    'echo "owner-$file=$(stat -c %u "$file")"; '
-    '[ -L "$file" ] || [ ! -f "$file" ] || said=$( (head -c 100 "$file" | head -n 1) 2>&1); '
-    '[ "$said" = "$word" ] || echo "refused-$file=$said"; said=; fi; done; echo end='
+    'echo "owner-$file=$(stat -c %u "$file")"; said=; [ -L "$file" ] || [ ! -f "$file" ] || '
+    'said=$( (IFS= read -r line <"$file"; printf %.100s "$line") 2>&1); '
+    '[ "$said" = "$word" ] || echo "refused-$file=$said"; fi; done; echo end='
 )
 # As either: removes the files $2 and those after it, and the folder $1, if that isn't "".
 REMOVE = (
@@ -205,8 +205,13 @@ class _Trial:
         self._files = files
         word = secrets.token_hex(8)
         wrote = self._run(nodes, WRITE, lambda node: [self._folder, files[node], word])
-        if having:
-            self._touched = [node for node in nodes if "refused" not in wrote[node.name].said]
+        # Who could write nothing can remove nothing, and needn't.
+        self._touched = [
+            node
+            for node in nodes
+            if not homes_agree.is_read_only(wrote[node.name])
+            and not (having and "refused" in wrote[node.name].said)
+        ]
         read = self._run(nodes, READ, [self._folder, word, *files.values()])
         yield from homes_agree.compare(name, files, wrote, read)
 

@@ -13,7 +13,7 @@ import docker
 
 IMAGE = "gpuspawner-test/shell:1"
 USER = 1000
-PROGRAMS = ("sh", "cat", "chmod", "find", "id", "mkdir", "rm", "sleep", "stat")
+PROGRAMS = ("sh", "cat", "chmod", "find", "id", "mkdir", "rm", "rmdir", "sleep", "stat")
 
 
 def archive() -> bytes:
