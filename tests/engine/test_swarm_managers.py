@@ -204,7 +204,9 @@ def test_of_two_managers_one_is_lost_and_all_go_on_once_it_is_back(swarm, busy, 
             until(lambda: not busy.server("nell").get("pending"), "it is settled", 180, busy.log)
             assert not busy.ready("nell")
             assert busy.server("ada")["ready"]
-            assert "The Swarm has no leader" in page_of(busy, "nell")
+            said = page_of(busy, "nell")
+            # One that leads still, and reaches nobody, may not answer at all.
+            assert "The Swarm has no leader" in said or "didn't answer in time" in said, said
     finally:
         until(lambda: leader(swarm), "somebody leads", 120)
         swarm.role(2, "manager")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import docker.errors
 import pytest
 from tornado import web
 from traitlets.config import Config
@@ -169,3 +170,18 @@ def test_an_engine_that_is_too_old_is_the_reason_that_users_read():
     said = errors.explain_unknown(EngineTooOld("one", "24.0.7"))
     assert "24.0.7" in said
     assert "25.0.3" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that "
+        "too few managers are online.",
+        "rpc error: code = Unknown desc = raft: failed to process the request: node lost leader "
+        "status",
+        "rpc error: code = DeadlineExceeded desc = context deadline exceeded",
+    ],
+)
+def test_what_too_few_managers_could_decide_on_is_said_so_whoever_of_them_is_asked(words) -> None:
+    error = docker.errors.APIError("500 Server Error", explanation=words)
+    assert "The Swarm has no leader: too few of its managers answer" in errors.explain(error)

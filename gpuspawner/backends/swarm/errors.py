@@ -10,6 +10,10 @@ from ..docker import errors as engine_errors
 from .cluster import EngineTooOld
 
 UNREACHABLE = engine_errors.UNREACHABLE
+# What a manager says of a change that too few managers could decide on: one that knows of no
+# leader, one that has led until then, and one that leads still.
+# ref: https://docs.docker.com/engine/swarm/admin_guide/
+UNDECIDED = ("does not have a leader", "lost leader status", "context deadline exceeded")
 
 
 def is_out_of_sequence(error: BaseException) -> bool:
@@ -32,7 +36,7 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, docker.errors.APIError):
         words = _words(error)
-        if "does not have a leader" in words:
+        if any(each in words for each in UNDECIDED):
             return lazy_gettext(
                 "The Swarm has no leader: too few of its managers answer. Servers that run go on. "
                 "An administrator can see which are away with docker node ls."
