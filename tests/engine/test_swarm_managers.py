@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from html import unescape
 from typing import Any
 
 import docker.errors
@@ -152,7 +153,7 @@ def is_served(swarm: Swarm, hub: Hub, user: str = "wade") -> None:
 
 
 def page_of(hub: Hub, user: str) -> str:
-    return str(hub.log_in(user).get(f"{hub.url}/hub/spawn/{user}").text)
+    return unescape(hub.log_in(user).get(f"{hub.url}/hub/spawn/{user}").text)
 
 
 # -- A manager is lost -----------------------------------------------------------------------------
