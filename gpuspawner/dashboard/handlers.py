@@ -112,7 +112,10 @@ class Handler(HubAuthenticated, web.RequestHandler):
     def language(self) -> Language:
         """The user's language, in which machines are named as far as the user may know that."""
         of_browser = language_for(self.request.headers.get("Accept-Language", ""))
-        administrator = bool(self.current_user) and self.person.administrator
+        try:
+            administrator = bool(self.current_user) and self.person.administrator
+        except web.HTTPError:  # what was sent can't be read, and a page is to say so
+            administrator = False
         return of_browser.naming(self.monitor.last.names_machines_for(administrator))
 
     @property
