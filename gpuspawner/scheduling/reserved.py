@@ -141,7 +141,6 @@ def place(
         nodes: the calendars, in which the holds are booked.
         leases: the leases; those of the course's servers are what it has of its hours.
         now: in seconds.
-
     """
     named = Counter(each.model for each in reserved if each.model)
     of_course = _units_of_courses(nodes, leases, now)
@@ -151,18 +150,7 @@ def place(
     held_on: Counter[str] = Counter()
     for each in reserved:
         begin = max(each.begin, now)
-        claimed = [
-            (free, gpu)
-            for free, gpu in of_course.get((each.course, each.slots), ())
-            if free > begin and each.takes(gpu)
-        ]
-        claimed.sort(key=lambda one: one[0], reverse=True)
-        claimed = claimed[: each.gpus]
-        places = [
-            (gpu, free)
-            for free, gpu in claimed
-            if free < each.end and nodes[gpu.node].is_free(gpu, free, each.end - free)
-        ]
+        claimed, places = _claimed(each, begin, of_course, nodes)
         need = each.gpus - len(claimed) if each.is_kept(now) else 0
         free_then = _free_at(each, begin, nodes) if need > 0 else []
         free_then.sort(
@@ -177,10 +165,12 @@ def place(
         holds += [Hold(each.course, gpu, since, each.end, each.slots) for gpu, since in places]
         if each.slots:
             # Of a GPU that is somebody else's before the hours end nobody new gets a slot.
-            kept = {gpu.id for gpu, _ in places} | {
-                gpu.id for free, gpu in claimed if free >= each.end
-            }
-            shared += [SharedPlace(each, gpu, begin) for _, gpu in claimed if gpu.id in kept]
+            kept = {gpu.id for gpu, _ in places}
+            shared += [
+                SharedPlace(each, gpu, begin)
+                for free, gpu in claimed
+                if free >= each.end or gpu.id in kept
+            ]
     if named and any(each.missing for each in given):
         given = _tried_otherwise(given, nodes)
     holds += [hold for one in given for hold in one.holds()]
@@ -189,6 +179,31 @@ def place(
             shared += [SharedPlace(one.reserved, gpu, one.begin) for gpu in one.gpus]
     missing = [Missing(one.reserved, one.missing) for one in given if one.missing]
     return Placement(holds, shared, missing)
+
+
+def _claimed(
+    reserved: ReservedTime,
+    begin: float,
+    of_course: Mapping[tuple[str, int], Sequence[tuple[float, GPU]]],
+    nodes: Mapping[str, NodeCalendar],
+) -> tuple[list[tuple[float, GPU]], list[tuple[GPU, float]]]:
+    """Return (free again, unit) of what a course's servers have of its hours.
+
+    And (unit, since when) of what is to be kept of it for others of the course until these end.
+    """
+    claimed = [
+        (free, gpu)
+        for free, gpu in of_course.get((reserved.course, reserved.slots), ())
+        if free > begin and reserved.takes(gpu)
+    ]
+    claimed.sort(key=lambda one: one[0], reverse=True)
+    claimed = claimed[: reserved.gpus]
+    places = [
+        (gpu, free)
+        for free, gpu in claimed
+        if free < reserved.end and nodes[gpu.node].is_free(gpu, free, reserved.end - free)
+    ]
+    return claimed, places
 
 
 @dataclass(frozen=True)
