@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuspawner.dashboard.handlers import MAX_READ_BYTES
+from gpuspawner.dashboard.handlers import MAX_BODY_BYTES, MAX_READ_BYTES
 
 from ..support.dashboards import OPENAPI, Program, Visitor, check
 from ..support.measured import dashboard_of, variable_of
@@ -212,6 +212,23 @@ def test_what_the_description_does_not_allow_is_refused_by_name(
             {"Authorization": tokens["ada"]},
         )
         assert (answer.status, json.loads(answer.body)["key"]) == (400, "history")
+
+
+@pytest.mark.parametrize("path", ["/", "/api/status", "/hours", "/no-such-page"])
+def test_a_request_of_which_two_things_are_wrong_is_answered(
+    dashboard_hub: Any, addresses: Any, path: str
+) -> None:
+    """The page that says the first asks who reads it, which the second keeps it from knowing."""
+    before = len(dashboard_hub.log())
+    # JupyterHub looks for a token in the address of what a browser says is a websocket.
+    mode = {"Sec-Fetch-Mode": "websocket"}
+    for who in ({}, {"Cookie": "service-gpus=x"}, {"Authorization": "token x"}):
+        address = f"/services/gpus{path}?token=%FF".encode()
+        large = b"x" * (MAX_BODY_BYTES + 1)
+        answer = send(addresses["direct"], "post", address, {**mode, **who}, large)
+        assert (answer.status, bool(answer.body)) == (413, True)
+        assert send(addresses["direct"], "get", address, {**mode, **who}).status < 500
+    short(dashboard_hub.log()[before:])
 
 
 def test_nor_is_what_its_page_s_forms_send_or_the_log_in_s_return(dashboard_hub: Any) -> None:

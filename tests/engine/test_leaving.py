@@ -7,11 +7,12 @@ import json
 import re
 
 import pytest
+import requests
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from ..support.hubs import IMAGES_OWN, TOKEN, until, with_groups
-from ..support.kernels import execute, new_kernel
+from ..support.kernels import AS_ALL, execute, new_kernel
 from ..support.looks import containers, inside
 from ..support.queues import audit_lines
 
@@ -65,6 +66,19 @@ held = [bytearray(10 * 2**20) for _ in range(1000)]
 time.sleep(10**6)
 """
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10**6)"
+# A kernel is killed, and Jupyter's server is elsewhere while the next one says its first words.
+UNHEARD = """
+kernel() { pgrep -fo 'ipykerne[l]|gpuspawner_packages.kerne[l]'; }
+server=$(pgrep -fo 'jupyterhub-singleuse[r]') before=$(kernel)
+kill -KILL $before
+until now=$(kernel) && [ $now != $before ]; do sleep 0.01; done
+kill -STOP $server
+port=$(grep -ho '"iopub_port": [0-9]*' $JUPYTER_RUNTIME_DIR/kernel-*.json | grep -o '[0-9]*')
+port=$(printf %04X $port)
+until grep -q ":$port 00000000:0000 0A" /proc/net/tcp; do sleep 0.1; done
+sleep 2
+kill -CONT $server
+"""
 GROUPS = {
     "hasty": {"stop_grace": 2},
     "patient": {"stop_grace": 300},
@@ -199,6 +213,19 @@ def test_a_server_in_which_nothing_runs_isn_t_waited_for(hub, engine):
     computing_kernel(hub, "1 + 1")  # and idles from then on
     inside(engine, "ada", "tmux new-session -d")  # a shell that waits
     hub.stop_server("ada")  # which gives up long before the 300 seconds
+    assert containers(engine) == []
+
+
+@pytest.mark.thorough
+def test_nor_is_a_kernel_that_was_killed_and_started_again(hub, engine):
+    hub.add_to_group("patient", "ada")
+    hub.start_server("ada", GPU)
+    computing_kernel(hub, "while True: pass")
+    inside(engine, "ada", UNHEARD)
+    kernels = f"{hub.url}/user/ada/api/kernels"
+    (kernel,) = requests.get(kernels, headers=AS_ALL, timeout=60).json()
+    assert kernel["execution_state"] == "busy"  # Jupyter doesn't know better
+    hub.stop_server("ada")
     assert containers(engine) == []
 
 
