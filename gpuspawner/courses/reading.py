@@ -78,6 +78,20 @@ def read_file(text: str, where: str) -> ReadCourses:
     return read_courses(value, where, lines)
 
 
+# What is wrong, by the type of pydantic's error, where its own words are a programmer's.
+_WORDS = {
+    "bool_parsing": "it must be true or false",
+    "bool_type": "it must be true or false",
+    "dataclass_type": "it must be a mapping",
+    "int_parsing": "it must be a whole number",
+    "int_type": "it must be a whole number",
+    "list_type": "it must be a list",
+    "missing": "it is missing",
+    "tuple_type": "it must be a list",
+    "unexpected_keyword_argument": "there is no such key",
+}
+
+
 class Wrong(ValueError):
     """An entry is wrong.
 
@@ -108,7 +122,7 @@ def _read(key: Any, entry: Any) -> Course:
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(first["loc"])
-        words = first["msg"].removeprefix("Value error, ")
+        words = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         words = words[:1].lower() + words[1:]
         name = ".".join(map(str, path))
         got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"

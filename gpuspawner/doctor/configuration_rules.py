@@ -531,15 +531,12 @@ def encrypted_dashboard(given: Configuration, gpus: Sequence[GPU] | None) -> Ite
 
 def instructors(given: Configuration, gpus: Sequence[GPU] | None) -> Iterator[Finding]:
     """Courses with instructors, and a dashboard through which they can't act as such."""
-    courses = given.spawner.get("courses")
-    taught = isinstance(courses, dict) and any(
-        isinstance(each, dict) and each.get("instructors") for each in courses.values()
-    )
-    if not taught or not given.hub.get("has_dashboard"):
+    taught_by = given.spawner.get("taught_by")
+    if not taught_by or not given.hub.get("has_dashboard"):
         return
     if not any(each.partition("!")[0] in TEACHING for each in given.hub["dashboard_scopes"]):
         what = (
-            f"{given.where('courses')}: instructors don't see their courses on the dashboard, "
+            f"{given.where(taught_by)}: instructors don't see their courses on the dashboard, "
             "which isn't allowed to learn their groups"
         )
         advice = (

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..backends.docker.process_view import sees_processes
-from ..courses.reading import read_courses
 from .findings import Context, Finding
 
 PAGE = "see docs/how-to/parts.md"
@@ -43,5 +42,4 @@ def _shares(spawner: Mapping[str, Any]) -> bool:
     """Return whether servers share GPUs by these traits: at any time, or in reserved hours."""
     if any(number != 1 for number in (spawner.get("shared_gpus") or {}).values()):
         return True
-    courses = read_courses(spawner.get("courses"), "courses").courses.values()
-    return any(where for course in courses for where in course.hours_as_slots())
+    return bool(spawner.get("has_course_slots"))

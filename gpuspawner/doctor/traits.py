@@ -29,6 +29,7 @@ from ..base_spawner import BaseGPUSpawner
 from ..images.catalogue import catalogue
 from ..pages import TEMPLATES
 from . import example_user, values
+from .declared_courses import ADVICE, declared_courses
 from .findings import NAME, NO_SUCH_USER
 
 SPAWNER_VALUES = (
@@ -38,8 +39,6 @@ SPAWNER_VALUES = (
     "allowed_versions",
     "check_in_minutes",
     "course_volumes",
-    "courses",
-    "courses_file",
     "cpu_guarantee",
     "cpu_limit",
     "default_gpus",
@@ -151,6 +150,7 @@ def describe(config: Config) -> dict[str, Any]:
         "spawner": {
             **{name: json_value(value) for name, value in {**known, **called}.items()},
             **_of_swarm(spawner),
+            **(_of_courses(cls, spawner, problems) if is_ours else {}),
         },
         "called": list(called),
         "plan": example_user.plan(cls, valid, given) if is_ours else {},
@@ -339,6 +339,15 @@ def _of_swarm(spawner: Any) -> dict[str, Any]:
     with suppress(Exception):  # of a template or a function, which `plan` tells of
         shared = [] if found.local else [asdict(each) for each in places(spawner)]
     return {"homes": {"local": found.local, "why": found.why, "places": shared}}
+
+
+def _of_courses(cls: Any, spawner: Any, problems: list[dict[str, str]]) -> dict[str, Any]:
+    """Return what rules need to know of the courses; add what is wrong in their files."""
+    courses = declared_courses(spawner)
+    for each in courses.problems:
+        where = "courses_file" if spawner.courses_file else "courses"
+        problems.append(_problem("failure", f"c.{cls.__name__}.{where}: {each}", ADVICE))
+    return {"taught_by": courses.taught, "has_course_slots": courses.has_slots}
 
 
 def _unknown_sections(config: Config, cls: Any) -> Iterator[dict[str, str]]:

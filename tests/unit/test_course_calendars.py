@@ -476,12 +476,12 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, caplog, make) -> None
 @pytest.mark.parametrize(
     ("calendar", "says"),
     [
-        ({"file": "ml.ics"}, "calendar.gpus: field required"),
-        ({"gpus": 2}, "calendar.file: field required"),
+        ({"file": "ml.ics"}, "calendar.gpus: it is missing"),
+        ({"gpus": 2}, "calendar.file: it is missing"),
         ({"file": "", "gpus": 2}, "calendar.file: "),
         ({"file": "a\0b", "gpus": 2}, "calendar.file: "),
         ({"file": "ml.ics", "gpus": 0}, "calendar.gpus: "),
-        ({"file": "ml.ics", "gpus": 2, "until": 1}, "calendar.until: unexpected"),
+        ({"file": "ml.ics", "gpus": 2, "until": 1}, "calendar.until: there is no such key"),
         ("ml.ics", "calendar: "),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_course_with_wrong_hours_is_named_and_nothing_of_it_is_taken() -> None
     for wrong, says in (
         ({"gpus": 0}, "reserved.0.gpus: "),
         ({"end": "08:00"}, "reserved.0: end: 08:00 has to come after begin"),
-        ({"ends": "08:00"}, "reserved.0.ends: unexpected"),
+        ({"ends": "08:00"}, "reserved.0.ends: there is no such key"),
     ):
         made = {"group": "g", "reserved": [{**entry["reserved"][0], **wrong}]}  # type: ignore[dict-item]
         read = read_courses({"a": made}, "courses")

@@ -92,7 +92,7 @@ def test_a_course_is_declared_once() -> None:
         ("a: 3", "line 1: course 'a': a course must be a mapping with 'group', got 3"),
         ("a: {}", "line 1: course 'a': group: "),
         ("a:\n  group: g\n  limits:\n    hours: x", "line 4: course 'a': limits.hours: "),
-        ("a:\n  group: g\n  hourss: 3", "line 3: course 'a': hourss: unexpected"),
+        ("a:\n  group: g\n  hourss: 3", "line 3: course 'a': hourss: there is no such key"),
         ("a:\n  group: []", "line 2: course 'a': group: "),
         ("a: {group: g, material: {volume: v, path: home}}", "material.path: "),
         ("a: {group: g, material: {volume: ../v, path: /home}}", "material.volume: "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -840,3 +841,70 @@ def test_instructors_whom_the_dashboard_may_not_know_are_told(
     assert "c.GPUSpawner.courses (line " in "".join(each.found for each in told) or knows
     alone = course.replace(', "instructors": "staff"', "")
     assert [each for each in settings(tmp_path, service, alone) if each.state == "warning"] == []
+
+
+TAUGHT = "ml: {group: ml, instructors: staff}\n"
+
+
+def test_the_courses_file_is_read_as_the_hub_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "courses.yaml"
+    line = 'c.GPUSpawner.courses_file = "courses.yaml"'
+
+    def failures(text: str, *more: str) -> list[Finding]:
+        file.write_text(text)
+        return [each for each in settings(tmp_path, line, *more) if each.state == "failure"]
+
+    assert failures(TAUGHT) == []
+    (found,) = failures(f"{TAUGHT}cv: {{group: cv, gpus: 1}}\n")
+    assert re.match(r"c\.GPUSpawner\.courses_file \(line \d+\): courses\.yaml", found.found)
+    assert "line 2: course 'cv': gpus: there is no such key" in found.found
+    (found,) = failures("ml: [")
+    assert "courses.yaml" in found.found
+    (found,) = failures(TAUGHT, 'c.GPUSpawner.courses = {"ml": {"group": "ml"}}')
+    assert "is in c.GPUSpawner.courses as well" in found.found
+    (found,) = failures("ml: {group: ml, calendar: {file: ml.ics, gpus: 1}}\n")
+    assert "The calendar of course 'ml'" in found.found
+    file.unlink()
+    (found,) = (each for each in settings(tmp_path, line) if each.state == "failure")
+    assert "courses.yaml" in found.found
+
+
+def test_instructors_of_the_courses_file_are_told_of_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "courses.yaml").write_text(TAUGHT)
+    service = (DASHBOARD % '["gpuspawner", "dashboard"]').replace(
+        '"command"', f'"{SCOPES}": [], "command"'
+    )
+    found = settings(tmp_path, service, 'c.GPUSpawner.courses_file = "courses.yaml"')
+    (told,) = (each for each in found if each.state == "warning")
+    assert told.found.startswith("c.GPUSpawner.courses_file (line ")
+
+
+HOURS = {"begin": "2030-10-02T10:00", "end": "12:00", "gpus": 4}
+
+
+@pytest.mark.parametrize(
+    ("course", "has"),
+    [
+        ({"reserved": [HOURS], "calendar": {"file": "ml.ics", "gpus": 4}}, False),
+        ({"reserved": [HOURS | {"slots": 15}]}, True),
+        ({"calendar": {"file": "ml.ics", "gpus": 4, "slots": 15}}, True),
+    ],
+)
+def test_hours_with_slots_are_known_wherever_they_are_declared(
+    tmp_path: Path, course: Any, has: bool
+) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    courses = {"ml": {"group": "ml", **course}}
+    declared = read(tmp_path, f"c.GPUSpawner.courses = {courses!r}")
+    # Beside the hub's database, where a hub that is started there finds it.
+    (hub / "courses.yaml").write_text(json.dumps(courses))
+    file = written(tmp_path, 'c.GPUSpawner.courses_file = "courses.yaml"')
+    of_file = configuration.from_loaded(file, configuration.load(file, hub))
+    assert declared.spawner["has_course_slots"] is of_file.spawner["has_course_slots"] is has

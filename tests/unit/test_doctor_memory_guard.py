@@ -45,10 +45,7 @@ def look(engine: Any, container: Any = None, ours: bool = True, **traits: Any) -
 def test_it_says_nothing_where_no_gpu_is_shared(engine) -> None:
     assert look(engine) == look(engine, shared_gpus={"T4": 1}) == []
     assert look(engine, ours=False, shared_gpus=SHARED) == []
-    whole = {"begin": "2030-10-02T10:00", "end": "12:00", "gpus": 4}
-    calendar = {"file": "ml.ics", "gpus": 4}
-    course = {"group": "ml", "reserved": [whole], "calendar": calendar}
-    assert look(engine, courses={"ml": course}) == []
+    assert look(engine, has_course_slots=False) == []
     assert list(memory_guard(Context(None, Path()))) == []
 
 
@@ -58,11 +55,7 @@ def test_where_it_is_on_off_or_blind_it_says_which(engine, tmp_path: Path) -> No
         "ok",
         "servers that share a GPU are kept to their part of its memory",
     )
-    for course in (
-        {"reserved": [{"begin": "2030-10-02T10:00", "end": "12:00", "gpus": 4, "slots": 15}]},
-        {"calendar": {"file": "ml.ics", "gpus": 4, "slots": 15}},
-    ):
-        assert look(engine, courses={"ml": {"group": "ml", **course}}) == [found]
+    assert look(engine, has_course_slots=True) == [found]
     (found,) = look(engine, shared_gpus=SHARED, memory_guard=False)
     assert (found.state, "c.GPUSpawner.memory_guard = False" in found.found) == ("note", True)
     engine.get_adapter(engine.base_url).socket_path = str(tmp_path / "gone")
