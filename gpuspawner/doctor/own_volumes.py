@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -9,6 +10,8 @@ import docker.errors
 
 # The beginning of their names.
 OWN = "gpuspawner-doctor-"
+# Whole: a user's volume may begin like that, and one that no container has is a user's files.
+_NAME = re.compile(re.escape(OWN) + r"[0-9a-f]{8}([0-9a-f]{8})?(-[0-9]+)?")
 
 
 def remove_unused(api: Any) -> list[str]:
@@ -21,4 +24,4 @@ def remove_unused(api: Any) -> list[str]:
 
 def _names(api: Any, filters: dict[str, Any]) -> list[str]:
     found = api.volumes(filters=filters)["Volumes"] or []
-    return [str(each["Name"]) for each in found if each["Name"].startswith(OWN)]
+    return [str(each["Name"]) for each in found if _NAME.fullmatch(each["Name"])]

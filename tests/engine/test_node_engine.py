@@ -253,7 +253,9 @@ async def test_a_hub_reads_what_the_nodes_doctor_finds(asked):
 
 
 async def test_a_hub_has_a_node_remove_what_a_doctor_has_left_and_nothing_else(machine, asked):
-    names = [f"{OWN}unused", f"{OWN}used", "home-ada", f"of-{OWN}nobody"]
+    own = [f"{OWN}0123456789abcdef", f"{OWN}01234567-1"]
+    # What users may be called.
+    names = [*own, "home-ada", f"of-{OWN}01234567", f"{OWN}ada", f"{OWN}01234567-ada"]
     for name in names:
         machine.engine.volumes.create(name)
     mounted = {names[1]: {"bind": "/x"}}
