@@ -435,6 +435,18 @@ async def test_what_a_registry_said_last_holds_while_it_says_nothing(monkeypatch
     assert again == "The registry says again which image lab:1 is"
 
 
+async def test_what_a_registry_said_is_kept_of_no_more_names_than_somebody_may_have_use_for(
+    monkeypatch,
+):
+    monkeypatch.setattr(images, "MAX_NAMES", 2)
+    registry = Registry(DIGEST, DIGEST, DIGEST, OTHER)
+    digests = images.RegistryDigests(registry, LOG_OF_DIGESTS)
+    for name in ("lab:1", "lab:2", "lab:1", "lab:3", "lab:1"):
+        assert await digests.of(name, False) == f"lab@{DIGEST}"
+    assert registry.asked == 3
+    assert await digests.of("lab:2", False) == f"lab@{OTHER}"
+
+
 async def test_a_registry_that_takes_too_long_says_nothing(monkeypatch):
     monkeypatch.setattr(images, "REGISTRY_SECONDS", 0.05)
 

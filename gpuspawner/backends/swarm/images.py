@@ -33,6 +33,8 @@ WAIT_SECONDS = 1.0
 REGISTRY_SECONDS = 10.0
 FRESH_SECONDS = 5.0
 AGAIN_SECONDS = 60.0
+# Of how many names that is kept.
+MAX_NAMES = 1000
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -240,6 +242,32 @@ def _explain_missing(about: Wanted, node: str, policy: str) -> str:
     )
 
 
+@dataclass
+class _Told:
+    """What a registry has said of a name.
+
+    Args:
+        digest: the name with its digest; "": none has ever said it.
+        at: when it was asked last, by the monotonic clock, in seconds.
+        question: what it was asked then; its result is whether it has said it.
+        is_silent: whether it says nothing, which the log was told.
+    """
+
+    digest: str = ""
+    at: float = -math.inf
+    question: asyncio.Task[bool] | None = None
+    is_silent: bool = False
+
+    def is_fresh(self) -> bool:
+        """Return whether the last answer is what the registry has now, or is still to come."""
+        if self.question is None:
+            return False
+        if not self.question.done():
+            return True
+        patience = FRESH_SECONDS if self.question.result() else AGAIN_SECONDS
+        return time.monotonic() - self.at < patience
+
+
 class RegistryDigests:
     """The digests that registries have by names, as the hub's own engine is told them.
 
@@ -254,11 +282,8 @@ class RegistryDigests:
     def __init__(self, ask: Callable[[str], Awaitable[str]], log: Any) -> None:
         self._ask = ask
         self._log = log
-        # Name -> the name with its digest.
-        self._known: dict[str, str] = {}
-        # Name -> when a registry was asked last, and the question.
-        self._asked: dict[str, tuple[float, asyncio.Task[bool]]] = {}
-        self._silent: set[str] = set()
+        # By name, the one that was asked for last at the end.
+        self._told: dict[str, _Told] = {}
 
     async def of(self, image: str, anew: bool) -> str:
         """Return a name with its digest; "" if no registry has ever said it.
@@ -267,40 +292,41 @@ class RegistryDigests:
             image: the image reference.
             anew: whether it is to be what the registry has now.
         """
-        if image in self._known and not anew:
-            return self._known[image]
-        at, question = self._asked.get(image, (-math.inf, None))
-        patience = (
-            FRESH_SECONDS
-            if question is None or not question.done() or question.result()
-            else AGAIN_SECONDS
-        )
-        if question is None or (question.done() and time.monotonic() - at >= patience):
-            question = asyncio.ensure_future(self._look(image))
-            self._asked[image] = time.monotonic(), question
+        told = self._told.pop(image) if image in self._told else _Told()
+        self._told[image] = told
+        self._forget()
+        if told.digest and not anew:
+            return told.digest
+        if told.question is None or not told.is_fresh():
+            told.question = asyncio.ensure_future(self._look(image, told))
+            told.at = time.monotonic()
         # Who gives up leaves the others their answer.
-        await asyncio.shield(question)
-        return self._known.get(image, "")
+        await asyncio.shield(told.question)
+        return told.digest
 
-    async def _look(self, image: str) -> bool:
+    def _forget(self) -> None:
+        """Forget names that nobody has asked for since many others: users may name any image."""
+        while len(self._told) > MAX_NAMES:
+            del self._told[next(iter(self._told))]
+
+    async def _look(self, image: str, told: _Told) -> bool:
         """Ask a registry; return whether it has said it."""
         try:
             digest = await within(REGISTRY_SECONDS, self._ask(image))
             if not _DIGEST.fullmatch(digest):
                 raise ValueError(f"its digest is {digest!r:.100}")
         except Exception as error:
-            if image not in self._silent:
-                self._say_silent(image, error)
-            self._silent.add(image)
+            if not told.is_silent:
+                self._say_silent(image, told.digest, error)
+            told.is_silent = True
             return False
-        if image in self._silent:
+        if told.is_silent:
             self._log.info("The registry says again which image %s is", one_line(image))
-        self._silent.discard(image)
-        self._known[image] = f"{repository_of(image)}@{digest}"
+        told.is_silent = False
+        told.digest = f"{repository_of(image)}@{digest}"
         return True
 
-    def _say_silent(self, image: str, error: Exception) -> None:
-        told = self._known.get(image)
+    def _say_silent(self, image: str, told: str, error: Exception) -> None:
         then = (
             f"Machines run what it was before, {told}"
             if told
