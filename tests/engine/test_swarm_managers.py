@@ -14,12 +14,17 @@ import requests
 from gpuspawner.simulation.state import describe
 from gpuspawner.simulation.switch import plug
 
-from ..support import plain_image
-from ..support.flaky import flaky_engine
-from ..support.hubs import Hub, until, with_groups
+from ..support.hubs import Hub, until
 from ..support.kills import at_call, is_dead
 from ..support.queues import ask, audit_lines, message
-from ..support.swarms import Swarm, every_gpu, held_twice, open_swarm
+from ..support.swarms import (
+    Swarm,
+    every_gpu,
+    flaky_manager,
+    held_twice,
+    open_swarm,
+    watchful_hub,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough, pytest.mark.timeout(600)]
 
@@ -29,17 +34,6 @@ STATES = (
     describe([("A100-40GB", 1)], "570.133.20"),
     describe([("T4", 3)], "550.54.15"),
     describe([("L40S", 1)], "570.133.20"),
-)
-LINES = (
-    "from gpuspawner.pages import TEMPLATES",
-    "c.JupyterHub.template_paths = [TEMPLATES]",
-    "c.GPUSwarmSpawner.longest_wait_minutes = 60",
-    "c.GPUSwarmSpawner.poll_interval = 1",
-    "c.GPUSwarmSpawner.nvml_timeout = 2",
-    "c.GPUSwarmSpawner.client_kwargs = {'timeout': 5}",
-    "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
-    "c.Spawner.consecutive_failure_limit = 0",
-    with_groups({"deaf": {"cmd": plain_image.DEAF}}),
 )
 ALL, ONE = {"gpus": 3, "model": T4}, {"gpus": 1, "model": T4}
 # A process that nobody's server runs, and its memory in MiB.
@@ -56,20 +50,14 @@ def swarm(tmp_path_factory) -> Iterator[Swarm]:
 
 @pytest.fixture(scope="module")
 def flaky(swarm, tmp_path_factory) -> Iterator[Any]:
-    """What is between the hub and its manager's engine."""
-    socket = tmp_path_factory.mktemp("flaky") / "docker.sock"
-    with flaky_engine(swarm.cluster.hosts[2].socket, socket) as made:
+    with flaky_manager(swarm, 3, tmp_path_factory.mktemp("flaky")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def module_hub(swarm, flaky, tmp_path_factory) -> Iterator[Hub]:
-    hub = swarm.hub(tmp_path_factory.mktemp("hub") / "hub", *LINES, docker_host=flaky.url)
-    try:
-        hub.start()
-        yield hub
-    finally:
-        hub.stop()
+    with watchful_hub(swarm, flaky, tmp_path_factory.mktemp("hub") / "hub") as made:
+        yield made
 
 
 @pytest.fixture

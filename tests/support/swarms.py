@@ -20,7 +20,8 @@ from gpuspawner.simulation.state import State, describe
 from . import plain_image
 from .dashboards import ADMIN_PASSWORD
 from .engine_roots import cache_of, engine_root
-from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port, until
+from .flaky import flaky_engine
+from .hubs import ALWAYS, PASSWORD, TOKEN, Hub, free_port, until, with_groups
 from .paths import ROOT
 from .requirements import cannot
 
@@ -43,6 +44,18 @@ ADDRESSES = """
 c.JupyterHub.bind_url = "http://0.0.0.0:{public}"
 c.JupyterHub.hub_ip = {hub_ip!r}
 """
+# A hub that soon sees what happens to its machines, and whose users wait for GPUs meanwhile.
+WATCHFUL = (
+    "from gpuspawner.pages import TEMPLATES",
+    "c.JupyterHub.template_paths = [TEMPLATES]",
+    "c.GPUSwarmSpawner.longest_wait_minutes = 60",
+    "c.GPUSwarmSpawner.poll_interval = 1",
+    "c.GPUSwarmSpawner.nvml_timeout = 2",
+    "c.GPUSwarmSpawner.client_kwargs = {'timeout': 5}",
+    "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
+    "c.Spawner.consecutive_failure_limit = 0",
+    with_groups({"deaf": {"cmd": plain_image.DEAF}}),
+)
 # The GPUs of three machines, no two of one model.
 THREE_MODELS = (
     describe([("A100-40GB", 2)], "570.133.20"),
@@ -338,3 +351,26 @@ def open_swarm(states: Sequence[State], folder: Path, asks: int = 1, **how: Any)
                 made.close()
     except SimulationError as error:
         cannot(str(error))
+
+
+@contextmanager
+def flaky_manager(swarm: Swarm, number: int, folder: Path) -> Iterator[Any]:
+    """Yield what is between a hub and its manager's engine, as `docker_host` of the hub.
+
+    Args:
+        number: of the manager, from 1.
+        folder: an empty one.
+    """
+    with flaky_engine(swarm.cluster.hosts[number - 1].socket, folder / "docker.sock") as made:
+        yield made
+
+
+@contextmanager
+def watchful_hub(swarm: Swarm, flaky: Any, folder: Path) -> Iterator[Hub]:
+    """Have a hub that speaks to its manager by way of what is between."""
+    hub = swarm.hub(folder, *WATCHFUL, docker_host=flaky.url)
+    try:
+        hub.start()
+        yield hub
+    finally:
+        hub.stop()
