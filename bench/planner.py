@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from gpuspawner.gpus.allocation import apply_leases
 from gpuspawner.gpus.model import GPU, SHARED, Holder, Lease, Request
-from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest, QueueSnapshot
 from gpuspawner.scheduling.reserved import ReservedTime
 
 HOUR = 3600.0
@@ -111,7 +111,7 @@ def measure(nodes: int, waiting: int, rounds: int, seed: int = 1) -> dict[str, t
 
     planned = f"plan for {len(gpus)} GPUs on {nodes} nodes, {waiting} waiting"
     return {
-        planned: (best(lambda: plan(queue, gpus, leases, NOW), rounds), PLAN_GOAL),
+        planned: (best(lambda: Planner().plan(queue, gpus, leases, NOW), rounds), PLAN_GOAL),
         f"applying {len(leases)} leases": (
             best(lambda: apply_leases(gpus, leases), 10 * rounds),
             LEASES_GOAL,
@@ -129,10 +129,10 @@ def measure_courses(
     reserved = reserved_by(50, 200, seed)
     queue = members(queue_of(waiting, seed), 50)
     name = f"plan for {len(gpus)} GPUs, 50 courses, 200 weekly hours, {waiting} waiting"
-    taken = best(lambda: plan(queue, gpus, leases, NOW, reserved=reserved), rounds)
+    taken = best(lambda: Planner().plan(queue, gpus, leases, NOW, reserved=reserved), rounds)
     shared = [replace(each, slots=SLOTS) for each in reserved]
     seats = [_for_slots(each) if each.request.course else each for each in queue]
-    of_slots = best(lambda: plan(seats, gpus, leases, NOW, reserved=shared), rounds)
+    of_slots = best(lambda: Planner().plan(seats, gpus, leases, NOW, reserved=shared), rounds)
     return {
         name: (taken, COURSES_GOAL),
         f"the same with {SLOTS} slots of each of their GPUs": (of_slots, COURSES_GOAL),

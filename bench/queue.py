@@ -1,6 +1,6 @@
 """A simulated week of one host's queue: the waiting times under each order.
 
-No server is started. `scheduling.plan.plan` decides as in the hub, and every order gets the same
+No server is started. `scheduling.plan.Planner` decides as in the hub, and every order gets the same
 requests. Two others are compared: a strict queue, in which no request passes the first one, and no
 queue at all, as on most hubs, where a refused user tries again.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from gpuspawner.gpus.allocation import apply_leases, choose
 from gpuspawner.gpus.model import GPU, Holder, Lease, Request
 from gpuspawner.scheduling.budgets import Use
-from gpuspawner.scheduling.plan import QueuedRequest, UserShare, UserShares, by_time, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest, UserShare, UserShares, by_time
 from gpuspawner.scheduling.shares import decayed
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -110,7 +110,7 @@ def ours(order: str) -> Decide:
     def decide(
         queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
     ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
-        turns = plan(queue, gpus, leases, now, order=order)
+        turns = Planner().plan(queue, gpus, leases, now, order=order)
         return [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
 
     return decide
@@ -155,7 +155,7 @@ def by_shares() -> Decide:
         queue: Sequence[QueuedRequest], gpus: Sequence[GPU], leases: Sequence[Lease], now: float
     ) -> list[tuple[QueuedRequest, Sequence[GPU]]]:
         shares = so_far.shares(leases, now)
-        turns = plan(queue, gpus, leases, now, order="share", shares=shares)
+        turns = Planner().plan(queue, gpus, leases, now, order="share", shares=shares)
         granted = [(turn.waiting, turn.gpus) for turn in turns if turn.start == now]
         so_far.started(lease_of(*each, now) for each in granted)
         return granted

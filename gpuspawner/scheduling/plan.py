@@ -243,66 +243,12 @@ def within_courses(queue: Sequence[QueuedRequest]) -> list[QueuedRequest]:
 ORDERS: dict[str, Order] = {"fifo": by_time, "fair": by_share, "share": by_use}
 
 
-def plan(
-    queue: Sequence[QueuedRequest],
-    gpus: Sequence[GPU],
-    leases: Sequence[Lease],
-    now: float,
-    *,
-    order: str = "fifo",
-    policy: str = "pack",
-    part_policy: str = "spread",
-    group_limits: Mapping[str, int] | None = None,
-    reserved: Sequence[ReservedTime] = (),
-    shares: UserShares = NO_SHARES,
-) -> tuple[Turn, ...]:
-    """Return the turn of each queued request, in the queue's order.
-
-    Conservative backfill: in order, each request is booked at the earliest time at which enough
-    GPUs of one node are free for as long as it asks, so a later request never delays an earlier
-    one. If the known ends of the leases never give a request enough GPUs on one node, GPUs of one
-    node are held for it as they become free.
-
-    As long as every server stops when its time is over, no request starts later than first
-    announced. If a server stops earlier, earlier requests use its GPUs first, which can delay a
-    later one. What isn't to start yet is booked from then on; until then others have the GPUs, if
-    they are done by its start.
-
-    Args:
-        queue: the queued requests, in any order.
-        gpus: every GPU of every node.
-        leases: the leases on them.
-        now: in seconds, on the clock of `Lease.until` and `QueuedRequest.since`.
-        order: a key of `ORDERS`.
-        policy: a key of `allocation.POLICIES`, for the whole GPUs that are handed out now.
-        part_policy: the same for slots of shared GPUs and for MIG instances.
-        group_limits: group -> the most GPUs that its members may hold at a time.
-        reserved: the hours that are reserved for courses.
-        shares: what users have had lately, for the order "share".
-
-    Raises:
-        ValueError: there is no such order or policy, or two GPUs have the same UUID.
-    """
-    return Planner().plan(
-        queue,
-        gpus,
-        leases,
-        now,
-        order=order,
-        policy=policy,
-        part_policy=part_policy,
-        group_limits=group_limits,
-        reserved=reserved,
-        shares=shares,
-    )
-
-
 class Planner:
-    """Plans a queue again and again as `plan` does, and keeps what is the same in the next plan.
+    """Plans a queue again and again, and keeps what is the same in the next plan.
 
-    Where requests have only joined at the queue's end since a plan in which nobody starts, they are
-    booked in its calendar, behind the others: these are where they were. If one of them starts, the
-    others are booked there without a search.
+    It plans as one that has seen nothing before. Where requests have only joined at the queue's end
+    since a plan in which nobody starts, they are booked in its calendar, behind the others: these
+    are where they were. If one of them starts, the others are booked there without a search.
     """
 
     def __init__(self) -> None:
@@ -324,7 +270,33 @@ class Planner:
         reserved: Sequence[ReservedTime] = (),
         shares: UserShares = NO_SHARES,
     ) -> tuple[Turn, ...]:
-        """Return what `plan` returns; arguments and errors as there."""
+        """Return the turn of each queued request, in the queue's order.
+
+        Conservative backfill: in order, each request is booked at the earliest time at which
+        enough GPUs of one node are free for as long as it asks, so a later request never delays an
+        earlier one. If the known ends of the leases never give a request enough GPUs on one node,
+        GPUs of one node are held for it as they become free.
+
+        As long as every server stops when its time is over, no request starts later than first
+        announced. If a server stops earlier, earlier requests use its GPUs first, which can delay
+        a later one. What isn't to start yet is booked from then on; until then others have the
+        GPUs, if they are done by its start.
+
+        Args:
+            queue: the queued requests, in any order.
+            gpus: every GPU of every node.
+            leases: the leases on them.
+            now: in seconds, on the clock of `Lease.until` and `QueuedRequest.since`.
+            order: a key of `ORDERS`.
+            policy: a key of `allocation.POLICIES`, for the whole GPUs that are handed out now.
+            part_policy: the same for slots of shared GPUs and for MIG instances.
+            group_limits: group -> the most GPUs that its members may hold at a time.
+            reserved: the hours that are reserved for courses.
+            shares: what users have had lately, for the order "share".
+
+        Raises:
+            ValueError: there is no such order or policy, or two GPUs have the same UUID.
+        """
         check_policy_and_gpus("order", order, ORDERS, gpus)
         check_policy_and_gpus("policy", policy, POLICIES, ())
         check_policy_and_gpus("part_policy", part_policy, POLICIES, ())
@@ -520,7 +492,7 @@ class QueueSnapshot:
     Open forms ask for many choices; planning a long queue anew for each would keep the hub busy.
 
     Args:
-        queue, gpus, leases, now, group_limits, reserved: as for `plan`, for the order "fifo".
+        queue, gpus, leases, now, group_limits, reserved: as for `Planner.plan` in the order "fifo".
     """
 
     def __init__(
@@ -548,7 +520,7 @@ class QueueSnapshot:
         self._is_settled = all(booking.start > now for booking in bookings)
 
     def forecast_turn(self, waiting: QueuedRequest, group_limits: Mapping[str, int]) -> Turn | None:
-        """Return the turn that `plan` would give a request that joins; None if it has to be asked.
+        """Return the turn of a request that would join; None if a planner has to be asked.
 
         Args:
             waiting: the request that would join.

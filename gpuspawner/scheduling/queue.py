@@ -1,7 +1,7 @@
 """The queue of requests that wait for GPUs.
 
-`plan` decides whose turn it is. The queue holds the requests, plans again when something changes,
-reserves GPUs, and notifies the servers that wait.
+`Planner` decides whose turn it is. The queue holds the requests, plans again when something
+changes, reserves GPUs, and notifies the servers that wait.
 """
 
 from __future__ import annotations

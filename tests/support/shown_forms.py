@@ -17,7 +17,7 @@ from gpuspawner.i18n.languages import ENGLISH, Language
 from gpuspawner.i18n.lazy_text import lazy_gettext
 from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.ledger import View
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 DRIVER = "570.133.20"
@@ -68,7 +68,7 @@ def shown(
             return Forecast("now")
         part = "" if wanted.kind == WHOLE else request_phrase(wanted)
         waiting = QueuedRequest(Holder("you"), wanted, 0)
-        turn = plan([waiting], seen.gpus, seen.leases, time.time())[0]
+        turn = Planner().plan([waiting], seen.gpus, seen.leases, time.time())[0]
         if turn.gpus or not limits.waits:
             refusal = "" if turn.gpus else explain_shortage(wanted, seen.gpus)
             return Forecast("now" if turn.gpus else "no", wanted.gpus, refusal=refusal, part=part)

@@ -33,7 +33,7 @@ from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.labels import LABEL_COURSE, ServerRecord, labels, lease_of
 from gpuspawner.leases.ledger import View
 from gpuspawner.scheduling.phrases import turn_words
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 from gpuspawner.scheduling.queue import RequestLimits
 from gpuspawner.scheduling.reserved import ReservedTime
 from gpuspawner.spawner import GPUSpawner
@@ -412,7 +412,9 @@ def test_the_form_says_what_is_reserved_and_offers_the_time_before() -> None:
     reserved = [ReservedTime("ml-101", now + 2 * 3600, now + 4 * 3600, 1)]
     view = host(gpu(0))
     one = Request("torch", 1, seconds=4 * 3600.0)
-    (turn,) = plan([QueuedRequest(Holder("ada"), one, now)], view.gpus, (), now, reserved=reserved)
+    (turn,) = Planner().plan(
+        [QueuedRequest(Holder("ada"), one, now)], view.gpus, (), now, reserved=reserved
+    )
     assert turn.because == "reserved"
     assert turn.hours
     turn = replace(turn, course_title="Machine <learning>")
@@ -431,7 +433,7 @@ def test_the_form_says_what_is_reserved_and_offers_the_time_before() -> None:
     (shorter,) = [each for each in times if each not in ("1", "2", "4", "8")]
     assert float(shorter) == pytest.approx(115 / 60, abs=0.02)
     sent = Request("torch", 1, seconds=float(shorter) * 3600)
-    (again,) = plan(
+    (again,) = Planner().plan(
         [QueuedRequest(Holder("ada"), sent, now)], view.gpus, (), now, reserved=reserved
     )
     assert again.gpus

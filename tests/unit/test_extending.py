@@ -13,7 +13,7 @@ from gpuspawner.gpus.model import GPU, Holder, Lease, Request
 from gpuspawner.leases import audit_log
 from gpuspawner.leases.clock import Clock, Deadline
 from gpuspawner.leases.server_lease import ServerLease
-from gpuspawner.scheduling.plan import QueuedRequest, could_use, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest, could_use
 
 HOUR = 3600.0
 
@@ -215,7 +215,7 @@ def helped(there: list[GPU], request: Request) -> bool:
     """Return whether one who waits would be helped by GPU-0, which is held."""
     leases = [Lease(Holder("ada"), frozenset({"GPU-0"}))]
     waiting = QueuedRequest(Holder("ben"), request, 1.0)
-    (turn,) = plan([waiting], there, leases, 10.0)
+    (turn,) = Planner().plan([waiting], there, leases, 10.0)
     assert not turn.gpus
     return could_use(turn, apply_leases(there, leases), leases, {"GPU-0"}, 10.0)
 
@@ -262,7 +262,7 @@ def test_who_waits_for_the_share_of_a_group_waits_for_its_gpus(mine, is_helped) 
         Lease(Holder("eve"), frozenset({"GPU-1"}), None, STUDENTS),
     ]
     waiting = QueuedRequest(Holder("ben"), Request("image", 1), 1.0, STUDENTS)
-    (turn,) = plan([waiting], there, leases, 10.0, group_limits=limits)
+    (turn,) = Planner().plan([waiting], there, leases, 10.0, group_limits=limits)
     assert turn.because == "group:students"
     assert could_use(turn, there, leases, {"GPU-0"}, 10.0) is is_helped
 
@@ -272,7 +272,7 @@ def test_who_is_not_to_start_for_an_hour_needs_no_gpu_back_now(minutes, is_helpe
     there = gpus("free")
     leases = [Lease(Holder("ada"), frozenset({"GPU-0"}))]
     at = 10.0 + 60 * minutes
-    (turn,) = plan(
+    (turn,) = Planner().plan(
         [QueuedRequest(Holder("ben"), Request("image", 1), 1.0, not_before=at)], there, leases, 10.0
     )
     back = {"GPU-0"}

@@ -27,7 +27,7 @@ from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.leases.notes import Notes
 from gpuspawner.leases.server_lease import ServerLease
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 
 from ..support.boards import ADA, BOSS, gpu, lease, picture, render
 from ..support.dashboards import check
@@ -247,5 +247,5 @@ def test_nobody_is_promised_a_gpu_that_has_failed_for_when_its_holder_goes() -> 
     for marks, start in ((marked("remap-pending"), None), ({}, 100.0)):
         units = apply_leases(apply_marks([gpu(1)], marks), held)
         assert units[0].holder == ADAS
-        (turn,) = plan(waiting, units, held, 10.0)
+        (turn,) = Planner().plan(waiting, units, held, 10.0)
         assert turn.start == start

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gpuspawner.gpus.model import GPU, SHARED, Holder, Lease, Request, course_group
 from gpuspawner.gpus.unit_names import exclude_each_other
 from gpuspawner.scheduling.calendar import Calendar
-from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot, Turn, could_use, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest, QueueSnapshot, Turn, could_use
 from gpuspawner.scheduling.reserved import ReservedTime, admitted, ahead
 
 A, T = "A100", "T4"
@@ -133,7 +133,7 @@ def units(turns: Sequence[Turn]) -> dict[str, str]:
     ],
 )
 def test_who_starts_when(queue, reserved, leases, expected) -> None:
-    assert starts(plan(queue, gpus(1), leases, NOW, reserved=reserved)) == expected
+    assert starts(Planner().plan(queue, gpus(1), leases, NOW, reserved=reserved)) == expected
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_who_starts_when(queue, reserved, leases, expected) -> None:
 )
 def test_who_waits_for_a_slot_is_told_why(reserved, leases, because) -> None:
     waiting = wants_slot("a", 1)
-    (turn,) = plan([waiting], gpus(1), leases, NOW, reserved=reserved)
+    (turn,) = Planner().plan([waiting], gpus(1), leases, NOW, reserved=reserved)
     assert turn.because == because
     told = QueueSnapshot([], gpus(1), leases, NOW, {}, reserved).forecast_turn(waiting, {})
     assert told == turn
 
 
 def test_a_server_ends_with_the_hours() -> None:
-    turns = plan(
+    turns = Planner().plan(
         [wants_slot("a", 9), wants_slot("b", 1, 1)], gpus(1), [], NOW, reserved=[hours(-1, 2)]
     )
     assert [turn.until for turn in turns] == [NOW + 2 * HOUR, None]
@@ -162,31 +162,33 @@ def test_a_server_ends_with_the_hours() -> None:
 
 
 def test_nobody_is_sent_into_hours_that_are_over_at_once() -> None:
-    assert starts(plan([wants_slot("a", 9)], gpus(1), [], NOW, reserved=[hours(-1, 0.01)])) == {
-        "a": None
-    }
+    assert starts(
+        Planner().plan([wants_slot("a", 9)], gpus(1), [], NOW, reserved=[hours(-1, 0.01)])
+    ) == {"a": None}
 
 
 @pytest.mark.parametrize(("policy", "used"), [("spread", 2), ("pack", 1)])
 def test_the_policy_says_whether_a_class_is_spread_over_its_gpus(policy: str, used: int) -> None:
     queue = [wants_slot("a", 1), wants_slot("b", 1, 1)]
-    turns = plan(queue, gpus(2), [], NOW, part_policy=policy, reserved=[hours(0, 2, 2)])
+    turns = Planner().plan(queue, gpus(2), [], NOW, part_policy=policy, reserved=[hours(0, 2, 2)])
     assert len({gpu.uuid for turn in turns for gpu in turn.gpus}) == used
 
 
 def test_a_slot_is_of_the_model_that_is_reserved_and_asked_for() -> None:
     host = [*gpus(1), replace(gpus(2, T)[1], index=1)]
     of_t = [hours(0, 2, model=T)]
-    assert units(plan([wants_slot("a", 1)], host, [], NOW, reserved=of_t)) == {"a": "GPU-1#0/3"}
+    assert units(Planner().plan([wants_slot("a", 1)], host, [], NOW, reserved=of_t)) == {
+        "a": "GPU-1#0/3"
+    }
     asked = wants_slot("a", 1)
     asked = replace(asked, request=replace(asked.request, model=A))
-    assert starts(plan([asked], host, [], NOW, reserved=of_t)) == {"a": None}
+    assert starts(Planner().plan([asked], host, [], NOW, reserved=of_t)) == {"a": None}
 
 
 def test_a_gpu_that_is_ill_seats_nobody_and_another_one_does() -> None:
     ill = [replace(gpus(1)[0], state="unhealthy"), gpus(2)[1]]
     leases = [has("m", "GPU-0#0/3", 2)]
-    turns = plan([wants_slot("a", 1)], ill, leases, NOW, reserved=[hours(0, 3)])
+    turns = Planner().plan([wants_slot("a", 1)], ill, leases, NOW, reserved=[hours(0, 3)])
     assert units(turns) == {"a": "GPU-1#0/3"}
     calendar = Calendar(ill, leases, NOW, {}, ahead([hours(0, 3, 2)], NOW))
     assert [each.gpus for each in calendar.missing] == [1]
@@ -195,7 +197,7 @@ def test_a_gpu_that_is_ill_seats_nobody_and_another_one_does() -> None:
 def test_a_limit_of_the_course_holds_in_its_hours() -> None:
     queue = [wants_slot(each, 1, n) for n, each in enumerate("ab")]
     limits = {course_group("ml"): Fraction(1, 3)}
-    turns = plan(queue, gpus(1), [], NOW, group_limits=limits, reserved=[hours(0, 3)])  # type: ignore[arg-type]
+    turns = Planner().plan(queue, gpus(1), [], NOW, group_limits=limits, reserved=[hours(0, 3)])  # type: ignore[arg-type]
     assert starts(turns) == {"a": 0, "b": 1}
     assert turns[1].because == "course:ml"
 
@@ -203,7 +205,7 @@ def test_a_limit_of_the_course_holds_in_its_hours() -> None:
 def test_who_shares_the_gpu_could_use_a_slot_that_comes_back() -> None:
     leases = [has(f"m{n}", f"GPU-0#{n}/3", 1) for n in range(3)]
     waiting = [wants_slot("a", 1), wants_gpu("x", 1, 1)]
-    slot, whole = plan(waiting, gpus(1), leases, NOW, reserved=[hours(-1, 4)])
+    slot, whole = Planner().plan(waiting, gpus(1), leases, NOW, reserved=[hours(-1, 4)])
     assert could_use(slot, gpus(1), leases, {"GPU-0#1/3"}, NOW)
     assert not could_use(slot, gpus(1), leases, {"GPU-7"}, NOW)
     assert whole.because == "gpus"
@@ -279,7 +281,7 @@ class Day:
             Lease(job.waiting.holder, job.units, job.end, job.waiting.groups)
             for job in self.running(now)
         ]
-        return plan(
+        return Planner().plan(
             [job.waiting for job in queue],
             self.host,
             leases,

@@ -30,7 +30,7 @@ from gpuspawner.leases.labels import (
 )
 from gpuspawner.leases.labels import labels as labels_of
 from gpuspawner.leases.ledger import OVERDUE_SECONDS, Ledger, SharedRead
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 
 from ..support.ledgers import reserve
 
@@ -321,7 +321,7 @@ async def test_nothing_is_kept_for_who_would_need_what_is_long_past_its_end(
     view = await host.ledger().read()
     large = QueuedRequest(Holder("large"), Request("torch", 3, seconds=3600.0), now - 10)
     small = QueuedRequest(Holder("small"), Request("torch", 1, seconds=3600.0), now - 5)
-    first, second = plan([large, small], view.gpus, view.leases, now)
+    first, second = Planner().plan([large, small], view.gpus, view.leases, now)
     assert (second.gpus == ()) == bool(waits)
     if waits:
         assert second.because == waits

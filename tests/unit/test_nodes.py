@@ -27,7 +27,7 @@ from gpuspawner.gpus.model import GPU, Holder, Lease, Node, Request
 from gpuspawner.leases.ledger import View
 from gpuspawner.scheduling.calendar import Calendar
 from gpuspawner.scheduling.phrases import turn_words
-from gpuspawner.scheduling.plan import ORDERS, QueuedRequest, QueueSnapshot, Turn, plan
+from gpuspawner.scheduling.plan import ORDERS, Planner, QueuedRequest, QueueSnapshot, Turn
 
 A100, T4 = "NVIDIA A100-SXM4-40GB", "Tesla T4"
 HOUR = 3600.0
@@ -293,7 +293,7 @@ class Hub:
     def decide(self, queue: Any, gpus: Any, leases: Any, now: float) -> list[Any]:
         """Ask for the turns; keep them; grant what they say."""
         limits = self.day.limits
-        turns = plan(
+        turns = Planner().plan(
             queue, gpus, leases, now, order=self.order, policy=self.policy, group_limits=limits
         )
         self.plans.append(turns)
@@ -389,7 +389,7 @@ class Moment:
 
     def plan(self, order: str = "fifo", policy: str = "pack") -> tuple[Turn, ...]:
         """Return the turns."""
-        return plan(
+        return Planner().plan(
             self.queue,
             self.gpus,
             self.leases,
@@ -752,7 +752,7 @@ def told(turns: Sequence[Turn]) -> list[str]:
 def test_the_queue(
     nodes: tuple[str, ...], leases: list[Lease], queue: list[QueuedRequest], expected: list[str]
 ) -> None:
-    turns = plan(queue, cluster(*nodes), leases, NOW)
+    turns = Planner().plan(queue, cluster(*nodes), leases, NOW)
     assert told(turns) == expected
     assert all(turn.several for turn in turns)
 
@@ -771,7 +771,7 @@ def test_who_waits_reads_how_many_machines_have_as_much(
 ) -> None:
     host = cluster(*nodes)
     leases = [replace(holds("x", "p0", 5), gpus=frozenset(str(gpu.id) for gpu in host))]
-    (turn,) = plan([waits("ann", gpus)], host, leases, NOW)
+    (turn,) = Planner().plan([waits("ann", gpus)], host, leases, NOW)
     assert turn.start is not None or not words
     assert (words in turn_words(turn)) if words else ("asked for" not in turn_words(turn))
 
@@ -779,7 +779,7 @@ def test_who_waits_reads_how_many_machines_have_as_much(
 def test_who_waits_for_its_group_starts_then_on_whatever_node_is_free() -> None:
     leases = [holds("x", "p0", 5), replace(holds("g", "q1", 1), groups=frozenset("g"))]
     member = replace(waits("a", 1, 1), groups=frozenset("g"))
-    turns = plan([member], cluster("a", "aa"), leases, NOW, group_limits={"g": 1})
+    turns = Planner().plan([member], cluster("a", "aa"), leases, NOW, group_limits={"g": 1})
     assert told(turns) == ["a in 1 h: group:g"]
 
 
@@ -791,7 +791,7 @@ def test_what_the_policy_would_rather_give_is_given_only_where_nobody_before_has
         waits("c", 2, 4, model=A100),
         waits("d", 1, 3),
     ]
-    turns = plan(queue, cluster("ttaa"), [], NOW, policy="spread")
+    turns = Planner().plan(queue, cluster("ttaa"), [], NOW, policy="spread")
     given_out = [gpu.uuid for turn in turns for gpu in turn.gpus]
     assert len(set(given_out)) == len(given_out)
     assert told(turns) == ["a now p 0", "b now p 2 3", "c in 3 h: gpus", "d now p 1"]
@@ -801,7 +801,7 @@ def test_what_the_policy_would_rather_give_is_given_only_where_nobody_before_has
 def test_the_policy_decides_between_nodes_also_after_what_is_handed_out_just_now(
     policy: str, first: str, second: str
 ) -> None:
-    turns = plan(
+    turns = Planner().plan(
         [waits("a", 1, 1), waits("b", 1, 1)], cluster("aaaaa", "aaa"), [], NOW, policy=policy
     )
     assert [turn.gpus[0].node for turn in turns] == [first, second]
@@ -839,7 +839,7 @@ def test_a_request_has_the_node_that_it_prefers_if_that_will_do(
     assert found is not None
     assert {gpu.node for gpu in found} == {chosen}
     waiting = replace(waits("a", count, 1), request=request)
-    (turn,) = plan([waiting], cluster(*nodes), [], NOW, policy=policy)
+    (turn,) = Planner().plan([waiting], cluster(*nodes), [], NOW, policy=policy)
     assert {gpu.node for gpu in turn.gpus} == {chosen}
 
 
@@ -847,7 +847,7 @@ def test_what_one_prefers_delays_nobody() -> None:
     """The other can only have q."""
     first = replace(waits("a", 1, 1), request=Request("torch", 1, preferred=(Q,)))
     second = waits("b", 2, 1)
-    turns = plan([first, second], cluster("a", "aa"), [], NOW)
+    turns = Planner().plan([first, second], cluster("a", "aa"), [], NOW)
     assert [{gpu.node for gpu in turn.gpus} for turn in turns] == [{"p"}, {"q"}]
 
 

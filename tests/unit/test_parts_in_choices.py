@@ -18,7 +18,7 @@ from gpuspawner.gpus.unit_names import parse as parse_name
 from gpuspawner.gpus.units import split
 from gpuspawner.images.catalogue import catalogue
 from gpuspawner.leases.ledger import View
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 from gpuspawner.scheduling.queue import over_user_limit
 
 from ..support.shown_forms import shown
@@ -281,7 +281,7 @@ def queue(*asking: Request, units: list[GPU], held: list[Lease], limit: int) -> 
         QueuedRequest(Holder(f"u{n}"), each, n, frozenset({"class"}))
         for n, each in enumerate(asking)
     ]
-    return list(plan(waiting, units, held, 0, group_limits={"class": limit}))
+    return list(Planner().plan(waiting, units, held, 0, group_limits={"class": limit}))
 
 
 def test_a_group_s_limit_counts_a_slot_as_its_part() -> None:
@@ -326,7 +326,7 @@ def test_the_queue_plans_requests_for_parts_and_for_whole_gpus_side_by_side() ->
         Request("torch", 1, kind=SHARED, seconds=60),
         Request("torch", 1, kind=SHARED, seconds=60),
     ]
-    turns = plan(
+    turns = Planner().plan(
         [QueuedRequest(Holder(f"u{n}"), each, n) for n, each in enumerate(asking)], units, [], 0
     )
     assert [turn.start for turn in turns] == [0, 60, 0, 0, 60, 0, 60]

@@ -17,7 +17,7 @@ from gpuspawner.leases.labels import ServerRecord, labels
 from gpuspawner.leases.ledger import Ledger
 from gpuspawner.nodes.resources import kind_of
 from gpuspawner.scheduling import plan as plans
-from gpuspawner.scheduling.plan import ORDERS, Planner, QueuedRequest, Turn, UserShare, plan
+from gpuspawner.scheduling.plan import ORDERS, Planner, QueuedRequest, Turn, UserShare
 from gpuspawner.scheduling.reserved import ReservedTime, admitted
 
 from ..support.drawn_hosts import A100, T4
@@ -143,7 +143,7 @@ class Site:
             "shares": self.shares,
         }
         turns = self.planner.plan(self.queue, units, self.leases, self.now, **settings)
-        assert turns == plan(self.queue, units, self.leases, self.now, **settings)
+        assert turns == Planner().plan(self.queue, units, self.leases, self.now, **settings)
         for turn in turns:
             if turn.start == self.now:
                 self.queue.remove(turn.waiting)
@@ -221,7 +221,7 @@ def test_who_joins_at_the_end_is_booked_behind_the_others_without_a_new_plan(
         turns = planner.plan(list(queue), node.gpus, list(leases), NOW + number)
         assert len(calendars) == 1
         assert turns[-1].waiting is queue[-1]
-    assert turns == plan(queue, node.gpus, leases, NOW + 4)
+    assert turns == Planner().plan(queue, node.gpus, leases, NOW + 4)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_plan_is_a_new_one_as_soon_as_anything_else_is_new(
         queue[0] = replace(queue[0], request=replace(queue[0].request, home_node="n0"))
     queue = [*queue, waits("z")]
     before = len(calendars)
-    assert planner.plan(queue, units, leases, now, **settings) == plan(
+    assert planner.plan(queue, units, leases, now, **settings) == Planner().plan(
         queue, units, leases, now, **settings
     )
     assert len(calendars) == before + 2
@@ -285,7 +285,7 @@ def test_who_may_start_at_once_is_planned_with_all_others() -> None:
     queue.append(waits("b", hours=0.5))
     turns = planner.plan(queue, node.gpus, leases, NOW + 1, policy="spread")
     assert [gpu.index for gpu in turns[1].gpus] == [2]
-    assert turns == plan(queue, node.gpus, leases, NOW + 1, policy="spread")
+    assert turns == Planner().plan(queue, node.gpus, leases, NOW + 1, policy="spread")
 
 
 # -- Nodes with their leases -----------------------------------------------------------------------

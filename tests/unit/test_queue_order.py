@@ -24,6 +24,7 @@ from gpuspawner.scheduling.plan import (
     FAIR_SECONDS,
     ORDERS,
     USED_SECONDS,
+    Planner,
     QueuedRequest,
     QueueSnapshot,
     Turn,
@@ -31,7 +32,6 @@ from gpuspawner.scheduling.plan import (
     UserShares,
     by_share,
     by_use,
-    plan,
     within_courses,
 )
 
@@ -355,7 +355,7 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda each: each.name)
 def test_plan(scenario: Scenario) -> None:
-    turns = plan(
+    turns = Planner().plan(
         scenario.queue,
         host(scenario.gpus),
         scenario.leases,
@@ -375,36 +375,38 @@ def test_an_unknown_order_or_policy_is_named_together_with_the_known_ones(
     option: str, known: str
 ) -> None:
     with pytest.raises(ValueError, match=f"{option} must be one of {known}, got 'best'"):
-        plan([], [], [], NOW, **{option: "best"})  # type: ignore[arg-type]
+        Planner().plan([], [], [], NOW, **{option: "best"})  # type: ignore[arg-type]
 
 
 def test_two_gpus_with_one_uuid_are_refused_also_where_nobody_waits() -> None:
     with pytest.raises(ValueError, match="same UUID"):
-        plan([], [GPU("GPU-0", 0, A100), GPU("GPU-0", 1, A100)], [], NOW)
+        Planner().plan([], [GPU("GPU-0", 0, A100), GPU("GPU-0", 1, A100)], [], NOW)
 
 
 @pytest.mark.parametrize(("policy", "indexes"), [("pack", "0,1"), ("spread", "0,3")])
 def test_the_policy_chooses_among_what_can_be_handed_out(policy: str, indexes: str) -> None:
-    turns = plan([waits("a", 2, 1)], host("aaaa"), [], NOW, policy=policy)
+    turns = Planner().plan([waits("a", 2, 1)], host("aaaa"), [], NOW, policy=policy)
     assert told(turns) == [f"a now {indexes}"]
 
 
 def test_spreading_keeps_distance_also_from_what_is_handed_out_just_now() -> None:
-    turns = plan([waits("a", 1, 1), waits("b", 1, 1)], host("aaaa"), [], NOW, policy="spread")
+    turns = Planner().plan(
+        [waits("a", 1, 1), waits("b", 1, 1)], host("aaaa"), [], NOW, policy="spread"
+    )
     assert told(turns) == ["a now 0", "b now 3"]
 
 
 def test_the_policy_gives_way_where_its_choice_would_make_somebody_start_later() -> None:
     """Spreading would give a GPU 1, b both T4s at once, and c nothing for 3 hours."""
     queue = [waits("a", 1, 5), waits("b", 2, 3, T4), waits("c", 1, 1, T4)]
-    turns = plan(queue, host("tataa"), [holds("x", "4", 3)], NOW, policy="spread")
+    turns = Planner().plan(queue, host("tataa"), [holds("x", "4", 3)], NOW, policy="spread")
     assert told(turns) == ["a now 0", "b in 5 h: gpus", "c now 2"]
 
 
 def test_the_policy_stands_where_its_choice_makes_somebody_start_earlier() -> None:
     """In one order for all a would get an A100, and b wait for it; c takes what b leaves."""
     queue = [waits("a", 1, 5), waits("b", 2, 3, A100), waits("c", 1, 3)]
-    turns = plan(queue, host("aatt"), [], NOW, policy="spread")
+    turns = Planner().plan(queue, host("aatt"), [], NOW, policy="spread")
     assert told(turns) == ["a now 2", "b now 0,1", "c now 3"]
 
 
@@ -483,7 +485,7 @@ class ChangeWatcher:
 
     def decide(self, queue: Any, gpus: Any, leases: Any, now: float) -> list[Any]:
         """Ask for the turns; keep them; grant what they say."""
-        turns = plan(
+        turns = Planner().plan(
             queue,
             gpus,
             leases,
@@ -697,7 +699,7 @@ class Moment:
 
     def plan(self, order: str = "fifo", policy: str = "pack") -> tuple[Turn, ...]:
         """Return the turns."""
-        return plan(
+        return Planner().plan(
             self.queue,
             self.gpus,
             self.leases,
@@ -980,6 +982,6 @@ def test_a_forecast_with_a_course_s_front_is_the_plan_s(
     joining = waits("new", 1, 1, since=10)
     joining = replace(joining, request=replace(joining.request, course=course))
     known = QueueSnapshot(queue, gpus, leases, NOW, {}).forecast_turn(joining, {})
-    planned = plan([*queue, joining], gpus, leases, NOW)
+    planned = Planner().plan([*queue, joining], gpus, leases, NOW)
     (expected,) = [turn for turn in planned if turn.waiting == joining]
     assert known is None or (known.start, known.place) == (expected.start, expected.place)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gpuspawner.gpus.model import GPU, Holder, Lease, Request, course_group
 from gpuspawner.scheduling.calendar import Calendar
 from gpuspawner.scheduling.node_calendar import NodeCalendar
-from gpuspawner.scheduling.plan import QueuedRequest, QueueSnapshot, Turn, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest, QueueSnapshot, Turn
 from gpuspawner.scheduling.reserved import ReservedTime, admitted, ahead, place
 
 A, T = "A100", "T4"
@@ -116,7 +116,7 @@ def starts(turns: Sequence[Turn]) -> dict[str, float | None]:
     ],
 )
 def test_who_starts_when(queue, reserved, leases, expected) -> None:
-    turns = plan(queue, gpus("aa"), leases, NOW, reserved=reserved)
+    turns = Planner().plan(queue, gpus("aa"), leases, NOW, reserved=reserved)
     assert starts(turns) == expected
 
 
@@ -125,7 +125,7 @@ def test_one_that_would_join_is_told_the_same() -> None:
     busy = [holds("x", 0, 1), holds("y", 1, 1)]
     snapshot = QueueSnapshot([], gpus("aa"), busy, NOW, {}, reserved)
     for one in (waits("ann", 1, 2), waits("m", 1, 2, "ml"), waits("bob", 1, 1)):
-        (planned,) = plan([one], gpus("aa"), busy, NOW, reserved=reserved)
+        (planned,) = Planner().plan([one], gpus("aa"), busy, NOW, reserved=reserved)
         told = snapshot.forecast_turn(one, {})
         assert told
         assert (told.start, told.because) == (planned.start, planned.because)
@@ -214,7 +214,7 @@ class Day:
             )
             for job in running
         ]
-        turns = plan(
+        turns = Planner().plan(
             [job.waiting for job in queue],
             self.host,
             leases,

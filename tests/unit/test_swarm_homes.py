@@ -13,7 +13,7 @@ from gpuspawner.choices.form import page
 from gpuspawner.gpus.allocation import choose, choose_node
 from gpuspawner.gpus.model import GPU, Holder, Request
 from gpuspawner.i18n.languages import ENGLISH, LOG, language_for
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 from gpuspawner.swarm_spawner import GPUSwarmSpawner
 
 NFS = {"type": "nfs", "o": "addr=nas", "device": ":/homes/{volume}"}
@@ -117,7 +117,7 @@ def test_the_queue_gives_each_the_node_with_their_files_and_makes_nobody_wait_fo
             [("ada", 1, "b"), ("ben", 1, "a"), ("eve", 1, "b"), ("dan", 1, "b")]
         )
     ]
-    turns = plan(waiting, every, [], 0.0, policy=policy)
+    turns = Planner().plan(waiting, every, [], 0.0, policy=policy)
     nodes = {turn.waiting.holder.user: [gpu.node for gpu in turn.gpus] for turn in turns}
     # The last one's files are where nothing is left: they start all the same.
     assert nodes == {"ada": ["b"], "ben": ["a"], "eve": ["b"], "dan": ["a"]}
@@ -128,7 +128,7 @@ def test_the_queue_goes_by_files_before_the_policy(policy: str, sizes: tuple[int
     every = [*gpus("a", *["free"] * sizes[0]), *gpus("b", *["free"] * sizes[1])]
     for home, node in (("b", "b"), ("", "a")):
         waiting = QueuedRequest(Holder("ada"), Request("x", 1, seconds=60.0, home_node=home), 0.0)
-        (turn,) = plan([waiting], every, [], 0.0, policy=policy)
+        (turn,) = Planner().plan([waiting], every, [], 0.0, policy=policy)
         assert [gpu.node for gpu in turn.gpus] == [node]
 
 

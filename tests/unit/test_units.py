@@ -30,7 +30,7 @@ from gpuspawner.gpus.unit_names import (
 from gpuspawner.gpus.units import divided_as_held, split
 from gpuspawner.leases.labels import LABEL_GPUS, ServerRecord, labels, lease_of
 from gpuspawner.leases.ledger import Ledger
-from gpuspawner.scheduling.plan import QueuedRequest, plan
+from gpuspawner.scheduling.plan import Planner, QueuedRequest
 
 from ..support.units import A100, gpu, instance, partitioned, shared
 
@@ -420,7 +420,7 @@ class Sharing(RuleBasedStateMachine):
             Holder(f"u{number}"), Request("torch", count if kind == WHOLE else 1, kind=kind), 0
         )
         leases = list(self.held.values())
-        turns = plan(
+        turns = Planner().plan(
             [waiting],
             apply_leases(self.units(self.hubs[hub]), leases),
             leases,
