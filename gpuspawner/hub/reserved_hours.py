@@ -36,6 +36,10 @@ NO_ENDS = (
     "nobody can say when a GPU is free. Set c.GPUSpawner.hour_limit"
 )
 
+NOT_YET = lazy_gettext(
+    "The hub has just started, and doesn't know yet what is reserved afterwards. Please try again "
+    "in a minute."
+)
 ENDS_WITH_HOURS = lazy_gettext(
     "Your server shares a GPU in the reserved hours of your course, and ends with these."
 )
@@ -195,8 +199,11 @@ class ReservedTimes:
             The end, and a sentence on what is in the way of a later one; "": nothing is.
         """
         times, view, now = self(), self._ledger.last_view, time.time()
-        mine = [lease for lease in view.leases if lease.holder == holder] if view else []
-        if view is None or not mine:
+        if view is None or not self.is_known:
+            return now, NOT_YET
+        leases = self._ledger.leases_now()
+        mine = [lease for lease in leases if lease.holder == holder]
+        if not mine:
             return until, ""
         end = self._end_of_slot(mine[0], view, now)
         if end is not None and end < until:
@@ -205,11 +212,10 @@ class ReservedTimes:
             return until, ""
 
         def broken(end: float) -> int:
-            leases = [
-                replace(lease, until=end) if lease.holder == holder else lease
-                for lease in view.leases
+            then = [
+                replace(lease, until=end) if lease.holder == holder else lease for lease in leases
             ]
-            return sum(each.gpus for each in _missing(view, leases, times, now, until))
+            return sum(each.gpus for each in _missing(view, then, times, now, until))
 
         own = mine[0].until or now
         before = broken(own)
@@ -254,16 +260,15 @@ class ReservedTimes:
     async def watch(self) -> None:
         """Look again and again whether what is promised soon can be kept, and tell what can't."""
         while True:
+            # What nothing was read of yet may be in the way of an extension.
+            if self._has_any() or not self.is_known:
+                try:
+                    self.look(await self._ledger.read_recent(LOOK_SECONDS))
+                except Unknown:  # which is in the log already
+                    pass
+                except Exception:
+                    self._log.exception("Whether reserved hours can be kept isn't known")
             await asyncio.sleep(LOOK_SECONDS)
-            if not self._has_any():
-                continue
-            try:
-                view = await self._ledger.read_recent(LOOK_SECONDS)
-                self.look(view)
-            except Unknown:  # which is in the log already
-                continue
-            except Exception:
-                self._log.exception("Whether reserved hours can be kept isn't known")
 
     def look(self, view: View) -> list[Missing]:
         """Tell what can't be kept of what is promised soon, once; return it."""

@@ -227,6 +227,34 @@ def test_a_slot_of_hours_that_have_been_changed_is_kept_no_longer_than_granted(
     assert (end, bool(why)) == (lease.until, True)
 
 
+def test_nothing_is_added_before_it_is_known_what_is_reserved() -> None:
+    now = time.time()
+    lease = Lease(Holder("ada"), frozenset({"GPU-0"}), now + 0.5 * HOUR)
+    found, view = reserved_by({"ml": course(2, 4)}, machine("leased", "free"), [lease])
+    ledger = found._ledger
+    ledger.last_view = None
+    end, why = found.latest_end(Holder("ada"), now + HOUR)
+    assert (end < lease.until, "has just started" in str(why)) == (True, True)
+    ledger.last_view = view
+    assert found.latest_end(Holder("ada"), now + HOUR) == (now + HOUR, "")
+
+
+async def test_it_is_known_soon_though_nobody_asks_for_anything() -> None:
+    found, view = reserved_by({}, machine("free"))
+    ledger = found._ledger
+    ledger.last_view = None
+
+    async def read_recent(seconds: float) -> View:
+        ledger.last_view = view
+        return view
+
+    ledger.read_recent = read_recent  # type: ignore[method-assign]
+    watching = asyncio.ensure_future(found.watch())
+    await asyncio.sleep(0)
+    assert found.is_known
+    watching.cancel()
+
+
 async def test_an_extension_into_the_hours_is_refused_with_a_sentence() -> None:
     hub = Hub()
     one = hub.spawner((), courses={"ml": course(1, 4)}, hour_limit=12, extend_minutes=None)
