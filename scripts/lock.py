@@ -15,7 +15,7 @@ from .environment import LOCKS, ensure_environment, npm
 # Relative paths, for the locks' comments name them.
 PROJECT = "pyproject.toml"
 NOTIFY = ("--extra", "notify")
-TEST = ("--extra", "test", *NOTIFY)
+TEST = ("--extra", "test", "--extra", "postgresql", *NOTIFY)
 
 
 def compile_words(uv: Path | str) -> list[str]:
