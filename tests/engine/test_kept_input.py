@@ -139,7 +139,7 @@ def scene(module_hub: Any) -> Scene:
 def test_nothing_is_kept_of_a_thousand_refusals(scene: Scene, kind: str) -> None:
     refuse = KINDS[kind]
     # What a process needs for it at all, it has afterwards.
-    statuses = {refuse(scene, number) for number in range(REQUESTS, REQUESTS + REQUESTS // 4)}
+    statuses = {refuse(scene, number) for number in range(REQUESTS, 3 * REQUESTS)}
     before = scene.kept()
     statuses |= {refuse(scene, number) for number in range(REQUESTS)}
     assert all(300 <= status < 500 for status in statuses), statuses

@@ -70,13 +70,20 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time
 UNHEARD = """
 kernel() { pgrep -fo 'ipykerne[l]|gpuspawner_packages.kerne[l]'; }
 server=$(pgrep -fo 'jupyterhub-singleuse[r]') before=$(kernel)
+# Read before a kernel listens, and so before it says anything.
+settings=~/.ipython/profile_default/ipython_kernel_config.py
+mkdir -p $(dirname $settings)
+echo "import os, time
+while os.path.exists('$HOME/hold'): time.sleep(0.1)" > $settings
+touch ~/hold
 kill -KILL $before
-until now=$(kernel) && [ $now != $before ]; do sleep 0.01; done
+until now=$(kernel) && [ $now != $before ]; do sleep 0.1; done
 kill -STOP $server
+rm ~/hold
 port=$(grep -ho '"iopub_port": [0-9]*' $JUPYTER_RUNTIME_DIR/kernel-*.json | grep -o '[0-9]*')
 port=$(printf %04X $port)
 until grep -q ":$port 00000000:0000 0A" /proc/net/tcp; do sleep 0.1; done
-sleep 2
+sleep 3
 kill -CONT $server
 """
 GROUPS = {

@@ -327,7 +327,8 @@ def test_a_start_while_managers_refuse_is_made_or_undone(swarm, hub, flaky, path
     until(lambda: not hub.server("nell").get("pending"), "it is settled", 120, hub.log)
     until(lambda: hub.ready("nell") or "nell" not in swarm.leased(), "nothing is left", 240)
     if not hub.ready("nell"):
-        hub.start_server("nell", wanted)
+        hub.spawn("nell", wanted)
+        until(lambda: hub.ready("nell"), "the next one works", 120, lambda: message(hub, "nell"))
     assert held_twice(swarm) == []
     assert swarm.leased()["nell"] == every_gpu(swarm.cluster)["node-3"]
     assert hub.ready("ada")
