@@ -51,6 +51,8 @@ class EventWatch:
         """Start the program unless it runs; one that has just failed is given a while."""
         if self.is_on or time.monotonic() < self._not_before:
             return
+        # The thread of one that has just ended may not have said so yet.
+        self.watching = frozenset()
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

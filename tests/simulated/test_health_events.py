@@ -105,6 +105,17 @@ async def test_after_other_instances_were_made_events_name_the_new_ones(watched)
     assert here.heard[1].instances == (here.state.gpu(0).instances[0].uuid,)
 
 
+async def test_what_one_that_has_ended_watched_another_does_not_watch_yet(watched) -> None:
+    here = watched()
+    await here.on()
+    here.watch._process.kill()
+    here.watch._process.wait()  # and the event loop has heard nothing of it
+    here.watch.turn_on()
+    assert here.watch.is_on
+    assert not here.watch.watching
+    await here.until(lambda: here.watch.watching)
+
+
 async def test_off_nothing_of_it_runs_and_on_again_it_hears(watched) -> None:
     here = watched()
     await here.on()
