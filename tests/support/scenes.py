@@ -22,7 +22,8 @@ LINES = (
     "c.GPUSpawner.poll_interval = 1",
     "c.GPUSpawner.client_kwargs = {'timeout': 2}",
     "c.GPUSpawner.nvml_timeout = 2",
-    "c.GPUSpawner.http_timeout = 8",
+    # Longer than a busy machine takes to set the scene.
+    "c.GPUSpawner.http_timeout = 20",
     "c.JupyterHub.concurrent_spawn_limit = 0",
     "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}",
     "c.Spawner.consecutive_failure_limit = 0",
