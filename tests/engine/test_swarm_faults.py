@@ -89,9 +89,9 @@ def is_served(swarm: Swarm, hub: Hub) -> None:
 def has_ended(hub: Hub, words: str, rule: str, user: str = "ada") -> None:
     """Whose server ran has none any more, and is told why; so are administrators."""
     until(lambda: not hub.server(user), "the end is noticed", 120, hub.log)
-    page = hub.log_in(user).get(f"{hub.url}/hub/spawn/{user}").text
-    assert words in page
-    assert "Your files are kept." in page
+    page = hub.log_in(user).get(f"{hub.url}/hub/spawn/{user}")
+    assert words in page.text, (page.status_code, page.url, page.history)
+    assert "Your files are kept." in page.text
     lines = [each for each in audit_lines(hub) if each["user"] == user]
     assert [each["rule"] for each in lines if each["event"] == "release"] == [rule]
 
